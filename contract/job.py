@@ -1,0 +1,109 @@
+"""A training job: its configuration, its states and a worker's time-limited claim on it."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.release import Release
+
+TextStrategy = Literal["name", "name+description", "attributes", "ensemble"]
+
+
+class LossWeights(BaseModel):
+    """Weight of each loss in the sum; 0 leaves a loss out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cls: Annotated[float, Field(ge=0)] = 1.0
+    mse: Annotated[float, Field(ge=0)] = 1.0
+    im_cst: Annotated[float, Field(ge=0)] = 1.0
+    vlprox: Annotated[float, Field(ge=0)] = 1.0
+
+
+class TrainConfig(BaseModel):
+    """Everything that shapes a training run; the REST body, the TOML file, the report share it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[str, Field(description="Folder with train/, val_on_train/ and val/")]
+    teacher: Annotated[
+        str, Field(description="open_clip model: 'ViT-L-14@openai', 'hf-hub:…' or 'local-dir:…'")
+    ]
+    student: Annotated[str, Field(description="Any timm model name")] = "resnet18"
+    pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    text_strategy: TextStrategy = "name+description"
+    losses: LossWeights = LossWeights()
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
+    vlprox_filter: Annotated[
+        bool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
+    ] = True
+    image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
+    epochs: Annotated[int, Field(ge=1)] = 12
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    seed: int = 0
+
+
+class JobState(StrEnum):
+    """queued → leased → running → succeeded | failed | cancelled."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """True once nothing more will happen to the job."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobCreate(BaseModel):
+    """What a user asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release_id: int
+    config: TrainConfig
+    priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+
+
+class Job(BaseModel):
+    """A job as users see it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    release_id: int
+    release_hash: str
+    config: TrainConfig
+    priority: int
+    state: JobState
+    attempts: int
+    max_attempts: int
+    cancel_requested: bool
+    worker: str | None
+    lease_expires_at: datetime | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Lease(BaseModel):
+    """A worker's time-limited claim. `fence` grows with each claim: an older one is refused."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: Job
+    release: Release
+    fence: int
+    expires_at: datetime

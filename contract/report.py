@@ -1,0 +1,88 @@
+"""The report of a training job: what the enrichment was worth, in numbers.
+
+Accuracies are percent (0–100), cosines lie in [−1, 1].
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.job import TrainConfig
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Accuracy(_Frozen):
+    """Accuracy of one model against one text bank on one split."""
+
+    model: Literal["teacher", "student"]
+    text: Annotated[str, Field(description="Text strategy, e.g. 'name' or 'name+description'")]
+    split: Literal["seen", "unseen"]
+    top1: Annotated[float, Field(description="Percent of images")]
+    mean_per_class: Annotated[float, Field(description="Mean over classes of top-1, percent")]
+    images: int
+    classes: int
+
+
+class ConfusablePair(_Frozen):
+    """Two classes whose texts lie close together."""
+
+    a: str
+    b: str
+    cosine: float
+
+
+class TextDiagnostics(_Frozen):
+    """How far apart the class texts of one bank lie."""
+
+    text: str
+    classes: int
+    mean_cosine: float
+    mean_nearest_cosine: float
+    confusable: tuple[ConfusablePair, ...] = ()
+
+
+class PulledApart(_Frozen):
+    """A pair of classes whose texts the enrichment moved apart."""
+
+    a: str
+    b: str
+    before: float
+    after: float
+    text_a: str
+    text_b: str
+
+
+class Epoch(_Frozen):
+    """One epoch of training; losses are means over its steps, unweighted."""
+
+    epoch: int
+    learning_rate: float
+    loss: float
+    losses: dict[str, float]
+    seen_top1: float
+    seconds: float
+    images_per_second: float
+
+
+class Report(_Frozen):
+    """Everything needed to judge a run and to repeat it."""
+
+    config: TrainConfig
+    release_id: int | None
+    release_hash: str
+    label_set: str
+    teacher: str
+    teacher_dim: int
+    student_parameters: int
+    epochs: tuple[Epoch, ...]
+    accuracies: tuple[Accuracy, ...]
+    diagnostics: tuple[TextDiagnostics, ...]
+    pulled_apart: tuple[PulledApart, ...]
+    flagged_texts: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+    started_at: datetime
+    finished_at: datetime

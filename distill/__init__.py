@@ -1,0 +1,1 @@
+"""Distillation worker: a release of class texts in, a trained student and a report out."""

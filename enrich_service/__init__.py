@@ -1,0 +1,1 @@
+"""Enrichment service: class names in, versioned and released texts out."""

@@ -1,0 +1,63 @@
+"""The errors of the service. A user's mistake and a broken invariant never share a class.
+
+ServiceError
+├── UserError                 something that the caller can mend; becomes a problem document
+│   ├── InvalidInput     422  the request cannot be understood or makes no sense
+│   ├── NotFound         404  the thing named does not exist
+│   ├── Conflict         409  it does not fit what is there already
+│   │   └── LeaseLost    409  the job was given to another worker, or has ended
+│   └── Unavailable      503  a part that the request needs does not answer
+│       └── LanguageModelError    the language model's server refuses, fails or is unknown
+└── (anything else is a defect and answers 500)
+"""
+
+
+class ServiceError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class UserError(ServiceError):
+    """Something the caller can mend. The message is one line that says what to do."""
+
+    status = 400
+    title = "Bad request"
+
+
+class InvalidInput(UserError):
+    """The request cannot be understood or makes no sense."""
+
+    status = 422
+    title = "Invalid input"
+
+
+class NotFound(UserError):
+    """The thing named does not exist."""
+
+    status = 404
+    title = "Not found"
+
+
+class Conflict(UserError):
+    """The request does not fit what is there already."""
+
+    status = 409
+    title = "Conflict"
+
+
+class LeaseLost(Conflict):
+    """The job was given to another worker, or has ended."""
+
+    title = "Lease lost"
+
+
+class Unavailable(UserError):
+    """A part that the request needs does not answer."""
+
+    status = 503
+    title = "Unavailable"
+
+
+class LanguageModelError(Unavailable):
+    """The language model's server refuses, fails or is unknown."""
+
+    title = "Language model unavailable"

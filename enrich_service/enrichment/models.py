@@ -1,0 +1,117 @@
+"""Tables of runs and generations. A generation is never changed and never deleted."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, Index, text
+from sqlmodel import Field, SQLModel
+
+from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+
+
+class RunState(StrEnum):
+    """queued → running → succeeded | failed | cancelled; `paused` can be resumed."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Run(SQLModel, table=True):
+    """The enrichment of a label set with one prompt version and model config."""
+
+    __tablename__ = "run"
+
+    id: int | None = Field(default=None, primary_key=True)
+    label_set_id: int = Field(foreign_key="label_set.id", index=True)
+    prompt_version_id: int = Field(foreign_key="prompt_version.id", index=True)
+    model: str
+    parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
+    samples: int = 1  # generations per label; sample indices 0 … samples − 1
+    concurrency: int = 8
+    state: RunState = Field(default=RunState.QUEUED, sa_type=enum_column(RunState))
+    error: str | None = None
+    # The process that works on the run renews this; a run whose time is over is taken up again.
+    owner: str | None = None
+    owner_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    author: str = ""
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class GenerationSource(StrEnum):
+    """Who wrote the text."""
+
+    MODEL = "model"
+    REPLAY = "replay"
+    PERSON = "person"
+    IMPORT = "import"
+
+
+class GenerationStatus(StrEnum):
+    """What became of one language-model call.
+
+    `retried` answers were bad and were asked again with the reason; `rejected` is the last of
+    them; `failed` calls brought no answer and are not a result.
+    """
+
+    ACCEPTED = "accepted"
+    RETRIED = "retried"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Generation(SQLModel, table=True):
+    """What one language-model call (or one person, or one import) gave for one label."""
+
+    __tablename__ = "generation"
+    __table_args__ = (
+        # At most one result for a key: whoever comes second finds it and pays nothing.
+        Index(
+            "uq_generation_result",
+            "dedupe_key",
+            unique=True,
+            sqlite_where=text("status IN ('accepted', 'rejected')"),
+            postgresql_where=text("status IN ('accepted', 'rejected')"),
+        ),
+        Index("ix_generation_label_prompt", "label_name", "prompt_version_id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    source: GenerationSource = Field(sa_type=enum_column(GenerationSource))
+    status: GenerationStatus = Field(sa_type=enum_column(GenerationStatus))
+    kind: str  # as Prompt.kind
+    # The label as it was when asked; label_id only where it belongs to a label set.
+    label_id: int | None = Field(default=None, foreign_key="label.id", index=True)
+    label_name: str
+    label_context: str | None = None
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
+    prompt_version_id: int | None = Field(default=None, foreign_key="prompt_version.id")
+    dedupe_key: str | None = Field(default=None, index=True)
+    sample_index: int = 0
+    attempt: int = 1
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")  # edits
+    provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
+    requested_model: str | None = None
+    resolved_model: str | None = None
+    fingerprint: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    messages: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)  # as sent
+    response_format: str | None = None  # json_schema | json_object | text
+    raw_reply: str | None = None
+    parsed: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    problems: list[str] = Field(default_factory=list, sa_type=JSON)  # why it was not accepted
+    flags: list[str] = Field(default_factory=list, sa_type=JSON)  # accepted, but look at it
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: float | None = None
+    author: str = ""
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

@@ -1,0 +1,68 @@
+"""Tables of training jobs, their events and what they leave behind."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from contract import EventKind, JobState
+from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+
+
+class JobRow(SQLModel, table=True):
+    """A training job. `fence` counts its claims: a worker with an older one is refused."""
+
+    __tablename__ = "job"
+
+    id: int | None = Field(default=None, primary_key=True)
+    release_id: int = Field(foreign_key="release.id", index=True)
+    config: dict[str, Any] = Field(sa_type=JSON)  # contract.TrainConfig
+    priority: int = 0
+    state: JobState = Field(default=JobState.QUEUED, index=True, sa_type=enum_column(JobState))
+    attempts: int = 0
+    max_attempts: int = 3
+    fence: int = 0
+    cancel_requested: bool = False
+    worker: str | None = None
+    lease_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    error: str | None = None
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class JobEvent(SQLModel, table=True):
+    """One event of a job; `seq` is given by the service, 1, 2, 3 … without gaps."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (
+        UniqueConstraint("job_id", "seq"),
+        UniqueConstraint("job_id", "fence", "worker_seq"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: int = Field(foreign_key="job.id", index=True)
+    seq: int
+    # Numbered by the worker within its lease, so that a post repeated after a lost answer is
+    # stored once; the service's own events have none.
+    fence: int | None = None
+    worker_seq: int | None = None
+    kind: EventKind = Field(sa_type=enum_column(EventKind))
+    data: dict[str, Any] = Field(sa_type=JSON)
+    at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+class JobArtifact(SQLModel, table=True):
+    """A file that a job left: kept in the artifact folder under its SHA-256."""
+
+    __tablename__ = "job_artifact"
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: int = Field(foreign_key="job.id", index=True)
+    name: str  # report.json, report.html, student.safetensors, …
+    media_type: str
+    sha256: str
+    size: int  # bytes
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
