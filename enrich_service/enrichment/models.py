@@ -33,6 +33,19 @@ class Run(SQLModel, table=True):
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
     samples: int = 1  # generations per label; sample indices 0 … samples − 1
     concurrency: int = 8
+    # A run that would spend more pauses; None is no limit.
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    # Counted in the transaction that stores the generation, so that they agree after a kill.
+    total: int = 0  # labels × samples
+    cached: int = 0  # answered by a generation that another run or request had made
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0  # got no answer in the last pass; asked again by a retry
+    calls: int = 0  # requests sent, transport retries included
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None  # None while no call had a known price
     state: RunState = Field(default=RunState.QUEUED, sa_type=enum_column(RunState))
     error: str | None = None
     # The process that works on the run renews this; a run whose time is over is taken up again.
@@ -95,6 +108,7 @@ class Generation(SQLModel, table=True):
     dedupe_key: str | None = Field(default=None, index=True)
     sample_index: int = 0
     attempt: int = 1
+    calls: int = 1  # requests sent for this answer, transport retries included
     parent_id: int | None = Field(default=None, foreign_key="generation.id")  # edits
     provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
     requested_model: str | None = None
