@@ -6,8 +6,12 @@ ServiceError
 │   ├── NotFound         404  the thing named does not exist
 │   ├── Conflict         409  it does not fit what is there already
 │   │   └── LeaseLost    409  the job was given to another worker, or has ended
-│   └── Unavailable      503  a part that the request needs does not answer
-│       └── LanguageModelError    the language model's server refuses, fails or is unknown
+│   ├── TooLarge         413  more bytes than are taken
+│   ├── Unavailable      503  a part that the request needs does not answer
+│   │   └── LanguageModelError    the language model's server refuses, fails or is unknown
+│   └── StorageFull      507  the disk is full
+│           ├── ModelBusy         it may answer later: rate limit, fault, timeout
+│           └── QuestionRefused   it will not answer this one question
 └── (anything else is a defect and answers 500)
 """
 
@@ -50,6 +54,13 @@ class LeaseLost(Conflict):
     title = "Lease lost"
 
 
+class TooLarge(UserError):
+    """More bytes than are taken."""
+
+    status = 413
+    title = "Too large"
+
+
 class Unavailable(UserError):
     """A part that the request needs does not answer."""
 
@@ -61,3 +72,35 @@ class LanguageModelError(Unavailable):
     """The language model's server refuses, fails or is unknown."""
 
     title = "Language model unavailable"
+
+
+class ModelBusy(LanguageModelError):
+    """The server may answer later. `retry_after`: seconds it asked to wait; `calls`: spent."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        calls: int = 1,
+        retry_after: float | None = None,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.calls = calls
+        self.retry_after = retry_after
+        self.unreachable = unreachable
+
+
+class QuestionRefused(LanguageModelError):
+    """The server will not answer this one question. `calls`: spent on asking."""
+
+    def __init__(self, message: str, *, calls: int = 1) -> None:
+        super().__init__(message)
+        self.calls = calls
+
+
+class StorageFull(UserError):
+    """The disk is full."""
+
+    status = 507
+    title = "Storage full"

@@ -1,0 +1,424 @@
+"""One chat model behind an OpenAI-compatible base URL.
+
+Notable:
+- `ask` sends one question once. The SDK's own retries are off, so that every call is counted and
+  a long Retry-After parks the question instead of losing it; `ask_patiently` waits and repeats.
+- A server that lacks json_schema is asked for json_object, then for plain text; which one it
+  takes is remembered for as long as the process lives.
+- The reply is handed over as it came. Whether it is any good is judged elsewhere.
+"""
+
+import asyncio
+import email.utils
+import json
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from enrich_service.core.database import utcnow
+from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.enrichment.models import GenerationSource
+
+FORMATS: Final = ("json_schema", "json_object", "text")
+LONGEST_WAIT: Final = 120.0  # seconds of Retry-After that are waited out; longer ones are parked
+FIRST_BACKOFF: Final = 0.5  # seconds, doubled on each try
+LONGEST_BACKOFF: Final = 8.0
+RESERVED_PARAMETERS: Final = frozenset(
+    {"messages", "model", "n", "response_format", "stream", "stream_options", "tools", "functions"}
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one call asks: the messages, and of what label and prompt they speak."""
+
+    label: str
+    prompt: str
+    model: str
+    messages: tuple[dict[str, Any], ...]
+    parameters: Mapping[str, Any]
+    schema: Mapping[str, Any]
+    sample_index: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back, unjudged. `problem` is set where the body was no chat completion at all."""
+
+    text: str
+    messages: tuple[dict[str, Any], ...]  # as sent
+    response_format: str
+    latency_ms: float
+    finish_reason: str | None = None
+    refusal: str | None = None
+    resolved_model: str | None = None
+    fingerprint: str | None = None
+    response_id: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    problem: str | None = None
+    calls: int = 1
+
+
+class LanguageModel(Protocol):
+    """Anything that answers questions: a server, or recorded replies."""
+
+    provider: str
+    source: GenerationSource
+
+    async def ask(self, question: Question) -> Reply:
+        """Ask once.
+
+        Raises:
+            ModelBusy: try again, perhaps much later.
+            QuestionRefused: the server will not answer this one question.
+            LanguageModelError: no question will be answered before something is mended.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def provider_of(base_url: str) -> str:
+    """Scheme, host and port of `base_url`: no path, and never a password."""
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError:
+        port, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput(
+            f"OPENAI_BASE_URL is {base_url!r}: give an address such as "
+            "http://127.0.0.1:8080/v1, or replay:FILE.jsonl"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: `retry-after-ms`, seconds, or an HTTP date."""
+    try:
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    except (KeyError, ValueError):
+        pass
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (email.utils.parsedate_to_datetime(value) - utcnow()).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+@dataclass
+class _Server:
+    """What has been learned of how the server wants to be asked."""
+
+    format: int = 0  # index into FORMATS
+    confirmed: bool = False  # an answer came in this format
+    length_parameter: str = "max_tokens"  # newer models demand max_completion_tokens
+
+
+@dataclass
+class ChatModel:
+    """A server that speaks the OpenAI chat-completions protocol.
+
+    `timeout` is in seconds and holds for one call.
+    """
+
+    base_url: str
+    api_key: str | None
+    timeout: float = 60.0
+    source: GenerationSource = field(default=GenerationSource.MODEL, init=False)
+
+    def __post_init__(self) -> None:
+        self.provider = provider_of(self.base_url)
+        self._client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
+            max_retries=0,
+            http_client=httpx2.AsyncClient(
+                follow_redirects=False,
+                timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=128),
+            ),
+        )
+        # By model, since one base URL may stand before many, and by schema, since a server may
+        # know json_schema and yet not every keyword of it.
+        self._servers: dict[tuple[str, str], _Server] = {}
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def ask(self, question: Question) -> Reply:
+        """Ask once, stepping down in response format until the server takes the question."""
+        key = (question.model, json.dumps(question.schema, sort_keys=True))
+        server = self._servers.setdefault(key, _Server())
+        calls = 0
+        asked = server.format
+        while True:
+            calls += 1
+            try:
+                reply = await self._send(question, asked, server.length_parameter, calls)
+            except openai.APIStatusError as error:
+                if _wants_other_length(error) and server.length_parameter == "max_tokens":
+                    server.length_parameter = "max_completion_tokens"
+                    continue
+                if _rejects_format(error, server.confirmed) and asked + 1 < len(FORMATS):
+                    asked += 1
+                    continue
+                raise self._explain(error, question, calls) from None
+            except openai.APITimeoutError:
+                raise ModelBusy(
+                    f"{self.provider} did not answer within {self.timeout:g} s", calls=calls
+                ) from None
+            except openai.APIConnectionError as error:
+                raise ModelBusy(
+                    f"cannot reach {self.base_url} ({_root_cause(error)}): "
+                    "check OPENAI_BASE_URL and that the server is running",
+                    calls=calls,
+                    unreachable=True,
+                ) from None
+            if reply.problem is None:
+                server.format, server.confirmed = max(asked, server.format), True
+            return reply
+
+    async def _send(
+        self, question: Question, asked: int, length_parameter: str, calls: int
+    ) -> Reply:
+        messages = [dict(message) for message in question.messages]
+        body = dict(question.parameters)
+        if "max_tokens" in body:
+            body[length_parameter] = body.pop("max_tokens")
+        match FORMATS[asked]:
+            case "json_schema":
+                body["response_format"] = {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "strict": True, "schema": question.schema},
+                }
+            case "json_object":
+                body["response_format"] = {"type": "json_object"}
+        if FORMATS[asked] != "json_schema":
+            messages.append(
+                {
+                    "role": "system",
+                    "content": "Answer with one JSON object and nothing else. Its JSON schema: "
+                    + json.dumps(question.schema, ensure_ascii=False),
+                }
+            )
+            messages = _one_system_message(messages)
+        started = time.perf_counter()
+        response = await self._client.chat.completions.with_raw_response.create(
+            model=question.model,
+            messages=[],
+            extra_body={**body, "messages": messages},
+        )
+        text = response.http_response.text
+        return _read(
+            text, tuple(messages), FORMATS[asked], (time.perf_counter() - started) * 1000, calls
+        )
+
+    def _explain(
+        self, error: openai.APIStatusError, question: Question, calls: int
+    ) -> LanguageModelError:
+        """The one line that says what is wrong, and whether asking again may help."""
+        status, said = error.status_code, _said(error)
+        if self.api_key:  # some servers repeat the key that they refuse
+            said = said.replace(self.api_key, "***")
+        if "insufficient_quota" in (error.code, error.type) or status == 402:
+            return LanguageModelError(
+                f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
+            )
+        if status in (401, 403):
+            remedy = (
+                "OPENAI_API_KEY is wrong or not allowed to use this model"
+                if self.api_key
+                else "set OPENAI_API_KEY"
+            )
+            return LanguageModelError(f"{self.provider} refuses the key: {remedy} ({said})")
+        if status == 404:
+            return LanguageModelError(
+                f"{self.provider} does not know the model {question.model!r}: name another with "
+                f"--model or ENRICH_MODEL, and check the path of OPENAI_BASE_URL ({said})"
+            )
+        if 300 <= status < 400:
+            target = error.response.headers.get("location", "elsewhere")
+            return LanguageModelError(
+                f"{self.base_url} redirects to {target}: set OPENAI_BASE_URL to the final address"
+            )
+        if status in (408, 409, 429) or status >= 500:
+            return ModelBusy(
+                f"{self.provider} answers {status} ({said})",
+                calls=calls,
+                retry_after=retry_after(error.response.headers),
+            )
+        return QuestionRefused(f"{self.provider} answers {status} ({said})", calls=calls)
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own words, on one line and not too many."""
+    body = error.body
+    if isinstance(body, dict):
+        inner = body.get("error")
+        if isinstance(inner, dict):
+            body = inner
+        body = body.get("message") or body.get("detail") or inner or body
+    words = " ".join(str(body or error.message).split())
+    return words if len(words) <= 200 else words[:199] + "…"
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _wants_other_length(error: openai.APIStatusError) -> bool:
+    return error.status_code == 400 and "max_completion_tokens" in str(error.body)
+
+
+def _rejects_format(error: openai.APIStatusError, confirmed: bool) -> bool:
+    """Whether the status means "I do not know this response_format".
+
+    A server that has answered in the format before is believed to know it. A bare 400 says
+    nothing, so the next format is tried; a bare 500 is taken for the fault that it says it is.
+    """
+    if confirmed or error.status_code not in (400, 415, 422, 500, 501):
+        return False
+    words = str(error.body).lower()
+    named = any(word in words for word in ("response_format", "json_schema", "json_object"))
+    return named or "grammar" in words or error.status_code in (400, 422)
+
+
+def _one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System messages joined in front: many chat templates take one, at the start."""
+    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
+    return [{"role": "system", "content": system}] + [m for m in messages if m["role"] != "system"]
+
+
+def _read(
+    body: str, messages: tuple[dict[str, Any], ...], fmt: str, latency_ms: float, calls: int
+) -> Reply:
+    """The parts of a chat completion that are kept; a body that is none is kept whole."""
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        message = choice["message"]
+        content = message.get("content") or ""
+        if isinstance(content, list):  # some servers send parts
+            content = "".join(part.get("text", "") for part in content)
+        usage = completion.get("usage") or {}
+        return Reply(
+            text=str(content),
+            messages=messages,
+            response_format=fmt,
+            latency_ms=latency_ms,
+            finish_reason=choice.get("finish_reason"),
+            refusal=message.get("refusal"),
+            resolved_model=completion.get("model"),
+            fingerprint=completion.get("system_fingerprint"),
+            response_id=completion.get("id"),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            calls=calls,
+        )
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return Reply(
+            text=body,
+            messages=messages,
+            response_format=fmt,
+            latency_ms=latency_ms,
+            problem="the server's answer is not a chat completion",
+            calls=calls,
+        )
+
+
+class Turnstile:
+    """At most `capacity` calls at a time; who is urgent goes before all who are not."""
+
+    def __init__(self, capacity: int) -> None:
+        self._free = capacity
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._patient: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def __call__(self, *, urgent: bool) -> AsyncIterator[None]:
+        """Hold one place."""
+        if self._free:
+            self._free -= 1
+        else:
+            queue = self._urgent if urgent else self._patient
+            place = asyncio.get_running_loop().create_future()
+            queue.append(place)
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self._leave()  # the place had just been given
+                raise
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        for queue in (self._urgent, self._patient):
+            while queue:
+                place = queue.popleft()
+                if not place.done():
+                    place.set_result(None)
+                    return
+        self._free += 1
+
+
+async def ask_patiently(
+    model: LanguageModel, question: Question, turnstile: Turnstile, *, urgent: bool, tries: int
+) -> Reply:
+    """Ask until there is an answer: exponential backoff with jitter, Retry-After honoured.
+
+    Raises:
+        ModelBusy: asked `tries` times in vain, or told to wait longer than `LONGEST_WAIT`.
+        QuestionRefused, LanguageModelError: as `LanguageModel.ask`.
+    """
+    calls = 0
+    for attempt in range(1, tries + 1):
+        try:
+            async with turnstile(urgent=urgent):
+                reply = await model.ask(question)
+        except ModelBusy as busy:
+            calls += busy.calls
+            wait = busy.retry_after
+            if attempt == tries or (wait is not None and wait > LONGEST_WAIT):
+                busy.calls = calls
+                raise
+            if wait is None:
+                wait = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempt - 1))
+            # Jitter only adds to what the server asked for: coming early is another refusal.
+            await asyncio.sleep(wait * random.uniform(1.0, 1.25))
+        except QuestionRefused as refused:
+            refused.calls += calls
+            raise
+        else:
+            return _with_calls(reply, calls)
+    raise AssertionError("tries is at least 1")
+
+
+def _with_calls(reply: Reply, earlier: int) -> Reply:
+    if not earlier:
+        return reply
+    return Reply(**{**reply.__dict__, "calls": reply.calls + earlier})
