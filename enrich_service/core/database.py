@@ -7,6 +7,8 @@ Notable:
 - The names of constraints follow one convention, so that batch migrations can find them.
 """
 
+import errno
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,8 +17,11 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, Enum, event
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine
+
+from enrich_service.core.errors import Conflict, StorageFull, Unavailable, UserError
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
@@ -60,9 +65,11 @@ def utcnow() -> datetime:
 
 def make_engine(url: str) -> Engine:
     """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right."""
+    # As many connections as the web server has threads (40), and some for background work.
+    pool: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30})
+        return create_engine(url, pool_pre_ping=True, **pool)
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **pool)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:  # noqa: ANN401 - a DBAPI connection
@@ -97,3 +104,32 @@ def writing(engine: Engine) -> Iterator[Session]:
         session.begin(),
     ):
         yield session
+
+
+def storage_error(error: BaseException) -> UserError | None:
+    """What an error of the database or the disk means to the user; None: it is a defect."""
+    if isinstance(error, IntegrityError):
+        return Conflict("Someone else stored or used the same thing at this moment: try again.")
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # extended codes sit above
+        if code == sqlite3.SQLITE_FULL:
+            return StorageFull("The disk of the database is full: free some space and try again.")
+        if code == sqlite3.SQLITE_READONLY:
+            return Unavailable("The database is read-only: make its file and folder writable.")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return Unavailable("The database was busy for 30 seconds: try again.")
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+            return Unavailable(f"The database cannot be read or written ({cause}): check its disk.")
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return Unavailable(f"The database file is damaged ({cause}): restore a backup.")
+    elif isinstance(cause, OSError):
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(
+                "The disk of the data folder is full: free some space and try again."
+            )
+        if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return Unavailable(f"The data folder cannot be written ({cause.strerror}).")
+    elif isinstance(error, DBAPIError) and error.connection_invalidated:
+        return Unavailable("The database does not answer: start it, or check DATABASE_URL.")
+    return None

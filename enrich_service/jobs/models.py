@@ -42,7 +42,7 @@ class JobEvent(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True)
-    job_id: int = Field(foreign_key="job.id", index=True)
+    job_id: int = Field(foreign_key="job.id")
     seq: int
     # Numbered by the worker within its lease, so that a post repeated after a lost answer is
     # stored once; the service's own events have none.
@@ -60,7 +60,7 @@ class JobArtifact(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("job_id", "name"),)
 
     id: int | None = Field(default=None, primary_key=True)
-    job_id: int = Field(foreign_key="job.id", index=True)
+    job_id: int = Field(foreign_key="job.id")
     name: str  # report.json, report.html, student.safetensors, …
     media_type: str
     sha256: str

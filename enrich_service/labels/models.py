@@ -22,10 +22,13 @@ class Label(SQLModel, table=True):
     """One class: `key` is its folder name, `name` what a person calls it."""
 
     __tablename__ = "label"
-    __table_args__ = (UniqueConstraint("label_set_id", "key"),)
+    __table_args__ = (
+        UniqueConstraint("label_set_id", "key"),
+        UniqueConstraint("label_set_id", "position"),
+    )
 
     id: int | None = Field(default=None, primary_key=True)
-    label_set_id: int = Field(foreign_key="label_set.id", index=True)
+    label_set_id: int = Field(foreign_key="label_set.id")
     position: int
     key: str
     name: str

@@ -29,7 +29,7 @@ class PromptVersion(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("prompt_id", "number"),)
 
     id: int | None = Field(default=None, primary_key=True)
-    prompt_id: int = Field(foreign_key="prompt.id", index=True)
+    prompt_id: int = Field(foreign_key="prompt.id")
     number: int
     system: str  # Jinja2
     user: str  # Jinja2
@@ -49,7 +49,7 @@ class Alias(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("prompt_id", "name"),)
 
     id: int | None = Field(default=None, primary_key=True)
-    prompt_id: int = Field(foreign_key="prompt.id", index=True)
+    prompt_id: int = Field(foreign_key="prompt.id")
     name: str
     version_id: int = Field(foreign_key="prompt_version.id")
     protected: bool = False

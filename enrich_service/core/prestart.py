@@ -1,0 +1,77 @@
+"""The one step before the service or a command touches the database: bring it up to date."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from enrich_service.core.database import storage_error
+from enrich_service.core.errors import Unavailable
+from enrich_service.core.settings import Settings
+
+_POSTGRES_LOCK = 0x656E7269  # any number that no one else takes
+
+
+def alembic_config(engine: Engine) -> Config:
+    """Alembic's configuration for `engine`; no .ini file is needed."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    config.attributes["engine"] = engine
+    return config
+
+
+@contextmanager
+def _alone(engine: Engine, settings: Settings) -> Iterator[None]:
+    """Hold the lock that lets one process migrate while the others wait."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": _POSTGRES_LOCK})
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": _POSTGRES_LOCK})
+        return
+    with (settings.data_dir / "migrate.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def prestart(engine: Engine, settings: Settings) -> None:
+    """Create the data folder and apply the migrations that are missing.
+
+    Raises Unavailable or StorageFull where folder or database cannot be used.
+    """
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        database = engine.url.database
+        if engine.dialect.name == "sqlite" and database:
+            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        config = alembic_config(engine)
+        head = ScriptDirectory.from_config(config).get_current_head()
+        if _revision(engine) == head:
+            return
+        with _alone(engine, settings):
+            command.upgrade(config, "head")
+    except CommandError as error:
+        raise Unavailable(
+            f"The database is of another version of this service ({error}): upgrade the service."
+        ) from error
+    except (DBAPIError, OSError) as error:
+        known = storage_error(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()

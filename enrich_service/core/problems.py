@@ -1,0 +1,108 @@
+"""Every error of the REST interface is a problem document (RFC 9457)."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+from enrich_service.core.database import storage_error
+from enrich_service.core.errors import InvalidInput, UserError
+
+MEDIA_TYPE = "application/problem+json"
+log = logging.getLogger(__name__)
+
+
+class Problem(BaseModel):
+    """What went wrong, and in `detail` what to do about it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Not found",
+                    "status": 404,
+                    "detail": "There is no label set 'birds'. List them with GET /v1/label-sets.",
+                }
+            ]
+        }
+    )
+
+    type: str = Field(default="about:blank", description="Kind of problem, as a URI")
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = Field(
+        default=None, description="For bodies that do not fit: where, and why"
+    )
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these statuses (and with 422 or 5xx)."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({*statuses, 422, 500, 503, 507})
+    }
+
+
+def _answer(
+    status: int,
+    title: str,
+    detail: str,
+    errors: list[dict[str, Any]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(title=title, status=status, detail=detail, errors=errors)
+    return JSONResponse(
+        problem.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+
+    @app.exception_handler(UserError)
+    def user_error(_request: Request, error: UserError) -> JSONResponse:
+        return _answer(error.status, error.title, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def does_not_fit(_request: Request, error: RequestValidationError) -> JSONResponse:
+        found = [
+            {"at": ".".join(str(part) for part in item["loc"]), "message": item["msg"]}
+            for item in error.errors()
+        ]
+        detail = f"{found[0]['at']}: {found[0]['message']}"
+        if len(found) > 1:
+            detail += f" (and {len(found) - 1} more)"
+        return _answer(InvalidInput.status, InvalidInput.title, detail, errors=found[:100])
+
+    @app.exception_handler(HTTPException)
+    def refused(request: Request, error: HTTPException) -> JSONResponse:
+        title = HTTPStatus(error.status_code).phrase
+        detail = error.detail if error.detail and error.detail != title else ""
+        detail = detail or f"{title}: {request.method} {request.url.path}"
+        return _answer(error.status_code, title, detail, headers=dict(error.headers or {}))
+
+    @app.exception_handler(DBAPIError)
+    @app.exception_handler(OSError)
+    def storage(request: Request, error: DBAPIError | OSError) -> JSONResponse:
+        known = storage_error(error)
+        return unexpected(request, error) if known is None else user_error(request, known)
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return _answer(
+            500,
+            "Internal server error",
+            "The service has a defect; its log tells more. Nothing of this request was stored.",
+        )

@@ -1,0 +1,95 @@
+"""Settings, read once from the environment. `enrich settings` lists them, secrets masked."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Everything an operator can choose, prefix `ENRICH_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ENRICH_", populate_by_name=True, extra="ignore", frozen=True
+    )
+
+    data_dir: Annotated[Path, Field(description="Folder of the database and the artifacts")] = Path(
+        "enrich-data"
+    )
+    database_url: Annotated[
+        str | None,
+        Field(
+            validation_alias=AliasChoices("ENRICH_DATABASE_URL", "DATABASE_URL"),
+            description="SQLAlchemy URL; default: enrich.db in the data folder",
+        ),
+    ] = None
+    host: Annotated[str, Field(description="Address that `enrich serve` binds")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
+    allow_remote: Annotated[
+        bool, Field(description="Bind addresses other than loopback (there are no keys yet)")
+    ] = False
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
+        64 * MEBIBYTE
+    )
+
+    llm_url: Annotated[
+        str,
+        Field(
+            validation_alias=AliasChoices("ENRICH_LLM_URL", "OPENAI_BASE_URL"),
+            description="OpenAI-compatible base URL, or replay:FILE.jsonl",
+        ),
+    ] = "https://api.openai.com/v1"
+    llm_api_key: Annotated[
+        SecretStr | None,
+        Field(
+            validation_alias=AliasChoices("ENRICH_LLM_API_KEY", "OPENAI_API_KEY"),
+            description="Key for the language model's server",
+        ),
+    ] = None
+    llm_model: Annotated[str, Field(description="Model asked for when none is named")] = (
+        "gpt-4o-mini"
+    )
+
+    lease_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="Time a worker may be silent")
+    ] = 60.0
+    event_poll_seconds: Annotated[
+        float, Field(gt=0, le=60, description="Pause between looks at a streamed job's events")
+    ] = 0.5
+    max_artifact_bytes: Annotated[int, Field(ge=1024, description="Largest artifact")] = (
+        2048 * MEBIBYTE
+    )
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        """The database's URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'enrich.db'}"
+
+    @property
+    def artifact_dir(self) -> Path:
+        """Folder of the artifacts, each under its SHA-256."""
+        return self.data_dir / "artifacts"
+
+
+def environment_names(field: str) -> list[str]:
+    """The environment variables that set `field`, the strongest first."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [f"ENRICH_{field.upper()}"]
+
+
+def shown(settings: Settings, field: str) -> str | None:
+    """The value of `field` as text that may be printed: secrets and passwords are masked."""
+    value = getattr(settings, field)
+    if field == "database_url":
+        return make_url(settings.sqlalchemy_url).render_as_string(hide_password=True)
+    if field == "llm_url" and "@" in str(value):
+        scheme, _, rest = str(value).partition("://")
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return None if value is None else str(value)

@@ -1,0 +1,55 @@
+"""What text may enter the database: lines that a person can see whole, and names fit for a URL."""
+
+import re
+import unicodedata
+
+from enrich_service.core.errors import InvalidInput
+
+# They reorder what is shown around them, so that a label reads as something that it is not.
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+_NAME = re.compile(r"\w[\w .+-]{0,99}")
+
+
+def check_name(what: str, name: str) -> str:
+    """`name`, if it can name a thing in a URL; else InvalidInput."""
+    if not _NAME.fullmatch(name) or name != name.strip():
+        raise InvalidInput(
+            f"{what} {shortened(name)} is no valid name: use 1 to 100 letters, digits, spaces "
+            "and . _ + -, beginning with a letter or digit"
+        )
+    return name
+
+
+def check_line(what: str, value: str, *, limit: int) -> str:
+    """`value` without surrounding blanks, if it is one visible line; else InvalidInput."""
+    value = value.strip()
+    if not value:
+        raise InvalidInput(f"{what} is empty")
+    if len(value) > limit:
+        raise InvalidInput(f"{what} has {len(value)} characters; at most {limit} are allowed")
+    if value.isascii() and value.isprintable():
+        return value
+    for character in value:
+        if character in BIDI_CONTROLS:
+            raise InvalidInput(f"{what} contains the bidi control U+{ord(character):04X}; drop it")
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            raise InvalidInput(
+                f"{what} contains the control character U+{ord(character):04X}; drop it"
+            )
+    return value
+
+
+def check_text(what: str, value: str, *, limit: int) -> str:
+    """`value`, if it is text of several visible lines at most; may be empty; else InvalidInput."""
+    if len(value) > limit:
+        raise InvalidInput(f"{what} has {len(value)} characters; at most {limit} are allowed")
+    for line in value.replace("\r\n", "\n").replace("\t", " ").split("\n"):
+        if line.strip():
+            check_line(what, line, limit=limit)
+    return value
+
+
+def shortened(value: str, limit: int = 60) -> str:
+    """`value` quoted and cut for a message."""
+    return repr(value if len(value) <= limit else value[: limit - 1] + "…")

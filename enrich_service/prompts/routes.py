@@ -1,0 +1,136 @@
+"""Prompts over REST."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from enrich_service.core.dependencies import ReadSession, WriteSession
+from enrich_service.core.problems import problems
+from enrich_service.prompts import service
+from enrich_service.prompts.schemas import (
+    AliasMoveView,
+    AliasPut,
+    AliasRollback,
+    AliasView,
+    ArchivePut,
+    PromptCreate,
+    PromptView,
+    VersionCreate,
+    VersionDiff,
+    VersionView,
+)
+
+router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
+
+
+@router.post("", status_code=201, summary="Create a prompt", responses=problems(409))
+def create_prompt(body: PromptCreate, session: WriteSession) -> VersionView:
+    """Create a prompt with its version 1."""
+    prompt, version = service.create(session, **body.model_dump())
+    return service.version_view(prompt, version)
+
+
+@router.get("", summary="List prompts", responses=problems())
+def list_prompts(
+    session: ReadSession,
+    search: Annotated[str, Query(max_length=200, description="In name or summary")] = "",
+    archived: Annotated[bool, Query(description="Archived ones too")] = False,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> list[PromptView]:
+    """List prompts by name."""
+    return service.listing(session, archived=archived, search=search, limit=limit, offset=offset)
+
+
+@router.get("/{name}", summary="Show a prompt", responses=problems(404))
+def show_prompt(name: str, session: ReadSession) -> PromptView:
+    """Show a prompt with its aliases."""
+    return service.view(session, service.get(session, name))
+
+
+@router.put("/{name}/archived", summary="Archive a prompt", responses=problems(404))
+def archive_prompt(name: str, body: ArchivePut, session: WriteSession) -> PromptView:
+    """Archive a prompt or bring it back. Nothing of it is lost."""
+    prompt = service.get(session, name)
+    service.set_archived(session, prompt, body.archived)
+    return service.view(session, prompt)
+
+
+@router.post(
+    "/{name}/versions",
+    status_code=201,
+    summary="Add a version",
+    responses=problems(404, 409)
+    | {200: {"description": "The newest version has this very content", "model": VersionView}},
+)
+def add_version(
+    name: str, body: VersionCreate, session: WriteSession, response: Response
+) -> VersionView:
+    """Add a version. The same content as in the newest one gives that one back, with 200."""
+    prompt = service.get(session, name)
+    version, new = service.create_version(session, prompt, **body.model_dump())
+    response.status_code = 201 if new else 200
+    return service.version_view(prompt, version)
+
+
+@router.get("/{name}/versions", summary="List the versions", responses=problems(404))
+def list_versions(name: str, session: ReadSession) -> list[VersionView]:
+    """List all versions of a prompt, the newest first."""
+    prompt = service.get(session, name)
+    return [service.version_view(prompt, found) for found in service.versions(session, prompt)]
+
+
+@router.get("/{name}/versions/{number}", summary="Show a version", responses=problems(404))
+def show_version(name: str, number: int, session: ReadSession) -> VersionView:
+    """Show one version of a prompt."""
+    prompt = service.get(session, name)
+    return service.version_view(prompt, service.resolve(session, name, version=number))
+
+
+@router.get("/{name}/diff", summary="Compare two versions", responses=problems(404))
+def compare_versions(
+    name: str,
+    session: ReadSession,
+    before: Annotated[int, Query(alias="from", description="Number of the older version")],
+    after: Annotated[int, Query(alias="to", description="Number of the newer version")],
+) -> VersionDiff:
+    """Show what changed between two versions; what is equal is left out."""
+    return service.diff(session, service.get(session, name), before, after)
+
+
+@router.get("/{name}/aliases/{alias}", summary="Resolve an alias", responses=problems(404))
+def show_alias(name: str, alias: str, session: ReadSession) -> VersionView:
+    """Show the version that an alias points at now."""
+    prompt = service.get(session, name)
+    return service.version_view(prompt, service.resolve(session, name, alias=alias))
+
+
+@router.put("/{name}/aliases/{alias}", summary="Move an alias", responses=problems(404, 409))
+def move_alias(name: str, alias: str, body: AliasPut, session: WriteSession) -> AliasView:
+    """Point an alias at a version. The move is logged; a protected alias needs confirmation."""
+    return service.move_alias(session, service.get(session, name), alias, **body.model_dump())
+
+
+@router.post(
+    "/{name}/aliases/{alias}/rollback", summary="Roll an alias back", responses=problems(404, 409)
+)
+def roll_back_alias(name: str, alias: str, body: AliasRollback, session: WriteSession) -> AliasView:
+    """Put an alias back to where it was before its last move."""
+    return service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
+
+
+@router.get("/{name}/aliases/{alias}/moves", summary="Log of an alias", responses=problems(404))
+def list_alias_moves(name: str, alias: str, session: ReadSession) -> list[AliasMoveView]:
+    """List the moves of an alias, the newest first."""
+    prompt = service.get(session, name)
+    return [
+        AliasMoveView(
+            name=move.name,
+            from_version=move.from_number,
+            to_version=move.to_number,
+            reason=move.reason,
+            author=move.author,
+            at=move.at,
+        )
+        for move in service.alias_moves(session, prompt, alias)
+    ]

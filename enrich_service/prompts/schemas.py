@@ -1,0 +1,250 @@
+"""Prompts as they cross the wire."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class PromptKind(StrEnum):
+    """Which field of a release the answers fill."""
+
+    DESCRIPTION = "description"
+    ATTRIBUTES = "attributes"
+    SENTENCES = "sentences"
+    CAPTIONS = "captions"
+
+
+_CONTENT: dict[str, Any] = {
+    "system": "You describe what can be seen of a class of objects. Answer in JSON.",
+    "user": "Describe {{ label | tojson }}{% if context %} ({{ context }}){% endif %}.",
+    "output_schema": {
+        "type": "object",
+        "properties": {"description": {"type": "string", "maxLength": 300}},
+        "required": ["description"],
+        "additionalProperties": False,
+    },
+    "model_defaults": {"temperature": 0.2, "max_tokens": 200},
+    "validators": [{"rule": "refusal"}],
+    "message": "Shorter, and colours first",
+    "author": "ada",
+}
+_WHEN = "2026-01-02T03:04:05Z"
+
+
+class VersionCreate(BaseModel):
+    """What a new version holds: all that shapes an answer."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_CONTENT]})
+
+    system: Annotated[str, Field(description="Jinja2 text of the system message; may be empty")] = (
+        ""
+    )
+    user: Annotated[str, Field(description="Jinja2 text of the user message")]
+    output_schema: Annotated[
+        dict[str, JsonValue], Field(description="JSON Schema of the answer, an object")
+    ]
+    model_defaults: Annotated[
+        dict[str, JsonValue], Field(description="Parameters of the call, e.g. temperature")
+    ] = {}
+    validators: Annotated[
+        list[dict[str, JsonValue]], Field(description='Rules: [{"rule": NAME, …options}]')
+    ] = []
+    message: Annotated[str, Field(description="Why this version exists")] = ""
+    author: str = ""
+
+
+class PromptCreate(VersionCreate):
+    """A new prompt with its first version."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "short-description",
+                    "kind": "description",
+                    "summary": "One line",
+                    **_CONTENT,
+                }
+            ]
+        },
+    )
+
+    name: str
+    kind: PromptKind
+    summary: str = ""
+
+
+class AliasView(BaseModel):
+    """A movable name of a version."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "production", "version": 2, "protected": True}]}
+    )
+
+    name: str
+    version: int
+    protected: bool
+
+
+class PromptView(BaseModel):
+    """A prompt without the texts of its versions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "short-description",
+                    "kind": "description",
+                    "summary": "One line",
+                    "latest": 2,
+                    "aliases": [{"name": "production", "version": 2, "protected": True}],
+                    "archived_at": None,
+                    "created_at": _WHEN,
+                }
+            ]
+        }
+    )
+
+    name: str
+    kind: PromptKind
+    summary: str
+    latest: Annotated[int, Field(description="Number of the newest version")]
+    aliases: list[AliasView]
+    archived_at: datetime | None
+    created_at: datetime
+
+
+class VersionView(BaseModel):
+    """An immutable version of a prompt."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "short-description",
+                    "kind": "description",
+                    "number": 2,
+                    **_CONTENT,
+                    "content_hash": "0c" * 32,
+                    "created_at": _WHEN,
+                }
+            ]
+        }
+    )
+
+    prompt: str
+    kind: PromptKind
+    number: int
+    system: str
+    user: str
+    output_schema: dict[str, JsonValue]
+    model_defaults: dict[str, JsonValue]
+    validators: list[dict[str, JsonValue]]
+    content_hash: Annotated[str, Field(description="SHA-256 of all that shapes an answer")]
+    message: str
+    author: str
+    created_at: datetime
+
+
+class AliasPut(BaseModel):
+    """Point an alias at a version; it is made where it does not exist."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"version": 2, "reason": "2 % fewer refusals", "author": "ada", "protected": True}
+            ]
+        },
+    )
+
+    version: Annotated[int, Field(ge=1)]
+    reason: str = ""
+    author: str = ""
+    protected: Annotated[
+        bool | None, Field(description="Set or lift the protection; absent: leave it")
+    ] = None
+    confirm: Annotated[
+        bool, Field(description="Yes, move it although it is protected (a reason is needed too)")
+    ] = False
+
+
+class AliasRollback(BaseModel):
+    """Put an alias back to where it was before its last move."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"reason": "more refusals", "author": "ada"}]},
+    )
+
+    reason: str = ""
+    author: str = ""
+    confirm: Annotated[bool, Field(description="Yes, although it is protected")] = False
+
+
+class AliasMoveView(BaseModel):
+    """One move of an alias."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "production",
+                    "from_version": 1,
+                    "to_version": 2,
+                    "reason": "2 % fewer refusals",
+                    "author": "ada",
+                    "at": _WHEN,
+                }
+            ]
+        }
+    )
+
+    name: str
+    from_version: int | None
+    to_version: int | None
+    reason: str
+    author: str
+    at: datetime
+
+
+class FieldDiff(BaseModel):
+    """One field that differs, as a unified diff of its lines."""
+
+    field: str
+    diff: list[str]
+
+
+class VersionDiff(BaseModel):
+    """What changed between two versions; fields that are equal are left out."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "prompt": "short-description",
+                    "from_version": 1,
+                    "to_version": 2,
+                    "changed": [
+                        {"field": "user", "diff": ["-Describe it.", "+Describe its colours."]}
+                    ],
+                }
+            ]
+        }
+    )
+
+    prompt: str
+    from_version: int
+    to_version: int
+    changed: list[FieldDiff]
+
+
+class ArchivePut(BaseModel):
+    """Archive a prompt (it stays readable, and takes no new version), or bring it back."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"archived": True}]})
+
+    archived: bool

@@ -1,0 +1,432 @@
+"""Prompts: immutable versions, and aliases that move between them with a log."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jsonschema
+from sqlmodel import Session, col, func, select
+
+from enrich_service.core.database import utcnow
+from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
+from enrich_service.prompts.schemas import (
+    AliasView,
+    FieldDiff,
+    PromptKind,
+    PromptView,
+    VersionDiff,
+    VersionView,
+)
+from enrich_service.prompts.templates import check_template
+
+# Everything that shapes an answer, beside the prompt's kind.
+CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
+MAX_JSON = 100_000  # characters
+_ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
+# They belong to the operator or to the call itself.
+_NO_PARAMETERS = frozenset(
+    {"api_key", "base_url", "messages", "n", "response_format", "stream", "tools", "extra_headers"}
+)
+
+
+def content_hash(
+    *,
+    kind: str,
+    system: str,
+    user: str,
+    output_schema: Mapping[str, Any],
+    model_defaults: Mapping[str, Any],
+    validators: Sequence[Mapping[str, Any]],
+) -> str:
+    """SHA-256 (hex) of everything that shapes an answer, as canonical JSON."""
+    body = {
+        "kind": str(kind),
+        "system": system,
+        "user": user,
+        "output_schema": output_schema,
+        "model_defaults": model_defaults,
+        "validators": validators,
+    }
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_content(
+    *,
+    system: str,
+    user: str,
+    output_schema: Mapping[str, Any],
+    model_defaults: Mapping[str, Any],
+    validators: Sequence[Mapping[str, Any]],
+) -> None:
+    check_text("The system template", system, limit=20_000)
+    check_text("The user template", user, limit=20_000)
+    if not user.strip():
+        raise InvalidInput("The user template is empty")
+    check_template("system", system)
+    check_template("user", user)
+    for what, value in (
+        ("output schema", output_schema),
+        ("model defaults", model_defaults),
+        ("validators", validators),
+    ):
+        try:
+            size = len(json.dumps(value, allow_nan=False))
+        except ValueError as error:
+            raise InvalidInput(f"The {what} cannot be stored as JSON: {error}") from error
+        if size > MAX_JSON:
+            raise InvalidInput(f"The {what} is longer than {MAX_JSON} characters")
+    _check_schema(output_schema)
+    for name in model_defaults:
+        if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+            raise InvalidInput(f"{shortened(name)} is no parameter that a prompt can set")
+    for rule in validators:
+        if not isinstance(rule.get("rule"), str) or not rule["rule"]:
+            raise InvalidInput(
+                'Each validator is an object with a "rule", e.g. {"rule": "refusal"}'
+            )
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        where = "/".join(str(part) for part in error.absolute_path) or "its top"
+        raise InvalidInput(
+            f"The output schema is no JSON Schema: {where}: {shortened(error.message, 200)}"
+        ) from error
+    if schema.get("type") != "object":
+        raise InvalidInput('The output schema must describe an object: {"type": "object", …}')
+    for reference in _references(schema):
+        if not reference.startswith("#"):
+            raise InvalidInput(
+                f"The output schema refers to {shortened(reference)}: only #/… is allowed"
+            )
+
+
+def _references(schema: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    if isinstance(schema, Mapping):
+        own = [schema[key] for key in ("$ref", "$dynamicRef", "$schema") if key in schema]
+        own = [value for value in own if isinstance(value, str)]
+        own = [value for value in own if "json-schema.org/draft" not in value]
+        return own + [found for value in schema.values() for found in _references(value)]
+    if isinstance(schema, list):
+        return [found for value in schema for found in _references(value)]
+    return []
+
+
+def get(session: Session, name: str) -> Prompt:
+    """The prompt called `name`; else NotFound."""
+    prompt = session.exec(select(Prompt).where(Prompt.name == name)).one_or_none()
+    if prompt is None:
+        raise NotFound(f"There is no prompt {shortened(name)}. GET /v1/prompts lists them.")
+    return prompt
+
+
+def latest(session: Session, prompt: Prompt) -> PromptVersion:
+    """The newest version of `prompt`."""
+    found = _newest_or_none(session, prompt)
+    assert found is not None, f"prompt {prompt.name!r} has no version"
+    return found
+
+
+def resolve(
+    session: Session, name: str, *, version: int | None = None, alias: str | None = None
+) -> PromptVersion:
+    """The version of prompt `name` by number or alias; by neither: the newest one."""
+    if version is not None and alias is not None:
+        raise InvalidInput(f"Name a version or an alias of prompt {name!r}, not both")
+    prompt = get(session, name)
+    if alias is not None:
+        return _by_number_or_alias(session, prompt, alias=alias)
+    if version is not None:
+        return _by_number_or_alias(session, prompt, number=version)
+    return latest(session, prompt)
+
+
+def _by_number_or_alias(
+    session: Session, prompt: Prompt, *, number: int | None = None, alias: str | None = None
+) -> PromptVersion:
+    query = select(PromptVersion).where(PromptVersion.prompt_id == prompt.id)
+    if alias is not None:
+        query = query.join(Alias, col(Alias.version_id) == col(PromptVersion.id)).where(
+            Alias.name == alias
+        )
+    else:
+        query = query.where(PromptVersion.number == number)
+    found = session.exec(query).one_or_none()
+    if found is None:
+        what = f"alias {shortened(alias)}" if alias is not None else f"version {number}"
+        raise NotFound(f"Prompt {prompt.name!r} has no {what}.")
+    return found
+
+
+def create(
+    session: Session,
+    *,
+    name: str,
+    kind: str,
+    summary: str = "",
+    system: str = "",
+    user: str,
+    output_schema: Mapping[str, Any],
+    model_defaults: Mapping[str, Any] | None = None,
+    validators: Sequence[Mapping[str, Any]] = (),
+    message: str = "",
+    author: str = "",
+) -> tuple[Prompt, PromptVersion]:
+    """A new prompt with its version 1. Raises InvalidInput, or Conflict if the name is taken."""
+    check_name("The prompt's name", name)
+    check_text("The summary", summary, limit=1000)
+    if kind not in set(PromptKind):
+        raise InvalidInput(f"There is no kind {kind!r}; there are {', '.join(PromptKind)}")
+    if session.exec(select(Prompt.id).where(Prompt.name == name)).one_or_none() is not None:
+        raise Conflict(f"There is a prompt {name!r} already: add a version to it.")
+    prompt = Prompt(name=name, kind=str(kind), summary=summary)
+    session.add(prompt)
+    session.flush()
+    version, _ = create_version(
+        session,
+        prompt,
+        system=system,
+        user=user,
+        output_schema=output_schema,
+        model_defaults=model_defaults,
+        validators=validators,
+        message=message,
+        author=author,
+    )
+    return prompt, version
+
+
+def create_version(
+    session: Session,
+    prompt: Prompt,
+    *,
+    system: str = "",
+    user: str,
+    output_schema: Mapping[str, Any],
+    model_defaults: Mapping[str, Any] | None = None,
+    validators: Sequence[Mapping[str, Any]] = (),
+    message: str = "",
+    author: str = "",
+) -> tuple[PromptVersion, bool]:
+    """The next version of `prompt`, and whether it is new: equal content gives the latest again.
+
+    Raises InvalidInput for what cannot be a prompt, Conflict for an archived one.
+    """
+    if prompt.archived_at is not None:
+        raise Conflict(f"Prompt {prompt.name!r} is archived: bring it back first.")
+    check_text("The message", message, limit=1000)
+    check_text("The author", author, limit=200)
+    content: dict[str, Any] = {
+        "system": system,
+        "user": user,
+        "output_schema": dict(output_schema),
+        "model_defaults": dict(model_defaults or {}),
+        "validators": [dict(rule) for rule in validators],
+    }
+    _check_content(**content)
+    digest = content_hash(kind=prompt.kind, **content)
+    number = 1
+    if newest := _newest_or_none(session, prompt):
+        if newest.content_hash == digest:
+            return newest, False
+        number = newest.number + 1
+    assert prompt.id is not None
+    version = PromptVersion(
+        prompt_id=prompt.id,
+        number=number,
+        content_hash=digest,
+        message=message,
+        author=author,
+        **content,
+    )
+    session.add(version)
+    session.flush()
+    return version, True
+
+
+def _newest_or_none(session: Session, prompt: Prompt) -> PromptVersion | None:
+    return session.exec(
+        select(PromptVersion)
+        .where(PromptVersion.prompt_id == prompt.id)
+        .order_by(col(PromptVersion.number).desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def versions(session: Session, prompt: Prompt) -> Sequence[PromptVersion]:
+    """All versions of `prompt`, the newest first."""
+    return session.exec(
+        select(PromptVersion)
+        .where(PromptVersion.prompt_id == prompt.id)
+        .order_by(col(PromptVersion.number).desc())
+    ).all()
+
+
+def listing(
+    session: Session, *, archived: bool = False, search: str = "", limit: int = 100, offset: int = 0
+) -> list[PromptView]:
+    """Prompts by name, with their newest version's number and their aliases."""
+    query = select(Prompt).order_by(Prompt.name).limit(limit).offset(offset)
+    if not archived:
+        query = query.where(col(Prompt.archived_at).is_(None))
+    if search:
+        query = query.where(
+            col(Prompt.name).contains(search, autoescape=True)
+            | col(Prompt.summary).contains(search, autoescape=True)
+        )
+    return [view(session, prompt) for prompt in session.exec(query)]
+
+
+def view(session: Session, prompt: Prompt) -> PromptView:
+    """`prompt` as it crosses the wire."""
+    newest = session.exec(
+        select(func.max(PromptVersion.number)).where(PromptVersion.prompt_id == prompt.id)
+    ).one()
+    aliases = session.exec(
+        select(Alias, PromptVersion.number)
+        .join(PromptVersion, col(Alias.version_id) == col(PromptVersion.id))
+        .where(Alias.prompt_id == prompt.id)
+        .order_by(Alias.name)
+    )
+    return PromptView(
+        name=prompt.name,
+        kind=PromptKind(prompt.kind),
+        summary=prompt.summary,
+        latest=newest,
+        aliases=[
+            AliasView(name=alias.name, version=number, protected=alias.protected)
+            for alias, number in aliases
+        ],
+        archived_at=prompt.archived_at,
+        created_at=prompt.created_at,
+    )
+
+
+def version_view(prompt: Prompt, version: PromptVersion) -> VersionView:
+    """`version` as it crosses the wire."""
+    return VersionView(
+        prompt=prompt.name,
+        kind=PromptKind(prompt.kind),
+        **version.model_dump(exclude={"id", "prompt_id"}),
+    )
+
+
+def move_alias(
+    session: Session,
+    prompt: Prompt,
+    name: str,
+    version: int,
+    *,
+    reason: str = "",
+    author: str = "",
+    protected: bool | None = None,
+    confirm: bool = False,
+) -> AliasView:
+    """Point alias `name` at `version`, and log the move. The same target again changes nothing.
+
+    Raises Conflict where a protected alias is moved without confirmation and reason.
+    """
+    if not _ALIAS_NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{shortened(name)} is no alias: use a to z, 0 to 9, _ and -, beginning with a letter"
+        )
+    check_text("The reason", reason, limit=1000)
+    check_text("The author", author, limit=200)
+    target = _by_number_or_alias(session, prompt, number=version)
+    assert prompt.id is not None and target.id is not None
+    alias = session.exec(
+        select(Alias).where(Alias.prompt_id == prompt.id, Alias.name == name)
+    ).one_or_none()
+    before = None
+    if alias is None:
+        alias = Alias(prompt_id=prompt.id, name=name, version_id=target.id)
+    else:
+        before = session.get_one(PromptVersion, alias.version_id).number
+        changes = before != version or protected is False
+        if alias.protected and changes and not (confirm and reason.strip()):
+            raise Conflict(
+                f"Alias {name!r} of prompt {prompt.name!r} is protected: "
+                'say "confirm": true and give a reason.'
+            )
+    alias.version_id = target.id
+    if protected is not None:
+        alias.protected = protected
+    session.add(alias)
+    if before != version:
+        session.add(
+            AliasMove(
+                prompt_id=prompt.id,
+                name=name,
+                from_number=before,
+                to_number=version,
+                reason=reason,
+                author=author,
+            )
+        )
+    session.flush()
+    return AliasView(name=name, version=version, protected=alias.protected)
+
+
+def roll_back_alias(
+    session: Session,
+    prompt: Prompt,
+    name: str,
+    *,
+    reason: str = "",
+    author: str = "",
+    confirm: bool = False,
+) -> AliasView:
+    """Put alias `name` back to where it was before its last move, which is a move as well."""
+    moves = alias_moves(session, prompt, name)
+    if not moves:
+        raise NotFound(f"Prompt {prompt.name!r} has no alias {shortened(name)}.")
+    before = moves[0].from_number
+    if before is None:
+        raise Conflict(f"Alias {name!r} of prompt {prompt.name!r} was never anywhere else.")
+    reason = reason or "rollback"
+    return move_alias(session, prompt, name, before, reason=reason, author=author, confirm=confirm)
+
+
+def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMove]:
+    """The moves of alias `name`, the newest first."""
+    return session.exec(
+        select(AliasMove)
+        .where(AliasMove.prompt_id == prompt.id, AliasMove.name == name)
+        .order_by(col(AliasMove.id).desc())
+    ).all()
+
+
+def diff(session: Session, prompt: Prompt, before: int, after: int) -> VersionDiff:
+    """What changed from version `before` to version `after`, field by field."""
+    old = _by_number_or_alias(session, prompt, number=before)
+    new = _by_number_or_alias(session, prompt, number=after)
+    changed = []
+    for field in CONTENT_FIELDS:
+        a, b = _lines(getattr(old, field)), _lines(getattr(new, field))
+        if a != b:
+            # The first two lines would name files.
+            lines = list(difflib.unified_diff(a, b, lineterm="", n=2))[2:]
+            changed.append(FieldDiff(field=field, diff=lines))
+    return VersionDiff(prompt=prompt.name, from_version=before, to_version=after, changed=changed)
+
+
+def _lines(value: Any) -> list[str]:  # noqa: ANN401 - a text or any JSON
+    if not isinstance(value, str):
+        value = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    return str(value).split("\n")
+
+
+def set_archived(session: Session, prompt: Prompt, archived: bool) -> None:
+    """Archive `prompt` or bring it back; its versions and texts stay as they are."""
+    if archived != (prompt.archived_at is not None):
+        prompt.archived_at = utcnow() if archived else None
+        session.add(prompt)
+        session.flush()

@@ -1,0 +1,79 @@
+"""Fixtures that all tests share: the test data beside the project, and a real running service."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photos, models and texts; tests that need it are skipped without it."""
+    default = Path(__file__).parents[1].parent / "shared"
+    folder = Path(os.environ.get("ENRICH_SHARED", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set ENRICH_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """What the developer has set must not leak into tests, least of all a real key."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("ENRICH_", "OPENAI_")) and name != "ENRICH_SHARED":
+                patch.delenv(name)
+        patch.delenv("DATABASE_URL", raising=False)
+        patch.delenv("FORCE_COLOR", raising=False)
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@contextmanager
+def running(settings: object) -> Iterator[str]:
+    """Run the service for `settings` on a free loopback port; gives its base URL."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from enrich_service.app import create_app
+
+    config = uvicorn.Config(
+        create_app(settings),
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def start_service() -> Iterator[Callable[[object], str]]:
+    """A function that starts a service for given settings; all stop when the module ends."""
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(running(settings))
+
+
+@pytest.fixture(scope="module")
+def service(start_service, tmp_path_factory) -> Iterator[httpx.Client]:
+    """A client of one running service with an empty database, shared by the tests of a module."""
+    from enrich_service.core.settings import Settings
+
+    url = start_service(Settings(data_dir=tmp_path_factory.mktemp("service")))
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client

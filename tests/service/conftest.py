@@ -1,0 +1,23 @@
+"""A real, migrated SQLite file for tests that need no server."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from enrich_service.core.database import make_engine
+from enrich_service.core.prestart import prestart
+from enrich_service.core.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def engine(settings) -> Iterator[Engine]:
+    engine = make_engine(settings.sqlalchemy_url)
+    prestart(engine, settings)
+    yield engine
+    engine.dispose()
