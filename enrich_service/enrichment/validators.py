@@ -154,9 +154,9 @@ def empty(answer: Answer) -> Verdict:
 
 _ERROR_TEXT = re.compile(
     r"""
-      ^\W*(?:\w*error|exception)\b\s*(?:[:!.\d(]|$)   # "Error: …", "ValueError(…", "Error 500"
-    | ^\W*(?:time(?:d\s+|-?)out)\W*$
-    | ^\W*[45]\d\d\b.{0,40}\b(?:error|gateway|unavailable|forbidden|not\s+found|requests)
+      ^[^\w\n]*(?:\w*error|exception)\b\s*(?:[:!.\d(]|$)   # "Error: …", "ValueError(…", "Error 500"
+    | ^[^\w\n]*(?:time(?:d\s+|-?)out)\W*$
+    | ^[^\w\n]*[45]\d\d\b.{0,40}\b(?:error|gateway|unavailable|forbidden|not\s+found|requests)
     | \b(?:internal|network|server|connection|parse|syntax|unknown|unexpected)\s+
       (?:server\s+)?error\b
     | \berror\s+(?:code|message|occurred|while|generating|communicating)
@@ -168,7 +168,7 @@ _ERROR_TEXT = re.compile(
     | \b(?:request|gateway|connection|read|session|operation)\s+(?:has\s+)?time(?:d\s+|-?)out\b
     | \bsession\s+(?:has\s+|is\s+)?expired\b | \b(?:log|sign)\s*in\s+(?:again|to\s+continue)\b
     | \bconnection\s+(?:was\s+)?(?:refused|reset|aborted|closed)\b
-    | \btraceback\s+\(most | ^\s*File\s+".+",\s+line\s+\d+ | \bstack\s+trace\b
+    | \btraceback\s+\(most | ^[ \t]*File\s+".+",\s+line\s+\d+ | \bstack\s+trace\b
     | \b(?:unusable|invalid|empty|no)\s+response\b | \bsomething\s+went\s+wrong\b
     | \bplease\s+try\s+again\b | \btry\s+again\s+later\b | \bapi[\s_-]?key\b
     | <!doctype\s+html | <html\b | <\?xml | \bcloudflare\b | \benable\s+javascript\b
@@ -199,7 +199,7 @@ _REFUSAL = re.compile(
     | \b(?:is|are)\s+not\s+an?\s+(?:(?:
           specific | particular | single | real | known | recogni[sz]ed | actual | physical
         | visual | valid | tangible)\s+)+\w+
-    | \b(?:does|do)\s*(?:not|n['’]t)\s+have\s+any?\s+
+    | \b(?:does|do)\s*(?:not|n['’]t)\s+have\s+(?:an?|any)\s+
       (?:(?:specific|particular|single|fixed|set|physical|visual|definite|distinct)\s+)*
       (?:shape|appearance|form|look)\b
     | \bthere\s+(?:is|are)\s+no\s+(?:such|specific|known|widely)\b
@@ -223,8 +223,8 @@ _CHATTER = re.compile(
     | \b(?:could|can|would)\s+you\s+(?:please\s+)?(?:provide|clarify|specify|give|tell)
     | \bplease\s+(?:provide|clarify|specify|note|let\s+me|feel\s+free)
     | \blet\s+me\s+know\b | \bi\s+hope\s+(?:this|that)\b | \bis\s+there\s+anything\s+else\b
-    | ^\W*(?:sure|certainly|of\s+course|absolutely|okay|great\s+question)\s*[,!.:]
-    | ^\W*here(?:['’]s|\s+is|\s+are)\s+(?:an?|the|my|your|one|some)\s+(?:\w+\s+){0,4}
+    | ^[^\w\n]*(?:sure|certainly|of\s+course|absolutely|okay|great\s+question)\s*[,!.:]
+    | ^[^\w\n]*here(?:['’]s|\s+is|\s+are)\s+(?:an?|the|my|your|one|some)\s+(?:\w+\s+){0,4}
       (?:descriptions?|sentences?|captions?|answers?|json|examples?)\b
     | \byour\s+(?:question|request|prompt|query)\b
     """,
@@ -244,7 +244,7 @@ _FILLER = re.compile(
     r"to be (?:determined|done|added)|lorem ipsum.*|(?:description )?(?:coming soon|goes here))"
 )
 _TEMPLATE = re.compile(
-    r"\{\{.*?\}\}|\{\w+\}|\[(?:insert|your|label|name|object)\b[^]]*\]|<\w+>", re.I
+    r"\{\{.{0,80}?\}\}|\{\w+\}|\[(?:insert|your|label|name|object)\b[^]]{0,80}\]|<\w+>", re.I
 )
 # Words that say what can be seen; any one is enough. First stems ("strip" for stripes, striped),
 # then words that must stand alone, since "ear" is no "early" and "tan" no "tank".
@@ -294,7 +294,7 @@ def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)]
 
 
 _DANGLING = re.compile(
-    r"(?:[,;:(\-–—/&]|\b(?:and|or|but|with|without|the|an|of|to|its|their|which|that|is|are|has|have|"
+    r"(?:[,;:(\-–—/&]|\b(?:and|or|but|with|without|the|an?|of|to|its|their|which|that|is|are|has|have|"
     r"as|by|for|from|in|into|on|often|usually|typically|very))\W*$",
     re.IGNORECASE,
 )
@@ -307,8 +307,9 @@ def cut_off(answer: Answer) -> Verdict:
     for text in answer.prose:
         if not normalise(text):
             continue
-        ended = _ENDED.search(text) and not text.rstrip().endswith(("...", "…"))
-        if not ended and _DANGLING.search(text):
+        end = text.rstrip()[-80:]
+        ended = _ENDED.search(end) and not end.endswith(("...", "…"))
+        if not ended and _DANGLING.search(end):
             problems.append(f'the text stops in the middle, after "{_quote(text[-30:])}"')
         elif text.count("(") > text.count(")"):
             problems.append("a bracket is never closed: the text is cut off")
@@ -344,16 +345,21 @@ def language(
     answer: Answer,
     *,
     language: Literal["en"] = "en",
-    min_share: Annotated[float, Field(ge=0, le=1)] = 0.1,
+    min_share: Annotated[float, Field(ge=0, le=1)] = 0.25,
 ) -> Verdict:
-    """Mostly Latin letters, and `min_share` of the words are function words of the language."""
+    """Mostly Latin letters, and `min_share` of the words are everyday words of the language.
+
+    Those are function words and the words for what can be seen, which terse lists consist of.
+    """
     for text in answer.texts:
         letters = [c for c in text if c.isalpha()]
         if letters and sum(map(_is_latin, letters)) < 0.8 * len(letters):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
     for text in answer.prose:
         words = normalise(_without(text, answer.label)).split()
-        hits = sum(word in _FUNCTION_WORDS[language] for word in words)
+        hits = sum(
+            word in _FUNCTION_WORDS[language] or bool(_VISIBLE.match(word)) for word in words
+        )
         if len(words) >= 8 and hits < min_share * len(words):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
     return PASSED
@@ -458,10 +464,10 @@ _TOKENS: Mapping[str, int] = {
         "together toppings towards trumpet typically upright usually variety various vegetables "
         "vehicle vertical visible warbler windows",
         2: "antennae breasted brownish bulky bushy characterized coloration computer conical "
-        "droopy elongated erect flared flattened forked garnished grayish hinged iridescent mottled "
-        "mouthpiece muzzle oblong perching plumage plump resembling showy sloping snout songbird "
-        "spherical spiky spiny stamens stocky streamlined tapered triangular underparts unique "
-        "upperparts webbed",
+        "droopy elongated erect flared flattened forked garnished grayish hinged iridescent "
+        "mottled mouthpiece muzzle oblong perching plumage plump resembling showy sloping "
+        "snout songbird spherical spiky spiny stamens stocky streamlined tapered triangular "
+        "underparts unique upperparts webbed",
         3: "abdomen bulbous carapace cylindrical drooping florets garnishes indentation "
         "overlapping predominantly protruding scavenging turrets",
         4: "cephalothorax conspicuously exoskeleton prehensile",
@@ -591,15 +597,9 @@ def _quote(text: str, limit: int = 60) -> str:
 
 
 def _unprintable(character: str) -> bool:
-    if character in "\n\t\u200c\u200d":  # line breaks; joiners, which Persian and emoji need
+    if character in "\r\n\t\u200c\u200d":  # line breaks; joiners, which Persian and emoji need
         return False
-    return character == "\ufffd" or unicodedata.category(character) in {
-        "Cc",
-        "Cf",
-        "Co",
-        "Cs",
-        "Cn",
-    }
+    return character == "\ufffd" or unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs"}
 
 
 def _is_latin(letter: str) -> bool:
