@@ -1,6 +1,8 @@
 """The rules against every line that ChatGPT really wrote for five data sets, and against the odd.
 
-FAULTY and DEBATABLE were drawn up by reading all 1,603 lines, before the rules were written.
+FAULTY and DEBATABLE come from reading all 1,603 lines, not from what the rules say. The words for
+visible things were then widened until few sound lines were refused, and the token estimate was
+fitted to these lines: the counts say how the rules do here, not how they do on unseen texts.
 """
 
 import time
@@ -79,7 +81,6 @@ DEBATABLE = (
     (TIERED, 716, "brass", "the alloy; the pictures show memorial plates"),
     (TIERED, 786, "teddy", "the undergarment; the pictures show toy bears"),
     (TIERED, 799, "drumstick", "bone and percussion stick in one"),
-    (TIERED, 922, "maze", "a network of passages: hardly anything that one can see"),
     (TIERED, 947, "espresso", "the beverage has 'a small, cylindrical shape'"),
 )
 
