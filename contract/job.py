@@ -14,7 +14,7 @@ TextStrategy = Literal["name", "name+description", "attributes", "ensemble"]
 class LossWeights(BaseModel):
     """Weight of each loss in the sum; 0 leaves a loss out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     cls: Annotated[float, Field(ge=0)] = 1.0
     mse: Annotated[float, Field(ge=0)] = 1.0
@@ -25,7 +25,7 @@ class LossWeights(BaseModel):
 class TrainConfig(BaseModel):
     """Everything that shapes a training run; the REST body, the TOML file, the report share it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: Annotated[str, Field(description="Folder with train/, val_on_train/ and val/")]
     teacher: Annotated[
@@ -70,7 +70,7 @@ class JobCreate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release_id: int
+    release_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
     config: TrainConfig
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3

@@ -7,7 +7,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 import enrich_service.enrichment.routes
+import enrich_service.jobs.routes
+import enrich_service.labels.routes
 import enrich_service.prompts.routes
+import enrich_service.releases.routes
 from enrich_service.core import problems
 from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
@@ -38,6 +41,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.engine = engine
     problems.install(app)
-    for capability in (enrich_service.prompts, enrich_service.enrichment):
+    for capability in (
+        enrich_service.labels,
+        enrich_service.prompts,
+        enrich_service.enrichment,
+        enrich_service.releases,
+        enrich_service.jobs,
+    ):
         app.include_router(capability.routes.router)
     return app

@@ -66,10 +66,11 @@ def utcnow() -> datetime:
 def make_engine(url: str) -> Engine:
     """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right."""
     # As many connections as the web server has threads (40), and some for background work.
-    pool: dict[str, Any] = {"pool_size": 10, "max_overflow": 40}
+    # Parameters stay out of error messages: they hold what users wrote.
+    options: dict[str, Any] = {"pool_size": 10, "max_overflow": 40, "hide_parameters": True}
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, **pool)
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **pool)
+        return create_engine(url, pool_pre_ping=True, **options)
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **options)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:  # noqa: ANN401 - a DBAPI connection

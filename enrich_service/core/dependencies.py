@@ -7,7 +7,7 @@ rely on it, and a failed commit becomes a problem document.
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -24,6 +24,10 @@ def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
+
+# As much as a database id can be.
+MAX_ID = 2**31 - 1
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

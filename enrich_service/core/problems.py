@@ -1,6 +1,5 @@
 """Every error of the REST interface is a problem document (RFC 9457)."""
 
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -15,7 +14,6 @@ from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
 
 MEDIA_TYPE = "application/problem+json"
-log = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -92,15 +90,24 @@ def install(app: FastAPI) -> None:
         detail = detail or f"{title}: {request.method} {request.url.path}"
         return _answer(error.status_code, title, detail, headers=dict(error.headers or {}))
 
+    @app.exception_handler(UnicodeEncodeError)
+    def no_text(request: Request, error: UnicodeEncodeError) -> JSONResponse:
+        # JSON can hold half of a surrogate pair ("\ud800"), UTF-8 and the database cannot.
+        return user_error(
+            request, InvalidInput(f"The request holds a lone surrogate ({error.reason}): drop it.")
+        )
+
     @app.exception_handler(DBAPIError)
     @app.exception_handler(OSError)
     def storage(request: Request, error: DBAPIError | OSError) -> JSONResponse:
         known = storage_error(error)
-        return unexpected(request, error) if known is None else user_error(request, known)
+        if known is None:
+            raise error
+        return user_error(request, known)
 
     @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    def unexpected(_request: Request, _error: Exception) -> JSONResponse:
+        # The server raises it again after the answer, and so it gets into the log.
         return _answer(
             500,
             "Internal server error",

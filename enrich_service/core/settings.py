@@ -54,6 +54,22 @@ class Settings(BaseSettings):
     llm_model: Annotated[str, Field(description="Model asked for when none is named")] = (
         "gpt-4o-mini"
     )
+    llm_timeout_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="Time the language model has for one answer")
+    ] = 60.0
+    llm_concurrency: Annotated[
+        int, Field(ge=1, le=1000, description="Most calls to the language model at one time")
+    ] = 64
+    prices: Annotated[
+        dict[str, tuple[float, float]],
+        Field(
+            description='USD per million tokens in and out, by model: {"gpt-4o-mini": [0.15, 0.6]}'
+        ),
+    ] = {}
+    run_lease_seconds: Annotated[
+        float,
+        Field(gt=0, le=3600, description="Time after which a killed process loses its runs"),
+    ] = 10.0
 
     lease_seconds: Annotated[
         float, Field(gt=0, le=3600, description="Time a worker may be silent")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from enrich_service.core.dependencies import ReadSession, WriteSession
+from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
 from enrich_service.core.problems import problems
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import (
@@ -81,7 +81,7 @@ def list_versions(name: str, session: ReadSession) -> list[VersionView]:
 
 
 @router.get("/{name}/versions/{number}", summary="Show a version", responses=problems(404))
-def show_version(name: str, number: int, session: ReadSession) -> VersionView:
+def show_version(name: str, number: Id, session: ReadSession) -> VersionView:
     """Show one version of a prompt."""
     prompt = service.get(session, name)
     return service.version_view(prompt, service.resolve(session, name, version=number))
@@ -91,8 +91,12 @@ def show_version(name: str, number: int, session: ReadSession) -> VersionView:
 def compare_versions(
     name: str,
     session: ReadSession,
-    before: Annotated[int, Query(alias="from", description="Number of the older version")],
-    after: Annotated[int, Query(alias="to", description="Number of the newer version")],
+    before: Annotated[
+        int, Query(alias="from", ge=1, le=MAX_ID, description="Number of the older version")
+    ],
+    after: Annotated[
+        int, Query(alias="to", ge=1, le=MAX_ID, description="Number of the newer version")
+    ],
 ) -> VersionDiff:
     """Show what changed between two versions; what is equal is left out."""
     return service.diff(session, service.get(session, name), before, after)

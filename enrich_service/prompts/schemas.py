@@ -161,7 +161,7 @@ class AliasPut(BaseModel):
         },
     )
 
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     reason: str = ""
     author: str = ""
     protected: Annotated[

@@ -26,7 +26,7 @@ from enrich_service.prompts.templates import check_template
 
 # Everything that shapes an answer, beside the prompt's kind.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
-MAX_JSON = 100_000  # characters
+MAX_JSON = 100_000  # bytes
 _ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 # They belong to the operator or to the call itself.
 _NO_PARAMETERS = frozenset(
@@ -76,11 +76,11 @@ def _check_content(
         ("validators", validators),
     ):
         try:
-            size = len(json.dumps(value, allow_nan=False))
+            size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
         except ValueError as error:
             raise InvalidInput(f"The {what} cannot be stored as JSON: {error}") from error
         if size > MAX_JSON:
-            raise InvalidInput(f"The {what} is longer than {MAX_JSON} characters")
+            raise InvalidInput(f"The {what} is longer than {MAX_JSON} bytes")
     _check_schema(output_schema)
     for name in model_defaults:
         if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):

@@ -1,0 +1,135 @@
+"""What jobs leave behind: files under their SHA-256, so that equal ones are kept once."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from anyio import to_thread
+from sqlmodel import Session, col, select
+
+from enrich_service.core.errors import InvalidInput, NotFound, TooLarge
+from enrich_service.core.text import shortened
+from enrich_service.jobs import service
+from enrich_service.jobs.models import JobArtifact
+from enrich_service.jobs.schemas import ArtifactView
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|html|safetensors|txt|csv|png|svg|log)")
+_MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}(; ?charset=[A-Za-z0-9-]{1,20})?")
+
+
+def check_artifact_name(name: str) -> str:
+    """`name`, if an artifact may have it; else InvalidInput."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{shortened(name)} is no artifact name: use letters, digits, . _ - and one of the "
+            "endings .json .html .safetensors .txt .csv .png .svg .log"
+        )
+    return name
+
+
+def check_media_type(media_type: str) -> str:
+    """`media_type`, if it is one; else InvalidInput."""
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        raise InvalidInput(f"{shortened(media_type)} is no media type such as application/json")
+    return media_type
+
+
+def location(folder: Path, sha256: str) -> Path:
+    """Where the artifact with this hash lies."""
+    return folder / sha256[:2] / sha256
+
+
+async def receive(
+    chunks: AsyncIterator[bytes], folder: Path, *, sha256: str | None, limit: int
+) -> tuple[str, int]:
+    """Write a body to its place in `folder`: whole and on disk, or not at all.
+
+    Returns its SHA-256 and its size in bytes. Raises InvalidInput where it does not have the hash
+    that was announced, TooLarge above `limit` bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)
+    incoming = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > limit:
+                    raise TooLarge(f"An artifact has at most {limit} bytes.")
+                digest.update(chunk)
+                await to_thread.run_sync(file.write, chunk)
+            file.flush()
+            await to_thread.run_sync(os.fsync, file.fileno())
+        found = digest.hexdigest()
+        if sha256 is not None and found != sha256.lower():
+            raise InvalidInput(
+                f"The body has the SHA-256 {found}, not {shortened(sha256, 70)}: send it again."
+            )
+        target = location(folder, found)
+        target.parent.mkdir(exist_ok=True)
+        incoming.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        incoming.unlink(missing_ok=True)
+    return found, size
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename within `folder` outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def record(
+    session: Session,
+    job_id: int,
+    fence: int,
+    *,
+    name: str,
+    media_type: str,
+    sha256: str,
+    size: int,
+) -> JobArtifact:
+    """Note that a job left a file; a later one of the same name takes its place.
+
+    Raises LeaseLost.
+    """
+    service.held(session, job_id, fence)
+    artifact = session.exec(
+        select(JobArtifact).where(JobArtifact.job_id == job_id, JobArtifact.name == name)
+    ).one_or_none() or JobArtifact(job_id=job_id, name=name, media_type="", sha256="", size=0)
+    artifact.media_type, artifact.sha256, artifact.size = media_type, sha256, size
+    session.add(artifact)
+    session.flush()
+    return artifact
+
+
+def get(session: Session, job_id: int, name: str) -> JobArtifact:
+    """The artifact `name` of a job; else NotFound."""
+    service.get(session, job_id)
+    artifact = session.exec(
+        select(JobArtifact).where(JobArtifact.job_id == job_id, JobArtifact.name == name)
+    ).one_or_none()
+    if artifact is None:
+        raise NotFound(f"Job {job_id} has no artifact {shortened(name)} (yet).")
+    return artifact
+
+
+def view(artifact: JobArtifact) -> ArtifactView:
+    """`artifact` as it crosses the wire."""
+    return ArtifactView(**artifact.model_dump(exclude={"id", "job_id"}))
+
+
+def listing(session: Session, job_id: int) -> Sequence[JobArtifact]:
+    """The artifacts of a job by name."""
+    service.get(session, job_id)
+    return session.exec(
+        select(JobArtifact).where(JobArtifact.job_id == job_id).order_by(col(JobArtifact.name))
+    ).all()

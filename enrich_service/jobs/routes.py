@@ -1,0 +1,315 @@
+"""Jobs over REST: the side of people, and the side of workers."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from anyio import sleep
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy import Engine
+
+from contract import Event, Job, JobCreate, JobState, Lease, Report
+from enrich_service.core.database import reading, writing
+from enrich_service.core.dependencies import (
+    MAX_ID,
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
+from enrich_service.core.errors import NotFound
+from enrich_service.core.problems import problems
+from enrich_service.core.settings import Settings
+from enrich_service.jobs import artifacts, service
+from enrich_service.jobs.models import JobArtifact
+from enrich_service.jobs.schemas import (
+    EVENT_EXAMPLE,
+    JOB_CREATE_EXAMPLE,
+    JOB_EXAMPLE,
+    LEASE_EXAMPLE,
+    MAX_FENCE,
+    ArtifactView,
+    Claim,
+    EventsIn,
+    EventsStored,
+    Finish,
+    Heartbeat,
+    Renewed,
+)
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+# A report comes from a worker, and a page can be anything: it may draw, and nothing else.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox allow-scripts; default-src 'none'; img-src data:; font-src data:; "
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def _json_example(status: int, example: object) -> dict[int | str, dict[str, object]]:
+    return {status: {"content": {"application/json": {"example": example}}}}
+
+
+_JOB = _json_example(200, JOB_EXAMPLE)
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Queue a job",
+    responses=problems(404) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
+)
+def create_job(
+    body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
+) -> Job:
+    """Queue the training of a student on a release."""
+    row = service.create(
+        session,
+        body.release_id,
+        body.config,
+        priority=body.priority,
+        max_attempts=body.max_attempts,
+    )
+    return service.view(session, row)
+
+
+@router.get("", summary="List jobs", responses=problems() | _json_example(200, [JOB_EXAMPLE]))
+def list_jobs(
+    session: ReadSession,
+    state: Annotated[JobState | None, Query(description="Only in this state")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=MAX_ID)] = 0,
+) -> list[Job]:
+    """List jobs, the newest first."""
+    return service.listing(session, state=state, limit=limit, offset=offset)
+
+
+@router.post(
+    "/claim",
+    summary="Claim a job",
+    response_model=Lease,
+    responses=problems()
+    | _json_example(200, LEASE_EXAMPLE)
+    | {204: {"description": "Nothing to do"}},
+)
+def claim_job(body: Claim, session: WriteSession, settings: SettingsDep) -> Lease | Response:
+    """Give a worker the most urgent job that waits, with its release, for a limited time."""
+    lease = service.claim(session, body.worker, settings.lease_seconds)
+    return lease if lease is not None else Response(status_code=204)
+
+
+@router.get("/{job_id}", summary="Show a job", responses=problems(404) | _JOB)
+def show_job(job_id: Id, session: ReadSession) -> Job:
+    """Show a job."""
+    return service.view(session, service.get(session, job_id))
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409) | _JOB)
+def cancel_job(job_id: Id, session: WriteSession) -> Job:
+    """Cancel a job: at once where it waits, else its worker is told with the next heartbeat."""
+    return service.view(session, service.cancel(session, job_id))
+
+
+@router.post("/{job_id}/heartbeat", summary="Renew a lease", responses=problems(404, 409))
+def renew_lease(
+    job_id: Id, body: Heartbeat, session: WriteSession, settings: SettingsDep
+) -> Renewed:
+    """Renew a lease. 409: it has ended, and the worker must stop."""
+    row = service.heartbeat(session, job_id, body.fence, settings.lease_seconds)
+    assert row.lease_expires_at is not None
+    return Renewed(expires_at=row.lease_expires_at, cancel_requested=row.cancel_requested)
+
+
+@router.post("/{job_id}/events", summary="Report progress", responses=problems(404, 409))
+def add_events(job_id: Id, body: EventsIn, session: WriteSession) -> EventsStored:
+    """Append events of the lease's worker. 409: the lease has ended, and the worker must stop."""
+    return EventsStored(stored=service.add_events(session, job_id, body.fence, body.events))
+
+
+@router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
+def finish_job(job_id: Id, body: Finish, session: WriteSession) -> Job:
+    """End a job. Saying it again is no error; 409: the lease has ended."""
+    row = service.finish(session, job_id, body.fence, body.state, body.error)
+    return service.view(session, row)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="List events",
+    responses=problems(404) | _json_example(200, [EVENT_EXAMPLE]),
+)
+def list_events(
+    job_id: Id,
+    session: ReadSession,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Only those with a higher seq")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> list[Event]:
+    """List events of a job in order, without gaps."""
+    service.get(session, job_id)
+    return service.events(session, job_id, after=after, limit=limit)
+
+
+def _existing_job(job_id: Id, session: ReadSession) -> int:
+    service.get(session, job_id)
+    return job_id
+
+
+@router.get(
+    "/{job_id}/events/stream",
+    summary="Follow events",
+    response_class=EventSourceResponse,
+    responses=problems(404),
+)
+async def follow_events(
+    job_id: Annotated[int, Depends(_existing_job)],
+    request: Request,
+    engine: EngineDep,
+    settings: SettingsDep,
+    last_event_id: Annotated[str | None, Header(description="Go on after this event")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Go on after this event")] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Events as server-sent events, id = seq, data = the event; ends when the job is final."""
+    seq = int(last_event_id) if last_event_id and last_event_id.isdigit() else after
+    seq = min(seq, MAX_ID)
+    while not await request.is_disconnected():
+        found, final = await run_in_threadpool(_news, engine, job_id, seq)
+        for event in found:
+            seq = event.seq
+            yield ServerSentEvent(data=event, event=event.kind.value, id=str(seq))
+        if final and not found:
+            return
+        if not found:
+            await sleep(settings.event_poll_seconds)
+
+
+def _news(engine: Engine, job_id: int, after: int) -> tuple[list[Event], bool]:
+    with reading(engine) as session:
+        final = service.get(session, job_id).state.is_final
+        return service.events(session, job_id, after=after), final
+
+
+@router.put(
+    "/{job_id}/artifacts/{name}",
+    summary="Store an artifact",
+    responses=problems(404, 409, 413),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {
+                    "schema": {"type": "string", "format": "binary"},
+                    "example": '{"report": "…"}',
+                }
+            },
+        }
+    },
+    max_body_size=2**40,  # the limit of `max_artifact_bytes` is kept while the body comes in
+)
+async def store_artifact(
+    job_id: Id,
+    name: str,
+    request: Request,
+    fence: Annotated[int, Query(ge=1, le=MAX_FENCE)],
+    engine: EngineDep,
+    settings: SettingsDep,
+    content_type: Annotated[str, Header()] = "application/octet-stream",
+    x_content_sha256: Annotated[
+        str | None, Header(pattern="^[0-9A-Fa-f]{64}$", description="SHA-256 of the body")
+    ] = None,
+) -> ArtifactView:
+    """Store a file of a job whose lease the worker holds; whole, or not at all."""
+    artifacts.check_artifact_name(name)
+    artifacts.check_media_type(content_type)
+    await run_in_threadpool(_check_lease, engine, job_id, fence)
+    sha256, size = await artifacts.receive(
+        request.stream(),
+        settings.artifact_dir,
+        sha256=x_content_sha256,
+        limit=settings.max_artifact_bytes,
+    )
+    return await run_in_threadpool(
+        _record_artifact,
+        engine,
+        job_id,
+        fence,
+        JobArtifact(job_id=job_id, name=name, media_type=content_type, sha256=sha256, size=size),
+    )
+
+
+def _check_lease(engine: Engine, job_id: int, fence: int) -> None:
+    with reading(engine) as session:
+        service.held(session, job_id, fence)
+
+
+def _record_artifact(engine: Engine, job_id: int, fence: int, new: JobArtifact) -> ArtifactView:
+    with writing(engine) as session:
+        artifact = artifacts.record(
+            session,
+            job_id,
+            fence,
+            name=new.name,
+            media_type=new.media_type,
+            sha256=new.sha256,
+            size=new.size,
+        )
+        return artifacts.view(artifact)
+
+
+@router.get("/{job_id}/artifacts", summary="List artifacts", responses=problems(404))
+def list_artifacts(job_id: Id, session: ReadSession) -> list[ArtifactView]:
+    """List what a job has left so far."""
+    return [artifacts.view(found) for found in artifacts.listing(session, job_id)]
+
+
+@router.get(
+    "/{job_id}/artifacts/{name}",
+    summary="Read an artifact",
+    response_class=FileResponse,
+    responses=problems(404),
+)
+def read_artifact(
+    job_id: Id, name: str, session: ReadSession, settings: SettingsDep
+) -> FileResponse:
+    """The file, for download."""
+    return _file(artifacts.get(session, job_id, name), settings, attachment=True)
+
+
+@router.get(
+    "/{job_id}/report",
+    summary="Read the report",
+    response_class=FileResponse,
+    responses=problems(404)
+    | {200: {"model": Report, "description": "report.json as the worker wrote it"}},
+)
+def read_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
+    """The report of a job, as its worker wrote it."""
+    return _file(artifacts.get(session, job_id, "report.json"), settings)
+
+
+@router.get(
+    "/{job_id}/report.html",
+    summary="Look at the report",
+    response_class=FileResponse,
+    responses=problems(404),
+)
+def show_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
+    """The report of a job as a page."""
+    return _file(artifacts.get(session, job_id, "report.html"), settings)
+
+
+def _file(artifact: JobArtifact, settings: Settings, *, attachment: bool = False) -> FileResponse:
+    path = artifacts.location(settings.artifact_dir, artifact.sha256)
+    if not path.is_file():
+        raise NotFound(f"The file of artifact {artifact.name!r} is gone from the artifact folder.")
+    return FileResponse(
+        path,
+        media_type=artifact.media_type,
+        filename=artifact.name if attachment else None,
+        headers=_PAGE_HEADERS | {"ETag": f'"{artifact.sha256}"'},
+    )

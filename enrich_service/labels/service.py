@@ -1,0 +1,201 @@
+"""Label sets: checked whole, stored whole or not at all, never changed."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, delete, func, select
+
+from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.text import check_line, check_name, shortened
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.schemas import LabelIn, LabelPage, LabelSetView, LabelView
+
+MAX_LABELS = 100_000
+MAX_NAME = 300  # characters, also of a context
+MAX_KEY = 255  # characters; a key names a folder
+_COLUMNS = ("key", "name", "context")
+
+
+def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
+    """A new label set. Raises InvalidInput for the first label that cannot be one."""
+    check_name("The label set's name", name)
+    rows = _checked(labels)
+    if session.exec(select(LabelSet.id).where(LabelSet.name == name)).one_or_none() is not None:
+        raise Conflict(f"There is a label set {name!r} already: choose another name.")
+    label_set = LabelSet(name=name)
+    session.add(label_set)
+    session.flush()
+    session.execute(insert(Label), [{"label_set_id": label_set.id, **row} for row in rows])
+    return label_set
+
+
+def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    numbers: dict[str, int] = {}
+    for number, label in enumerate(labels, start=1):
+        if number > MAX_LABELS:
+            raise InvalidInput(f"A label set holds at most {MAX_LABELS} labels: split it")
+        what = f"Label {number}"
+        name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)
+        key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
+        key = check_line(f"The key of label {number}", key, limit=MAX_KEY)
+        if "/" in key or "\\" in key or key in (".", ".."):
+            raise InvalidInput(f"{what}: the key {shortened(key)} cannot name a folder")
+        if key in numbers:
+            raise InvalidInput(
+                f"{what} has the key {shortened(key)} of label {numbers[key]}: keys are unique"
+            )
+        numbers[key] = number
+        context = label.context.strip() if label.context else None
+        if context:
+            check_line(f"The context of label {number}", context, limit=MAX_NAME)
+        rows.append({"position": number - 1, "key": key, "name": name, "context": context or None})
+    if not rows:
+        raise InvalidInput("A label set needs at least one label")
+    return rows
+
+
+def from_csv(data: bytes) -> list[LabelIn]:
+    """Labels of a CSV file with the columns name and, if wanted, key and context."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"The CSV file is not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = [column.strip().lower() for column in reader.fieldnames or ()]
+        if "name" not in columns or set(columns) - set(_COLUMNS):
+            raise InvalidInput(
+                f"The CSV file needs a first line with the columns key,name,context; it has "
+                f"{shortened(','.join(columns))}"
+            )
+        reader.fieldnames = columns
+        labels = []
+        for row in reader:
+            if None in row or row["name"] is None:
+                raise InvalidInput(
+                    f"Line {reader.line_num} of the CSV file does not have {len(columns)} fields: "
+                    'put fields with commas in "quotes"'
+                )
+            labels.append(
+                LabelIn(
+                    key=row.get("key") or None, name=row["name"], context=row.get("context") or None
+                )
+            )
+    except csv.Error as error:
+        raise InvalidInput(f"Line {reader.line_num} of the CSV file: {error}") from error
+    return labels
+
+
+def read_label2text(path: Path) -> list[LabelIn]:
+    """Labels of the paper's label2text.txt: lines `key index name_with_underscores`."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"Cannot read {path}: {error}") from error
+    return parse_label2text(lines, path.name)
+
+
+def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> list[LabelIn]:
+    """Labels of lines `key index name_with_underscores`, blank lines left out."""
+    labels = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) != 3 or not parts[1].isdigit():
+            raise InvalidInput(
+                f"Line {number} of {source} is not `key index name_with_underscores`: "
+                f"{shortened(line)}"
+            )
+        labels.append(LabelIn(key=parts[0], name=parts[2].replace("_", " ").strip()))
+    return labels
+
+
+def from_folder(folder: Path, label2text: Path | None = None) -> list[LabelIn]:
+    """One label for each class folder in `folder`, named by `label2text` or by the folder."""
+    if not folder.is_dir():
+        raise InvalidInput(f"There is no folder {folder}")
+    keys = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    if not keys:
+        raise InvalidInput(f"{folder} has no class folders")
+    if label2text is None:
+        return [LabelIn(key=key, name=key.replace("_", " ")) for key in keys]
+    known = {label.key: label for label in read_label2text(label2text)}
+    if missing := [key for key in keys if key not in known]:
+        raise InvalidInput(
+            f"{label2text} has no line for {len(missing)} class folders, first {missing[0]!r}"
+        )
+    return [known[key] for key in keys]
+
+
+def get(session: Session, name: str) -> LabelSet:
+    """The label set called `name`; else NotFound."""
+    label_set = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
+    if label_set is None:
+        raise NotFound(f"There is no label set {shortened(name)}. GET /v1/label-sets lists them.")
+    return label_set
+
+
+def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:
+    """All labels of `label_set`, in order."""
+    return session.exec(
+        select(Label).where(Label.label_set_id == label_set.id).order_by(col(Label.position))
+    ).all()
+
+
+def view(session: Session, label_set: LabelSet) -> LabelSetView:
+    """`label_set` as it crosses the wire."""
+    total = session.exec(
+        select(func.count()).select_from(Label).where(Label.label_set_id == label_set.id)
+    ).one()
+    return LabelSetView(name=label_set.name, labels=total, created_at=label_set.created_at)
+
+
+def listing(session: Session, *, limit: int = 100, offset: int = 0) -> list[LabelSetView]:
+    """Label sets by name."""
+    found = session.exec(select(LabelSet).order_by(LabelSet.name).limit(limit).offset(offset))
+    return [view(session, label_set) for label_set in found.all()]
+
+
+def page(
+    session: Session, label_set: LabelSet, *, search: str = "", limit: int = 100, offset: int = 0
+) -> LabelPage:
+    """`limit` labels from the `offset`-th on, of those whose name or key contains `search`."""
+    wanted = [col(Label.label_set_id) == label_set.id]
+    if search:
+        wanted.append(
+            col(Label.name).icontains(search, autoescape=True)
+            | col(Label.key).icontains(search, autoescape=True)
+        )
+    total = session.exec(select(func.count()).select_from(Label).where(*wanted)).one()
+    labels = session.exec(
+        select(Label).where(*wanted).order_by(col(Label.position)).limit(limit).offset(offset)
+    ).all()
+    after = offset + len(labels)
+    return LabelPage(
+        items=[LabelView(**label.model_dump()) for label in labels],
+        total=total,
+        next_offset=after if after < total and labels else None,
+    )
+
+
+def remove(session: Session, label_set: LabelSet) -> None:
+    """Delete `label_set` with its labels. Raises Conflict where texts or releases need it."""
+    name = label_set.name
+    try:
+        session.execute(delete(Label).where(col(Label.label_set_id) == label_set.id))
+        session.delete(label_set)
+        session.flush()
+    except IntegrityError as error:
+        raise Conflict(
+            f"Label set {name!r} is used by runs, texts or releases, which are kept."
+        ) from error

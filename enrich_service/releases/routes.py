@@ -1,0 +1,96 @@
+"""Releases over REST."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Query, Response
+
+from contract import Release
+from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
+from enrich_service.core.problems import problems
+from enrich_service.releases import service
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseDiff, ReleaseView
+
+router = APIRouter(prefix="/v1/releases", tags=["releases"])
+
+_SAME: dict[int | str, dict[str, Any]] = {
+    200: {"description": "This release is there already", "model": ReleaseView}
+}
+
+
+@router.post("", status_code=201, summary="Freeze a release", responses=problems(404, 409) | _SAME)
+def create_release(body: ReleaseCreate, session: WriteSession, response: Response) -> ReleaseView:
+    """Freeze one text for every label and kind; the text of a person wins.
+
+    The same name with the same texts gives the release that is there, with 200.
+    """
+    row, new = service.create(
+        session,
+        label_set=body.label_set,
+        name=body.name,
+        sources=body.sources,
+        message=body.message,
+        author=body.author,
+        allow_missing=body.allow_missing,
+    )
+    response.status_code = 201 if new else 200
+    return service.view(session, row)
+
+
+@router.post(
+    "/import",
+    status_code=201,
+    summary="Import a release",
+    responses=problems(409, 413) | _SAME,
+)
+def import_release(
+    body: Annotated[Release, Body()],
+    session: WriteSession,
+    response: Response,
+    name: Annotated[str | None, Query(description="Another name for it here")] = None,
+    label_set: Annotated[str | None, Query(description="Another label set for it here")] = None,
+) -> ReleaseView:
+    """Take in a release that was exported elsewhere; it keeps its hash."""
+    row, new = service.take_in(session, body, name=name, label_set=label_set)
+    response.status_code = 201 if new else 200
+    return service.view(session, row)
+
+
+@router.get("", summary="List releases", responses=problems())
+def list_releases(
+    session: ReadSession,
+    label_set: Annotated[str | None, Query(description="Only of this label set")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> list[ReleaseView]:
+    """List releases, the newest first, without their texts."""
+    return service.listing(session, label_set=label_set, limit=limit, offset=offset)
+
+
+@router.get(
+    "/{release_id}",
+    summary="Read a release",
+    response_model=Release,
+    responses=problems(404) | {304: {"description": "You have it already (If-None-Match)"}},
+)
+def read_release(
+    release_id: Id,
+    session: ReadSession,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The release as it was frozen, byte for byte. Its ETag is its hash."""
+    known = [tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")]
+    digest, body = service.body(session, release_id, known)
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
+    if body is None:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@router.get("/{release_id}/diff", summary="Compare two releases", responses=problems(404))
+def compare_releases(
+    release_id: Id,
+    session: ReadSession,
+    to: Annotated[int, Query(ge=1, le=MAX_ID, description="Id of the release to compare with")],
+) -> ReleaseDiff:
+    """Show the labels whose texts differ."""
+    return service.diff(session, release_id, to)

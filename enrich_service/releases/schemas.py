@@ -1,0 +1,121 @@
+"""Releases as they cross the wire; the body of one is `contract.Release`."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_SUMMARY: dict[str, Any] = {
+    "id": 1,
+    "name": "ducks-1",
+    "label_set": "ducks",
+    "hash": "4be2" * 16,
+    "labels": 2,
+    "message": "First texts",
+    "author": "ada",
+    "created_at": "2026-01-02T03:04:05Z",
+}
+
+
+class ReleaseSource(BaseModel):
+    """A prompt version, by number or alias, whose texts are taken; its kind says which field."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    version: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    alias: str | None = None
+    model: Annotated[
+        str | None, Field(description="Only texts asked of this model; absent: of any")
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.version is None) == (self.alias is None):
+            raise ValueError("name a version or an alias of the prompt, one of both")
+        return self
+
+
+class ReleaseCreate(BaseModel):
+    """Which texts to freeze for every label of a label set.
+
+    The text of a person always wins; then come the texts of the prompt version, then imported
+    ones. Without sources, only people's and imported texts are taken.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "label_set": "ducks",
+                    "name": "ducks-1",
+                    "sources": [{"prompt": "visual-description", "alias": "production"}],
+                    "message": "First texts",
+                    "author": "ada",
+                }
+            ]
+        },
+    )
+
+    label_set: str
+    name: str
+    sources: Annotated[list[ReleaseSource], Field(max_length=20)] = []
+    message: str = ""
+    author: str = ""
+    allow_missing: Annotated[
+        bool, Field(description="Labels without text are no error (bare names are a release too)")
+    ] = False
+
+
+class ReleaseView(BaseModel):
+    """A release without its texts; `labels` is how many it has."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SUMMARY]})
+
+    id: int
+    name: str
+    label_set: str
+    hash: Annotated[str, Field(description="SHA-256 of the texts; the ETag of the release")]
+    labels: int
+    message: str
+    author: str
+    created_at: datetime
+
+
+class LabelChange(BaseModel):
+    """A label whose texts differ: the fields that do, before and after."""
+
+    key: str
+    name: str
+    before: Annotated[dict[str, object] | None, Field(description="Null: the label is new")]
+    after: Annotated[dict[str, object] | None, Field(description="Null: the label is gone")]
+
+
+class ReleaseDiff(BaseModel):
+    """What differs between two releases; labels that are equal are only counted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "before": _SUMMARY,
+                    "after": _SUMMARY | {"id": 2, "name": "ducks-2", "hash": "77af" * 16},
+                    "unchanged": 1,
+                    "changed": [
+                        {
+                            "key": "n01847000",
+                            "name": "harlequin duck",
+                            "before": {"description": "A small duck."},
+                            "after": {"description": "A small slate-blue duck with white bands."},
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    before: ReleaseView
+    after: ReleaseView
+    unchanged: int
+    changed: list[LabelChange]

@@ -1,0 +1,432 @@
+"""Releases: choose one text for every label, freeze them as bytes, hash them.
+
+Which text a label gets, for each field that is asked for:
+1. the newest text that a person wrote for it, or that was imported as an edit of another;
+2. else the newest accepted text of the asked prompt version (of sentences and captions: the union
+   over the samples, in their order);
+3. else the newest imported text.
+A generation belongs to a label by its id, or, where it was made for no label set or another one,
+by the label's name and context: a text that was paid for once serves every label set.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Row, and_, or_
+from sqlmodel import Session, col, select
+
+from contract import Release, ReleaseLabel, TextSource, release_hash
+from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.labels import service as label_service
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.prompts import service as prompt_service
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.releases.models import ReleaseRow
+from enrich_service.releases.schemas import LabelChange, ReleaseDiff, ReleaseSource, ReleaseView
+
+_TEXT_FIELDS = ("description", "attributes", "sentences", "captions")
+_UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
+_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One source of a release, resolved; `version` None: people's and imported texts alone."""
+
+    kind: str
+    prompt: Prompt | None = None
+    version: PromptVersion | None = None
+    model: str | None = None
+
+
+def create(
+    session: Session,
+    *,
+    label_set: str,
+    name: str,
+    sources: Sequence[ReleaseSource] = (),
+    message: str = "",
+    author: str = "",
+    allow_missing: bool = False,
+) -> tuple[ReleaseRow, bool]:
+    """Freeze a release, and say whether it is new: name and texts of an old one give that again.
+
+    Raises Conflict where a label has no text, or the name belongs to other texts.
+    """
+    chosen = label_service.get(session, label_set)
+    labels = label_service.labels_of(session, chosen)
+    asked = [_resolved(session, source) for source in sources]
+    asked = asked or [_Asked(kind) for kind in PromptKind]
+    texts: dict[int, dict[str, Any]] = defaultdict(dict)
+    origins: dict[tuple[int, str], list[TextSource]] = {}
+    for want in asked:
+        for label_id, (value, origin) in _choose(session, chosen, want).items():
+            if want.kind not in texts[label_id]:  # the first source that has a text wins
+                texts[label_id][want.kind] = value
+                origins[label_id, want.kind] = origin
+    if not allow_missing:
+        _demand_texts(labels, texts, [want.kind for want in asked] if sources else [])
+    frozen = tuple(
+        ReleaseLabel(
+            key=label.key, name=label.name, context=label.context, **texts.get(_id(label), {})
+        )
+        for label in labels
+    )
+    cited = tuple(
+        origin
+        for label in labels
+        for field in _TEXT_FIELDS
+        for origin in origins.get((_id(label), field), ())
+    )
+    return _store(
+        session, chosen, name=name, message=message, author=author, labels=frozen, sources=cited
+    )
+
+
+def _id(label: Label) -> int:
+    assert label.id is not None
+    return label.id
+
+
+def _resolved(session: Session, source: ReleaseSource) -> _Asked:
+    version = prompt_service.resolve(
+        session, source.prompt, version=source.version, alias=source.alias
+    )
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return _Asked(prompt.kind, prompt, version, source.model)
+
+
+# All that a release says of a generation; the raw reply is left where it is.
+_COLUMNS: tuple[ColumnElement[Any], ...] = (
+    col(Label.id).label("for_label"),
+    col(Label.key).label("key"),
+    col(Generation.id).label("id"),
+    col(Generation.source).label("source"),
+    col(Generation.parsed).label("parsed"),
+    col(Generation.parent_id).label("parent_id"),
+    col(Generation.sample_index).label("sample_index"),
+    col(Generation.requested_model).label("requested_model"),
+    col(Generation.resolved_model).label("resolved_model"),
+    col(Generation.author).label("author"),
+    col(Generation.created_at).label("created_at"),
+    col(Prompt.name).label("prompt"),
+    col(PromptVersion.number).label("prompt_version"),
+    col(PromptVersion.content_hash).label("prompt_hash"),
+)
+_SAME_LABEL = and_(
+    col(Generation.label_name) == col(Label.name),
+    col(Generation.label_context).is_not_distinct_from(col(Label.context)),
+)
+_HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
+
+
+def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable[Row[Any]]:
+    """Accepted generations for the labels of `label_set`, the oldest first."""
+    human = and_(
+        col(Generation.source).in_(_HUMAN),
+        col(Generation.kind) == want.kind,
+        # A person's text for a label of another set stays there.
+        or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
+    )
+    of_version = and_(
+        col(Generation.source).not_in(_HUMAN),
+        col(Generation.prompt_version_id) == (want.version.id if want.version else None),
+    )
+    if want.model is not None:
+        of_version = and_(of_version, col(Generation.requested_model) == want.model)
+    query = (
+        sa.select(*_COLUMNS)
+        .select_from(Label)
+        .join(Generation, _SAME_LABEL)
+        .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
+        .outerjoin(Prompt, col(Prompt.id) == col(PromptVersion.prompt_id))
+        .where(
+            col(Label.label_set_id) == label_set.id,
+            col(Generation.status) == GenerationStatus.ACCEPTED,
+            or_(human, of_version) if want.version else human,
+        )
+        .order_by(col(Generation.id))
+    )
+    return session.execute(query)
+
+
+def _choose(
+    session: Session, label_set: LabelSet, want: _Asked
+) -> dict[int, tuple[Any, list[TextSource]]]:
+    """For each label that has one, the chosen text of `want` and where it came from."""
+    edits: dict[int, Row[Any]] = {}
+    imports: dict[int, Row[Any]] = {}
+    samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
+    for row in _candidates(session, label_set, want):
+        if row.source == GenerationSource.PERSON or (
+            row.source == GenerationSource.IMPORT and row.parent_id is not None
+        ):
+            edits[row.for_label] = row
+        elif row.source == GenerationSource.IMPORT:
+            imports[row.for_label] = row
+        else:
+            # Taken out first, so that the newest one comes last.
+            samples[row.for_label].pop(row.sample_index, None)
+            samples[row.for_label][row.sample_index] = row
+    chosen: dict[int, tuple[Any, list[TextSource]]] = {}
+    for label_id in edits.keys() | samples.keys() | imports.keys():
+        if label_id in edits:
+            rows = [edits[label_id]]
+        elif label_id not in samples:
+            rows = [imports[label_id]]
+        elif want.kind in _UNION_KINDS:
+            rows = [row for _, row in sorted(samples[label_id].items())]
+        else:
+            rows = [list(samples[label_id].values())[-1]]
+        value = _field_value(want.kind, [row.parsed or {} for row in rows])
+        if value:
+            chosen[label_id] = (value, [_cited(want.kind, row) for row in rows])
+    return chosen
+
+
+def _field_value(kind: str, parsed: Sequence[dict[str, Any]]) -> Any:  # noqa: ANN401 - by kind
+    """The release field of `kind` from parsed answers; empty where they hold nothing."""
+    if kind == PromptKind.DESCRIPTION:
+        return str(parsed[0].get("description") or "").strip()
+    if kind == PromptKind.ATTRIBUTES:
+        found = {name: _texts(value) for name, value in parsed[0].items()}
+        return {name: values for name, values in found.items() if values}
+    texts = [text for answer in parsed for text in _texts(answer.get(kind))]
+    return tuple(dict.fromkeys(texts))
+
+
+def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - any JSON
+    values = value if isinstance(value, list) else [value]
+    return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+
+
+def _cited(field: str, row: Row[Any]) -> TextSource:
+    return TextSource(
+        key=row.key,
+        field=field,
+        source=row.source,
+        generation_id=row.id,
+        prompt=row.prompt,
+        prompt_version=row.prompt_version,
+        prompt_hash=row.prompt_hash,
+        requested_model=row.requested_model,
+        resolved_model=row.resolved_model,
+        author=row.author or None,
+        created_at=row.created_at,
+    )
+
+
+def _demand_texts(
+    labels: Sequence[Label], texts: dict[int, dict[str, Any]], kinds: Sequence[str]
+) -> None:
+    for kind in dict.fromkeys(kinds) or (None,):
+        missing = [
+            label.name
+            for label in labels
+            if not (texts.get(_id(label)) if kind is None else kind in texts.get(_id(label), {}))
+        ]
+        if missing:
+            named = ", ".join(map(repr, missing[:_NAMED_IN_ERRORS]))
+            more = ", …" if len(missing) > _NAMED_IN_ERRORS else ""
+            raise Conflict(
+                f"{len(missing)} of {len(labels)} labels have no {kind or 'text'}: {named}{more}. "
+                'Run the prompt for them, write or import texts, or say "allow_missing": true.'
+            )
+
+
+def _store(
+    session: Session,
+    label_set: LabelSet,
+    *,
+    name: str,
+    message: str,
+    author: str,
+    labels: tuple[ReleaseLabel, ...],
+    sources: tuple[TextSource, ...],
+) -> tuple[ReleaseRow, bool]:
+    check_name("The release's name", name)
+    check_text("The message", message, limit=1000)
+    check_text("The author", author, limit=200)
+    digest = release_hash(labels)
+    same_name = session.exec(select(ReleaseRow).where(ReleaseRow.name == name)).one_or_none()
+    if same_name is not None:
+        if same_name.hash == digest and same_name.label_set_id == label_set.id:
+            return same_name, False
+        raise Conflict(f"There is a release {name!r} with other texts: choose another name.")
+    assert label_set.id is not None
+    row = ReleaseRow(
+        label_set_id=label_set.id,
+        name=name,
+        hash=digest,
+        labels=len(labels),
+        message=message,
+        author=author,
+        body=b"",
+    )
+    session.add(row)
+    session.flush()  # the body names its own id
+    assert row.id is not None
+    row.body = (
+        Release(
+            id=row.id,
+            name=name,
+            label_set=label_set.name,
+            hash=digest,
+            message=message,
+            author=author,
+            created_at=row.created_at,
+            labels=labels,
+            sources=sources,
+        )
+        .model_dump_json()
+        .encode()
+    )
+    session.add(row)
+    session.flush()
+    return row, True
+
+
+def get(session: Session, release_id: int) -> ReleaseRow:
+    """The release with this id; else NotFound."""
+    row = session.get(ReleaseRow, release_id)
+    if row is None:
+        raise NotFound(f"There is no release {release_id}. GET /v1/releases lists them.")
+    return row
+
+
+def by_name(session: Session, name: str) -> ReleaseRow:
+    """The release with this name; else NotFound."""
+    row = session.exec(select(ReleaseRow).where(ReleaseRow.name == name)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no release {shortened(name)}. GET /v1/releases lists them.")
+    return row
+
+
+def body(session: Session, release_id: int, known: Sequence[str] = ()) -> tuple[str, bytes | None]:
+    """Hash and bytes of a release; no bytes where the caller knows that hash."""
+    digest = session.exec(select(ReleaseRow.hash).where(ReleaseRow.id == release_id)).one_or_none()
+    if digest is None:
+        get(session, release_id)  # says what is wrong
+    assert digest is not None
+    if digest in known or "*" in known:
+        return digest, None
+    return digest, session.exec(select(ReleaseRow.body).where(ReleaseRow.id == release_id)).one()
+
+
+def view(session: Session, row: ReleaseRow) -> ReleaseView:
+    """`row` as it crosses the wire, without its texts."""
+    label_set = session.get_one(LabelSet, row.label_set_id)
+    return ReleaseView(label_set=label_set.name, **row.model_dump(exclude={"label_set_id", "body"}))
+
+
+def listing(
+    session: Session, *, label_set: str | None = None, limit: int = 100, offset: int = 0
+) -> list[ReleaseView]:
+    """Releases, the newest first."""
+    columns: tuple[Any, ...] = (
+        col(ReleaseRow.id),
+        col(ReleaseRow.name),
+        col(LabelSet.name).label("label_set"),
+        col(ReleaseRow.hash),
+        col(ReleaseRow.labels),
+        col(ReleaseRow.message),
+        col(ReleaseRow.author),
+        col(ReleaseRow.created_at),
+    )
+    query = (
+        sa.select(*columns)
+        .join(LabelSet, col(LabelSet.id) == col(ReleaseRow.label_set_id))
+        .order_by(col(ReleaseRow.id).desc())
+        .limit(limit)
+        .offset(offset)
+    )
+    if label_set is not None:
+        query = query.where(col(LabelSet.name) == label_set)
+    return [ReleaseView(**row) for row in session.execute(query).mappings()]
+
+
+def diff(session: Session, before: int, after: int) -> ReleaseDiff:
+    """The labels whose texts differ between two releases."""
+    old_row, new_row = get(session, before), get(session, after)
+    old = {label.key: label for label in parsed(old_row).labels}
+    new = {label.key: label for label in parsed(new_row).labels}
+    changed = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        fields = [
+            field
+            for field in ("name", "context", *_TEXT_FIELDS)
+            if a is None or b is None or getattr(a, field) != getattr(b, field)
+        ]
+        changed.append(
+            LabelChange(
+                key=key,
+                name=(b or a).name,  # type: ignore[union-attr]
+                before=a and a.model_dump(mode="json", include=set(fields)),
+                after=b and b.model_dump(mode="json", include=set(fields)),
+            )
+        )
+    return ReleaseDiff(
+        before=view(session, old_row),
+        after=view(session, new_row),
+        unchanged=sum(old.get(key) == label for key, label in new.items()),
+        changed=changed,
+    )
+
+
+def parsed(row: ReleaseRow) -> Release:
+    """The release that `row` holds."""
+    return Release.model_validate_json(row.body)
+
+
+def take_in(
+    session: Session, release: Release, *, name: str | None = None, label_set: str | None = None
+) -> tuple[ReleaseRow, bool]:
+    """Store a release that was exported elsewhere, under its own hash; and whether it is new.
+
+    Its label set is made where there is none of that name. Raises InvalidInput where the texts do
+    not have the hash they claim, Conflict where the label set has other labels.
+    """
+    if release_hash(release.labels) != release.hash:
+        raise InvalidInput(
+            f"The texts of release {shortened(release.name)} do not have the hash that it claims: "
+            "it was changed or damaged; export it again."
+        )
+    labels = [
+        LabelIn(key=label.key, name=label.name, context=label.context) for label in release.labels
+    ]
+    chosen = _label_set_of(session, label_set or release.label_set, labels)
+    return _store(
+        session,
+        chosen,
+        name=name or release.name,
+        message=release.message,
+        author=release.author,
+        labels=release.labels,
+        # The ids belong to another database.
+        sources=tuple(
+            source.model_copy(update={"generation_id": None}) for source in release.sources
+        ),
+    )
+
+
+def _label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> LabelSet:
+    """The label set `name` with exactly these labels, made where there is none."""
+    found = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
+    if found is None:
+        return label_service.create(session, name, labels)
+    have = [(one.key, one.name, one.context) for one in label_service.labels_of(session, found)]
+    if have != [(one.key, one.name, one.context) for one in labels]:
+        raise Conflict(
+            f"There is a label set {name!r} with other labels: name another one to import into."
+        )
+    return found
