@@ -1,5 +1,6 @@
 """The web application: what it is made of, and what runs while it lives."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -7,14 +8,19 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 import enrich_service.enrichment.routes
+import enrich_service.exchange.routes
 import enrich_service.jobs.routes
 import enrich_service.labels.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
+import enrich_service.web.routes
 from enrich_service.core import problems
+from enrich_service.core.body_limit import BodyLimit
 from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
+from enrich_service.enrichment.engine import RunEngine
+from enrich_service.enrichment.enricher import Enricher
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -24,11 +30,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     engine = make_engine(settings.sqlalchemy_url)
+    enricher = Enricher(engine, settings)
+    runs = RunEngine(engine, enricher)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         prestart(engine, settings)
+        runs.start()
         yield
+        await runs.stop()
+        await enricher.aclose()
         engine.dispose()
 
     app = FastAPI(
@@ -36,17 +47,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Class names in; versioned, released, attribute-rich texts and training jobs out.",
         version=version("enrich-distill"),
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.enricher = enricher
+    app.state.runs = runs
     problems.install(app)
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_bytes,
+        streamed=re.compile(r"/v1/jobs/[^/]+/artifacts/[^/]+"),
+    )
     for capability in (
         enrich_service.labels,
         enrich_service.prompts,
         enrich_service.enrichment,
         enrich_service.releases,
+        enrich_service.exchange,
         enrich_service.jobs,
+        enrich_service.web,
     ):
         app.include_router(capability.routes.router)
+    app.mount("/static", enrich_service.web.routes.static, name="static")
     return app

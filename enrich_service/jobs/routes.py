@@ -209,7 +209,6 @@ def _news(engine: Engine, job_id: int, after: int) -> tuple[list[Event], bool]:
             },
         }
     },
-    max_body_size=2**40,  # the limit of `max_artifact_bytes` is kept while the body comes in
 )
 async def store_artifact(
     job_id: Id,

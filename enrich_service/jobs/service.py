@@ -62,7 +62,7 @@ def view(session: Session, row: JobRow) -> Job:
 
 
 def listing(
-    session: Session, *, state: JobState | None = None, limit: int = 100, offset: int = 0
+    session: Session, *, state: JobState | None = None, limit: int | None = 100, offset: int = 0
 ) -> list[Job]:
     """Jobs, the newest first."""
     query = (
@@ -270,7 +270,9 @@ def _tell_state(session: Session, row: JobRow, **data: Any) -> None:  # noqa: AN
     session.flush()
 
 
-def events(session: Session, job_id: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
+def events(
+    session: Session, job_id: int, *, after: int = 0, limit: int | None = 1000
+) -> list[Event]:
     """Events of a job with a sequence number above `after`, in order."""
     found = session.exec(
         select(JobEvent)

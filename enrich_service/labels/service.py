@@ -160,14 +160,19 @@ def view(session: Session, label_set: LabelSet) -> LabelSetView:
     return LabelSetView(name=label_set.name, labels=total, created_at=label_set.created_at)
 
 
-def listing(session: Session, *, limit: int = 100, offset: int = 0) -> list[LabelSetView]:
+def listing(session: Session, *, limit: int | None = 100, offset: int = 0) -> list[LabelSetView]:
     """Label sets by name."""
     found = session.exec(select(LabelSet).order_by(LabelSet.name).limit(limit).offset(offset))
     return [view(session, label_set) for label_set in found.all()]
 
 
 def page(
-    session: Session, label_set: LabelSet, *, search: str = "", limit: int = 100, offset: int = 0
+    session: Session,
+    label_set: LabelSet,
+    *,
+    search: str = "",
+    limit: int | None = 100,
+    offset: int = 0,
 ) -> LabelPage:
     """`limit` labels from the `offset`-th on, of those whose name or key contains `search`."""
     wanted = [col(Label.label_set_id) == label_set.id]

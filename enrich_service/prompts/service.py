@@ -13,6 +13,7 @@ from sqlmodel import Session, col, func, select
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.enrichment.validators import check_rules
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
 from enrich_service.prompts.schemas import (
     AliasView,
@@ -85,11 +86,7 @@ def _check_content(
     for name in model_defaults:
         if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             raise InvalidInput(f"{shortened(name)} is no parameter that a prompt can set")
-    for rule in validators:
-        if not isinstance(rule.get("rule"), str) or not rule["rule"]:
-            raise InvalidInput(
-                'Each validator is an object with a "rule", e.g. {"rule": "refusal"}'
-            )
+    check_rules(validators)
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
@@ -271,7 +268,12 @@ def versions(session: Session, prompt: Prompt) -> Sequence[PromptVersion]:
 
 
 def listing(
-    session: Session, *, archived: bool = False, search: str = "", limit: int = 100, offset: int = 0
+    session: Session,
+    *,
+    archived: bool = False,
+    search: str = "",
+    limit: int | None = 100,
+    offset: int = 0,
 ) -> list[PromptView]:
     """Prompts by name, with their newest version's number and their aliases."""
     query = select(Prompt).order_by(Prompt.name).limit(limit).offset(offset)

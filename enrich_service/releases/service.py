@@ -301,12 +301,14 @@ def get(session: Session, release_id: int) -> ReleaseRow:
     return row
 
 
-def by_name(session: Session, name: str) -> ReleaseRow:
-    """The release with this name; else NotFound."""
-    row = session.exec(select(ReleaseRow).where(ReleaseRow.name == name)).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no release {shortened(name)}. GET /v1/releases lists them.")
-    return row
+def named(session: Session, name_or_id: str) -> int:
+    """The id of the release with this name, or with this id; else NotFound."""
+    found = session.exec(select(ReleaseRow.id).where(ReleaseRow.name == name_or_id)).one_or_none()
+    if found is None and name_or_id.isdecimal() and len(name_or_id) < 10:
+        found = get(session, int(name_or_id)).id
+    if found is None:
+        raise NotFound(f"There is no release {shortened(name_or_id)}. GET /v1/releases lists them.")
+    return found
 
 
 def body(session: Session, release_id: int, known: Sequence[str] = ()) -> tuple[str, bytes | None]:
@@ -327,7 +329,7 @@ def view(session: Session, row: ReleaseRow) -> ReleaseView:
 
 
 def listing(
-    session: Session, *, label_set: str | None = None, limit: int = 100, offset: int = 0
+    session: Session, *, label_set: str | None = None, limit: int | None = 100, offset: int = 0
 ) -> list[ReleaseView]:
     """Releases, the newest first."""
     columns: tuple[Any, ...] = (
@@ -404,7 +406,7 @@ def take_in(
     labels = [
         LabelIn(key=label.key, name=label.name, context=label.context) for label in release.labels
     ]
-    chosen = _label_set_of(session, label_set or release.label_set, labels)
+    chosen, _ = label_set_of(session, label_set or release.label_set, labels)
     return _store(
         session,
         chosen,
@@ -419,14 +421,14 @@ def take_in(
     )
 
 
-def _label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> LabelSet:
-    """The label set `name` with exactly these labels, made where there is none."""
+def label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> tuple[LabelSet, bool]:
+    """The label set `name` with exactly these labels, made where there is none; is it new?"""
     found = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if found is None:
-        return label_service.create(session, name, labels)
+        return label_service.create(session, name, labels), True
     have = [(one.key, one.name, one.context) for one in label_service.labels_of(session, found)]
     if have != [(one.key, one.name, one.context) for one in labels]:
         raise Conflict(
             f"There is a label set {name!r} with other labels: name another one to import into."
         )
-    return found
+    return found, False

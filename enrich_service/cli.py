@@ -1,0 +1,100 @@
+"""The `enrich` command."""
+
+import ipaddress
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import BaseModel
+from typer.core import TyperGroup
+
+from enrich_service.app import create_app
+from enrich_service.core.console import Json, load_settings, show
+from enrich_service.core.errors import InvalidInput, UserError
+from enrich_service.core.settings import Settings, environment_names, shown
+from enrich_service.exchange import commands as exchange
+from enrich_service.jobs import commands as jobs
+from enrich_service.labels import commands as labels
+from enrich_service.prompts import commands as prompts
+from enrich_service.releases import commands as releases
+
+
+class _Commands(TyperGroup):
+    """Tells a user's mistake in one line on standard error, and exits with 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base class has it
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"enrich: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Class names in; versioned and released texts out.",
+)
+app.add_typer(labels.app, name="labels")
+app.add_typer(prompts.app, name="prompts")
+app.add_typer(releases.app, name="release")
+app.add_typer(exchange.import_app, name="import")
+app.add_typer(exchange.export_app, name="export")
+app.add_typer(jobs.app, name="jobs")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; default ENRICH_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
+) -> None:
+    """Run the service until it is stopped."""
+    settings = load_settings()
+    host = settings.host if host is None else host
+    if not _is_loopback(host) and not settings.allow_remote:
+        raise InvalidInput(
+            f"{host} can be reached from other machines, and the service has no keys yet: bind "
+            "127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 behind a proxy that lets in whom you trust."
+        )
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=settings.port if port is None else port,
+        timeout_graceful_shutdown=5,  # streams of events never end by themselves
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Setting(BaseModel):
+    name: str
+    value: str | None
+    variables: list[str]
+    description: str
+
+
+@app.command()
+def settings(json: Json = False) -> None:
+    """List all settings with the environment variables that set them; secrets are masked."""
+    now = load_settings()
+    show(
+        [
+            _Setting(
+                name=name,
+                value=shown(now, name),
+                variables=environment_names(name),
+                description=field.description or "",
+            )
+            for name, field in Settings.model_fields.items()
+        ],
+        json=json,
+    )

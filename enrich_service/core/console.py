@@ -1,0 +1,91 @@
+"""What the sub-commands of `enrich` share: the database, and ways to show data."""
+
+import json as jsonlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session
+
+from enrich_service.core.database import make_engine, reading, storage_error, writing
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.prestart import prestart
+from enrich_service.core.settings import Settings
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def load_settings() -> Settings:
+    """The settings of the environment. Raises InvalidInput, naming the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        variable = name if name.isupper() else f"ENRICH_{name.upper()}"
+        raise InvalidInput(f"{variable}: {first['msg']}") from error
+
+
+@contextmanager
+def database(settings: Settings | None = None) -> Iterator[Engine]:
+    """The database of the environment, brought up to date."""
+    settings = settings or load_settings()
+    engine = make_engine(settings.sqlalchemy_url)
+    try:
+        prestart(engine, settings)
+        yield engine
+    except (DBAPIError, OSError) as error:
+        known = storage_error(error)
+        if known is None:
+            raise
+        raise known from error
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def read_session() -> Iterator[Session]:
+    """A reading session on the database of the environment."""
+    with database() as engine, reading(engine) as session:
+        yield session
+
+
+@contextmanager
+def write_session() -> Iterator[Session]:
+    """A writing session on the database of the environment."""
+    with database() as engine, writing(engine) as session:
+        yield session
+
+
+def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence[str] = ()) -> None:
+    """Print models: as one JSON document, or as a table of `columns` (default: all fields)."""
+    plain = TypeAdapter(Any).dump_python(data, mode="json")
+    if json:
+        typer.echo(jsonlib.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    if isinstance(plain, dict):
+        table = Table(show_header=False, box=None)
+        for name in columns or plain:
+            table.add_row(Text(name, style="bold"), Text(_cell(plain[name])))
+    else:
+        names = columns or (list(plain[0]) if plain else ())
+        table = Table(*names, box=None)
+        for row in plain:
+            table.add_row(*(Text(_cell(row[name])) for name in names))
+        if not plain:
+            table = Table("nothing", box=None, show_header=True)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)

@@ -1,0 +1,111 @@
+"""Lines of the export, and what an import did."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from contract import Release
+from enrich_service.enrichment.models import Generation
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.prompts.schemas import PromptKind, VersionCreate
+
+
+class Header(BaseModel):
+    """The first line: what this file is."""
+
+    record: Literal["enrich-export"] = "enrich-export"
+    format: Literal[1] = 1
+
+
+class LabelSetRecord(BaseModel):
+    """A label set with all of its labels."""
+
+    record: Literal["label_set"] = "label_set"
+    name: str
+    labels: list[LabelIn]
+
+
+class VersionRecord(VersionCreate):
+    """A prompt version, with its prompt."""
+
+    record: Literal["prompt_version"] = "prompt_version"
+    prompt: str
+    kind: PromptKind
+    summary: str = ""
+    number: int
+    content_hash: str
+    created_at: datetime
+
+
+class AliasRecord(BaseModel):
+    """An alias, as it stood."""
+
+    record: Literal["alias"] = "alias"
+    prompt: str
+    name: str
+    content_hash: str
+    protected: bool
+
+
+class _GenerationBase(BaseModel):
+    """A generation with its provenance. Ids are those of the file, only to find parents."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    record: Literal["generation"] = "generation"
+    id: int
+    parent_id: int | None = None
+    label_set: str | None = None
+    label_key: str | None = None
+    prompt_hash: str | None = None
+
+
+# Whatever the table records of a generation is carried over; rows are named otherwise there.
+_ROW_IDS = {"id", "parent_id", "label_id", "run_id", "prompt_version_id"}
+_fields: dict[str, Any] = {
+    name: (field.annotation, ... if field.is_required() else field.get_default())
+    for name, field in Generation.model_fields.items()
+    if name not in _ROW_IDS and field.default_factory is None
+} | {
+    name: (field.annotation, Field(default_factory=field.default_factory))
+    for name, field in Generation.model_fields.items()
+    if name not in _ROW_IDS and field.default_factory is not None
+}
+GENERATION_FIELDS = tuple(_fields)
+GenerationRecord = create_model("GenerationRecord", __base__=_GenerationBase, **_fields)
+
+
+class ReleaseRecord(BaseModel):
+    """A release, whole."""
+
+    record: Literal["release"] = "release"
+    release: Release
+
+
+class Imported(BaseModel):
+    """What an import added; what was there already is only counted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "label_sets": ["ducks"],
+                    "prompt_versions": ["visual-description 1"],
+                    "generations": 198,
+                    "rejected": 2,
+                    "releases": ["ducks-1"],
+                    "there_already": 0,
+                    "problems": ["'yurt': empty: the reply holds no text"],
+                }
+            ]
+        }
+    )
+
+    label_sets: list[str] = []
+    prompt_versions: list[str] = []
+    generations: Annotated[int, Field(description="Texts that can be released")] = 0
+    rejected: Annotated[int, Field(description="Texts stored as rejected")] = 0
+    releases: list[str] = []
+    there_already: int = 0
+    problems: Annotated[list[str], Field(description="Why texts were rejected, first 100")] = []

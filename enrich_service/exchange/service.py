@@ -1,0 +1,403 @@
+"""Getting in and out: the paper's pairs of text files, and JSONL with everything.
+
+Both ways keep provenance: a text that was imported twice is stored once, and a release that
+travelled keeps its hash.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ValidationError
+from sqlmodel import Session, col, select
+
+from contract import Release
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import check_text, shortened
+from enrich_service.enrichment.answers import Taken
+from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.validators import DEFAULT_RULES, Answer, check
+from enrich_service.exchange.schemas import (
+    GENERATION_FIELDS,
+    AliasRecord,
+    GenerationRecord,
+    Header,
+    Imported,
+    LabelSetRecord,
+    ReleaseRecord,
+    VersionRecord,
+)
+from enrich_service.labels import service as label_service
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.prompts import service as prompt_service
+from enrich_service.prompts.models import Alias, Prompt, PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.releases import service as release_service
+from enrich_service.releases.models import ReleaseRow
+
+_SHOWN_PROBLEMS = 100
+_RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
+
+
+def import_pairs(
+    session: Session,
+    name: str,
+    label2text: str,
+    descriptions: str | None = None,
+    *,
+    context: str | None = None,
+    author: str = "",
+    check_texts: bool = True,
+) -> Imported:
+    """A label set from the paper's label2text.txt, and one text a line from its chatgpt.txt.
+
+    With `check_texts`, a text that the validators find faulty is stored as rejected: it stays to
+    be seen, and no release takes it.
+    """
+    check_text("The author", author, limit=200)
+    labels = [
+        label.model_copy(update={"context": context})
+        for label in label_service.parse_label2text(label2text.splitlines())
+    ]
+    label_set = label_service.create(session, name, labels)
+    result = Imported(label_sets=[name])
+    if descriptions is None:
+        return result
+    lines = descriptions.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    if len(lines) != len(labels):
+        raise InvalidInput(
+            f"There are {len(labels)} labels and {len(lines)} lines of text: "
+            "the n-th line must describe the n-th label"
+        )
+    taken = Taken()
+    rows = []
+    for label, line in zip(label_service.labels_of(session, label_set), lines, strict=True):
+        text = " ".join(line.split())
+        answer = Answer(
+            label.name,
+            label.context,
+            PromptKind.DESCRIPTION,
+            raw=line,
+            parsed={"description": text},
+            texts=(text,),
+            others=taken.by_others_than(label.name),
+        )
+        verdict = check(DEFAULT_RULES if check_texts else [{"rule": "empty"}], answer)
+        accepted = not verdict.problems
+        if accepted:
+            taken.add(label.name, PromptKind.DESCRIPTION, (text,))
+        rows.append(
+            Generation(
+                source=GenerationSource.IMPORT,
+                status=GenerationStatus.ACCEPTED if accepted else GenerationStatus.REJECTED,
+                kind=PromptKind.DESCRIPTION,
+                label_id=label.id,
+                label_name=label.name,
+                label_context=label.context,
+                raw_reply=line,
+                parsed={"description": text},
+                problems=list(verdict.problems),
+                flags=list(verdict.flags),
+                calls=0,
+                author=author,
+            )
+        )
+        result.problems += [f"{label.name!r}: {problem}" for problem in verdict.problems]
+    session.add_all(rows)
+    session.flush()
+    result.generations = sum(row.status is GenerationStatus.ACCEPTED for row in rows)
+    result.rejected = len(rows) - result.generations
+    result.problems = result.problems[:_SHOWN_PROBLEMS]
+    return result
+
+
+def label2text(release: Release) -> str:
+    """The labels of a release as the paper's label2text.txt."""
+    return "".join(
+        f"{label.key.replace(' ', '_')} {number} {label.name.replace(' ', '_')}\n"
+        for number, label in enumerate(release.labels, start=1)
+    )
+
+
+def descriptions(release: Release) -> str:
+    """The descriptions of a release as the paper's chatgpt.txt; a label without has no words."""
+    return "".join(" ".join((label.description or "").split()) + "\n" for label in release.labels)
+
+
+def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str]:
+    """All label sets, prompts, generations and releases (of one label set) as lines of JSON."""
+    yield _line(Header())
+    sets = select(LabelSet).order_by(col(LabelSet.id))
+    if label_set is not None:
+        sets = sets.where(LabelSet.id == label_service.get(session, label_set).id)
+    chosen = session.exec(sets).all()
+    for one in chosen:
+        labels = [
+            LabelIn(key=label.key, name=label.name, context=label.context)
+            for label in label_service.labels_of(session, one)
+        ]
+        yield _line(LabelSetRecord(name=one.name, labels=labels))
+    yield from _export_prompts(session)
+    query = (
+        sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
+        .outerjoin(Label, col(Label.id) == col(Generation.label_id))
+        .outerjoin(LabelSet, col(LabelSet.id) == col(Label.label_set_id))
+        .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
+        .order_by(col(Generation.id))
+        .execution_options(yield_per=500)
+    )
+    if label_set is not None:
+        query = query.where(_serves(chosen[0]))
+    for row, key, set_name, prompt_hash in session.execute(query):
+        yield _line(
+            GenerationRecord(
+                id=row.id,
+                parent_id=row.parent_id,
+                label_set=set_name,
+                label_key=key,
+                prompt_hash=prompt_hash,
+                **{name: getattr(row, name) for name in GENERATION_FIELDS},
+            )
+        )
+        session.expunge(row)
+    ids = [one.id for one in chosen]
+    for body in session.exec(
+        select(ReleaseRow.body)
+        .where(col(ReleaseRow.label_set_id).in_(ids))
+        .order_by(col(ReleaseRow.id))
+    ):
+        yield _line(ReleaseRecord(release=Release.model_validate_json(body)))
+
+
+def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
+    """Generations that belong to a label of `label_set`, by id or by name and context."""
+    return (
+        sa.exists()
+        .where(
+            col(Label.label_set_id) == label_set.id,
+            col(Label.name) == col(Generation.label_name),
+            col(Label.context).is_not_distinct_from(col(Generation.label_context)),
+        )
+        .correlate(Generation)
+    )
+
+
+def _export_prompts(session: Session) -> Iterator[str]:
+    for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
+        for version in reversed(prompt_service.versions(session, prompt)):
+            content = version.model_dump(exclude={"id", "prompt_id"})
+            yield _line(
+                VersionRecord(
+                    prompt=prompt.name,
+                    kind=PromptKind(prompt.kind),
+                    summary=prompt.summary,
+                    **content,
+                )
+            )
+        aliases = session.exec(
+            select(Alias, PromptVersion.content_hash)
+            .join(PromptVersion, col(PromptVersion.id) == col(Alias.version_id))
+            .where(Alias.prompt_id == prompt.id)
+        )
+        for alias, digest in aliases:
+            yield _line(
+                AliasRecord(
+                    prompt=prompt.name,
+                    name=alias.name,
+                    content_hash=digest,
+                    protected=alias.protected,
+                )
+            )
+
+
+def _line(record: BaseModel) -> str:
+    return record.model_dump_json() + "\n"
+
+
+_RECORDS: dict[str, type[BaseModel]] = {
+    "enrich-export": Header,
+    "label_set": LabelSetRecord,
+    "prompt_version": VersionRecord,
+    "alias": AliasRecord,
+    "generation": GenerationRecord,
+    "release": ReleaseRecord,
+}
+
+
+def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
+    """Take in what `export_jsonl` wrote. Raises InvalidInput for the first line that does not fit.
+
+    What is there already is left as it is; nothing is overwritten.
+    """
+    return _Import(session).run(lines)
+
+
+class _Import:
+    """One import: maps what the file calls things to the rows of this database."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.done = Imported()
+        self.versions: dict[str, int] = {}  # content hash → id
+        self.generations: dict[int, int] = {}  # id in the file → id here
+        self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
+
+    def run(self, lines: Iterable[str]) -> Imported:
+        number = 0
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+                kind = raw.get("record") if isinstance(raw, dict) else None
+                if number == 1 and kind != "enrich-export":
+                    raise InvalidInput("this is no export of this service")
+                model = _RECORDS.get(str(kind))
+                if model is None:
+                    raise InvalidInput(f"there is no record {shortened(str(kind))}")
+                self._take(model.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(str(part) for part in first["loc"]) or "the record"
+                raise InvalidInput(f"Line {number}: {where}: {first['msg']}") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise InvalidInput(f"Line {number} is no JSON: {error}") from error
+            except InvalidInput as error:
+                raise InvalidInput(f"Line {number}: {error}") from error
+        if not number:
+            raise InvalidInput("The file is empty")
+        self.session.flush()
+        return self.done
+
+    def _take(self, record: BaseModel) -> None:
+        if isinstance(record, LabelSetRecord):
+            self._label_set(record)
+        elif isinstance(record, VersionRecord):
+            self._version(record)
+        elif isinstance(record, AliasRecord):
+            self._alias(record)
+        elif isinstance(record, ReleaseRecord):
+            row, new = release_service.take_in(self.session, record.release)
+            self._note(self.done.releases, row.name, new)
+        elif isinstance(record, GenerationRecord):
+            self._generation(record)
+
+    def _note(self, names: list[str], name: str, new: bool) -> None:
+        if new:
+            names.append(name)
+        else:
+            self.done.there_already += 1
+
+    def _label_set(self, record: LabelSetRecord) -> None:
+        row, new = release_service.label_set_of(self.session, record.name, record.labels)
+        self._note(self.done.label_sets, record.name, new)
+        self.labels[record.name] = {
+            label.key: label.id
+            for label in label_service.labels_of(self.session, row)
+            if label.id is not None
+        }
+
+    def _version(self, record: VersionRecord) -> None:
+        content = record.model_dump(
+            include={"system", "user", "output_schema", "model_defaults", "validators"}
+        )
+        if prompt_service.content_hash(kind=record.kind, **content) != record.content_hash:
+            raise InvalidInput(
+                f"version {record.number} of prompt {shortened(record.prompt)} does not have the "
+                "hash that it claims"
+            )
+        author: dict[str, Any] = {"message": record.message, "author": record.author}
+        found = self.session.exec(select(Prompt).where(Prompt.name == record.prompt)).one_or_none()
+        if found is None:
+            _, version = prompt_service.create(
+                self.session,
+                name=record.prompt,
+                kind=record.kind,
+                summary=record.summary,
+                **content,
+                **author,
+            )
+            new = True
+        else:
+            same = [
+                one
+                for one in prompt_service.versions(self.session, found)
+                if one.content_hash == record.content_hash
+            ]
+            new = not same
+            version = (
+                prompt_service.create_version(self.session, found, **content, **author)[0]
+                if new
+                else same[0]
+            )
+        if new:
+            version.created_at = record.created_at
+            self.session.add(version)
+        assert version.id is not None
+        self.versions[record.content_hash] = version.id
+        self._note(self.done.prompt_versions, f"{record.prompt} {version.number}", new)
+
+    def _alias(self, record: AliasRecord) -> None:
+        prompt = prompt_service.get(self.session, record.prompt)
+        there = self.session.exec(
+            select(Alias.id).where(Alias.prompt_id == prompt.id, Alias.name == record.name)
+        ).one_or_none()
+        version = self.versions.get(record.content_hash)
+        if there is None and version is not None:
+            prompt_service.move_alias(
+                self.session,
+                prompt,
+                record.name,
+                self.session.get_one(PromptVersion, version).number,
+                reason="import",
+                protected=record.protected,
+            )
+
+    def _generation(self, record: Any) -> None:  # noqa: ANN401 - a GenerationRecord, made at runtime
+        there = self._same(record)
+        if there is not None:
+            self.generations[record.id] = there
+            self.done.there_already += 1
+            return
+        if record.prompt_hash is not None and record.prompt_hash not in self.versions:
+            raise InvalidInput(
+                f"generation {record.id} names a prompt version that is not in the file"
+            )
+        if record.parent_id is not None and record.parent_id not in self.generations:
+            raise InvalidInput(f"generation {record.id} comes before its parent")
+        row = Generation(
+            label_id=self.labels.get(record.label_set, {}).get(record.label_key),
+            prompt_version_id=self.versions.get(record.prompt_hash),
+            parent_id=self.generations.get(record.parent_id),
+            **{name: getattr(record, name) for name in GENERATION_FIELDS},
+        )
+        self.session.add(row)
+        self.session.flush()
+        assert row.id is not None
+        self.generations[record.id] = row.id
+        if row.status is GenerationStatus.ACCEPTED:
+            self.done.generations += 1
+        elif row.status is GenerationStatus.REJECTED:
+            self.done.rejected += 1
+
+    def _same(self, record: Any) -> int | None:  # noqa: ANN401 - a GenerationRecord
+        """The id of the row that is this very generation, or a result for its dedupe key."""
+        query = select(Generation.id)
+        if record.dedupe_key is not None and record.status in _RESULTS:
+            query = query.where(
+                Generation.dedupe_key == record.dedupe_key, col(Generation.status).in_(_RESULTS)
+            )
+        else:
+            query = query.where(
+                Generation.label_name == record.label_name,
+                Generation.created_at == record.created_at,
+                Generation.source == record.source,
+                Generation.kind == record.kind,
+                Generation.attempt == record.attempt,
+                col(Generation.raw_reply).is_not_distinct_from(record.raw_reply),
+            )
+        return self.session.exec(query.limit(1)).one_or_none()

@@ -1,0 +1,50 @@
+"""`enrich jobs`."""
+
+from typing import Annotated
+
+import typer
+
+from contract import JobState
+from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.jobs import service
+
+app = typer.Typer(no_args_is_help=True, help="Training jobs.")
+
+
+@app.command("list")
+def list_(
+    state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 100,
+    json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    with read_session() as session:
+        found = service.listing(session, state=state, limit=limit)
+    show(
+        found,
+        json=json,
+        columns=("id", "state", "release_id", "worker", "attempts", "created_at", "error"),
+    )
+
+
+@app.command("show")
+def show_(job_id: int, json: Json = False) -> None:
+    """Show a job."""
+    with read_session() as session:
+        show(service.view(session, service.get(session, job_id)), json=json)
+
+
+@app.command()
+def events(job_id: int, after: int = 0, json: Json = False) -> None:
+    """List the events of a job."""
+    with read_session() as session:
+        service.get(session, job_id)
+        show(service.events(session, job_id, after=after, limit=None), json=json)
+
+
+@app.command()
+def cancel(job_id: int, json: Json = False) -> None:
+    """Cancel a job: at once where it waits, else its worker is told."""
+    with write_session() as session:
+        view = service.view(session, service.cancel(session, job_id))
+    show(view, json=json, columns=("id", "state", "cancel_requested"))

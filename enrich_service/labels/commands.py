@@ -1,0 +1,90 @@
+"""`enrich labels`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.errors import InvalidInput
+from enrich_service.labels import service
+from enrich_service.labels.schemas import LabelIn
+
+app = typer.Typer(no_args_is_help=True, help="Label sets: named lists of classes.")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Name of the new label set.")],
+    labels: Annotated[list[str] | None, typer.Argument(help="Class names.")] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="CSV file: key,name,context."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of class folders.")
+    ] = None,
+    label2text: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Names: lines `key index name_with_underscores`. With --folder, of its classes.",
+        ),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Context of labels without their own, e.g. 'a bird'.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Create a label set from names, a CSV file, a folder or a label2text.txt."""
+    given = [bool(labels), csv is not None, folder is not None or label2text is not None]
+    if sum(given) != 1:
+        raise InvalidInput("Give class names, --csv, or --folder and/or --label2text: one of them")
+    if csv is not None:
+        found = service.from_csv(csv.read_bytes())
+    elif folder is not None:
+        found = service.from_folder(folder, label2text)
+    elif label2text is not None:
+        found = service.read_label2text(label2text)
+    else:
+        found = [LabelIn(name=label) for label in labels or ()]
+    if context is not None:
+        found = [
+            label if label.context else label.model_copy(update={"context": context})
+            for label in found
+        ]
+    with write_session() as session:
+        view = service.view(session, service.create(session, name, found))
+    show(view, json=json)
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List label sets."""
+    with read_session() as session:
+        show(service.listing(session, limit=None), json=json)
+
+
+@app.command("show")
+def show_(
+    name: str,
+    limit: Annotated[int, typer.Option(min=1, help="Labels shown.")] = 100,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    search: Annotated[str, typer.Option(help="Only labels with this in name or key.")] = "",
+    json: Json = False,
+) -> None:
+    """Show the labels of a label set."""
+    with read_session() as session:
+        label_set = service.get(session, name)
+        page = service.page(session, label_set, search=search, limit=limit, offset=offset)
+    show(page if json else page.items, json=json)
+    if not json and page.next_offset is not None:
+        typer.echo(f"… {page.total} in all: go on with --offset {page.next_offset}")
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Delete a label set that nothing uses."""
+    with write_session() as session:
+        service.remove(session, service.get(session, name))

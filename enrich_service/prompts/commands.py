@@ -1,0 +1,147 @@
+"""`enrich prompts`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.errors import InvalidInput
+from enrich_service.prompts import service
+from enrich_service.prompts.schemas import PromptCreate, VersionCreate
+
+app = typer.Typer(no_args_is_help=True, help="Prompts, their versions and aliases.")
+
+Version = Annotated[int | None, typer.Option(min=1, help="Number of a version.")]
+Alias = Annotated[str | None, typer.Option(help="Alias of a version.")]
+Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
+Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
+Confirm = Annotated[bool, typer.Option("--confirm", help="Yes, although it is protected.")]
+Body = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, help="JSON file, as for POST /v1/prompts.")
+]
+
+
+@app.command("list")
+def list_(
+    search: Annotated[str, typer.Option(help="Only those with this in name or summary.")] = "",
+    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    json: Json = False,
+) -> None:
+    """List prompts with their aliases."""
+    with read_session() as session:
+        found = service.listing(session, search=search, archived=archived, limit=None)
+    show(found, json=json, columns=("name", "kind", "latest", "aliases", "summary"))
+
+
+@app.command("show")
+def show_(name: str, version: Version = None, alias: Alias = None, json: Json = False) -> None:
+    """Show one version of a prompt, by default the newest."""
+    with read_session() as session:
+        prompt = service.get(session, name)
+        found = service.resolve(session, name, version=version, alias=alias)
+        show(service.version_view(prompt, found), json=json)
+
+
+@app.command()
+def versions(name: str, json: Json = False) -> None:
+    """List the versions of a prompt."""
+    with read_session() as session:
+        prompt = service.get(session, name)
+        found = [service.version_view(prompt, one) for one in service.versions(session, prompt)]
+    show(found, json=json, columns=("number", "message", "author", "created_at", "content_hash"))
+
+
+@app.command()
+def add(body: Body, json: Json = False) -> None:
+    """Create a prompt from a JSON file, or add its content as the next version."""
+    try:
+        given = PromptCreate.model_validate_json(body.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InvalidInput(f"{body}: {where}: {first['msg']}") from error
+    with write_session() as session:
+        names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
+        if given.name not in names:
+            prompt, version = service.create(session, **given.model_dump())
+        else:
+            prompt = service.get(session, given.name)
+            content = given.model_dump(include=set(VersionCreate.model_fields))
+            version, _ = service.create_version(session, prompt, **content)
+        view = service.version_view(prompt, version)
+    show(view, json=json, columns=("prompt", "number", "content_hash", "message"))
+
+
+@app.command()
+def diff(name: str, before: int, after: int, json: Json = False) -> None:
+    """Show what changed between two versions."""
+    with read_session() as session:
+        found = service.diff(session, service.get(session, name), before, after)
+    if json:
+        show(found, json=True)
+        return
+    for changed in found.changed:
+        typer.echo(changed.field)
+        for line in changed.diff:
+            typer.echo(f"  {line}")
+
+
+@app.command()
+def alias(
+    name: str,
+    alias: str,
+    version: int,
+    reason: Reason = "",
+    author: Author = "",
+    protect: Annotated[
+        bool | None, typer.Option("--protect/--unprotect", help="Set or lift the protection.")
+    ] = None,
+    confirm: Confirm = False,
+    json: Json = False,
+) -> None:
+    """Point an alias at a version."""
+    with write_session() as session:
+        moved = service.move_alias(
+            session,
+            service.get(session, name),
+            alias,
+            version,
+            reason=reason,
+            author=author,
+            protected=protect,
+            confirm=confirm,
+        )
+    show(moved, json=json)
+
+
+@app.command()
+def rollback(
+    name: str,
+    alias: str,
+    reason: Reason = "",
+    author: Author = "",
+    confirm: Confirm = False,
+    json: Json = False,
+) -> None:
+    """Put an alias back to where it was before its last move."""
+    with write_session() as session:
+        moved = service.roll_back_alias(
+            session,
+            service.get(session, name),
+            alias,
+            reason=reason,
+            author=author,
+            confirm=confirm,
+        )
+    show(moved, json=json)
+
+
+@app.command()
+def archive(
+    name: str, undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False
+) -> None:
+    """Archive a prompt; nothing of it is lost."""
+    with write_session() as session:
+        service.set_archived(session, service.get(session, name), not undo)
