@@ -42,6 +42,10 @@ class TextDiagnostics(_Frozen):
     classes: int
     mean_cosine: float
     mean_nearest_cosine: float
+    effective_rank: Annotated[float, Field(description="exp of the spectrum's entropy")]
+    singular_values: Annotated[
+        tuple[float, ...], Field(description="Of the mean-centred features, descending")
+    ]
     confusable: tuple[ConfusablePair, ...] = ()
 
 
@@ -76,6 +80,7 @@ class Report(_Frozen):
     release_hash: str
     label_set: str
     teacher: str
+    teacher_fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
     teacher_dim: int
     student_parameters: int
     epochs: tuple[Epoch, ...]

@@ -1,0 +1,1 @@
+"""Long runs: quality on real input and speed against named alternatives."""

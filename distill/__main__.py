@@ -1,0 +1,5 @@
+"""`python -m distill` is the `distill` command."""
+
+from distill.cli import app
+
+app()

@@ -1,0 +1,353 @@
+"""The `distill` command: text banks, training, evaluation, diagnostics, reports, the worker."""
+
+import json
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from contract import EventKind, Release, TextStrategy, TrainConfig
+from distill.errors import TextError, UserError
+
+# torch, open_clip and timm take seconds to import: each command imports what it needs.
+
+INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+notes = Console(stderr=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TeacherOption = Annotated[
+    str, typer.Option(help="NAME@TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.")
+]
+ReleaseOption = Annotated[Path | None, typer.Option(help="Release as JSON (`enrich export`).")]
+LabelsOption = Annotated[Path | None, typer.Option(help="The paper's label2text.txt.")]
+DescriptionsOption = Annotated[Path | None, typer.Option(help="The paper's chatgpt.txt.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+CacheOption = Annotated[Path, typer.Option(help="Where features and pixels are kept.")]
+CACHE = Path(".distill-cache")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake ends a command with one line on standard error and exit status 1."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f"distill: {error}", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars on standard error; yields a function from a title to its (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes, transient=True) as progress:
+
+        def bar(title: str) -> Callable[[int, int], None]:
+            task = progress.add_task(title, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def show(document: BaseModel, as_json: bool, title: str) -> None:
+    """Print a document: as JSON for programs, as a table for people."""
+    if as_json:
+        print(document.model_dump_json())  # noqa: T201
+        return
+    table = Table(title=title, show_header=False)
+    for name, value in document.model_dump(mode="json").items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+        elif not isinstance(value, list):
+            table.add_row(name, str(value))
+    Console().print(table)
+
+
+def release_given(release: Path | None, labels: Path | None, descriptions: Path | None) -> Release:
+    """The release that the options name: a JSON file, or the paper's pair."""
+    from distill.releases import read_release, release_from_pairs
+
+    if release is not None:
+        if labels is not None or descriptions is not None:
+            raise TextError("give either --release or --labels with --descriptions, not both")
+        return read_release(release)
+    if labels is None:
+        raise TextError("say which classes: --release FILE, or --labels FILE [--descriptions FILE]")
+    return release_from_pairs(labels, descriptions)
+
+
+def default_strategy(release: Release) -> TextStrategy:
+    """name+description where there are descriptions, else name."""
+    return "name+description" if any(x.description for x in release.labels) else "name"
+
+
+@app.command("text-bank")
+@one_line_errors
+def text_bank(
+    teacher: TeacherOption,
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode the texts of a release with a teacher."""
+    from distill.teacher import load_teacher
+    from distill.text_bank import build_text_bank
+
+    chosen = release_given(release, labels, descriptions)
+    bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+    bank.save(out)
+    flagged = f", {len(bank.flagged)} longer than the context" if bank.flagged else ""
+    notes.print(f"{len(bank.keys)} classes, {bank.features.shape[1]} dimensions{flagged} → {out}")
+    if as_json:
+        summary = {
+            "file": str(out),
+            "classes": len(bank.keys),
+            "dim": bank.features.shape[1],
+            "strategy": bank.strategy,
+            "teacher": bank.teacher,
+            "release_hash": bank.release_hash,
+            "flagged": bank.flagged,
+        }
+        print(json.dumps(summary))  # noqa: T201
+
+
+def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
+    """The strategy called `strategy`, or the one that suits the release."""
+    from distill.text_bank import STRATEGIES
+
+    if strategy is None:
+        return default_strategy(release)
+    for known in STRATEGIES:
+        if strategy == known:
+            return known
+    raise TextError(f"there is no text strategy {strategy!r}: choose {', '.join(STRATEGIES)}")
+
+
+@app.command()
+@one_line_errors
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with val_on_train/ (seen), val/ (unseen).")],
+    teacher: TeacherOption,
+    split: Annotated[str, typer.Option(help="val or unseen, val_on_train or seen.")] = "val",
+    student: Annotated[
+        Path | None, typer.Option(help="Folder of a training run; without it, the teacher's turn.")
+    ] = None,
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a teacher or a student on one split, against the texts of a release."""
+    from distill.data import EVALUATED, scan_split
+    from distill.evaluate import accuracy
+    from distill.features import image_features
+    from distill.job import load_student, student_features
+    from distill.teacher import load_teacher
+    from distill.text_bank import build_text_bank
+
+    if split not in EVALUATED:
+        raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
+    word = EVALUATED[split]
+    chosen = release_given(release, labels, descriptions)
+    images = scan_split(data, word, {label.key for label in chosen.labels})
+    model = load_teacher(teacher)
+    bank = build_text_bank(
+        model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+    )
+    with bars() as bar:
+        if student is None:
+            features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
+        else:
+            features = student_features(*load_student(student), images, cache)
+    who: Literal["teacher", "student"] = "teacher" if student is None else "student"
+    result = accuracy(who, word, features, images.targets, images.keys, bank)
+    show(result, as_json, f"{who} on {word} classes")
+
+
+@app.command()
+@one_line_errors
+def diagnose(
+    embeddings: Annotated[Path | None, typer.Option(help="An .npz file of text features.")] = None,
+    key: Annotated[str, typer.Option(help="Which array of the .npz file.")] = "name",
+    teacher: Annotated[str | None, typer.Option(help="Teacher that encodes the texts.")] = None,
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How close class texts lie: cosines, spectrum, the most confusable pairs."""
+    from distill.diagnose import diagnose as diagnose_features
+    from distill.diagnose import read_embeddings
+
+    if embeddings is not None:
+        features, names = read_embeddings(embeddings, key)
+        text = key
+    elif teacher is not None:
+        from distill.teacher import load_teacher
+        from distill.text_bank import build_text_bank
+
+        chosen = release_given(release, labels, descriptions)
+        bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+        features, names, text = bank.features, list(bank.names), bank.strategy
+    else:
+        raise TextError("give --embeddings FILE.npz, or --teacher with a release")
+    result = diagnose_features(features, names, text)
+    show(result, as_json, f"Text features '{text}'")
+    if not as_json:
+        table = Table("Most confusable", "", "cosine")
+        for pair in result.confusable:
+            table.add_row(pair.a, pair.b, f"{pair.cosine:.4f}")
+        Console().print(table)
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The training configuration in a TOML or JSON file.
+
+    Raises:
+        UserError: the file is missing or malformed, or a field is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return TrainConfig.model_validate(values)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path} ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise UserError(f"{path}: {where}: {first['msg']}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
+
+
+@app.command()
+@one_line_errors
+def train(
+    config: Annotated[Path, typer.Option(help="Training configuration, TOML or JSON.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, student and report.")],
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
+    events: Annotated[bool, typer.Option(help="One JSON line an event on stdout.")] = False,
+    cache: CacheOption = CACHE,
+) -> None:
+    """Distil a student and write its report."""
+    settings = read_config(config)
+    chosen = release_given(release, labels, descriptions)
+    from distill.job import run_job
+    from distill.train import Interrupted
+
+    stop = {"asked": False}
+    signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
+    signal.signal(signal.SIGINT, lambda *_: stop.update(asked=True))
+    with bars() as bar:
+        shown: dict[str, Callable[[int, int], None]] = {}
+
+        def on_event(kind: EventKind, data: dict[str, Any]) -> None:
+            if events:
+                line = {"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()}
+                print(json.dumps(line), flush=True)  # noqa: T201
+            elif kind is EventKind.PROGRESS:
+                phase = data["phase"]
+                if phase not in shown:
+                    shown[phase] = bar(phase)
+                shown[phase](data["step"], data["steps"])
+            elif kind is EventKind.EPOCH:
+                notes.print(
+                    f"epoch {data['epoch']}: loss {data['loss']:.3f}, "
+                    f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
+                )
+            elif kind is EventKind.LOG:
+                notes.print(data["message"])
+
+        try:
+            report = run_job(
+                settings,
+                chosen,
+                out,
+                cache=cache,
+                resume=resume,
+                on_event=on_event,
+                should_stop=lambda: stop["asked"],
+            )
+        except Interrupted:
+            print(  # noqa: T201
+                f"distill: stopped; go on with the same command and --resume ({out})",
+                file=sys.stderr,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    if not events:
+        print_accuracies(report.accuracies)
+        notes.print(f"report: {out / 'report.html'}")
+
+
+def print_accuracies(rows: tuple[Any, ...]) -> None:
+    """The seen/unseen table of a report."""
+    table = Table("model", "text", "seen top-1 %", "unseen top-1 %")
+    cells = {(row.model, row.text, row.split): row.top1 for row in rows}
+    for model, text in dict.fromkeys((row.model, row.text) for row in rows):
+        values = (cells.get((model, text, split)) for split in ("seen", "unseen"))
+        table.add_row(model, text, *("–" if v is None else f"{v:.1f}" for v in values))
+    Console().print(table)
+
+
+@app.command()
+@one_line_errors
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+) -> None:
+    """Render report.html again from a finished run."""
+    from distill.job import render_again
+
+    print(render_again(folder))  # noqa: T201
+
+
+@app.command()
+@one_line_errors
+def worker(
+    service: Annotated[str, typer.Option(help="Address of the enrichment service.")],
+    once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
+    work_dir: Annotated[Path, typer.Option(help="Checkpoints and results.")] = Path("distill-out"),
+    name: Annotated[str, typer.Option(help="What the service calls this worker.")] = "",
+) -> None:
+    """Take training jobs from the service, one after the other."""
+    from distill.worker import work
+
+    work(
+        service,
+        work_dir=work_dir,
+        once=once,
+        name=name or f"{os.uname().nodename}-{os.getpid()}",
+        api_key=os.environ.get("ENRICH_API_KEY"),
+    )

@@ -1,0 +1,64 @@
+"""Accuracy of a model's image features against a text bank."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from contract import Accuracy
+from distill.errors import DataError, TextError
+from distill.text_bank import TextBank
+
+
+def predict(features: Tensor, text: Tensor) -> Tensor:
+    """The class index [images] whose text has the largest cosine with each image feature.
+
+    `features` [images, dim] need no normalisation, `text` [classes, dim] is unit. Ties go to the
+    smallest index.
+
+    Raises:
+        TextError: the two have different dimensions.
+        DataError: a feature is not finite.
+    """
+    if features.shape[1] != text.shape[1]:
+        raise TextError(
+            f"the image features have {features.shape[1]} dimensions and the text bank has "
+            f"{text.shape[1]}: make both with the same teacher"
+        )
+    if not bool(features.isfinite().all()):
+        raise DataError("the image features hold NaN or infinity: the model is damaged or diverged")
+    return (features @ text.T).argmax(dim=1)
+
+
+def accuracy(
+    model: Literal["teacher", "student"],
+    split: Literal["seen", "unseen"],
+    features: Tensor,
+    targets: Tensor,
+    keys: Sequence[str],
+    bank: TextBank,
+    *,
+    text: str | None = None,
+) -> Accuracy:
+    """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
+
+    `features` [images, dim], `targets` [images] index `keys`. `text` names the bank in the result,
+    by default its strategy.
+
+    Raises:
+        TextError: the bank lacks a class, or has another dimension.
+        DataError: a feature is not finite.
+    """
+    hits = predict(features, bank.select(keys).features) == targets
+    images = torch.bincount(targets, minlength=len(keys))
+    per_class = torch.bincount(targets, weights=hits.double(), minlength=len(keys)) / images
+    return Accuracy(
+        model=model,
+        text=text or bank.strategy,
+        split=split,
+        top1=100 * hits.double().mean().item(),
+        mean_per_class=100 * per_class[images > 0].mean().item(),
+        images=len(targets),
+        classes=len(keys),
+    )

@@ -1,0 +1,297 @@
+"""One training job from configuration and release to student and report.
+
+Everything with files and models around the pure training loop happens here, in the order in which
+it is read: check, encode, train, evaluate, report.
+"""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
+from distill.checkpoint import Checkpoint
+from distill.data import Progress, Split, load_pixels, scan_split
+from distill.diagnose import diagnose, pulled_apart
+from distill.errors import DataError, ModelError
+from distill.evaluate import accuracy
+from distill.features import image_features
+from distill.releases import shuffle_texts
+from distill.report import write_report
+from distill.student import Student, build_student
+from distill.teacher import load_teacher
+from distill.text_bank import TextBank, build_text_bank
+from distill.train import TrainingData, train
+
+OnEvent = Callable[[EventKind, dict[str, Any]], None]
+STUDENT_FILE: Final = "student.safetensors"
+BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
+NAME_BANK_FILE: Final = "name_bank.safetensors"
+RELEASE_FILE: Final = "release.json"
+EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
+EVALUATION_BATCH: Final = 256
+
+
+def run_job(
+    config: TrainConfig,
+    release: Release,
+    out: Path,
+    *,
+    cache: Path,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+) -> Report:
+    """Train a student and write report.json, report.html, the student and its text bank to `out`.
+
+    Raises:
+        UserError: something is missing or does not fit; said before the first step where possible.
+        Interrupted: `should_stop` came true; a checkpoint in `out` lets it go on.
+    """
+    started = datetime.now(UTC)
+    root = Path(config.data)
+    torch.manual_seed(config.seed)
+
+    def progress(phase: str) -> Progress:
+        return lambda done, total: on_event(
+            EventKind.PROGRESS, {"phase": phase, "step": done, "steps": total}
+        )
+
+    def log(message: str) -> None:
+        on_event(EventKind.LOG, {"message": message})
+
+    # Check everything that can be checked before hours are spent.
+    known = {label.key for label in release.labels}
+    splits = {word: scan_split(root, word, known) for word in ("train", "seen", "unseen")}
+    _check_classes(root, splits)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RELEASE_FILE).write_text(release.model_dump_json())
+    except OSError as error:
+        raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+    teacher = load_teacher(config.teacher)
+    for word, split in splits.items():
+        log(f"{word}: {len(split)} images of {len(split.keys)} classes")
+
+    # Texts: the plain name, the chosen strategy, and the control with texts dealt out at random.
+    releases = {"name": release}
+    strategies: dict[str, TextStrategy] = {"name": "name"}
+    if config.text_strategy != "name":
+        releases[config.text_strategy] = release
+        releases["shuffled"] = shuffle_texts(release, config.seed)
+        strategies[config.text_strategy] = strategies["shuffled"] = config.text_strategy
+    classes = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
+    banks = {
+        text: build_text_bank(teacher, releases[text], strategies[text], keys=classes, cache=cache)
+        for text in releases
+    }
+    bank = banks[config.text_strategy]
+    bank.save(out / BANK_FILE)
+    banks["name"].save(out / NAME_BANK_FILE)
+    if bank.flagged:
+        log(
+            f"{len(bank.flagged)} labels have texts longer than the teacher's "
+            f"{teacher.context_length} tokens; each is encoded as the mean of its sentences"
+        )
+
+    # The teacher sees each image once.
+    features = {
+        word: image_features(
+            teacher, split, cache=cache, progress=progress(f"Teacher features, {word}")
+        )
+        for word, split in splits.items()
+    }
+    rows = _accuracies("teacher", splits, features, banks)
+    for row in rows:
+        log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
+    _check_teacher(rows, config)
+
+    # The student.
+    pixels = {
+        word: torch.from_numpy(
+            load_pixels(split, config.image_size, cache, progress(f"Pixels, {word}"))
+        )
+        for word, split in splits.items()
+    }
+    student = build_student(
+        config.student, teacher.dim, image_size=config.image_size, pretrained=config.pretrained
+    )
+    checkpoint = Checkpoint(out / "checkpoint", config, release.hash)
+    epochs = train(
+        config,
+        student,
+        TrainingData(
+            pixels=pixels["train"],
+            targets=splits["train"].targets,
+            teacher=features["train"],
+            text=bank.select(splits["train"].keys).features,
+            seen_pixels=pixels["seen"],
+            seen_targets=splits["seen"].targets,
+            seen_text=bank.select(splits["seen"].keys).features,
+        ),
+        checkpoint=checkpoint,
+        resume=resume,
+        on_epoch=lambda epoch: on_event(EventKind.EPOCH, epoch.model_dump(mode="json")),
+        on_step=progress("Training"),
+        should_stop=should_stop,
+    )
+    save_student(student, config, teacher.dim, out)
+
+    # What it was worth.
+    student_rows = _accuracies(
+        "student",
+        splits,
+        {word: encode(student, pixels[word]) for word in ("seen", "unseen")},
+        banks,
+    )
+    before = banks["name"]
+    result = Report(
+        config=config,
+        release_id=release.id or None,
+        release_hash=release.hash,
+        label_set=release.label_set,
+        teacher=teacher.name,
+        teacher_fingerprint=teacher.fingerprint,
+        teacher_dim=teacher.dim,
+        student_parameters=sum(p.numel() for p in student.parameters()),
+        epochs=epochs,
+        accuracies=(*rows, *student_rows),
+        diagnostics=tuple(
+            diagnose(each.features, each.names, text) for text, each in banks.items()
+        ),
+        pulled_apart=pulled_apart(before, bank, release),
+        flagged_texts=bank.flagged,
+        versions=_versions(),
+        started_at=started,
+        finished_at=datetime.now(UTC),
+    )
+    write_report(result, out, similarity=_similarity(banks["name"], bank), names=bank.names)
+    return result
+
+
+def render_again(folder: Path) -> Path:
+    """Write report.html of the finished run in `folder` once more; its path.
+
+    Raises:
+        DataError: there is no finished run.
+        TextError: a text bank of the run is missing or cut off.
+    """
+    path = folder / "report.json"
+    try:
+        report = Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
+    write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
+    return folder / "report.html"
+
+
+def _similarity(before: TextBank, after: TextBank) -> dict[str, NDArray[np.float32]]:
+    """Cosines [classes, classes] between the texts of each bank, by strategy."""
+    banks = {bank.strategy: bank.features for bank in (before, after)}
+    return {text: (unit @ unit.T).numpy() for text, unit in banks.items()}
+
+
+@torch.inference_mode()
+def encode(student: Student, pixels: Tensor) -> Tensor:
+    """Student features [images, dim] float32 of uint8 pixels [images, 3, size, size]."""
+    student.eval()
+    return torch.cat([student(batch).float() for batch in torch.split(pixels, EVALUATION_BATCH)])
+
+
+def student_features(student: Student, image_size: int, split: Split, cache: Path) -> Tensor:
+    """Student features [images, dim] float32 of a split."""
+    return encode(student, torch.from_numpy(load_pixels(split, image_size, cache)))
+
+
+def save_student(student: Student, config: TrainConfig, dim: int, out: Path) -> None:
+    """Write the student's weights to `out`; what is needed to build it stands in the header."""
+    header = {
+        "student": config.student,
+        "image_size": str(config.image_size),
+        "dim": str(dim),
+        "teacher": config.teacher,
+    }
+    partial = out / f"{STUDENT_FILE}.partial"
+    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+    save_file(weights, partial, metadata=header)
+    partial.replace(out / STUDENT_FILE)
+
+
+def load_student(folder: Path) -> tuple[Student, int]:
+    """The student of the training run in `folder`, and its image size in pixels.
+
+    Raises:
+        ModelError: the file is missing, cut off or no student.
+    """
+    path = folder / STUDENT_FILE
+    if not path.is_file():
+        raise ModelError(
+            f"there is no student {path}: finish the run with `distill train --resume`"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        size = int(header["image_size"])
+        student = build_student(header["student"], int(header["dim"]), image_size=size)
+        student.load_state_dict(load_file(path))
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
+        raise ModelError(f"{path} is cut off or no student: train it again") from None
+    return student, size
+
+
+def _accuracies(
+    model: Literal["teacher", "student"],
+    splits: Mapping[str, Split],
+    features: Mapping[str, Tensor],
+    banks: Mapping[str, TextBank],
+) -> tuple[Accuracy, ...]:
+    return tuple(
+        accuracy(
+            model, word, features[word], splits[word].targets, splits[word].keys, bank, text=text
+        )
+        for text, bank in banks.items()
+        for word in EVALUATED
+    )
+
+
+def _check_classes(root: Path, splits: Mapping[str, Split]) -> None:
+    train = set(splits["train"].keys)
+    if strange := sorted(set(splits["seen"].keys) - train):
+        raise DataError(
+            f"{root}/val_on_train has the class {strange[0]!r}, which is not in train/: seen "
+            "classes need images in both"
+        )
+    if both := sorted(set(splits["unseen"].keys) & train):
+        raise DataError(
+            f"{root}/val has the class {both[0]!r}, which is also in train/ and so not unseen: "
+            "move it to val_on_train/"
+        )
+
+
+def _check_teacher(rows: Sequence[Accuracy], config: TrainConfig) -> None:
+    """Training is in vain where the teacher itself cannot tell the seen classes apart."""
+    row = next(r for r in rows if r.text == config.text_strategy and r.split == "seen")
+    chance = 1 / row.classes
+    error = (chance * (1 - chance) / row.images) ** 0.5
+    if row.top1 / 100 <= chance + 3 * error:
+        raise ModelError(
+            f"the teacher {config.teacher} recognises {row.top1:.1f} % of the seen images, no more "
+            f"than chance ({100 * chance:.1f} %): check that folders, labels and texts belong "
+            "together"
+        )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "open_clip_torch", "timm")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

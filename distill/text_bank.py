@@ -1,0 +1,234 @@
+"""Text banks: the teacher's class text features for one release and one text strategy.
+
+    name               "a photo of {name}"
+    name+description   "a photo of {name} . {description}"          (Li et al., section 3.3)
+    attributes         mean over one prompt per attribute value      (Menon & Vondrick, 2210.07183)
+    ensemble           mean over all texts of the class              (CuPL, 2209.03320)
+
+A prompt longer than the teacher's context is never cut: it is encoded as the normalised mean over
+its sentences, each behind the class name, and the label is flagged.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from contract import Release, ReleaseLabel, TextStrategy
+from distill.errors import TextError
+from distill.teacher import Teacher
+
+STRATEGIES: tuple[TextStrategy, ...] = get_args(TextStrategy)
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """Unit features [classes, dim] float32, in the order of `keys`."""
+
+    features: Tensor
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    strategy: TextStrategy
+    teacher: str
+    release_hash: str
+    flagged: tuple[str, ...] = ()  # keys of labels with a text longer than the teacher's context
+
+    def select(self, keys: Sequence[str]) -> "TextBank":
+        """The bank of `keys` alone, in their order.
+
+        Raises:
+            TextError: a key is not in the bank.
+        """
+        place = {key: index for index, key in enumerate(self.keys)}
+        if missing := [key for key in keys if key not in place]:
+            raise TextError(f"the text bank has no text for {_some(missing)}")
+        rows = [place[key] for key in keys]
+        return TextBank(
+            self.features[rows],
+            tuple(keys),
+            tuple(self.names[row] for row in rows),
+            self.strategy,
+            self.teacher,
+            self.release_hash,
+            tuple(key for key in self.flagged if key in set(keys)),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the bank as safetensors, its words in the header."""
+        words = {
+            "keys": json.dumps(self.keys),
+            "names": json.dumps(self.names),
+            "strategy": self.strategy,
+            "teacher": self.teacher,
+            "release_hash": self.release_hash,
+            "flagged": json.dumps(self.flagged),
+        }
+        partial = path.with_suffix(".partial")
+        save_file({"features": self.features.contiguous()}, partial, metadata=words)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "TextBank":
+        """The bank at `path`.
+
+        Raises:
+            TextError: the file is missing, cut off or no text bank.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                words = file.metadata() or {}
+                return cls(
+                    file.get_tensor("features"),
+                    tuple(json.loads(words["keys"])),
+                    tuple(json.loads(words["names"])),
+                    TypeAdapter[TextStrategy](TextStrategy).validate_python(words["strategy"]),
+                    words["teacher"],
+                    words["release_hash"],
+                    tuple(json.loads(words["flagged"])),
+                )
+        except FileNotFoundError:
+            raise TextError(
+                f"there is no text bank {path}: make it with `distill text-bank`"
+            ) from None
+        except (SafetensorError, KeyError, ValueError, OSError):
+            raise TextError(
+                f"{path} is cut off or no text bank: make it again with `distill text-bank`"
+            ) from None
+
+
+def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
+    """The prompts that stand for `label` under `strategy`.
+
+    Raises:
+        TextError: the release has no text for the label that the strategy could use.
+    """
+    photo = f"a photo of {label.name}"
+    texts: tuple[str, ...]
+    match strategy:
+        case "name":
+            return (photo,)
+        case "name+description":
+            texts = (label.description,) if label.description else ()
+        case "attributes":
+            texts = tuple(
+                f"{name.replace('_', ' ')}: {value}"
+                for name, values in label.attributes.items()
+                for value in values
+            )
+        case "ensemble":
+            described = (label.description,) if label.description else ()
+            texts = (*described, *label.sentences, *label.captions)
+    if not texts:
+        raise TextError(
+            f"the label {label.key!r} ({label.name}) has no text for the strategy "
+            f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
+        )
+    return tuple(f"{photo} . {text}" for text in texts)
+
+
+def build_text_bank(
+    teacher: Teacher,
+    release: Release,
+    strategy: TextStrategy,
+    *,
+    keys: Sequence[str] | None = None,
+    cache: Path | None = None,
+) -> TextBank:
+    """The bank of `release` (or of its labels `keys`, in that order) under `strategy`.
+
+    With `cache`, a folder, the bank is computed once per teacher, texts and strategy; a damaged
+    file there is rebuilt.
+
+    Raises:
+        TextError: a key is not in the release, or its label lacks the text that is needed.
+    """
+    labels = {label.key: label for label in release.labels}
+    keys = tuple(labels if keys is None else keys)
+    if missing := [key for key in keys if key not in labels]:
+        raise TextError(
+            f"the release {release.name!r} has no label {_some(missing)}: add it to the label set "
+            "and release again"
+        )
+    prompts = [prompts_of(labels[key], strategy) for key in keys]
+    path = None
+    if cache is not None:
+        content = json.dumps([teacher.fingerprint, strategy, keys, prompts])
+        path = cache / f"text-bank-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
+        if path.is_file():
+            try:
+                return TextBank.load(path)
+            except TextError:
+                path.unlink()
+    flagged = [
+        key
+        for key, texts in zip(keys, prompts, strict=True)
+        if any(teacher.token_count(text) > teacher.context_length for text in texts)
+    ]
+    parts = [
+        [_within_context(teacher, text, labels[key].name) for text in texts]
+        for key, texts in zip(keys, prompts, strict=True)
+    ]
+    flat = [piece for texts in parts for pieces in texts for piece in pieces]
+    encoded = iter(teacher.encode_text(flat))
+    rows = [
+        _mean(
+            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
+        )
+        for texts in parts
+    ]
+    bank = TextBank(
+        torch.stack(rows),
+        keys,
+        tuple(labels[key].name for key in keys),
+        strategy,
+        teacher.name,
+        release.hash,
+        tuple(flagged),
+    )
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bank.save(path)
+    return bank
+
+
+def _within_context(teacher: Teacher, text: str, name: str) -> tuple[str, ...]:
+    """`text`, or its sentences where it is longer than the context.
+
+    A single sentence that is still too long is split at its clauses, then at its words.
+    """
+    if teacher.token_count(text) <= teacher.context_length:
+        return (text,)
+    photo = f"a photo of {name} . "
+    body = text.removeprefix(photo)
+    for pattern in (r"(?<=[.!?])\s+", r"(?<=[,;:])\s+"):
+        pieces = [piece for piece in re.split(pattern, body) if piece]
+        if len(pieces) > 1:
+            return tuple(
+                part for piece in pieces for part in _within_context(teacher, photo + piece, name)
+            )
+    words = body.split()
+    if len(words) < 2:
+        return (text,)
+    middle = len(words) // 2
+    halves = (" ".join(words[:middle]), " ".join(words[middle:]))
+    return tuple(part for half in halves for part in _within_context(teacher, photo + half, name))
+
+
+def _mean(features: Tensor) -> Tensor:
+    """The normalised mean [dim] of unit features [texts, dim]."""
+    return F.normalize(features.mean(dim=0), dim=-1)
+
+
+def _some(keys: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(repr(key) for key in keys[:count]) + more
