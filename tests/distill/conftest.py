@@ -1,12 +1,21 @@
-"""A tiny open_clip model on disk: random weights, but every part real."""
+"""A small teacher with random weights and a handful of images: enough to see mechanics at work."""
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
-import open_clip
+import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
+import open_clip
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+
+from contract import Release, ReleaseLabel, release_hash
 
 TINY = {
     "model_cfg": {
@@ -49,3 +58,51 @@ def write_teacher(folder: Path, config: dict = TINY, seed: int = 0) -> str:
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Name of a tiny open_clip teacher: 32 dimensions, images of 32 px, 77 tokens."""
     return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tiny_teacher) -> Path:
+    return Path(tiny_teacher.removeprefix("local-dir:"))
+
+
+@pytest.fixture
+def shared_hub(shared, monkeypatch) -> None:
+    """The hub is the cache beside the project, and nothing is fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shared / "hf-home" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def make_release(names: dict[str, str], descriptions: dict[str, str] | None = None) -> Release:
+    labels = tuple(
+        ReleaseLabel(key=key, name=name, description=(descriptions or {}).get(key))
+        for key, name in names.items()
+    )
+    return Release(
+        id=1,
+        name="test",
+        label_set="test",
+        hash=release_hash(labels),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        labels=labels,
+    )
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Callable[..., Path]:
+    """A function that writes plain-coloured noisy images in the paper's layout."""
+
+    def make(splits: dict[str, dict[str, int]], size: int = 40) -> Path:
+        root = tmp_path / "images"
+        rng = np.random.default_rng(0)
+        for split, classes in splits.items():
+            for place, (key, count) in enumerate(classes.items()):
+                folder = root / split / key
+                folder.mkdir(parents=True)
+                colour = np.array([40 + 70 * (place % 3), 40 + 50 * (place // 3), 120])
+                for index in range(count):
+                    noise = rng.integers(-30, 30, (size, size + 8, 3))
+                    pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{index:03}.png")
+        return root
+
+    return make
