@@ -76,8 +76,8 @@ def make_engine(url: str) -> Engine:
     def set_up(connection: Any, _record: Any) -> None:  # noqa: ANN401 - a DBAPI connection
         connection.isolation_level = None  # SQLAlchemy's events below say BEGIN, not sqlite3
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA busy_timeout = 30000")
+        if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
@@ -129,7 +129,7 @@ def storage_error(error: BaseException) -> UserError | None:
             return StorageFull(
                 "The disk of the data folder is full: free some space and try again."
             )
-        if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             return Unavailable(f"The data folder cannot be written ({cause.strerror}).")
     elif isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable("The database does not answer: start it, or check DATABASE_URL.")

@@ -57,10 +57,10 @@ def prestart(engine: Engine, settings: Settings) -> None:
             Path(database).parent.mkdir(parents=True, exist_ok=True)
         config = alembic_config(engine)
         head = ScriptDirectory.from_config(config).get_current_head()
-        if _revision(engine) == head:
-            return
+        # Under the lock from the first connection on: SQLite's switch to WAL waits for nobody.
         with _alone(engine, settings):
-            command.upgrade(config, "head")
+            if _revision(engine) != head:
+                command.upgrade(config, "head")
     except CommandError as error:
         raise Unavailable(
             f"The database is of another version of this service ({error}): upgrade the service."

@@ -67,6 +67,15 @@ def _answer(
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        schemas: dict[str, Any] = document["components"]["schemas"]
+        schemas["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(UserError)
     def user_error(_request: Request, error: UserError) -> JSONResponse:

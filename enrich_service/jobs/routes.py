@@ -31,6 +31,7 @@ from enrich_service.jobs.schemas import (
     JOB_EXAMPLE,
     LEASE_EXAMPLE,
     MAX_FENCE,
+    REPORT_EXAMPLE,
     ArtifactView,
     Claim,
     EventsIn,
@@ -284,7 +285,13 @@ def read_artifact(
     summary="Read the report",
     response_class=FileResponse,
     responses=problems(404)
-    | {200: {"model": Report, "description": "report.json as the worker wrote it"}},
+    | {
+        200: {
+            "model": Report,
+            "description": "report.json as the worker wrote it",
+            "content": {"application/json": {"example": REPORT_EXAMPLE}},
+        }
+    },
 )
 def read_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
     """The report of a job, as its worker wrote it."""

@@ -48,6 +48,38 @@ LEASE_EXAMPLE: dict[str, Any] = {
     "fence": 1,
     "expires_at": _WHEN,
 }
+REPORT_EXAMPLE: dict[str, Any] = {
+    "config": _CONFIG,
+    "release_id": 1,
+    "release_hash": "4be2" * 16,
+    "label_set": "ducks",
+    "teacher": "hf-hub:bench/lite0-minilm",
+    "teacher_dim": 512,
+    "student_parameters": 11439168,
+    "epochs": [],
+    "accuracies": [
+        {
+            "model": "student",
+            "text": "name+description",
+            "split": "unseen",
+            "top1": 11.7,
+            "mean_per_class": 11.7,
+            "images": 2400,
+            "classes": 80,
+        }
+    ],
+    "diagnostics": [
+        {
+            "text": "name+description",
+            "classes": 200,
+            "mean_cosine": 0.012,
+            "mean_nearest_cosine": 0.41,
+        }
+    ],
+    "pulled_apart": [],
+    "started_at": _WHEN,
+    "finished_at": "2026-01-02T03:34:05Z",
+}
 EVENT_EXAMPLE: dict[str, Any] = {
     "seq": 3,
     "kind": "progress",

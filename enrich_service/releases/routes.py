@@ -8,7 +8,7 @@ from contract import Release
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
 from enrich_service.core.problems import problems
 from enrich_service.releases import service
-from enrich_service.releases.schemas import ReleaseCreate, ReleaseDiff, ReleaseView
+from enrich_service.releases.schemas import RELEASE_EXAMPLE, ReleaseCreate, ReleaseDiff, ReleaseView
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 
@@ -43,7 +43,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
     responses=problems(409, 413) | _SAME,
 )
 def import_release(
-    body: Annotated[Release, Body()],
+    body: Annotated[Release, Body(examples=[RELEASE_EXAMPLE])],
     session: WriteSession,
     response: Response,
     name: Annotated[str | None, Query(description="Another name for it here")] = None,
@@ -70,7 +70,11 @@ def list_releases(
     "/{release_id}",
     summary="Read a release",
     response_model=Release,
-    responses=problems(404) | {304: {"description": "You have it already (If-None-Match)"}},
+    responses=problems(404)
+    | {
+        200: {"content": {"application/json": {"example": RELEASE_EXAMPLE}}},
+        304: {"description": "You have it already (If-None-Match)"},
+    },
 )
 def read_release(
     release_id: Id,

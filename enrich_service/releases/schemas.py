@@ -16,6 +16,30 @@ _SUMMARY: dict[str, Any] = {
     "created_at": "2026-01-02T03:04:05Z",
 }
 
+RELEASE_EXAMPLE: dict[str, Any] = _SUMMARY | {
+    "labels": [
+        {
+            "key": "n01847000",
+            "name": "harlequin duck",
+            "context": "a bird species",
+            "description": "A small slate-blue duck with white bands and chestnut flanks.",
+        },
+        {"key": "surf_scoter", "name": "surf scoter", "description": "A black sea duck."},
+    ],
+    "sources": [
+        {
+            "key": "n01847000",
+            "field": "description",
+            "source": "model",
+            "generation_id": 17,
+            "prompt": "visual-description",
+            "prompt_version": 1,
+            "requested_model": "gpt-4o-mini",
+            "resolved_model": "gpt-4o-mini-2024-07-18",
+        }
+    ],
+}
+
 
 class ReleaseSource(BaseModel):
     """A prompt version, by number or alias, whose texts are taken; its kind says which field."""
