@@ -118,6 +118,8 @@ def _check_node(what: str, node: nodes.Node, *, loops: int, filters: frozenset[s
 
     if not isinstance(node, _ALLOWED):
         raise refuse(f"{type(node).__name__} is not allowed in a prompt")
+    if isinstance(node, nodes.Name) and node.name == "self":
+        raise refuse("there is no variable 'self'")
     if isinstance(node, nodes.Getattr):
         name = node.node.name if isinstance(node.node, nodes.Name) else ""
         if name != "loop" or node.attr not in _LOOP_FIELDS:

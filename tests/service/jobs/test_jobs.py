@@ -1,0 +1,490 @@
+import hashlib
+import json
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from contract import Event, Job, JobState, Lease, TrainConfig
+from enrich_service.core.database import make_engine, reading, writing
+from enrich_service.core.errors import Conflict, LeaseLost
+from enrich_service.core.prestart import prestart
+from enrich_service.core.settings import Settings
+from enrich_service.jobs import service as jobs
+from enrich_service.jobs.schemas import EventIn
+from enrich_service.labels import service as labels
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.releases import service as releases
+
+CONFIG = {"data": "/data", "teacher": "hf-hub:a/b"}
+SHORT = 0.5  # seconds
+
+
+@pytest.fixture(scope="module")
+def client(start_service, tmp_path_factory):
+    """A service with a release and small artifacts."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("jobs"),
+        event_poll_seconds=0.02,
+        max_artifact_bytes=100_000,
+    )
+    with httpx.Client(base_url=start_service(settings), timeout=30) as client:
+        client.post("/v1/label-sets", json={"name": "ducks", "labels": [{"name": "mallard"}]})
+        body = {"label_set": "ducks", "name": "r", "allow_missing": True}
+        client.post("/v1/releases", json=body)
+        client.data_dir = settings.data_dir
+        yield client
+
+
+@pytest.fixture(scope="module")
+def hurry(client, start_service):
+    """A second process on the same database that gives short leases."""
+    settings = Settings(data_dir=client.data_dir, lease_seconds=SHORT)
+    with httpx.Client(base_url=start_service(settings), timeout=30) as hurry:
+        yield hurry
+
+
+def queue(client, **more):
+    answer = client.post("/v1/jobs", json={"release_id": 1, "config": CONFIG, **more})
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+def claim(client, worker="w"):
+    answer = client.post("/v1/jobs/claim", json={"worker": worker})
+    return Lease.model_validate_json(answer.content) if answer.status_code == 200 else None
+
+
+@pytest.fixture
+def lease(client):
+    """The lease of a job that was just claimed; the queue is empty otherwise."""
+    job_id = queue(client, priority=100)
+    lease = claim(client)
+    assert lease.job.id == job_id
+    yield lease
+    for job in client.get("/v1/jobs").json():
+        if job["state"] in ("queued", "leased", "running"):
+            client.post(f"/v1/jobs/{job['id']}/cancel")
+    client.post(f"/v1/jobs/{job_id}/finish", json={"fence": lease.fence, "state": "cancelled"})
+
+
+def events(client, job_id, **params):
+    found = client.get(f"/v1/jobs/{job_id}/events", params=params).json()
+    return [Event.model_validate(event) for event in found]
+
+
+def log(n, text="x"):
+    return {"worker_seq": n, "kind": "log", "data": {"message": text}}
+
+
+def post_events(client, lease, *given):
+    return client.post(
+        f"/v1/jobs/{lease.job.id}/events", json={"fence": lease.fence, "events": list(given)}
+    )
+
+
+def test_a_job_goes_from_the_queue_to_its_report(client, lease):
+    url = f"/v1/jobs/{lease.job.id}"
+    assert lease.job.state is JobState.SHORTD
+    assert lease.release.labels[0].name == "mallard"
+    assert lease.job.config == TrainConfig(**CONFIG)
+    beat = client.post(f"{url}/heartbeat", json={"fence": lease.fence}).json()
+    assert beat["cancel_requested"] is False
+    assert datetime.fromisoformat(beat["expires_at"]) > datetime.now(UTC)
+    assert client.get(url).json()["state"] == "running"
+    assert post_events(client, lease, log(1), log(2)).json() == {"stored": 2}
+    report = b'{"accuracies": []}'
+    put = client.put(
+        f"{url}/artifacts/report.json?fence={lease.fence}",
+        content=report,
+        headers={
+            "Content-Type": "application/json",
+            "X-Content-SHA256": hashlib.sha256(report).hexdigest(),
+        },
+    )
+    assert put.json()["size"] == len(report)
+    done = client.post(f"{url}/finish", json={"fence": lease.fence, "state": "succeeded"})
+    job = Job.model_validate_json(done.content)
+    assert job.state is JobState.SUCCEEDED
+    assert job.started_at <= job.finished_at
+    assert client.get(f"{url}/report").content == report
+    assert client.get(f"{url}/report").headers["content-type"] == "application/json"
+    kinds = [event.data.get("state", "-") for event in events(client, lease.job.id)]
+    assert kinds == ["queued", "leased", "running", "-", "-", "succeeded"]
+    assert [event.seq for event in events(client, lease.job.id)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_empty_queue_answers_204(client):
+    assert client.post("/v1/jobs/claim", json={"worker": "w"}).status_code == 204
+
+
+def test_the_most_urgent_job_goes_first_then_the_oldest(client, hurry):
+    ids = [queue(client, priority=priority) for priority in (0, 5, 0, 5)]
+    order = [claim(hurry).job.id for _ in ids]
+    assert order == [ids[1], ids[3], ids[0], ids[2]]
+    for job_id in ids:
+        client.post(f"/v1/jobs/{job_id}/cancel")
+    time.sleep(SHORT + 0.1)
+    assert claim(client) is None  # cancelled while held: they do not come back
+    assert {client.get(f"/v1/jobs/{job_id}").json()["state"] for job_id in ids} == {"cancelled"}
+
+
+def test_twenty_workers_at_once_never_get_the_same_job(client):
+    ids = {queue(client) for _ in range(12)}
+    got, start = [], threading.Barrier(20)
+
+    def work(n):
+        start.wait()
+        with httpx.Client(base_url=client.base_url, timeout=30) as own:
+            if lease := claim(own, f"w{n}"):
+                got.append((lease.job.id, lease.fence))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(job_id for job_id, _ in got) == sorted(ids)
+    for job_id, fence in got:
+        client.post(f"/v1/jobs/{job_id}/finish", json={"fence": fence, "state": "failed"})
+
+
+def test_a_worker_that_wakes_up_too_late_is_told_and_changes_nothing(client, hurry):
+    queue(client)
+    lease = claim(hurry)
+    url = f"/v1/jobs/{lease.job.id}"
+    post_events(client, lease, log(1, "mine"))
+    time.sleep(SHORT + 0.1)
+    answers = [
+        client.post(f"{url}/heartbeat", json={"fence": lease.fence}),
+        post_events(client, lease, log(2, "late")),
+        client.put(f"{url}/artifacts/late.json?fence={lease.fence}", content=b"{}"),
+        client.post(f"{url}/finish", json={"fence": lease.fence, "state": "succeeded"}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 409
+        assert answer.json()["title"] == "Lease lost"
+    second = claim(client, "other")
+    assert (second.job.id, second.fence, second.job.attempts) == (lease.job.id, lease.fence + 1, 2)
+    assert client.post(f"{url}/heartbeat", json={"fence": lease.fence}).status_code == 409
+    assert post_events(client, second, log(1, "theirs")).json() == {"stored": 1}
+    told = [event.data for event in events(client, lease.job.id) if event.kind == "log"]
+    assert told == [{"message": "mine"}, {"message": "theirs"}]
+    assert client.get(f"{url}/artifacts").json() == []
+    client.post(f"{url}/finish", json={"fence": second.fence, "state": "failed", "error": "x"})
+
+
+def test_a_job_whose_workers_all_fall_silent_fails_with_the_reason(client, hurry):
+    job_id = queue(client, max_attempts=2)
+    for _ in range(2):
+        assert claim(hurry, "mute").job.id == job_id
+        time.sleep(SHORT + 0.05)
+    assert claim(client) is None
+    job = client.get(f"/v1/jobs/{job_id}").json()
+    assert (job["state"], job["attempts"]) == ("failed", 2)
+    assert "fell silent" in job["error"]
+
+
+def test_heartbeats_keep_a_lease_alive(client, hurry):
+    queue(client)
+    lease = claim(hurry)
+    beat, until = {"fence": lease.fence}, time.monotonic() + 3 * SHORT
+    while time.monotonic() < until:
+        assert hurry.post(f"/v1/jobs/{lease.job.id}/heartbeat", json=beat).status_code == 200
+        time.sleep(SHORT / 10)
+    assert claim(client) is None
+    client.post(f"/v1/jobs/{lease.job.id}/finish", json=beat | {"state": "failed"})
+
+
+def test_events_posted_again_are_stored_once(client, lease):
+    assert post_events(client, lease, log(1), log(2)).json() == {"stored": 2}
+    assert post_events(client, lease, log(2), log(3), log(3)).json() == {"stored": 1}
+    seqs = [event.seq for event in events(client, lease.job.id)]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        '{"worker_seq": 1, "kind": "log", "data": {"x": NaN}}',
+        '{"worker_seq": 1, "kind": "song", "data": {}}',
+        '{"worker_seq": 0, "kind": "log", "data": {}}',
+        '{"worker_seq": 1, "kind": "log", "data": {}, "at": "2026-01-02T03:04:05"}',
+        '{"worker_seq": 1, "kind": "log", "data": {"x": "' + "y" * 100_001 + '"}}',
+    ],
+)
+def test_an_event_that_is_none_is_refused(client, lease, event):
+    answer = client.post(
+        f"/v1/jobs/{lease.job.id}/events",
+        content=f'{{"fence": {lease.fence}, "events": [{event}]}}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 422
+    assert len(events(client, lease.job.id)) == 2
+
+
+def test_cancelling_a_waiting_job_ends_it_and_a_held_one_is_told(client, lease):
+    waiting = queue(client)
+    assert client.post(f"/v1/jobs/{waiting}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/v1/jobs/{waiting}/cancel").status_code == 200
+    url = f"/v1/jobs/{lease.job.id}"
+    held = client.post(f"{url}/cancel").json()
+    assert (held["state"], held["cancel_requested"]) == ("leased", True)
+    beat = client.post(f"{url}/heartbeat", json={"fence": lease.fence}).json()
+    assert beat["cancel_requested"] is True
+    done = {"fence": lease.fence, "state": "cancelled"}
+    assert client.post(f"{url}/finish", json=done).json()["state"] == "cancelled"
+    assert client.post(f"{url}/finish", json=done).status_code == 200  # the answer was lost
+    assert client.post(f"{url}/heartbeat", json={"fence": lease.fence}).status_code == 409
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled_or_ended_otherwise(client, lease):
+    url = f"/v1/jobs/{lease.job.id}"
+    client.post(f"{url}/finish", json={"fence": lease.fence, "state": "succeeded"})
+    assert client.post(f"{url}/cancel").status_code == 409
+    other = client.post(f"{url}/finish", json={"fence": lease.fence, "state": "failed"})
+    assert other.status_code == 409
+
+
+def stream(client, job_id, last=None, stop_after=None):
+    headers = {"Last-Event-ID": str(last)} if last is not None else {}
+    found = []
+    with client.stream("GET", f"/v1/jobs/{job_id}/events/stream", headers=headers) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                found.append(Event.model_validate_json(line.removeprefix("data:")))
+                if len(found) == stop_after:
+                    break
+    return found
+
+
+def test_a_stream_goes_on_where_it_broke_off_and_ends_with_the_job(client, lease):
+    job_id = lease.job.id
+    post_events(client, lease, log(1), log(2))
+    first = stream(client, job_id, stop_after=3)
+    rest = []
+    follower = threading.Thread(target=lambda: rest.extend(stream(client, job_id, first[-1].seq)))
+    follower.start()
+    for n in range(3, 8):
+        post_events(client, lease, log(n))
+        time.sleep(0.03)
+    client.post(f"/v1/jobs/{job_id}/finish", json={"fence": lease.fence, "state": "succeeded"})
+    follower.join(timeout=10)
+    assert not follower.is_alive()
+    assert first + rest == events(client, job_id)
+    assert rest[-1].data == {"state": "succeeded"}
+    assert stream(client, job_id, last=rest[-1].seq) == []
+    assert client.get("/v1/jobs/999999/events/stream").status_code == 404
+
+
+def put(client, lease, name, content=b"{}", **headers):
+    url = f"/v1/jobs/{lease.job.id}/artifacts/{name}?fence={lease.fence}"
+    return client.put(url, content=content, headers={"Content-Type": "text/html"} | headers)
+
+
+def files(client):
+    return [path for path in (client.data_dir / "artifacts").rglob("*") if path.is_file()]
+
+
+def test_an_artifact_is_stored_whole_or_not_at_all(client, lease):
+    put(client, lease, "a.json")
+    before = files(client)
+    wrong = put(client, lease, "b.json", b"abc", **{"X-Content-SHA256": "0" * 64})
+    assert wrong.status_code == 422
+    assert "SHA-256" in wrong.json()["detail"]
+    large = put(client, lease, "b.json", b"x" * 100_001)
+    assert large.status_code == 413
+    assert files(client) == before
+    assert [one["name"] for one in client.get(f"/v1/jobs/{lease.job.id}/artifacts").json()] == [
+        "a.json"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "a.exe", ".json", "a%2Fb.json", "a b.json", "x" * 200 + ".json", "a.json%00"]
+)
+def test_an_artifact_needs_a_harmless_name(client, lease, name):
+    assert put(client, lease, name).status_code in (404, 405, 422)
+    assert client.get(f"/v1/jobs/{lease.job.id}/artifacts").json() == []
+
+
+def test_a_later_artifact_takes_the_place_of_an_earlier_one(client, lease):
+    put(client, lease, "report.html", b"<p>one")
+    put(client, lease, "report.html", b"<p>two")
+    page = client.get(f"/v1/jobs/{lease.job.id}/report.html")
+    assert page.content == b"<p>two"
+    assert "sandbox" in page.headers["content-security-policy"]
+    download = client.get(f"/v1/jobs/{lease.job.id}/artifacts/report.html")
+    assert download.headers["content-disposition"].startswith("attachment")
+    assert len(client.get(f"/v1/jobs/{lease.job.id}/artifacts").json()) == 1
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(client, lease):
+    before = files(client)
+
+    def half():
+        yield b"x" * 1000
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        client.put(
+            f"/v1/jobs/{lease.job.id}/artifacts/half.json?fence={lease.fence}", content=half()
+        )
+    deadline = time.monotonic() + 5
+    while files(client) != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert files(client) == before
+
+
+def test_a_report_that_is_not_there_yet_is_a_404(client, lease):
+    assert client.get(f"/v1/jobs/{lease.job.id}/report").status_code == 404
+    assert client.get("/v1/jobs/999999/report").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"release_id": 1, "config": CONFIG | {"epochs": 0}},
+        {"release_id": 1, "config": CONFIG | {"unknown": 1}},
+        {"release_id": 1, "config": CONFIG, "max_attempts": 0},
+        {"release_id": 10**30, "config": CONFIG},
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused(client, body):
+    assert client.post("/v1/jobs", json=body).status_code == 422
+
+
+def test_an_infinite_learning_rate_is_refused(client):
+    body = json.dumps({"release_id": 1, "config": CONFIG | {"learning_rate": float("inf")}})
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/v1/jobs", content=body, headers=headers).status_code == 422
+
+
+def test_a_job_needs_a_release_that_exists(client):
+    answer = client.post("/v1/jobs", json={"release_id": 99, "config": CONFIG})
+    assert answer.status_code == 404
+
+
+def test_jobs_are_listed_by_state_the_newest_first(client):
+    ids = [queue(client) for _ in range(3)]
+    found = client.get("/v1/jobs", params={"state": "queued", "limit": 2}).json()
+    assert [job["id"] for job in found] == ids[:0:-1]
+    for job_id in ids:
+        client.post(f"/v1/jobs/{job_id}/cancel")
+
+
+class JobMachine(RuleBasedStateMachine):
+    """Jobs, workers and time in any order, against a model of what must hold."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        settings = Settings(data_dir=Path(self.folder.name))
+        self.engine = make_engine(settings.sqlalchemy_url)
+        prestart(self.engine, settings)
+        with writing(self.engine) as session:
+            labels.create(session, "d", [LabelIn(name="a")])
+            releases.create(session, label_set="d", name="r", allow_missing=True)
+        self.living: dict[int, int] = {}  # job → fence of the lease that must be good
+        self.dead: list[tuple[int, int]] = []
+        self.ended: set[int] = set()
+        self.seqs: dict[tuple[int, int], int] = {}
+
+    def teardown(self):
+        self.engine.dispose()
+        self.folder.cleanup()
+
+    @rule()
+    def queue(self):
+        with writing(self.engine) as session:
+            jobs.create(session, 1, TrainConfig(**CONFIG), max_attempts=2)
+
+    @rule()
+    def claim(self):
+        with writing(self.engine) as session:
+            lease = jobs.claim(session, "w", 1000)
+        if lease is not None:
+            assert lease.job.id not in self.living | dict.fromkeys(self.ended)
+            self.living[lease.job.id] = lease.fence
+
+    @precondition(lambda self: self.living)
+    @rule(data=st.data())
+    def let_a_lease_end(self, data):
+        job_id = data.draw(st.sampled_from(sorted(self.living)))
+        with writing(self.engine) as session:
+            row = jobs.get(session, job_id)
+            row.lease_expires_at -= timedelta(hours=1)
+        self.dead.append((job_id, self.living.pop(job_id)))
+
+    @precondition(lambda self: self.living)
+    @rule(data=st.data(), repeat=st.integers(1, 2))
+    def tell(self, data, repeat):
+        job_id = data.draw(st.sampled_from(sorted(self.living)))
+        fence = self.living[job_id]
+        seq = self.seqs[job_id, fence] = self.seqs.get((job_id, fence), 0) + 1
+        event = EventIn(worker_seq=seq, kind="log", data={})
+        for n in range(repeat):
+            with writing(self.engine) as session:
+                assert jobs.add_events(session, job_id, fence, [event]) == (n == 0)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def a_dead_worker_speaks(self, data):
+        job_id, fence = data.draw(st.sampled_from(self.dead))
+        for act in (
+            lambda session: jobs.heartbeat(session, job_id, fence, 1000),
+            lambda session: jobs.add_events(session, job_id, fence, []),
+            lambda session: jobs.finish(session, job_id, fence, JobState.SUCCEEDED),
+        ):
+            with pytest.raises(LeaseLost), writing(self.engine) as session:
+                act(session)
+
+    @precondition(lambda self: self.living)
+    @rule(data=st.data(), state=st.sampled_from([JobState.SUCCEEDED, JobState.FAILED]))
+    def finish(self, data, state):
+        job_id = data.draw(st.sampled_from(sorted(self.living)))
+        with writing(self.engine) as session:
+            jobs.finish(session, job_id, self.living.pop(job_id), state)
+        self.ended.add(job_id)
+
+    @rule(job_id=st.integers(1, 5))
+    def cancel(self, job_id):
+        with reading(self.engine) as session:
+            known = {job.id: job for job in jobs.listing(session, limit=None)}
+        if job_id not in known:
+            return
+        if known[job_id].state in (JobState.SUCCEEDED, JobState.FAILED):
+            with pytest.raises(Conflict), writing(self.engine) as session:
+                jobs.cancel(session, job_id)
+            return
+        with writing(self.engine) as session:
+            if jobs.cancel(session, job_id).state is JobState.CANCELLED:
+                assert job_id not in self.living
+                self.ended.add(job_id)
+
+    @invariant()
+    def holds(self):
+        with reading(self.engine) as session:
+            for job in jobs.listing(session, limit=None):
+                told = jobs.events(session, job.id, limit=None)
+                assert [event.seq for event in told] == list(range(1, len(told) + 1))
+                states = [event.data["state"] for event in told if event.kind == "state"]
+                assert states[-1] == job.state.value
+                assert job.attempts <= job.max_attempts
+                assert (job.id in self.ended) <= job.state.is_final
+                assert (job.finished_at is not None) == job.state.is_final
+
+
+JobMachine.TestCase.settings = hypothesis_settings(
+    max_examples=15, stateful_step_count=25, deadline=None
+)
+TestJobsKeepTheirPromisesInAnyOrder = JobMachine.TestCase

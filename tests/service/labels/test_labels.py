@@ -1,0 +1,209 @@
+import time
+
+import pytest
+from sqlmodel import func, select
+
+from enrich_service.core.database import reading, writing
+from enrich_service.core.errors import InvalidInput
+from enrich_service.labels import service as labels_service
+from enrich_service.labels.models import Label
+from enrich_service.labels.schemas import LabelIn
+
+
+def create(client, name, labels):
+    return client.post("/v1/label-sets", json={"name": name, "labels": labels})
+
+
+def test_labels_come_back_in_their_order_with_key_name_and_context(service):
+    labels = [
+        {"key": "n2", "name": "surf scoter", "context": "a bird"},
+        {"key": "n1", "name": "mallard"},
+        {"name": "wood duck"},
+    ]
+    assert create(service, "ordered", labels).json()["labels"] == 3
+    page = service.get("/v1/label-sets/ordered/labels").json()
+    assert [(one["key"], one["name"], one["context"]) for one in page["items"]] == [
+        ("n2", "surf scoter", "a bird"),
+        ("n1", "mallard", None),
+        ("wood_duck", "wood duck", None),
+    ]
+
+
+def test_a_name_can_be_taken_once(service):
+    assert create(service, "taken", [{"name": "a"}]).status_code == 201
+    answer = create(service, "taken", [{"name": "b"}])
+    assert answer.status_code == 409
+    assert "another name" in answer.json()["detail"]
+
+
+BAD = [
+    ([{"key": "k", "name": "a"}, {"key": "k", "name": "b"}], "key 'k' of label 1"),
+    ([{"name": "  "}], "name of label 1 is empty"),
+    ([{"name": "ok"}, {"name": "x" * 301}], "name of label 2 has 301 characters"),
+    ([{"name": "x" * 10_000}], "at most 300"),
+    ([{"name": "a\x07b"}], "control character U+0007"),
+    ([{"name": "a\nb"}], "control character U+000A"),
+    ([{"name": "a\u202egnp.exe"}], "bidi control U+202E"),
+    ([{"name": "a\u2066b"}], "bidi control U+2066"),
+    ([{"name": "a", "context": "b\u202e"}], "context of label 1"),
+    ([{"name": "a", "key": "../etc"}], "cannot name a folder"),
+    ([{"name": "a", "key": ".."}], "cannot name a folder"),
+    ([], "at least one label"),
+]
+
+
+@pytest.mark.parametrize(("labels", "message"), BAD)
+def test_one_bad_label_is_named_and_nothing_is_stored(service, labels, message):
+    answer = create(service, "bad", labels)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert message in answer.json()["detail"]
+    assert service.get("/v1/label-sets/bad").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["", " a", "a/b", "a\u202eb", "x" * 101, "-a"])
+def test_a_label_set_needs_a_name_that_fits_into_a_url(service, name):
+    assert create(service, name, [{"name": "a"}]).status_code == 422
+
+
+def test_names_of_all_scripts_are_welcome(service):
+    names = ["écureuil roux", "金魚", "كلب", "نيم\u200cفاصله", "Ærfugl", "it's <b>bold</b>"]
+    assert create(service, "scripts", [{"name": name} for name in names]).status_code == 201
+    page = service.get("/v1/label-sets/scripts/labels").json()
+    assert [one["name"] for one in page["items"]] == names
+
+
+def test_a_hundred_thousand_labels_go_in_and_one_more_does_not(engine):
+    labels = [LabelIn(name=f"label {n}") for n in range(100_001)]
+    with pytest.raises(InvalidInput, match="at most 100000"), writing(engine) as session:
+        labels_service.create(session, "large", labels)
+    start = time.perf_counter()
+    with writing(engine) as session:
+        labels_service.create(session, "large", labels[:-1])
+    assert time.perf_counter() - start < 15
+    with reading(engine) as session:
+        assert session.exec(select(func.count()).select_from(Label)).one() == 100_000
+        label_set = labels_service.get(session, "large")
+        page = labels_service.page(session, label_set, offset=99_990, limit=100)
+        assert (len(page.items), page.total, page.next_offset) == (10, 100_000, None)
+        assert page.items[-1].name == "label 99999"
+
+
+def test_pages_lead_through_all_labels(service):
+    create(service, "paged", [{"name": f"label {n}"} for n in range(25)])
+    names, offset = [], 0
+    while offset is not None:
+        page = service.get(f"/v1/label-sets/paged/labels?limit=10&offset={offset}").json()
+        names += [one["name"] for one in page["items"]]
+        offset = page["next_offset"]
+    assert names == [f"label {n}" for n in range(25)]
+
+
+def test_labels_are_found_by_a_part_of_name_or_key(service):
+    create(service, "found", [{"key": "n01", "name": "Mallard"}, {"key": "n02", "name": "100% x"}])
+
+    def found(search):
+        page = service.get("/v1/label-sets/found/labels", params={"search": search}).json()
+        return [one["key"] for one in page["items"]]
+
+    assert found("mall") == ["n01"]
+    assert found("N0") == ["n01", "n02"]
+    assert found("%") == ["n02"]  # no wildcard
+
+
+def upload(client, name, data):
+    return client.post(
+        "/v1/label-sets/upload", data={"name": name}, files={"file": ("labels.csv", data)}
+    )
+
+
+def test_a_csv_file_becomes_a_label_set(service):
+    data = '\ufeffKey,Name,Context\nn1,"duck, wood",a bird\n,teal,\n'.encode()
+    assert upload(service, "csv", data).status_code == 201
+    page = service.get("/v1/label-sets/csv/labels").json()
+    assert [(one["key"], one["name"], one["context"]) for one in page["items"]] == [
+        ("n1", "duck, wood", "a bird"),
+        ("teal", "teal", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "needs a first line"),
+        (b"label\nx\n", "needs a first line"),
+        (b"key,name\nn1,duck, wood\n", "Line 2"),
+        (b"name\n\xff\xfe\n", "not UTF-8"),
+        (b'name\n"open', "unexpected end"),
+    ],
+)
+def test_a_csv_file_that_is_none_is_told_with_its_line(service, data, message):
+    answer = upload(service, "badcsv", data)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_a_folder_of_class_folders_becomes_labels(tmp_path):
+    for name in ("n02", "n01", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readme.txt").write_text("")
+    assert [one.key for one in labels_service.from_folder(tmp_path)] == ["n01", "n02"]
+    names = tmp_path / "label2text.txt"
+    names.write_text("n01 1 wood_duck\nn02 2 teal\nn03 3 mallard\n")
+    found = labels_service.from_folder(tmp_path, names)
+    assert [(one.key, one.name) for one in found] == [("n01", "wood duck"), ("n02", "teal")]
+    names.write_text("n01 1 wood_duck\n")
+    with pytest.raises(InvalidInput, match="no line for 1 class folders, first 'n02'"):
+        labels_service.from_folder(tmp_path, names)
+    names.write_text("n01 wood duck\n")
+    with pytest.raises(InvalidInput, match="Line 1"):
+        labels_service.from_folder(tmp_path, names)
+
+
+def test_the_real_photos_folder_is_read(shared):
+    root = shared / "bench/tiny-imagenet-ood"
+    found = labels_service.from_folder(root / "train", root / "label2text.txt")
+    assert len(found) == 120
+    assert ("n01443537", "goldfish") in {(one.key, one.name) for one in found}
+
+
+def test_a_label_set_goes_only_while_nothing_uses_it(service):
+    create(service, "unused", [{"name": "a"}])
+    assert service.delete("/v1/label-sets/unused").status_code == 204
+    assert service.get("/v1/label-sets/unused").status_code == 404
+    create(service, "used", [{"name": "a"}])
+    body = {"label_set": "used", "name": "r", "allow_missing": True}
+    assert service.post("/v1/releases", json=body).status_code == 201
+    answer = service.delete("/v1/label-sets/used")
+    assert answer.status_code == 409
+    assert "is used by" in answer.json()["detail"]
+    assert service.get("/v1/label-sets/used/labels").json()["total"] == 1
+
+
+def test_too_large_a_body_is_refused_unread(start_service, tmp_path):
+    import httpx
+
+    from enrich_service.core.settings import Settings
+
+    url = start_service(Settings(data_dir=tmp_path, max_body_bytes=2048))
+    with httpx.Client(base_url=url) as client:
+        answer = create(client, "a", [{"name": "x" * 3000}])
+        assert answer.status_code == 413
+        assert "ENRICH_MAX_BODY_BYTES" in answer.json()["detail"]
+        chunks = iter([b"x" * 1000] * 5)
+        answer = client.post("/v1/label-sets", content=chunks)
+        assert answer.status_code == 413
+        assert create(client, "a", [{"name": "x"}]).status_code == 201
+
+
+NO_TEXT = ['{"name": "a", ', '{"name": "s", "labels": [{"name": "\\ud800"}]}']
+
+
+@pytest.mark.parametrize("text", NO_TEXT)
+def test_a_body_that_is_no_json_or_no_text_is_a_problem_document(service, text):
+    answer = service.post(
+        "/v1/label-sets", content=text, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
