@@ -98,3 +98,7 @@ def settings(json: Json = False) -> None:
         ],
         json=json,
     )
+
+
+if __name__ == "__main__":
+    app()

@@ -90,7 +90,7 @@ def post_events(client, lease, *given):
 
 def test_a_job_goes_from_the_queue_to_its_report(client, lease):
     url = f"/v1/jobs/{lease.job.id}"
-    assert lease.job.state is JobState.SHORTD
+    assert lease.job.state is JobState.LEASED
     assert lease.release.labels[0].name == "mallard"
     assert lease.job.config == TrainConfig(**CONFIG)
     beat = client.post(f"{url}/heartbeat", json={"fence": lease.fence}).json()

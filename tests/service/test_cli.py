@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from enrich_service.cli import app
+
+
+@pytest.fixture
+def enrich(tmp_path, monkeypatch):
+    """Run `enrich` on an empty data folder; gives the finished call."""
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def data_of(call):
+    assert call.exit_code == 0, call.output
+    return json.loads(call.stdout)
+
+
+def test_the_way_from_labels_to_a_release_needs_no_server(enrich, tmp_path):
+    made = enrich("labels", "add", "ducks", "mallard", "teal", "--context", "a bird", "--json")
+    assert data_of(made)["labels"] == 2
+    shown = data_of(enrich("labels", "show", "ducks", "--json"))
+    assert [one["context"] for one in shown["items"]] == ["a bird", "a bird"]
+    release = data_of(enrich("release", "create", "ducks", "r1", "--allow-missing", "--json"))
+    assert [one["id"] for one in data_of(enrich("release", "list", "--json"))] == [release["id"]]
+    out = tmp_path / "r1.json"
+    assert enrich("export", "release", "r1", "-o", out).exit_code == 0
+    assert json.loads(out.read_text())["hash"] == release["hash"]
+    there = enrich("import", "release", out, "--name", "r2", "--json")
+    assert data_of(there)["hash"] == release["hash"]
+    assert data_of(enrich("release", "diff", "r1", "2", "--json"))["changed"] == []
+    assert data_of(enrich("jobs", "list", "--json")) == []
+
+
+def test_pairs_go_in_and_out(enrich, tmp_path):
+    (tmp_path / "l.txt").write_text("n1 1 wood_duck\n")
+    (tmp_path / "d.txt").write_text("The wood duck has a green crest and red eyes.\n")
+    done = data_of(enrich("import", "pairs", "ducks", "l.txt", "d.txt", "--json"))
+    assert done["generations"] == 1
+    data_of(enrich("release", "create", "ducks", "r", "--json"))
+    assert enrich("export", "pairs", "r", "out").exit_code == 0
+    assert (tmp_path / "out/chatgpt.txt").read_text() == (tmp_path / "d.txt").read_text()
+    lines = enrich("export", "jsonl").stdout.splitlines()
+    assert json.loads(lines[0]) == {"record": "enrich-export", "format": 1}
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    assert data_of(enrich("import", "jsonl", "all.jsonl", "--json"))["generations"] == 0
+
+
+def test_a_folder_of_class_folders_becomes_a_label_set(enrich, tmp_path):
+    for key in ("n1", "n2"):
+        (tmp_path / "photos" / key).mkdir(parents=True)
+    (tmp_path / "names.txt").write_text("n1 1 teal\nn2 2 mallard\n")
+    call = enrich("labels", "add", "p", "--folder", "photos", "--label2text", "names.txt")
+    assert call.exit_code == 0
+    shown = data_of(enrich("labels", "show", "p", "--json"))
+    assert [one["name"] for one in shown["items"]] == ["teal", "mallard"]
+    assert "mallard" in enrich("labels", "show", "p").stdout
+
+
+def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
+    body = {
+        "name": "mine",
+        "kind": "description",
+        "user": "{{ label | tojson }}",
+        "output_schema": {"type": "object"},
+    }
+    (tmp_path / "p.json").write_text(json.dumps(body))
+    assert data_of(enrich("prompts", "add", "p.json", "--json"))["number"] == 1
+    (tmp_path / "p.json").write_text(json.dumps(body | {"system": "Be brief."}))
+    assert data_of(enrich("prompts", "add", "p.json", "--json"))["number"] == 2
+    assert "+Be brief." in enrich("prompts", "diff", "mine", 1, 2).stdout
+    assert data_of(enrich("prompts", "alias", "mine", "production", 1, "--json"))["version"] == 1
+    assert data_of(enrich("prompts", "alias", "mine", "production", 2, "--json"))["version"] == 2
+    back = enrich("prompts", "rollback", "mine", "production", "--reason", "worse", "--json")
+    assert data_of(back)["version"] == 1
+    shown = data_of(enrich("prompts", "show", "mine", "--alias", "production", "--json"))
+    assert shown["number"] == 1
+    assert enrich("prompts", "archive", "mine").exit_code == 0
+    assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["labels", "show", "nix"], "no label set 'nix'"),
+        (["labels", "add", "x"], "Give class names"),
+        (["labels", "add", "x", "a", "a"], "key 'a' of label 1"),
+        (["release", "create", "nix", "r"], "no label set 'nix'"),
+        (["release", "create", "nix", "r", "--source", "p"], "PROMPT@VERSION"),
+        (["export", "release", "nix"], "no release 'nix'"),
+        (["prompts", "show", "nix"], "no prompt 'nix'"),
+        (["jobs", "cancel", "7"], "no job 7"),
+        (["serve", "--host", "0.0.0.0"], "ENRICH_ALLOW_REMOTE=1"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_exits_with_1(enrich, arguments, message):
+    call = enrich(*arguments)
+    assert call.exit_code == 1
+    assert message in call.stderr
+    assert call.stderr.count("\n") == 1
+    assert call.stdout == ""
+
+
+def test_a_setting_that_makes_no_sense_is_named(enrich, monkeypatch):
+    monkeypatch.setenv("ENRICH_LEASE_SECONDS", "soon")
+    call = enrich("labels", "list")
+    assert call.exit_code == 1
+    assert call.stderr.startswith("enrich: ENRICH_LEASE_SECONDS")
+
+
+def test_settings_are_listed_and_secrets_are_masked(enrich, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://u:planted-2@h/d")
+    monkeypatch.setenv("ENRICH_LLM_URL", "https://u:planted-3@h/v1")
+    for arguments in (["settings"], ["settings", "--json"]):
+        call = enrich(*arguments)
+        assert call.exit_code == 0
+        assert "planted" not in call.output
+    found = {one["name"]: one for one in data_of(enrich("settings", "--json"))}
+    assert found["llm_api_key"]["variables"] == ["ENRICH_LLM_API_KEY", "OPENAI_API_KEY"]
+    assert found["lease_seconds"]["value"] == "60.0"
+
+
+def test_serve_starts_migrates_answers_and_stops_at_a_signal(tmp_path):
+    environment = os.environ | {"ENRICH_DATA_DIR": str(tmp_path / "data")}
+    command = [sys.executable, "-m", "enrich_service.cli", "serve", "--port", "0"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        url = ""
+        for line in process.stderr:
+            if "running on" in line:
+                url = line.split("running on ")[1].split()[0]
+                break
+        assert url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{url}/readyz").status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+def test_the_service_is_imported_without_torch_and_quickly():
+    code = "import enrich_service.app, sys; assert 'torch' not in sys.modules; print('ok')"
+    best = min(_seconds(code) for _ in range(3))
+    assert best < 5  # about one second on an idle machine
+
+
+def _seconds(code):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "ok\n"
+    return time.perf_counter() - start
