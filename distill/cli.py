@@ -167,10 +167,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a teacher or a student on one split, against the texts of a release."""
-    from distill.data import EVALUATED, scan_split
+    import torch
+
+    from distill.data import EVALUATED, load_pixels, scan_split
     from distill.evaluate import accuracy
     from distill.features import image_features
-    from distill.job import load_student, student_features
+    from distill.student import FILE, load_student
     from distill.teacher import load_teacher
     from distill.text_bank import build_text_bank
 
@@ -187,7 +189,9 @@ def evaluate(
         if student is None:
             features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
         else:
-            features = student_features(*load_student(student), images, cache)
+            network, size = load_student(student / FILE)
+            pixels = load_pixels(images, size, cache, bar("Pixels"))
+            features = network.encode(torch.from_numpy(pixels))
     who: Literal["teacher", "student"] = "teacher" if student is None else "student"
     result = accuracy(who, word, features, images.targets, images.keys, bank)
     show(result, as_json, f"{who} on {word} classes")

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
@@ -28,18 +26,17 @@ from distill.evaluate import accuracy
 from distill.features import image_features
 from distill.releases import shuffle_texts
 from distill.report import write_report
-from distill.student import Student, build_student
+from distill.student import FILE as STUDENT_FILE
+from distill.student import build_student, save_student
 from distill.teacher import load_teacher
 from distill.text_bank import TextBank, build_text_bank
 from distill.train import TrainingData, train
 
 OnEvent = Callable[[EventKind, dict[str, Any]], None]
-STUDENT_FILE: Final = "student.safetensors"
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
-EVALUATION_BATCH: Final = 256
 
 
 def run_job(
@@ -126,7 +123,7 @@ def run_job(
     student = build_student(
         config.student, teacher.dim, image_size=config.image_size, pretrained=config.pretrained
     )
-    checkpoint = Checkpoint(out / "checkpoint", config, release.hash)
+    checkpoint = Checkpoint(out / "checkpoint.safetensors", config, release.hash)
     epochs = train(
         config,
         student,
@@ -145,13 +142,20 @@ def run_job(
         on_step=progress("Training"),
         should_stop=should_stop,
     )
-    save_student(student, config, teacher.dim, out)
+    save_student(
+        student,
+        out / STUDENT_FILE,
+        name=config.student,
+        dim=teacher.dim,
+        image_size=config.image_size,
+        teacher=config.teacher,
+    )
 
     # What it was worth.
     student_rows = _accuracies(
         "student",
         splits,
-        {word: encode(student, pixels[word]) for word in ("seen", "unseen")},
+        {word: student.encode(pixels[word]) for word in EVALUATED},
         banks,
     )
     before = banks["name"]
@@ -200,54 +204,6 @@ def _similarity(before: TextBank, after: TextBank) -> dict[str, NDArray[np.float
     """Cosines [classes, classes] between the texts of each bank, by strategy."""
     banks = {bank.strategy: bank.features for bank in (before, after)}
     return {text: (unit @ unit.T).numpy() for text, unit in banks.items()}
-
-
-@torch.inference_mode()
-def encode(student: Student, pixels: Tensor) -> Tensor:
-    """Student features [images, dim] float32 of uint8 pixels [images, 3, size, size]."""
-    student.eval()
-    return torch.cat([student(batch).float() for batch in torch.split(pixels, EVALUATION_BATCH)])
-
-
-def student_features(student: Student, image_size: int, split: Split, cache: Path) -> Tensor:
-    """Student features [images, dim] float32 of a split."""
-    return encode(student, torch.from_numpy(load_pixels(split, image_size, cache)))
-
-
-def save_student(student: Student, config: TrainConfig, dim: int, out: Path) -> None:
-    """Write the student's weights to `out`; what is needed to build it stands in the header."""
-    header = {
-        "student": config.student,
-        "image_size": str(config.image_size),
-        "dim": str(dim),
-        "teacher": config.teacher,
-    }
-    partial = out / f"{STUDENT_FILE}.partial"
-    weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-    save_file(weights, partial, metadata=header)
-    partial.replace(out / STUDENT_FILE)
-
-
-def load_student(folder: Path) -> tuple[Student, int]:
-    """The student of the training run in `folder`, and its image size in pixels.
-
-    Raises:
-        ModelError: the file is missing, cut off or no student.
-    """
-    path = folder / STUDENT_FILE
-    if not path.is_file():
-        raise ModelError(
-            f"there is no student {path}: finish the run with `distill train --resume`"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        size = int(header["image_size"])
-        student = build_student(header["student"], int(header["dim"]), image_size=size)
-        student.load_state_dict(load_file(path))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
-        raise ModelError(f"{path} is cut off or no student: train it again") from None
-    return student, size
 
 
 def _accuracies(
