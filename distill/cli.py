@@ -169,16 +169,16 @@ def evaluate(
     """Accuracy of a teacher or a student on one split, against the texts of a release."""
     import torch
 
-    from distill.data import EVALUATED, load_pixels, scan_split
+    from distill.data import SPLIT_WORDS, load_pixels, scan_split
     from distill.evaluate import accuracy
     from distill.features import image_features
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
     from distill.text_bank import build_text_bank
 
-    if split not in EVALUATED:
+    if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
-    word = EVALUATED[split]
+    word = SPLIT_WORDS[split]
     chosen = release_given(release, labels, descriptions)
     images = scan_split(data, word, {label.key for label in chosen.labels})
     model = load_teacher(teacher)

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 )
 SPLITS: Final = {"train": "train", "seen": "val_on_train", "unseen": "val"}  # word → folder
-EVALUATED: Final[dict[str, Literal["seen", "unseen"]]] = {
+SPLIT_WORDS: Final[dict[str, Literal["seen", "unseen"]]] = {
     "seen": "seen",
     "val_on_train": "seen",
     "unseen": "unseen",
@@ -126,7 +126,8 @@ def load_pixels(
     path = cache / f"pixels-{split.name}-{size}-{split.fingerprint()[:16]}.u8"
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         _decode(split, size, path, progress)
-    return np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
+    # Copy on write: torch wants memory that it could write to; the file stays as it is.
+    return np.memmap(path, dtype=np.uint8, mode="c", shape=shape)
 
 
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
