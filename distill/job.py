@@ -5,6 +5,7 @@ it is read: check, encode, train, evaluate, report.
 """
 
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,6 +37,7 @@ OnEvent = Callable[[EventKind, dict[str, Any]], None]
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
+PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 
@@ -60,9 +62,15 @@ def run_job(
     torch.manual_seed(config.seed)
 
     def progress(phase: str) -> Progress:
-        return lambda done, total: on_event(
-            EventKind.PROGRESS, {"phase": phase, "step": done, "steps": total}
-        )
+        said = 0.0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= PROGRESS_SECONDS or done == total:
+                said = time.monotonic()
+                on_event(EventKind.PROGRESS, {"phase": phase, "step": done, "steps": total})
+
+        return tell
 
     def log(message: str) -> None:
         on_event(EventKind.LOG, {"message": message})
