@@ -43,7 +43,8 @@ def _write_session(engine: EngineDep) -> Iterator[Session]:
         yield session
 
 
-# The database transaction itself begins with the first statement, inside the route: a request
-# that waits for a thread never holds the write lock.
+# The database transaction itself begins with the first statement, inside the route.
 ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
-WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
+# Writers wait for each other before they take a thread: were all threads waiting for the write
+# lock, the one that holds it would find no thread to finish in.
+WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]

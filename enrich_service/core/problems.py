@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
@@ -98,6 +99,11 @@ def install(app: FastAPI) -> None:
         detail = error.detail if error.detail and error.detail != title else ""
         detail = detail or f"{title}: {request.method} {request.url.path}"
         return _answer(error.status_code, title, detail, headers=dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        # Nobody reads this, but it is no defect either.
+        return _answer(400, "Bad request", "The request broke off.")
 
     @app.exception_handler(UnicodeEncodeError)
     def no_text(request: Request, error: UnicodeEncodeError) -> JSONResponse:
