@@ -69,7 +69,9 @@ MEASURED = {
 
 def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description") -> Report:
     """A report with the numbers of a real run."""
-    text = "a photo of {} . A small sea duck with slate-blue plumage, chestnut sides and white bars"
+    photo = (
+        "a photo of {} . A small sea duck with slate-blue plumage, chestnut sides and white bars"
+    )
     return Report(
         config=TrainConfig(
             data="images", teacher="local-dir:teacher", text_strategy=strategy, epochs=12
@@ -117,6 +119,7 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
                 ("name+description", 0.011, 120.2, 0.6),
                 ("shuffled", 0.012, 119.8, 0.62),
             )
+            if any(each == text for _, text in values)
         ),
         pulled_apart=tuple(
             PulledApart(
@@ -124,8 +127,8 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
                 b=names[n + 1],
                 before=0.93 - n / 25,
                 after=0.12 - n / 30,
-                text_a=text.format(names[n]),
-                text_b=text.format(names[n + 1]),
+                text_a=photo.format(names[n]),
+                text_b=photo.format(names[n + 1]),
             )
             for n in range(min(6, len(names) - 1))
         ),
@@ -153,7 +156,7 @@ class Page(HTMLParser):
         self.links += [value for name, value in attrs if name in {"src", "href", "xlink:href"}]
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\u00a0", " ")
 
 
 def write(tmp_path, report: Report, names=BIRDS) -> str:
@@ -241,7 +244,7 @@ def test_a_run_on_bare_names_claims_nothing_about_enrichment(tmp_path):
     write_report(report, tmp_path, similarity=names_only, names=BIRDS)
     text = Page((tmp_path / "report.html").read_text()).text
     assert "Trained on names alone, the student recognises 7.1 %" in text
-    assert "before" not in text and "shuffled control" not in text.split("Seen and unseen")[0]
+    assert "before" not in text and "shuffled control" not in text
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
