@@ -89,7 +89,7 @@ makers = st.sampled_from([features, twins])
 quick = settings(max_examples=25, deadline=None)
 
 
-@pytest.fixture(params=[2**25, 16], ids=["one block", "small blocks"], scope="module")
+@pytest.fixture(params=[2**25, 16], ids=["one block", "small blocks"], scope="class")
 def blocks(request: pytest.FixtureRequest) -> object:
     """Every test that asks for this runs with blocks of several sizes."""
     with pytest.MonkeyPatch.context() as patch:
