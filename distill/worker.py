@@ -2,318 +2,569 @@
 
 Notable:
 - Training runs as a child in a process group of its own, so that a cancel is a kill.
-- A thread renews the lease; when the service says that the lease is lost, the child is killed and
-  nothing more is written.
-- The child's events are numbered here. While the service is away they wait, and are sent in order
-  when it is back; an event sent twice is stored once.
-- The work folder is named after the job, so that a later attempt goes on from the checkpoint.
+- A thread of its own renews the lease. When the service says that the lease is lost, the child is
+  killed and nothing more is sent.
+- Events are numbered and sent in order. While the service is away they wait; one that is sent twice
+  is stored once. Progress that has not been sent yet is replaced by newer progress.
+- The work folder is named after the job: another attempt goes on from the checkpoint in it. A lock,
+  which the child inherits, keeps two trainings out of one folder even when a worker was killed and
+  its child still runs.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import httpx
+from pydantic import AwareDatetime, BaseModel, ValidationError
 from rich.console import Console
 
-from contract import Lease
-from distill.errors import LeaseLost, ServiceError
+from contract import EventKind, Job, Lease
+from distill.errors import DataError, LeaseLost, ServiceError
 
+TRAIN: Final = (sys.executable, "-m", "distill", "train")
 INTERRUPTED: Final = 75  # exit status of `distill train` that left a checkpoint
 ARTIFACTS: Final = {
     "report.json": "application/json",
-    "report.html": "text/html",
+    "report.html": "text/html; charset=utf-8",
     "student.safetensors": "application/octet-stream",
     "text_bank.safetensors": "application/octet-stream",
 }
 IDLE_SECONDS: Final = 2.0  # between two questions for work
-GRACE_SECONDS: Final = 20.0  # between SIGTERM and SIGKILL
-BATCH: Final = 200  # events a request
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 15.0  # seconds
-PATIENCE: Final = 600.0  # seconds without the service before a job is given up
+GATHER_SECONDS: Final = 0.5  # that events wait for company before they are sent
+GRACE_SECONDS: Final = 30.0  # between SIGTERM and SIGKILL: time to write a checkpoint
+PATIENCE_SECONDS: Final = 600.0  # without the service before a worker gives up; at least 3 leases
+LONGEST_BACKOFF: Final = 15.0  # seconds
+BATCH: Final = 500  # events a request
+LONGEST_MESSAGE: Final = 10_000  # characters of a log event
 
-notes = Console(stderr=True)
-
-
-class Service:
-    """The service as a worker sees it: repeats what is safe to repeat while it is away."""
-
-    def __init__(self, url: str, api_key: str | None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=30.0)
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._http.close()
-
-    def once(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
-        """Send one request.
-
-        Raises:
-            LeaseLost: the service answers 409.
-            ServiceError: it refuses otherwise, or does not answer.
-        """
-        try:
-            response = self._http.request(method, path, **content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _Away(
-                f"the service at {self.url} does not answer ({error}): check --service and that "
-                "`enrich serve` is running"
-            ) from None
-        if response.status_code == 409:
-            raise LeaseLost(_detail(response))
-        if response.status_code >= 500:
-            raise _Away(f"the service at {self.url} fails: {_detail(response)}")
-        if response.is_error:
-            raise ServiceError(f"the service at {self.url} refuses {path}: {_detail(response)}")
-        return response
-
-    def patiently(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
-        """Send a request again and again until the service is back, up to PATIENCE."""
-        until, wait = time.monotonic() + PATIENCE, FIRST_BACKOFF
-        while True:
-            try:
-                return self.once(method, path, **content)
-            except _Away:
-                if time.monotonic() + wait > until:
-                    raise
-            time.sleep(wait)
-            wait = min(2 * wait, LONGEST_BACKOFF)
-
-    def upload(self, job: int, fence: int, path: Path, media_type: str) -> None:
-        """Store the file at `path` as an artifact of the job."""
-        content = path.read_bytes()
-        self.patiently(
-            "PUT",
-            f"/v1/jobs/{job}/artifacts/{path.name}",
-            params={"fence": fence},
-            content=content,
-            headers={
-                "Content-Type": media_type,
-                "X-Content-SHA256": hashlib.sha256(content).hexdigest(),
-            },
-        )
+notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Away(ServiceError):
+class ServiceAway(ServiceError):
     """The service does not answer now; it may later."""
 
 
+class Renewed(BaseModel):
+    """The service's answer to a heartbeat."""
+
+    expires_at: AwareDatetime
+    cancel_requested: bool
+
+
+class Service:
+    """The service as a worker sees it."""
+
+    def __init__(self, url: str, api_key: str | None, stop: threading.Event) -> None:
+        try:
+            # A password in the address is for the connection alone, not for messages.
+            self.shown = str(httpx.URL(url).copy_with(userinfo=b""))
+            is_http = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+        except (httpx.InvalidURL, ValueError):
+            is_http = False
+        if not is_http:
+            raise ServiceError("the service's address must be like http://127.0.0.1:8000")
+        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise ServiceError("the API key (ENRICH_API_KEY) has characters that no key has")
+        self.patience = PATIENCE_SECONDS
+        self._stop = stop
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(30.0, connect=10.0),
+        )
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def once(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        file: Path | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """Send one request: `body` as JSON, or `file` in chunks.
+
+        Raises:
+            LeaseLost: the service answers 409, or knows the job no more.
+            ServiceAway: it does not answer, or fails.
+            ServiceError: it refuses.
+        """
+        try:
+            with file.open("rb") if file else contextlib.nullcontext() as content:
+                response = self._http.request(
+                    method, path, json=body, content=content, headers=headers
+                )
+        except httpx.HTTPError as error:
+            raise ServiceAway(
+                f"the service at {self.shown} does not answer ({error or type(error).__name__}): "
+                "check the address and that `enrich serve` is running"
+            ) from None
+        detail = _detail(response)
+        match response.status_code:
+            case 200 | 201 | 204:
+                return response
+            case 409:
+                raise LeaseLost(detail)
+            case 404 if path != CLAIM:
+                raise LeaseLost(detail)
+            case 401 | 403:
+                raise ServiceError(
+                    f"the service at {self.shown} lets this worker not in ({detail}): put an API "
+                    "key for it into ENRICH_API_KEY"
+                )
+            case 408 | 429 | 500 | 502 | 503 | 504 | 507:
+                raise ServiceAway(f"the service at {self.shown} fails: {detail}")
+        raise ServiceError(f"the service at {self.shown} refuses {method} {path}: {detail}")
+
+    def patiently(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
+        """Send a request until the service answers, for as long as the worker's patience lasts.
+
+        When the worker is asked to stop, one try more is all.
+
+        Raises:
+            LeaseLost, ServiceAway, ServiceError: as `once`.
+        """
+        until, wait = time.monotonic() + self.patience, 0.25
+        while True:
+            try:
+                return self.once(method, path, **content)
+            except ServiceAway:
+                if self._stop.is_set() or time.monotonic() + wait > until:
+                    raise
+            self._stop.wait(wait)
+            wait = min(2 * wait, LONGEST_BACKOFF)
+
+
+CLAIM: Final = "/v1/jobs/claim"
+
+
 def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"status {response.status_code}"
+    """What a problem document says, or at least its status."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return " ".join(str(response.json()["detail"]).split())
+    return f"status {response.status_code}"
 
 
 def work(
-    service_url: str, *, work_dir: Path, name: str, once: bool = False, api_key: str | None = None
+    service_url: str,
+    *,
+    work_dir: Path,
+    name: str,
+    once: bool = False,
+    api_key: str | None = None,
+    command: Sequence[str] = TRAIN,
 ) -> None:
-    """Take jobs until stopped; with `once`, until there is nothing left to do.
+    """Take jobs until SIGTERM or SIGINT; with `once`, until there is nothing left to do.
+
+    A worker that is asked to stop lets the training write its checkpoint and leaves the job to the
+    end of its lease. `command` trains: it gets the options of `distill train`.
 
     Raises:
-        ServiceError: the service does not answer at the start, or refuses the worker.
+        ServiceError: the service does not answer at the start, stays away too long, or refuses.
+        DataError: `work_dir` cannot be written to.
     """
-    service = Service(service_url, api_key)
     stop = threading.Event()
-
-    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    handlers = {
-        number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        answer = service.once("POST", "/v1/jobs/claim", json={"worker": name})
-        notes.print(f"worker {name} at {service_url}", soft_wrap=True)
+    service = Service(service_url, api_key, stop)
+    with contextlib.closing(service), _asked_to_stop(stop):
+        # A wrong address is said at once; only a service that was there is waited for.
+        answer = service.once("POST", CLAIM, body={"worker": name})
+        notes.print(f"worker {name} at {service.shown}")
         while True:
             if answer.status_code == 200:
-                lease = Lease.model_validate_json(answer.content)
-                _Attempt(service, lease, work_dir / f"job-{lease.job.id}", stop).run()
+                lease = _lease(answer, service)
+                length = _length(lease.expires_at, answer)
+                service.patience = max(PATIENCE_SECONDS, 3 * length)
+                Attempt(service, lease, length, work_dir, tuple(command), stop).run()
             elif once:
                 return
             else:
                 stop.wait(IDLE_SECONDS)
             if stop.is_set():
                 return
-            answer = service.patiently("POST", "/v1/jobs/claim", json={"worker": name})
+            try:
+                answer = service.patiently("POST", CLAIM, body={"worker": name})
+            except ServiceAway:
+                if stop.is_set():
+                    return
+                raise
+
+
+def _lease(answer: httpx.Response, service: Service) -> Lease:
+    try:
+        return Lease.model_validate_json(answer.content)
+    except ValidationError:
+        raise ServiceError(
+            f"{service.shown} answers, but not as an enrichment service of this version: check "
+            "the address, or update the older of the two"
+        ) from None
+
+
+@contextlib.contextmanager
+def _asked_to_stop(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`. Only a main thread can listen to signals."""
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-        service.close()
 
 
-class _Attempt:
+def _length(expires_at: datetime, answer: httpx.Response) -> float:
+    """Seconds from the service's answer to `expires_at`, by its clock: ours may be wrong."""
+    try:
+        now = parsedate_to_datetime(answer.headers["Date"])
+    except (KeyError, ValueError):
+        now = datetime.now(UTC)
+    return max(0.5, (expires_at - now).total_seconds())
+
+
+class Outbox:
+    """Events on their way to the service, in order, by a thread of its own."""
+
+    def __init__(self, post: Callable[[list[dict[str, Any]]], None]) -> None:
+        self._post = post
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="events")
+        self._thread.start()
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Let `event` wait its turn. It takes the place of progress in the same phase."""
+        with self._changed:
+            if self._waiting and _is_progress_in_one_phase(self._waiting[-1], event):
+                self._waiting.pop()
+            self._waiting.append(event)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Send what is left; returns when there is nothing more to do."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        sent = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._waiting) or self._closed.is_set())
+            self._closed.wait(GATHER_SECONDS)
+            with self._changed:
+                count = min(BATCH, len(self._waiting))
+                batch = [self._waiting.popleft() for _ in range(count)]
+            if not batch:
+                return
+            for number, event in enumerate(batch, start=sent + 1):
+                event["worker_seq"] = number
+            sent += len(batch)
+            try:
+                self._post(batch)
+            except LeaseLost:
+                return
+            except ServiceError as error:
+                notes.print(f"{len(batch)} events were not stored: {error}")
+
+
+def _is_progress_in_one_phase(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    if old["kind"] is not EventKind.PROGRESS or new["kind"] is not EventKind.PROGRESS:
+        return False
+    return bool(old["data"].get("phase") == new["data"].get("phase"))
+
+
+class Attempt:
     """One job under one lease."""
 
-    def __init__(self, service: Service, lease: Lease, folder: Path, stop: threading.Event) -> None:
-        self.service, self.lease, self.folder, self.stop = service, lease, folder, stop
-        self.job, self.fence = lease.job.id, lease.fence
-        self.events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.trained = threading.Event()  # the child has ended
-        self.ended = threading.Event()  # nothing more will be sent
-        self.lost = threading.Event()
-        self.cancelled = threading.Event()
+    def __init__(
+        self,
+        service: Service,
+        lease: Lease,
+        length: float,
+        work_dir: Path,
+        command: tuple[str, ...],
+        stop: threading.Event,
+    ) -> None:
+        self.service, self.lease, self.length, self.command = service, lease, length, command
+        self.path = f"/v1/jobs/{lease.job.id}"
+        self.work_dir, self.folder = work_dir, work_dir / f"job-{lease.job.id}"
+        self.stop = stop  # the worker should end
+        self.cancelled = threading.Event()  # the user wants no more of it
+        self.lost = threading.Event()  # somebody else has the job
+        self.away = threading.Event()  # the service has been silent for too long
+        self.ended = threading.Event()  # there is no lease left to renew
 
     def run(self) -> None:
-        """Train, report, finish; whatever happens, the child is gone at the end."""
-        notes.print(f"job {self.job}, attempt {self.lease.job.attempts}", soft_wrap=True)
-        renewing = threading.Thread(target=self._renew)
-        sending = threading.Thread(target=self._send)
+        """Train, report, finish; whatever happens, no child is left.
+
+        Raises:
+            ServiceError: the service stayed away too long, or refuses.
+            DataError: the work folder cannot be written to.
+        """
+        self._say(f"attempt {self.lease.job.attempts} of {self.lease.job.max_attempts}")
+        renewing = threading.Thread(target=self._renew, name="heartbeat")
         renewing.start()
-        sending.start()
         try:
-            try:
-                with self._training() as child:
-                    status, said = self._read(child)
-            except OSError as error:
-                status, said = (
-                    1,
-                    f"cannot work in {self.folder} ({error.strerror}): free some space",
-                )
-            finally:
-                self.events.put(None)
-                sending.join()
-            self._conclude(status, said)
+            self._prepare()
+            with self._locked() as lock:
+                if lock is None:
+                    status, words = INTERRUPTED, ""
+                else:
+                    status, words = self._train(lock)
+                self._conclude(status, words)
         except LeaseLost as error:
-            notes.print(f"job {self.job}: {error}", soft_wrap=True)
+            self._say(f"given up: {error}")
+        except OSError as error:
+            raise DataError(
+                f"cannot work in {self.folder} ({error.strerror}): make room or choose another "
+                "--work-dir; the job goes on where it is when its lease has ended"
+            ) from None
         finally:
             self.ended.set()
             renewing.join()
 
-    def _conclude(self, status: int, said: str) -> None:
+    def _conclude(self, status: int, words: str) -> None:
+        """Tell the service how it ended, unless the job is to be left to its lease."""
         if self.lost.is_set():
-            notes.print(f"job {self.job}: the lease is lost; another worker has it", soft_wrap=True)
+            self._say("given up: the lease is lost")
         elif self.cancelled.is_set():
-            self._finish("cancelled", None)
+            self._finish("cancelled")
         elif status == 0:
-            for name, media_type in ARTIFACTS.items():
-                self.service.upload(self.job, self.fence, self.folder / name, media_type)
-            self._finish("succeeded", None)
-        elif self.stop.is_set():
-            notes.print(
-                f"job {self.job}: stopped; it goes on from its checkpoint when the lease has ended",
-                soft_wrap=True,
+            self._hand_in()
+        elif self.away.is_set():
+            raise ServiceAway(
+                f"the service at {self.service.shown} has not answered for "
+                f"{self.service.patience:.0f} s: job {self.lease.job.id} is stopped and goes on "
+                f"from the checkpoint in {self.folder} when a worker takes it again"
             )
+        elif status == INTERRUPTED or self.stop.is_set():
+            self._say("stopped; it goes on from its checkpoint when its lease has ended")
         else:
-            self._finish("failed", said or f"training ended with status {status}")
+            self._finish("failed", words)
+
+    def _hand_in(self) -> None:
+        try:
+            for name, media_type in ARTIFACTS.items():
+                self._upload(self.folder / name, media_type)
+        except (LeaseLost, ServiceAway):
+            raise
+        except ServiceError as error:  # asking again would be in vain
+            self._finish("failed", f"{error}; the results are in {self.folder} of the worker")
+        else:
+            self._finish("succeeded")
 
     def _finish(
-        self, state: Literal["succeeded", "failed", "cancelled"], error: str | None
+        self, state: Literal["succeeded", "failed", "cancelled"], error: str | None = None
     ) -> None:
-        body = {"fence": self.fence, "state": state, "error": error}
-        self.service.patiently("POST", f"/v1/jobs/{self.job}/finish", json=body)
-        notes.print(f"job {self.job}: {state}{f' ({error})' if error else ''}", soft_wrap=True)
+        body = {"fence": self.lease.fence, "state": state, "error": error}
+        self.service.patiently("POST", f"{self.path}/finish", body=body)
+        self._say(f"{state}: {error}" if error else state)
 
-    @contextlib.contextmanager
-    def _training(self) -> Iterator[subprocess.Popen[str]]:
-        """`distill train` in a process group of its own; nothing of it is left afterwards."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config, release = self.folder / "config.json", self.folder / "given-release.json"
-        config.write_text(self.lease.job.config.model_dump_json())
-        release.write_text(self.lease.release.model_dump_json())
-        command = [sys.executable, "-m", "distill", "train", "--resume", "--events"]
-        command += ["--config", str(config), "--release", str(release), "--out", str(self.folder)]
-        command += ["--cache", str(self.folder.parent / "cache")]
-        environment = {k: v for k, v in os.environ.items() if k != "ENRICH_API_KEY"}
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "stderr.log").open("w"),
-            text=True,
-            env=environment,
-            start_new_session=True,
+    def _upload(self, file: Path, media_type: str) -> None:
+        with file.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        self.service.patiently(
+            "PUT",
+            f"{self.path}/artifacts/{file.name}?fence={self.lease.fence}",
+            file=file,
+            headers={"Content-Type": media_type, "X-Content-SHA256": sha256},
         )
+
+    def _say(self, words: str) -> None:
+        notes.print(f"job {self.lease.job.id}: {words}")
+
+    def _post(self, events: list[dict[str, Any]]) -> None:
+        body = {"fence": self.lease.fence, "events": events}
+        if self.lost.is_set():
+            raise LeaseLost("the lease is lost")
         try:
-            yield child
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-    def _read(self, child: subprocess.Popen[str]) -> tuple[int, str]:
-        """Number the child's events until it ends; its exit status and last words."""
-        watch = threading.Thread(target=self._stop_child, args=(child,))
-        watch.start()
-        assert child.stdout is not None
-        for number, line in enumerate(child.stdout, start=1):
-            try:
-                event = json.loads(line)
-                event["worker_seq"] = number
-            except (ValueError, TypeError):  # a library printed something
-                now = datetime.now(UTC).isoformat()
-                data = {"message": line.rstrip()}
-                event = {"kind": "log", "data": data, "at": now, "worker_seq": number}
-            self.events.put(event)
-        status = child.wait()
-        self.trained.set()
-        watch.join()
-        words = (self.folder / "stderr.log").read_text(errors="replace").strip().splitlines()
-        return status, words[-1].removeprefix("distill: ") if words else ""
-
-    def _stop_child(self, child: subprocess.Popen[str]) -> None:
-        """Pass a stop, a cancel or a lost lease on to the child: gently, then not."""
-        while not self.trained.wait(0.2):
-            if not (self.stop.is_set() or self.cancelled.is_set() or self.lost.is_set()):
-                continue
-            hard = self.lost.is_set()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL if hard else signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(GRACE_SECONDS)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            return
+            self.service.patiently("POST", f"{self.path}/events", body=body)
+        except LeaseLost:
+            self.lost.set()
+            raise
 
     def _renew(self) -> None:
-        """Renew the lease at a third of its time; learn of a cancel or of its loss."""
-        length = (self.lease.expires_at - datetime.now(UTC)).total_seconds()
-        while not self.ended.wait(max(0.2, length / 3)):
+        """Renew the lease at a third of its time; learn that it is lost, or of a cancel."""
+        body, heard = {"fence": self.lease.fence}, time.monotonic()
+        wait = 0.0  # the first one says that the job runs
+        while not self.ended.wait(wait):
+            wait = self.length / 3
             try:
-                answer = self.service.once(
-                    "POST", f"/v1/jobs/{self.job}/heartbeat", json={"fence": self.fence}
-                )
+                answer = self.service.once("POST", f"{self.path}/heartbeat", body=body)
+                renewed = Renewed.model_validate_json(answer.content)
             except LeaseLost:
                 self.lost.set()
                 return
-            except ServiceError:
-                continue  # away: the next heartbeat may get through
-            if answer.json()["cancel_requested"]:
+            except (ServiceError, ValidationError):
+                wait = min(wait, 2.0)
+                if time.monotonic() - heard > self.service.patience:
+                    self.away.set()
+                    return
+                continue
+            heard = time.monotonic()
+            if renewed.cancel_requested:
                 self.cancelled.set()
 
-    def _send(self) -> None:
-        """Post events in order, in batches, until a None ends them."""
-        done = False
-        while not done:
-            batch = [self.events.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < BATCH:
-                    batch.append(self.events.get_nowait())
-            done = batch[-1] is None
-            events = [event for event in batch if event is not None]
-            if not events or self.lost.is_set():
-                continue
+    def _prepare(self) -> None:
+        """Make the job's folder and write what it is to do.
+
+        A folder of another job of that number (of another service, or of one that began anew) is
+        moved aside.
+        """
+        known = self.folder / "job.json"
+        job = self.lease.job
+        if self.folder.is_dir():
             try:
-                self.service.patiently(
-                    "POST",
-                    f"/v1/jobs/{self.job}/events",
-                    json={"fence": self.fence, "events": events},
-                )
-            except LeaseLost:
-                self.lost.set()
-            except ServiceError as error:
-                notes.print(f"job {self.job}: events are lost: {error}", soft_wrap=True)
+                old = Job.model_validate_json(known.read_bytes())
+                is_ours = (old.created_at, old.config) == (job.created_at, job.config)
+            except (OSError, ValidationError):
+                is_ours = False
+            if not is_ours:
+                self.folder.replace(_free_name(self.folder))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(job.model_dump_json())
+        (self.folder / "config.json").write_text(job.config.model_dump_json())
+        (self.folder / "release.json").write_text(self.lease.release.model_dump_json())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[IO[str] | None]:
+        """Wait until no other training works in the folder; None if there is no use in waiting."""
+        with (self.folder / "lock").open("w") as lock:
+            told = False
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        self._say(f"another training still works in {self.folder}: waiting for it")
+                    told = True
+                if self._reason_to_stop(0.5):
+                    yield None
+                    return
+            yield lock
+
+    def _reason_to_stop(self, seconds: float = 0.0) -> bool:
+        """Whether the training should end, after at most `seconds`."""
+        reasons = (self.lost, self.cancelled, self.stop, self.away)
+        until = time.monotonic() + seconds
+        while not any(reason.is_set() for reason in reasons):
+            if time.monotonic() >= until:
+                return False
+            self.stop.wait(0.1)
+        return True
+
+    def _train(self, lock: IO[str]) -> tuple[int, str]:
+        """Run the training to its end; its exit status and what it said last."""
+        command = [*self.command, "--resume", "--events"]
+        command += ["--config", str(self.folder / "config.json")]
+        command += ["--release", str(self.folder / "release.json")]
+        command += ["--out", str(self.folder), "--cache", str(self.work_dir / "cache")]
+        # The training talks to nobody: it needs no key.
+        environment = {name: v for name, v in os.environ.items() if name != "ENRICH_API_KEY"}
+        errors = self.folder / "stderr.log"
+        with errors.open("wb") as stderr:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
+            )
+        assert child.stdout is not None
+        outbox = Outbox(self._post)
+        reading = threading.Thread(target=_read, args=(child.stdout, outbox), name="output")
+        reading.start()
+        try:
+            while child.poll() is None and not self._reason_to_stop(0.2):
+                pass
+            if child.poll() is None and not self.lost.is_set():
+                _signal(child, signal.SIGTERM)
+                self._await(child)
+        finally:
+            _signal(child, signal.SIGKILL)  # whatever is left of the group
+            status = child.wait()
+            reading.join()
+            child.stdout.close()
+            outbox.close()
+        return status, _last_words(status, errors)
+
+    def _await(self, child: subprocess.Popen[bytes]) -> None:
+        """Give the child its time of grace, unless the lease is lost meanwhile."""
+        until = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < until and not self.lost.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
+                return
+
+
+def _free_name(folder: Path) -> Path:
+    names = (folder.with_name(f"{folder.name}-before-{n}") for n in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to the whole process group of the child."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+def _read(output: IO[bytes], outbox: Outbox) -> None:
+    """Pass the child's events on, one a line."""
+    for line in output:
+        outbox.add(event(line))
+
+
+def event(line: bytes) -> dict[str, Any]:
+    """The event in a line of the child; what is none, such as a library's words, is a log event."""
+    text = line.decode(errors="replace").strip()
+    try:
+        event = json.loads(text, parse_constant=lambda _: None)  # NaN is no JSON
+        kind, data, at = EventKind(event["kind"]), dict(event["data"]), str(event["at"])
+    except (ValueError, KeyError, TypeError):
+        kind, data, at = EventKind.LOG, {"message": text}, datetime.now(UTC).isoformat()
+    if kind is EventKind.LOG:
+        data["message"] = str(data.get("message"))[:LONGEST_MESSAGE]
+    return {"kind": kind, "data": data, "at": at}
+
+
+def _last_words(status: int, errors: Path) -> str:
+    """One line on why a training failed."""
+    if status == -signal.SIGKILL:
+        return (
+            "the training was killed, most often for lack of memory: use a smaller batch_size, or "
+            "a worker with more memory"
+        )
+    if status < 0:
+        return f"the training was ended by {signal.Signals(-status).name}"
+    lines = errors.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("distill: ") or f"the training ended with status {status}"

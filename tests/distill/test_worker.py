@@ -1,0 +1,426 @@
+"""The worker against the real service, with real training in its child processes."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from contract import Report
+from distill import worker
+from distill.errors import LeaseLost, ServiceError
+from tests.distill.conftest import TINY
+
+LEASE_SECONDS = 4.0
+KEY = "planted-key-4711"
+COLOURS = {
+    "red": (200, 40, 40),
+    "green": (40, 200, 40),
+    "blue": (40, 40, 200),
+    "yellow": (200, 200, 40),
+    "purple": (200, 40, 200),
+    "white": (225, 225, 225),
+}
+SPLITS = {
+    "train": ("red", "green", "blue"),
+    "val_on_train": ("red", "green", "blue"),
+    "val": ("yellow", "purple", "white"),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, names in SPLITS.items():
+        for name in names:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(16):
+                noise = rng.integers(-30, 30, (32, 32, 3))
+                pixels = np.clip(noise + COLOURS[name], 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    """A tiny CLIP that was taught the names of six colours."""
+    folder = tmp_path_factory.mktemp("colour-teacher")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**TINY["model_cfg"])
+        tokens = open_clip.tokenize([f"a photo of {name}" for name in COLOURS])
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+        colours = torch.tensor(list(COLOURS.values())).float()[:, :, None, None]
+        for _ in range(40):
+            pixels = (colours + 60 * torch.rand(6, 3, 32, 32) - 30).clamp(0, 255) / 127.5 - 1
+            seen = model.encode_image(pixels, normalize=True)
+            said = model.encode_text(tokens, normalize=True)
+            loss = torch.nn.functional.cross_entropy(10 * seen @ said.T, torch.arange(6))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def address(start_service, tmp_path_factory) -> str:
+    from enrich_service.core.settings import Settings
+
+    folder = tmp_path_factory.mktemp("service")
+    return start_service(Settings(data_dir=folder, lease_seconds=LEASE_SECONDS))
+
+
+@pytest.fixture(scope="module")
+def service(address) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=30) as client:
+        release_colours(client)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory) -> Path:
+    """One for all tests: teacher features are computed once."""
+    return tmp_path_factory.mktemp("work")
+
+
+def release_colours(client: httpx.Client) -> None:
+    labels = "".join(f"{name} {n} {name}\n" for n, name in enumerate(COLOURS, start=1))
+    texts = "".join(f"Things that are {name} look {name} all over.\n" for name in COLOURS)
+    files = {"label2text": labels, "descriptions": texts}
+    form = {"name": "colours", "check_texts": "false"}
+    assert client.post("/v1/import/pairs", data=form, files=files).status_code == 201
+    body = {"label_set": "colours", "name": "colours-1"}
+    assert client.post("/v1/releases", json=body).json()["id"] == 1
+
+
+@pytest.fixture(scope="module")
+def queue_job(images, teacher) -> Callable[..., int]:
+    """A function that queues a job; gives its id. One epoch takes about a tenth of a second."""
+
+    def queue(client: httpx.Client, epochs: int, **config: object) -> int:
+        config = {
+            "data": str(images),
+            "teacher": teacher,
+            "student": "test_resnet",
+            "image_size": 32,
+            "batch_size": 16,
+            "text_strategy": "name",
+            "epochs": epochs,
+        } | config
+        answer = client.post("/v1/jobs", json={"release_id": 1, "config": config})
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    return queue
+
+
+@contextmanager
+def running_worker(address: str, work_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`distill worker` as users start it; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "distill", "worker", "--service", address, *options]
+    process = subprocess.Popen(
+        [*command, "--work-dir", str(work_dir), "--name", "w"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ENRICH_API_KEY": KEY},
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def state(client: httpx.Client, job: int) -> str:
+    return client.get(f"/v1/jobs/{job}").json()["state"]
+
+
+def events(client: httpx.Client, job: int, kind: str) -> list[dict]:
+    found = client.get(f"/v1/jobs/{job}/events", params={"limit": 10_000}).json()
+    assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
+    return [event["data"] for event in found if event["kind"] == kind]
+
+
+def epochs(client: httpx.Client, job: int) -> list[int]:
+    return [data["epoch"] for data in events(client, job, "epoch")]
+
+
+def trainings(work_dir: Path, job: int) -> list[int]:
+    """Process ids of living trainings that work in the job's folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"train" in words and str(work_dir / f"job-{job}").encode() in words:
+                found.append(int(folder.name))
+    return found
+
+
+def test_a_job_ends_with_report_and_student_at_the_service(service, address, work_dir, queue_job):
+    job = queue_job(service, 3)
+    with running_worker(address, work_dir, "--once") as process:
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"job {job}: succeeded" in said
+    assert epochs(service, job) == [1, 2, 3]
+    told = [data["state"] for data in events(service, job, "state")]
+    assert told == ["queued", "leased", "running", "succeeded"]
+    report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)
+    assert report.release_hash == service.get("/v1/releases/1").json()["hash"]
+    assert len(report.epochs) == 3
+    page = service.get(f"/v1/jobs/{job}/report.html")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "the student recognises" in page.text
+    listed = {each["name"]: each for each in service.get(f"/v1/jobs/{job}/artifacts").json()}
+    assert sorted(listed) == sorted(worker.ARTIFACTS)
+    for name, artifact in listed.items():
+        mine = (work_dir / f"job-{job}" / name).read_bytes()
+        assert artifact["sha256"] == hashlib.sha256(mine).hexdigest()
+        assert service.get(f"/v1/jobs/{job}/artifacts/{name}").content == mine
+    written = (path for path in work_dir.rglob("*") if path.is_file())
+    assert KEY not in said and not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+def test_a_job_that_cannot_be_done_fails_with_one_line(service, address, work_dir, queue_job):
+    job = queue_job(service, 3, data="/no/such/folder")
+    with running_worker(address, work_dir, "--once") as process:
+        process.communicate(timeout=60)
+    found = service.get(f"/v1/jobs/{job}").json()
+    assert found["state"] == "failed"
+    assert "/no/such/folder" in found["error"] and "\n" not in found["error"]
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGKILL"])
+def test_another_worker_goes_on_where_one_was_ended(service, address, work_dir, queue_job, ending):
+    job = queue_job(service, 40)
+    with running_worker(address, work_dir) as first:
+        wait_for(lambda: epochs(service, job))
+        first.send_signal(signal.Signals[ending])
+        _, said = first.communicate(timeout=30)
+    if ending == "SIGTERM":
+        assert first.returncode == 0
+        assert "goes on from its checkpoint" in said
+        assert not trainings(work_dir, job)
+    assert state(service, job) == "running"  # left to its lease
+    with running_worker(address, work_dir) as second:
+        wait_for(lambda: state(service, job) == "succeeded")
+        second.send_signal(signal.SIGTERM)
+        second.communicate(timeout=30)
+    assert service.get(f"/v1/jobs/{job}").json()["attempts"] == 2
+    told = epochs(service, job)
+    # None twice. After a kill, the last ones before it may not have been told any more.
+    assert told == sorted(set(told)) and told[-1] == 40
+    if ending == "SIGTERM":
+        assert told == list(range(1, 41))
+    report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)
+    assert [epoch.epoch for epoch in report.epochs] == list(range(1, 41))
+
+
+def test_a_worker_that_slept_through_its_lease_stops_writing(service, address, work_dir, queue_job):
+    job = queue_job(service, 5000)
+    with running_worker(address, work_dir) as process:
+        wait_for(lambda: epochs(service, job))
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(LEASE_SECONDS + 0.2)
+        taken = service.post("/v1/jobs/claim", json={"worker": "another"}).json()
+        assert (taken["job"]["id"], taken["job"]["attempts"]) == (job, 2)
+        known = len(events(service, job, "epoch"))
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: not trainings(work_dir, job), 15)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert "given up" in said
+    assert len(events(service, job, "epoch")) == known
+    body = {"fence": taken["fence"], "state": "cancelled"}
+    assert service.post(f"/v1/jobs/{job}/finish", json=body).status_code == 200
+
+
+@contextmanager
+def serving(port: int, folder: Path) -> Iterator[httpx.Client]:
+    """The service as a process of its own; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "enrich_service.cli", "serve", "--port", str(port)],
+        env=os.environ | {"ENRICH_DATA_DIR": str(folder), "ENRICH_LEASE_SECONDS": "60"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+            def answers() -> bool:
+                with suppress(httpx.TransportError):
+                    return client.get("/healthz").is_success
+                return False
+
+            wait_for(answers)
+            yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nothing_is_lost_while_the_service_is_away(tmp_path, queue_job):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ExitStack() as stack:
+        with serving(port, tmp_path / "data") as client:
+            release_colours(client)
+            job = queue_job(client, 60)
+            address = f"http://127.0.0.1:{port}"
+            stack.enter_context(running_worker(address, tmp_path / "work"))
+            wait_for(lambda: epochs(client, job))
+        time.sleep(2)  # killed; the training goes on
+        with serving(port, tmp_path / "data") as client:
+            wait_for(lambda: state(client, job) == "succeeded")
+            assert epochs(client, job) == list(range(1, 61))
+            assert client.get(f"/v1/jobs/{job}").json()["attempts"] == 1
+
+
+def test_a_service_that_does_not_answer_at_the_start_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_worker(f"http://user:secret@127.0.0.1:{port}", tmp_path) as process:
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert said.count("\n") == 1 and f"http://127.0.0.1:{port} does not answer" in said
+    assert "secret" not in said
+
+
+def test_something_else_than_the_service_is_named(tmp_path):
+    with running_worker("ftp://127.0.0.1", tmp_path) as process:
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert said == "distill: the service's address must be like http://127.0.0.1:8000\n"
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(tmp_path):
+    with pytest.raises(ServiceError, match="ENRICH_API_KEY") as caught:
+        worker.work("http://127.0.0.1:1", work_dir=tmp_path, name="w", api_key=f"{KEY}\n")
+    assert KEY not in str(caught.value)
+
+
+def test_a_training_that_ignores_its_end_is_killed_with_its_children(
+    service, address, tmp_path, queue_job, monkeypatch
+):
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 1.0)
+    monkeypatch.setenv("ENRICH_API_KEY", KEY)
+    stubborn = (
+        "import os, signal, subprocess, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('a word of some library', sorted(os.environ), flush=True)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    job = queue_job(service, 3)
+    working = threading.Thread(
+        target=worker.work,
+        args=(address,),
+        kwargs={
+            "work_dir": tmp_path,
+            "name": "w",
+            "once": True,
+            "command": (sys.executable, "-c", stubborn),
+        },
+    )
+    working.start()
+    wait_for(lambda: len(events(service, job, "log")) == 2)
+    words, child = (data["message"] for data in events(service, job, "log"))
+    assert words.startswith("a word of some library") and "ENRICH_API_KEY" not in words
+    service.post(f"/v1/jobs/{job}/cancel")
+    working.join(timeout=20)
+    assert not working.is_alive()
+    assert state(service, job) == "cancelled"
+    assert not is_alive(int(child))
+
+
+def is_alive(process: int) -> bool:
+    """Whether the process runs: a zombie that nobody has buried does not."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return fields.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_folder_of_another_job_with_the_same_number_is_kept_aside(
+    service, address, tmp_path, queue_job
+):
+    job = queue_job(service, 1)
+    old = tmp_path / f"job-{job}"
+    old.mkdir()
+    (old / "checkpoint").write_text("of another service")
+    worker.work(
+        address,
+        work_dir=tmp_path,
+        name="w",
+        once=True,
+        command=(sys.executable, "-c", "raise SystemExit('no')"),
+    )
+    assert service.get(f"/v1/jobs/{job}").json()["error"] == "no"
+    assert not (old / "checkpoint").exists()
+    assert (tmp_path / f"job-{job}-before-1" / "checkpoint").read_text() == "of another service"
+
+
+def test_events_that_wait_keep_their_order_and_only_the_newest_progress():
+    posted: list[list[dict]] = []
+    outbox = worker.Outbox(lambda batch: posted.append(list(batch)))
+    kinds = [("log", 0), ("progress", 1), ("progress", 2), ("log", 3), ("progress", 4)]
+    for kind, step in kinds:
+        line = {"kind": kind, "data": {"phase": "Training", "step": step}, "at": "now"}
+        outbox.add(worker.event(json.dumps(line).encode()))
+    outbox.close()
+    sent = [(event["worker_seq"], event["data"]["step"]) for batch in posted for event in batch]
+    assert sent == [(1, 0), (2, 2), (3, 3), (4, 4)]
+
+
+def test_nothing_is_sent_once_the_lease_is_lost():
+    calls = []
+
+    def post(batch: list[dict]) -> None:
+        calls.append(batch)
+        raise LeaseLost("gone")
+
+    outbox = worker.Outbox(post)
+    outbox.add(worker.event(b"one"))
+    wait_for(lambda: calls)
+    outbox.add(worker.event(b"two"))
+    outbox.close()
+    assert len(calls) == 1
+
+
+def test_a_loss_that_is_no_number_can_still_be_sent():
+    line = b'{"kind": "epoch", "data": {"loss": NaN}, "at": "2026-01-02T03:04:05Z"}'
+    assert worker.event(line)["data"] == {"loss": None}
