@@ -1,4 +1,9 @@
-"""Checkpoints: tensors and counters in one safetensors file, written whole or not at all."""
+"""Checkpoints: tensors and counters in one safetensors file, written whole or not at all.
+
+Notable:
+- The counters stand in the header of the file, so that weights and counters cannot drift apart.
+- safetensors notices a file that is cut off; the digest in the header notices a flipped bit too.
+"""
 
 import hashlib
 import json
@@ -8,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from contract import TrainConfig
 from distill.errors import CheckpointError
@@ -37,8 +43,10 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot be written; the old one is still there.
         """
-        header = {"identity": self.identity, "counters": json.dumps(counters)}
-        content = save({name: value.contiguous() for name, value in tensors.items()}, header)
+        flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        words = json.dumps(counters)
+        header = {"identity": self.identity, "counters": words, "digest": _digest(flat, words)}
+        content = save(flat, header)
         partial = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +79,10 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            identity, counters = header["identity"], json.loads(header["counters"])
+            identity, digest, words = header["identity"], header["digest"], header["counters"]
+            if digest != _digest(tensors, words):
+                raise ValueError("the content is not what was written")
+            counters = json.loads(words)
         except (SafetensorError, KeyError, ValueError, OSError):
             raise CheckpointError(
                 f"the checkpoint {self.path} is cut off or damaged: delete it to start over"
@@ -82,3 +93,44 @@ class Checkpoint:
                 "those again, or choose another --out"
             )
         return tensors, counters
+
+
+def flatten(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and optimiser state under one level of names, as a checkpoint takes them."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
+    return tensors
+
+
+@torch.no_grad()
+def restore(
+    model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put what `flatten` gave back into `model` and `optimiser`."""
+    parameters = [each for group in optimiser.param_groups for each in group["params"]]
+    weights: dict[str, Tensor] = {}
+    state = optimiser.state_dict()
+    state["state"] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "model":
+            weights[rest] = value
+        else:
+            index, slot = rest.split(".")
+            # In the parameter's memory order: fused steps go through memory, not by index.
+            parameter = parameters[int(index)]
+            like = parameter if value.shape == parameter.shape else value
+            slots = state["state"].setdefault(int(index), {})
+            slots[slot] = torch.empty_like(like).copy_(value)
+    model.load_state_dict(weights)
+    optimiser.load_state_dict(state)
+
+
+def _digest(tensors: Mapping[str, Tensor], counters: str) -> str:
+    """SHA-256 of names, values and counters; the tensors are contiguous and on the CPU."""
+    digest = hashlib.sha256(counters.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,13 +1,15 @@
 """The student: any timm model, with a linear projection into the teacher's embedding space.
 
 Notable:
-- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 stem becomes 3 × 3, and at
-  32 px and below its max-pooling goes too; a ViT gets patches that leave at least 8 × 8 tokens.
-  Pretrained students keep their stem: its weights are worth more.
+- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 stem becomes 3 × 3 of the
+  same stride, and at 32 px and below its max-pooling goes too: 16 × 16 positions either way reach
+  the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens gets smaller ones.
+  Pretrained students keep their stem and patches: those weights are worth more.
 - The weights travel as safetensors; what is needed to build the network stands in the header.
 """
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from distill.errors import DataError, ModelError
 
 FILE: Final = "student.safetensors"
 SMALL, TINY = 64, 32  # pixels: where the stem changes
+TOKENS: Final = 8  # a ViT's least grid, a side
 EVALUATION_BATCH: Final = 256
 
 
@@ -30,10 +33,10 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, dim: int) -> None:
+    def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projection = nn.Linear(backbone.num_features, dim)  # type: ignore[arg-type]
+        self.projection = nn.Linear(features, dim)
         config: dict[str, Any] = backbone.default_cfg  # type: ignore[assignment]
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(shape), persistent=False)
@@ -62,35 +65,70 @@ def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = Fa
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 
     Raises:
-        ModelError: timm does not know the name, or has no weights for it at hand.
+        ModelError: timm does not know the name, has no weights for it at hand, or the model cannot
+            take images of that size.
     """
+    known = _known(name)
+    if pretrained and not (known and known.has_weights):
+        raise ModelError(
+            f"timm has no pretrained weights for the student {name}: train it from scratch with "
+            "pretrained = false, or choose another student"
+        )
+    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    if known and known.fixed_input_size:
+        options["img_size"] = image_size
+    unfit = (
+        f"the student {name} cannot take images of {image_size} px: choose another image_size "
+        "or student"
+    )
+    missing = (
+        f"cannot get pretrained weights for the student {name}: check the connection to the hub, "
+        "or train from scratch with pretrained = false"
+    )
+    # timm, torch and the hub raise dozens of kinds.
+    try:
+        backbone = timm.create_model(name, **options)
+    except Exception as error:
+        raise ModelError(f"{missing if pretrained else unfit} ({_one_line(error)})") from error
+    try:
+        if not pretrained:
+            if _tokens(backbone) < TOKENS:
+                options["patch_size"] = _patch_size(image_size)
+                backbone = timm.create_model(name, **options)
+            _adapt_stem(backbone, image_size)
+        features = _features(backbone, image_size)
+    except Exception as error:
+        raise ModelError(f"{unfit} ({_one_line(error)})") from error
+    return Student(backbone, features, dim).to(memory_format=torch.channels_last)
+
+
+def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
+    """What timm says of the model's weights and input; None where it says nothing."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise ModelError(
             f"timm knows no student {name!r}"
-            + (f": did you mean {' or '.join(near)}?" if near else "")
+            + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()")
         )
-    options: dict[str, Any] = {"num_classes": 0}
-    known = timm.models.get_pretrained_cfg(name)
-    if known is not None and known.fixed_input_size:
-        options["img_size"] = image_size
-        if not pretrained:
-            options["patch_size"] = _patch_size(name, image_size)
     try:
-        backbone = timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError:  # a fixed input size, but no patches to choose
-        options.pop("patch_size", None)
-        backbone = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # the hub and timm raise dozens of kinds
-        if not pretrained:
-            raise
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # 'resnet18.no_such_tag'
+        model = name.partition(".")[0]
+        tags = [each for each in timm.list_pretrained(f"{model}.*") if each.startswith(f"{model}.")]
         raise ModelError(
-            f"cannot get pretrained weights for the student {name}: check the connection to the "
-            f"hub, or train from scratch with pretrained = false ({_one_line(error)})"
-        ) from error
-    if not pretrained:
-        _adapt_stem(backbone, image_size)
-    return Student(backbone, dim).to(memory_format=torch.channels_last)
+            f"timm knows no weights {name!r}: choose {' or '.join((model, *tags))}"
+        ) from None
+
+
+def _tokens(backbone: nn.Module) -> float:
+    """The shorter side of a ViT's grid of tokens; infinite for other networks."""
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    return min(grid) if isinstance(grid, tuple) else math.inf
+
+
+def _patch_size(image_size: int) -> int:
+    """Side of the patches that leave the fewest pixels over, and then of the largest such."""
+    return min(range(2, image_size // TOKENS + 1), key=lambda size: (image_size % size, -size))
 
 
 def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
@@ -104,12 +142,13 @@ def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
         backbone.maxpool = nn.Identity()
 
 
-def _patch_size(name: str, image_size: int) -> int:
-    """The largest of timm's usual patch sizes that leaves at least 8 × 8 tokens."""
-    return next(
-        (size for size in (32, 16, 14, 8, 4) if image_size % size == 0 and image_size // size >= 8),
-        4,
-    )
+@torch.inference_mode()
+def _features(backbone: nn.Module, image_size: int) -> int:
+    """How many features the backbone gives; not for every model what its config says."""
+    backbone.eval()
+    features: Tensor = backbone(torch.zeros(1, 3, image_size, image_size))
+    backbone.train()
+    return features.shape[1]
 
 
 def save_student(
@@ -152,4 +191,4 @@ def load_student(path: Path) -> tuple[Student, int]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,37 +1,92 @@
+"""Random views of a batch: what they may change, and what they may not."""
+
+import pytest
 import torch
 
-from distill.augment import Views, augment
+from distill.augment import JITTER, RATIO, SCALE, Views, augment, jitter
 
 
-def generator(seed: int) -> torch.Generator:
+def generator(seed: int = 0):
     return torch.Generator().manual_seed(seed)
 
 
-PIXELS = torch.randint(0, 256, (64, 3, 32, 32), generator=generator(0), dtype=torch.uint8)
+@pytest.fixture
+def pixels():
+    return torch.randint(0, 256, (16, 3, 24, 24), dtype=torch.uint8, generator=generator())
 
 
-def test_the_generator_alone_decides_what_is_seen():
-    assert torch.equal(augment(PIXELS, generator(1)), augment(PIXELS, generator(1)))
-    assert not torch.equal(augment(PIXELS, generator(1)), augment(PIXELS, generator(2)))
+def test_views_are_floats_in_the_unit_interval_of_the_same_size(pixels):
+    views = augment(pixels, generator())
 
-
-def test_views_are_images_of_the_same_size_between_0_and_1():
-    views = augment(PIXELS, generator(1))
-    assert views.shape == PIXELS.shape
+    assert views.shape == pixels.shape
+    assert views.dtype == torch.float32
     assert views.min() >= 0 and views.max() <= 1
 
 
-def test_the_whole_view_is_the_image_itself_and_a_negative_extent_mirrors_it():
-    images = PIXELS.float() / 255
-    whole = Views(torch.zeros(64, 2), torch.ones(64, 2))
-    assert torch.allclose(whole.apply(images, 32), images, atol=1e-5)
-    mirrored = Views(torch.zeros(64, 2), torch.tensor([[-1.0, 1.0]]).expand(64, 2))
-    assert torch.allclose(mirrored.apply(images, 32), images.flip(3), atol=1e-5)
+def test_one_seed_gives_one_set_of_views_and_another_seed_another(pixels):
+    assert augment(pixels, generator(1)).equal(augment(pixels, generator(1)))
+    assert not augment(pixels, generator(1)).allclose(augment(pixels, generator(2)))
 
 
-def test_crops_stay_inside_the_image_and_half_are_mirrored():
-    views = Views.draw(4000, generator(3))
-    assert ((views.centre.abs() + views.extent.abs()) <= 1 + 1e-6).all()
-    assert 0.45 < (views.extent[:, 0] < 0).float().mean() < 0.55
-    area = views.extent.abs().prod(dim=1)
-    assert area.min() >= 0.3 and area.max() <= 1
+def test_the_global_random_state_neither_matters_nor_changes(pixels):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = augment(pixels, generator())
+    assert torch.random.get_rng_state().equal(before)
+    torch.manual_seed(2)
+    assert augment(pixels, generator()).equal(first)
+
+
+def test_equal_images_of_one_batch_get_different_views(pixels):
+    views = augment(pixels[:1].expand(8, -1, -1, -1), generator())
+
+    assert all(not views[0].allclose(view) for view in views[1:])
+
+
+def test_the_images_handed_in_stay_as_they_are(pixels):
+    before = pixels.clone()
+    augment(pixels, generator())
+    assert pixels.equal(before)
+
+
+def test_crops_keep_the_stated_share_and_shape_and_stay_inside_the_image():
+    views = Views.draw(20_000, generator())
+    extent = views.extent.abs()
+
+    assert (views.centre.abs() + extent).max() <= 1 + 1e-6
+    area, ratio = extent.prod(dim=1), extent[:, 0] / extent[:, 1]
+    assert area.max() <= SCALE[1] + 1e-6
+    assert area.min() >= SCALE[0] * RATIO[0]  # a long crop may be cut at the image's edge
+    assert (area >= SCALE[0] - 1e-6).double().mean() > 0.95
+    assert ratio.min() >= RATIO[0] - 1e-6 and ratio.max() <= RATIO[1] + 1e-6
+    assert (views.extent[:, 0] < 0).double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_whole_image_seen_straight_is_the_image_and_seen_mirrored_its_mirror(pixels):
+    images = pixels.float() / 255
+    whole = Views(torch.zeros(16, 2), torch.ones(16, 2))
+    mirrored = Views(torch.zeros(16, 2), torch.tensor([[-1.0, 1.0]]).expand(16, 2))
+
+    torch.testing.assert_close(whole.apply(images, 24), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mirrored.apply(images, 24), images.flip(3), atol=1e-5, rtol=0)
+
+
+def test_a_crop_at_pixel_borders_is_the_slice_of_the_image(pixels):
+    images = pixels.float() / 255
+    # The right half of the upper half: centre (0.5, −0.5), half the extent.
+    quarter = Views(torch.tensor([[0.5, -0.5]]).expand(16, 2), torch.full((16, 2), 0.5))
+
+    torch.testing.assert_close(quarter.apply(images, 12), images[:, :, :12, 12:], atol=1e-5, rtol=0)
+
+
+def test_jitter_scales_brightness_and_contrast_of_an_image_as_a_whole():
+    images = torch.full((4_000, 3, 2, 2), 0.5)
+    images[:, :, 0] = 0.4  # mean 0.45
+    seen = jitter(images, generator())
+    mean = seen.mean(dim=(1, 2, 3)) / 0.45
+    contrast = (seen[:, 0, 1, 0] - seen[:, 0, 0, 0]) / 0.1 / mean
+
+    for scaled in (mean, contrast):
+        assert scaled.min() >= 1 - JITTER - 1e-4 and scaled.max() <= 1 + JITTER + 1e-4
+        assert scaled.min() < 1 - 0.9 * JITTER and scaled.max() > 1 + 0.9 * JITTER
+    assert seen[:, 0].equal(seen[:, 1])  # a grey image stays grey

@@ -1,66 +1,183 @@
-import pytest
-import torch
+"""Students: any timm model at any size that it can take, saved and loaded, and what is refused."""
 
-from distill.errors import ModelError
+import pytest
+import timm
+import torch
+from torch import nn
+
+from distill.errors import DataError, ModelError
 from distill.student import build_student, load_student, save_student
+
+
+def positions(student, size):
+    """Positions a side that reach the first stage of a ResNet."""
+    stem = nn.Sequential(*list(student.backbone.children())[:4])
+    with torch.inference_mode():
+        return stem(torch.zeros(1, 3, size, size)).shape[-1]
 
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("test_resnet", 32), ("resnet10t", 64), ("test_vit", 32), ("test_convnext", 48)],
+    [
+        ("test_resnet", 32),
+        ("test_vit", 32),
+        ("test_vit", 50),
+        ("test_efficientnet", 64),
+        ("test_convnext", 48),
+        ("test_mambaout", 64),  # gives more features than its config says
+        ("resnet18", 64),
+    ],
 )
-def test_any_timm_model_gives_features_in_the_teachers_space(name, size):
+def test_a_student_gives_features_of_the_teachers_dimension(name, size):
     student = build_student(name, 24, image_size=size)
-    pixels = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
-    assert student.encode(pixels).shape == (3, 24)
+    features = student(torch.rand(2, 3, size, size))
+
+    assert features.shape == (2, 24)
+    assert features.isfinite().all()
+    assert student.training
 
 
-def test_a_resnet_keeps_two_by_two_places_at_32_and_64_pixels():
-    for size in (32, 64):
-        backbone = build_student("resnet18", 8, image_size=size).eval().backbone
-        with torch.inference_mode():
-            assert backbone.forward_features(torch.zeros(1, 3, size, size)).shape[-2:] == (2, 2)
-
-
-def test_large_images_keep_timms_own_stem():
-    assert build_student("resnet18", 8, image_size=224).backbone.conv1.kernel_size == (7, 7)
-
-
-def test_bytes_and_fractions_are_the_same_image():
+def test_a_student_normalises_images_as_its_network_was_made_for():
     student = build_student("test_resnet", 8, image_size=32).eval()
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    config = timm.get_pretrained_cfg("test_resnet")
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (config.mean, config.std))
+
     with torch.inference_mode():
-        assert torch.allclose(student(pixels), student(pixels.float() / 255))
+        expected = student.projection(student.backbone((images - mean) / std))
+        torch.testing.assert_close(student(images), expected)
 
 
-def test_an_unknown_student_is_named_with_near_matches():
-    with pytest.raises(ModelError, match="no student 'resnet81': did you mean .*resnet"):
-        build_student("resnet81", 8, image_size=32)
+def test_bytes_and_fractions_of_the_same_image_give_the_same_features():
+    student = build_student("test_resnet", 8, image_size=32).eval()
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(student(pixels), student(pixels.float() / 255))
+        torch.testing.assert_close(student.encode(pixels), student(pixels))
 
 
-def test_pretrained_weights_out_of_reach_are_said_in_one_line(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="cannot get pretrained weights for the student") as error:
-        build_student("resnet18", 8, image_size=32, pretrained=True)
+def test_encoding_many_images_is_the_same_as_encoding_each():
+    student = build_student("test_resnet", 8, image_size=16)
+    pixels = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8)
+    features = student.encode(pixels)
+
+    assert features.shape == (300, 8)
+    single = torch.cat([student.encode(pixels[place : place + 1]) for place in (0, 255, 256, 299)])
+    torch.testing.assert_close(features[[0, 255, 256, 299]], single, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(224, 56), (96, 24), (64, 16), (32, 16)])
+def test_a_resnets_stem_leaves_enough_of_a_small_image(size, expected):
+    student = build_student("resnet18", 8, image_size=size)
+
+    assert positions(student, size) == expected
+    assert student.backbone.conv1.kernel_size == ((3, 3) if size <= 64 else (7, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("test_vit", 160, 10),  # its own patches of 16 px leave enough
+        ("test_vit", 64, 8),
+        ("test_vit", 32, 8),
+        ("test_vit", 50, 10),  # 5 px; 6 px would leave a border unseen
+        ("vit_tiny_patch16_224", 16, 8),
+    ],
+)
+def test_a_vit_sees_at_least_8_by_8_patches(name, size, grid):
+    student = build_student(name, 8, image_size=size)
+    assert student.backbone.patch_embed.grid_size == (grid, grid)
+
+
+def test_weights_lie_in_memory_channels_last():
+    student = build_student("test_resnet", 8, image_size=32)
+    kernels = [p for p in student.parameters() if p.ndim == 4 and p.shape[2] > 1]
+
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def refusal(name, size=32, *, pretrained=False):
+    with pytest.raises(ModelError) as error:
+        build_student(name, 8, image_size=size, pretrained=pretrained)
     assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_student_survives_its_file(tmp_path):
-    student = build_student("test_resnet", 8, image_size=32)
+def test_an_unknown_student_is_answered_with_names_near_to_it():
+    assert "'resnet8'" in refusal("resnet8") and "resnet18" in refusal("resnet8")
+    assert "'zzzz': see timm.list_models()" in refusal("zzzz")
+
+
+def test_an_unknown_set_of_weights_is_answered_with_those_there_are():
+    message = refusal("test_resnet.nowhere")
+    assert "'test_resnet.nowhere'" in message and "test_resnet.r160_in1k" in message
+
+
+def test_a_student_that_cannot_take_images_so_small_is_refused():
+    message = refusal("vgg11", 16)
+    assert "vgg11 cannot take images of 16 px: choose another image_size" in message
+
+
+def test_a_model_that_nobody_trained_has_no_pretrained_weights():
+    message = refusal("resnetv2_50d", pretrained=True)
+    assert "no pretrained weights" in message and "pretrained = false" in message
+
+
+def test_pretrained_weights_that_cannot_be_had_are_told_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    message = refusal("test_resnet", pretrained=True)
+    assert "cannot get pretrained weights for the student test_resnet" in message
+    assert "check the connection to the hub" in message and "pretrained = false" in message
+
+
+@pytest.fixture
+def saved(tmp_path):
+    student = build_student("test_vit", 8, image_size=32).eval()
     path = tmp_path / "student.safetensors"
-    save_student(student, path, name="test_resnet", dim=8, image_size=32, teacher="t")
-    again, size = load_student(path)
+    save_student(student, path, name="test_vit", dim=8, image_size=32, teacher="teacher")
+    return student, path
+
+
+def test_a_saved_student_is_loaded_as_it_was(saved):
+    student, path = saved
+    loaded, size = load_student(path)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+
     assert size == 32
-    assert torch.equal(again.encode(pixels), student.encode(pixels))
+    assert loaded.encode(pixels).equal(student.encode(pixels))
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_student_cut_off_mid_file_is_named(tmp_path):
-    path = tmp_path / "student.safetensors"
-    student = build_student("test_resnet", 8, image_size=32)
-    save_student(student, path, name="test_resnet", dim=8, image_size=32, teacher="t")
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cut off or no student: train it again"):
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
+def test_a_student_cut_off_is_refused_with_its_path(saved, share):
+    _, path = saved
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(ModelError, match="cut off or no student: train it again") as error:
         load_student(path)
-    with pytest.raises(ModelError, match="there is no student"):
-        load_student(tmp_path / "nothing")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_student_is_told(tmp_path):
+    with pytest.raises(ModelError, match="there is no student .*: train it first"):
+        load_student(tmp_path / "student.safetensors")
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(small_disk):
+    student = build_student("test_vit", 512, image_size=32)
+    with pytest.raises(DataError, match="free some space") as error:
+        save_student(
+            student,
+            small_disk / "student.safetensors",
+            name="test_vit",
+            dim=512,
+            image_size=32,
+            teacher="teacher",
+        )
+    assert "\n" not in str(error.value)
+    assert list(small_disk.iterdir()) == []
