@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from distill.errors import ModelError
+from distill.precision import bfloat16_is_quick
 
 TEXT_BATCH: Final = 64
 
@@ -48,9 +49,15 @@ class Teacher:
 
     @torch.inference_mode()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Unit features [batch, dim] float32 of preprocessed images [batch, 3, size, size]."""
-        images = images.to(self.device, memory_format=torch.channels_last)
-        return F.normalize(self.model.encode_image(images).float(), dim=-1).cpu()  # type: ignore[operator]
+        """Unit features [batch, dim] float32 of preprocessed images [batch, 3, size, size].
+
+        Computed in bfloat16 where that is quicker: within 1e-2 of float32 in cosine.
+        """
+        device = torch.device(self.device)
+        images = images.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_quick(device)):
+            features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
+        return F.normalize(features.float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
