@@ -11,6 +11,7 @@ its sentences, each behind the class name, and the label is flagged.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from contract import Release, ReleaseLabel, TextStrategy
 from distill.errors import TextError
 from distill.teacher import Teacher
+from distill.tensor_file import DamagedFile, read_tensor, write_tensor
 
+log = logging.getLogger(__name__)
 STRATEGIES: tuple[TextStrategy, ...] = get_args(TextStrategy)
 
 
@@ -64,7 +65,11 @@ class TextBank:
         )
 
     def save(self, path: Path) -> None:
-        """Write the bank as safetensors, its words in the header."""
+        """Write the bank as safetensors, its words in the header.
+
+        Raises:
+            TextError: the file cannot be written.
+        """
         words = {
             "keys": json.dumps(self.keys),
             "names": json.dumps(self.names),
@@ -73,9 +78,13 @@ class TextBank:
             "release_hash": self.release_hash,
             "flagged": json.dumps(self.flagged),
         }
-        partial = path.with_suffix(".partial")
-        save_file({"features": self.features.contiguous()}, partial, metadata=words)
-        partial.replace(path)
+        try:
+            write_tensor(path, self.features, words)
+        except OSError as error:
+            raise TextError(
+                f"cannot write the text bank {path} ({error.strerror}): free some space or choose "
+                "another folder"
+            ) from None
 
     @classmethod
     def load(cls, path: Path) -> "TextBank":
@@ -85,22 +94,21 @@ class TextBank:
             TextError: the file is missing, cut off or no text bank.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                words = file.metadata() or {}
-                return cls(
-                    file.get_tensor("features"),
-                    tuple(json.loads(words["keys"])),
-                    tuple(json.loads(words["names"])),
-                    TypeAdapter[TextStrategy](TextStrategy).validate_python(words["strategy"]),
-                    words["teacher"],
-                    words["release_hash"],
-                    tuple(json.loads(words["flagged"])),
-                )
+            features, words = read_tensor(path)
+            return cls(
+                features,
+                tuple(json.loads(words["keys"])),
+                tuple(json.loads(words["names"])),
+                TypeAdapter[TextStrategy](TextStrategy).validate_python(words["strategy"]),
+                words["teacher"],
+                words["release_hash"],
+                tuple(json.loads(words["flagged"])),
+            )
         except FileNotFoundError:
             raise TextError(
                 f"there is no text bank {path}: make it with `distill text-bank`"
             ) from None
-        except (SafetensorError, KeyError, ValueError, OSError):
+        except (DamagedFile, KeyError, ValueError, OSError):
             raise TextError(
                 f"{path} is cut off or no text bank: make it again with `distill text-bank`"
             ) from None
@@ -167,8 +175,8 @@ def build_text_bank(
         if path.is_file():
             try:
                 return TextBank.load(path)
-            except TextError:
-                path.unlink()
+            except TextError as error:
+                log.warning("%s; it is only a cache, and is made again now", error)
     flagged = [
         key
         for key, texts in zip(keys, prompts, strict=True)
@@ -196,7 +204,6 @@ def build_text_bank(
         tuple(flagged),
     )
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         bank.save(path)
     return bank
 
