@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from contract import Accuracy, Report
@@ -302,7 +302,8 @@ def _spectrum(report: Report) -> Markup | None:
             values = values[values > values.max(initial=0) * 1e-6]
             axes.plot(range(1, len(values) + 1), values, label=WORDS.get(each.text, each.text))
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")  # by default powers of ten, written as TeX
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("rank")
         axes.set_ylabel("singular value")
         axes.legend(loc="lower left")

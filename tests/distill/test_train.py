@@ -129,7 +129,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_and_those_of_weight_0_are_le
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_the_losses_of_the_first_step_are_those_of_the_formulas(trusted, monkeypatch):
-    monkeypatch.setattr(module, "_bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(module, "bfloat16_is_quick", lambda _: False)
     data = make_data(8)
     config = make_config(epochs=1, vlprox_k=3, vlprox_filter=trusted, temperature=0.1)
     # One batch holds all images, so that their order changes no mean but which view each gets.
