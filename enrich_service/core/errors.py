@@ -9,9 +9,9 @@ ServiceError
 │   ├── TooLarge         413  more bytes than are taken
 │   ├── Unavailable      503  a part that the request needs does not answer
 │   │   └── LanguageModelError    the language model's server refuses, fails or is unknown
+│   │       ├── ModelBusy         it may answer later: rate limit, fault, timeout
+│   │       └── QuestionRefused   it will not answer this one question
 │   └── StorageFull      507  the disk is full
-│           ├── ModelBusy         it may answer later: rate limit, fault, timeout
-│           └── QuestionRefused   it will not answer this one question
 └── (anything else is a defect and answers 500)
 """
 

@@ -254,7 +254,7 @@ class ChatModel:
         if status == 404:
             return LanguageModelError(
                 f"{self.provider} does not know the model {question.model!r}: name another with "
-                f"--model or ENRICH_MODEL, and check the path of OPENAI_BASE_URL ({said})"
+                f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
             )
         if 300 <= status < 400:
             target = error.response.headers.get("location", "elsewhere")

@@ -1,0 +1,365 @@
+"""Works on runs in the background: takes them up, keeps them alive, lets go of them.
+
+Notable:
+- The `run` table is the truth. Pause and cancel are written there, by any process; whoever owns
+  the run sees it within a second and stops asking.
+- The owner renews its lease; when it is killed, the lease runs out and another process (or the
+  same one, started again) goes on. What is stored is never asked for again.
+- Labels are read in pages and wait in a short queue, so memory does not grow with the label set.
+- A label that the server puts off for long is parked while the others go on.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy import Engine
+from sqlmodel import and_, col, or_, select, true, update
+
+from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.errors import ModelBusy, UserError
+from enrich_service.enrichment import service
+from enrich_service.enrichment.enricher import Enricher, Item, Plan
+from enrich_service.enrichment.models import GenerationStatus, Run, RunState
+from enrich_service.labels.models import Label
+
+PAGE = 500  # labels read at a time
+TRIES = 6  # calls for one answer, while the server has passing faults
+FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
+GRACE = 5.0  # seconds that calls in flight have to end when a run stops
+LOOK = 0.5  # seconds between looks at the table
+OPEN_STATES = (RunState.QUEUED, RunState.RUNNING)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """One run in this process."""
+
+    run: Run
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    reason: str | None = None  # why it stopped before its end
+    pause: bool = False  # it stopped to be resumed by a person
+    parked: list[tuple[float, int, Item]] = field(default_factory=list)  # heap by due time
+    spent_usd: float = 0.0
+    spent_tokens: int = 0
+    failed_in_row: int = 0
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
+    task: asyncio.Task[None] | None = None
+
+    def rate(self) -> float | None:
+        """Labels that ended, per second, over the last 200; None before there are two."""
+        if len(self.finished) < 2:
+            return None
+        return (len(self.finished) - 1) / max(1e-9, time.monotonic() - self.finished[0])
+
+    def halt(self, reason: str, *, pause: bool = False) -> None:
+        """Ask no more; the first reason stands."""
+        if not self.stop.is_set():
+            self.reason, self.pause = reason, pause
+            self.stop.set()
+
+
+class RunEngine:
+    """Runs everything in the `run` table that nobody else is running.
+
+    `only`: the one run to work on (the command line), in place of all.
+    """
+
+    def __init__(self, engine: Engine, enricher: Enricher, *, only: int | None = None) -> None:
+        self._engine = engine
+        self._enricher = enricher
+        self._only = only
+        self._lease = timedelta(seconds=enricher.settings.run_lease_seconds)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._works: dict[int, Work] = {}
+        self._awake = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for runs."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Let go of all runs, so that another process can take them up at once."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for work in self._works.values():
+            work.stop.set()
+        tasks = [work.task for work in self._works.values() if work.task]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Look at the table now."""
+        self._awake.set()
+
+    def work(self, run_id: int) -> Work | None:
+        """What this process knows of a run that it is working on."""
+        return self._works.get(run_id)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                states = await asyncio.to_thread(self._renew, list(self._works))
+                for run_id, work in list(self._works.items()):
+                    if states.get(run_id) is not RunState.RUNNING:
+                        work.stop.set()  # paused, cancelled, or taken over by another process
+                for run in await asyncio.to_thread(self._claim):
+                    assert run.id is not None
+                    work = self._works[run.id] = Work(run)
+                    work.task = asyncio.create_task(self._run(work))
+            except Exception:
+                log.exception("cannot look after the runs; trying again")
+            self._awake.clear()
+            try:
+                async with asyncio.timeout(LOOK):
+                    await self._awake.wait()
+            except TimeoutError:
+                pass
+
+    def _renew(self, ids: list[int]) -> dict[int, RunState]:
+        """Prolong the leases of own runs; the states of those that are still own."""
+        if not ids:
+            return {}
+        mine = and_(col(Run.id).in_(ids), col(Run.owner) == self._owner)
+        with reading(self._engine) as session:
+            rows = session.exec(select(Run).where(mine)).all()
+        soon = utcnow() + self._lease / 2
+        if any(run.owner_expires_at is None or run.owner_expires_at < soon for run in rows):
+            with writing(self._engine) as session:
+                session.exec(
+                    update(Run).where(mine).values(owner_expires_at=utcnow() + self._lease)
+                )
+        return {run.id: run.state for run in rows if run.id is not None}
+
+    def _claim(self) -> list[Run]:
+        """Make every open run that nobody holds one's own."""
+        now = utcnow()
+        free = and_(
+            col(Run.state).in_(OPEN_STATES),
+            or_(
+                col(Run.owner).is_(None),
+                (col(Run.owner_expires_at) < now) & (col(Run.owner) != self._owner),
+            ),
+            true() if self._only is None else col(Run.id) == self._only,
+        )
+        with reading(self._engine) as session:
+            ids = session.exec(select(Run.id).where(free)).all()
+        if not ids:
+            return []
+        with writing(self._engine) as session:
+            session.exec(
+                update(Run)
+                .where(col(Run.id).in_(ids), free)
+                .values(
+                    owner=self._owner,
+                    owner_expires_at=now + self._lease,
+                    state=RunState.RUNNING,
+                    started_at=utcnow(),
+                    error=None,
+                    cached=0,  # counted anew as the labels are gone through
+                    failed=0,
+                )
+            )
+            mine = select(Run).where(col(Run.id).in_(ids), Run.owner == self._owner)
+            return list(session.exec(mine))
+
+    async def _run(self, work: Work) -> None:
+        run = work.run
+        assert run.id is not None
+        try:
+            plan = await asyncio.to_thread(self._plan, run)
+            work.spent_usd = run.cost_usd or 0.0
+            work.spent_tokens = run.prompt_tokens + run.completion_tokens
+            await self._ask_all(work, plan)
+        except UserError as error:
+            work.halt(str(error))
+        except Exception as error:
+            log.exception("run %s failed", run.id)
+            work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
+        finally:
+            try:
+                await asyncio.to_thread(self._finish, work)
+            except Exception:
+                log.exception("cannot store how run %s ended", run.id)
+            self._works.pop(run.id, None)
+
+    def _plan(self, run: Run) -> Plan:
+        with reading(self._engine) as session:
+            return service.plan_of(session, run, self._enricher.model.source)
+
+    def _finish(self, work: Work) -> None:
+        """Write down how the run ended, if it did, and let go of it."""
+        with writing(self._engine) as session:
+            run = session.exec(
+                select(Run).where(Run.id == work.run.id, Run.owner == self._owner)
+            ).one_or_none()
+            if run is None:
+                return  # another process has it
+            run.owner = run.owner_expires_at = None
+            session.add(run)
+            if run.state is not RunState.RUNNING or (work.stop.is_set() and not work.reason):
+                return  # paused, cancelled, or this process ends
+            if work.reason:
+                run.error = work.reason
+                run.state = RunState.PAUSED if work.pause else RunState.FAILED
+            elif run.failed:
+                run.error = (
+                    f"{run.failed} of {run.total} got no answer; retry the run to ask them again"
+                )
+                run.state = RunState.FAILED
+            else:
+                run.state = RunState.SUCCEEDED
+            run.finished_at = None if run.state is RunState.PAUSED else utcnow()
+
+    async def _ask_all(self, work: Work, plan: Plan) -> None:
+        queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=work.run.concurrency)
+        workers = [
+            asyncio.create_task(self._ask_from(queue, work, plan))
+            for _ in range(work.run.concurrency)
+        ]
+        feeder = asyncio.create_task(self._feed(queue, work, plan))
+        stopped = asyncio.create_task(work.stop.wait())
+        try:
+            await asyncio.wait({feeder, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if feeder.done():
+                await feeder  # raises what it met
+                return
+            feeder.cancel()
+            while not queue.empty():
+                queue.get_nowait()
+                queue.task_done()
+            try:
+                async with asyncio.timeout(GRACE):  # calls in flight are paid for
+                    await queue.join()
+            except TimeoutError:
+                pass
+        finally:
+            for task in (feeder, stopped, *workers):
+                task.cancel()
+            await asyncio.gather(feeder, stopped, *workers, return_exceptions=True)
+
+    async def _feed(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
+        """Put every item without a result in the queue, parked ones again when they are due."""
+        async for item in self._missing(work, plan):
+            while len(work.parked) >= work.run.concurrency:  # the server has enough for now
+                await self._unpark(queue, work)
+            await queue.put(item)
+        while True:
+            await queue.join()
+            if not work.parked:
+                return
+            await self._unpark(queue, work)
+
+    async def _unpark(self, queue: asyncio.Queue[Item], work: Work) -> None:
+        due, _, item = work.parked[0]
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        heapq.heappop(work.parked)
+        await queue.put(item)
+
+    async def _missing(self, work: Work, plan: Plan) -> AsyncIterator[Item]:
+        """The run's items that have no result yet; those of other runs are counted as cached."""
+        run, position = work.run, -1
+        assert run.id is not None
+        seen: set[bytes] = set()  # a label may stand twice in a set, under two keys
+        while labels := await asyncio.to_thread(self._page, run.label_set_id, position):
+            position = labels[-1].position
+            items = [
+                plan.item(label.name, label.context, sample_index=i, label_id=label.id)
+                for label in labels
+                for i in range(run.samples)
+            ]
+            owners = await self._enricher.ledger.owners({item.key for item in items})
+            cached, missing = 0, []
+            for item in items:
+                short = bytes.fromhex(item.key)[:16]
+                if short in seen or owners.get(item.key, run.id) != run.id:
+                    cached += 1
+                elif item.key not in owners:
+                    missing.append(item)
+                seen.add(short)
+            if cached:
+                await self._enricher.ledger.count(run.id, cached=cached)
+            for item in missing:
+                yield item
+
+    def _page(self, label_set_id: int, after: int) -> list[Label]:
+        with reading(self._engine) as session:
+            return list(
+                session.exec(
+                    select(Label)
+                    .where(Label.label_set_id == label_set_id, Label.position > after)
+                    .order_by(col(Label.position))
+                    .limit(PAGE)
+                )
+            )
+
+    async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
+        while True:
+            item = await queue.get()
+            try:
+                if not work.stop.is_set():
+                    await self._ask(item, work, plan)
+            except UserError as error:
+                work.halt(str(error))
+            except Exception as error:
+                log.exception("run %s, label %r", work.run.id, item.name)
+                work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
+            finally:
+                queue.task_done()
+
+    async def _ask(self, item: Item, work: Work, plan: Plan) -> None:
+        run = work.run
+        assert run.id is not None
+        if _over_budget(work):
+            work.halt(
+                f"the budget of the run is spent ({work.spent_tokens} tokens, "
+                f"${work.spent_usd:.4f}): raise it and resume",
+                pause=True,
+            )
+            return
+        try:
+            generation = await self._enricher.answer(
+                plan, item, urgent=False, tries=TRIES, run_id=run.id
+            )
+        except ModelBusy as busy:
+            await self._enricher.ledger.count(run.id, calls=busy.calls)
+            due = time.monotonic() + (busy.retry_after or 0.0)
+            heapq.heappush(work.parked, (due, next(_order), item))
+            return
+        work.finished.append(time.monotonic())
+        if generation.run_id != run.id:
+            await self._enricher.ledger.count(run.id, cached=1)
+            return
+        work.spent_usd += generation.cost_usd or 0.0
+        work.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
+        if generation.status is not GenerationStatus.FAILED:
+            work.failed_in_row = 0
+            return
+        work.failed_in_row += 1
+        if work.failed_in_row >= FAILURES_IN_A_ROW:
+            work.halt(
+                f"{work.failed_in_row} labels in a row got no answer, the last because "
+                f"{generation.problems[0]}"
+            )
+
+
+_order = itertools.count()  # breaks ties between items that are due at the same moment
+
+
+def _over_budget(work: Work) -> bool:
+    run = work.run
+    return (run.budget_usd is not None and work.spent_usd >= run.budget_usd) or (
+        run.budget_tokens is not None and work.spent_tokens >= run.budget_tokens
+    )

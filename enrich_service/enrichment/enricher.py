@@ -1,0 +1,307 @@
+"""Asks the language model for one label's texts, judges, asks again, and stores every answer."""
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.settings import Settings
+from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
+from enrich_service.enrichment.ledger import Ledger
+from enrich_service.enrichment.llm import (
+    LONGEST_WAIT,
+    ChatModel,
+    LanguageModel,
+    Question,
+    Reply,
+    Turnstile,
+    ask_patiently,
+)
+from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.replay import ReplayModel
+from enrich_service.prompts.models import PromptVersion
+from enrich_service.prompts.templates import render
+
+ATTEMPTS = 3  # answers that may be bad before the label is given up
+MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
+ROOM = 512  # tokens, where the prompt sets no limit and the server's own was too small
+KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How labels are asked about: one prompt version, one model, one set of parameters."""
+
+    prompt: str
+    kind: str
+    version: PromptVersion
+    source: GenerationSource
+    model: str
+    parameters: Mapping[str, Any]
+
+    def item(
+        self, name: str, context: str | None, *, sample_index: int = 0, label_id: int | None = None
+    ) -> "Item":
+        """One label to be asked about, with its dedupe key."""
+        kind = "replay" if self.source is GenerationSource.REPLAY else "model"
+        parts = [self.version.content_hash, self.model, kind, dict(self.parameters)]
+        body = json.dumps(
+            [*parts, name, context, sample_index], sort_keys=True, separators=(",", ":")
+        )
+        return Item(
+            name, context, sample_index, label_id, hashlib.sha256(body.encode()).hexdigest()
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One label and sample; `key` is the same wherever and whenever the same is asked."""
+
+    name: str
+    context: str | None
+    sample_index: int
+    label_id: int | None
+    key: str
+
+
+def open_model(settings: Settings) -> LanguageModel:
+    """The language model that the settings name.
+
+    Raises:
+        LanguageModelError: nothing is set.
+        InvalidInput: the address or the replay file cannot be used.
+    """
+    scheme, _, path = settings.llm_url.partition(":")
+    if scheme == "replay":
+        return ReplayModel(Path(path))
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+    if not key and settings.llm_url == Settings.model_fields["llm_url"].default:
+        raise LanguageModelError(
+            "no language model is set: give OPENAI_API_KEY, and OPENAI_BASE_URL for another "
+            "server than OpenAI's (a local one such as http://127.0.0.1:8080/v1 needs no key, "
+            "replay:FILE.jsonl answers from a file)"
+        )
+    return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
+
+
+@dataclass
+class _Asked:
+    task: asyncio.Task[Generation]
+    waiting: int = 0
+
+
+@dataclass
+class Enricher:
+    """Asks each question once, however many wait for its answer."""
+
+    engine: Engine
+    settings: Settings
+    ledger: Ledger = field(init=False)
+    turnstile: Turnstile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.engine)
+        self.turnstile = Turnstile(self.settings.llm_concurrency)
+        self._model: LanguageModel | None = None
+        self._opening = threading.Lock()  # routes ask for the model from several threads
+        self._asked: dict[str, _Asked] = {}
+        self._taken: dict[int, asyncio.Task[Taken]] = {}
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model, opened when first needed (see `open_model` for its errors)."""
+        with self._opening:
+            if self._model is None:
+                self._model = open_model(self.settings)
+            return self._model
+
+    async def aclose(self) -> None:
+        """Stop asking and let go of the connections."""
+        tasks = [asked.task for asked in self._asked.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._model is not None:
+            await self._model.aclose()
+
+    async def answer(
+        self, plan: Plan, item: Item, *, urgent: bool, tries: int, run_id: int | None = None
+    ) -> Generation:
+        """The result for `item`, or a `failed` generation where there was no answer.
+
+        Whoever asks what is being asked already shares its answer.
+
+        Raises:
+            ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
+            LanguageModelError: no question will be answered before something is mended.
+        """
+        asked = self._asked.get(item.key)
+        if asked is None:
+            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id))
+            asked = self._asked[item.key] = _Asked(task)
+            task.add_done_callback(lambda done: self._forget(item.key, done))
+        asked.waiting += 1
+        try:
+            return await asyncio.shield(asked.task)
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting and not asked.task.done():
+                asked.task.cancel()
+
+    def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
+        del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # seen: whoever waited has it, and perhaps none waits any more
+
+    async def _taken_by(self, version_id: int) -> Taken:
+        """What labels have been given by a prompt version, read once."""
+        reading = self._taken.get(version_id)
+        if reading is None or (reading.done() and reading.exception() is not None):
+            reading = self._taken[version_id] = asyncio.create_task(self.ledger.taken(version_id))
+        return await asyncio.shield(reading)
+
+    async def _answer(
+        self, plan: Plan, item: Item, urgent: bool, tries: int, run_id: int | None
+    ) -> Generation:
+        version = plan.version
+        assert version.id is not None
+        taken = await self._taken_by(version.id)
+        model = self.model
+        parameters = dict(plan.parameters)
+        wrong: tuple[str, ...] = ()
+        bad = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            question = Question(
+                label=item.name,
+                prompt=plan.prompt,
+                model=plan.model,
+                messages=_messages(version, item, bad, wrong),
+                parameters=dict(parameters),
+                schema=version.output_schema,
+                sample_index=item.sample_index,
+            )
+            generation = Generation(
+                source=model.source,
+                status=GenerationStatus.FAILED,
+                kind=plan.kind,
+                label_id=item.label_id,
+                label_name=item.name,
+                label_context=item.context,
+                run_id=run_id,
+                prompt_version_id=version.id,
+                dedupe_key=item.key,
+                sample_index=item.sample_index,
+                attempt=attempt,
+                provider=model.provider,
+                requested_model=plan.model,
+                parameters=dict(parameters),
+                messages=list(question.messages),
+            )
+            try:
+                reply = await ask_patiently(
+                    model, question, self.turnstile, urgent=urgent, tries=tries
+                )
+            except ModelBusy as busy:
+                if busy.unreachable:
+                    raise LanguageModelError(str(busy)) from None
+                if busy.retry_after is not None and busy.retry_after > LONGEST_WAIT:
+                    raise
+                generation.problems, generation.calls = [str(busy)], busy.calls
+                return await self.ledger.store(generation)
+            except QuestionRefused as refused:
+                generation.problems, generation.calls = [str(refused)], refused.calls
+                return await self.ledger.store(generation)
+            found = self._judge(plan, item, reply, taken)
+            _record(generation, reply, found, self.settings.prices)
+            last = attempt == ATTEMPTS
+            if found.accepted:
+                generation.status = GenerationStatus.ACCEPTED
+                taken.add(item.name, plan.kind, found.texts)
+            elif not last:
+                generation.status = GenerationStatus.RETRIED
+            elif reply.problem is None:
+                generation.status = GenerationStatus.REJECTED
+            stored = await self.ledger.store(generation)
+            if found.accepted or last:
+                return stored
+            if found.cut_off:
+                name = next((n for n in parameters if n.startswith("max_")), "max_tokens")
+                parameters[name] = MORE_ROOM * int(parameters.get(name, ROOM))
+            elif reply.problem is None:
+                bad, wrong = reply.text[:KEPT_OF_BAD_ANSWER], found.problems
+        raise AssertionError("ATTEMPTS is at least 1")
+
+    def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
+        if reply.problem is not None:
+            return Judgement(None, (), (reply.problem,), ())
+        return judge(
+            reply,
+            label=item.name,
+            context=item.context,
+            kind=plan.kind,
+            schema=plan.version.output_schema,
+            rules=plan.version.validators,
+            taken=taken,
+        )
+
+
+def _messages(
+    version: PromptVersion, item: Item, bad: str, problems: Sequence[str]
+) -> tuple[dict[str, Any], ...]:
+    """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
+    text = render(
+        version, {"label": item.name, "context": item.context, "problems": tuple(problems)}
+    )
+    messages = [{"role": "user", "content": text.user}]
+    if text.system:
+        messages.insert(0, {"role": "system", "content": text.system})
+    if problems and bad:
+        messages.append({"role": "assistant", "content": bad})
+        messages.append({"role": "user", "content": correction(problems)})
+    elif problems:  # many chat templates allow no two user messages in a row
+        messages[-1]["content"] += "\n\n" + correction(problems)
+    return tuple(messages)
+
+
+def cost_usd(
+    prices: Mapping[str, tuple[float, float]], models: Sequence[str | None], used: Reply
+) -> float | None:
+    """What a reply cost; None where neither model name has a price."""
+    price = next((prices[model] for model in models if model and model in prices), None)
+    if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
+        return None
+    return (
+        price[0] * (used.prompt_tokens or 0) + price[1] * (used.completion_tokens or 0)
+    ) / 1_000_000
+
+
+def _record(
+    generation: Generation,
+    reply: Reply,
+    found: Judgement,
+    prices: Mapping[str, tuple[float, float]],
+) -> None:
+    generation.raw_reply = reply.text
+    generation.messages = list(reply.messages)
+    generation.response_format = reply.response_format
+    generation.latency_ms = reply.latency_ms
+    generation.finish_reason = reply.finish_reason
+    generation.resolved_model = reply.resolved_model
+    generation.fingerprint = reply.fingerprint
+    generation.response_id = reply.response_id
+    generation.prompt_tokens = reply.prompt_tokens
+    generation.completion_tokens = reply.completion_tokens
+    generation.calls = reply.calls
+    generation.cost_usd = cost_usd(
+        prices, (generation.requested_model, reply.resolved_model), reply
+    )
+    generation.parsed = found.parsed
+    generation.problems = list(found.problems)
+    generation.flags = list(found.flags)

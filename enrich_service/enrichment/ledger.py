@@ -1,0 +1,203 @@
+"""Where generations are stored and found again.
+
+Notable: answers that arrive while a transaction is being written share the next one, since a
+commit costs as much for one row as for fifty. A run's counters change in the transaction that
+stores the generation, so the two never disagree, whenever the process is killed.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, col, func, select, update
+
+from enrich_service.core.database import reading, storage_error, writing
+from enrich_service.enrichment.answers import Taken, texts_of
+from enrich_service.enrichment.models import Generation, GenerationStatus, Run
+
+RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
+
+
+@dataclass
+class _Entry:
+    generation: Generation | None
+    run_id: int | None
+    counts: dict[str, int | float]
+    stored: asyncio.Future[Generation | None]
+
+
+class Ledger:
+    """The only writer of generations that language models made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending: list[_Entry] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def store(self, generation: Generation) -> Generation:
+        """Store a generation and count it in its run.
+
+        Gives the stored row; where another process had a result for the key first, that one.
+        """
+        stored = await self._enter(generation, generation.run_id, _counts(generation))
+        assert stored is not None
+        return stored
+
+    async def count(self, run_id: int, **counts: int) -> None:
+        """Add to a run's counters without a generation: `cached`, `failed`, `calls`."""
+        await self._enter(None, run_id, dict(counts))
+
+    async def _enter(
+        self, generation: Generation | None, run_id: int | None, counts: dict[str, int | float]
+    ) -> Generation | None:
+        entry = _Entry(generation, run_id, counts, asyncio.get_running_loop().create_future())
+        self._pending.append(entry)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        return await entry.stored
+
+    async def _write_all(self) -> None:
+        while self._pending:
+            batch, self._pending = self._pending, []
+            try:
+                rows = await asyncio.to_thread(self._write, batch)
+            except Exception as error:
+                known = storage_error(error) if isinstance(error, DBAPIError | OSError) else None
+                for entry in batch:
+                    if not entry.stored.done():
+                        entry.stored.set_exception(known or error)
+            else:
+                for entry, row in zip(batch, rows, strict=True):
+                    if not entry.stored.done():
+                        entry.stored.set_result(row)
+        self._writer = None
+
+    def _write(self, batch: list[_Entry]) -> list[Generation | None]:
+        rows: list[Generation | None] = []
+        totals: defaultdict[int, defaultdict[str, int | float]] = defaultdict(
+            lambda: defaultdict(int)
+        )
+        with writing(self._engine) as session:
+            for entry in batch:
+                counts = entry.counts
+                if entry.generation is None:
+                    rows.append(None)
+                else:
+                    row = _insert(session, entry.generation)
+                    rows.append(row)
+                    if row is not entry.generation:  # paid for, and yet another's result stands
+                        counts = {name: counts[name] for name in _SPENT}
+                if entry.run_id is not None:
+                    for name, value in counts.items():
+                        totals[entry.run_id][name] += value
+            for run_id, total in totals.items():
+                session.exec(
+                    update(Run)
+                    .where(col(Run.id) == run_id)
+                    .values({name: _plus(name, value) for name, value in total.items() if value})
+                )
+        return rows
+
+    async def results(self, keys: Collection[str]) -> dict[str, Generation]:
+        """The stored results (accepted or rejected) for dedupe keys."""
+        return await asyncio.to_thread(self._results, keys)
+
+    def _results(self, keys: Collection[str]) -> dict[str, Generation]:
+        with reading(self._engine) as session:
+            return {
+                row.dedupe_key: row
+                for some in _chunks(keys)
+                for row in session.exec(
+                    select(Generation).where(
+                        col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+                    )
+                )
+                if row.dedupe_key
+            }
+
+    async def owners(self, keys: Collection[str]) -> dict[str, int | None]:
+        """The run (None: a single request) that each key with a result was made by."""
+        return await asyncio.to_thread(self._owners, keys)
+
+    def _owners(self, keys: Collection[str]) -> dict[str, int | None]:
+        with reading(self._engine) as session:
+            return {
+                key: run_id
+                for some in _chunks(keys)
+                for key, run_id in session.exec(
+                    select(Generation.dedupe_key, Generation.run_id).where(
+                        col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+                    )
+                )
+                if key
+            }
+
+    async def taken(self, prompt_version_id: int) -> Taken:
+        """What the accepted generations of a prompt version have given to which label."""
+        return await asyncio.to_thread(self._taken, prompt_version_id)
+
+    def _taken(self, prompt_version_id: int) -> Taken:
+        taken = Taken()
+        with reading(self._engine) as session:
+            for label, kind, parsed in session.exec(
+                select(Generation.label_name, Generation.kind, Generation.parsed)
+                .where(
+                    Generation.prompt_version_id == prompt_version_id,
+                    Generation.status == GenerationStatus.ACCEPTED,
+                )
+                .execution_options(yield_per=1000)
+            ):
+                taken.add(label, kind, texts_of(kind, parsed))
+        return taken
+
+
+_SPENT = ("calls", "prompt_tokens", "completion_tokens", "cost_usd")
+
+
+def _counts(generation: Generation) -> dict[str, int | float]:
+    counts: dict[str, int | float] = {
+        "calls": generation.calls,
+        "prompt_tokens": generation.prompt_tokens or 0,
+        "completion_tokens": generation.completion_tokens or 0,
+        "cost_usd": generation.cost_usd or 0.0,
+    }
+    if generation.status is not GenerationStatus.RETRIED:
+        counts[generation.status] = 1
+    return counts
+
+
+def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
+    column = getattr(Run, name)
+    return (func.coalesce(column, 0.0) if name == "cost_usd" else column) + value
+
+
+def _insert(session: Session, generation: Generation) -> Generation:
+    """Insert the row, unless there is a result for its key: then that one."""
+    postgres = session.get_bind().dialect.name == "postgresql"
+    insert = postgresql.insert if postgres else sqlite.insert
+    statement = (
+        insert(Generation)
+        .values(generation.model_dump(exclude={"id"}))
+        .on_conflict_do_nothing()
+        .returning(col(Generation.id))
+    )
+    new_id = session.execute(statement).scalar_one_or_none()
+    if new_id is not None:
+        generation.id = new_id
+        return generation
+    return session.exec(
+        select(Generation).where(
+            Generation.dedupe_key == generation.dedupe_key, col(Generation.status).in_(RESULTS)
+        )
+    ).one()
+
+
+def _chunks(keys: Iterable[str], size: int = 500) -> Iterable[list[str]]:
+    """SQLite takes a bounded number of parameters."""
+    listed = list(keys)
+    return (listed[i : i + size] for i in range(0, len(listed), size))

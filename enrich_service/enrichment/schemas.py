@@ -1,0 +1,389 @@
+"""Descriptions, runs and generations as they cross the wire."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from enrich_service.enrichment.models import GenerationSource, GenerationStatus, RunState
+from enrich_service.prompts.schemas import PromptKind
+
+_TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
+_WHEN = "2026-01-02T03:04:05Z"
+_GENERATION: dict[str, Any] = {
+    "id": 17,
+    "label": "harlequin duck",
+    "context": "a bird",
+    "label_id": 4,
+    "kind": "description",
+    "text": _TEXT,
+    "status": "accepted",
+    "source": "model",
+    "run_id": 3,
+    "prompt": "visual-description",
+    "prompt_version": 1,
+    "model": "gpt-4o-mini",
+    "sample_index": 0,
+    "attempt": 1,
+    "parent_id": None,
+    "problems": [],
+    "flags": [],
+    "author": "",
+    "created_at": _WHEN,
+}
+
+
+class Choice(BaseModel):
+    """Which prompt version is asked of which model, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, Field(description="Name of the prompt")] = "visual-description"
+    version: Annotated[int | None, Field(ge=1, description="Number of its version")] = None
+    alias: Annotated[
+        str | None,
+        Field(description="Or an alias of it; by neither: `production`, else the newest version"),
+    ] = None
+    model: Annotated[
+        str | None, Field(min_length=1, max_length=200, description="Default: ENRICH_LLM_MODEL")
+    ] = None
+    parameters: Annotated[
+        dict[str, JsonValue],
+        Field(description="Parameters of the call, on top of the prompt's own: temperature, …"),
+    ] = {}
+
+
+class NamedLabel(BaseModel):
+    """A class name, and what kind of thing it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    context: str | None = None
+
+
+class DescribeRequest(Choice):
+    """Class names to be described now."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"labels": ["surf scoter", {"name": "harlequin duck", "context": "a bird"}]},
+                {"labels": ["surf scoter"], "prompt": "attributes", "model": "gpt-4o-mini"},
+            ]
+        },
+    )
+
+    labels: Annotated[list[str | NamedLabel], Field(min_length=1, max_length=100)]
+    refresh: Annotated[
+        bool, Field(description="Ask for a new sample, though there is an answer already")
+    ] = False
+
+
+class Described(BaseModel):
+    """The texts of one class. `status`: accepted, rejected (answers were bad), failed (none)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "label": "harlequin duck",
+                    "context": "a bird",
+                    "text": _TEXT,
+                    "texts": [_TEXT],
+                    "attributes": {},
+                    "status": "accepted",
+                    "cached": False,
+                    "problems": [],
+                    "flags": [],
+                    "generation_id": 17,
+                    "prompt": "visual-description",
+                    "prompt_version": 1,
+                    "source": "model",
+                    "provider": "https://api.openai.com",
+                    "model": "gpt-4o-mini",
+                    "cost_usd": 0.000021,
+                }
+            ]
+        }
+    )
+
+    label: str
+    context: str | None
+    text: Annotated[str | None, Field(description="The first text, or all attributes in a line")]
+    texts: list[str]
+    attributes: dict[str, list[str]]
+    status: GenerationStatus
+    cached: Annotated[bool, Field(description="Nothing was asked: the answer was there")]
+    problems: Annotated[list[str], Field(description="Why it was not accepted")]
+    flags: Annotated[list[str], Field(description="Accepted, but worth a look")]
+    generation_id: int | None
+    prompt: str
+    prompt_version: int
+    source: GenerationSource
+    provider: str | None
+    model: str | None
+    cost_usd: float | None
+
+
+class RunCreate(Choice):
+    """The enrichment of a whole label set, in the background."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"label_set": "ducks"},
+                {
+                    "label_set": "ducks",
+                    "prompt": "attributes",
+                    "alias": "production",
+                    "model": "gpt-4o-mini",
+                    "samples": 1,
+                    "concurrency": 16,
+                    "budget_usd": 2.5,
+                    "author": "ada",
+                },
+            ]
+        },
+    )
+
+    label_set: str
+    samples: Annotated[int, Field(ge=1, le=100, description="Generations for each label")] = 1
+    concurrency: Annotated[int, Field(ge=1, le=1000, description="Calls at one time")] = 16
+    budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
+    budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
+        None
+    )
+    author: Annotated[str, Field(max_length=200)] = ""
+
+
+class RunResume(BaseModel):
+    """Go on, if wanted with another budget."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"budget_usd": 5.0}]})
+
+    budget_usd: Annotated[float | None, Field(gt=0)] = None
+    budget_tokens: Annotated[int | None, Field(gt=0)] = None
+
+
+class RunView(BaseModel):
+    """A run and how far it is. `done` = cached + accepted + rejected + failed, out of `total`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 3,
+                    "label_set": "ducks",
+                    "prompt": "visual-description",
+                    "prompt_version": 1,
+                    "model": "gpt-4o-mini",
+                    "parameters": {"temperature": 0.2},
+                    "samples": 1,
+                    "concurrency": 16,
+                    "budget_usd": 2.5,
+                    "budget_tokens": None,
+                    "state": "running",
+                    "error": None,
+                    "total": 200,
+                    "done": 120,
+                    "cached": 20,
+                    "accepted": 98,
+                    "rejected": 2,
+                    "failed": 0,
+                    "parked": 0,
+                    "calls": 105,
+                    "prompt_tokens": 15000,
+                    "completion_tokens": 4200,
+                    "cost_usd": 0.0048,
+                    "rate": 9.6,
+                    "author": "ada",
+                    "created_at": _WHEN,
+                    "started_at": _WHEN,
+                    "finished_at": None,
+                }
+            ]
+        }
+    )
+
+    id: int
+    label_set: str
+    prompt: str
+    prompt_version: int
+    model: str
+    parameters: dict[str, JsonValue]
+    samples: int
+    concurrency: int
+    budget_usd: float | None
+    budget_tokens: int | None
+    state: RunState
+    error: Annotated[str | None, Field(description="Why it ended or paused before its end")]
+    total: Annotated[int, Field(description="Labels × samples")]
+    done: int
+    cached: Annotated[int, Field(description="Had an answer already; nothing was paid")]
+    accepted: int
+    rejected: Annotated[int, Field(description="Every answer was bad")]
+    failed: Annotated[int, Field(description="Got no answer; a retry asks again")]
+    parked: Annotated[int, Field(description="Put off, since the server asked for it")]
+    calls: Annotated[int, Field(description="Requests sent, repeated ones included")]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    rate: Annotated[float | None, Field(description="Labels a second, lately")]
+    author: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class RunEstimate(BaseModel):
+    """What a run would ask and cost, before it starts."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "total": 200,
+                    "cached": 20,
+                    "to_ask": 180,
+                    "prompt_tokens": 27000,
+                    "completion_tokens": 7200,
+                    "cost_usd": 0.0084,
+                    "basis": "the mean of 100 earlier answers",
+                }
+            ]
+        }
+    )
+
+    total: int
+    cached: int
+    to_ask: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    basis: Annotated[str, Field(description="Where the numbers of tokens come from")]
+
+
+class TextIn(BaseModel):
+    """A person's own text. Give `text` (descriptions; one a line for sentences) or `parsed`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"text": _TEXT, "author": "ada"},
+                {"parsed": {"shape": "stocky", "colours": ["slate blue"]}, "author": "ada"},
+            ]
+        },
+    )
+
+    text: Annotated[str | None, Field(min_length=1, max_length=20_000)] = None
+    parsed: dict[str, JsonValue] | None = None
+    author: Annotated[str, Field(max_length=200)] = ""
+
+
+class LabelTextIn(TextIn):
+    """A person's own text for a label, to stand where `prompt` would have filled it in."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"prompt": "visual-description", "text": _TEXT, "author": "ada"}]
+        },
+    )
+
+    prompt: str = "visual-description"
+
+
+class GenerationView(BaseModel):
+    """One generation without its bulky parts."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_GENERATION]})
+
+    id: int
+    label: str
+    context: str | None
+    label_id: int | None
+    kind: PromptKind
+    text: str | None
+    status: GenerationStatus
+    source: GenerationSource
+    run_id: int | None
+    prompt: str | None
+    prompt_version: int | None
+    model: str | None
+    sample_index: int
+    attempt: int
+    parent_id: int | None
+    problems: list[str]
+    flags: list[str]
+    author: str
+    created_at: datetime
+
+
+class GenerationPage(BaseModel):
+    """Generations, the newest first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [_GENERATION], "next_before": None}]}
+    )
+
+    items: list[GenerationView]
+    next_before: Annotated[
+        int | None, Field(description="Value of `before` for the next page; None: this is the last")
+    ]
+
+
+class GenerationDetail(GenerationView):
+    """One generation with everything that is known of how it came about."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_GENERATION,
+                    "texts": [_TEXT],
+                    "attributes": {},
+                    "parsed": {"description": _TEXT},
+                    "raw_reply": '{"description": "The harlequin duck …"}',
+                    "prompt_hash": "0c" * 32,
+                    "dedupe_key": "1d" * 32,
+                    "provider": "https://api.openai.com",
+                    "resolved_model": "gpt-4o-mini-2024-07-18",
+                    "fingerprint": "fp_1",
+                    "response_id": "chatcmpl-1",
+                    "finish_reason": "stop",
+                    "parameters": {"temperature": 0.2},
+                    "messages": [{"role": "user", "content": "…"}],
+                    "response_format": "json_schema",
+                    "calls": 1,
+                    "prompt_tokens": 150,
+                    "completion_tokens": 40,
+                    "cost_usd": 0.000021,
+                    "latency_ms": 812.5,
+                }
+            ]
+        }
+    )
+
+    texts: list[str]
+    attributes: dict[str, list[str]]
+    parsed: dict[str, Any] | None
+    raw_reply: str | None
+    prompt_hash: str | None
+    dedupe_key: str | None
+    provider: str | None
+    resolved_model: str | None
+    fingerprint: str | None
+    response_id: str | None
+    finish_reason: str | None
+    parameters: dict[str, Any]
+    messages: list[dict[str, Any]]
+    response_format: str | None
+    calls: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+    latency_ms: float | None

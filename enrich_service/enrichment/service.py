@@ -1,0 +1,471 @@
+"""Runs, generations and people's edits: everything about them that needs only a session."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlmodel import Session, col, func, select
+
+from enrich_service.core.database import utcnow
+from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.settings import Settings
+from enrich_service.core.text import check_text, shortened
+from enrich_service.enrichment.answers import attributes_of, texts_of
+from enrich_service.enrichment.enricher import Plan
+from enrich_service.enrichment.ledger import RESULTS
+from enrich_service.enrichment.llm import RESERVED_PARAMETERS
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    Run,
+    RunState,
+)
+from enrich_service.enrichment.schemas import (
+    Choice,
+    GenerationDetail,
+    GenerationPage,
+    GenerationView,
+    RunCreate,
+    RunEstimate,
+    RunView,
+)
+from enrich_service.enrichment.validators import Answer, check
+from enrich_service.labels import service as labels
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.prompts import service as prompts
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+
+DEFAULT_ALIAS = "production"
+UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
+TOKENS_A_CHARACTER = 0.25  # of English, for prompts that have not been answered yet
+TOKENS_AN_ANSWER = 80
+
+
+def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
+    """The plan that a choice amounts to."""
+    version = _version(session, choice)
+    defaults = dict(version.model_defaults)
+    model = choice.model or str(defaults.pop("model", "") or settings.llm_model)
+    defaults.pop("model", None)
+    if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
+        raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
+    return _plan(session, version, source, model, {**defaults, **choice.parameters})
+
+
+def _version(session: Session, choice: Choice) -> PromptVersion:
+    if choice.version is None and choice.alias is None:
+        try:
+            return prompts.resolve(session, choice.prompt, alias=DEFAULT_ALIAS)
+        except NotFound:
+            return prompts.resolve(session, choice.prompt)
+    return prompts.resolve(session, choice.prompt, version=choice.version, alias=choice.alias)
+
+
+def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
+    """The plan of a stored run."""
+    version = session.get_one(PromptVersion, run.prompt_version_id)
+    return _plan(session, version, source, run.model, run.parameters)
+
+
+def _plan(
+    session: Session,
+    version: PromptVersion,
+    source: GenerationSource,
+    model: str,
+    parameters: Mapping[str, Any],
+) -> Plan:
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return Plan(prompt.name, prompt.kind, version, source, model, parameters)
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
+    """Queue a run."""
+    label_set = labels.get(session, body.label_set)
+    assert label_set.id is not None and plan.version.id is not None
+    run = Run(
+        label_set_id=label_set.id,
+        prompt_version_id=plan.version.id,
+        model=plan.model,
+        parameters=dict(plan.parameters),
+        samples=body.samples,
+        concurrency=body.concurrency,
+        budget_usd=body.budget_usd,
+        budget_tokens=body.budget_tokens,
+        total=_count_labels(session, label_set.id) * body.samples,
+        author=body.author,
+    )
+    session.add(run)
+    session.flush()
+    return run
+
+
+def _count_labels(session: Session, label_set_id: int) -> int:
+    counted = select(func.count()).select_from(Label).where(Label.label_set_id == label_set_id)
+    return session.exec(counted).one()
+
+
+def get_run(session: Session, run_id: int) -> Run:
+    """The run; else NotFound."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NotFound(f"There is no run {run_id}. GET /v1/runs lists them.")
+    return run
+
+
+def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None = None) -> RunView:
+    """`run` as it crosses the wire; `parked` and `rate` are known where it is worked on."""
+    version = session.get_one(PromptVersion, run.prompt_version_id)
+    return RunView(
+        **run.model_dump(
+            exclude={"label_set_id", "prompt_version_id", "owner", "owner_expires_at"}
+        ),
+        label_set=session.get_one(LabelSet, run.label_set_id).name,
+        prompt=session.get_one(Prompt, version.prompt_id).name,
+        prompt_version=version.number,
+        done=run.cached + run.accepted + run.rejected + run.failed,
+        parked=parked,
+        rate=rate,
+    )
+
+
+def list_runs(
+    session: Session, *, label_set: str | None, state: RunState | None, limit: int, offset: int
+) -> Sequence[Run]:
+    """Runs, the newest first."""
+    query = select(Run).order_by(col(Run.id).desc()).limit(limit).offset(offset)
+    if label_set is not None:
+        query = query.where(Run.label_set_id == labels.get(session, label_set).id)
+    if state is not None:
+        query = query.where(Run.state == state)
+    return session.exec(query).all()
+
+
+def pause_run(session: Session, run_id: int) -> Run:
+    """Stop asking until the run is resumed."""
+    run = get_run(session, run_id)
+    if run.state not in UNFINISHED:
+        raise Conflict(f"Run {run_id} has {run.state} already.")
+    run.state = RunState.PAUSED
+    session.add(run)
+    return run
+
+
+def cancel_run(session: Session, run_id: int) -> Run:
+    """Stop asking for good; what was answered stays."""
+    run = get_run(session, run_id)
+    if run.state not in UNFINISHED:
+        raise Conflict(f"Run {run_id} has {run.state} already.")
+    run.state = RunState.CANCELLED
+    run.finished_at = utcnow()
+    session.add(run)
+    return run
+
+
+def resume_run(
+    session: Session,
+    run_id: int,
+    *,
+    budget_usd: float | None = None,
+    budget_tokens: int | None = None,
+) -> Run:
+    """Go on with a paused run."""
+    run = get_run(session, run_id)
+    if run.state is not RunState.PAUSED:
+        raise Conflict(f"Run {run_id} is {run.state}, not paused.")
+    run.budget_usd = budget_usd or run.budget_usd
+    run.budget_tokens = budget_tokens or run.budget_tokens
+    return _queue_again(session, run)
+
+
+def retry_run(session: Session, run_id: int) -> Run:
+    """Ask the labels of an ended run that have no answer; nothing that is stored is asked again."""
+    run = get_run(session, run_id)
+    if run.state in UNFINISHED:
+        raise Conflict(f"Run {run_id} is {run.state}: wait for its end, or resume it.")
+    if run.state is RunState.SUCCEEDED:
+        raise Conflict(f"Run {run_id} has an answer for every label.")
+    return _queue_again(session, run)
+
+
+def _queue_again(session: Session, run: Run) -> Run:
+    run.state, run.error, run.finished_at = RunState.QUEUED, None, None
+    session.add(run)
+    return run
+
+
+def estimate(
+    session: Session, body: RunCreate, plan: Plan, prices: Mapping[str, tuple[float, float]]
+) -> RunEstimate:
+    """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
+    label_set = labels.get(session, body.label_set)
+    assert label_set.id is not None
+    named = session.exec(
+        select(Label.name, Label.context).where(Label.label_set_id == label_set.id)
+    ).all()
+    keys = {
+        plan.item(name, context, sample_index=i).key
+        for name, context in named
+        for i in range(body.samples)
+    }
+    total = len(named) * body.samples
+    to_ask = len(keys) - count_results(session, keys)
+    seen, prompt_mean, completion_mean = session.exec(
+        select(
+            func.count(),
+            func.avg(Generation.prompt_tokens),
+            func.avg(Generation.completion_tokens),
+        ).where(
+            Generation.prompt_version_id == plan.version.id,
+            Generation.requested_model == plan.model,
+            col(Generation.prompt_tokens).is_not(None),
+        )
+    ).one()
+    if seen:
+        basis = f"the mean of {seen} earlier answers"
+    else:
+        size = len(plan.version.system) + len(plan.version.user) + 40
+        prompt_mean, completion_mean = size * TOKENS_A_CHARACTER, TOKENS_AN_ANSWER
+        basis = "a guess from the length of the prompt: nothing has been answered yet"
+    prompt_tokens = round(to_ask * float(prompt_mean or 0))
+    completion_tokens = round(to_ask * float(completion_mean or 0))
+    price = prices.get(plan.model)
+    return RunEstimate(
+        total=total,
+        cached=total - to_ask,
+        to_ask=to_ask,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost_usd=price and (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
+        basis=basis,
+    )
+
+
+def count_results(session: Session, keys: Iterable[str]) -> int:
+    """How many of the dedupe keys have a result."""
+    listed = list(keys)
+    return sum(
+        session.exec(
+            select(func.count()).where(
+                col(Generation.dedupe_key).in_(listed[i : i + 500]),
+                col(Generation.status).in_(RESULTS),
+            )
+        ).one()
+        for i in range(0, len(listed), 500)
+    )
+
+
+# ----------------------------------------------------------------------------------- generations
+
+
+def get_generation(session: Session, generation_id: int) -> Generation:
+    """The generation; else NotFound."""
+    found = session.get(Generation, generation_id)
+    if found is None:
+        raise NotFound(f"There is no generation {generation_id}. GET /v1/generations lists them.")
+    return found
+
+
+def list_generations(
+    session: Session,
+    *,
+    label: str | None = None,
+    label_id: int | None = None,
+    run_id: int | None = None,
+    prompt: str | None = None,
+    version: int | None = None,
+    status: GenerationStatus | None = None,
+    source: GenerationSource | None = None,
+    flagged: bool | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> GenerationPage:
+    """Generations that fit all filters, the newest first."""
+    query = select(Generation).order_by(col(Generation.id).desc()).limit(limit + 1)
+    for column, value in (
+        (Generation.label_name, label),
+        (Generation.label_id, label_id),
+        (Generation.run_id, run_id),
+        (Generation.status, status),
+        (Generation.source, source),
+    ):
+        if value is not None:
+            query = query.where(column == value)
+    if prompt is not None:
+        versions = [
+            found.id
+            for found in prompts.versions(session, prompts.get(session, prompt))
+            if version is None or found.number == version
+        ]
+        query = query.where(col(Generation.prompt_version_id).in_(versions))
+    elif version is not None:
+        raise InvalidInput("version: name the prompt too")
+    if flagged is not None:
+        empty = func.json_array_length(Generation.flags) == 0
+        query = query.where(~empty if flagged else empty)
+    if before is not None:
+        query = query.where(col(Generation.id) < before)
+    rows = session.exec(query).all()
+    shown = rows[:limit]
+    return GenerationPage(
+        items=[generation_view(session, row) for row in shown],
+        next_before=shown[-1].id if len(rows) > limit else None,
+    )
+
+
+def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
+    """The text of an answer on one line: the first, or all attributes."""
+    if kind == PromptKind.ATTRIBUTES:
+        found = attributes_of(parsed)
+        return "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items()) or None
+    return next(iter(texts_of(kind, parsed)), None)
+
+
+def _view(session: Session, row: Generation) -> dict[str, Any]:
+    version = (
+        session.get_one(PromptVersion, row.prompt_version_id) if row.prompt_version_id else None
+    )
+    return {
+        "id": row.id,
+        "label": row.label_name,
+        "context": row.label_context,
+        "text": line_of(row.kind, row.parsed),
+        "prompt": session.get_one(Prompt, version.prompt_id).name if version else None,
+        "prompt_version": version.number if version else None,
+        "prompt_hash": version.content_hash if version else None,
+        "model": row.requested_model,
+    }
+
+
+def generation_view(session: Session, row: Generation) -> GenerationView:
+    """A generation in a list."""
+    return GenerationView.model_validate(row.model_dump() | _view(session, row))
+
+
+def generation_detail(session: Session, row: Generation) -> GenerationDetail:
+    """A generation with its whole provenance."""
+    attributes = attributes_of(row.parsed) if row.kind == PromptKind.ATTRIBUTES else {}
+    more = {"texts": texts_of(row.kind, row.parsed), "attributes": attributes}
+    return GenerationDetail.model_validate(row.model_dump() | _view(session, row) | more)
+
+
+# ----------------------------------------------------------------------------------------- edits
+
+
+def edit_generation(
+    session: Session,
+    generation_id: int,
+    *,
+    text: str | None,
+    parsed: Mapping[str, Any] | None,
+    author: str,
+) -> Generation:
+    """A person's better text for what a generation says, with that generation as its parent."""
+    parent = get_generation(session, generation_id)
+    if parent.prompt_version_id is None:
+        raise Conflict(f"Generation {generation_id} belongs to no prompt and cannot be edited.")
+    return _write(
+        session,
+        version=session.get_one(PromptVersion, parent.prompt_version_id),
+        kind=parent.kind,
+        label_id=parent.label_id,
+        name=parent.label_name,
+        context=parent.label_context,
+        text=text,
+        parsed=parsed,
+        author=author,
+        parent_id=parent.id,
+    )
+
+
+def write_text(
+    session: Session,
+    label_id: int,
+    *,
+    prompt: str,
+    text: str | None,
+    parsed: Mapping[str, Any] | None,
+    author: str,
+) -> Generation:
+    """A person's own text for a label of a label set."""
+    label = session.get(Label, label_id)
+    if label is None:
+        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    version = _version(session, Choice(prompt=prompt))
+    return _write(
+        session,
+        version=version,
+        kind=session.get_one(Prompt, version.prompt_id).kind,
+        label_id=label_id,
+        name=label.name,
+        context=label.context,
+        text=text,
+        parsed=parsed,
+        author=author,
+        parent_id=None,
+    )
+
+
+def _write(
+    session: Session,
+    *,
+    version: PromptVersion,
+    kind: str,
+    label_id: int | None,
+    name: str,
+    context: str | None,
+    text: str | None,
+    parsed: Mapping[str, Any] | None,
+    author: str,
+    parent_id: int | None,
+) -> Generation:
+    content = _content(kind, text, parsed)
+    texts = texts_of(kind, content)
+    for written in texts:
+        check_text("The text", written, limit=20_000)
+    answer = Answer(name, context, kind, raw="", parsed=content, texts=texts, others={})
+    # A person may say more or less than the prompt asks of a model; only the form must be right.
+    form = check([{"rule": "empty"}, {"rule": "control"}], answer)
+    if form.problems:
+        raise InvalidInput(form.problems[0])
+    edit = Generation(
+        source=GenerationSource.PERSON,
+        status=GenerationStatus.ACCEPTED,
+        kind=kind,
+        label_id=label_id,
+        label_name=name,
+        label_context=context,
+        prompt_version_id=version.id,
+        parent_id=parent_id,
+        parsed=content,
+        flags=list(check([{"rule": "length"}], answer).flags),
+        calls=0,
+        author=author,
+    )
+    session.add(edit)
+    session.flush()
+    return edit
+
+
+def _content(kind: str, text: str | None, parsed: Mapping[str, Any] | None) -> dict[str, Any]:
+    if (text is None) == (parsed is None):
+        raise InvalidInput("give either text or parsed")
+    if parsed is not None:
+        allowed = {name for name in parsed if kind in (PromptKind.ATTRIBUTES, name)}
+        if allowed != set(parsed) or not texts_of(kind, parsed):
+            raise InvalidInput(f"parsed: give an object with texts, as the kind {kind!r} has them")
+        return dict(parsed)
+    assert text is not None
+    if kind == PromptKind.ATTRIBUTES:
+        raise InvalidInput(
+            'attributes are edited as parsed, e.g. {"parsed": {"shape": "round"}}, not as text'
+        )
+    if kind == PromptKind.DESCRIPTION:
+        return {kind: " ".join(text.split())}
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InvalidInput(f"text: {shortened(text)} has no line with text")
+    return {kind: lines}
