@@ -156,11 +156,9 @@ def vocabulary(
 ) -> Tensor:
     """Sorted ids of the tokens that captions use; padding (0) and end of text included."""
     texts = [captioner(subject) for _ in range(4) for subject in subjects]
-    return torch.unique(
-        torch.cat(
-            [torch.unique(tokenizer(texts[i : i + 4096])) for i in range(0, len(texts), 4096)]
-        )
-    )
+    parts = [torch.unique(tokenizer(texts[i : i + 4096])) for i in range(0, len(texts), 4096)]
+    ids: Tensor = torch.unique(torch.cat(parts))
+    return ids
 
 
 def train(steps: int, seed: int = 0) -> dict[str, Tensor]:

@@ -228,14 +228,15 @@ def _paint(canvas: np.ndarray, look: Look, pose: _Pose, rng: np.random.Generator
 
 def _tint(colour: str, rng: np.random.Generator) -> np.ndarray:
     """The named colour, a little off."""
-    tint: np.ndarray = np.array(COLOURS[colour]) + rng.normal(0, 11, 3)
-    return np.asarray(tint.clip(0, 255))
+    tint: np.ndarray = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 11, 3), 0, 255)
+    return tint
 
 
 def _polar(radii: np.ndarray) -> np.ndarray:
     """Points at even angles, the first one on top; [n] to [n, 2]."""
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False) - np.pi / 2
-    return np.stack([np.cos(angles), np.sin(angles)], -1) * radii[:, None]
+    points: np.ndarray = np.stack([np.cos(angles), np.sin(angles)], -1) * radii[:, None]
+    return points
 
 
 def _shapes() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
