@@ -13,6 +13,7 @@ import enrich_service.jobs.routes
 import enrich_service.labels.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
+import enrich_service.web.errors
 import enrich_service.web.routes
 from enrich_service.core import problems
 from enrich_service.core.body_limit import BodyLimit
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.enricher = enricher
     app.state.runs = runs
     problems.install(app)
+    enrich_service.web.errors.install(app)
     app.add_middleware(
         BodyLimit,
         limit=settings.max_body_bytes,

@@ -1,9 +1,12 @@
 """Runs, generations and people's edits: everything about them that needs only a session."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
@@ -242,6 +245,66 @@ def estimate(
         cost_usd=price and (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
         basis=basis,
     )
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The labels of a run that got no text for one reason, the first of them by name."""
+
+    reason: str  # the rule that was broken, or what the server said
+    labels: int
+    named: tuple[str, ...]
+    example: str  # the whole problem, of the first
+    generation_id: int
+
+
+def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
+    """Why labels of a run have no text, the most frequent reason first.
+
+    A call that failed counts until the same question is answered.
+    """
+    answered = aliased(Generation)
+    open_ = and_(
+        col(Generation.status) == GenerationStatus.FAILED,
+        ~exists().where(
+            col(answered.dedupe_key) == col(Generation.dedupe_key),
+            col(answered.status).in_(RESULTS),
+        ),
+    )
+    rows = session.exec(
+        select(Generation.label_name, Generation.problems, Generation.id)
+        .where(
+            Generation.run_id == run_id,
+            or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
+        )
+        .order_by(col(Generation.id))
+    )
+    groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for label, problems, generation_id in rows:
+        problem = problems[0] if problems else "no reason was stored"
+        reason = problem.partition(":")[0] if ": " in problem else problem
+        groups[reason][label] = (problem, generation_id or 0)
+    found = [
+        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+        for reason, labels in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group.labels)
+
+
+def runs_by_version(session: Session) -> dict[int, int]:
+    """How many runs there are of each prompt version, by its id."""
+    counted = select(Run.prompt_version_id, func.count()).group_by(col(Run.prompt_version_id))
+    return dict(session.exec(counted).all())
+
+
+def answers_by_version(session: Session) -> dict[int, int]:
+    """How many generations there are of each prompt version, by its id."""
+    counted = (
+        select(Generation.prompt_version_id, func.count())
+        .where(col(Generation.prompt_version_id).is_not(None))
+        .group_by(col(Generation.prompt_version_id))
+    )
+    return {version: count for version, count in session.exec(counted) if version is not None}
 
 
 def count_results(session: Session, keys: Iterable[str]) -> int:

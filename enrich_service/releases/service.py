@@ -120,15 +120,17 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(PromptVersion.number).label("prompt_version"),
     col(PromptVersion.content_hash).label("prompt_hash"),
 )
-_SAME_LABEL = and_(
+SAME_LABEL = and_(
     col(Generation.label_name) == col(Label.name),
     col(Generation.label_context).is_not_distinct_from(col(Label.context)),
 )
 _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
-def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable[Row[Any]]:
-    """Accepted generations for the labels of `label_set`, the oldest first."""
+def _candidates(
+    session: Session, label_set: LabelSet, want: _Asked, only: Sequence[int] | None = None
+) -> Iterable[Row[Any]]:
+    """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
     human = and_(
         col(Generation.source).in_(_HUMAN),
         col(Generation.kind) == want.kind,
@@ -144,7 +146,7 @@ def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable
     query = (
         sa.select(*_COLUMNS)
         .select_from(Label)
-        .join(Generation, _SAME_LABEL)
+        .join(Generation, SAME_LABEL)
         .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
         .outerjoin(Prompt, col(Prompt.id) == col(PromptVersion.prompt_id))
         .where(
@@ -154,17 +156,26 @@ def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable
         )
         .order_by(col(Generation.id))
     )
+    if only is not None:
+        query = query.where(col(Label.id).in_(only))
     return session.execute(query)
 
 
+def current(
+    session: Session, label_set: LabelSet, source: ReleaseSource, only: Sequence[int]
+) -> dict[int, tuple[Any, list[TextSource]]]:
+    """What a release from `source` would take now for the labels with these ids, and from where."""
+    return _choose(session, label_set, _resolved(session, source), only)
+
+
 def _choose(
-    session: Session, label_set: LabelSet, want: _Asked
+    session: Session, label_set: LabelSet, want: _Asked, only: Sequence[int] | None = None
 ) -> dict[int, tuple[Any, list[TextSource]]]:
     """For each label that has one, the chosen text of `want` and where it came from."""
     edits: dict[int, Row[Any]] = {}
     imports: dict[int, Row[Any]] = {}
     samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
-    for row in _candidates(session, label_set, want):
+    for row in _candidates(session, label_set, want, only):
         if row.source == GenerationSource.PERSON or (
             row.source == GenerationSource.IMPORT and row.parent_id is not None
         ):
