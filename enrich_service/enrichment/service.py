@@ -379,6 +379,28 @@ def list_generations(
     )
 
 
+def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
+    """What was ever answered and written for a label, the newest first.
+
+    A text that was made for a label of the same name and context elsewhere belongs to it too.
+    """
+    rows = session.exec(
+        select(Generation)
+        .where(
+            Generation.label_name == label.name,
+            col(Generation.label_context).is_not_distinct_from(label.context),
+            or_(
+                col(Generation.source) != GenerationSource.PERSON,
+                Generation.label_id == label.id,
+                col(Generation.label_id).is_(None),
+            ),
+        )
+        .order_by(col(Generation.id).desc())
+        .limit(limit)
+    )
+    return [generation_view(session, row) for row in rows]
+
+
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
     """The text of an answer on one line: the first, or all attributes."""
     if kind == PromptKind.ATTRIBUTES:
@@ -454,9 +476,7 @@ def write_text(
     author: str,
 ) -> Generation:
     """A person's own text for a label of a label set."""
-    label = session.get(Label, label_id)
-    if label is None:
-        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    label, _ = labels.label(session, label_id)
     version = _version(session, Choice(prompt=prompt))
     return _write(
         session,

@@ -124,6 +124,12 @@ def page(
     return _with_texts(session, label_set, labels, prompt, version), total
 
 
+def row(session: Session, label_set: LabelSet, label: Label, version: PromptVersion) -> LabelText:
+    """The row of one label."""
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return _with_texts(session, label_set, [label], prompt, version)[0]
+
+
 def _with_texts(
     session: Session,
     label_set: LabelSet,

@@ -132,6 +132,12 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def _sentence(error: object) -> str:
+    """A message with a capital letter first."""
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
 def _other_query(query: Mapping[str, str], **changes: object) -> Mapping[str, str]:
     """The fields of a query with some changed; None or an empty text drops one."""
     changed = dict(query) | {name: str(value or "") for name, value in changes.items()}
@@ -151,5 +157,6 @@ _environment.filters |= {
     "dollars": _dollars,
     "duration": _duration,
     "but_with": _other_query,
+    "sentence": _sentence,
 }
 _environment.globals |= {"asset": _asset}
