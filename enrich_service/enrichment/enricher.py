@@ -34,6 +34,8 @@ MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
 ROOM = 512  # tokens, where the prompt sets no limit and the server's own was too small
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
 
+Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -270,9 +272,7 @@ def _messages(
     return tuple(messages)
 
 
-def cost_usd(
-    prices: Mapping[str, tuple[float, float]], models: Sequence[str | None], used: Reply
-) -> float | None:
+def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
     """What a reply cost; None where neither model name has a price."""
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
@@ -286,7 +286,7 @@ def _record(
     generation: Generation,
     reply: Reply,
     found: Judgement,
-    prices: Mapping[str, tuple[float, float]],
+    prices: Prices,
 ) -> None:
     generation.raw_reply = reply.text
     generation.messages = list(reply.messages)
