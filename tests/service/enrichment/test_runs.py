@@ -255,6 +255,31 @@ def test_a_label_that_is_put_off_for_long_is_parked_while_the_others_go_on(clien
     assert client.post(f"/v1/runs/{run}/cancel").json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize(
+    "limits", [{"llm_calls_per_minute": 600}, {"llm_tokens_per_minute": 42_000}]
+)
+def test_the_limits_of_the_operator_slow_a_run_down(connect, model, limits):
+    client = connect(**limits)
+    add_labels(client, birds(20))
+    run = wait_for(client, start_run(client, concurrency=20)["id"])
+    assert run["accepted"] == 20
+    times = [call.at for call in model.requests]
+    # 10 calls (of 70 tokens) a second, the first ten or so at once.
+    assert max(times) - min(times) >= 0.4
+
+
+def test_a_paused_run_drops_what_only_waits_for_its_turn(connect, model):
+    client = connect(llm_calls_per_minute=60)
+    add_labels(client, birds(20))
+    run = start_run(client, concurrency=20)["id"]
+    until(lambda: model.calls)
+    client.post(f"/v1/runs/{run}/pause")
+    time.sleep(0.6)
+    asked = sum(model.calls.values())
+    time.sleep(1.2)
+    assert sum(model.calls.values()) == asked
+
+
 def test_describe_goes_before_a_run(connect, model):
     client = connect(llm_concurrency=2)
     model.latency = 0.1
