@@ -48,6 +48,7 @@ class Call:
     headers: dict[str, str]
     body: dict[str, Any]
     number: int  # of this label, from 1
+    at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def response_format(self) -> str:

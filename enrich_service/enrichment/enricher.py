@@ -17,6 +17,7 @@ from enrich_service.enrichment.answers import Judgement, Taken, correction, judg
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
     LONGEST_WAIT,
+    ROOM,
     ChatModel,
     LanguageModel,
     Question,
@@ -31,8 +32,9 @@ from enrich_service.prompts.templates import render
 
 ATTEMPTS = 3  # answers that may be bad before the label is given up
 MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
-ROOM = 512  # tokens, where the prompt sets no limit and the server's own was too small
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
+
+Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,11 @@ class Enricher:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.engine)
-        self.turnstile = Turnstile(self.settings.llm_concurrency)
+        self.turnstile = Turnstile(
+            self.settings.llm_concurrency,
+            calls_per_minute=self.settings.llm_calls_per_minute,
+            tokens_per_minute=self.settings.llm_tokens_per_minute,
+        )
         self._model: LanguageModel | None = None
         self._opening = threading.Lock()  # routes ask for the model from several threads
         self._asked: dict[str, _Asked] = {}
@@ -186,6 +192,7 @@ class Enricher:
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
+                key=item.key,
             )
             generation = Generation(
                 source=model.source,
@@ -270,9 +277,7 @@ def _messages(
     return tuple(messages)
 
 
-def cost_usd(
-    prices: Mapping[str, tuple[float, float]], models: Sequence[str | None], used: Reply
-) -> float | None:
+def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
     """What a reply cost; None where neither model name has a price."""
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
@@ -286,7 +291,7 @@ def _record(
     generation: Generation,
     reply: Reply,
     found: Judgement,
-    prices: Mapping[str, tuple[float, float]],
+    prices: Prices,
 ) -> None:
     generation.raw_reply = reply.text
     generation.messages = list(reply.messages)

@@ -10,7 +10,7 @@ from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
 from enrich_service.core.text import check_text, shortened
 from enrich_service.enrichment.answers import attributes_of, texts_of
-from enrich_service.enrichment.enricher import Plan
+from enrich_service.enrichment.enricher import Plan, Prices
 from enrich_service.enrichment.ledger import RESULTS
 from enrich_service.enrichment.llm import RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
@@ -82,8 +82,9 @@ def _plan(
 # ------------------------------------------------------------------------------------------ runs
 
 
-def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
-    """Queue a run."""
+def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> Run:
+    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price."""
+    _check_budget(body.budget_usd, plan.model, prices)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
     run = Run(
@@ -101,6 +102,14 @@ def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
     session.add(run)
     session.flush()
     return run
+
+
+def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
+    if budget_usd is not None and model not in prices:
+        raise InvalidInput(
+            f"budget_usd: what {model!r} costs is not known, so the budget would never be spent: "
+            "give its price in ENRICH_PRICES, or a budget in tokens"
+        )
 
 
 def _count_labels(session: Session, label_set_id: int) -> int:
@@ -168,14 +177,16 @@ def cancel_run(session: Session, run_id: int) -> Run:
 def resume_run(
     session: Session,
     run_id: int,
+    prices: Prices,
     *,
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
 ) -> Run:
-    """Go on with a paused run."""
+    """Go on with a paused run, if wanted with other budgets (see `create_run`)."""
     run = get_run(session, run_id)
     if run.state is not RunState.PAUSED:
         raise Conflict(f"Run {run_id} is {run.state}, not paused.")
+    _check_budget(budget_usd, run.model, prices)
     run.budget_usd = budget_usd or run.budget_usd
     run.budget_tokens = budget_tokens or run.budget_tokens
     return _queue_again(session, run)
@@ -197,9 +208,7 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
-def estimate(
-    session: Session, body: RunCreate, plan: Plan, prices: Mapping[str, tuple[float, float]]
-) -> RunEstimate:
+def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> RunEstimate:
     """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None
