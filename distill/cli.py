@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contract import EventKind, TrainConfig
+from distill import cli_study
 from distill.console import (
     CACHE,
     CacheOption,
@@ -39,6 +40,7 @@ from distill.errors import TextError, UserError
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app.command("few-shot")(cli_study.few_shot)
 
 
 @app.command("text-bank")

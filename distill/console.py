@@ -57,7 +57,9 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, transient=True) as progress:
+    # Into a file, even no bar would be a line of its own.
+    unseen = not notes.is_terminal
+    with Progress(*columns, console=notes, transient=True, disable=unseen) as progress:
 
         def bar(title: str) -> Callable[[int, int], None]:
             task = progress.add_task(title, total=None)
