@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
@@ -26,7 +25,7 @@ from distill.errors import DataError, ModelError
 from distill.evaluate import accuracy
 from distill.features import image_features
 from distill.releases import shuffle_texts
-from distill.report import write_report
+from distill.report import read_report, write_report
 from distill.student import FILE as STUDENT_FILE
 from distill.student import build_student, save_student
 from distill.teacher import load_teacher
@@ -198,11 +197,7 @@ def render_again(folder: Path) -> Path:
         DataError: there is no finished run.
         TextError: a text bank of the run is missing or cut off.
     """
-    path = folder / "report.json"
-    try:
-        report = Report.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    report = read_report(folder)
     before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
     write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
     return folder / "report.html"
