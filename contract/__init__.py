@@ -8,8 +8,10 @@ from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrat
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
+    ClassMargin,
     ConfusablePair,
     Epoch,
+    Imitation,
     PulledApart,
     Report,
     TextDiagnostics,
@@ -17,10 +19,12 @@ from contract.report import (
 
 __all__ = [
     "Accuracy",
+    "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
     "EventKind",
+    "Imitation",
     "Job",
     "JobCreate",
     "JobState",
