@@ -19,12 +19,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
+from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
 from distill.data import Progress, Split, load_pixels, scan_split
 from distill.diagnose import diagnose, pulled_apart
 from distill.errors import DataError, ModelError
 from distill.evaluate import accuracy, imitation
-from distill.features import image_features
+from distill.features import image_embeddings
 from distill.releases import shuffle_texts
 from distill.report import write_report
 from distill.student import FILE as STUDENT_FILE
@@ -111,9 +112,15 @@ def run_job(
             f"{teacher.context_length} tokens; each is encoded as the mean of its sentences"
         )
 
+    captions = None
+    if config.losses.cap and config.captions is not None:
+        texts = read_captions(root / config.captions, root, splits["train"])
+        log(f"captions for {sum(map(bool, texts))} of {len(texts)} training images")
+        captions = caption_features(teacher, texts, cache=cache)
+
     # The teacher sees each image once.
     features = {
-        word: image_features(
+        word: image_embeddings(
             teacher, split, cache=cache, progress=progress(f"Teacher features, {word}")
         )
         for word, split in splits.items()
@@ -142,6 +149,7 @@ def run_job(
             targets=splits["train"].targets,
             teacher=features["train"],
             text=bank.select(splits["train"].keys).features,
+            captions=captions,
             seen_pixels=pixels["seen"],
             seen_targets=splits["seen"].targets,
             seen_text=bank.select(splits["seen"].keys).features,
