@@ -9,8 +9,10 @@ from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrat
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
+    ClassMargin,
     ConfusablePair,
     Epoch,
+    Imitation,
     PulledApart,
     Report,
     TextDiagnostics,
@@ -18,6 +20,7 @@ from contract.report import (
 
 __all__ = [
     "Accuracy",
+    "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
@@ -25,6 +28,7 @@ __all__ = [
     "FewShot",
     "FewShotMethod",
     "FewShotRow",
+    "Imitation",
     "Job",
     "JobCreate",
     "JobState",

@@ -175,7 +175,8 @@ def read_config(path: Path) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise UserError(f"{path}: {where}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {where}: {reason}") from None
     except ValueError as error:
         raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
 

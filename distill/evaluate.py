@@ -1,14 +1,19 @@
-"""Accuracy of a model's image features against a text bank."""
+"""What image features are worth: accuracy against a text bank, closeness to the teacher's."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from contract import Accuracy
+from contract import Accuracy, Imitation
+from distill import metrics
 from distill.errors import DataError, TextError
 from distill.text_bank import TextBank
+
+NEIGHBOURS: Final = 10  # images that M_neigh compares, where there are so many others
+NEAREST_TEXTS: Final = 10  # texts that M_vlalign compares, where there are so many
+MOST_IMAGES: Final = 100_000  # time grows with the square
 
 
 def predict(features: Tensor, text: Tensor) -> Tensor:
@@ -71,4 +76,31 @@ def accuracy(
         mean_per_class=mean_per_class,
         images=len(targets),
         classes=len(keys),
+    )
+
+
+def imitation(
+    split: Literal["train", "seen", "unseen"], student: Tensor, teacher: Tensor, text: Tensor
+) -> Imitation:
+    """How closely the student follows the teacher on the images of one split.
+
+    student, teacher [images, dim], text [classes, dim] of the classes of the split. Of more than
+    MOST_IMAGES images, that many evenly spaced ones are compared.
+    """
+    if len(student) > MOST_IMAGES:
+        part = torch.linspace(0, len(student) - 1, MOST_IMAGES, dtype=torch.float64).long()
+        student, teacher = student[part], teacher[part]
+    neighbours, texts = min(NEIGHBOURS, len(student) - 1), min(NEAREST_TEXTS, len(text))
+    reversed_pairs = metrics.m_vlalign(student, teacher, text, texts)
+    return Imitation(
+        split=split,
+        images=len(student),
+        m_rel=metrics.m_rel(student, teacher),
+        m_neigh=metrics.m_neigh(student, teacher, neighbours) if neighbours else None,
+        m_neigh_k=neighbours,
+        m_vlalign=reversed_pairs,
+        m_vlalign_normalised=reversed_pairs / max(1, texts * (texts - 1) // 2),
+        m_vlalign_k=texts,
+        feature_mse=metrics.feature_mse(student, teacher),
+        mean_angle=metrics.mean_angle(student, teacher),
     )

@@ -31,6 +31,7 @@ WORDS: Final = {
     "name+description": "descriptions",
     "attributes": "attributes",
     "ensemble": "many texts",
+    "captions": "captions",
     CONTROL: "shuffled control",
 }
 NAMED_CLASSES: Final = 40  # up to so many classes have their names beside the heat map
