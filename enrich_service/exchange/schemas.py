@@ -33,6 +33,7 @@ class VersionRecord(VersionCreate):
     prompt: str
     kind: PromptKind
     summary: str = ""
+    tags: list[str] = Field(default_factory=list)
     number: int
     content_hash: str
     created_at: datetime

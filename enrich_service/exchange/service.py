@@ -188,6 +188,7 @@ def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
 
 def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
+        tags = prompt_service.tags_of(session, prompt)
         for version in reversed(prompt_service.versions(session, prompt)):
             content = version.model_dump(exclude={"id", "prompt_id"})
             yield _line(
@@ -195,6 +196,7 @@ def _export_prompts(session: Session) -> Iterator[str]:
                     prompt=prompt.name,
                     kind=PromptKind(prompt.kind),
                     summary=prompt.summary,
+                    tags=tags,
                     **content,
                 )
             )
@@ -318,6 +320,7 @@ class _Import:
                 name=record.prompt,
                 kind=record.kind,
                 summary=record.summary,
+                tags=record.tags,
                 **content,
                 **author,
             )

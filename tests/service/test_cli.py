@@ -84,6 +84,8 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     assert data_of(back)["version"] == 1
     shown = data_of(enrich("prompts", "show", "mine", "--alias", "production", "--json"))
     assert shown["number"] == 1
+    assert data_of(enrich("prompts", "tag", "mine", "birds", "--json"))["tags"] == ["birds"]
+    assert [one["name"] for one in data_of(enrich("prompts", "list", "--tag", "birds", "--json"))]
     assert enrich("prompts", "archive", "mine").exit_code == 0
     assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
 

@@ -30,6 +30,7 @@ def fill(engine):
             kind="description",
             user="{{ label }}",
             output_schema={"type": "object"},
+            tags=["ducks"],
         )
         prompts.move_alias(session, prompt, "production", 1, reason="first")
         for label in labels.labels_of(session, ducks):
@@ -76,8 +77,11 @@ def test_every_step_down_and_up_again_keeps_the_rows_of_the_tables_that_stay(eng
         command.downgrade(alembic_config(engine), down)
         after = counts(engine)
         assert all(after[table] == n for table, n in before.items() if table in USERS and n)
+    stayed = after.keys()  # the other tables went, with their rows
     command.upgrade(alembic_config(engine), "head")
-    assert counts(engine) == before
+    assert {table: n for table, n in counts(engine).items() if table in stayed} == {
+        table: n for table, n in before.items() if table in stayed
+    }
     with reading(engine) as session:
         texts = [generation.parsed for generation in session.exec(select(Generation)).all()]
         assert texts[0] == {"description": "A mallard with ünïcode"}
