@@ -60,6 +60,10 @@ class NamedLabel(BaseModel):
 
     name: str
     context: str | None = None
+    confusable: Annotated[
+        list[str],
+        Field(max_length=20, description="Names it is easily taken for: `labels` in a prompt"),
+    ] = []
 
 
 class DescribeRequest(Choice):

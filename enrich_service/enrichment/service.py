@@ -10,7 +10,7 @@ from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
 from enrich_service.core.text import check_text, shortened
 from enrich_service.enrichment.answers import attributes_of, texts_of
-from enrich_service.enrichment.enricher import Plan
+from enrich_service.enrichment.enricher import Item, Plan
 from enrich_service.enrichment.ledger import RESULTS
 from enrich_service.enrichment.llm import RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
@@ -197,21 +197,31 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
+def items_of(session: Session, plan: Plan, found: Sequence[Label], samples: int) -> list[Item]:
+    """What a run asks about labels of a label set: each of them `samples` times."""
+    near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
+    return [
+        plan.item(
+            label.name,
+            label.context,
+            sample_index=i,
+            label_id=label.id,
+            confusable=[other.name for other in others],
+        )
+        for label, others in zip(found, near, strict=True)
+        for i in range(samples)
+    ]
+
+
 def estimate(
     session: Session, body: RunCreate, plan: Plan, prices: Mapping[str, tuple[float, float]]
 ) -> RunEstimate:
     """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None
-    named = session.exec(
-        select(Label.name, Label.context).where(Label.label_set_id == label_set.id)
-    ).all()
-    keys = {
-        plan.item(name, context, sample_index=i).key
-        for name, context in named
-        for i in range(body.samples)
-    }
-    total = len(named) * body.samples
+    items = items_of(session, plan, labels.labels_of(session, label_set), body.samples)
+    keys = {item.key for item in items}
+    total = len(items)
     to_ask = len(keys) - count_results(session, keys)
     seen, prompt_mean, completion_mean = session.exec(
         select(

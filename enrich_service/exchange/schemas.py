@@ -24,6 +24,7 @@ class LabelSetRecord(BaseModel):
     record: Literal["label_set"] = "label_set"
     name: str
     labels: list[LabelIn]
+    confusable: dict[str, list[str]] = {}
 
 
 class VersionRecord(VersionCreate):

@@ -136,11 +136,11 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
         sets = sets.where(LabelSet.id == label_service.get(session, label_set).id)
     chosen = session.exec(sets).all()
     for one in chosen:
-        labels = [
-            LabelIn(key=label.key, name=label.name, context=label.context)
-            for label in label_service.labels_of(session, one)
-        ]
-        yield _line(LabelSetRecord(name=one.name, labels=labels))
+        rows = label_service.labels_of(session, one)
+        labels = [LabelIn(key=row.key, name=row.name, context=row.context) for row in rows]
+        near = zip(rows, label_service.confusable_of(session, rows), strict=True)
+        confusable = {row.key: [other.key for other in others] for row, others in near if others}
+        yield _line(LabelSetRecord(name=one.name, labels=labels, confusable=confusable))
     yield from _export_prompts(session)
     query = (
         sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
@@ -297,6 +297,8 @@ class _Import:
     def _label_set(self, record: LabelSetRecord) -> None:
         row, new = release_service.label_set_of(self.session, record.name, record.labels)
         self._note(self.done.label_sets, record.name, new)
+        if new:
+            label_service.set_confusable(self.session, row, record.confusable)
         self.labels[record.name] = {
             label.key: label.id
             for label in label_service.labels_of(self.session, row)
