@@ -16,7 +16,12 @@ from contract import Release
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import check_text, shortened
 from enrich_service.enrichment.answers import Taken
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    TextReview,
+)
 from enrich_service.enrichment.validators import DEFAULT_RULES, Answer, check
 from enrich_service.exchange.schemas import (
     GENERATION_FIELDS,
@@ -26,6 +31,7 @@ from enrich_service.exchange.schemas import (
     Imported,
     LabelSetRecord,
     ReleaseRecord,
+    ReviewRecord,
     VersionRecord,
 )
 from enrich_service.labels import service as label_service
@@ -164,6 +170,16 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
             )
         )
         session.expunge(row)
+    said = select(TextReview).order_by(col(TextReview.id))
+    if label_set is not None:
+        said = said.join(Generation).where(_serves(chosen[0]))
+    for review in session.exec(said):
+        yield _line(
+            ReviewRecord(
+                generation=review.generation_id,
+                **review.model_dump(include={"action", "reason", "author", "at"}),
+            )
+        )
     ids = [one.id for one in chosen]
     for body in session.exec(
         select(ReleaseRow.body)
@@ -226,6 +242,7 @@ _RECORDS: dict[str, type[BaseModel]] = {
     "prompt_version": VersionRecord,
     "alias": AliasRecord,
     "generation": GenerationRecord,
+    "review": ReviewRecord,
     "release": ReleaseRecord,
 }
 
@@ -287,6 +304,8 @@ class _Import:
             self._note(self.done.releases, row.name, new)
         elif isinstance(record, GenerationRecord):
             self._generation(record)
+        elif isinstance(record, ReviewRecord):
+            self._review(record)
 
     def _note(self, names: list[str], name: str, new: bool) -> None:
         if new:
@@ -388,6 +407,24 @@ class _Import:
             self.done.generations += 1
         elif row.status is GenerationStatus.REJECTED:
             self.done.rejected += 1
+
+    def _review(self, record: ReviewRecord) -> None:
+        generation_id = self.generations.get(record.generation)
+        if generation_id is None:
+            raise InvalidInput(f"a review names generation {record.generation}, which is not there")
+        row = TextReview(
+            generation_id=generation_id,
+            **record.model_dump(include={"action", "reason", "author", "at"}),
+        )
+        same = select(TextReview.id).where(
+            TextReview.generation_id == generation_id,
+            TextReview.action == row.action,
+            TextReview.author == row.author,
+            TextReview.at == row.at,
+        )
+        if self.session.exec(same.limit(1)).one_or_none() is None:
+            self.session.add(row)
+            self.session.flush()
 
     def _same(self, record: Any) -> int | None:  # noqa: ANN401 - a GenerationRecord
         """The id of the row that is this very generation, or a result for its dedupe key."""

@@ -12,7 +12,13 @@ from contract import TrainConfig
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Unavailable
 from enrich_service.core.prestart import alembic_config, prestart
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    ReviewAction,
+)
 from enrich_service.jobs import service as jobs
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
@@ -45,6 +51,9 @@ def fill(engine):
                     parsed={"description": f"A {label.name} with ünïcode"},
                 )
             )
+        labels.set_confusable(session, ducks, {"mallard": ["teal"]})
+        session.flush()
+        reviews.review(session, [1, 2], ReviewAction.LOCK, author="ada")
         release, _ = releases.create(
             session,
             label_set="ducks",
