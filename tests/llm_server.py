@@ -290,9 +290,11 @@ def good_content(call: Call) -> str:
                 "marks": [f"{dice.randint(2, 99)} spots"],
             }
         )
+    if '"features"' in asked:
+        return json.dumps({"features": [f"{one} wings" for one in colours] + ["tail", name]})
     for many in ("sentences", "captions"):
         if f'"{many}"' in asked:
-            return json.dumps({many: [sentence(i) for i in range(5)]})
+            return json.dumps({many: [sentence(i) for i in range(8)]})
     return json.dumps({"description": sentence(call.body.get("seed") or 1)})
 
 

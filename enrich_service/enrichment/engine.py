@@ -281,13 +281,8 @@ class RunEngine:
         run, position = work.run, -1
         assert run.id is not None
         seen: set[bytes] = set()  # a label may stand twice in a set, under two keys
-        while labels := await asyncio.to_thread(self._page, run.label_set_id, position):
-            position = labels[-1].position
-            items = [
-                plan.item(label.name, label.context, sample_index=i, label_id=label.id)
-                for label in labels
-                for i in range(run.samples)
-            ]
+        while page := await asyncio.to_thread(self._page, run, plan, position):
+            position, items = page
             owners = await self._enricher.ledger.owners({item.key for item in items})
             cached, missing = 0, []
             for item in items:
@@ -302,16 +297,18 @@ class RunEngine:
             for item in missing:
                 yield item
 
-    def _page(self, label_set_id: int, after: int) -> list[Label]:
+    def _page(self, run: Run, plan: Plan, after: int) -> tuple[int, list[Item]] | None:
+        """The items of the next labels, with the position of the last; None after the end."""
         with reading(self._engine) as session:
-            return list(
-                session.exec(
-                    select(Label)
-                    .where(Label.label_set_id == label_set_id, Label.position > after)
-                    .order_by(col(Label.position))
-                    .limit(PAGE)
-                )
-            )
+            labels = session.exec(
+                select(Label)
+                .where(Label.label_set_id == run.label_set_id, Label.position > after)
+                .order_by(col(Label.position))
+                .limit(PAGE)
+            ).all()
+            if not labels:
+                return None
+            return labels[-1].position, service.items_of(session, plan, labels, run.samples)
 
     async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
         me = asyncio.current_task()

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from enrich_service.enrichment.llm import (
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.replay import ReplayModel
 from enrich_service.prompts.models import PromptVersion
-from enrich_service.prompts.templates import render
+from enrich_service.prompts.templates import render, variables_of
 
 ATTEMPTS = 3  # answers that may be bad before the label is given up
 MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
@@ -48,18 +49,34 @@ class Plan:
     model: str
     parameters: Mapping[str, Any]
 
+    @cached_property
+    def compares(self) -> bool:
+        """Whether the prompt reads the names of confusable labels."""
+        return "labels" in variables_of(self.version)
+
     def item(
-        self, name: str, context: str | None, *, sample_index: int = 0, label_id: int | None = None
+        self,
+        name: str,
+        context: str | None,
+        *,
+        sample_index: int = 0,
+        label_id: int | None = None,
+        confusable: Sequence[str] = (),
     ) -> "Item":
-        """One label to be asked about, with its dedupe key."""
+        """One label to be asked about, with its dedupe key.
+
+        `confusable`: names of the labels it is easily taken for; part of the question, and so of
+        the key, where the prompt reads them.
+        """
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
-        parts = [self.version.content_hash, self.model, kind, dict(self.parameters)]
-        body = json.dumps(
-            [*parts, name, context, sample_index], sort_keys=True, separators=(",", ":")
-        )
-        return Item(
-            name, context, sample_index, label_id, hashlib.sha256(body.encode()).hexdigest()
-        )
+        asked = [self.version.content_hash, self.model, kind, dict(self.parameters)]
+        parts: list[Any] = [*asked, name, context, sample_index]
+        near = tuple(confusable) if self.compares else ()
+        if near:
+            parts.append(near)
+        body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        key = hashlib.sha256(body.encode()).hexdigest()
+        return Item(name, context, sample_index, label_id, key, near)
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,7 @@ class Item:
     sample_index: int
     label_id: int | None
     key: str
+    confusable: tuple[str, ...] = ()
 
 
 def open_model(settings: Settings) -> LanguageModel:
@@ -264,7 +282,13 @@ def _messages(
 ) -> tuple[dict[str, Any], ...]:
     """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
     text = render(
-        version, {"label": item.name, "context": item.context, "problems": tuple(problems)}
+        version,
+        {
+            "label": item.name,
+            "context": item.context,
+            "labels": item.confusable,
+            "problems": tuple(problems),
+        },
     )
     messages = [{"role": "user", "content": text.user}]
     if text.system:
