@@ -4,12 +4,15 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.event import Event, EventKind
+from contract.few_shot import FewShot, FewShotMethod, FewShotRow
 from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrategy, TrainConfig
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
+    ClassMargin,
     ConfusablePair,
     Epoch,
+    Imitation,
     PulledApart,
     Report,
     TextDiagnostics,
@@ -17,10 +20,15 @@ from contract.report import (
 
 __all__ = [
     "Accuracy",
+    "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
     "EventKind",
+    "FewShot",
+    "FewShotMethod",
+    "FewShotRow",
+    "Imitation",
     "Job",
     "JobCreate",
     "JobState",

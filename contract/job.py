@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.release import Release
 
-TextStrategy = Literal["name", "name+description", "attributes", "ensemble"]
+TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
 
 
 class LossWeights(BaseModel):
@@ -18,8 +18,11 @@ class LossWeights(BaseModel):
 
     cls: Annotated[float, Field(ge=0)] = 1.0
     mse: Annotated[float, Field(ge=0)] = 1.0
+    mse_unnormalised: Annotated[float, Field(ge=0, description="L_mse of raw features")] = 0.0
     im_cst: Annotated[float, Field(ge=0)] = 1.0
+    im_cst_distance: Annotated[float, Field(ge=0, description="L_im-cst as printed")] = 0.0
     vlprox: Annotated[float, Field(ge=0)] = 1.0
+    cap: Annotated[float, Field(ge=0, description="L_cap; needs `captions`")] = 0.0
 
 
 class TrainConfig(BaseModel):
@@ -34,6 +37,10 @@ class TrainConfig(BaseModel):
     student: Annotated[str, Field(description="Any timm model name")] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
     text_strategy: TextStrategy = "name+description"
+    captions: Annotated[
+        str | None,
+        Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
+    ] = None
     losses: LossWeights = LossWeights()
     temperature: Annotated[float, Field(gt=0)] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
@@ -47,6 +54,15 @@ class TrainConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _captions_are_there(self) -> Self:
+        if self.losses.cap and self.captions is None:
+            raise ValueError(
+                "losses.cap has a weight, but there are no captions: name their JSONL file in "
+                "`captions`, or set losses.cap to 0"
+            )
+        return self
 
 
 class JobState(StrEnum):

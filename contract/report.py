@@ -35,6 +35,33 @@ class ConfusablePair(_Frozen):
     cosine: float
 
 
+class Imitation(_Frozen):
+    """How closely the student's image features follow the teacher's on one split.
+
+    The metrics of Li et al. (ICCV 2023): M_rel (Eq. 4), M_neigh (Eq. 5), M_vlalign (Eq. 7).
+    """
+
+    split: Literal["train", "seen", "unseen"]
+    images: Annotated[int, Field(description="Of a very large split, an evenly spaced part")]
+    m_rel: Annotated[float, Field(description="0 to 1, higher is better")]
+    m_neigh: Annotated[
+        float | None, Field(description="0 to 1, higher is better; null for a single image")
+    ]
+    m_neigh_k: Annotated[int, Field(description="Neighbours compared")]
+    m_vlalign: Annotated[float, Field(description="Reversed pairs of texts, lower is better")]
+    m_vlalign_normalised: Annotated[float, Field(description="Share of pairs that are reversed")]
+    m_vlalign_k: Annotated[int, Field(description="Texts compared")]
+    feature_mse: Annotated[float, Field(description="Of unit features, 0 to 4")]
+    mean_angle: Annotated[float, Field(description="Between the features, in degrees")]
+
+
+class ClassMargin(_Frozen):
+    """1 − cosine of a class's text with the nearest other class's: 0 is no room at all."""
+
+    name: str
+    margin: float
+
+
 class TextDiagnostics(_Frozen):
     """How far apart the class texts of one bank lie."""
 
@@ -47,6 +74,7 @@ class TextDiagnostics(_Frozen):
         tuple[float, ...], Field(description="Of the mean-centred features, descending")
     ]
     confusable: tuple[ConfusablePair, ...] = ()
+    margins: Annotated[tuple[ClassMargin, ...], Field(description="In the order of the bank")] = ()
 
 
 class PulledApart(_Frozen):
@@ -85,6 +113,7 @@ class Report(_Frozen):
     student_parameters: int
     epochs: tuple[Epoch, ...]
     accuracies: tuple[Accuracy, ...]
+    imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]
     flagged_texts: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data import Progress, Split, open_image
@@ -33,7 +34,14 @@ log = logging.getLogger(__name__)
 def image_features(
     teacher: Teacher, split: Split, *, cache: Path | None, progress: Progress | None = None
 ) -> Tensor:
-    """Unit features [images, dim] float32 of the clean images of `split`, in its order.
+    """As `image_embeddings`, of unit length."""
+    return F.normalize(image_embeddings(teacher, split, cache=cache, progress=progress), dim=-1)
+
+
+def image_embeddings(
+    teacher: Teacher, split: Split, *, cache: Path | None, progress: Progress | None = None
+) -> Tensor:
+    """Raw features [images, dim] float32 of the clean images of `split`, in its order.
 
     With `cache`, a folder, they are kept in safetensors under a key of the teacher's weights, its
     transform and the images' names, sizes and times; a damaged file there is rebuilt.
@@ -43,7 +51,7 @@ def image_features(
     """
     if cache is None:
         return _encode(teacher, split, progress)
-    content = json.dumps([teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
+    content = json.dumps(["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"features-{split.name}-{key}.safetensors"
     if path.exists():
@@ -67,7 +75,7 @@ def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor
     features = torch.empty(len(split), teacher.dim)
     done = 0
     for images in _batches(teacher, split.paths, size):
-        features[done : done + len(images)] = teacher.encode_image(images)
+        features[done : done + len(images)] = teacher.embed_image(images)
         done += len(images)
         if progress:
             progress(done, len(split))

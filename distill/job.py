@@ -15,18 +15,18 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
+from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
 from distill.data import Progress, Split, load_pixels, scan_split
 from distill.diagnose import diagnose, pulled_apart
 from distill.errors import DataError, ModelError
-from distill.evaluate import accuracy
-from distill.features import image_features
+from distill.evaluate import accuracy, imitation
+from distill.features import image_embeddings
 from distill.releases import shuffle_texts
-from distill.report import write_report
+from distill.report import read_report, write_report
 from distill.student import FILE as STUDENT_FILE
 from distill.student import build_student, save_student
 from distill.teacher import load_teacher
@@ -38,6 +38,8 @@ BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student w
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
 PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
+SplitName = Literal["train", "seen", "unseen"]
+SPLITS: Final[tuple[SplitName, ...]] = ("train", "seen", "unseen")
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 
@@ -77,7 +79,7 @@ def run_job(
 
     # Check everything that can be checked before hours are spent.
     known = {label.key for label in release.labels}
-    splits = {word: scan_split(root, word, known) for word in ("train", "seen", "unseen")}
+    splits = {word: scan_split(root, word, known) for word in SPLITS}
     _check_classes(root, splits)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -109,9 +111,15 @@ def run_job(
             f"{teacher.context_length} tokens; each is encoded as the mean of its sentences"
         )
 
+    captions = None
+    if config.losses.cap and config.captions is not None:
+        texts = read_captions(root / config.captions, root, splits["train"])
+        log(f"captions for {sum(map(bool, texts))} of {len(texts)} training images")
+        captions = caption_features(teacher, texts, cache=cache)
+
     # The teacher sees each image once.
     features = {
-        word: image_features(
+        word: image_embeddings(
             teacher, split, cache=cache, progress=progress(f"Teacher features, {word}")
         )
         for word, split in splits.items()
@@ -140,6 +148,7 @@ def run_job(
             targets=splits["train"].targets,
             teacher=features["train"],
             text=bank.select(splits["train"].keys).features,
+            captions=captions,
             seen_pixels=pixels["seen"],
             seen_targets=splits["seen"].targets,
             seen_text=bank.select(splits["seen"].keys).features,
@@ -160,12 +169,8 @@ def run_job(
     )
 
     # What it was worth.
-    student_rows = _accuracies(
-        "student",
-        splits,
-        {word: student.encode(pixels[word]) for word in EVALUATED},
-        banks,
-    )
+    learned = {word: student.encode(pixels[word]) for word in SPLITS}
+    student_rows = _accuracies("student", splits, learned, banks)
     before = banks["name"]
     result = Report(
         config=config,
@@ -178,6 +183,10 @@ def run_job(
         student_parameters=sum(p.numel() for p in student.parameters()),
         epochs=epochs,
         accuracies=(*rows, *student_rows),
+        imitation=tuple(
+            imitation(word, learned[word], features[word], bank.select(splits[word].keys).features)
+            for word in SPLITS
+        ),
         diagnostics=tuple(
             diagnose(each.features, each.names, text) for text, each in banks.items()
         ),
@@ -198,11 +207,7 @@ def render_again(folder: Path) -> Path:
         DataError: there is no finished run.
         TextError: a text bank of the run is missing or cut off.
     """
-    path = folder / "report.json"
-    try:
-        report = Report.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    report = read_report(folder)
     before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
     write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
     return folder / "report.html"
@@ -216,8 +221,8 @@ def _similarity(before: TextBank, after: TextBank) -> dict[str, NDArray[np.float
 
 def _accuracies(
     model: Literal["teacher", "student"],
-    splits: Mapping[str, Split],
-    features: Mapping[str, Tensor],
+    splits: Mapping[SplitName, Split],
+    features: Mapping[SplitName, Tensor],
     banks: Mapping[str, TextBank],
 ) -> tuple[Accuracy, ...]:
     return tuple(
@@ -229,7 +234,7 @@ def _accuracies(
     )
 
 
-def _check_classes(root: Path, splits: Mapping[str, Split]) -> None:
+def _check_classes(root: Path, splits: Mapping[SplitName, Split]) -> None:
     train = set(splits["train"].keys)
     if strange := sorted(set(splits["seen"].keys) - train):
         raise DataError(

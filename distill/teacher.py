@@ -5,7 +5,8 @@
     local-dir:FOLDER              open_clip_config.json and open_clip_model.safetensors
 
 Notable:
-- Features leave here as float32 and L2-normalised, whatever the model computes in.
+- Features leave here as float32, whatever the model computes in, and L2-normalised, but for those
+  of `embed_image`.
 - Texts are encoded once each, sorted by length and without needless padding, where the text tower
   gives the same features without it (causal attention, or a mask over the padding).
 """
@@ -48,8 +49,8 @@ class Teacher:
     device: str
 
     @torch.inference_mode()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Unit features [batch, dim] float32 of preprocessed images [batch, 3, size, size].
+    def embed_image(self, images: Tensor) -> Tensor:
+        """Features [batch, dim] float32 of preprocessed images [batch, 3, size, size], raw.
 
         Computed in bfloat16 where that is quicker: within 1e-2 of float32 in cosine.
         """
@@ -57,7 +58,11 @@ class Teacher:
         images = images.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_quick(device)):
             features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
-        return F.normalize(features.float(), dim=-1).cpu()
+        return features.float().cpu()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """As `embed_image`, of unit length."""
+        return F.normalize(self.embed_image(images), dim=-1)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

@@ -4,9 +4,10 @@
     name+description   "a photo of {name} . {description}"          (Li et al., section 3.3)
     attributes         mean over one prompt per attribute value      (Menon & Vondrick, 2210.07183)
     ensemble           mean over all texts of the class              (CuPL, 2209.03320)
+    captions           mean over captions of typical images, as they stand, without the name
 
 A prompt longer than the teacher's context is never cut: it is encoded as the normalised mean over
-its sentences, each behind the class name, and the label is flagged.
+its sentences, each behind the class name where there is one, and the label is flagged.
 """
 
 import hashlib
@@ -120,11 +121,10 @@ def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
     Raises:
         TextError: the release has no text for the label that the strategy could use.
     """
-    photo = f"a photo of {label.name}"
     texts: tuple[str, ...]
     match strategy:
         case "name":
-            return (photo,)
+            return (f"a photo of {label.name}",)
         case "name+description":
             texts = (label.description,) if label.description else ()
         case "attributes":
@@ -136,12 +136,20 @@ def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
         case "ensemble":
             described = (label.description,) if label.description else ()
             texts = (*described, *label.sentences, *label.captions)
+        case "captions":
+            texts = label.captions
     if not texts:
         raise TextError(
             f"the label {label.key!r} ({label.name}) has no text for the strategy "
             f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
         )
-    return tuple(f"{photo} . {text}" for text in texts)
+    prefix = _prefix(label, strategy)
+    return tuple(f"{prefix}{text}" for text in texts)
+
+
+def _prefix(label: ReleaseLabel, strategy: TextStrategy) -> str:
+    """What stands before each text of the label, and before each sentence of a long one."""
+    return "" if strategy == "captions" else f"a photo of {label.name} . "
 
 
 def build_text_bank(
@@ -182,20 +190,11 @@ def build_text_bank(
         for key, texts in zip(keys, prompts, strict=True)
         if any(teacher.token_count(text) > teacher.context_length for text in texts)
     ]
-    parts = [
-        [_within_context(teacher, text, labels[key].name) for text in texts]
-        for key, texts in zip(keys, prompts, strict=True)
-    ]
-    flat = [piece for texts in parts for pieces in texts for piece in pieces]
-    encoded = iter(teacher.encode_text(flat))
-    rows = [
-        _mean(
-            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
-        )
-        for texts in parts
+    groups = [
+        (texts, _prefix(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
     ]
     bank = TextBank(
-        torch.stack(rows),
+        encode_groups(teacher, groups),
         keys,
         tuple(labels[key].name for key in keys),
         strategy,
@@ -208,27 +207,48 @@ def build_text_bank(
     return bank
 
 
-def _within_context(teacher: Teacher, text: str, name: str) -> tuple[str, ...]:
-    """`text`, or its sentences where it is longer than the context.
+def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]]) -> Tensor:
+    """The normalised mean over the texts of each group: unit features [groups, dim].
+
+    A group is its texts and the prefix that each of them begins with and that is repeated before
+    each sentence where a text is longer than the teacher's context.
+    """
+    parts = [[_within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
+    flat = [piece for texts in parts for pieces in texts for piece in pieces]
+    encoded = iter(teacher.encode_text(flat))
+    rows = [
+        _mean(
+            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
+        )
+        for texts in parts
+    ]
+    return torch.stack(rows)
+
+
+def _within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]:
+    """`text`, or its sentences behind `prefix` where it is longer than the context.
 
     A single sentence that is still too long is split at its clauses, then at its words.
     """
     if teacher.token_count(text) <= teacher.context_length:
         return (text,)
-    photo = f"a photo of {name} . "
-    body = text.removeprefix(photo)
+    body = text.removeprefix(prefix)
     for pattern in (r"(?<=[.!?])\s+", r"(?<=[,;:])\s+"):
         pieces = [piece for piece in re.split(pattern, body) if piece]
         if len(pieces) > 1:
             return tuple(
-                part for piece in pieces for part in _within_context(teacher, photo + piece, name)
+                part
+                for piece in pieces
+                for part in _within_context(teacher, prefix + piece, prefix)
             )
     words = body.split()
     if len(words) < 2:
         return (text,)
     middle = len(words) // 2
     halves = (" ".join(words[:middle]), " ".join(words[middle:]))
-    return tuple(part for half in halves for part in _within_context(teacher, photo + half, name))
+    return tuple(
+        part for half in halves for part in _within_context(teacher, prefix + half, prefix)
+    )
 
 
 def _mean(features: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
-from distill import losses
 from distill.augment import augment
 from distill.checkpoint import Checkpoint, flatten, restore
 from distill.errors import DataError, DistillError, UserError
 from distill.evaluate import predict
+from distill.objective import Batch, measure
 from distill.precision import bfloat16_is_quick
 from distill.student import Student
 
@@ -36,7 +36,7 @@ class Interrupted(DistillError):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run learns from. Features are unit vectors, float32."""
+    """All that a run learns from. Features are float32; the losses make them unit vectors."""
 
     pixels: Tensor  # [images, 3, size, size] uint8
     targets: Tensor  # [images] indices into `text`
@@ -45,6 +45,7 @@ class TrainingData:
     seen_pixels: Tensor  # held-out images of the same classes
     seen_targets: Tensor
     seen_text: Tensor
+    captions: Tensor | None = None  # [images, dim], zeros where an image has none
 
 
 def train(
@@ -57,8 +58,11 @@ def train(
     should_stop: Callable[[], bool],
     on_step: Callable[[int, int], None] | None = None,
     resume: bool = True,
+    order: Callable[[torch.Generator], Tensor] | None = None,
 ) -> tuple[Epoch, ...]:
     """Train `student` in place; its epochs. Seeds torch's global generator at each step.
+
+    `order` gives the indices of an epoch's images, batch after batch; by default all at random.
 
     Raises:
         Interrupted: `should_stop` came true; the checkpoint is written.
@@ -68,7 +72,8 @@ def train(
     """
     if len(data.pixels) < 2:
         raise DataError("there are fewer than two images to train on: add some to train/")
-    if not any(weight for _, weight in config.losses):
+    weights = dict(config.losses)
+    if not any(weights.values()):
         raise UserError("every loss has the weight 0: give at least one of them a weight")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = bfloat16_is_quick(device)
@@ -97,11 +102,12 @@ def train(
 
     kept = time.monotonic()
     for epoch in range(first_epoch, config.epochs):
-        order = torch.randperm(len(data.pixels), generator=_generator(config.seed, epoch))
+        shuffle = _generator(config.seed, epoch)
+        indices = order(shuffle) if order else torch.randperm(len(data.pixels), generator=shuffle)
         student.train()
         for step in range(first_step, steps):
             began = time.monotonic()
-            batch = order[step * size : (step + 1) * size]
+            batch = indices[step * size : (step + 1) * size]
             generator = _generator(config.seed, epoch, step)
             torch.manual_seed(generator.initial_seed())  # for the student's dropout
             images = augment(data.pixels[batch].to(device), generator)
@@ -110,14 +116,20 @@ def train(
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 output = student(images)
-            teacher, targets = data.teacher[batch].to(device), data.targets[batch].to(device)
-            parts = _losses(config, output.float(), teacher, text, targets)
-            loss = torch.stack([weight * part for weight, part in parts.values()]).sum()
+            features = Batch(
+                student=_check_finite(config, output.float()),
+                teacher=data.teacher[batch].to(device),
+                text=text,
+                targets=data.targets[batch].to(device),
+                captions=None if data.captions is None else data.captions[batch].to(device),
+            )
+            parts = measure(features, config)
+            loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             optimiser.step()
-            for name, (_, part) in parts.items():
+            for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part.item()
             sums["loss"] = sums.get("loss", 0.0) + loss.item()
             seconds += time.monotonic() - began
@@ -146,26 +158,6 @@ def train(
         kept = keep(epoch + 1, 0)
         on_epoch(epochs[-1])
     return tuple(epochs)
-
-
-def _losses(
-    config: TrainConfig, student: Tensor, teacher: Tensor, text: Tensor, targets: Tensor
-) -> dict[str, tuple[float, Tensor]]:
-    """Weight and value of each loss that has a weight."""
-    _check_finite(config, student)
-    weights, tau = config.losses, config.temperature
-    parts: dict[str, tuple[float, Tensor]] = {}
-    if weights.cls:
-        parts["cls"] = weights.cls, losses.l_cls(student, text, targets, temperature=tau)
-    if weights.mse:
-        parts["mse"] = weights.mse, losses.l_mse(student, teacher)
-    if weights.im_cst:
-        parts["im_cst"] = weights.im_cst, losses.l_im_cst(student, teacher, temperature=tau)
-    if weights.vlprox:
-        trusted = targets if config.vlprox_filter else None
-        value = losses.l_vlprox(student, teacher, text, trusted, k=config.vlprox_k, temperature=tau)
-        parts["vlprox"] = weights.vlprox, value
-    return parts
 
 
 def _check_finite(config: TrainConfig, features: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, and_, or_
 from sqlmodel import Session, col, func, select
 
+from enrich_service.enrichment import reviews
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.service import line_of
 from enrich_service.labels.models import Label, LabelSet
@@ -22,13 +23,15 @@ from enrich_service.releases.schemas import ReleaseSource
 
 
 class TextState(StrEnum):
-    """What is known of a label's text; FLAGGED is looked for, and shown beside ACCEPTED."""
+    """What is known of a label's text. The last three are looked for; rows tell them apart."""
 
     MISSING = "missing"  # nothing was asked yet, or nothing answered
     ACCEPTED = "accepted"
     EDITED = "edited"  # a person's
     REJECTED = "rejected"  # every answer was bad
     FLAGGED = "flagged"  # accepted, but worth a look
+    APPROVED = "approved"  # by a person
+    LOCKED = "locked"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class LabelText:
     flags: tuple[str, ...]
     problems: tuple[str, ...]  # why there is no text
     edits: int  # texts that people wrote
+    approved: bool | None = None  # None: nobody said
+    locked: bool = False
 
 
 _OF_LABEL = service.SAME_LABEL
@@ -57,6 +62,7 @@ def _accepted(version: PromptVersion) -> ColumnElement[bool]:
         col(Generation.prompt_version_id) == version.id,
         col(Generation.source).not_in(_HUMAN),
         col(Generation.status) == GenerationStatus.ACCEPTED,
+        ~reviews.REJECTED,
     )
 
 
@@ -65,6 +71,7 @@ def _human(kind: str) -> ColumnElement[bool]:
         col(Generation.kind) == kind,
         col(Generation.source).in_(_HUMAN),
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
+        ~reviews.REJECTED,
     )
 
 
@@ -79,13 +86,16 @@ def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElem
     """Labels in `state`, seen from one prompt version."""
     rejected = _exists(
         col(Generation.prompt_version_id) == version.id,
-        col(Generation.status) == GenerationStatus.REJECTED,
+        or_(col(Generation.status) == GenerationStatus.REJECTED, reviews.REJECTED),
     )
     match state:
         case TextState.EDITED:
             return _exists(_edit(kind))
         case TextState.FLAGGED:
             return _exists(_accepted(version), func.json_array_length(Generation.flags) > 0)
+        case TextState.APPROVED | TextState.LOCKED:
+            said = reviews.LOCKED if state is TextState.LOCKED else reviews.APPROVED
+            return _exists(or_(_accepted(version), _human(kind)), said)
         case TextState.ACCEPTED:
             return and_(_exists(_accepted(version)), ~_exists(_edit(kind)))
         case TextState.REJECTED:
@@ -146,8 +156,12 @@ def _with_texts(
         found |= service.current(session, label_set, source, part)
         for row in _generations(session, part, version, prompt.kind):
             known[row.label].append(row)
+    used = [source.generation_id for _, sources in found.values() for source in sources]
+    said: dict[int | None, tuple[bool | None, bool]] = {}
+    for start in range(0, len(used), 500):
+        said |= reviews.states(session, used[start : start + 500])
     return [
-        _row(label, prompt.kind, found.get(label.id or 0), known.get(label.id or 0, ()))
+        _row(label, prompt.kind, found.get(label.id or 0), known.get(label.id or 0, ()), said)
         for label in labels
     ]
 
@@ -182,12 +196,14 @@ def _row(
     kind: str,
     chosen: tuple[Any, list[Any]] | None,
     known: Sequence[sa.Row[Any]],
+    said: Mapping[int | None, tuple[bool | None, bool]],
 ) -> LabelText:
     edits = sum(row.source == GenerationSource.PERSON for row in known)
     if chosen is None:
-        bad = [row for row in known if row.status != GenerationStatus.ACCEPTED]
-        last = bad[-1] if bad else None
-        rejected = any(row.status == GenerationStatus.REJECTED for row in bad)
+        last = known[-1] if known else None
+        # An accepted text that is not chosen was rejected by a person.
+        usable = (GenerationStatus.REJECTED, GenerationStatus.ACCEPTED)
+        rejected = any(row.status in usable for row in known)
         return LabelText(
             label=label,
             state=TextState.REJECTED if rejected else TextState.MISSING,
@@ -209,6 +225,8 @@ def _row(
         flags=tuple(flag for row in known if row.id in used for flag in row.flags),
         problems=(),
         edits=edits,
+        approved=said[sources[0].generation_id][0],
+        locked=said[sources[0].generation_id][1],
     )
 
 

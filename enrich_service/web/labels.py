@@ -11,17 +11,24 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import InvalidInput, NotFound, UserError
+from enrich_service.enrichment import reviews
 from enrich_service.enrichment import service as enrichment_service
 from enrich_service.enrichment.models import GenerationSource
-from enrich_service.enrichment.schemas import Choice, GenerationDetail, GenerationView, TextIn
+from enrich_service.enrichment.schemas import (
+    Choice,
+    GenerationDetail,
+    GenerationView,
+    ReviewIn,
+    TextIn,
+)
 from enrich_service.labels import service
 from enrich_service.labels.models import LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
+from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind, PromptView
 from enrich_service.releases import table
-from enrich_service.web.differences import words
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page
 
@@ -215,12 +222,7 @@ def show_label(
     """A label with every text that it ever had."""
     compared = None
     if before is not None and after is not None:
-        compared = tuple(
-            enrichment_service.generation_view(
-                session, enrichment_service.get_generation(session, one)
-            )
-            for one in (before, after)
-        )
+        compared = (_view(session, before), _view(session, after))
     return _label(request, session, settings, label_id, prompt=prompt, compared=compared)
 
 
@@ -231,7 +233,7 @@ def _label(
     label_id: int,
     *,
     prompt: str | None = None,
-    compared: tuple[GenerationView, ...] | None = None,
+    compared: tuple[GenerationView, GenerationView] | None = None,
     error: UserError | None = None,
     given: Form | None = None,
 ) -> HTMLResponse:
@@ -256,7 +258,7 @@ def _label(
         groups=_grouped(found),
         found=found,
         compared=compared,
-        pieces=words(compared[0].text or "", compared[1].text or "") if compared else None,
+        rows=side_by_side([compared[0].text or ""], [compared[1].text or ""]) if compared else (),
         error=error,
         given=given or {},
     )
@@ -285,6 +287,12 @@ def _editable(session: Session, row: table.LabelText | None, prompt: PromptView 
             f"{name}: {'; '.join(values)}" for name, values in detail.attributes.items()
         )
     return "\n".join(detail.texts)
+
+
+def _view(session: Session, generation_id: int) -> GenerationView:
+    return enrichment_service.generation_view(
+        session, enrichment_service.get_generation(session, generation_id)
+    )
 
 
 def _detail(session: Session, generation_id: int) -> GenerationDetail:
@@ -334,5 +342,22 @@ def _written(form: Form, kind: PromptKind) -> dict[str, Any]:
 
 @router.get("/generations/{generation_id}", response_class=HTMLResponse)
 def show_generation(request: Request, generation_id: Id, session: ReadSession) -> HTMLResponse:
-    """One text with all that is known of how it came about."""
-    return page(request, "labels/generation.html", one=_detail(session, generation_id))
+    """One text with all that is known of how it came about, and what people said of it."""
+    return page(
+        request,
+        "labels/generation.html",
+        one=_detail(session, generation_id),
+        said=reviews.log_of(session, generation_id),
+    )
+
+
+@router.post("/generations/{generation_id}/reviews")
+def review_text(generation_id: Id, form: SentForm, session: WriteSession) -> Response:
+    """Approve, reject, lock or unlock a text, and go back to its label's page or its own."""
+    given = {key: form[key] for key in ("action", "reason", "author") if key in form}
+    body = fitting(ReviewIn, given | {"generations": [generation_id]})
+    reviews.review(session, body.generations, body.action, reason=body.reason, author=body.author)
+    label_id, prompt = form.get("label", ""), form.get("prompt", "")
+    if label_id.isdecimal():
+        return done(f"/labels/{label_id}?{urlencode({'prompt': prompt})}", form)
+    return done(f"/generations/{generation_id}", form)

@@ -15,12 +15,12 @@ from enrich_service.enrichment import service as enrichment_service
 from enrich_service.prompts import service
 from enrich_service.prompts.models import AliasMove, PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
-from enrich_service.web.differences import Row, side_by_side
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import page
 
 router = APIRouter()
 
+CONTEXT = 2  # equal lines that stay around a change when only changes are shown
 FIELDS = {
     "system": "System message",
     "user": "User message",
@@ -55,11 +55,12 @@ def list_prompts(
     request: Request,
     session: ReadSession,
     search: Annotated[str, Query(max_length=200)] = "",
+    tag: Annotated[str, Query(max_length=200)] = "",
     archived: bool = False,
 ) -> HTMLResponse:
     """Prompts by name."""
     uses = _uses(session)
-    found = service.listing(session, search=search, archived=archived, limit=None)
+    found = service.listing(session, search=search, tag=tag or None, archived=archived, limit=None)
     return page(
         request,
         "prompts/list.html",
@@ -68,6 +69,7 @@ def list_prompts(
             for one in found
         ],
         search=search,
+        tag=tag,
         archived=archived,
     )
 
@@ -154,24 +156,17 @@ def compare_versions(
     prompt = service.view(session, service.get(session, name))
     after = after or prompt.latest
     before = before or max(1, after - 1)
-    old = service.resolve(session, name, version=before)
-    new = service.resolve(session, name, version=after)
-    fields: list[tuple[str, list[Row]]] = []
-    equal: list[str] = []
-    for field, title in FIELDS.items():
-        a, b = _lines(old, field), _lines(new, field)
-        if a == b and show == "changes":
-            equal.append(title)
-        else:
-            fields.append((title, side_by_side(a, b, only_changes=show == "changes")))
+    context = CONTEXT if show == "changes" else None
+    found = service.diff(session, service.get(session, name), before, after, context=context)
+    changed = {one.field: one.rows for one in found.changed}
     return page(
         request,
         "prompts/diff.html",
         prompt=prompt,
-        old=old,
-        new=new,
-        fields=fields,
-        equal=equal,
+        before=before,
+        new=service.resolve(session, name, version=after),
+        fields=[(title, changed[field]) for field, title in FIELDS.items() if field in changed],
+        equal=[title for field, title in FIELDS.items() if field not in changed],
         show=show,
     )
 

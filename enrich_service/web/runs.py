@@ -123,7 +123,7 @@ def create_run(
         with session.begin_nested():
             body = fitting(RunCreate, form)
             plan = service.choose(session, body, settings, enricher.model.source)
-            run = service.create_run(session, body, plan)
+            run = service.create_run(session, body, plan, settings.prices)
     except UserError as error:
         return _form(request, session, settings, enricher, form, error)
     session.commit()
@@ -203,10 +203,13 @@ def pause_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) 
 
 
 @router.post("/runs/{run_id}/resume")
-def resume_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
+def resume_run(
+    run_id: Id, form: SentForm, session: WriteSession, settings: SettingsDep, runs: RunsDep
+) -> Response:
     """Go on, if wanted with another budget."""
     fields = {name: form[name] for name in RunResume.model_fields if name in form}
-    service.resume_run(session, run_id, **fitting(RunResume, fields).model_dump())
+    body = fitting(RunResume, fields)
+    service.resume_run(session, run_id, settings.prices, **body.model_dump())
     return _changed(run_id, session, runs, form)
 
 

@@ -13,8 +13,10 @@ pytest.importorskip("matplotlib")
 
 from contract import (
     Accuracy,
+    ClassMargin,
     ConfusablePair,
     Epoch,
+    Imitation,
     PulledApart,
     Report,
     TextDiagnostics,
@@ -101,6 +103,25 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
             for n in range(1, epochs + 1)
         ),
         accuracies=accuracy_rows(values),
+        imitation=tuple(
+            Imitation(
+                split=split,
+                images=images,
+                m_rel=m_rel,
+                m_neigh=0.3125,
+                m_neigh_k=10,
+                m_vlalign=13.37,
+                m_vlalign_normalised=13.37 / 45,
+                m_vlalign_k=10,
+                feature_mse=1.234,
+                mean_angle=67.8,
+            )
+            for split, images, m_rel in (
+                ("train", 12_000, 0.123),
+                ("seen", 3000, 0.0987),
+                ("unseen", 2400, 0.077),
+            )
+        ),
         diagnostics=tuple(
             TextDiagnostics(
                 text=each,
@@ -112,6 +133,9 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
                 confusable=tuple(
                     ConfusablePair(a=names[n], b=names[n + 1], cosine=0.8 - n / 20)
                     for n in range(min(8, len(names) - 1))
+                ),
+                margins=tuple(
+                    ClassMargin(name=name, margin=0.2 + n / 1000) for n, name in enumerate(names)
                 ),
             )
             for each, mean, rank, slope in (
@@ -183,6 +207,14 @@ def test_each_accuracy_of_the_report_stands_on_the_page(tmp_path):
     for pair in MEASURED.values():
         for value in pair:
             assert f"{value:.1f} %" in text
+
+
+def test_how_closely_the_student_follows_the_teacher_stands_on_the_page(tmp_path):
+    text = Page(write(tmp_path, example())).text
+    for value in ("12.3 %", "9.9 %", "7.7 %", "31.2 %", "13.37", "29.7 %", "1.234", "67.8°"):
+        assert value in text
+    assert "10 nearest images" in text and "10 nearest texts" in text
+    assert "narrowestmargin" in text and "0.200" in text
 
 
 def test_charts_take_their_colours_from_the_page_and_share_no_ids(tmp_path):

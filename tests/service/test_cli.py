@@ -84,8 +84,28 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     assert data_of(back)["version"] == 1
     shown = data_of(enrich("prompts", "show", "mine", "--alias", "production", "--json"))
     assert shown["number"] == 1
+    assert data_of(enrich("prompts", "tag", "mine", "birds", "--json"))["tags"] == ["birds"]
+    assert [one["name"] for one in data_of(enrich("prompts", "list", "--tag", "birds", "--json"))]
     assert enrich("prompts", "archive", "mine").exit_code == 0
     assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
+
+
+def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
+    (tmp_path / "l.txt").write_text("n1 1 wood_duck\n")
+    (tmp_path / "d.txt").write_text("The wood duck has a green crest and red eyes.\n")
+    data_of(enrich("import", "pairs", "ducks", "l.txt", "d.txt", "--json"))
+    (text,) = data_of(enrich("texts", "list", "--opinion", "open", "--json"))["items"]
+    assert data_of(enrich("texts", "show", text["id"], "--json"))["label"] == "wood duck"
+    refused = enrich("release", "create", "ducks", "r", "--approved-only")
+    assert "no approved text" in refused.stderr
+    said = data_of(enrich("texts", "approve", text["id"], "--author", "ada", "--json"))
+    assert [(one["action"], one["author"]) for one in said] == [("approve", "ada")]
+    assert data_of(enrich("release", "create", "ducks", "r", "--approved-only", "--json"))
+    for action in ("lock", "unlock", "reject"):
+        assert enrich("texts", action, text["id"]).exit_code == 0
+    log = data_of(enrich("texts", "log", text["id"], "--json"))
+    assert [one["action"] for one in log] == ["reject", "unlock", "lock", "approve"]
+    assert "wood duck" in enrich("texts", "list", "--opinion", "rejected").stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +119,11 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
         (["export", "release", "nix"], "no release 'nix'"),
         (["prompts", "show", "nix"], "no prompt 'nix'"),
         (["jobs", "cancel", "7"], "no job 7"),
+        (["jobs", "confusable", "7"], "no job 7"),
+        (["labels", "confusable", "nix", "--from-names"], "no label set 'nix'"),
+        (["labels", "confusable", "nix"], "one of both"),
+        (["texts", "approve", "7"], "no generation 7"),
+        (["texts", "edit", "7", "x"], "no generation 7"),
         (["serve", "--host", "0.0.0.0"], "ENRICH_ALLOW_REMOTE=1"),
     ],
 )

@@ -18,7 +18,7 @@ PRICES = {"small": (1.0, 10.0)}  # USD per million tokens
 class Browser(httpx.Client):
     """Asks for pages, keeps cookies, sends forms as the page has them."""
 
-    def submit(self, path: str, action: str, **fields: Any) -> httpx.Response:
+    def submit(self, path: str, action: str, /, **fields: Any) -> httpx.Response:
         """Fill in the form for `action` on the page at `path` and send it; the page that follows.
 
         A field of the name `files` holds files.

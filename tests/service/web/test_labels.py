@@ -147,3 +147,24 @@ def test_provenance_shows_the_raw_reply_and_what_was_asked(browser, ducks, servi
     assert "small-2026-01-01" in page and "fp_test" in page
     assert "What came back, unread" in page and "What was asked" in page
     assert EVIL not in page
+
+
+def test_a_text_is_approved_locked_and_rejected_in_place(browser, ducks, service):
+    url = f"/labels/{label_id(browser, ducks, 'smew')}"
+    (found,) = service.get(
+        "/v1/generations", params={"label": "smew", "status": "accepted"}
+    ).json()["items"]
+    action = f"/generations/{found['id']}/reviews"
+    page = browser.submit(url, action, action="lock", reason=EVIL, author="ada")
+    assert page.url.path == url and "state locked" in page.text
+    assert [n for _, n in rows(browser.get(ducks, params={"state": "locked"}))] == ["smew"]
+    refused = browser.submit(url, f"{url}/texts", text="Another.")
+    assert refused.status_code == 409 and "is locked" in refused.text
+    text = browser.get(f"/generations/{found['id']}").text
+    assert "ada: lock, &lt;img" in text
+    browser.submit(url, action, action="unlock")
+    page = browser.submit(url, action, action="reject", reason="wrong bird")
+    assert "rejected by a person" in page.text
+    assert [n for _, n in rows(browser.get(ducks, params={"state": "missing"}))] == []
+    assert "smew" in [n for _, n in rows(browser.get(ducks, params={"state": "rejected"}))]
+    assert browser.submit(url, f"{url}/texts", text="A white duck.").status_code == 200
