@@ -93,7 +93,7 @@ def choose_job(
     given: dict[str, Any] = {}
     if like is not None:
         other = service.view(session, service.get(session, like))
-        given = _flat(other.config.model_dump(mode="json"))
+        given = _config(other)
         release_id = release_id or other.release_id
     return _form(request, session, given | {"release_id": str(release_id or "")})
 
@@ -157,6 +157,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _config(job: Job) -> dict[str, Any]:
+    return _flat(job.config.model_dump(mode="json"))
 
 
 @router.post("/jobs")
@@ -226,7 +230,7 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
     releases = [
         release_service.view(session, release_service.get(session, job.release_id)) for job in jobs
     ]
-    configs = [_flat(job.config.model_dump(mode="json")) for job in jobs]
+    configs = [_config(job) for job in jobs]
     names = list(dict.fromkeys(name for config in configs for name in config))
     rows = [
         ComparedRow("release", tuple(f"{one.name} ({one.hash[:10]})" for one in releases)),
@@ -266,9 +270,8 @@ def _results(found: Sequence[Report | None]) -> list[ComparedRow]:
     for key in sorted({key for table in tables for key in table}, key=_order):
         values = [table.get(key) for table in tables]
         known = [value for value in values if value is not None]
-        best = frozenset(
-            place for place, value in enumerate(values) if len(known) > 1 and value == max(known)
-        )
+        highest = max(known) if len(set(known)) > 1 else None
+        best = frozenset(place for place, value in enumerate(values) if value and value == highest)
         model, text, split = key
         shown = tuple("–" if value is None else f"{value:.1f}" for value in values)
         rows.append(ComparedRow(f"{model}, {text}, {split}", shown, best))
@@ -309,7 +312,7 @@ def show_job(
         report=report,
         trouble=trouble,
         release=release,
-        config=_flat(job.config.model_dump(mode="json")),
+        config={name: _shown(value) for name, value in _config(job).items()},
         **_progress(session, job),
     )
 
@@ -425,6 +428,10 @@ def cancel_job(job_id: Id, form: SentForm, session: WriteSession) -> Response:
     return done(f"/jobs/{job_id}", form)
 
 
+# Which text of a label a strategy reads; of the others all are shown.
+_FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
+
+
 @router.get("/jobs/{job_id}/diagnostics", response_class=HTMLResponse)
 def show_diagnostics(
     request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
@@ -433,7 +440,11 @@ def show_diagnostics(
     job = service.view(session, service.get(session, job_id))
     report = reports.read(session, settings.artifact_dir, job_id)
     release = release_service.parsed(release_service.get(session, job.release_id))
-    texts = {label.name: " ".join(text for _, text in texts_of(label)) for label in release.labels}
+    field = _FIELD_OF.get(job.config.text_strategy)
+    texts = {
+        label.name: " ".join(text for name, text in texts_of(label) if field in (None, name))
+        for label in release.labels
+    }
     spectra = {
         one.text: [
             (rank, value)

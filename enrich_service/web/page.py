@@ -132,6 +132,13 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def _size(count: int) -> str:
+    """A number of bytes."""
+    if count < 1024:
+        return f"{count} bytes"
+    return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"
+
+
 def _sentence(error: object) -> str:
     """A message with a capital letter first."""
     text = str(error)
@@ -158,5 +165,6 @@ _environment.filters |= {
     "duration": _duration,
     "but_with": _other_query,
     "sentence": _sentence,
+    "size": _size,
 }
 _environment.globals |= {"asset": _asset}

@@ -22,6 +22,7 @@ from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
 SIZE = 50
+CHANGES = 20  # labels that differ, on one page
 JOBS = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 _DEFAULT_PROMPT = "visual-description"
@@ -205,9 +206,9 @@ def compare_releases(
         request,
         "releases/diff.html",
         found=found,
-        changes=[(one, _changed(one)) for one in found.changed[offset : offset + SIZE]],
+        changes=[(one, _changed(one)) for one in found.changed[offset : offset + CHANGES]],
         first=offset,
-        size=SIZE,
+        size=CHANGES,
     )
 
 
