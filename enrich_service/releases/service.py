@@ -14,6 +14,7 @@ by the label's name and context: a text that was paid for once serves every labe
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -398,40 +399,49 @@ def listing(
     return [ReleaseView(**row) for row in session.execute(query).mappings()]
 
 
-def diff(session: Session, before: int, after: int) -> ReleaseDiff:
-    """The labels whose texts differ between two releases."""
+def diff(
+    session: Session, before: int, after: int, *, limit: int | None = None, offset: int = 0
+) -> ReleaseDiff:
+    """The labels whose texts differ between two releases, or a stretch of them."""
     old_row, new_row = get(session, before), get(session, after)
     old = {label.key: label for label in parsed(old_row).labels}
     new = {label.key: label for label in parsed(new_row).labels}
-    changed = []
-    for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        fields = [
-            field
-            for field in ("name", "context", *_TEXT_FIELDS)
-            if a is None or b is None or getattr(a, field) != getattr(b, field)
-        ]
-        changed.append(
-            LabelChange(
-                key=key,
-                name=(b or a).name,  # type: ignore[union-attr]
-                before=a and a.model_dump(mode="json", include=set(fields)),
-                after=b and b.model_dump(mode="json", include=set(fields)),
-            )
-        )
+    keys = dict.fromkeys([*old, *new])
+    differing = [key for key in keys if old.get(key) != new.get(key)]
+    shown = differing[offset:] if limit is None else differing[offset : offset + limit]
     return ReleaseDiff(
         before=view(session, old_row),
         after=view(session, new_row),
-        unchanged=sum(old.get(key) == label for key, label in new.items()),
-        changed=changed,
+        unchanged=len(keys) - len(differing),
+        differing=len(differing),
+        changed=[_change(key, old.get(key), new.get(key)) for key in shown],
+    )
+
+
+def _change(key: str, a: ReleaseLabel | None, b: ReleaseLabel | None) -> LabelChange:
+    fields = {
+        field
+        for field in ("name", "context", *_TEXT_FIELDS)
+        if a is None or b is None or getattr(a, field) != getattr(b, field)
+    }
+    named = b or a
+    assert named is not None
+    return LabelChange(
+        key=key,
+        name=named.name,
+        before=a and a.model_dump(mode="json", include=fields),
+        after=b and b.model_dump(mode="json", include=fields),
     )
 
 
 def parsed(row: ReleaseRow) -> Release:
     """The release that `row` holds."""
-    return Release.model_validate_json(row.body)
+    return _read(row.body)
+
+
+@lru_cache(maxsize=4)  # they never change, and a large one takes half a second to read
+def _read(body: bytes) -> Release:
+    return Release.model_validate_json(body)
 
 
 def take_in(

@@ -14,7 +14,12 @@ from sqlalchemy import ColumnElement, and_, or_
 from sqlmodel import Session, col, func, select
 
 from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    TextReview,
+)
 from enrich_service.enrichment.service import line_of
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
@@ -53,6 +58,11 @@ _OF_LABEL = service.SAME_LABEL
 _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
+def _named_in(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Labels of a name that some generation of few has: looked up once, it spares the others."""
+    return col(Label.name).in_(sa.select(col(Generation.label_name)).where(*conditions))
+
+
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return sa.exists().where(_OF_LABEL, *conditions)
 
@@ -75,11 +85,15 @@ def _human(kind: str) -> ColumnElement[bool]:
     )
 
 
-def _edit(kind: str) -> ColumnElement[bool]:
-    own = or_(
-        col(Generation.source) == GenerationSource.PERSON, col(Generation.parent_id).is_not(None)
-    )
-    return and_(_human(kind), own)
+_EDIT = or_(
+    col(Generation.source) == GenerationSource.PERSON, col(Generation.parent_id).is_not(None)
+)
+
+
+def _has_human(kind: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    # What people write and import belongs to no run, and the index of runs finds it.
+    of_no_run = _named_in(col(Generation.run_id).is_(None), col(Generation.source).in_(_HUMAN))
+    return and_(of_no_run, _exists(_human(kind), *conditions))
 
 
 def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElement[bool]:
@@ -90,18 +104,19 @@ def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElem
     )
     match state:
         case TextState.EDITED:
-            return _exists(_edit(kind))
+            return _has_human(kind, _EDIT)
         case TextState.FLAGGED:
             return _exists(_accepted(version), func.json_array_length(Generation.flags) > 0)
         case TextState.APPROVED | TextState.LOCKED:
             said = reviews.LOCKED if state is TextState.LOCKED else reviews.APPROVED
-            return _exists(or_(_accepted(version), _human(kind)), said)
+            reviewed = _named_in(col(Generation.id).in_(sa.select(col(TextReview.generation_id))))
+            return and_(reviewed, _exists(or_(_accepted(version), _human(kind)), said))
         case TextState.ACCEPTED:
-            return and_(_exists(_accepted(version)), ~_exists(_edit(kind)))
+            return and_(_exists(_accepted(version)), ~_has_human(kind, _EDIT))
         case TextState.REJECTED:
-            return and_(rejected, ~_exists(_accepted(version)), ~_exists(_human(kind)))
+            return and_(rejected, ~_exists(_accepted(version)), ~_has_human(kind))
         case TextState.MISSING:
-            return and_(~rejected, ~_exists(_accepted(version)), ~_exists(_human(kind)))
+            return and_(~rejected, ~_exists(_accepted(version)), ~_has_human(kind))
 
 
 def page(

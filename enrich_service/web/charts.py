@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 COLOURS = 6
 _TICKS = 5
+_ROUNDING = 1e-6
 
 Points = Sequence[tuple[float, float]]
 
@@ -67,10 +68,13 @@ def line_chart(
 ) -> Chart | None:
     """Lines over a common x; None where there is no finite point.
 
-    Without `log` the y axis begins at 0 or below, with it only positive values are drawn.
+    Without `log` the y axis begins at 0 or below; with it, what is below a millionth of the highest
+    value is left out: of positive measures that is 0 but for rounding.
     """
+    known = [y for points in series.values() for _, y in points if math.isfinite(y)]
+    least = max(0.0, *known, 0.0) * _ROUNDING if log else -math.inf
     finite = {
-        name: [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
+        name: [(x, y) for x, y in points if math.isfinite(y) and y > least]
         for name, points in series.items()
     }
     xs = [x for points in finite.values() for x, _ in points]

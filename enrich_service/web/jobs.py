@@ -446,12 +446,7 @@ def show_diagnostics(
         for label in release.labels
     }
     spectra = {
-        one.text: [
-            (rank, value)
-            for rank, value in enumerate(one.singular_values, start=1)
-            if value > 1e-6 * one.singular_values[0]  # mean-centred: the last is 0 but for rounding
-        ]
-        for one in report.diagnostics
+        one.text: list(enumerate(one.singular_values, start=1)) for one in report.diagnostics
     }
     moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
     return page(

@@ -201,12 +201,12 @@ def compare_releases(
     offset: Offset = 0,
 ) -> HTMLResponse:
     """The labels whose texts differ between two releases, side by side."""
-    found = service.diff(session, release_id, to)
+    found = service.diff(session, release_id, to, limit=CHANGES, offset=offset)
     return page(
         request,
         "releases/diff.html",
         found=found,
-        changes=[(one, _changed(one)) for one in found.changed[offset : offset + CHANGES]],
+        changes=[(one, _changed(one)) for one in found.changed],
         first=offset,
         size=CHANGES,
     )
