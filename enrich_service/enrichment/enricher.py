@@ -28,6 +28,7 @@ from enrich_service.enrichment.llm import (
 )
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.replay import ReplayModel
+from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.templates import render, variables_of
 
@@ -48,6 +49,7 @@ class Plan:
     source: GenerationSource
     model: str
     parameters: Mapping[str, Any]
+    variables: Mapping[str, Any] = field(default_factory=dict)  # n and language, where set
 
     @cached_property
     def compares(self) -> bool:
@@ -74,6 +76,8 @@ class Plan:
         near = tuple(confusable) if self.compares else ()
         if near:
             parts.append(near)
+        if self.variables:
+            parts.append(dict(self.variables))
         body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         key = hashlib.sha256(body.encode()).hexdigest()
         return Item(name, context, sample_index, label_id, key, near)
@@ -206,7 +210,7 @@ class Enricher:
                 label=item.name,
                 prompt=plan.prompt,
                 model=plan.model,
-                messages=_messages(version, item, bad, wrong),
+                messages=_messages(plan, item, bad, wrong),
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
@@ -227,6 +231,7 @@ class Enricher:
                 provider=model.provider,
                 requested_model=plan.model,
                 parameters=dict(parameters),
+                variables=dict(plan.variables),
                 messages=list(question.messages),
             )
             try:
@@ -265,7 +270,7 @@ class Enricher:
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
-            return Judgement(None, (), (reply.problem,), ())
+            return Judgement(None, (), (f"protocol: {reply.problem}",), ())
         return judge(
             reply,
             label=item.name,
@@ -274,22 +279,22 @@ class Enricher:
             schema=plan.version.output_schema,
             rules=plan.version.validators,
             taken=taken,
+            n=plan.variables.get("n"),
+            language=plan.variables.get("language", ENGLISH),
         )
 
 
 def _messages(
-    version: PromptVersion, item: Item, bad: str, problems: Sequence[str]
+    plan: Plan, item: Item, bad: str, problems: Sequence[str]
 ) -> tuple[dict[str, Any], ...]:
     """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
-    text = render(
-        version,
-        {
-            "label": item.name,
-            "context": item.context,
-            "labels": item.confusable,
-            "problems": tuple(problems),
-        },
-    )
+    about = {
+        "label": item.name,
+        "context": item.context,
+        "labels": item.confusable,
+        "problems": tuple(problems),
+    }
+    text = render(plan.version, {**about, **plan.variables})
     messages = [{"role": "user", "content": text.user}]
     if text.system:
         messages.insert(0, {"role": "system", "content": text.system})
