@@ -4,6 +4,7 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.event import Event, EventKind
+from contract.few_shot import FewShot, FewShotMethod, FewShotRow
 from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrategy, TrainConfig
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
@@ -27,6 +28,9 @@ __all__ = [
     "Epoch",
     "Event",
     "EventKind",
+    "FewShot",
+    "FewShotMethod",
+    "FewShotRow",
     "Imitation",
     "Job",
     "JobCreate",

@@ -53,12 +53,14 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
         for _ in range(2)
     )
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return (((images - mean) * contrast + mean) * brightness).clamp(0, 1)
+    # ((x − mean) · contrast + mean) · brightness with one pass and one copy less.
+    shift = mean * (1 - contrast) * brightness
+    return (images * (contrast * brightness)).add_(shift).clamp_(0, 1)
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Random views in [0, 1] float32 of uint8 `pixels` [batch, 3, size, size], of the same size."""
-    images = pixels.float() / 255
+    images = pixels.float().div_(255)
     views = Views.draw(len(images), generator).apply(images, images.shape[-1])
     return jitter(views, generator)
 

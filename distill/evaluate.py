@@ -36,6 +36,17 @@ def predict(features: Tensor, text: Tensor) -> Tensor:
     return (features @ text.T).argmax(dim=1)
 
 
+def score(found: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
+    """Top-1 and mean per-class accuracy in percent, of the class indices `found` [images].
+
+    Classes without an image in `targets` [images] do not enter the mean.
+    """
+    hits = (found == targets).double()
+    images = torch.bincount(targets, minlength=classes)
+    per_class = torch.bincount(targets, weights=hits, minlength=classes) / images
+    return 100 * hits.mean().item(), 100 * per_class[images > 0].mean().item()
+
+
 def accuracy(
     model: Literal["teacher", "student"],
     split: Literal["seen", "unseen"],
@@ -55,15 +66,14 @@ def accuracy(
         TextError: the bank lacks a class, or has another dimension.
         DataError: a feature is not finite.
     """
-    hits = predict(features, bank.select(keys).features) == targets
-    images = torch.bincount(targets, minlength=len(keys))
-    per_class = torch.bincount(targets, weights=hits.double(), minlength=len(keys)) / images
+    found = predict(features, bank.select(keys).features)
+    top1, mean_per_class = score(found, targets, len(keys))
     return Accuracy(
         model=model,
         text=text or bank.strategy,
         split=split,
-        top1=100 * hits.double().mean().item(),
-        mean_per_class=100 * per_class[images > 0].mean().item(),
+        top1=top1,
+        mean_per_class=mean_per_class,
         images=len(targets),
         classes=len(keys),
     )

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from contract import Accuracy, EventKind, Release, Report, SplitName, TextStrategy, TrainConfig
@@ -28,7 +27,7 @@ from distill.evaluate import accuracy, imitation
 from distill.features import image_embeddings
 from distill.preflight import SPLITS, preflight, scan_splits
 from distill.releases import shuffle_texts
-from distill.report import write_report
+from distill.report import read_report, write_report
 from distill.student import FILE as STUDENT_FILE
 from distill.student import build_student, save_student
 from distill.teacher import load_teacher
@@ -200,11 +199,7 @@ def render_again(folder: Path) -> Path:
         DataError: there is no finished run.
         TextError: a text bank of the run is missing or cut off.
     """
-    path = folder / "report.json"
-    try:
-        report = Report.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    report = read_report(folder)
     before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
     write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
     return folder / "report.html"

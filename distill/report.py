@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from contract import Accuracy, Report
 from distill.errors import DataError
@@ -43,6 +44,19 @@ VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
 _templates = Environment(
     loader=PackageLoader("distill", "."), autoescape=True, undefined=StrictUndefined
 )
+
+
+def read_report(folder: Path) -> Report:
+    """The report of the finished run in `folder`.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    path = folder / "report.json"
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
 
 
 def write_report(

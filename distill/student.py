@@ -45,8 +45,8 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
         if images.dtype == torch.uint8:
-            images = images.float() / 255
-        images = (images - self.mean) / self.std
+            images = images.float().div_(255)
+        images = (images - self.mean).div_(self.std)
         features: Tensor = self.projection(
             self.backbone(images.contiguous(memory_format=torch.channels_last))
         )

@@ -58,8 +58,11 @@ def train(
     should_stop: Callable[[], bool],
     on_step: Callable[[int, int], None] | None = None,
     resume: bool = True,
+    order: Callable[[torch.Generator], Tensor] | None = None,
 ) -> tuple[Epoch, ...]:
     """Train `student` in place; its epochs. Seeds torch's global generator at each step.
+
+    `order` gives the indices of an epoch's images, batch after batch; by default all at random.
 
     Raises:
         Interrupted: `should_stop` came true; the checkpoint is written.
@@ -99,11 +102,12 @@ def train(
 
     kept = time.monotonic()
     for epoch in range(first_epoch, config.epochs):
-        order = torch.randperm(len(data.pixels), generator=_generator(config.seed, epoch))
+        shuffle = _generator(config.seed, epoch)
+        indices = order(shuffle) if order else torch.randperm(len(data.pixels), generator=shuffle)
         student.train()
         for step in range(first_step, steps):
             began = time.monotonic()
-            batch = order[step * size : (step + 1) * size]
+            batch = indices[step * size : (step + 1) * size]
             generator = _generator(config.seed, epoch, step)
             torch.manual_seed(generator.initial_seed())  # for the student's dropout
             images = augment(data.pixels[batch].to(device), generator)

@@ -13,6 +13,7 @@ from enrich_service.core.console import Json, load_settings, show
 from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.settings import Settings, environment_names, shown
 from enrich_service.enrichment import commands as enrichment
+from enrich_service.enrichment import text_commands as texts
 from enrich_service.exchange import commands as exchange
 from enrich_service.jobs import commands as jobs
 from enrich_service.labels import commands as labels
@@ -42,6 +43,7 @@ app.command()(enrichment.describe)
 app.add_typer(labels.app, name="labels")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(enrichment.app, name="run")
+app.add_typer(texts.app, name="texts")
 app.add_typer(releases.app, name="release")
 app.add_typer(exchange.import_app, name="import")
 app.add_typer(exchange.export_app, name="export")

@@ -48,6 +48,7 @@ class Call:
     headers: dict[str, str]
     body: dict[str, Any]
     number: int  # of this label, from 1
+    at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def response_format(self) -> str:
@@ -289,9 +290,11 @@ def good_content(call: Call) -> str:
                 "marks": [f"{dice.randint(2, 99)} spots"],
             }
         )
+    if '"features"' in asked:
+        return json.dumps({"features": [f"{one} wings" for one in colours] + ["tail", name]})
     for many in ("sentences", "captions"):
         if f'"{many}"' in asked:
-            return json.dumps({many: [sentence(i) for i in range(5)]})
+            return json.dumps({many: [sentence(i) for i in range(8)]})
     return json.dumps({"description": sentence(call.body.get("seed") or 1)})
 
 

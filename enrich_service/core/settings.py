@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     llm_concurrency: Annotated[
         int, Field(ge=1, le=1000, description="Most calls to the language model at one time")
     ] = 64
+    llm_calls_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="Most calls to the language model in a minute; default: no limit"),
+    ] = None
+    llm_tokens_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="Most tokens, asked and answered, in a minute; default: no limit"),
+    ] = None
     prices: Annotated[
         dict[str, tuple[float, float]],
         Field(

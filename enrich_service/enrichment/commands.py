@@ -152,7 +152,7 @@ def start(
                     return service.estimate(session, body, plan, settings.prices)
             with writing(engine) as session:
                 plan = service.choose(session, body, settings, enricher.model.source)
-                run = service.create_run(session, body, plan)
+                run = service.create_run(session, body, plan, settings.prices)
                 view = service.run_view(session, run)
             return await _work(engine, enricher, view)
 
@@ -180,7 +180,11 @@ def resume(
                 run = service.get_run(session, run_id)
                 if run.state is RunState.PAUSED:
                     service.resume_run(
-                        session, run_id, budget_usd=budget_usd, budget_tokens=budget_tokens
+                        session,
+                        run_id,
+                        settings.prices,
+                        budget_usd=budget_usd,
+                        budget_tokens=budget_tokens,
                     )
                 elif run.state not in OPEN_STATES:
                     service.retry_run(session, run_id)

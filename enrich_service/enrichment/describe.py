@@ -26,7 +26,10 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
     named = [_checked(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)
     samples = [
-        [plan.item(label.name, label.context, sample_index=i) for i in range(SAMPLES)]
+        [
+            plan.item(label.name, label.context, sample_index=i, confusable=label.confusable)
+            for i in range(SAMPLES)
+        ]
         for label in named
     ]
     known = await enricher.ledger.results({item.key for items in samples for item in items})
@@ -51,7 +54,9 @@ def _checked(label: str | NamedLabel, number: int) -> NamedLabel:
     context = label.context.strip() if label.context else None
     if context:
         check_line(f"The context of label {number}", context, limit=MAX_NAME)
-    return NamedLabel(name=name, context=context or None)
+    what = f"A label confused with label {number}"
+    confusable = [check_line(what, other, limit=MAX_NAME) for other in label.confusable]
+    return NamedLabel(name=name, context=context or None, confusable=confusable)
 
 
 def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:

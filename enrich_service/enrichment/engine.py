@@ -56,6 +56,7 @@ class Work:
     failed_in_row: int = 0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
     task: asyncio.Task[None] | None = None
+    asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
 
     def rate(self) -> float | None:
         """Labels that ended, per second, over the last 200; None before there are two."""
@@ -240,15 +241,22 @@ class RunEngine:
             while not queue.empty():
                 queue.get_nowait()
                 queue.task_done()
-            try:
-                async with asyncio.timeout(GRACE):  # calls in flight are paid for
-                    await queue.join()
-            except TimeoutError:
-                pass
+            await self._let_in_flight_land(queue, work)
         finally:
             for task in (feeder, stopped, *workers):
                 task.cancel()
             await asyncio.gather(feeder, stopped, *workers, return_exceptions=True)
+
+    async def _let_in_flight_land(self, queue: asyncio.Queue[Item], work: Work) -> None:
+        """Wait for calls that are paid for; who only waits for a turn goes home."""
+        joined = asyncio.create_task(queue.join())
+        until = time.monotonic() + GRACE
+        while not joined.done() and time.monotonic() < until:
+            for worker, item in work.asking.items():
+                if not self._enricher.turnstile.holds(item.key):
+                    worker.cancel()
+            await asyncio.wait({joined}, timeout=0.1)
+        joined.cancel()
 
     async def _feed(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
         """Put every item without a result in the queue, parked ones again when they are due."""
@@ -273,13 +281,8 @@ class RunEngine:
         run, position = work.run, -1
         assert run.id is not None
         seen: set[bytes] = set()  # a label may stand twice in a set, under two keys
-        while labels := await asyncio.to_thread(self._page, run.label_set_id, position):
-            position = labels[-1].position
-            items = [
-                plan.item(label.name, label.context, sample_index=i, label_id=label.id)
-                for label in labels
-                for i in range(run.samples)
-            ]
+        while page := await asyncio.to_thread(self._page, run, plan, position):
+            position, items = page
             owners = await self._enricher.ledger.owners({item.key for item in items})
             cached, missing = 0, []
             for item in items:
@@ -294,20 +297,25 @@ class RunEngine:
             for item in missing:
                 yield item
 
-    def _page(self, label_set_id: int, after: int) -> list[Label]:
+    def _page(self, run: Run, plan: Plan, after: int) -> tuple[int, list[Item]] | None:
+        """The items of the next labels, with the position of the last; None after the end."""
         with reading(self._engine) as session:
-            return list(
-                session.exec(
-                    select(Label)
-                    .where(Label.label_set_id == label_set_id, Label.position > after)
-                    .order_by(col(Label.position))
-                    .limit(PAGE)
-                )
-            )
+            labels = session.exec(
+                select(Label)
+                .where(Label.label_set_id == run.label_set_id, Label.position > after)
+                .order_by(col(Label.position))
+                .limit(PAGE)
+            ).all()
+            if not labels:
+                return None
+            return labels[-1].position, service.items_of(session, plan, labels, run.samples)
 
     async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
+        me = asyncio.current_task()
+        assert me is not None
         while True:
             item = await queue.get()
+            work.asking[me] = item
             try:
                 if not work.stop.is_set():
                     await self._ask(item, work, plan)
@@ -317,6 +325,7 @@ class RunEngine:
                 log.exception("run %s, label %r", work.run.id, item.name)
                 work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
             finally:
+                del work.asking[me]
                 queue.task_done()
 
     async def _ask(self, item: Item, work: Work, plan: Plan) -> None:

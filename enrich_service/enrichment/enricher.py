@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from enrich_service.enrichment.answers import Judgement, Taken, correction, judg
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
     LONGEST_WAIT,
+    ROOM,
     ChatModel,
     LanguageModel,
     Question,
@@ -27,12 +29,13 @@ from enrich_service.enrichment.llm import (
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.replay import ReplayModel
 from enrich_service.prompts.models import PromptVersion
-from enrich_service.prompts.templates import render
+from enrich_service.prompts.templates import render, variables_of
 
 ATTEMPTS = 3  # answers that may be bad before the label is given up
 MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
-ROOM = 512  # tokens, where the prompt sets no limit and the server's own was too small
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
+
+Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,34 @@ class Plan:
     model: str
     parameters: Mapping[str, Any]
 
+    @cached_property
+    def compares(self) -> bool:
+        """Whether the prompt reads the names of confusable labels."""
+        return "labels" in variables_of(self.version)
+
     def item(
-        self, name: str, context: str | None, *, sample_index: int = 0, label_id: int | None = None
+        self,
+        name: str,
+        context: str | None,
+        *,
+        sample_index: int = 0,
+        label_id: int | None = None,
+        confusable: Sequence[str] = (),
     ) -> "Item":
-        """One label to be asked about, with its dedupe key."""
+        """One label to be asked about, with its dedupe key.
+
+        `confusable`: names of the labels it is easily taken for; part of the question, and so of
+        the key, where the prompt reads them.
+        """
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
-        parts = [self.version.content_hash, self.model, kind, dict(self.parameters)]
-        body = json.dumps(
-            [*parts, name, context, sample_index], sort_keys=True, separators=(",", ":")
-        )
-        return Item(
-            name, context, sample_index, label_id, hashlib.sha256(body.encode()).hexdigest()
-        )
+        asked = [self.version.content_hash, self.model, kind, dict(self.parameters)]
+        parts: list[Any] = [*asked, name, context, sample_index]
+        near = tuple(confusable) if self.compares else ()
+        if near:
+            parts.append(near)
+        body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        key = hashlib.sha256(body.encode()).hexdigest()
+        return Item(name, context, sample_index, label_id, key, near)
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,7 @@ class Item:
     sample_index: int
     label_id: int | None
     key: str
+    confusable: tuple[str, ...] = ()
 
 
 def open_model(settings: Settings) -> LanguageModel:
@@ -108,7 +128,11 @@ class Enricher:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.engine)
-        self.turnstile = Turnstile(self.settings.llm_concurrency)
+        self.turnstile = Turnstile(
+            self.settings.llm_concurrency,
+            calls_per_minute=self.settings.llm_calls_per_minute,
+            tokens_per_minute=self.settings.llm_tokens_per_minute,
+        )
         self._model: LanguageModel | None = None
         self._opening = threading.Lock()  # routes ask for the model from several threads
         self._asked: dict[str, _Asked] = {}
@@ -186,6 +210,7 @@ class Enricher:
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
+                key=item.key,
             )
             generation = Generation(
                 source=model.source,
@@ -257,7 +282,13 @@ def _messages(
 ) -> tuple[dict[str, Any], ...]:
     """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
     text = render(
-        version, {"label": item.name, "context": item.context, "problems": tuple(problems)}
+        version,
+        {
+            "label": item.name,
+            "context": item.context,
+            "labels": item.confusable,
+            "problems": tuple(problems),
+        },
     )
     messages = [{"role": "user", "content": text.user}]
     if text.system:
@@ -270,9 +301,7 @@ def _messages(
     return tuple(messages)
 
 
-def cost_usd(
-    prices: Mapping[str, tuple[float, float]], models: Sequence[str | None], used: Reply
-) -> float | None:
+def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
     """What a reply cost; None where neither model name has a price."""
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
@@ -286,7 +315,7 @@ def _record(
     generation: Generation,
     reply: Reply,
     found: Judgement,
-    prices: Mapping[str, tuple[float, float]],
+    prices: Prices,
 ) -> None:
     generation.raw_reply = reply.text
     generation.messages = list(reply.messages)

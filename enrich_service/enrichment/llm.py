@@ -13,7 +13,7 @@ import email.utils
 import json
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ FORMATS: Final = ("json_schema", "json_object", "text")
 LONGEST_WAIT: Final = 120.0  # seconds of Retry-After that are waited out; longer ones are parked
 FIRST_BACKOFF: Final = 0.5  # seconds, doubled on each try
 LONGEST_BACKOFF: Final = 8.0
+ROOM: Final = 512  # tokens of an answer, where the prompt sets no limit
+CHARACTERS_A_TOKEN: Final = 4  # of English
 RESERVED_PARAMETERS: Final = frozenset(
     {"messages", "model", "n", "response_format", "stream", "stream_options", "tools", "functions"}
 )
@@ -47,6 +49,13 @@ class Question:
     parameters: Mapping[str, Any]
     schema: Mapping[str, Any]
     sample_index: int = 0
+    key: str = ""  # the dedupe key
+
+    def tokens(self) -> int:
+        """What the call may use at most, as servers count it: the text's size and max_tokens."""
+        room = next((v for k, v in self.parameters.items() if k.startswith("max_")), ROOM)
+        size = sum(len(json.dumps(message["content"])) for message in self.messages)
+        return size // CHARACTERS_A_TOKEN + (room if isinstance(room, int) else ROOM)
 
 
 @dataclass(frozen=True)
@@ -348,42 +357,110 @@ def _read(
         )
 
 
-class Turnstile:
-    """At most `capacity` calls at a time; who is urgent goes before all who are not."""
+class Pace:
+    """At most `per_minute` units in a minute, in even steps; None: as many as one likes.
 
-    def __init__(self, capacity: int) -> None:
+    A bucket that is overdrawn by one call at most and holds no more than a second's worth, since
+    servers that allow 600 calls a minute refuse 600 calls in the first second.
+    """
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._seconds_each = 60 / per_minute if per_minute else 0.0
+        self._free_at = 0.0  # monotonic time at which the next unit may be taken
+
+    def wait(self) -> float:
+        """Seconds until more may be taken."""
+        return max(0.0, self._free_at - time.monotonic())
+
+    def take(self, units: float) -> None:
+        """Take units, or give back (a negative number) what was taken too much."""
+        start = max(self._free_at, time.monotonic() - 1.0)
+        self._free_at = start + units * self._seconds_each
+
+
+@dataclass
+class _Place:
+    urgent: bool
+    tokens: int
+    key: str
+    given: asyncio.Future[None]
+
+
+class Turnstile:
+    """At most `capacity` calls at a time, and so many calls and tokens a minute.
+
+    Who is urgent goes before all who are not.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        calls_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
         self._free = capacity
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._patient: deque[asyncio.Future[None]] = deque()
+        self._calls, self._tokens = Pace(calls_per_minute), Pace(tokens_per_minute)
+        self._urgent: deque[_Place] = deque()
+        self._patient: deque[_Place] = deque()
+        self._inside: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def __call__(self, *, urgent: bool) -> AsyncIterator[None]:
-        """Hold one place."""
-        if self._free:
-            self._free -= 1
-        else:
-            queue = self._urgent if urgent else self._patient
-            place = asyncio.get_running_loop().create_future()
-            queue.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self._leave()  # the place had just been given
-                raise
+    async def __call__(
+        self, *, urgent: bool, tokens: int = 0, key: str = ""
+    ) -> AsyncIterator[None]:
+        """Hold one place, for a call that is expected to use so many tokens."""
+        place = _Place(urgent, tokens, key, asyncio.get_running_loop().create_future())
+        (self._urgent if urgent else self._patient).append(place)
+        self._admit()
+        try:
+            await place.given
+        except asyncio.CancelledError:
+            if place.given.done() and not place.given.cancelled():
+                self._leave(place)  # the place had just been given
+            raise
         try:
             yield
         finally:
-            self._leave()
+            self._leave(place)
 
-    def _leave(self) -> None:
-        for queue in (self._urgent, self._patient):
-            while queue:
-                place = queue.popleft()
-                if not place.done():
-                    place.set_result(None)
-                    return
+    def holds(self, key: str) -> bool:
+        """Whether a call with this key has been let in and is not out again."""
+        return self._inside[key] > 0
+
+    def settle(self, *, calls: int, tokens: int) -> None:
+        """Correct what was taken for a call, once it is known what it used."""
+        self._calls.take(calls)
+        self._tokens.take(tokens)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._free and (queue := self._urgent or self._patient):
+            if queue[0].given.done():  # cancelled while it waited
+                queue.popleft()
+                continue
+            if wait := max(self._calls.wait(), self._tokens.wait()):
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+                return
+            place = queue.popleft()
+            self._free -= 1
+            self._inside[place.key] += 1
+            self._calls.take(1)
+            self._tokens.take(place.tokens)
+            place.given.set_result(None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._admit()
+
+    def _leave(self, place: _Place) -> None:
         self._free += 1
+        self._inside[place.key] -= 1
+        if not self._inside[place.key]:
+            del self._inside[place.key]
+        self._admit()
 
 
 async def ask_patiently(
@@ -396,12 +473,14 @@ async def ask_patiently(
         QuestionRefused, LanguageModelError: as `LanguageModel.ask`.
     """
     calls = 0
+    expected = question.tokens()
     for attempt in range(1, tries + 1):
         try:
-            async with turnstile(urgent=urgent):
+            async with turnstile(urgent=urgent, tokens=expected, key=question.key):
                 reply = await model.ask(question)
         except ModelBusy as busy:
             calls += busy.calls
+            turnstile.settle(calls=busy.calls - 1, tokens=-expected)
             wait = busy.retry_after
             if attempt == tries or (wait is not None and wait > LONGEST_WAIT):
                 busy.calls = calls
@@ -411,9 +490,12 @@ async def ask_patiently(
             # Jitter only adds to what the server asked for: coming early is another refusal.
             await asyncio.sleep(wait * random.uniform(1.0, 1.25))
         except QuestionRefused as refused:
+            turnstile.settle(calls=refused.calls - 1, tokens=-expected)
             refused.calls += calls
             raise
         else:
+            used = (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+            turnstile.settle(calls=reply.calls - 1, tokens=used - expected if used else 0)
             return _with_calls(reply, calls)
     raise AssertionError("tries is at least 1")
 

@@ -1,4 +1,7 @@
-"""Tables of runs and generations. A generation is never changed and never deleted."""
+"""Tables of runs, generations and what people say of them.
+
+A generation is never changed and never deleted.
+"""
 
 from datetime import datetime
 from enum import StrEnum
@@ -129,3 +132,25 @@ class Generation(SQLModel, table=True):
     latency_ms: float | None = None
     author: str = ""
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+class ReviewAction(StrEnum):
+    """What a person says of a text."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    LOCK = "lock"
+    UNLOCK = "unlock"
+
+
+class TextReview(SQLModel, table=True):
+    """One entry of the log of what people said of a text; nothing in it is ever changed."""
+
+    __tablename__ = "text_review"
+
+    id: int | None = Field(default=None, primary_key=True)
+    generation_id: int = Field(foreign_key="generation.id", index=True)
+    action: ReviewAction = Field(sa_type=enum_column(ReviewAction))
+    reason: str = ""
+    author: str = ""
+    at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

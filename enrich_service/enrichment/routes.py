@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import EngineDep, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.problems import problems
-from enrich_service.enrichment import service
+from enrich_service.enrichment import reviews, service
 from enrich_service.enrichment.describe import describe
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
@@ -22,6 +22,9 @@ from enrich_service.enrichment.schemas import (
     GenerationDetail,
     GenerationPage,
     LabelTextIn,
+    Opinion,
+    ReviewIn,
+    ReviewView,
     RunCreate,
     RunEstimate,
     RunResume,
@@ -81,7 +84,7 @@ def create_run(
 ) -> RunView:
     """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
     plan = service.choose(session, body, settings, enricher.model.source)
-    run = service.create_run(session, body, plan)
+    run = service.create_run(session, body, plan, settings.prices)
     view = service.run_view(session, run)
     session.commit()
     runs.wake()
@@ -164,11 +167,12 @@ def resume_run(
     run_id: int,
     session: WriteSession,
     engine: EngineDep,
+    settings: SettingsDep,
     runs: RunsDep,
     body: RunResume | None = None,
 ) -> RunView:
     """Go on with a paused run, if wanted with another budget."""
-    service.resume_run(session, run_id, **(body or RunResume()).model_dump())
+    service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
     session.commit()
     return _show(engine, runs, run_id)
 
@@ -200,6 +204,7 @@ def list_generations(
     status: GenerationStatus | None = None,
     source: GenerationSource | None = None,
     flagged: Annotated[bool | None, Query(description="With flags, or without")] = None,
+    opinion: Annotated[Opinion | None, Query(description="What people think of it")] = None,
     before: Annotated[int | None, Query(description="Older than this id: the next page")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> GenerationPage:
@@ -214,6 +219,7 @@ def list_generations(
         status=status,
         source=source,
         flagged=flagged,
+        opinion=opinion,
         before=before,
         limit=limit,
     )
@@ -237,11 +243,31 @@ def edit_generation(generation_id: int, body: TextIn, session: WriteSession) -> 
     return service.generation_detail(session, edit)
 
 
+@router.post("/reviews", status_code=201, summary="Review texts", responses=problems(404, 409))
+def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
+    """Approve, reject, lock or unlock texts; all of them or none. Who and when is kept.
+
+    No release takes a rejected text; every release takes a locked one, and nobody can edit it.
+    """
+    written = reviews.review(
+        session, body.generations, body.action, reason=body.reason, author=body.author
+    )
+    return [reviews.view(one) for one in written]
+
+
+@router.get(
+    "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
+)
+def list_reviews(generation_id: int, session: ReadSession) -> list[ReviewView]:
+    """List who said what of a text, the newest first."""
+    return reviews.log_of(session, generation_id)
+
+
 @router.post(
     "/labels/{label_id}/texts",
     status_code=201,
     summary="Write a text for a label",
-    responses=problems(404),
+    responses=problems(404, 409),
 )
 def write_text(label_id: int, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
     """Store a person's own text for a label of a label set."""

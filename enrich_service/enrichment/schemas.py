@@ -1,11 +1,17 @@
 """Descriptions, runs and generations as they cross the wire."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from enrich_service.enrichment.models import GenerationSource, GenerationStatus, RunState
+from enrich_service.enrichment.models import (
+    GenerationSource,
+    GenerationStatus,
+    ReviewAction,
+    RunState,
+)
 from enrich_service.prompts.schemas import PromptKind
 
 _TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
@@ -28,6 +34,8 @@ _GENERATION: dict[str, Any] = {
     "parent_id": None,
     "problems": [],
     "flags": [],
+    "approved": True,
+    "locked": False,
     "author": "",
     "created_at": _WHEN,
 }
@@ -60,6 +68,10 @@ class NamedLabel(BaseModel):
 
     name: str
     context: str | None = None
+    confusable: Annotated[
+        list[str],
+        Field(max_length=20, description="Names it is easily taken for: `labels` in a prompt"),
+    ] = []
 
 
 class DescribeRequest(Choice):
@@ -319,8 +331,61 @@ class GenerationView(BaseModel):
     parent_id: int | None
     problems: list[str]
     flags: list[str]
+    approved: Annotated[bool | None, Field(description="False: rejected; null: nobody said")]
+    locked: Annotated[bool, Field(description="It wins, and cannot be edited")]
     author: str
     created_at: datetime
+
+
+class Opinion(StrEnum):
+    """What people think of a text; `open`: nobody said."""
+
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    LOCKED = "locked"
+    OPEN = "open"
+
+
+class ReviewIn(BaseModel):
+    """What a person says of texts."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"generations": [17, 18], "action": "approve", "author": "ada"}]
+        },
+    )
+
+    generations: Annotated[list[int], Field(min_length=1, max_length=1000)]
+    action: ReviewAction
+    reason: str = ""
+    author: str = ""
+
+
+class ReviewView(BaseModel):
+    """One entry of the log of a text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 1,
+                    "generation_id": 17,
+                    "action": "approve",
+                    "reason": "as in the field guide",
+                    "author": "ada",
+                    "at": _WHEN,
+                }
+            ]
+        }
+    )
+
+    id: int
+    generation_id: int
+    action: ReviewAction
+    reason: str
+    author: str
+    at: datetime
 
 
 class GenerationPage(BaseModel):

@@ -9,8 +9,9 @@ from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
 from enrich_service.core.text import check_text, shortened
+from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
-from enrich_service.enrichment.enricher import Plan
+from enrich_service.enrichment.enricher import Item, Plan, Prices
 from enrich_service.enrichment.ledger import RESULTS
 from enrich_service.enrichment.llm import RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
@@ -25,6 +26,7 @@ from enrich_service.enrichment.schemas import (
     GenerationDetail,
     GenerationPage,
     GenerationView,
+    Opinion,
     RunCreate,
     RunEstimate,
     RunView,
@@ -40,6 +42,14 @@ DEFAULT_ALIAS = "production"
 UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
 TOKENS_A_CHARACTER = 0.25  # of English, for prompts that have not been answered yet
 TOKENS_AN_ANSWER = 80
+
+_States = Mapping[int | None, tuple[bool | None, bool]]  # as `reviews.states` gives them
+_OPINIONS = {
+    Opinion.APPROVED: reviews.APPROVED,
+    Opinion.REJECTED: reviews.REJECTED,
+    Opinion.LOCKED: reviews.LOCKED,
+    Opinion.OPEN: ~reviews.APPROVED & ~reviews.REJECTED,
+}
 
 
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
@@ -82,8 +92,9 @@ def _plan(
 # ------------------------------------------------------------------------------------------ runs
 
 
-def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
-    """Queue a run."""
+def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> Run:
+    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price."""
+    _check_budget(body.budget_usd, plan.model, prices)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
     run = Run(
@@ -101,6 +112,14 @@ def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
     session.add(run)
     session.flush()
     return run
+
+
+def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
+    if budget_usd is not None and model not in prices:
+        raise InvalidInput(
+            f"budget_usd: what {model!r} costs is not known, so the budget would never be spent: "
+            "give its price in ENRICH_PRICES, or a budget in tokens"
+        )
 
 
 def _count_labels(session: Session, label_set_id: int) -> int:
@@ -168,14 +187,16 @@ def cancel_run(session: Session, run_id: int) -> Run:
 def resume_run(
     session: Session,
     run_id: int,
+    prices: Prices,
     *,
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
 ) -> Run:
-    """Go on with a paused run."""
+    """Go on with a paused run, if wanted with other budgets (see `create_run`)."""
     run = get_run(session, run_id)
     if run.state is not RunState.PAUSED:
         raise Conflict(f"Run {run_id} is {run.state}, not paused.")
+    _check_budget(budget_usd, run.model, prices)
     run.budget_usd = budget_usd or run.budget_usd
     run.budget_tokens = budget_tokens or run.budget_tokens
     return _queue_again(session, run)
@@ -197,21 +218,29 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
-def estimate(
-    session: Session, body: RunCreate, plan: Plan, prices: Mapping[str, tuple[float, float]]
-) -> RunEstimate:
+def items_of(session: Session, plan: Plan, found: Sequence[Label], samples: int) -> list[Item]:
+    """What a run asks about labels of a label set: each of them `samples` times."""
+    near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
+    return [
+        plan.item(
+            label.name,
+            label.context,
+            sample_index=i,
+            label_id=label.id,
+            confusable=[other.name for other in others],
+        )
+        for label, others in zip(found, near, strict=True)
+        for i in range(samples)
+    ]
+
+
+def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> RunEstimate:
     """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None
-    named = session.exec(
-        select(Label.name, Label.context).where(Label.label_set_id == label_set.id)
-    ).all()
-    keys = {
-        plan.item(name, context, sample_index=i).key
-        for name, context in named
-        for i in range(body.samples)
-    }
-    total = len(named) * body.samples
+    items = items_of(session, plan, labels.labels_of(session, label_set), body.samples)
+    keys = {item.key for item in items}
+    total = len(items)
     to_ask = len(keys) - count_results(session, keys)
     seen, prompt_mean, completion_mean = session.exec(
         select(
@@ -280,6 +309,7 @@ def list_generations(
     status: GenerationStatus | None = None,
     source: GenerationSource | None = None,
     flagged: bool | None = None,
+    opinion: Opinion | None = None,
     before: int | None = None,
     limit: int = 100,
 ) -> GenerationPage:
@@ -306,12 +336,15 @@ def list_generations(
     if flagged is not None:
         empty = func.json_array_length(Generation.flags) == 0
         query = query.where(~empty if flagged else empty)
+    if opinion is not None:
+        query = query.where(_OPINIONS[opinion])
     if before is not None:
         query = query.where(col(Generation.id) < before)
     rows = session.exec(query).all()
     shown = rows[:limit]
+    states = reviews.states(session, [row.id for row in shown])
     return GenerationPage(
-        items=[generation_view(session, row) for row in shown],
+        items=[_in_list(session, row, states) for row in shown],
         next_before=shown[-1].id if len(rows) > limit else None,
     )
 
@@ -324,7 +357,8 @@ def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
     return next(iter(texts_of(kind, parsed)), None)
 
 
-def _view(session: Session, row: Generation) -> dict[str, Any]:
+def _view(session: Session, row: Generation, states: _States) -> dict[str, Any]:
+    approved, locked = states[row.id]
     version = (
         session.get_one(PromptVersion, row.prompt_version_id) if row.prompt_version_id else None
     )
@@ -337,19 +371,26 @@ def _view(session: Session, row: Generation) -> dict[str, Any]:
         "prompt_version": version.number if version else None,
         "prompt_hash": version.content_hash if version else None,
         "model": row.requested_model,
+        "approved": approved,
+        "locked": locked,
     }
 
 
+def _in_list(session: Session, row: Generation, states: _States) -> GenerationView:
+    return GenerationView.model_validate(row.model_dump() | _view(session, row, states))
+
+
 def generation_view(session: Session, row: Generation) -> GenerationView:
-    """A generation in a list."""
-    return GenerationView.model_validate(row.model_dump() | _view(session, row))
+    """A generation without its bulky parts."""
+    return _in_list(session, row, reviews.states(session, [row.id]))
 
 
 def generation_detail(session: Session, row: Generation) -> GenerationDetail:
     """A generation with its whole provenance."""
     attributes = attributes_of(row.parsed) if row.kind == PromptKind.ATTRIBUTES else {}
     more = {"texts": texts_of(row.kind, row.parsed), "attributes": attributes}
-    return GenerationDetail.model_validate(row.model_dump() | _view(session, row) | more)
+    view = _view(session, row, reviews.states(session, [row.id]))
+    return GenerationDetail.model_validate(row.model_dump() | view | more)
 
 
 # ----------------------------------------------------------------------------------------- edits
@@ -422,6 +463,7 @@ def _write(
     author: str,
     parent_id: int | None,
 ) -> Generation:
+    reviews.check_unlocked(session, kind=kind, name=name, context=context, label_id=label_id)
     content = _content(kind, text, parsed)
     texts = texts_of(kind, content)
     for written in texts:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from contract import Release
-from enrich_service.enrichment.models import Generation
+from enrich_service.enrichment.models import Generation, ReviewAction
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import PromptKind, VersionCreate
 
@@ -24,6 +24,7 @@ class LabelSetRecord(BaseModel):
     record: Literal["label_set"] = "label_set"
     name: str
     labels: list[LabelIn]
+    confusable: dict[str, list[str]] = {}
 
 
 class VersionRecord(VersionCreate):
@@ -33,6 +34,7 @@ class VersionRecord(VersionCreate):
     prompt: str
     kind: PromptKind
     summary: str = ""
+    tags: list[str] = Field(default_factory=list)
     number: int
     content_hash: str
     created_at: datetime
@@ -74,6 +76,17 @@ _fields: dict[str, Any] = {
 }
 GENERATION_FIELDS = tuple(_fields)
 GenerationRecord = create_model("GenerationRecord", __base__=_GenerationBase, **_fields)
+
+
+class ReviewRecord(BaseModel):
+    """What a person said of a text; `generation` is its id in the file."""
+
+    record: Literal["review"] = "review"
+    generation: int
+    action: ReviewAction
+    reason: str
+    author: str
+    at: datetime
 
 
 class ReleaseRecord(BaseModel):

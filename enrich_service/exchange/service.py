@@ -16,7 +16,12 @@ from contract import Release
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import check_text, shortened
 from enrich_service.enrichment.answers import Taken
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    TextReview,
+)
 from enrich_service.enrichment.validators import DEFAULT_RULES, Answer, check
 from enrich_service.exchange.schemas import (
     GENERATION_FIELDS,
@@ -26,6 +31,7 @@ from enrich_service.exchange.schemas import (
     Imported,
     LabelSetRecord,
     ReleaseRecord,
+    ReviewRecord,
     VersionRecord,
 )
 from enrich_service.labels import service as label_service
@@ -136,11 +142,11 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
         sets = sets.where(LabelSet.id == label_service.get(session, label_set).id)
     chosen = session.exec(sets).all()
     for one in chosen:
-        labels = [
-            LabelIn(key=label.key, name=label.name, context=label.context)
-            for label in label_service.labels_of(session, one)
-        ]
-        yield _line(LabelSetRecord(name=one.name, labels=labels))
+        rows = label_service.labels_of(session, one)
+        labels = [LabelIn(key=row.key, name=row.name, context=row.context) for row in rows]
+        near = zip(rows, label_service.confusable_of(session, rows), strict=True)
+        confusable = {row.key: [other.key for other in others] for row, others in near if others}
+        yield _line(LabelSetRecord(name=one.name, labels=labels, confusable=confusable))
     yield from _export_prompts(session)
     query = (
         sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
@@ -164,6 +170,16 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
             )
         )
         session.expunge(row)
+    said = select(TextReview).order_by(col(TextReview.id))
+    if label_set is not None:
+        said = said.join(Generation).where(_serves(chosen[0]))
+    for review in session.exec(said):
+        yield _line(
+            ReviewRecord(
+                generation=review.generation_id,
+                **review.model_dump(include={"action", "reason", "author", "at"}),
+            )
+        )
     ids = [one.id for one in chosen]
     for body in session.exec(
         select(ReleaseRow.body)
@@ -188,6 +204,7 @@ def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
 
 def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
+        tags = prompt_service.tags_of(session, prompt)
         for version in reversed(prompt_service.versions(session, prompt)):
             content = version.model_dump(exclude={"id", "prompt_id"})
             yield _line(
@@ -195,6 +212,7 @@ def _export_prompts(session: Session) -> Iterator[str]:
                     prompt=prompt.name,
                     kind=PromptKind(prompt.kind),
                     summary=prompt.summary,
+                    tags=tags,
                     **content,
                 )
             )
@@ -224,6 +242,7 @@ _RECORDS: dict[str, type[BaseModel]] = {
     "prompt_version": VersionRecord,
     "alias": AliasRecord,
     "generation": GenerationRecord,
+    "review": ReviewRecord,
     "release": ReleaseRecord,
 }
 
@@ -285,6 +304,8 @@ class _Import:
             self._note(self.done.releases, row.name, new)
         elif isinstance(record, GenerationRecord):
             self._generation(record)
+        elif isinstance(record, ReviewRecord):
+            self._review(record)
 
     def _note(self, names: list[str], name: str, new: bool) -> None:
         if new:
@@ -295,6 +316,8 @@ class _Import:
     def _label_set(self, record: LabelSetRecord) -> None:
         row, new = release_service.label_set_of(self.session, record.name, record.labels)
         self._note(self.done.label_sets, record.name, new)
+        if new:
+            label_service.set_confusable(self.session, row, record.confusable)
         self.labels[record.name] = {
             label.key: label.id
             for label in label_service.labels_of(self.session, row)
@@ -318,6 +341,7 @@ class _Import:
                 name=record.prompt,
                 kind=record.kind,
                 summary=record.summary,
+                tags=record.tags,
                 **content,
                 **author,
             )
@@ -383,6 +407,24 @@ class _Import:
             self.done.generations += 1
         elif row.status is GenerationStatus.REJECTED:
             self.done.rejected += 1
+
+    def _review(self, record: ReviewRecord) -> None:
+        generation_id = self.generations.get(record.generation)
+        if generation_id is None:
+            raise InvalidInput(f"a review names generation {record.generation}, which is not there")
+        row = TextReview(
+            generation_id=generation_id,
+            **record.model_dump(include={"action", "reason", "author", "at"}),
+        )
+        same = select(TextReview.id).where(
+            TextReview.generation_id == generation_id,
+            TextReview.action == row.action,
+            TextReview.author == row.author,
+            TextReview.at == row.at,
+        )
+        if self.session.exec(same.limit(1)).one_or_none() is None:
+            self.session.add(row)
+            self.session.flush()
 
     def _same(self, record: Any) -> int | None:  # noqa: ANN401 - a GenerationRecord
         """The id of the row that is this very generation, or a result for its dedupe key."""

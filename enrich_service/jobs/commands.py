@@ -5,8 +5,14 @@ from typing import Annotated
 import typer
 
 from contract import JobState
-from enrich_service.core.console import Json, read_session, show, write_session
-from enrich_service.jobs import service
+from enrich_service.core.console import (
+    Json,
+    load_settings,
+    read_session,
+    show,
+    write_session,
+)
+from enrich_service.jobs import reports, service
 
 app = typer.Typer(no_args_is_help=True, help="Training jobs.")
 
@@ -48,3 +54,11 @@ def cancel(job_id: int, json: Json = False) -> None:
     with write_session() as session:
         view = service.view(session, service.cancel(session, job_id))
     show(view, json=json, columns=("id", "state", "cancel_requested"))
+
+
+@app.command()
+def confusable(job_id: int, json: Json = False) -> None:
+    """Write the classes whose texts lay closest in a job's report into its label set."""
+    with write_session() as session:
+        found = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
+    show(found, json=json)

@@ -23,7 +23,7 @@ from enrich_service.core.dependencies import (
 from enrich_service.core.errors import NotFound
 from enrich_service.core.problems import problems
 from enrich_service.core.settings import Settings
-from enrich_service.jobs import artifacts, service
+from enrich_service.jobs import artifacts, reports, service
 from enrich_service.jobs.models import JobArtifact
 from enrich_service.jobs.schemas import (
     EVENT_EXAMPLE,
@@ -40,6 +40,7 @@ from enrich_service.jobs.schemas import (
     Heartbeat,
     Renewed,
 )
+from enrich_service.labels.schemas import Confusable
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -296,6 +297,19 @@ def read_artifact(
 def read_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
     """The report of a job, as its worker wrote it."""
     return _file(artifacts.get(session, job_id, "report.json"), settings)
+
+
+@router.post(
+    "/{job_id}/confusable",
+    summary="Learn from a job which labels are confused",
+    responses=problems(404),
+)
+def learn_confusable(job_id: Id, session: WriteSession, settings: SettingsDep) -> Confusable:
+    """Write the classes whose texts lay closest in a job's report into its label set.
+
+    In place of what was known of those labels. Prompts read them as the variable `labels`.
+    """
+    return reports.learn_confusable(session, settings.artifact_dir, job_id)
 
 
 @router.get(

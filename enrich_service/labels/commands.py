@@ -1,5 +1,6 @@
 """`enrich labels`."""
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
 from enrich_service.labels import service
-from enrich_service.labels.schemas import LabelIn
+from enrich_service.labels.schemas import Confusable, LabelIn
 
 app = typer.Typer(no_args_is_help=True, help="Label sets: named lists of classes.")
 
@@ -20,6 +21,12 @@ def add(
     csv: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="CSV file: key,name,context."),
+    ] = None,
+    from_json: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="JSON file: names, or {key, name, context}."
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of class folders.")
@@ -37,12 +44,16 @@ def add(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create a label set from names, a CSV file, a folder or a label2text.txt."""
-    given = [bool(labels), csv is not None, folder is not None or label2text is not None]
-    if sum(given) != 1:
-        raise InvalidInput("Give class names, --csv, or --folder and/or --label2text: one of them")
+    """Create a label set from names, a JSON or CSV file, a folder or a label2text.txt."""
+    from_folder = folder is not None or label2text is not None
+    if sum((bool(labels), csv is not None, from_json is not None, from_folder)) != 1:
+        raise InvalidInput(
+            "Give class names, --csv, --from-json, or --folder and/or --label2text: one of them"
+        )
     if csv is not None:
         found = service.from_csv(csv.read_bytes())
+    elif from_json is not None:
+        found = service.from_json(from_json.read_bytes())
     elif folder is not None:
         found = service.from_folder(folder, label2text)
     elif label2text is not None:
@@ -81,6 +92,45 @@ def show_(
     show(page if json else page.items, json=json)
     if not json and page.next_offset is not None:
         typer.echo(f"… {page.total} in all: go on with --offset {page.next_offset}")
+
+
+@app.command()
+def confusable(
+    name: str,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help='JSON: {"mallard": ["teal", "gadwall"]}, by key.'
+        ),
+    ] = None,
+    from_names: Annotated[
+        bool, typer.Option("--from-names", help="Names with the same last words are alike.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say which labels are easily confused, for prompts such as `distinct`.
+
+    `enrich jobs confusable JOB` takes them from a training job.
+    """
+    if (file is not None) == from_names:
+        raise InvalidInput("Give --file or --from-names, one of both")
+    with write_session() as session:
+        label_set = service.get(session, name)
+        if file is None:
+            found = service.guess_confusable(session, label_set)
+        else:
+            found = _read_confusable(file)
+            service.set_confusable(session, label_set, found.confusable)
+    show(found, json=json)
+
+
+def _read_confusable(file: Path) -> Confusable:
+    try:
+        return Confusable.model_validate({"confusable": jsonlib.loads(file.read_bytes())})
+    except ValueError as error:
+        raise InvalidInput(
+            f'{file} is no JSON object like {{"mallard": ["teal"]}}: {str(error).splitlines()[0]}'
+        ) from error
 
 
 @app.command()

@@ -33,3 +33,14 @@ class Label(SQLModel, table=True):
     key: str
     name: str
     context: str | None = None
+
+
+class ConfusableLabel(SQLModel, table=True):
+    """`other_id` is easily taken for `label_id`; the nearest has rank 0. Both are of one set."""
+
+    __tablename__ = "confusable_label"
+    __table_args__ = (UniqueConstraint("label_id", "other_id"),)
+
+    label_id: int = Field(foreign_key="label.id", primary_key=True)
+    rank: int = Field(primary_key=True)
+    other_id: int = Field(foreign_key="label.id", index=True)

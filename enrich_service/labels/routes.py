@@ -7,7 +7,7 @@ from fastapi import APIRouter, File, Form, Query
 from enrich_service.core.dependencies import ReadSession, WriteSession
 from enrich_service.core.problems import problems
 from enrich_service.labels import service
-from enrich_service.labels.schemas import LabelPage, LabelSetCreate, LabelSetView
+from enrich_service.labels.schemas import Confusable, LabelPage, LabelSetCreate, LabelSetView
 
 router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
 
@@ -66,6 +66,30 @@ def list_labels(
     """List the labels of a label set in order, a page at a time."""
     label_set = service.get(session, name)
     return service.page(session, label_set, search=search, limit=limit, offset=offset)
+
+
+@router.put("/{name}/confusable", summary="Say which labels are confused", responses=problems(404))
+def put_confusable(name: str, body: Confusable, session: WriteSession) -> Confusable:
+    """Write down, nearest first, which labels each of the given ones is easily taken for.
+
+    Prompts read their names as the variable `labels`. In place of what was known of those labels;
+    of all others nothing changes.
+    """
+    service.set_confusable(session, service.get(session, name), body.confusable)
+    return body
+
+
+@router.post(
+    "/{name}/confusable/from-names",
+    summary="Guess from names which labels are confused",
+    responses=problems(404),
+)
+def guess_confusable(name: str, session: WriteSession) -> Confusable:
+    """Take labels whose names end with the same words ("common teal", "cinnamon teal") for alike.
+
+    Only for labels of which nothing is known yet.
+    """
+    return service.guess_confusable(session, service.get(session, name))
 
 
 @router.delete(

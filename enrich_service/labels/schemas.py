@@ -57,6 +57,9 @@ class LabelView(BaseModel):
     key: str
     name: str
     context: str | None
+    confusable: Annotated[
+        list[str], Field(description="Keys of the labels it is most easily confused with")
+    ] = []
 
 
 class LabelPage(BaseModel):
@@ -71,3 +74,14 @@ class LabelPage(BaseModel):
     items: list[LabelView]
     total: int
     next_offset: int | None
+
+
+class Confusable(BaseModel):
+    """For each label (by key) those that it is most easily confused with, the nearest first."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"confusable": {"mallard": ["teal", "gadwall"]}}]},
+    )
+
+    confusable: dict[str, list[str]]

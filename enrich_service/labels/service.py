@@ -1,23 +1,37 @@
-"""Label sets: checked whole, stored whole or not at all, never changed."""
+"""Label sets: checked whole, stored whole or not at all, never changed.
+
+What can be changed is which labels are easily confused, since that is learnt later: it is written
+by hand, taken from the diagnostics of a training job, or guessed from the names.
+"""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
 
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_line, check_name, shortened
-from enrich_service.labels.models import Label, LabelSet
-from enrich_service.labels.schemas import LabelIn, LabelPage, LabelSetView, LabelView
+from enrich_service.labels.models import ConfusableLabel, Label, LabelSet
+from enrich_service.labels.schemas import (
+    Confusable,
+    LabelIn,
+    LabelPage,
+    LabelSetView,
+    LabelView,
+)
 
 MAX_LABELS = 100_000
 MAX_NAME = 300  # characters, also of a context
 MAX_KEY = 255  # characters; a key names a folder
+MAX_CONFUSABLE = 20  # for one label
+NEAREST = 5  # of them are guessed from names
 _COLUMNS = ("key", "name", "context")
+_NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
 def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
@@ -57,6 +71,18 @@ def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
     if not rows:
         raise InvalidInput("A label set needs at least one label")
     return rows
+
+
+def from_json(data: bytes) -> list[LabelIn]:
+    """Labels of a JSON file: a list of names, or of objects with name, key and context."""
+    try:
+        found = _NAMES_OR_LABELS.validate_json(data)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"The JSON file is no list of labels ({error.errors(include_url=False)[-1]['msg']}): "
+            'write ["teal", …] or [{"name": "teal", "key": "n1", "context": "a bird"}, …]'
+        ) from None
+    return [LabelIn(name=one) if isinstance(one, str) else one for one in found]
 
 
 def from_csv(data: bytes) -> list[LabelIn]:
@@ -187,16 +213,116 @@ def page(
     ).all()
     after = offset + len(labels)
     return LabelPage(
-        items=[LabelView(**label.model_dump()) for label in labels],
+        items=[
+            LabelView(**label.model_dump(), confusable=[other.key for other in near])
+            for label, near in zip(labels, confusable_of(session, labels), strict=True)
+        ],
         total=total,
         next_offset=after if after < total and labels else None,
+    )
+
+
+def confusable_of(session: Session, labels: Sequence[Label]) -> list[list[Label]]:
+    """For each of `labels` those that it is most easily confused with, the nearest first."""
+    near: dict[int | None, list[Label]] = {label.id: [] for label in labels}
+    ids = list(near)
+    for start in range(0, len(ids), 500):
+        for label_id, other in session.exec(
+            select(ConfusableLabel.label_id, Label)
+            .join(Label, col(Label.id) == col(ConfusableLabel.other_id))
+            .where(col(ConfusableLabel.label_id).in_(ids[start : start + 500]))
+            .order_by(col(ConfusableLabel.label_id), col(ConfusableLabel.rank))
+        ):
+            near[label_id].append(other)
+    return [near[label.id] for label in labels]
+
+
+def set_confusable(
+    session: Session, label_set: LabelSet, confusable: Mapping[str, Sequence[str]]
+) -> None:
+    """Write down which labels (keys) each of the given ones is most easily confused with.
+
+    In place of what was known of those labels; of the others nothing changes. Raises InvalidInput
+    for a key that the label set does not have.
+    """
+    ids = {label.key: label.id for label in labels_of(session, label_set)}
+    rows = []
+    for key, others in confusable.items():
+        if len(others) > MAX_CONFUSABLE:
+            raise InvalidInput(
+                f"Label {shortened(key)} has {len(others)} confusable labels; at most "
+                f"{MAX_CONFUSABLE} are taken: give the nearest"
+            )
+        for one in (key, *others):
+            if one not in ids:
+                raise InvalidInput(
+                    f"Label set {label_set.name!r} has no label with the key {shortened(one)}"
+                )
+        if key in others or len(set(others)) < len(others):
+            raise InvalidInput(
+                f"Label {shortened(key)}: name each confusable label once, and not itself"
+            )
+        rows += [
+            {"label_id": ids[key], "rank": rank, "other_id": ids[other]}
+            for rank, other in enumerate(others)
+        ]
+    given = [ids[key] for key in confusable]
+    for start in range(0, len(given), 500):
+        some = given[start : start + 500]
+        session.execute(delete(ConfusableLabel).where(col(ConfusableLabel.label_id).in_(some)))
+    if rows:
+        session.execute(insert(ConfusableLabel), rows)
+
+
+def alike_by_name(labels: Sequence[Label]) -> dict[str, list[str]]:
+    """The keys of up to `NEAREST` labels whose names end like a label's own, for each that has any.
+
+    In English the last word of a name says what kind of thing it is ("common teal", "cinnamon
+    teal"), and things of one kind look alike; the more words at the end are shared, the nearer.
+    Names of one word, of another language or of other kin find nothing, and nothing is made up.
+    """
+    backwards = {label.key: label.name.casefold().split()[::-1] for label in labels}
+    order = sorted(backwards, key=lambda key: (backwards[key], key))
+    found: dict[str, list[str]] = {}
+    for place, key in enumerate(order):
+        around = order[max(0, place - NEAREST) : place] + order[place + 1 : place + 1 + NEAREST]
+        shared = {
+            other: _common_start(backwards[key], backwards[other])
+            for other in around
+            if backwards[other] != backwards[key]
+        }
+        near = sorted((other for other in shared if shared[other]), key=lambda o: (-shared[o], o))
+        if near:
+            found[key] = near[:NEAREST]
+    return found
+
+
+def guess_confusable(session: Session, label_set: LabelSet) -> Confusable:
+    """Write down `alike_by_name` for the labels of which nothing is known; what was written."""
+    labels = labels_of(session, label_set)
+    known = {
+        label.key
+        for label, near in zip(labels, confusable_of(session, labels), strict=True)
+        if near
+    }
+    guessed = {key: near for key, near in alike_by_name(labels).items() if key not in known}
+    set_confusable(session, label_set, guessed)
+    return Confusable(confusable=guessed)
+
+
+def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many elements two sequences share from their start on."""
+    return next(
+        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
 
 
 def remove(session: Session, label_set: LabelSet) -> None:
     """Delete `label_set` with its labels. Raises Conflict where texts or releases need it."""
     name = label_set.name
+    own = select(Label.id).where(Label.label_set_id == label_set.id)
     try:
+        session.execute(delete(ConfusableLabel).where(col(ConfusableLabel.label_id).in_(own)))
         session.execute(delete(Label).where(col(Label.label_set_id) == label_set.id))
         session.delete(label_set)
         session.flush()

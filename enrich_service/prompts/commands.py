@@ -25,14 +25,17 @@ Body = Annotated[
 
 @app.command("list")
 def list_(
-    search: Annotated[str, typer.Option(help="Only those with this in name or summary.")] = "",
+    search: Annotated[
+        str, typer.Option(help="Only those with this in name, summary or a tag.")
+    ] = "",
+    tag: Annotated[str | None, typer.Option(help="Only those with this very tag.")] = None,
     archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
     json: Json = False,
 ) -> None:
     """List prompts with their aliases."""
     with read_session() as session:
-        found = service.listing(session, search=search, archived=archived, limit=None)
-    show(found, json=json, columns=("name", "kind", "latest", "aliases", "summary"))
+        found = service.listing(session, search=search, tag=tag, archived=archived, limit=None)
+    show(found, json=json, columns=("name", "kind", "latest", "tags", "aliases", "summary"))
 
 
 @app.command("show")
@@ -72,6 +75,22 @@ def add(body: Body, json: Json = False) -> None:
             version, _ = service.create_version(session, prompt, **content)
         view = service.version_view(prompt, version)
     show(view, json=json, columns=("prompt", "number", "content_hash", "message"))
+
+
+@app.command("tag")
+def tag_(
+    name: str,
+    tags: Annotated[
+        list[str] | None, typer.Argument(help="In place of those it had; none: take all away.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tag a prompt, so that it is found again."""
+    with write_session() as session:
+        prompt = service.get(session, name)
+        service.set_tags(session, prompt, tags or ())
+        view = service.view(session, prompt)
+    show(view, json=json, columns=("name", "tags"))
 
 
 @app.command()

@@ -22,6 +22,15 @@ class Prompt(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
 
 
+class PromptTag(SQLModel, table=True):
+    """A word that people put on a prompt to find it again; no part of what shapes an answer."""
+
+    __tablename__ = "prompt_tag"
+
+    prompt_id: int = Field(foreign_key="prompt.id", primary_key=True)
+    tag: str = Field(primary_key=True)
+
+
 class PromptVersion(SQLModel, table=True):
     """Everything that shapes an answer, frozen; `content_hash` covers all of it."""
 

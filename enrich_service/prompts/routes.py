@@ -15,6 +15,7 @@ from enrich_service.prompts.schemas import (
     ArchivePut,
     PromptCreate,
     PromptView,
+    TagsPut,
     VersionCreate,
     VersionDiff,
     VersionView,
@@ -33,13 +34,16 @@ def create_prompt(body: PromptCreate, session: WriteSession) -> VersionView:
 @router.get("", summary="List prompts", responses=problems())
 def list_prompts(
     session: ReadSession,
-    search: Annotated[str, Query(max_length=200, description="In name or summary")] = "",
+    search: Annotated[str, Query(max_length=200, description="In name, summary or a tag")] = "",
+    tag: Annotated[str | None, Query(max_length=200, description="With this very tag")] = None,
     archived: Annotated[bool, Query(description="Archived ones too")] = False,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[PromptView]:
     """List prompts by name."""
-    return service.listing(session, archived=archived, search=search, limit=limit, offset=offset)
+    return service.listing(
+        session, archived=archived, search=search, tag=tag, limit=limit, offset=offset
+    )
 
 
 @router.get("/{name}", summary="Show a prompt", responses=problems(404))
@@ -53,6 +57,14 @@ def archive_prompt(name: str, body: ArchivePut, session: WriteSession) -> Prompt
     """Archive a prompt or bring it back. Nothing of it is lost."""
     prompt = service.get(session, name)
     service.set_archived(session, prompt, body.archived)
+    return service.view(session, prompt)
+
+
+@router.put("/{name}/tags", summary="Tag a prompt", responses=problems(404))
+def tag_prompt(name: str, body: TagsPut, session: WriteSession) -> PromptView:
+    """Give a prompt these tags in place of those it had."""
+    prompt = service.get(session, name)
+    service.set_tags(session, prompt, body.tags)
     return service.view(session, prompt)
 
 
@@ -97,9 +109,13 @@ def compare_versions(
     after: Annotated[
         int, Query(alias="to", ge=1, le=MAX_ID, description="Number of the newer version")
     ],
+    context: Annotated[
+        int | None,
+        Query(ge=0, le=100, description="Equal lines kept around a change; absent: all"),
+    ] = None,
 ) -> VersionDiff:
-    """Show what changed between two versions; what is equal is left out."""
-    return service.diff(session, service.get(session, name), before, after)
+    """Show what changed between two versions, side by side; fields that are equal are left out."""
+    return service.diff(session, service.get(session, name), before, after, context=context)
 
 
 @router.get("/{name}/aliases/{alias}", summary="Resolve an alias", responses=problems(404))

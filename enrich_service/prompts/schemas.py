@@ -66,6 +66,7 @@ class PromptCreate(VersionCreate):
                     "name": "short-description",
                     "kind": "description",
                     "summary": "One line",
+                    "tags": ["birds"],
                     **_CONTENT,
                 }
             ]
@@ -75,6 +76,17 @@ class PromptCreate(VersionCreate):
     name: str
     kind: PromptKind
     summary: str = ""
+    tags: Annotated[list[str], Field(description="Words to find it by; they can be changed")] = []
+
+
+class TagsPut(BaseModel):
+    """The tags of a prompt, in place of those it had."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"tags": ["birds", "short"]}]}
+    )
+
+    tags: list[str]
 
 
 class AliasView(BaseModel):
@@ -99,6 +111,7 @@ class PromptView(BaseModel):
                     "name": "short-description",
                     "kind": "description",
                     "summary": "One line",
+                    "tags": ["birds"],
                     "latest": 2,
                     "aliases": [{"name": "production", "version": 2, "protected": True}],
                     "archived_at": None,
@@ -111,6 +124,7 @@ class PromptView(BaseModel):
     name: str
     kind: PromptKind
     summary: str
+    tags: list[str]
     latest: Annotated[int, Field(description="Number of the newest version")]
     aliases: list[AliasView]
     archived_at: datetime | None
@@ -211,11 +225,30 @@ class AliasMoveView(BaseModel):
     at: datetime
 
 
+class DiffPart(BaseModel):
+    """A stretch of a line; `changed`: the other side has something else here."""
+
+    text: str
+    changed: bool
+
+
+class DiffRow(BaseModel):
+    """One row of two columns. A side that has no line here is null; `hidden` rows have neither."""
+
+    before: list[DiffPart] | None = None
+    after: list[DiffPart] | None = None
+    before_line: Annotated[int | None, Field(description="From 1")] = None
+    after_line: Annotated[int | None, Field(description="From 1")] = None
+    changed: bool = False
+    hidden: Annotated[int, Field(description="So many equal lines are left out here")] = 0
+
+
 class FieldDiff(BaseModel):
-    """One field that differs, as a unified diff of its lines."""
+    """One field that differs: as a unified diff of its lines, and in rows of two columns."""
 
     field: str
     diff: list[str]
+    rows: list[DiffRow]
 
 
 class VersionDiff(BaseModel):
@@ -229,7 +262,28 @@ class VersionDiff(BaseModel):
                     "from_version": 1,
                     "to_version": 2,
                     "changed": [
-                        {"field": "user", "diff": ["-Describe it.", "+Describe its colours."]}
+                        {
+                            "field": "user",
+                            "diff": ["@@ -1 +1 @@", "-Describe it.", "+Describe its colours."],
+                            "rows": [
+                                {
+                                    "before": [
+                                        {"text": "Describe ", "changed": False},
+                                        {"text": "it", "changed": True},
+                                        {"text": ".", "changed": False},
+                                    ],
+                                    "after": [
+                                        {"text": "Describe ", "changed": False},
+                                        {"text": "its colours", "changed": True},
+                                        {"text": ".", "changed": False},
+                                    ],
+                                    "before_line": 1,
+                                    "after_line": 1,
+                                    "changed": True,
+                                    "hidden": 0,
+                                }
+                            ],
+                        }
                     ],
                 }
             ]

@@ -1,6 +1,5 @@
 """Prompts: immutable versions, and aliases that move between them with a log."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -8,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonschema
-from sqlmodel import Session, col, func, select
+from sqlalchemy import ColumnElement, exists
+from sqlmodel import Session, col, delete, func, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
-from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment.validators import check_rules
-from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
+from enrich_service.prompts.differences import side_by_side, unified
+from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
     AliasView,
     FieldDiff,
@@ -28,6 +29,8 @@ from enrich_service.prompts.templates import check_template
 # Everything that shapes an answer, beside the prompt's kind.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
 MAX_JSON = 100_000  # bytes
+MAX_TAGS = 20
+MAX_TAG = 50  # characters
 _ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 # They belong to the operator or to the call itself.
 _NO_PARAMETERS = frozenset(
@@ -169,6 +172,7 @@ def create(
     name: str,
     kind: str,
     summary: str = "",
+    tags: Sequence[str] = (),
     system: str = "",
     user: str,
     output_schema: Mapping[str, Any],
@@ -187,6 +191,7 @@ def create(
     prompt = Prompt(name=name, kind=str(kind), summary=summary)
     session.add(prompt)
     session.flush()
+    set_tags(session, prompt, tags)
     version, _ = create_version(
         session,
         prompt,
@@ -272,10 +277,11 @@ def listing(
     *,
     archived: bool = False,
     search: str = "",
+    tag: str | None = None,
     limit: int | None = 100,
     offset: int = 0,
 ) -> list[PromptView]:
-    """Prompts by name, with their newest version's number and their aliases."""
+    """Prompts by name; `search`: with this in name, summary or a tag, `tag`: with this very tag."""
     query = select(Prompt).order_by(Prompt.name).limit(limit).offset(offset)
     if not archived:
         query = query.where(col(Prompt.archived_at).is_(None))
@@ -283,8 +289,36 @@ def listing(
         query = query.where(
             col(Prompt.name).contains(search, autoescape=True)
             | col(Prompt.summary).contains(search, autoescape=True)
+            | _tagged(col(PromptTag.tag).contains(search, autoescape=True))
         )
+    if tag is not None:
+        query = query.where(_tagged(col(PromptTag.tag) == tag))
     return [view(session, prompt) for prompt in session.exec(query)]
+
+
+def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a prompt has a tag that fits `condition`."""
+    return exists().where(col(PromptTag.prompt_id) == col(Prompt.id), condition)
+
+
+def tags_of(session: Session, prompt: Prompt) -> list[str]:
+    """The tags of `prompt`, by name."""
+    return list(
+        session.exec(
+            select(PromptTag.tag).where(PromptTag.prompt_id == prompt.id).order_by(PromptTag.tag)
+        )
+    )
+
+
+def set_tags(session: Session, prompt: Prompt, tags: Sequence[str]) -> None:
+    """Give `prompt` these tags in place of those it had. Versions and hashes know nothing of it."""
+    checked = {check_line(f"Tag {n}", tag, limit=MAX_TAG) for n, tag in enumerate(tags, start=1)}
+    if len(checked) > MAX_TAGS:
+        raise InvalidInput(f"A prompt has at most {MAX_TAGS} tags; these are {len(checked)}")
+    assert prompt.id is not None
+    session.execute(delete(PromptTag).where(col(PromptTag.prompt_id) == prompt.id))
+    session.add_all(PromptTag(prompt_id=prompt.id, tag=tag) for tag in checked)
+    session.flush()
 
 
 def view(session: Session, prompt: Prompt) -> PromptView:
@@ -302,6 +336,7 @@ def view(session: Session, prompt: Prompt) -> PromptView:
         name=prompt.name,
         kind=PromptKind(prompt.kind),
         summary=prompt.summary,
+        tags=tags_of(session, prompt),
         latest=newest,
         aliases=[
             AliasView(name=alias.name, version=number, protected=alias.protected)
@@ -406,17 +441,23 @@ def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMo
     ).all()
 
 
-def diff(session: Session, prompt: Prompt, before: int, after: int) -> VersionDiff:
-    """What changed from version `before` to version `after`, field by field."""
+def diff(
+    session: Session, prompt: Prompt, before: int, after: int, *, context: int | None = None
+) -> VersionDiff:
+    """What changed from version `before` to version `after`, field by field.
+
+    `context`: so many equal lines are shown around a change in the rows; 0: only changes, None:
+    the whole field.
+    """
     old = _by_number_or_alias(session, prompt, number=before)
     new = _by_number_or_alias(session, prompt, number=after)
     changed = []
     for field in CONTENT_FIELDS:
         a, b = _lines(getattr(old, field)), _lines(getattr(new, field))
         if a != b:
-            # The first two lines would name files.
-            lines = list(difflib.unified_diff(a, b, lineterm="", n=2))[2:]
-            changed.append(FieldDiff(field=field, diff=lines))
+            changed.append(
+                FieldDiff(field=field, diff=unified(a, b), rows=side_by_side(a, b, context))
+            )
     return VersionDiff(prompt=prompt.name, from_version=before, to_version=after, changed=changed)
 
 

@@ -170,6 +170,15 @@ def _is_short_range(call: nodes.Call) -> bool:
     )
 
 
+def variables_of(templates: Templates) -> frozenset[str]:
+    """The variables that a version's templates use."""
+    return frozenset(
+        name
+        for source in (templates.system, templates.user)
+        for name in meta.find_undeclared_variables(ENVIRONMENT.parse(source))
+    )
+
+
 def render(templates: Templates, variables: Mapping[str, Any]) -> Rendered:
     """The messages of a prompt version for `variables` (see VARIABLES; the rest is filled in).
 

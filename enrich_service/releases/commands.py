@@ -35,6 +35,9 @@ def create(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Labels without text are no error.")
     ] = False,
+    approved_only: Annotated[
+        bool, typer.Option("--approved-only", help="Only texts that a person approved or locked.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Freeze one text for every label. Without a source: people's and imported texts."""
@@ -47,6 +50,7 @@ def create(
             message=message,
             author=author,
             allow_missing=allow_missing,
+            approved_only=approved_only,
         )
         view = service.view(session, row)
     show(view, json=json)

@@ -31,6 +31,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
         message=body.message,
         author=body.author,
         allow_missing=body.allow_missing,
+        approved_only=body.approved_only,
     )
     response.status_code = 201 if new else 200
     return service.view(session, row)

@@ -63,8 +63,8 @@ class ReleaseSource(BaseModel):
 class ReleaseCreate(BaseModel):
     """Which texts to freeze for every label of a label set.
 
-    The text of a person always wins; then come the texts of the prompt version, then imported
-    ones. Without sources, only people's and imported texts are taken.
+    A locked text always wins, then the text of a person; then come the texts of the prompt
+    version, then imported ones. Without sources, only people's and imported texts are taken.
     """
 
     model_config = ConfigDict(
@@ -89,6 +89,9 @@ class ReleaseCreate(BaseModel):
     author: str = ""
     allow_missing: Annotated[
         bool, Field(description="Labels without text are no error (bare names are a release too)")
+    ] = False
+    approved_only: Annotated[
+        bool, Field(description="Take only texts that a person approved or locked")
     ] = False
 
 

@@ -1,10 +1,12 @@
 """Releases: choose one text for every label, freeze them as bytes, hash them.
 
 Which text a label gets, for each field that is asked for:
-1. the newest text that a person wrote for it, or that was imported as an edit of another;
-2. else the newest accepted text of the asked prompt version (of sentences and captions: the union
+1. the text that a person locked;
+2. else the newest text that a person wrote for it, or that was imported as an edit of another;
+3. else the newest accepted text of the asked prompt version (of sentences and captions: the union
    over the samples, in their order);
-3. else the newest imported text.
+4. else the newest imported text.
+Texts that a person rejected are never taken; where only approved ones are asked for, no others are.
 A generation belongs to a label by its id, or, where it was made for no label set or another one,
 by the label's name and context: a text that was paid for once serves every label set.
 """
@@ -21,6 +23,7 @@ from sqlmodel import Session, col, select
 from contract import Release, ReleaseLabel, TextSource, release_hash
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.enrichment import reviews
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
@@ -55,6 +58,7 @@ def create(
     message: str = "",
     author: str = "",
     allow_missing: bool = False,
+    approved_only: bool = False,
 ) -> tuple[ReleaseRow, bool]:
     """Freeze a release, and say whether it is new: name and texts of an old one give that again.
 
@@ -67,12 +71,14 @@ def create(
     texts: dict[int, dict[str, Any]] = defaultdict(dict)
     origins: dict[tuple[int, str], list[TextSource]] = {}
     for want in asked:
-        for label_id, (value, origin) in _choose(session, chosen, want).items():
+        found = _choose(session, chosen, want, approved_only=approved_only)
+        for label_id, (value, origin) in found.items():
             if want.kind not in texts[label_id]:  # the first source that has a text wins
                 texts[label_id][want.kind] = value
                 origins[label_id, want.kind] = origin
     if not allow_missing:
-        _demand_texts(labels, texts, [want.kind for want in asked] if sources else [])
+        kinds = [want.kind for want in asked] if sources else []
+        _demand_texts(labels, texts, kinds, approved_only=approved_only)
     frozen = tuple(
         ReleaseLabel(
             key=label.key, name=label.name, context=label.context, **texts.get(_id(label), {})
@@ -107,6 +113,7 @@ def _resolved(session: Session, source: ReleaseSource) -> _Asked:
 _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(Label.id).label("for_label"),
     col(Label.key).label("key"),
+    col(Generation.label_id).label("of_label"),
     col(Generation.id).label("id"),
     col(Generation.source).label("source"),
     col(Generation.parsed).label("parsed"),
@@ -119,6 +126,7 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(Prompt.name).label("prompt"),
     col(PromptVersion.number).label("prompt_version"),
     col(PromptVersion.content_hash).label("prompt_hash"),
+    reviews.LOCKED.label("locked"),
 )
 _SAME_LABEL = and_(
     col(Generation.label_name) == col(Label.name),
@@ -127,12 +135,14 @@ _SAME_LABEL = and_(
 _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
-def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable[Row[Any]]:
+def _candidates(
+    session: Session, label_set: LabelSet, want: _Asked, *, approved_only: bool
+) -> Iterable[Row[Any]]:
     """Accepted generations for the labels of `label_set`, the oldest first."""
     human = and_(
-        col(Generation.source).in_(_HUMAN),
+        or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
         col(Generation.kind) == want.kind,
-        # A person's text for a label of another set stays there.
+        # What a person did for a label of another set stays there.
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
     )
     of_version = and_(
@@ -151,21 +161,27 @@ def _candidates(session: Session, label_set: LabelSet, want: _Asked) -> Iterable
             col(Label.label_set_id) == label_set.id,
             col(Generation.status) == GenerationStatus.ACCEPTED,
             or_(human, of_version) if want.version else human,
+            ~reviews.REJECTED,
         )
         .order_by(col(Generation.id))
     )
+    if approved_only:
+        query = query.where(reviews.APPROVED)
     return session.execute(query)
 
 
 def _choose(
-    session: Session, label_set: LabelSet, want: _Asked
+    session: Session, label_set: LabelSet, want: _Asked, *, approved_only: bool
 ) -> dict[int, tuple[Any, list[TextSource]]]:
     """For each label that has one, the chosen text of `want` and where it came from."""
+    locked: dict[int, Row[Any]] = {}
     edits: dict[int, Row[Any]] = {}
     imports: dict[int, Row[Any]] = {}
     samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
-    for row in _candidates(session, label_set, want):
-        if row.source == GenerationSource.PERSON or (
+    for row in _candidates(session, label_set, want, approved_only=approved_only):
+        if row.locked and row.of_label in (None, row.for_label):
+            locked[row.for_label] = row
+        elif row.source == GenerationSource.PERSON or (
             row.source == GenerationSource.IMPORT and row.parent_id is not None
         ):
             edits[row.for_label] = row
@@ -176,8 +192,10 @@ def _choose(
             samples[row.for_label].pop(row.sample_index, None)
             samples[row.for_label][row.sample_index] = row
     chosen: dict[int, tuple[Any, list[TextSource]]] = {}
-    for label_id in edits.keys() | samples.keys() | imports.keys():
-        if label_id in edits:
+    for label_id in locked.keys() | edits.keys() | samples.keys() | imports.keys():
+        if label_id in locked:
+            rows = [locked[label_id]]
+        elif label_id in edits:
             rows = [edits[label_id]]
         elif label_id not in samples:
             rows = [imports[label_id]]
@@ -224,7 +242,11 @@ def _cited(field: str, row: Row[Any]) -> TextSource:
 
 
 def _demand_texts(
-    labels: Sequence[Label], texts: dict[int, dict[str, Any]], kinds: Sequence[str]
+    labels: Sequence[Label],
+    texts: dict[int, dict[str, Any]],
+    kinds: Sequence[str],
+    *,
+    approved_only: bool,
 ) -> None:
     for kind in dict.fromkeys(kinds) or (None,):
         missing = [
@@ -235,9 +257,11 @@ def _demand_texts(
         if missing:
             named = ", ".join(map(repr, missing[:_NAMED_IN_ERRORS]))
             more = ", …" if len(missing) > _NAMED_IN_ERRORS else ""
+            what = f"approved {kind or 'text'}" if approved_only else kind or "text"
+            remedy = "Approve" if approved_only else "Run the prompt for them, write or import"
             raise Conflict(
-                f"{len(missing)} of {len(labels)} labels have no {kind or 'text'}: {named}{more}. "
-                'Run the prompt for them, write or import texts, or say "allow_missing": true.'
+                f"{len(missing)} of {len(labels)} labels have no {what}: {named}{more}. "
+                f'{remedy} texts, or say "allow_missing": true.'
             )
 
 

@@ -1,12 +1,10 @@
 """Two prompts to begin with. Their content is frozen here, whatever the code becomes."""
 
-import hashlib
-import json
-from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
 from alembic import op
+
+from migrations.seeds import plant, uproot
 
 revision = "0002"
 down_revision = "0001"
@@ -113,106 +111,9 @@ SEEDS: list[dict[str, Any]] = [
 ]
 
 
-def _hash(seed: dict[str, Any]) -> str:
-    fields = ("kind", "system", "user", "output_schema", "model_defaults", "validators")
-    body = {name: seed[name] for name in fields}
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-_prompt = sa.table(
-    "prompt",
-    *(sa.column(name) for name in ("id", "name", "kind", "summary")),
-    sa.column("created_at", sa.DateTime(timezone=True)),
-)
-_version = sa.table(
-    "prompt_version",
-    *(sa.column(n) for n in ("id", "prompt_id", "number", "system", "user", "content_hash")),
-    *(sa.column(n, sa.JSON()) for n in ("output_schema", "model_defaults", "validators")),
-    *(sa.column(n) for n in ("message", "author")),
-    sa.column("created_at", sa.DateTime(timezone=True)),
-)
-_alias = sa.table(
-    "alias",
-    *(sa.column(name) for name in ("prompt_id", "name", "version_id")),
-    sa.column("protected", sa.Boolean()),
-)
-_move = sa.table(
-    "alias_move",
-    *(sa.column(n) for n in ("prompt_id", "name", "from_number", "to_number", "reason", "author")),
-    sa.column("at", sa.DateTime(timezone=True)),
-)
-
-
 def upgrade() -> None:
-    connection = op.get_bind()
-    now = datetime.now(UTC)
-    for seed in SEEDS:
-        prompt_id = connection.execute(
-            sa.insert(_prompt)
-            .values(
-                {name: seed[name] for name in ("name", "kind", "summary")} | {"created_at": now}
-            )
-            .returning(_prompt.c.id)
-        ).scalar_one()
-        version_id = connection.execute(
-            sa.insert(_version)
-            .values(
-                {
-                    name: seed[name]
-                    for name in ("system", "user", "output_schema", "model_defaults", "validators")
-                }
-                | {
-                    "prompt_id": prompt_id,
-                    "number": 1,
-                    "content_hash": _hash(seed),
-                    "message": "Delivered with the service",
-                    "author": "",
-                    "created_at": now,
-                }
-            )
-            .returning(_version.c.id)
-        ).scalar_one()
-        connection.execute(
-            sa.insert(_alias).values(
-                prompt_id=prompt_id, name="production", version_id=version_id, protected=False
-            )
-        )
-        connection.execute(
-            sa.insert(_move).values(
-                prompt_id=prompt_id,
-                name="production",
-                from_number=None,
-                to_number=1,
-                reason="Delivered with the service",
-                author="",
-                at=now,
-            )
-        )
+    plant(op.get_bind(), SEEDS)
 
 
 def downgrade() -> None:
-    """Take the seeds back where nothing stands on them; what was made with them is kept."""
-    connection = op.get_bind()
-    generation = sa.table("generation", sa.column("prompt_version_id"))
-    run = sa.table("run", sa.column("prompt_version_id"))
-    for seed in SEEDS:
-        prompt_id = connection.execute(
-            sa.select(_prompt.c.id).where(_prompt.c.name == seed["name"])
-        ).scalar_one_or_none()
-        if prompt_id is None:
-            continue
-        versions = sa.select(_version.c.id).where(_version.c.prompt_id == prompt_id)
-        used = [
-            connection.execute(
-                sa.select(sa.func.count())
-                .select_from(table)
-                .where(table.c.prompt_version_id.in_(versions))
-            ).scalar_one()
-            for table in (generation, run)
-        ]
-        if any(used):
-            continue
-        for table in (_alias, _move, _version):
-            connection.execute(sa.delete(table).where(table.c.prompt_id == prompt_id))
-        connection.execute(sa.delete(_prompt).where(_prompt.c.id == prompt_id))
+    uproot(op.get_bind(), SEEDS)

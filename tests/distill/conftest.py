@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from contract import Release, ReleaseLabel, release_hash
+from contract import Release, ReleaseLabel, TrainConfig, release_hash
+from demo.world import charms, write_world
 
 TINY = {
     "model_cfg": {
@@ -182,3 +183,68 @@ def colour_teacher(tmp_path_factory) -> str:
     (folder / "open_clip_config.json").write_text(json.dumps(TINY))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
+
+
+DEMO = Path(__file__).parents[2] / "demo"
+
+
+@pytest.fixture(scope="session")
+def charm_release() -> Release:
+    """The demo's classes with the description and the attributes that were recorded for each."""
+    replies: dict[str, dict[str, dict]] = {}
+    for line in (DEMO / "replies.jsonl").read_text(encoding="utf-8").splitlines():
+        reply = json.loads(line)  # the last one of a label and prompt is the valid one
+        replies.setdefault(reply["label"], {})[reply["prompt"]] = reply["reply"]
+    labels = tuple(
+        ReleaseLabel(
+            key=charm.key,
+            name=charm.name,
+            description=json.loads(replies[charm.name]["visual-description"])["description"],
+            attributes={
+                name: (values,) if isinstance(values, str) else tuple(values)
+                for name, values in json.loads(replies[charm.name]["attributes"]).items()
+            },
+        )
+        for charm in charms()
+    )
+    return Release(
+        id=1,
+        name="charms",
+        label_set="charms",
+        hash=release_hash(labels),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        labels=labels,
+    )
+
+
+@pytest.fixture(scope="session")
+def charm_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's world with a few images a class, and a cache of what the teacher makes of them."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, train=5, val_on_train=2, val=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def charm_run(charm_world: Path, charm_release: Release) -> Path:
+    """The folder of a finished run: a small student, an epoch of the demo's teacher."""
+    from distill.job import run_job
+
+    config = TrainConfig(
+        data=str(charm_world),
+        teacher=f"local-dir:{DEMO / 'teacher'}",
+        student="test_resnet",
+        image_size=32,
+        epochs=1,
+        batch_size=36,
+    )
+    out = charm_world / "run"
+    run_job(
+        config,
+        charm_release,
+        out,
+        cache=charm_world / "cache",
+        on_event=lambda *_: None,
+        should_stop=lambda: False,
+    )
+    return out

@@ -66,6 +66,22 @@ def test_a_folder_of_class_folders_becomes_a_label_set(enrich, tmp_path):
     assert "mallard" in enrich("labels", "show", "p").stdout
 
 
+def test_a_json_file_of_names_or_of_labels_becomes_a_label_set(enrich, tmp_path):
+    (tmp_path / "names.json").write_text('["teal", "mallard"]')
+    (tmp_path / "labels.json").write_text('[{"key": "n1", "name": "teal", "context": "a bird"}]')
+    assert (
+        data_of(enrich("labels", "add", "a", "--from-json", "names.json", "--json"))["labels"] == 2
+    )
+    assert enrich("labels", "add", "b", "--from-json", "labels.json").exit_code == 0
+    (label,) = data_of(enrich("labels", "show", "b", "--json"))["items"]
+    assert (label["key"], label["name"], label["context"]) == ("n1", "teal", "a bird")
+    (tmp_path / "wrong.json").write_text('{"teal": 1}')
+    wrong = enrich("labels", "add", "c", "--from-json", "wrong.json")
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("enrich: The JSON file is no list of labels")
+    assert wrong.stderr.count("\n") == 1
+
+
 def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     body = {
         "name": "mine",
@@ -84,8 +100,28 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     assert data_of(back)["version"] == 1
     shown = data_of(enrich("prompts", "show", "mine", "--alias", "production", "--json"))
     assert shown["number"] == 1
+    assert data_of(enrich("prompts", "tag", "mine", "birds", "--json"))["tags"] == ["birds"]
+    assert [one["name"] for one in data_of(enrich("prompts", "list", "--tag", "birds", "--json"))]
     assert enrich("prompts", "archive", "mine").exit_code == 0
     assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
+
+
+def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
+    (tmp_path / "l.txt").write_text("n1 1 wood_duck\n")
+    (tmp_path / "d.txt").write_text("The wood duck has a green crest and red eyes.\n")
+    data_of(enrich("import", "pairs", "ducks", "l.txt", "d.txt", "--json"))
+    (text,) = data_of(enrich("texts", "list", "--opinion", "open", "--json"))["items"]
+    assert data_of(enrich("texts", "show", text["id"], "--json"))["label"] == "wood duck"
+    refused = enrich("release", "create", "ducks", "r", "--approved-only")
+    assert "no approved text" in refused.stderr
+    said = data_of(enrich("texts", "approve", text["id"], "--author", "ada", "--json"))
+    assert [(one["action"], one["author"]) for one in said] == [("approve", "ada")]
+    assert data_of(enrich("release", "create", "ducks", "r", "--approved-only", "--json"))
+    for action in ("lock", "unlock", "reject"):
+        assert enrich("texts", action, text["id"]).exit_code == 0
+    log = data_of(enrich("texts", "log", text["id"], "--json"))
+    assert [one["action"] for one in log] == ["reject", "unlock", "lock", "approve"]
+    assert "wood duck" in enrich("texts", "list", "--opinion", "rejected").stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +135,11 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
         (["export", "release", "nix"], "no release 'nix'"),
         (["prompts", "show", "nix"], "no prompt 'nix'"),
         (["jobs", "cancel", "7"], "no job 7"),
+        (["jobs", "confusable", "7"], "no job 7"),
+        (["labels", "confusable", "nix", "--from-names"], "no label set 'nix'"),
+        (["labels", "confusable", "nix"], "one of both"),
+        (["texts", "approve", "7"], "no generation 7"),
+        (["texts", "edit", "7", "x"], "no generation 7"),
         (["serve", "--host", "0.0.0.0"], "ENRICH_ALLOW_REMOTE=1"),
     ],
 )

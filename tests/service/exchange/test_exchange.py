@@ -7,7 +7,13 @@ from sqlmodel import select
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    ReviewAction,
+)
 from enrich_service.exchange import service as exchange
 from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
@@ -134,6 +140,9 @@ def filled(engine):
                 author="ada",
             )
         )
+        reviews.review(session, [made.id], ReviewAction.APPROVE, author="eve")
+        labels.set_confusable(session, labels.get(session, "ducks"), {"n1": ["n3"]})
+        prompts.set_tags(session, prompt, ["short"])
         releases.create(session, label_set="ducks", name="r1")
     return engine
 
@@ -168,6 +177,10 @@ def test_everything_goes_out_and_comes_in_elsewhere_the_same(filled, elsewhere):
         parent = there.get(Generation, edits[0].parent_id)
         assert (parent.requested_model, parent.cost_usd) == ("small", 0.25)
         assert parent.messages == [{"role": "user", "content": "common teal"}]
+        assert [said.author for said in reviews.log_of(there, parent.id)] == ["eve"]
+        ducks = labels.get(there, "ducks")
+        assert labels.page(there, ducks).items[0].confusable == ["n3"]
+        assert prompts.view(there, prompts.get(there, "mine")).tags == ["short"]
         # A release of the same sources there has the same hash as one here.
     with writing(filled) as here, writing(elsewhere) as there:
         sources = [releases.ReleaseSource(prompt="mine", version=1)]
@@ -190,6 +203,7 @@ def test_importing_twice_adds_nothing(filled, elsewhere):
     assert exported(elsewhere) == before
     with writing(filled) as session:  # nor does a service that takes in its own export
         assert exchange.import_jsonl(session, lines).generations == 0
+    assert exported(filled) == lines
 
 
 def test_one_label_set_goes_out_alone(filled):
@@ -211,6 +225,7 @@ def damaged(lines, kind, **changes):
         ("generation", {"status": "splendid"}, "status"),
         ("generation", {"parent_id": 999}, "before its parent"),
         ("generation", {"strange": 1}, "strange"),
+        ("review", {"generation": 999}, "a review names generation 999"),
         ("label_set", {"labels": [{"name": ""}]}, "empty"),
         ("label_set", {"record": "nonsense"}, "no record 'nonsense'"),
         ("enrich-export", {"format": 2}, "format"),

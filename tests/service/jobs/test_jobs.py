@@ -10,7 +10,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from contract import Event, Job, JobState, Lease, TrainConfig
+from contract import (
+    ConfusablePair,
+    Event,
+    Job,
+    JobState,
+    Lease,
+    Report,
+    TextDiagnostics,
+    TrainConfig,
+)
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Conflict, LeaseLost
 from enrich_service.core.prestart import prestart
@@ -488,3 +497,57 @@ JobMachine.TestCase.settings = hypothesis_settings(
     max_examples=15, stateful_step_count=25, deadline=None
 )
 TestJobsKeepTheirPromisesInAnyOrder = JobMachine.TestCase
+
+
+def report_of(pairs):
+    """A whole report in which these texts lay closest."""
+    diagnostics = TextDiagnostics(
+        text="name+description",
+        classes=3,
+        mean_cosine=0.1,
+        mean_nearest_cosine=0.5,
+        effective_rank=2.5,
+        singular_values=(1.0, 0.5, 0.1),
+        confusable=[ConfusablePair(a=a, b=b, cosine=cosine) for a, b, cosine in pairs],
+    )
+    now = datetime.now(UTC)
+    return Report(
+        config=TrainConfig(**CONFIG),
+        release_id=1,
+        release_hash="0" * 64,
+        label_set="three",
+        teacher="hf-hub:a/b",
+        teacher_fingerprint="0" * 64,
+        teacher_dim=8,
+        student_parameters=1,
+        epochs=(),
+        accuracies=(),
+        diagnostics=(diagnostics,),
+        pulled_apart=(),
+        started_at=now,
+        finished_at=now,
+    )
+
+
+def test_a_report_teaches_its_label_set_which_labels_are_confused(client):
+    names = ["mallard", "teal", "gadwall", "heron"]
+    client.post("/v1/label-sets", json={"name": "four", "labels": [{"name": n} for n in names]})
+    near = {"confusable": {"heron": ["teal"], "teal": ["heron"]}}
+    client.put("/v1/label-sets/four/confusable", json=near)
+    body = {"label_set": "four", "name": "four-1", "allow_missing": True}
+    release = client.post("/v1/releases", json=body).json()
+    job = queue(client, release_id=release["id"], priority=100)
+    assert client.post(f"/v1/jobs/{job}/confusable").status_code == 404  # no report yet
+    fence = claim(client).fence
+    url = f"/v1/jobs/{job}/artifacts/report.json?fence={fence}"
+    headers = {"Content-Type": "application/json"}
+    client.put(url, content=b'{"accuracies": []}', headers=headers)
+    refused = client.post(f"/v1/jobs/{job}/confusable")
+    assert (refused.status_code, "train again" in refused.json()["detail"]) == (409, True)
+    pairs = [("teal", "gadwall", 0.5), ("teal", "mallard", 0.9)]
+    client.put(url, content=report_of(pairs).model_dump_json(), headers=headers)
+    client.post(f"/v1/jobs/{job}/finish", json={"fence": fence, "state": "succeeded"})
+    learnt = client.post(f"/v1/jobs/{job}/confusable").json()["confusable"]
+    assert learnt == {"teal": ["mallard", "gadwall"], "mallard": ["teal"], "gadwall": ["teal"]}
+    page = client.get("/v1/label-sets/four/labels").json()
+    assert {one["key"]: one["confusable"] for one in page["items"]} == learnt | {"heron": ["teal"]}

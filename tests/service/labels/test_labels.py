@@ -207,3 +207,63 @@ def test_a_body_that_is_no_json_or_no_text_is_a_problem_document(service, text):
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["detail"]
+
+
+def confusable(client, name):
+    page = client.get(f"/v1/label-sets/{name}/labels").json()
+    return {one["key"]: one["confusable"] for one in page["items"] if one["confusable"]}
+
+
+def test_which_labels_are_confused_is_written_and_changed_by_hand(service):
+    create(service, "near", [{"name": name} for name in ("mallard", "teal", "gadwall")])
+    url = "/v1/label-sets/near/confusable"
+    near = {"mallard": ["gadwall", "teal"], "teal": ["mallard"]}
+    assert service.put(url, json={"confusable": near}).json() == {"confusable": near}
+    service.put(url, json={"confusable": {"mallard": ["teal"], "teal": []}})
+    assert confusable(service, "near") == {"mallard": ["teal"]}
+    assert service.delete("/v1/label-sets/near").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("near", "message"),
+    [
+        ({"nix": ["teal"]}, "no label with the key 'nix'"),
+        ({"teal": ["nix"]}, "no label with the key 'nix'"),
+        ({"teal": ["teal"]}, "not itself"),
+        ({"teal": ["mallard", "mallard"]}, "once"),
+        ({"teal": ["mallard"] * 21}, "at most 20"),
+    ],
+)
+def test_confusable_labels_that_make_no_sense_are_told_and_not_stored(service, near, message):
+    create(service, "odd", [{"name": name} for name in ("mallard", "teal")])
+    service.put("/v1/label-sets/odd/confusable", json={"confusable": {"mallard": ["teal"]}})
+    answer = service.put("/v1/label-sets/odd/confusable", json={"confusable": near})
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+    assert confusable(service, "odd") == {"mallard": ["teal"]}
+
+
+def test_names_that_end_alike_are_guessed_to_look_alike_where_nothing_is_known(service):
+    names = ["common teal", "great white shark", "Cinnamon Teal", "wood duck", "teal", "goldfish"]
+    names += ["lesser white shark", "tiger shark"]
+    create(service, "guess", [{"name": name} for name in names])
+    url = "/v1/label-sets/guess/confusable"
+    service.put(url, json={"confusable": {"teal": ["wood_duck"]}})
+    guessed = service.post(f"{url}/from-names").json()["confusable"]
+    assert guessed == {
+        "common_teal": ["Cinnamon_Teal", "teal"],
+        "Cinnamon_Teal": ["common_teal", "teal"],
+        "great_white_shark": ["lesser_white_shark", "tiger_shark"],
+        "lesser_white_shark": ["great_white_shark", "tiger_shark"],
+        "tiger_shark": ["great_white_shark", "lesser_white_shark"],
+    }
+    assert confusable(service, "guess") == guessed | {"teal": ["wood_duck"]}
+
+
+def test_a_hundred_thousand_names_of_one_kind_are_compared_with_their_neighbours_alone():
+    labels = [Label(id=n, key=f"k{n}", name=f"kind {n} teal") for n in range(100_000)]
+    start = time.perf_counter()
+    found = labels_service.alike_by_name(labels)
+    assert time.perf_counter() - start < 20
+    assert len(found) == 100_000
+    assert all(len(near) == 5 for near in found.values())

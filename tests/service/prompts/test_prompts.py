@@ -164,3 +164,61 @@ def test_prompts_are_found_by_name_or_summary(service, prompt):
     service.post("/v1/prompts", json=body)
     found = service.get("/v1/prompts", params={"search": "100%"}).json()
     assert [one["name"] for one in found] == ["zebra"]
+
+
+def test_tags_are_searched_and_changed_and_make_no_version(service, prompt):
+    name = prompt.rpartition("/")[2]
+    tagged = service.put(f"{prompt}/tags", json={"tags": ["plumage", " birds ", "birds"]})
+    assert tagged.json()["tags"] == ["birds", "plumage"]
+    assert tagged.json()["latest"] == 1
+
+    def found(**query):
+        return [one["name"] for one in service.get("/v1/prompts", params=query).json()]
+
+    assert found(search="pluma") == found(tag="plumage") == [name]
+    assert found(tag="pluma") == []
+    service.put(f"{prompt}/tags", json={"tags": []})
+    assert found(search="plumage") == found(tag="birds") == []
+    born = {"name": "born-tagged", "kind": "description", "tags": ["young"], **BODY}
+    service.post("/v1/prompts", json=born)
+    assert found(tag="young") == ["born-tagged"]
+
+
+@pytest.mark.parametrize("tags", [[""], ["a\nb"], ["x" * 51], [f"t{n}" for n in range(21)]])
+def test_what_cannot_be_a_tag_is_told_and_leaves_the_tags_as_they_were(service, prompt, tags):
+    service.put(f"{prompt}/tags", json={"tags": ["kept"]})
+    answer = service.put(f"{prompt}/tags", json={"tags": tags})
+    assert answer.status_code == 422
+    assert "\n" not in answer.json()["detail"]
+    assert service.get(prompt).json()["tags"] == ["kept"]
+
+
+def texts(parts):
+    """A column of a row, with what changed in brackets."""
+    return parts and "".join(f"[{p['text']}]" if p["changed"] else p["text"] for p in parts)
+
+
+def test_versions_stand_side_by_side_with_the_changed_words_marked(service, prompt):
+    lines = [f"line {n}" for n in range(1, 8)]
+    service.post(f"{prompt}/versions", json=BODY | {"system": "\n".join(lines)})
+    lines[3] = "line four, at last"
+    lines.append("one more")
+    service.post(f"{prompt}/versions", json=BODY | {"system": "\n".join(lines)})
+
+    def rows(**query):
+        params = {"from": 2, "to": 3, **query}
+        (field,) = service.get(f"{prompt}/diff", params=params).json()["changed"]
+        return [
+            (row["hidden"] or (texts(row["before"]), texts(row["after"]))) for row in field["rows"]
+        ]
+
+    changed = ("line [4]", "line [four, at last]")
+    assert rows()[2:5] == [("line 3", "line 3"), changed, ("line 5", "line 5")]
+    assert rows(context=0) == [3, changed, 3, (None, "[one more]")]
+    assert rows(context=1)[:4] == [2, ("line 3", "line 3"), changed, ("line 5", "line 5")]
+    (field,) = service.get(f"{prompt}/diff?from=2&to=3").json()["changed"]
+    assert [(row["before_line"], row["after_line"]) for row in field["rows"]][-2:] == [
+        (7, 7),
+        (None, 8),
+    ]
+    assert "".join(p["text"] for p in field["rows"][3]["after"]) == lines[3]

@@ -1,0 +1,102 @@
+"""The commands that ask more of a teacher or a student: few-shot, explain, learn-prompt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from contract import FewShotMethod, Release, TrainConfig
+from distill.console import (
+    CACHE,
+    CacheOption,
+    DescriptionsOption,
+    JsonOption,
+    LabelsOption,
+    ReleaseOption,
+    StrategyOption,
+    bars,
+    one_line_errors,
+    release_given,
+    strategy_given,
+)
+
+RunTeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="Where the run's teacher lies now, if elsewhere.")
+]
+
+
+def run_config(
+    student: Path, release: Release, *, data: Path, teacher: str | None, strategy: str | None
+) -> TrainConfig:
+    """The configuration of the run in the folder `student`, with what the options change."""
+    from distill.report import read_report
+
+    config = read_report(student).config
+    changes: dict[str, str] = {"data": str(data)}
+    if teacher is not None:
+        changes["teacher"] = teacher
+    if strategy is not None:
+        changes["text_strategy"] = strategy_given(strategy, release)
+    return config.model_copy(update=changes)
+
+
+@one_line_errors
+def few_shot(
+    student: Annotated[Path, typer.Option(help="Folder of a training run.")],
+    data: Annotated[Path, typer.Option(help="Folder with val/; finetuning also needs the others.")],
+    ks: Annotated[list[int], typer.Option("-k", help="Support images of each class; repeat it.")],
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    method: Annotated[FewShotMethod, typer.Option(help="How the support is used.")] = "retrieval",
+    seeds: Annotated[int, typer.Option(min=1, help="How many draws of the support.")] = 3,
+    strategy: StrategyOption = None,
+    teacher: RunTeacherOption = None,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy on unseen classes with k labelled images of each, over several draws of them."""
+    from distill.few_shot import few_shot as measure
+    from distill.student import FILE, load_student
+
+    chosen = release_given(release, labels, descriptions)
+    config = run_config(student, chosen, data=data, teacher=teacher, strategy=strategy)
+    network, _ = load_student(student / FILE)
+    with bars() as bar:
+        result = measure(
+            config,
+            network,
+            chosen,
+            method=method,
+            ks=ks,
+            seeds=range(seeds),
+            cache=cache,
+            progress=bar,
+        )
+    if as_json:
+        print(result.model_dump_json())  # noqa: T201
+        return
+    said = ", ".join(f"{name} {value:g}" for name, value in result.settings.items())
+    draws = f"{seeds} draw{'s' if seeds > 1 else ''}"
+    columns = ["model", "k", "top-1 %", "per class %", "text alone %", "images"]
+    if method == "finetune":
+        columns.append("seen top-1 %")
+    table = Table(*columns, title=f"{method}, {result.classes} unseen classes, {draws} ({said})")
+    for row in result.rows:
+        table.add_row(
+            row.model,
+            str(row.k),
+            with_deviation(row.top1, row.top1_deviation),
+            with_deviation(row.mean_per_class, row.mean_per_class_deviation),
+            f"{row.text_only_top1:.1f}",
+            str(row.images),
+            *(() if row.seen_top1 is None else (f"{row.seen_top1:.1f}",)),
+        )
+    Console().print(table)
+
+
+def with_deviation(value: float, deviation: float | None) -> str:
+    """12.3 ± 0.4, or 12.3 where there is but one value."""
+    return f"{value:.1f}" if deviation is None else f"{value:.1f} ± {deviation:.1f}"

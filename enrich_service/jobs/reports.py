@@ -1,0 +1,54 @@
+"""What the service itself reads in the report of a job: how far apart the class texts lay."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from contract import Report
+from enrich_service.core.errors import Conflict, NotFound
+from enrich_service.jobs import artifacts, service
+from enrich_service.labels import service as label_service
+from enrich_service.labels.models import LabelSet
+from enrich_service.labels.schemas import Confusable
+from enrich_service.releases import service as release_service
+
+
+def read(session: Session, folder: Path, job_id: int) -> Report:
+    """The report of a job; `folder`: where the artifacts lie. Raises NotFound where it has none."""
+    artifact = artifacts.get(session, job_id, "report.json")
+    try:
+        return Report.model_validate_json(artifacts.location(folder, artifact.sha256).read_bytes())
+    except FileNotFoundError:
+        raise NotFound(
+            f"The file of artifact {artifact.name!r} is gone from the artifact folder."
+        ) from None
+    except ValidationError as error:
+        raise Conflict(
+            f"The report of job {job_id} is of another version ({error.error_count()} fields "
+            "differ): train again."
+        ) from error
+
+
+def learn_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
+    """Write a report's confusable pairs into the label set of the job; what was written.
+
+    The closest texts come first, whichever text strategy they were found under. Labels that are
+    in no pair keep what was known of them.
+    """
+    report = read(session, folder, job_id)
+    release = release_service.get(session, service.get(session, job_id).release_id)
+    label_set = session.get_one(LabelSet, release.label_set_id)
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for label in label_service.labels_of(session, label_set):
+        keys[label.name].append(label.key)
+    near: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    pairs = [pair for found in report.diagnostics for pair in found.confusable if pair.a != pair.b]
+    for pair in sorted(pairs, key=lambda pair: -pair.cosine):
+        for a in keys[pair.a]:
+            for b in keys[pair.b]:
+                near[a][b] = near[b][a] = None
+    learnt = {key: list(others)[: label_service.MAX_CONFUSABLE] for key, others in near.items()}
+    label_service.set_confusable(session, label_set, learnt)
+    return Confusable(confusable=learnt)
