@@ -13,6 +13,7 @@ import enrich_service.jobs.routes
 import enrich_service.labels.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
+import enrich_service.trials.routes
 import enrich_service.web.routes
 from enrich_service.core import problems
 from enrich_service.core.body_limit import BodyLimit
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.releases,
         enrich_service.exchange,
         enrich_service.jobs,
+        enrich_service.trials,
         enrich_service.web,
     ):
         app.include_router(capability.routes.router)

@@ -19,6 +19,7 @@ from enrich_service.jobs import commands as jobs
 from enrich_service.labels import commands as labels
 from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
+from enrich_service.trials import commands as trials
 
 
 class _Commands(TyperGroup):
@@ -40,6 +41,8 @@ app = typer.Typer(
     help="Class names in; versioned and released texts out.",
 )
 app.command()(enrichment.describe)
+app.command("try")(trials.try_)
+app.command()(trials.compare)
 app.add_typer(labels.app, name="labels")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(enrichment.app, name="run")

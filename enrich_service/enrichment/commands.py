@@ -65,7 +65,8 @@ def _request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the opti
 
 
 @asynccontextmanager
-async def _enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
+async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
+    """An enricher whose language model is known to be set."""
     enricher = Enricher(engine, settings)
     enricher.model  # noqa: B018 - nothing is begun without a language model
     try:
@@ -105,7 +106,7 @@ def describe(
     )
 
     async def ask(engine: Engine) -> list[Described]:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             return await describing.describe(enricher, body)
 
     with database(settings) as engine, Console(stderr=True).status("Asking"):
@@ -156,7 +157,7 @@ def start(
     )
 
     async def begin(engine: Engine) -> RunView | RunEstimate:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             if estimate:
                 with reading(engine) as session:
                     plan = service.choose(session, body, settings, enricher.model.source)
@@ -186,7 +187,7 @@ def resume(
     settings = load_settings()
 
     async def go_on(engine: Engine) -> RunView:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             with writing(engine) as session:
                 run = service.get_run(session, run_id)
                 if run.state is RunState.PAUSED:

@@ -183,6 +183,26 @@ class Enricher:
             if not asked.waiting and not asked.task.done():
                 asked.task.cancel()
 
+    async def try_out(
+        self, plan: Plan, item: Item, taken: Taken, *, tries: int
+    ) -> tuple[Reply, Judgement]:
+        """The first answer for `item` and what is wrong with it; nothing is stored.
+
+        Raises:
+            LanguageModelError: there was no answer.
+        """
+        question = Question(
+            label=item.name,
+            prompt=plan.prompt,
+            model=plan.model,
+            messages=_messages(plan.version, item, "", ()),
+            parameters=dict(plan.parameters),
+            schema=plan.version.output_schema,
+            sample_index=item.sample_index,
+        )
+        reply = await ask_patiently(self.model, question, self.turnstile, urgent=True, tries=tries)
+        return reply, self._judge(plan, item, reply, taken)
+
     def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
         del self._asked[key]
         if not task.cancelled():

@@ -57,13 +57,26 @@ _OPINIONS = {
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
     """The plan that a choice amounts to."""
     version = _version(session, choice)
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
+
+
+def plan_with(
+    prompt: str,
+    kind: str,
+    version: PromptVersion,
+    choice: Choice,
+    settings: Settings,
+    source: GenerationSource,
+) -> Plan:
+    """The plan that asks `version`, stored or not, as `choice` and its own defaults say."""
     defaults = dict(version.model_defaults)
-    model = choice.model or str(defaults.pop("model", "") or settings.llm_model)
-    defaults.pop("model", None)
+    own = str(defaults.pop("model", "") or settings.llm_model)
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
         raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
+    parameters = {**defaults, **choice.parameters}
     variables = _variables(choice, version)
-    return _plan(session, version, source, model, {**defaults, **choice.parameters}, variables)
+    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
 
 
 def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
@@ -92,19 +105,8 @@ def _version(session: Session, choice: Choice) -> PromptVersion:
 def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     """The plan of a stored run."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
-    return _plan(session, version, source, run.model, run.parameters, run.variables)
-
-
-def _plan(
-    session: Session,
-    version: PromptVersion,
-    source: GenerationSource,
-    model: str,
-    parameters: Mapping[str, Any],
-    variables: Mapping[str, Any],
-) -> Plan:
     prompt = session.get_one(Prompt, version.prompt_id)
-    return Plan(prompt.name, prompt.kind, version, source, model, parameters, variables)
+    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
 # ------------------------------------------------------------------------------------------ runs
