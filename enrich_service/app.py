@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 import enrich_service.enrichment.routes
 import enrich_service.exchange.routes
 import enrich_service.jobs.routes
+import enrich_service.keys.routes
 import enrich_service.labels.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
@@ -21,6 +23,7 @@ from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
+from enrich_service.keys.gate import Gate
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -58,6 +61,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         limit=settings.max_body_bytes,
         streamed=re.compile(r"/v1/jobs/[^/]+/artifacts/[^/]+"),
     )
+    app.add_middleware(Gate, engine=engine, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+        )
     for capability in (
         enrich_service.labels,
         enrich_service.prompts,
@@ -65,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.releases,
         enrich_service.exchange,
         enrich_service.jobs,
+        enrich_service.keys,
         enrich_service.web,
     ):
         app.include_router(capability.routes.router)

@@ -31,8 +31,17 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address that `enrich serve` binds")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
     allow_remote: Annotated[
-        bool, Field(description="Bind addresses other than loopback (there are no keys yet)")
+        bool,
+        Field(description="Before the first API key: let in whoever reaches the service"),
     ] = False
+    rate_limit: Annotated[
+        float,
+        Field(gt=0, description="Requests a second that one API key may make, in each process"),
+    ] = 100.0
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Field(description='Other sites whose pages may ask: ["https://example.org"]'),
+    ] = ()
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
         64 * MEBIBYTE
     )
