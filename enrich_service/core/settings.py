@@ -8,6 +8,8 @@ from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
+from enrich_service.core.text import without_password
+
 MEBIBYTE = 1024 * 1024
 
 
@@ -60,6 +62,10 @@ class Settings(BaseSettings):
             description="Key for the language model's server",
         ),
     ] = None
+    llm_hosts: Annotated[
+        frozenset[str],
+        Field(description='Hosts that may be asked, e.g. ["api.openai.com"]; default: any'),
+    ] = frozenset()
     llm_model: Annotated[str, Field(description="Model asked for when none is named")] = (
         "gpt-4o-mini"
     )
@@ -114,7 +120,6 @@ def shown(settings: Settings, field: str) -> str | None:
     value = getattr(settings, field)
     if field == "database_url":
         return make_url(settings.sqlalchemy_url).render_as_string(hide_password=True)
-    if field == "llm_url" and "@" in str(value):
-        scheme, _, rest = str(value).partition("://")
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if field == "llm_url":
+        return without_password(settings.llm_url)
     return None if value is None else str(value)

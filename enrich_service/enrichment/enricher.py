@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.settings import Settings
+from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
@@ -88,6 +89,7 @@ def open_model(settings: Settings) -> LanguageModel:
             "server than OpenAI's (a local one such as http://127.0.0.1:8080/v1 needs no key, "
             "replay:FILE.jsonl answers from a file)"
         )
+    check_host(settings.llm_url, settings.llm_hosts)
     return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
 
 

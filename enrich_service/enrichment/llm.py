@@ -25,6 +25,8 @@ import openai
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.text import without_password
+from enrich_service.enrichment.addresses import GuardedTransport
 from enrich_service.enrichment.models import GenerationSource
 
 FORMATS: Final = ("json_schema", "json_object", "text")
@@ -94,11 +96,12 @@ def provider_of(base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         port = parts.port
-    except ValueError:
+        httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
         port, parts = None, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(
-            f"OPENAI_BASE_URL is {base_url!r}: give an address such as "
+            f"OPENAI_BASE_URL is {without_password(base_url)!r}: give an address such as "
             "http://127.0.0.1:8080/v1, or replay:FILE.jsonl"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -147,6 +150,7 @@ class ChatModel:
 
     def __post_init__(self) -> None:
         self.provider = provider_of(self.base_url)
+        self.shown = without_password(self.base_url)
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
@@ -154,7 +158,9 @@ class ChatModel:
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=128),
+                transport=GuardedTransport(
+                    httpx2.Limits(max_connections=None, max_keepalive_connections=128)
+                ),
             ),
         )
         # By model, since one base URL may stand before many, and by schema, since a server may
@@ -189,7 +195,7 @@ class ChatModel:
                 ) from None
             except openai.APIConnectionError as error:
                 raise ModelBusy(
-                    f"cannot reach {self.base_url} ({_root_cause(error)}): "
+                    f"cannot reach {self.shown} ({_root_cause(error)}): "
                     "check OPENAI_BASE_URL and that the server is running",
                     calls=calls,
                     unreachable=True,
@@ -257,9 +263,9 @@ class ChatModel:
                 f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
             )
         if 300 <= status < 400:
-            target = error.response.headers.get("location", "elsewhere")
+            target = without_password(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
-                f"{self.base_url} redirects to {target}: set OPENAI_BASE_URL to the final address"
+                f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
         if status in (408, 409, 429) or status >= 500:
             return ModelBusy(
