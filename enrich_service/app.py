@@ -13,6 +13,7 @@ import enrich_service.exchange.routes
 import enrich_service.jobs.routes
 import enrich_service.keys.routes
 import enrich_service.labels.routes
+import enrich_service.operation.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
 import enrich_service.web.routes
@@ -24,6 +25,8 @@ from enrich_service.core.settings import Settings
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
 from enrich_service.keys.gate import Gate
+from enrich_service.operation.metrics import Metrics
+from enrich_service.operation.requests import Requests
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = engine
     app.state.enricher = enricher
     app.state.runs = runs
+    app.state.metrics = Metrics(engine)
     problems.install(app)
     app.add_middleware(
         BodyLimit,
@@ -69,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
         )
+    app.add_middleware(Requests, metrics=app.state.metrics)
     for capability in (
         enrich_service.labels,
         enrich_service.prompts,
@@ -77,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.exchange,
         enrich_service.jobs,
         enrich_service.keys,
+        enrich_service.operation,
         enrich_service.web,
     ):
         app.include_router(capability.routes.router)

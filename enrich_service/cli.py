@@ -19,6 +19,8 @@ from enrich_service.keys import commands as keys
 from enrich_service.keys.gate import is_loopback
 from enrich_service.keys.service import exist as keys_exist
 from enrich_service.labels import commands as labels
+from enrich_service.operation import commands as operation
+from enrich_service.operation.log import configure as configure_log
 from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
 
@@ -50,6 +52,9 @@ app.add_typer(exchange.import_app, name="import")
 app.add_typer(exchange.export_app, name="export")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.command()(operation.backup)
+app.command()(operation.restore)
+app.command()(operation.doctor)
 
 
 @app.command()
@@ -75,10 +80,13 @@ def serve(
             "`enrich keys create NAME` makes the first key",
             err=True,
         )
+    configure_log(settings.log_format)
     uvicorn.run(
         create_app(settings),
         host=host,
         port=settings.port if port is None else port,
+        log_config=None,  # its lines go where all others go
+        access_log=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
     )
 

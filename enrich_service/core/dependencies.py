@@ -56,7 +56,8 @@ def _read_session(engine: EngineDep) -> Iterator[Session]:
 def _write_session(engine: EngineDep, request: Request) -> Iterator[Session]:
     with writing(engine) as session:
         yield session
-        audit.record(session, request)
+        if session.in_transaction():  # else the route has committed: the gate records it then
+            audit.record(session, request)
 
 
 def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:

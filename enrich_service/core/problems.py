@@ -147,10 +147,12 @@ def install(app: FastAPI) -> None:
         return user_error(request, known)
 
     @app.exception_handler(Exception)
-    def unexpected(_request: Request, _error: Exception) -> JSONResponse:
+    def unexpected(request: Request, _error: Exception) -> JSONResponse:
         # The server raises it again after the answer, and so it gets into the log.
+        request_id = getattr(request.state, "request_id", "?")
         return _answer(
             500,
             "Internal server error",
-            "The service has a defect; its log tells more. Nothing of this request was stored.",
+            f"The service has a defect; its log tells more about the request {request_id}. "
+            "Nothing of this request was stored.",
         )

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         tuple[str, ...],
         Field(description='Other sites whose pages may ask: ["https://example.org"]'),
     ] = ()
+    log_format: Annotated[
+        Literal["json", "text"], Field(description="One JSON object a line, or text for people")
+    ] = "json"
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
         64 * MEBIBYTE
     )

@@ -10,6 +10,8 @@ from enrich_service.core.caller import Scope
 from enrich_service.core.database import make_engine, writing
 from enrich_service.core.settings import Settings
 from enrich_service.keys import service as keys
+from tests.conftest import running
+from tests.llm_server import LlmServer
 
 
 @pytest.fixture
@@ -161,6 +163,19 @@ def test_every_change_is_in_the_audit_log_with_its_key(client, enrich):
     assert len(enrich("keys", "audit", "--key", 1)) == 1
 
 
+def test_a_change_that_its_route_commits_itself_is_in_the_audit_log_too(tmp_path):
+    with (
+        LlmServer() as model,
+        running(Settings(data_dir=tmp_path, llm_url=model.url)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        add_ducks(client)
+        run = {"label_set": "ducks", "prompt": "visual-description"}
+        assert client.post("/v1/runs", json=run).status_code == 201
+        log = client.get("/v1/audit").json()
+    assert [one["route"] for one in log] == ["POST /v1/runs", "POST /v1/label-sets"]
+
+
 def test_a_key_that_asks_too_often_is_told_when_to_come_again(start_service, tmp_path, enrich):
     url = start_service(Settings(data_dir=tmp_path, rate_limit=0.5))
     one, other = (bearer(enrich("keys", "create", name)["key"]) for name in ("a", "b"))
@@ -222,6 +237,7 @@ def test_no_other_site_may_read_unless_it_is_named(client):
 def test_serve_says_who_gets_in(tmp_path, monkeypatch):
     monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("enrich_service.cli.uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("enrich_service.cli.configure_log", lambda _: None)
     call = CliRunner().invoke(app, ["serve"])
     assert "no API key yet" in call.stderr and "this machine alone" in call.stderr
     assert CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"]).exit_code == 1
