@@ -9,6 +9,7 @@ Notable:
 """
 
 import asyncio
+import base64
 import email.utils
 import json
 import random
@@ -151,6 +152,10 @@ class ChatModel:
     def __post_init__(self) -> None:
         self.provider = provider_of(self.base_url)
         self.shown = without_password(self.base_url)
+        self._secrets = [self.api_key] if self.api_key else []
+        if password := urlsplit(self.base_url).password:
+            sent = f"{urlsplit(self.base_url).username}:{password}"
+            self._secrets += [password, base64.b64encode(sent.encode()).decode()]
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
@@ -234,18 +239,22 @@ class ChatModel:
             messages=[],
             extra_body={**body, "messages": messages},
         )
-        text = response.http_response.text
+        text = self._masked(response.http_response.text)
         return _read(
             text, tuple(messages), FORMATS[asked], (time.perf_counter() - started) * 1000, calls
         )
+
+    def _masked(self, text: str) -> str:
+        """`text` of the server without our secrets: some servers and proxies repeat them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _explain(
         self, error: openai.APIStatusError, question: Question, calls: int
     ) -> LanguageModelError:
         """The one line that says what is wrong, and whether asking again may help."""
-        status, said = error.status_code, _said(error)
-        if self.api_key:  # some servers repeat the key that they refuse
-            said = said.replace(self.api_key, "***")
+        status, said = error.status_code, _cut(self._masked(_said(error)))
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
                 f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
@@ -263,7 +272,7 @@ class ChatModel:
                 f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
             )
         if 300 <= status < 400:
-            target = without_password(error.response.headers.get("location", "elsewhere"))
+            target = self._masked(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
                 f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
@@ -277,14 +286,17 @@ class ChatModel:
 
 
 def _said(error: openai.APIStatusError) -> str:
-    """The server's own words, on one line and not too many."""
+    """The server's own words, on one line."""
     body = error.body
     if isinstance(body, dict):
         inner = body.get("error")
         if isinstance(inner, dict):
             body = inner
         body = body.get("message") or body.get("detail") or inner or body
-    words = " ".join(str(body or error.message).split())
+    return " ".join(str(body or error.message).split())
+
+
+def _cut(words: str) -> str:
     return words if len(words) <= 200 else words[:199] + "…"
 
 

@@ -1,8 +1,10 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import httpx
@@ -20,20 +22,20 @@ def serving(folder, **settings):
     """`enrich serve` as a process; gives a client, and afterwards its log in `client.log`."""
     environment = os.environ | {"ENRICH_DATA_DIR": str(folder / "data"), **settings}
     command = [sys.executable, "-m", "enrich_service.cli", "serve", "--port", "0"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    lines = []
+    log = folder / "service.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=environment, stderr=stderr)
     try:
-        for line in process.stderr:
-            lines.append(line)
-            if "running on" in line:
-                break
-        url = lines[-1].split("running on ")[1].split()[0]
-        with httpx.Client(base_url=url, timeout=30) as client:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"running on (\S+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        with httpx.Client(base_url=found.group(1), timeout=30) as client:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
-        rest = process.communicate(timeout=20)[1]
-    client.log = [*lines, *rest.splitlines(keepends=True)]
+        process.wait(timeout=20)
+    client.log = log.read_text().splitlines(keepends=True)
 
 
 def test_the_log_is_one_json_line_an_event_and_each_request_has_an_id(tmp_path):
