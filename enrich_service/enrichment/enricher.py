@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.settings import Settings
+from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
@@ -112,6 +113,7 @@ def open_model(settings: Settings) -> LanguageModel:
             "server than OpenAI's (a local one such as http://127.0.0.1:8080/v1 needs no key, "
             "replay:FILE.jsonl answers from a file)"
         )
+    check_host(settings.llm_url, settings.llm_hosts)
     return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
 
 
@@ -195,7 +197,7 @@ class Enricher:
             label=item.name,
             prompt=plan.prompt,
             model=plan.model,
-            messages=_messages(plan.version, item, "", ()),
+            messages=_messages(plan, item, "", ()),
             parameters=dict(plan.parameters),
             schema=plan.version.output_schema,
             sample_index=item.sample_index,
