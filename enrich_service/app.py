@@ -17,6 +17,7 @@ import enrich_service.operation.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
 import enrich_service.trials.routes
+import enrich_service.web.errors
 import enrich_service.web.routes
 from enrich_service.core import problems
 from enrich_service.core.body_limit import BodyLimit
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.runs = runs
     app.state.metrics = Metrics(engine)
     problems.install(app)
+    enrich_service.web.errors.install(app)
     app.add_middleware(
         BodyLimit,
         limit=settings.max_body_bytes,

@@ -1,9 +1,12 @@
 """Runs, generations and people's edits: everything about them that needs only a session."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
@@ -301,6 +304,66 @@ def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> R
     )
 
 
+@dataclass(frozen=True)
+class Failures:
+    """The labels of a run that got no text for one reason, the first of them by name."""
+
+    reason: str  # the rule that was broken, or what the server said
+    labels: int
+    named: tuple[str, ...]
+    example: str  # the whole problem, of the first
+    generation_id: int
+
+
+def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
+    """Why labels of a run have no text, the most frequent reason first.
+
+    A call that failed counts until the same question is answered.
+    """
+    answered = aliased(Generation)
+    open_ = and_(
+        col(Generation.status) == GenerationStatus.FAILED,
+        ~exists().where(
+            col(answered.dedupe_key) == col(Generation.dedupe_key),
+            col(answered.status).in_(RESULTS),
+        ),
+    )
+    rows = session.exec(
+        select(Generation.label_name, Generation.problems, Generation.id)
+        .where(
+            Generation.run_id == run_id,
+            or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
+        )
+        .order_by(col(Generation.id))
+    )
+    groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for label, problems, generation_id in rows:
+        problem = problems[0] if problems else "no reason was stored"
+        reason = problem.partition(":")[0] if ": " in problem else problem
+        groups[reason][label] = (problem, generation_id or 0)
+    found = [
+        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+        for reason, labels in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group.labels)
+
+
+def runs_by_version(session: Session) -> dict[int, int]:
+    """How many runs there are of each prompt version, by its id."""
+    counted = select(Run.prompt_version_id, func.count()).group_by(col(Run.prompt_version_id))
+    return dict(session.exec(counted).all())
+
+
+def answers_by_version(session: Session) -> dict[int, int]:
+    """How many generations there are of each prompt version, by its id."""
+    counted = (
+        select(Generation.prompt_version_id, func.count())
+        .where(col(Generation.prompt_version_id).is_not(None))
+        .group_by(col(Generation.prompt_version_id))
+    )
+    return {version: count for version, count in session.exec(counted) if version is not None}
+
+
 def count_results(session: Session, keys: Iterable[str]) -> int:
     """How many of the dedupe keys have a result."""
     listed = list(keys)
@@ -375,6 +438,28 @@ def list_generations(
         items=[_in_list(session, row, states) for row in shown],
         next_before=shown[-1].id if len(rows) > limit else None,
     )
+
+
+def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
+    """What was ever answered and written for a label, the newest first.
+
+    A text that was made for a label of the same name and context elsewhere belongs to it too.
+    """
+    rows = session.exec(
+        select(Generation)
+        .where(
+            Generation.label_name == label.name,
+            col(Generation.label_context).is_not_distinct_from(label.context),
+            or_(
+                col(Generation.source) != GenerationSource.PERSON,
+                Generation.label_id == label.id,
+                col(Generation.label_id).is_(None),
+            ),
+        )
+        .order_by(col(Generation.id).desc())
+        .limit(limit)
+    )
+    return [generation_view(session, row) for row in rows]
 
 
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
@@ -460,9 +545,7 @@ def write_text(
     author: str,
 ) -> Generation:
     """A person's own text for a label of a label set."""
-    label = session.get(Label, label_id)
-    if label is None:
-        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    label, _ = labels.label(session, label_id)
     version = _version(session, Choice(prompt=prompt))
     return _write(
         session,
