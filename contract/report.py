@@ -15,6 +15,30 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+SplitName = Literal["train", "seen", "unseen"]
+
+
+class SplitCount(_Frozen):
+    """How many images one split has, in all and in its smallest and largest class."""
+
+    split: SplitName
+    images: int
+    classes: int
+    fewest: int
+    most: int
+
+
+class Preflight(_Frozen):
+    """What was looked at before the first step."""
+
+    splits: tuple[SplitCount, ...]
+    unreadable: Annotated[tuple[str, ...], Field(description="Images that cannot be read")]
+    without_text: Annotated[tuple[str, ...], Field(description="Keys of classes without text")]
+    teacher_sample: Annotated[int, Field(description="Seen images that the teacher was tried on")]
+    teacher_top1: Annotated[float | None, Field(description="Percent; null if it was not tried")]
+    chance: Annotated[float, Field(description="Percent that guessing would get right")]
+
+
 class Accuracy(_Frozen):
     """Accuracy of one model against one text bank on one split."""
 
@@ -41,7 +65,7 @@ class Imitation(_Frozen):
     The metrics of Li et al. (ICCV 2023): M_rel (Eq. 4), M_neigh (Eq. 5), M_vlalign (Eq. 7).
     """
 
-    split: Literal["train", "seen", "unseen"]
+    split: SplitName
     images: Annotated[int, Field(description="Of a very large split, an evenly spaced part")]
     m_rel: Annotated[float, Field(description="0 to 1, higher is better")]
     m_neigh: Annotated[
@@ -111,6 +135,7 @@ class Report(_Frozen):
     teacher_fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
     teacher_dim: int
     student_parameters: int
+    preflight: Preflight | None = None
     epochs: tuple[Epoch, ...]
     accuracies: tuple[Accuracy, ...]
     imitation: tuple[Imitation, ...] = ()

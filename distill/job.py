@@ -6,7 +6,7 @@ it is read: check, encode, train, evaluate, report.
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import Accuracy, EventKind, Release, Report, SplitName, TextStrategy, TrainConfig
 from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
-from distill.data import Progress, Split, load_pixels, scan_split
+from distill.data import Progress, Split
 from distill.diagnose import diagnose, pulled_apart
-from distill.errors import DataError, ModelError
+from distill.errors import DataError
 from distill.evaluate import accuracy, imitation
 from distill.features import image_embeddings
+from distill.preflight import SPLITS, preflight, scan_splits
 from distill.releases import shuffle_texts
 from distill.report import read_report, write_report
 from distill.student import FILE as STUDENT_FILE
@@ -38,8 +39,6 @@ BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student w
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
 PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
-SplitName = Literal["train", "seen", "unseen"]
-SPLITS: Final[tuple[SplitName, ...]] = ("train", "seen", "unseen")
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 
@@ -78,26 +77,25 @@ def run_job(
         on_event(EventKind.LOG, {"message": message})
 
     # Check everything that can be checked before hours are spent.
-    known = {label.key for label in release.labels}
-    splits = {word: scan_split(root, word, known) for word in SPLITS}
-    _check_classes(root, splits)
+    splits = scan_splits(root, release)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RELEASE_FILE).write_text(release.model_dump_json())
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     teacher = load_teacher(config.teacher)
-    for word, split in splits.items():
-        log(f"{word}: {len(split)} images of {len(split.keys)} classes")
+    found, pixels = preflight(
+        config, release, splits, teacher, cache=cache, progress=progress, log=log
+    )
+    classes = (*splits["train"].keys, *splits["unseen"].keys)
 
     # Texts: the plain name, the chosen strategy, and the control with texts dealt out at random.
     releases = {"name": release}
     strategies: dict[str, TextStrategy] = {"name": "name"}
     if config.text_strategy != "name":
         releases[config.text_strategy] = release
-        releases["shuffled"] = shuffle_texts(release, config.seed)
+        releases["shuffled"] = shuffle_texts(_only(release, classes), config.seed)
         strategies[config.text_strategy] = strategies["shuffled"] = config.text_strategy
-    classes = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
     banks = {
         text: build_text_bank(teacher, releases[text], strategies[text], keys=classes, cache=cache)
         for text in releases
@@ -127,15 +125,8 @@ def run_job(
     rows = _accuracies("teacher", splits, features, banks)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
-    _check_teacher(rows, config)
 
     # The student.
-    pixels = {
-        word: torch.from_numpy(
-            load_pixels(split, config.image_size, cache, progress(f"Pixels, {word}"))
-        )
-        for word, split in splits.items()
-    }
     student = build_student(
         config.student, teacher.dim, image_size=config.image_size, pretrained=config.pretrained
     )
@@ -181,6 +172,7 @@ def run_job(
         teacher_fingerprint=teacher.fingerprint,
         teacher_dim=teacher.dim,
         student_parameters=sum(p.numel() for p in student.parameters()),
+        preflight=found,
         epochs=epochs,
         accuracies=(*rows, *student_rows),
         imitation=tuple(
@@ -234,31 +226,10 @@ def _accuracies(
     )
 
 
-def _check_classes(root: Path, splits: Mapping[SplitName, Split]) -> None:
-    train = set(splits["train"].keys)
-    if strange := sorted(set(splits["seen"].keys) - train):
-        raise DataError(
-            f"{root}/val_on_train has the class {strange[0]!r}, which is not in train/: seen "
-            "classes need images in both"
-        )
-    if both := sorted(set(splits["unseen"].keys) & train):
-        raise DataError(
-            f"{root}/val has the class {both[0]!r}, which is also in train/ and so not unseen: "
-            "move it to val_on_train/"
-        )
-
-
-def _check_teacher(rows: Sequence[Accuracy], config: TrainConfig) -> None:
-    """Training is in vain where the teacher itself cannot tell the seen classes apart."""
-    row = next(r for r in rows if r.text == config.text_strategy and r.split == "seen")
-    chance = 1 / row.classes
-    error = (chance * (1 - chance) / row.images) ** 0.5
-    if row.top1 / 100 <= chance + 3 * error:
-        raise ModelError(
-            f"the teacher {config.teacher} recognises {row.top1:.1f} % of the seen images, no more "
-            f"than chance ({100 * chance:.1f} %): check that folders, labels and texts belong "
-            "together"
-        )
+def _only(release: Release, keys: Collection[str]) -> Release:
+    """The release without the labels that have no images, which may have no texts either."""
+    labels = tuple(label for label in release.labels if label.key in keys)
+    return release.model_copy(update={"labels": labels})
 
 
 def _versions() -> dict[str, str]:

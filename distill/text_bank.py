@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from contract import Release, ReleaseLabel, TextStrategy
-from distill.errors import TextError
+from distill.errors import TextError, some
 from distill.teacher import Teacher
 from distill.tensor_file import DamagedFile, read_tensor, write_tensor
 
@@ -53,7 +53,7 @@ class TextBank:
         """
         place = {key: index for index, key in enumerate(self.keys)}
         if missing := [key for key in keys if key not in place]:
-            raise TextError(f"the text bank has no text for {_some(missing)}")
+            raise TextError(f"the text bank has no text for {some(missing)}")
         rows = [place[key] for key in keys]
         return TextBank(
             self.features[rows],
@@ -115,29 +115,20 @@ class TextBank:
             ) from None
 
 
+def has_text(label: ReleaseLabel, strategy: TextStrategy) -> bool:
+    """Whether the release has what `strategy` needs of `label`."""
+    return strategy == "name" or bool(_texts(label, strategy))
+
+
 def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
     """The prompts that stand for `label` under `strategy`.
 
     Raises:
         TextError: the release has no text for the label that the strategy could use.
     """
-    texts: tuple[str, ...]
-    match strategy:
-        case "name":
-            return (f"a photo of {label.name}",)
-        case "name+description":
-            texts = (label.description,) if label.description else ()
-        case "attributes":
-            texts = tuple(
-                f"{name.replace('_', ' ')}: {value}"
-                for name, values in label.attributes.items()
-                for value in values
-            )
-        case "ensemble":
-            described = (label.description,) if label.description else ()
-            texts = (*described, *label.sentences, *label.captions)
-        case "captions":
-            texts = label.captions
+    if strategy == "name":
+        return (f"a photo of {label.name}",)
+    texts = _texts(label, strategy)
     if not texts:
         raise TextError(
             f"the label {label.key!r} ({label.name}) has no text for the strategy "
@@ -145,6 +136,25 @@ def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
         )
     prefix = _prefix(label, strategy)
     return tuple(f"{prefix}{text}" for text in texts)
+
+
+def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
+    described = (label.description,) if label.description else ()
+    match strategy:
+        case "name":
+            return ()
+        case "name+description":
+            return described
+        case "attributes":
+            return tuple(
+                f"{name.replace('_', ' ')}: {value}"
+                for name, values in label.attributes.items()
+                for value in values
+            )
+        case "ensemble":
+            return (*described, *label.sentences, *label.captions)
+        case "captions":
+            return label.captions
 
 
 def _prefix(label: ReleaseLabel, strategy: TextStrategy) -> str:
@@ -172,7 +182,7 @@ def build_text_bank(
     keys = tuple(labels if keys is None else keys)
     if missing := [key for key in keys if key not in labels]:
         raise TextError(
-            f"the release {release.name!r} has no label {_some(missing)}: add it to the label set "
+            f"the release {release.name!r} has no label {some(missing)}: add it to the label set "
             "and release again"
         )
     prompts = [prompts_of(labels[key], strategy) for key in keys]
@@ -254,8 +264,3 @@ def _within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]
 def _mean(features: Tensor) -> Tensor:
     """The normalised mean [dim] of unit features [texts, dim]."""
     return F.normalize(features.mean(dim=0), dim=-1)
-
-
-def _some(keys: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(repr(key) for key in keys[:count]) + more

@@ -11,7 +11,7 @@ from sqlmodel import Session, and_, col, exists, func, or_, select
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
-from enrich_service.core.text import check_text, shortened
+from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
 from enrich_service.enrichment.enricher import Item, Plan, Prices
@@ -22,6 +22,7 @@ from enrich_service.enrichment.models import (
     GenerationSource,
     GenerationStatus,
     Run,
+    RunFinding,
     RunState,
 )
 from enrich_service.enrichment.schemas import (
@@ -40,6 +41,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.templates import VARIABLES, variables_of
 
 DEFAULT_ALIAS = "production"
 UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
@@ -58,12 +60,40 @@ _OPINIONS = {
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
     """The plan that a choice amounts to."""
     version = _version(session, choice)
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
+
+
+def plan_with(
+    prompt: str,
+    kind: str,
+    version: PromptVersion,
+    choice: Choice,
+    settings: Settings,
+    source: GenerationSource,
+) -> Plan:
+    """The plan that asks `version`, stored or not, as `choice` and its own defaults say."""
     defaults = dict(version.model_defaults)
-    model = choice.model or str(defaults.pop("model", "") or settings.llm_model)
-    defaults.pop("model", None)
+    own = str(defaults.pop("model", "") or settings.llm_model)
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
         raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
-    return _plan(session, version, source, model, {**defaults, **choice.parameters})
+    parameters = {**defaults, **choice.parameters}
+    variables = _variables(choice, version)
+    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
+
+
+def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
+    """`n` and `language` where they are not as ever, so that what was asked before stays known."""
+    language = check_line("language", choice.language, limit=50)
+    asked = {"n": choice.n, "language": language}
+    asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}
+    if unused := asked.keys() - variables_of(version):
+        name = min(unused)
+        raise InvalidInput(
+            f"{name}: version {version.number} of prompt {choice.prompt!r} does not speak of it: "
+            f"add {{{{ {name} }}}} to the prompt, or leave it out"
+        )
+    return asked
 
 
 def _version(session: Session, choice: Choice) -> PromptVersion:
@@ -78,18 +108,8 @@ def _version(session: Session, choice: Choice) -> PromptVersion:
 def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     """The plan of a stored run."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
-    return _plan(session, version, source, run.model, run.parameters)
-
-
-def _plan(
-    session: Session,
-    version: PromptVersion,
-    source: GenerationSource,
-    model: str,
-    parameters: Mapping[str, Any],
-) -> Plan:
     prompt = session.get_one(Prompt, version.prompt_id)
-    return Plan(prompt.name, prompt.kind, version, source, model, parameters)
+    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -105,6 +125,7 @@ def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) ->
         prompt_version_id=plan.version.id,
         model=plan.model,
         parameters=dict(plan.parameters),
+        variables=dict(plan.variables),
         samples=body.samples,
         concurrency=body.concurrency,
         budget_usd=body.budget_usd,
@@ -141,6 +162,11 @@ def get_run(session: Session, run_id: int) -> Run:
 def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None = None) -> RunView:
     """`run` as it crosses the wire; `parked` and `rate` are known where it is worked on."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
+    found = session.exec(
+        select(RunFinding)
+        .where(RunFinding.run_id == run.id)
+        .order_by(col(RunFinding.answers).desc(), RunFinding.rule)
+    ).all()
     return RunView(
         **run.model_dump(
             exclude={"label_set_id", "prompt_version_id", "owner", "owner_expires_at"}
@@ -149,6 +175,8 @@ def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None 
         prompt=session.get_one(Prompt, version.prompt_id).name,
         prompt_version=version.number,
         done=run.cached + run.accepted + run.rejected + run.failed,
+        problems={one.rule: one.answers for one in found if one.verdict == "problem"},
+        flags={one.rule: one.answers for one in found if one.verdict == "flag"},
         parked=parked,
         rate=rate,
     )

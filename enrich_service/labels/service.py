@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
@@ -30,6 +31,7 @@ MAX_KEY = 255  # characters; a key names a folder
 MAX_CONFUSABLE = 20  # for one label
 NEAREST = 5  # of them are guessed from names
 _COLUMNS = ("key", "name", "context")
+_NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
 def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
@@ -69,6 +71,18 @@ def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
     if not rows:
         raise InvalidInput("A label set needs at least one label")
     return rows
+
+
+def from_json(data: bytes) -> list[LabelIn]:
+    """Labels of a JSON file: a list of names, or of objects with name, key and context."""
+    try:
+        found = _NAMES_OR_LABELS.validate_json(data)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"The JSON file is no list of labels ({error.errors(include_url=False)[-1]['msg']}): "
+            'write ["teal", …] or [{"name": "teal", "key": "n1", "context": "a bird"}, …]'
+        ) from None
+    return [LabelIn(name=one) if isinstance(one, str) else one for one in found]
 
 
 def from_csv(data: bytes) -> list[LabelIn]:

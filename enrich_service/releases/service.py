@@ -102,6 +102,16 @@ def _id(label: Label) -> int:
     return label.id
 
 
+def parse_source(given: str, model: str | None = None) -> ReleaseSource:
+    """A source from `PROMPT@VERSION` or `PROMPT@ALIAS`."""
+    prompt, at, which = given.rpartition("@")
+    if not (prompt and at and which):
+        raise InvalidInput(f"{shortened(given)} is no source: write PROMPT@VERSION or PROMPT@ALIAS")
+    if which.isdecimal() and len(which) < 10:
+        return ReleaseSource(prompt=prompt, version=int(which), model=model)
+    return ReleaseSource(prompt=prompt, alias=which, model=model)
+
+
 def _resolved(session: Session, source: ReleaseSource) -> _Asked:
     version = prompt_service.resolve(
         session, source.prompt, version=source.version, alias=source.alias

@@ -1,14 +1,12 @@
 """What people send: forms that only this service's own pages can have sent, and their fields.
 
-Two fences against forms of other sites: the browser says where a request comes from
-(Sec-Fetch-Site, or Origin where it is older), and each form repeats the secret of a cookie that
-only pages of this service can read.
+Two fences against forms of other sites: `keys.gate` refuses what the browser says comes from
+elsewhere, and each form repeats the secret of a cookie that only pages of this service can read.
 """
 
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import RedirectResponse
@@ -35,19 +33,7 @@ class Form(dict[str, str]):
         return name in self
 
 
-def _refuse_other_sites(request: Request) -> None:
-    site = request.headers.get("sec-fetch-site")
-    origin = request.headers.get("origin")
-    if site is not None:
-        own = site in ("same-origin", "none")
-    else:
-        own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    if not own:
-        raise HTTPException(403, "This form came from another site: use the service's own pages.")
-
-
 async def _sent_form(request: Request) -> Form:
-    _refuse_other_sites(request)
     token = form_token(request)
     async with request.form() as data:
         sent = data.get(TOKEN_FIELD)

@@ -81,7 +81,7 @@ def test_a_form_of_another_site_is_refused(service, browser, label_set, headers)
         headers={"Accept": "text/html", **headers},
     )
     assert answer.status_code == 403
-    assert "came from another site" in answer.text
+    assert "A page of another site may not change anything" in answer.text
 
 
 @pytest.mark.parametrize("sent", [None, "", "x" * 32])
