@@ -45,7 +45,7 @@ async def _sent_form(request: Request) -> Form:
                 403, "This form is too old or came from elsewhere: load its page again and resend."
             )
         form = Form(
-            (name, value.strip())
+            (name, value.strip().replace("\r\n", "\n"))  # browsers send lines as mail does
             for name, value in data.items()
             if isinstance(value, str) and value.strip() and name != TOKEN_FIELD
         )

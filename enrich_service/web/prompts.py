@@ -132,11 +132,12 @@ def show_version(request: Request, name: str, number: Id, session: ReadSession) 
         version=version,
         aliases=_aliases_at(view, number),
         use=_uses(session).get(version.id or 0, Use(0, 0)),
-        fields=[(title, _lines(version, field)) for field, title in FIELDS.items()],
+        fields=[(title, lines_of(version, field)) for field, title in FIELDS.items()],
     )
 
 
-def _lines(version: PromptVersion, field: str) -> str:
+def lines_of(version: PromptVersion, field: str) -> str:
+    """One of the FIELDS as a person reads and edits it."""
     value = getattr(version, field)
     if isinstance(value, str):
         return value.replace("\r\n", "\n")

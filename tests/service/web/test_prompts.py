@@ -1,8 +1,10 @@
+import json
 import re
 from html import unescape
 
 import pytest
 
+from tests.llm_server import Answer
 from tests.service.web.conftest import EVIL
 
 SCHEMA = {
@@ -79,3 +81,85 @@ def test_what_is_no_alias_is_said_beside_the_form(browser, prompt):
     assert page.status_code == 422
     assert "is no alias" in page.text
     assert 'value="kept"' in page.text
+
+
+def content_of(service, name, number=1):
+    version = service.get(f"/v1/prompts/{name}/versions/{number}").json()
+    return {
+        "system": version["system"],
+        "user": version["user"],
+        "output_schema": json.dumps(version["output_schema"]),
+        "model_defaults": json.dumps(version["model_defaults"]),
+        "validators": json.dumps(version["validators"]),
+    }
+
+
+def test_a_changed_prompt_is_tried_beside_the_saved_one_and_stored_nowhere(browser, service, model):
+    url = "/prompts/visual-description/playground"
+    form = content_of(service, "visual-description") | {
+        "labels": f"garganey\n{EVIL}",
+        "against": "1",
+    }
+    form["user"] += "\nMention the bill."
+    model.script("garganey", Answer(content=json.dumps({"description": "A garganey has a bill."})))
+    page = browser.submit(url, url, **form)
+    assert page.status_code == 200
+    assert (
+        page.text.count("<strong>Saved</strong>")
+        == page.text.count("<strong>Changed</strong>")
+        == 2
+    )
+    assert "<ins>" in page.text and EVIL not in page.text
+    assert "Mention the bill.</textarea>" in page.text
+    kept = service.get("/v1/generations", params={"label": "garganey"}).json()["items"]
+    assert [one["prompt_version"] for one in kept] == [1]
+    assert service.get("/v1/prompts/visual-description").json()["latest"] == 1
+
+
+def test_answers_are_streamed_as_they_come(browser, service, model):
+    url = "/prompts/visual-description/playground"
+    model.script("shoveler", Answer(delay=0.5))
+    form = content_of(service, "visual-description") | {
+        "labels": "shoveler\npintail",
+        "against": "1",
+    }
+    form["form_token"] = re.search(
+        r'name="form_token" value="([^"]+)', browser.get(url).text
+    ).group(1)
+    with browser.stream("POST", f"{url}/live", data=form) as answer:
+        found = "".join(answer.iter_text()).split("\n\n")
+    asking = [event.count("Asking") for event in found if "data:" in event]
+    assert asking == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"user": "{{ nothing"}, "user"),
+        ({"validators": "[{"}, "Rules: this is no JSON"),
+        ({"labels": "\n".join("abcdefghijk")}, "at most 10"),
+        ({"labels": ""}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_tried_is_said_and_kept_in_the_form(browser, service, changed, said):
+    url = "/prompts/visual-description/playground"
+    form = {"labels": "teal", "against": "1"} | content_of(service, "visual-description") | changed
+    page = browser.submit(url, url, **form)
+    assert page.status_code == 422
+    assert said in unescape(page.text)
+
+
+def test_what_was_tried_is_kept_as_the_next_version(browser, service):
+    service.post(
+        "/v1/prompts",
+        json={"name": "kept", "kind": "description", "user": "a\nb\nc"} | {"output_schema": SCHEMA},
+    )
+    url = "/prompts/kept/playground"
+    form = content_of(service, "kept") | {"user": "a\r\nx\r\nc", "message": "better"}
+    page = browser.submit(url, url, **form, labels="teal", against="1")
+    assert "Keep it as version 2" in page.text
+    token = re.search(r'name="form_token" value="([^"]+)', page.text).group(1)
+    page = browser.post("/prompts/kept/versions", data=form | {"form_token": token})
+    assert page.headers["location"] == "/prompts/kept/versions/2"
+    (changed,) = service.get("/v1/prompts/kept/diff?from=1&to=2").json()["changed"]
+    assert changed["diff"][1:] == [" a", "-b", "+x", " c"]  # lines end as they did

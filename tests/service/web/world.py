@@ -116,6 +116,7 @@ def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> Worl
             ("prompt", "/prompts/visual-description"),
             ("prompt-version", "/prompts/visual-description/versions/2"),
             ("prompt-diff", "/prompts/visual-description/diff?from=1&to=2"),
+            ("playground", "/prompts/visual-description/playground?version=2"),
             ("runs", "/runs"),
             ("run", f"/runs/{run['id']}"),
             ("run-new", "/runs/new?label_set=things&prompt=attributes"),
