@@ -17,6 +17,7 @@ from enrich_service.enrichment import text_commands as texts
 from enrich_service.exchange import commands as exchange
 from enrich_service.jobs import commands as jobs
 from enrich_service.labels import commands as labels
+from enrich_service.local_model import commands as local_model
 from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
 from enrich_service.trials import commands as trials
@@ -51,6 +52,7 @@ app.add_typer(releases.app, name="release")
 app.add_typer(exchange.import_app, name="import")
 app.add_typer(exchange.export_app, name="export")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(local_model.app, name="llm")
 
 
 @app.command()
