@@ -4,7 +4,16 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.event import Event, EventKind
-from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrategy, TrainConfig
+from contract.job import (
+    Job,
+    JobCreate,
+    JobState,
+    Lease,
+    LossWeights,
+    Needs,
+    TextStrategy,
+    TrainConfig,
+)
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
@@ -26,6 +35,7 @@ __all__ = [
     "JobState",
     "Lease",
     "LossWeights",
+    "Needs",
     "PulledApart",
     "Release",
     "ReleaseLabel",

@@ -48,3 +48,11 @@ def cancel(job_id: int, json: Json = False) -> None:
     with write_session() as session:
         view = service.view(session, service.cancel(session, job_id))
     show(view, json=json, columns=("id", "state", "cancel_requested"))
+
+
+@app.command()
+def retry(job_id: int, json: Json = False) -> None:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    with write_session() as session:
+        view = service.view(session, service.retry(session, job_id))
+    show(view, json=json, columns=("id", "state", "attempts"))
