@@ -5,7 +5,16 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 
 from contract.event import Event, EventKind
 from contract.few_shot import FewShot, FewShotMethod, FewShotRow
-from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrategy, TrainConfig
+from contract.job import (
+    Job,
+    JobCreate,
+    JobState,
+    Lease,
+    LossWeights,
+    Needs,
+    TextStrategy,
+    TrainConfig,
+)
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
@@ -37,6 +46,7 @@ __all__ = [
     "JobState",
     "Lease",
     "LossWeights",
+    "Needs",
     "Preflight",
     "PulledApart",
     "Release",

@@ -43,6 +43,7 @@ DataRootOption = Annotated[
     typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
 ]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
+OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
@@ -205,6 +206,7 @@ def train(
         check_roots(settings, data_root)
     chosen = release_given(release, labels, descriptions)
     from distill.job import run_job
+    from distill.memory import is_out_of_memory
     from distill.train import Interrupted
 
     stop = {"asked": False}
@@ -246,6 +248,15 @@ def train(
                 file=sys.stderr,
             )
             raise typer.Exit(INTERRUPTED) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(  # noqa: T201
+                f"distill: out of memory with a batch_size of {settings.batch_size}: use a smaller "
+                "one, or a machine with more memory",
+                file=sys.stderr,
+            )
+            raise typer.Exit(OUT_OF_MEMORY) from None
     if not events:
         print_accuracies(report.accuracies)
         notes.print(f"report: {out / 'report.html'}")
