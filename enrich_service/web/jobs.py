@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
+from pydantic import Field as PydanticField
 from pydantic.fields import FieldInfo
 from sqlalchemy import Engine
 from sqlmodel import Session
@@ -41,7 +42,9 @@ LOG_LINES = 30
 EPOCHS = 10_000
 COMPARED = 6
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
-Jobs = Annotated[list[int], Query(alias="job")]
+Jobs = Annotated[
+    list[Annotated[int, PydanticField(ge=1, le=MAX_ID)]], Query(alias="job", default_factory=list)
+]
 
 # ----------------------------------------------------------------------------- the queue, and new
 
