@@ -1,12 +1,32 @@
 """A training job: its configuration, its states and a worker's time-limited claim on it."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from contract.release import Release
+
+TEACHER_SCHEMES = ("hf-hub", "local-dir")
+
+
+def _check_teacher(name: str) -> str:
+    scheme, colon, _ = name.partition(":")
+    if colon and scheme not in TEACHER_SCHEMES:
+        raise ValueError(
+            f"a teacher is NAME@TAG of open_clip, hf-hub:ORGANISATION/NAME or local-dir:FOLDER, "
+            f"not {scheme!r}"
+        )
+    return name
+
+
+def _check_student(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError("a student is the plain name of a timm model, such as resnet18")
+    return name
+
 
 TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
 
@@ -32,9 +52,13 @@ class TrainConfig(BaseModel):
 
     data: Annotated[str, Field(description="Folder with train/, val_on_train/ and val/")]
     teacher: Annotated[
-        str, Field(description="open_clip model: 'ViT-L-14@openai', 'hf-hub:…' or 'local-dir:…'")
+        str,
+        AfterValidator(_check_teacher),
+        Field(description="open_clip model: 'ViT-L-14@openai', 'hf-hub:…' or 'local-dir:…'"),
     ]
-    student: Annotated[str, Field(description="Any timm model name")] = "resnet18"
+    student: Annotated[
+        str, AfterValidator(_check_student), Field(description="Any timm model name")
+    ] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
     teacher_views: Annotated[
         int,

@@ -34,9 +34,14 @@ from distill.console import (
     strategy_given,
 )
 from distill.errors import TextError, UserError
+from distill.roots import check_roots
 
 # torch, open_clip and timm take seconds to import: each command imports what it needs.
 
+DataRootOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
+]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -210,9 +215,12 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     events: Annotated[bool, typer.Option(help="One JSON line an event on stdout.")] = False,
     cache: CacheOption = CACHE,
+    data_root: DataRootOption = None,
 ) -> None:
     """Distil a student and write its report."""
     settings = read_config(config, preset)
+    if data_root:
+        check_roots(settings, data_root)
     chosen = release_given(release, labels, descriptions)
     numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
@@ -314,6 +322,7 @@ def worker(
     once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
     work_dir: Annotated[Path, typer.Option(help="Checkpoints and results.")] = Path("distill-out"),
     name: Annotated[str, typer.Option(help="What the service calls this worker.")] = "",
+    data_root: DataRootOption = None,
 ) -> None:
     """Take training jobs from the service, one after the other."""
     from distill.worker import work
@@ -324,4 +333,5 @@ def worker(
         once=once,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         api_key=os.environ.get("ENRICH_API_KEY"),
+        data_roots=data_root or (),
     )

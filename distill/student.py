@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.errors import DataError, ModelError
+from distill.weights import safetensors_only
 
 FILE: Final = "student.safetensors"
 SMALL, TINY = 64, 32  # pixels: where the stem changes
@@ -87,7 +88,8 @@ def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = Fa
     )
     # timm, torch and the hub raise dozens of kinds.
     try:
-        backbone = timm.create_model(name, **options)
+        with safetensors_only():
+            backbone = timm.create_model(name, **options)
     except Exception as error:
         raise ModelError(f"{missing if pretrained else unfit} ({_one_line(error)})") from error
     try:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from distill.errors import ModelError
 from distill.precision import bfloat16_is_quick
+from distill.weights import safetensors_only
 
 TEXT_BATCH: Final = 64
 
@@ -153,7 +154,7 @@ def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
         ModelError: the name is unknown, or its weights are missing, cut off or do not fit.
     """
     architecture, tag = _parse(name)
-    with _quiet():
+    with _quiet(), safetensors_only():
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
                 architecture, pretrained=tag, device=device, require_pretrained=True
@@ -225,6 +226,11 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"cannot get the teacher {name}: check its name and the connection to the hub, or "
             "point HF_HOME at a cache that holds it"
+        )
+    if "PickledWeights" in kinds:
+        return (
+            f"the weights of the teacher {name} are pickled, which can run any code: convert them "
+            "to open_clip_model.safetensors, or choose a tag that has them so"
         )
     if "SafetensorError" in kinds:
         return f"the weights of the teacher {name} are cut off or damaged: copy or load them again"

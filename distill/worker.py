@@ -172,16 +172,19 @@ def work(
     once: bool = False,
     api_key: str | None = None,
     command: Sequence[str] = TRAIN,
+    data_roots: Sequence[Path] = (),
 ) -> None:
     """Take jobs until SIGTERM or SIGINT; with `once`, until there is nothing left to do.
 
     A worker that is asked to stop lets the training write its checkpoint and leaves the job to the
-    end of its lease. `command` trains: it gets the options of `distill train`.
+    end of its lease. `command` trains: it gets the options of `distill train`. With `data_roots`,
+    jobs may read images and teachers in these folders alone.
 
     Raises:
         ServiceError: the service does not answer at the start, stays away too long, or refuses.
         DataError: `work_dir` cannot be written to.
     """
+    command = [*command, *(part for root in data_roots for part in ("--data-root", str(root)))]
     stop = threading.Event()
     service = Service(service_url, api_key, stop)
     with contextlib.closing(service), _asked_to_stop(stop):

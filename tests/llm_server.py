@@ -150,6 +150,11 @@ class LlmServer:
             for name, _, value in (line.partition(":") for line in head[1:] if line)
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
+        if path.endswith("/models"):
+            allowed = not self.key or headers.get("authorization") == f"Bearer {self.key}"
+            models = json.dumps({"object": "list", "data": [{"id": self.model or "small"}]})
+            await self._write(writer, *((200, models) if allowed else (401, _error("wrong key"))))
+            return True
         if path.endswith("/counts"):
             await self._write(
                 writer, 200, json.dumps({"calls": self.calls, "answered": self.answered})

@@ -39,6 +39,7 @@ from enrich_service.enrichment.schemas import (
     RunEstimate,
     RunView,
 )
+from enrich_service.enrichment.validators import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
 LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
@@ -50,6 +51,8 @@ Prompt = Annotated[str, typer.Option(help="Name of the prompt.")]
 Version = Annotated[int | None, typer.Option(help="Number of its version.")]
 Alias = Annotated[str | None, typer.Option(help="Or an alias; default: production, if it has it.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
+Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
+Language = Annotated[str, typer.Option(help="Language of the answer.")]
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -62,7 +65,8 @@ def _request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the opti
 
 
 @asynccontextmanager
-async def _enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
+async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
+    """An enricher whose language model is known to be set."""
     enricher = Enricher(engine, settings)
     enricher.model  # noqa: B018 - nothing is begun without a language model
     try:
@@ -80,6 +84,8 @@ def describe(
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Ask for a new sample of what is there already.")
     ] = False,
@@ -94,11 +100,13 @@ def describe(
         version=version,
         alias=alias,
         model=model,
+        n=n,
+        language=language,
         refresh=refresh,
     )
 
     async def ask(engine: Engine) -> list[Described]:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             return await describing.describe(enricher, body)
 
     with database(settings) as engine, Console(stderr=True).status("Asking"):
@@ -118,6 +126,8 @@ def start(
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
     samples: Annotated[int, typer.Option(help="Generations for each label.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
@@ -137,6 +147,8 @@ def start(
         version=version,
         alias=alias,
         model=model,
+        n=n,
+        language=language,
         samples=samples,
         concurrency=concurrency,
         budget_usd=budget_usd,
@@ -145,7 +157,7 @@ def start(
     )
 
     async def begin(engine: Engine) -> RunView | RunEstimate:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             if estimate:
                 with reading(engine) as session:
                     plan = service.choose(session, body, settings, enricher.model.source)
@@ -175,7 +187,7 @@ def resume(
     settings = load_settings()
 
     async def go_on(engine: Engine) -> RunView:
-        async with _enricher(engine, settings) as enricher:
+        async with open_enricher(engine, settings) as enricher:
             with writing(engine) as session:
                 run = service.get_run(session, run_id)
                 if run.state is RunState.PAUSED:

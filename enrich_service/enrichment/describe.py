@@ -23,7 +23,7 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
     Raises:
         LanguageModelError: not one label could be answered, for a reason that concerns all.
     """
-    named = [_checked(label, number) for number, label in enumerate(body.labels, start=1)]
+    named = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)
     samples = [
         [
@@ -47,7 +47,8 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
     ]
 
 
-def _checked(label: str | NamedLabel, number: int) -> NamedLabel:
+def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
+    """The `number`-th label of a request; InvalidInput where its name cannot be one."""
     if isinstance(label, str):
         label = NamedLabel(name=label)
     name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)

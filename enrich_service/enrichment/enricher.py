@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.settings import Settings
+from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
@@ -28,6 +29,7 @@ from enrich_service.enrichment.llm import (
 )
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.replay import ReplayModel
+from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.templates import render, variables_of
 
@@ -48,6 +50,7 @@ class Plan:
     source: GenerationSource
     model: str
     parameters: Mapping[str, Any]
+    variables: Mapping[str, Any] = field(default_factory=dict)  # n and language, where set
 
     @cached_property
     def compares(self) -> bool:
@@ -74,6 +77,8 @@ class Plan:
         near = tuple(confusable) if self.compares else ()
         if near:
             parts.append(near)
+        if self.variables:
+            parts.append(dict(self.variables))
         body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         key = hashlib.sha256(body.encode()).hexdigest()
         return Item(name, context, sample_index, label_id, key, near)
@@ -108,6 +113,7 @@ def open_model(settings: Settings) -> LanguageModel:
             "server than OpenAI's (a local one such as http://127.0.0.1:8080/v1 needs no key, "
             "replay:FILE.jsonl answers from a file)"
         )
+    check_host(settings.llm_url, settings.llm_hosts)
     return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
 
 
@@ -179,6 +185,26 @@ class Enricher:
             if not asked.waiting and not asked.task.done():
                 asked.task.cancel()
 
+    async def try_out(
+        self, plan: Plan, item: Item, taken: Taken, *, tries: int
+    ) -> tuple[Reply, Judgement]:
+        """The first answer for `item` and what is wrong with it; nothing is stored.
+
+        Raises:
+            LanguageModelError: there was no answer.
+        """
+        question = Question(
+            label=item.name,
+            prompt=plan.prompt,
+            model=plan.model,
+            messages=_messages(plan, item, "", ()),
+            parameters=dict(plan.parameters),
+            schema=plan.version.output_schema,
+            sample_index=item.sample_index,
+        )
+        reply = await ask_patiently(self.model, question, self.turnstile, urgent=True, tries=tries)
+        return reply, self._judge(plan, item, reply, taken)
+
     def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
         del self._asked[key]
         if not task.cancelled():
@@ -206,7 +232,7 @@ class Enricher:
                 label=item.name,
                 prompt=plan.prompt,
                 model=plan.model,
-                messages=_messages(version, item, bad, wrong),
+                messages=_messages(plan, item, bad, wrong),
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
@@ -227,6 +253,7 @@ class Enricher:
                 provider=model.provider,
                 requested_model=plan.model,
                 parameters=dict(parameters),
+                variables=dict(plan.variables),
                 messages=list(question.messages),
             )
             try:
@@ -265,7 +292,7 @@ class Enricher:
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
-            return Judgement(None, (), (reply.problem,), ())
+            return Judgement(None, (), (f"protocol: {reply.problem}",), ())
         return judge(
             reply,
             label=item.name,
@@ -274,22 +301,22 @@ class Enricher:
             schema=plan.version.output_schema,
             rules=plan.version.validators,
             taken=taken,
+            n=plan.variables.get("n"),
+            language=plan.variables.get("language", ENGLISH),
         )
 
 
 def _messages(
-    version: PromptVersion, item: Item, bad: str, problems: Sequence[str]
+    plan: Plan, item: Item, bad: str, problems: Sequence[str]
 ) -> tuple[dict[str, Any], ...]:
     """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
-    text = render(
-        version,
-        {
-            "label": item.name,
-            "context": item.context,
-            "labels": item.confusable,
-            "problems": tuple(problems),
-        },
-    )
+    about = {
+        "label": item.name,
+        "context": item.context,
+        "labels": item.confusable,
+        "problems": tuple(problems),
+    }
+    text = render(plan.version, {**about, **plan.variables})
     messages = [{"role": "user", "content": text.user}]
     if text.system:
         messages.insert(0, {"role": "system", "content": text.system})

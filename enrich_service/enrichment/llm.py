@@ -9,6 +9,7 @@ Notable:
 """
 
 import asyncio
+import base64
 import email.utils
 import json
 import random
@@ -25,6 +26,8 @@ import openai
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.text import without_password
+from enrich_service.enrichment.addresses import GuardedTransport
 from enrich_service.enrichment.models import GenerationSource
 
 FORMATS: Final = ("json_schema", "json_object", "text")
@@ -103,11 +106,12 @@ def provider_of(base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         port = parts.port
-    except ValueError:
+        httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
         port, parts = None, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(
-            f"OPENAI_BASE_URL is {base_url!r}: give an address such as "
+            f"OPENAI_BASE_URL is {without_password(base_url)!r}: give an address such as "
             "http://127.0.0.1:8080/v1, or replay:FILE.jsonl"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -156,6 +160,11 @@ class ChatModel:
 
     def __post_init__(self) -> None:
         self.provider = provider_of(self.base_url)
+        self.shown = without_password(self.base_url)
+        self._secrets = [self.api_key] if self.api_key else []
+        if password := urlsplit(self.base_url).password:
+            sent = f"{urlsplit(self.base_url).username}:{password}"
+            self._secrets += [password, base64.b64encode(sent.encode()).decode()]
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
@@ -163,7 +172,9 @@ class ChatModel:
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=128),
+                transport=GuardedTransport(
+                    httpx2.Limits(max_connections=None, max_keepalive_connections=128)
+                ),
             ),
         )
         # By model, since one base URL may stand before many, and by schema, since a server may
@@ -198,7 +209,7 @@ class ChatModel:
                 ) from None
             except openai.APIConnectionError as error:
                 raise ModelBusy(
-                    f"cannot reach {self.base_url} ({_root_cause(error)}): "
+                    f"cannot reach {self.shown} ({_root_cause(error)}): "
                     "check OPENAI_BASE_URL and that the server is running",
                     calls=calls,
                     unreachable=True,
@@ -237,18 +248,22 @@ class ChatModel:
             messages=[],
             extra_body={**body, "messages": messages},
         )
-        text = response.http_response.text
+        text = self._masked(response.http_response.text)
         return _read(
             text, tuple(messages), FORMATS[asked], (time.perf_counter() - started) * 1000, calls
         )
+
+    def _masked(self, text: str) -> str:
+        """`text` of the server without our secrets: some servers and proxies repeat them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _explain(
         self, error: openai.APIStatusError, question: Question, calls: int
     ) -> LanguageModelError:
         """The one line that says what is wrong, and whether asking again may help."""
-        status, said = error.status_code, _said(error)
-        if self.api_key:  # some servers repeat the key that they refuse
-            said = said.replace(self.api_key, "***")
+        status, said = error.status_code, _cut(self._masked(_said(error)))
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
                 f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
@@ -266,9 +281,9 @@ class ChatModel:
                 f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
             )
         if 300 <= status < 400:
-            target = error.response.headers.get("location", "elsewhere")
+            target = self._masked(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
-                f"{self.base_url} redirects to {target}: set OPENAI_BASE_URL to the final address"
+                f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
         if status in (408, 409, 429) or status >= 500:
             return ModelBusy(
@@ -280,14 +295,17 @@ class ChatModel:
 
 
 def _said(error: openai.APIStatusError) -> str:
-    """The server's own words, on one line and not too many."""
+    """The server's own words, on one line."""
     body = error.body
     if isinstance(body, dict):
         inner = body.get("error")
         if isinstance(inner, dict):
             body = inner
         body = body.get("message") or body.get("detail") or inner or body
-    words = " ".join(str(body or error.message).split())
+    return " ".join(str(body or error.message).split())
+
+
+def _cut(words: str) -> str:
     return words if len(words) <= 200 else words[:199] + "…"
 
 

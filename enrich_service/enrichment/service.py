@@ -1,14 +1,17 @@
 """Runs, generations and people's edits: everything about them that needs only a session."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
-from enrich_service.core.text import check_text, shortened
+from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
 from enrich_service.enrichment.enricher import Item, Plan, Prices
@@ -19,6 +22,7 @@ from enrich_service.enrichment.models import (
     GenerationSource,
     GenerationStatus,
     Run,
+    RunFinding,
     RunState,
 )
 from enrich_service.enrichment.schemas import (
@@ -37,6 +41,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.templates import VARIABLES, variables_of
 
 DEFAULT_ALIAS = "production"
 UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
@@ -55,12 +60,40 @@ _OPINIONS = {
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
     """The plan that a choice amounts to."""
     version = _version(session, choice)
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
+
+
+def plan_with(
+    prompt: str,
+    kind: str,
+    version: PromptVersion,
+    choice: Choice,
+    settings: Settings,
+    source: GenerationSource,
+) -> Plan:
+    """The plan that asks `version`, stored or not, as `choice` and its own defaults say."""
     defaults = dict(version.model_defaults)
-    model = choice.model or str(defaults.pop("model", "") or settings.llm_model)
-    defaults.pop("model", None)
+    own = str(defaults.pop("model", "") or settings.llm_model)
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
         raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
-    return _plan(session, version, source, model, {**defaults, **choice.parameters})
+    parameters = {**defaults, **choice.parameters}
+    variables = _variables(choice, version)
+    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
+
+
+def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
+    """`n` and `language` where they are not as ever, so that what was asked before stays known."""
+    language = check_line("language", choice.language, limit=50)
+    asked = {"n": choice.n, "language": language}
+    asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}
+    if unused := asked.keys() - variables_of(version):
+        name = min(unused)
+        raise InvalidInput(
+            f"{name}: version {version.number} of prompt {choice.prompt!r} does not speak of it: "
+            f"add {{{{ {name} }}}} to the prompt, or leave it out"
+        )
+    return asked
 
 
 def _version(session: Session, choice: Choice) -> PromptVersion:
@@ -75,18 +108,8 @@ def _version(session: Session, choice: Choice) -> PromptVersion:
 def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     """The plan of a stored run."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
-    return _plan(session, version, source, run.model, run.parameters)
-
-
-def _plan(
-    session: Session,
-    version: PromptVersion,
-    source: GenerationSource,
-    model: str,
-    parameters: Mapping[str, Any],
-) -> Plan:
     prompt = session.get_one(Prompt, version.prompt_id)
-    return Plan(prompt.name, prompt.kind, version, source, model, parameters)
+    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -102,6 +125,7 @@ def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) ->
         prompt_version_id=plan.version.id,
         model=plan.model,
         parameters=dict(plan.parameters),
+        variables=dict(plan.variables),
         samples=body.samples,
         concurrency=body.concurrency,
         budget_usd=body.budget_usd,
@@ -138,6 +162,11 @@ def get_run(session: Session, run_id: int) -> Run:
 def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None = None) -> RunView:
     """`run` as it crosses the wire; `parked` and `rate` are known where it is worked on."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
+    found = session.exec(
+        select(RunFinding)
+        .where(RunFinding.run_id == run.id)
+        .order_by(col(RunFinding.answers).desc(), RunFinding.rule)
+    ).all()
     return RunView(
         **run.model_dump(
             exclude={"label_set_id", "prompt_version_id", "owner", "owner_expires_at"}
@@ -146,6 +175,8 @@ def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None 
         prompt=session.get_one(Prompt, version.prompt_id).name,
         prompt_version=version.number,
         done=run.cached + run.accepted + run.rejected + run.failed,
+        problems={one.rule: one.answers for one in found if one.verdict == "problem"},
+        flags={one.rule: one.answers for one in found if one.verdict == "flag"},
         parked=parked,
         rate=rate,
     )
@@ -273,6 +304,66 @@ def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> R
     )
 
 
+@dataclass(frozen=True)
+class Failures:
+    """The labels of a run that got no text for one reason, the first of them by name."""
+
+    reason: str  # the rule that was broken, or what the server said
+    labels: int
+    named: tuple[str, ...]
+    example: str  # the whole problem, of the first
+    generation_id: int
+
+
+def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
+    """Why labels of a run have no text, the most frequent reason first.
+
+    A call that failed counts until the same question is answered.
+    """
+    answered = aliased(Generation)
+    open_ = and_(
+        col(Generation.status) == GenerationStatus.FAILED,
+        ~exists().where(
+            col(answered.dedupe_key) == col(Generation.dedupe_key),
+            col(answered.status).in_(RESULTS),
+        ),
+    )
+    rows = session.exec(
+        select(Generation.label_name, Generation.problems, Generation.id)
+        .where(
+            Generation.run_id == run_id,
+            or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
+        )
+        .order_by(col(Generation.id))
+    )
+    groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for label, problems, generation_id in rows:
+        problem = problems[0] if problems else "no reason was stored"
+        reason = problem.partition(":")[0] if ": " in problem else problem
+        groups[reason][label] = (problem, generation_id or 0)
+    found = [
+        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+        for reason, labels in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group.labels)
+
+
+def runs_by_version(session: Session) -> dict[int, int]:
+    """How many runs there are of each prompt version, by its id."""
+    counted = select(Run.prompt_version_id, func.count()).group_by(col(Run.prompt_version_id))
+    return dict(session.exec(counted).all())
+
+
+def answers_by_version(session: Session) -> dict[int, int]:
+    """How many generations there are of each prompt version, by its id."""
+    counted = (
+        select(Generation.prompt_version_id, func.count())
+        .where(col(Generation.prompt_version_id).is_not(None))
+        .group_by(col(Generation.prompt_version_id))
+    )
+    return {version: count for version, count in session.exec(counted) if version is not None}
+
+
 def count_results(session: Session, keys: Iterable[str]) -> int:
     """How many of the dedupe keys have a result."""
     listed = list(keys)
@@ -347,6 +438,28 @@ def list_generations(
         items=[_in_list(session, row, states) for row in shown],
         next_before=shown[-1].id if len(rows) > limit else None,
     )
+
+
+def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
+    """What was ever answered and written for a label, the newest first.
+
+    A text that was made for a label of the same name and context elsewhere belongs to it too.
+    """
+    rows = session.exec(
+        select(Generation)
+        .where(
+            Generation.label_name == label.name,
+            col(Generation.label_context).is_not_distinct_from(label.context),
+            or_(
+                col(Generation.source) != GenerationSource.PERSON,
+                Generation.label_id == label.id,
+                col(Generation.label_id).is_(None),
+            ),
+        )
+        .order_by(col(Generation.id).desc())
+        .limit(limit)
+    )
+    return [generation_view(session, row) for row in rows]
 
 
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
@@ -432,9 +545,7 @@ def write_text(
     author: str,
 ) -> Generation:
     """A person's own text for a label of a label set."""
-    label = session.get(Label, label_id)
-    if label is None:
-        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    label, _ = labels.label(session, label_id)
     version = _version(session, Choice(prompt=prompt))
     return _write(
         session,

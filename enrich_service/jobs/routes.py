@@ -18,6 +18,7 @@ from enrich_service.core.dependencies import (
     Id,
     ReadSession,
     SettingsDep,
+    WorkSession,
     WriteSession,
 )
 from enrich_service.core.errors import NotFound
@@ -100,7 +101,7 @@ def list_jobs(
     | _json_example(200, LEASE_EXAMPLE)
     | {204: {"description": "Nothing to do"}},
 )
-def claim_job(body: Claim, session: WriteSession, settings: SettingsDep) -> Lease | Response:
+def claim_job(body: Claim, session: WorkSession, settings: SettingsDep) -> Lease | Response:
     """Give a worker the most urgent job that waits, with its release, for a limited time."""
     lease = service.claim(session, body.worker, settings.lease_seconds)
     return lease if lease is not None else Response(status_code=204)
@@ -120,7 +121,7 @@ def cancel_job(job_id: Id, session: WriteSession) -> Job:
 
 @router.post("/{job_id}/heartbeat", summary="Renew a lease", responses=problems(404, 409))
 def renew_lease(
-    job_id: Id, body: Heartbeat, session: WriteSession, settings: SettingsDep
+    job_id: Id, body: Heartbeat, session: WorkSession, settings: SettingsDep
 ) -> Renewed:
     """Renew a lease. 409: it has ended, and the worker must stop."""
     row = service.heartbeat(session, job_id, body.fence, settings.lease_seconds)
@@ -129,7 +130,7 @@ def renew_lease(
 
 
 @router.post("/{job_id}/events", summary="Report progress", responses=problems(404, 409))
-def add_events(job_id: Id, body: EventsIn, session: WriteSession) -> EventsStored:
+def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored:
     """Append events of the lease's worker. 409: the lease has ended, and the worker must stop."""
     return EventsStored(stored=service.add_events(session, job_id, body.fence, body.events))
 

@@ -62,7 +62,12 @@ def view(session: Session, row: JobRow) -> Job:
 
 
 def listing(
-    session: Session, *, state: JobState | None = None, limit: int | None = 100, offset: int = 0
+    session: Session,
+    *,
+    state: JobState | None = None,
+    release_id: int | None = None,
+    limit: int | None = 100,
+    offset: int = 0,
 ) -> list[Job]:
     """Jobs, the newest first."""
     query = (
@@ -74,6 +79,8 @@ def listing(
     )
     if state is not None:
         query = query.where(JobRow.state == state)
+    if release_id is not None:
+        query = query.where(JobRow.release_id == release_id)
     return [
         Job(release_hash=digest, **row.model_dump(exclude={"fence"}))
         for row, digest in session.exec(query)
@@ -280,4 +287,19 @@ def events(
         .order_by(col(JobEvent.seq))
         .limit(limit)
     )
-    return [Event(seq=row.seq, kind=row.kind, data=row.data, at=row.at) for row in found]
+    return [_event(row) for row in found]
+
+
+def last_events(session: Session, job_id: int, *kinds: EventKind, limit: int = 1) -> list[Event]:
+    """The newest events of a job that are of one of these kinds, in order."""
+    found = session.exec(
+        select(JobEvent)
+        .where(JobEvent.job_id == job_id, col(JobEvent.kind).in_(kinds))
+        .order_by(col(JobEvent.seq).desc())
+        .limit(limit)
+    ).all()
+    return [_event(row) for row in reversed(found)]
+
+
+def _event(row: JobEvent) -> Event:
+    return Event(seq=row.seq, kind=row.kind, data=row.data, at=row.at)

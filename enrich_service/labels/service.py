@@ -171,6 +171,14 @@ def get(session: Session, name: str) -> LabelSet:
     return label_set
 
 
+def label(session: Session, label_id: int) -> tuple[Label, LabelSet]:
+    """The label with this id and its label set; else NotFound."""
+    found = session.get(Label, label_id)
+    if found is None:
+        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    return found, session.get_one(LabelSet, found.label_set_id)
+
+
 def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:
     """All labels of `label_set`, in order."""
     return session.exec(

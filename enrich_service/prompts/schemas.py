@@ -33,10 +33,10 @@ _CONTENT: dict[str, Any] = {
 _WHEN = "2026-01-02T03:04:05Z"
 
 
-class VersionCreate(BaseModel):
-    """What a new version holds: all that shapes an answer."""
+class VersionContent(BaseModel):
+    """All that shapes an answer."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_CONTENT]})
+    model_config = ConfigDict(extra="forbid")
 
     system: Annotated[str, Field(description="Jinja2 text of the system message; may be empty")] = (
         ""
@@ -51,6 +51,13 @@ class VersionCreate(BaseModel):
     validators: Annotated[
         list[dict[str, JsonValue]], Field(description='Rules: [{"rule": NAME, …options}]')
     ] = []
+
+
+class VersionCreate(VersionContent):
+    """A new version, and why it exists."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_CONTENT]})
+
     message: Annotated[str, Field(description="Why this version exists")] = ""
     author: str = ""
 

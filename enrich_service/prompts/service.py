@@ -60,7 +60,7 @@ def content_hash(
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _check_content(
+def check_content(
     *,
     system: str,
     user: str,
@@ -68,6 +68,7 @@ def _check_content(
     model_defaults: Mapping[str, Any],
     validators: Sequence[Mapping[str, Any]],
 ) -> None:
+    """Raise InvalidInput, naming the field, unless this can be the content of a version."""
     check_text("The system template", system, limit=20_000)
     check_text("The user template", user, limit=20_000)
     if not user.strip():
@@ -233,7 +234,7 @@ def create_version(
         "model_defaults": dict(model_defaults or {}),
         "validators": [dict(rule) for rule in validators],
     }
-    _check_content(**content)
+    check_content(**content)
     digest = content_hash(kind=prompt.kind, **content)
     number = 1
     if newest := _newest_or_none(session, prompt):

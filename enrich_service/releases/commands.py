@@ -5,21 +5,9 @@ from typing import Annotated
 import typer
 
 from enrich_service.core.console import Json, read_session, show, write_session
-from enrich_service.core.errors import InvalidInput
 from enrich_service.releases import service
-from enrich_service.releases.schemas import ReleaseSource
 
 app = typer.Typer(no_args_is_help=True, help="Releases: frozen texts for every label.")
-
-
-def _source(given: str) -> ReleaseSource:
-    """A source from `PROMPT@VERSION` or `PROMPT@ALIAS`."""
-    prompt, at, which = given.rpartition("@")
-    if not (prompt and at and which):
-        raise InvalidInput(f"{given!r} is no source: write PROMPT@VERSION or PROMPT@ALIAS")
-    if which.isdigit():
-        return ReleaseSource(prompt=prompt, version=int(which))
-    return ReleaseSource(prompt=prompt, alias=which)
 
 
 @app.command()
@@ -46,7 +34,7 @@ def create(
             session,
             label_set=label_set,
             name=name,
-            sources=[_source(given) for given in source or ()],
+            sources=[service.parse_source(given) for given in source or ()],
             message=message,
             author=author,
             allow_missing=allow_missing,

@@ -41,23 +41,28 @@ RELEASE_EXAMPLE: dict[str, Any] = _SUMMARY | {
 }
 
 
-class ReleaseSource(BaseModel):
-    """A prompt version, by number or alias, whose texts are taken; its kind says which field."""
+class VersionName(BaseModel):
+    """A prompt version, by number or alias."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str
     version: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
     alias: str | None = None
-    model: Annotated[
-        str | None, Field(description="Only texts asked of this model; absent: of any")
-    ] = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.version is None) == (self.alias is None):
             raise ValueError("name a version or an alias of the prompt, one of both")
         return self
+
+
+class ReleaseSource(VersionName):
+    """A prompt version whose texts are taken; its kind says which field."""
+
+    model: Annotated[
+        str | None, Field(description="Only texts asked of this model; absent: of any")
+    ] = None
 
 
 class ReleaseCreate(BaseModel):
@@ -129,6 +134,7 @@ class ReleaseDiff(BaseModel):
                     "before": _SUMMARY,
                     "after": _SUMMARY | {"id": 2, "name": "ducks-2", "hash": "77af" * 16},
                     "unchanged": 1,
+                    "differing": 1,
                     "changed": [
                         {
                             "key": "n01847000",
@@ -145,4 +151,5 @@ class ReleaseDiff(BaseModel):
     before: ReleaseView
     after: ReleaseView
     unchanged: int
+    differing: Annotated[int, Field(description="Labels that differ, listed here or not")]
     changed: list[LabelChange]

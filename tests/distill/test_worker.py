@@ -382,3 +382,16 @@ def test_nothing_is_sent_once_the_lease_is_lost():
 def test_a_loss_that_is_no_number_can_still_be_sent():
     line = b'{"kind": "epoch", "data": {"loss": NaN}, "at": "2026-01-02T03:04:05Z"}'
     assert worker.event(line)["data"] == {"loss": None}
+
+
+def test_a_job_that_reads_outside_of_the_data_roots_fails(
+    service, address, work_dir, queue_job, images
+):
+    job = queue_job(service, 1)
+    root = str(images / "train")
+    with running_worker(address, work_dir, "--once", "--data-root", root) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    found = service.get(f"/v1/jobs/{job}").json()
+    assert found["state"] == "failed"
+    assert f"is not below {root}" in found["error"] and "--data-root" in found["error"]

@@ -1,0 +1,100 @@
+"""`enrich try` and `enrich compare`."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from sqlalchemy import Engine
+
+from enrich_service.core.console import Json, database, load_settings, read_session, show
+from enrich_service.core.errors import InvalidInput
+from enrich_service.enrichment.commands import open_enricher
+from enrich_service.prompts.schemas import PromptCreate
+from enrich_service.releases.service import parse_source
+from enrich_service.trials import comparison, playground
+from enrich_service.trials.schemas import Trial, TrialRequest
+
+_FIELDS = {"kind", "system", "user", "output_schema", "model_defaults", "validators"}
+
+
+def try_(
+    file: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="JSON, as for `enrich prompts add`."),
+    ],
+    names: Annotated[list[str], typer.Argument(help="One to 10 class names.")],
+    against: Annotated[
+        str | None, typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS to set beside it.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="What kind of thing they are.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask.")] = None,
+    json: Json = False,
+) -> None:
+    """Try a prompt that is not saved. Its answers are shown and stored nowhere."""
+    settings = load_settings()
+    try:
+        prompt = PromptCreate.model_validate_json(file.read_bytes())
+        saved = parse_source(against) if against else None
+        body = TrialRequest.model_validate(
+            prompt.model_dump(include=_FIELDS)
+            | {
+                "labels": [{"name": name, "context": context} for name in names],
+                "model": model,
+                "against": saved.model_dump(exclude={"model"}) if saved else None,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or str(file)
+        raise InvalidInput(f"{where}: {first['msg']}") from error
+
+    async def ask(engine: Engine) -> Trial:
+        async with open_enricher(engine, settings) as enricher:
+            return await playground.try_prompt(enricher, body)
+
+    with database(settings) as engine, Console(stderr=True).status("Asking"):
+        found = asyncio.run(ask(engine))
+    if json:
+        show(found, json=True)
+        return
+    for one in found.labels:
+        typer.echo(one.label)
+        for side, tried in (("new", one.candidate), (against, one.against)):
+            if tried is not None:
+                problems = f" ({'; '.join(tried.problems)})" if tried.problems else ""
+                typer.echo(f"  {side}: {tried.text or tried.status}{problems}")
+    show([total for total in (found.candidate, found.against) if total is not None], json=False)
+
+
+def compare(
+    label_set: str,
+    a: Annotated[str, typer.Argument(help="PROMPT@VERSION or PROMPT@ALIAS.")],
+    b: Annotated[str, typer.Argument(help="PROMPT@VERSION or PROMPT@ALIAS.")],
+    model_a: Annotated[str | None, typer.Option(help="Only what this model answered.")] = None,
+    model_b: Annotated[str | None, typer.Option(help="Only what this model answered.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Labels shown.")] = 20,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Set two prompt versions, or two models, side by side over a label set. Nothing is asked."""
+    with read_session() as session:
+        found = comparison.compare(
+            session,
+            label_set,
+            parse_source(a, model_a),
+            parse_source(b, model_b),
+            load_settings().artifact_dir,
+            limit=limit,
+            offset=offset,
+        )
+    if json:
+        show(found, json=True)
+        return
+    for label in found.labels:
+        typer.echo(label.name)
+        for side, text in (("a", label.a), ("b", label.b)):
+            typer.echo(f"  {side}: {(text.text or text.status) if text else 'never asked'}")
+    show([found.a, found.b], json=False)

@@ -1,0 +1,278 @@
+"""Two prompt versions, or two models, over the same label set: from what is stored, for nothing.
+
+Of each label and side the text is shown that a release would take of the version: the newest
+accepted one, of sentences and captions the union over the samples. People's edits stay out: here
+prompts and models are compared. Counts and costs are those of all attempts.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import and_
+from sqlalchemy.orm import defer
+from sqlmodel import Session, col, select
+
+from contract import Release, Report
+from enrich_service.core.errors import Conflict, NotFound
+from enrich_service.enrichment import service as enrichment
+from enrich_service.enrichment.answers import texts_of
+from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.validators import estimate_tokens
+from enrich_service.jobs import reports
+from enrich_service.jobs.models import JobArtifact, JobRow
+from enrich_service.labels import service as label_service
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.prompts import service as prompts
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.releases import service as release_service
+from enrich_service.releases.models import ReleaseRow
+from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.trials.schemas import (
+    ComparedLabel,
+    ComparedSide,
+    ComparedText,
+    Comparison,
+    SideDiagnostics,
+)
+
+TEACHER_TOKENS = 77  # what CLIP reads
+JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics
+_UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
+_MODELS = (GenerationSource.MODEL, GenerationSource.REPLAY)
+
+
+@dataclass
+class _Side:
+    """A version and perhaps a model, with every stored answer by label id, the oldest first."""
+
+    prompt: Prompt
+    version: PromptVersion
+    model: str | None
+    answers: defaultdict[int, list[Generation]] = field(default_factory=lambda: defaultdict(list))
+
+
+def compare(
+    session: Session,
+    label_set: str,
+    a: ReleaseSource,
+    b: ReleaseSource,
+    artifacts: Path,
+    *,
+    limit: int = 100,
+    offset: int = 0,
+) -> Comparison:
+    """Both sides over `label_set`, with the labels from the `offset`-th on.
+
+    `artifacts`: folder of the reports. Raises Conflict where the kinds of the prompts differ.
+    """
+    chosen = label_service.get(session, label_set)
+    sides = [_side(session, chosen, source) for source in (a, b)]
+    kinds = [side.prompt.kind for side in sides]
+    if kinds[0] != kinds[1]:
+        raise Conflict(
+            f"{a.prompt!r} makes {kinds[0]} and {b.prompt!r} makes {kinds[1]}: "
+            "compare prompts of one kind."
+        )
+    labels = label_service.labels_of(session, chosen)
+    shown = labels[offset : offset + limit]
+    found = [_diagnosed(session, chosen, side, artifacts) for side in sides]
+    views = [
+        _side_view(side, labels, diagnostics)
+        for side, diagnostics in zip(sides, found, strict=True)
+    ]
+    after = offset + len(shown)
+    return Comparison(
+        label_set=chosen.name,
+        kind=PromptKind(kinds[0]),
+        a=views[0],
+        b=views[1],
+        labels=[
+            ComparedLabel(
+                key=label.key,
+                name=label.name,
+                a=_text(sides[0], label),
+                b=_text(sides[1], label),
+            )
+            for label in shown
+        ],
+        total=len(labels),
+        next_offset=after if shown and after < len(labels) else None,
+    )
+
+
+def _side(session: Session, label_set: LabelSet, source: ReleaseSource) -> _Side:
+    version = prompts.resolve(session, source.prompt, version=source.version, alias=source.alias)
+    side = _Side(session.get_one(Prompt, version.prompt_id), version, source.model)
+    same_label = and_(
+        col(Label.name) == col(Generation.label_name),
+        col(Label.context).is_not_distinct_from(col(Generation.label_context)),
+    )
+    query = (
+        select(Label.id, Generation)
+        .join(Generation, same_label)
+        .where(
+            Label.label_set_id == label_set.id,
+            Generation.prompt_version_id == version.id,
+            col(Generation.source).in_(_MODELS),
+        )
+        .order_by(col(Generation.id))
+        .options(defer(Generation.messages), defer(Generation.raw_reply))  # type: ignore[arg-type]
+    )
+    if source.model is not None:
+        query = query.where(Generation.requested_model == source.model)
+    for label_id, generation in session.exec(query):
+        assert label_id is not None
+        side.answers[label_id].append(generation)
+    return side
+
+
+def _results(side: _Side, label: Label) -> list[Generation]:
+    """The generations that speak for the label: accepted ones, else the last one there is."""
+    rows = side.answers.get(label.id or 0, [])
+    accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
+    if not accepted:
+        return rows[-1:]
+    if side.prompt.kind not in _UNION_KINDS:
+        return accepted[-1:]
+    by_sample = {row.sample_index: row for row in accepted}  # the newest of each
+    return [row for _, row in sorted(by_sample.items())]
+
+
+def _texts(rows: Sequence[Generation]) -> list[str]:
+    accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
+    return list(dict.fromkeys(text for row in accepted for text in texts_of(row.kind, row.parsed)))
+
+
+def _teacher_tokens(texts: Sequence[str]) -> int:
+    return max(map(estimate_tokens, texts), default=0)
+
+
+def _cost(rows: Sequence[Generation]) -> float | None:
+    known = [row.cost_usd for row in rows if row.cost_usd is not None]
+    return sum(known) if known else None
+
+
+def _text(side: _Side, label: Label) -> ComparedText | None:
+    results = _results(side, label)
+    if not results:
+        return None
+    rows, last, texts = side.answers[label.id or 0], results[-1], _texts(results)
+    accepted = last.status is GenerationStatus.ACCEPTED
+    return ComparedText(
+        status=last.status,
+        generation_ids=[row.id for row in results if row.id is not None],
+        text=enrichment.line_of(last.kind, results[0].parsed) if accepted else None,
+        texts=texts,
+        problems=last.problems,
+        flags=[flag for row in results for flag in row.flags],
+        characters=sum(map(len, texts)),
+        teacher_tokens=_teacher_tokens(texts),
+        attempts=len(rows),
+        prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
+        completion_tokens=sum(row.completion_tokens or 0 for row in rows),
+        cost_usd=_cost(rows),
+    )
+
+
+def _side_view(
+    side: _Side, labels: Sequence[Label], diagnostics: SideDiagnostics | None
+) -> ComparedSide:
+    results = [_results(side, label) for label in labels]
+    statuses = Counter(found[-1].status for found in results if found)
+    texts = [found for found in map(_texts, results) if found]
+    tokens = [_teacher_tokens(found) for found in texts]
+    # Once each, though a label may stand twice in a set.
+    rows = list({row.id: row for found in side.answers.values() for row in found}.values())
+    latencies = [row.latency_ms for row in rows if row.latency_ms is not None]
+    return ComparedSide(
+        prompt=side.prompt.name,
+        version=side.version.number,
+        content_hash=side.version.content_hash,
+        model=side.model,
+        accepted=statuses[GenerationStatus.ACCEPTED],
+        rejected=statuses[GenerationStatus.REJECTED] + statuses[GenerationStatus.RETRIED],
+        failed=statuses[GenerationStatus.FAILED],
+        missing=sum(not found for found in results),
+        mean_characters=_mean([sum(map(len, found)) for found in texts]),
+        mean_teacher_tokens=_mean(tokens),
+        too_long=sum(count > TEACHER_TOKENS for count in tokens),
+        failures=_rules(row.problems for row in rows if row.status is not GenerationStatus.FAILED),
+        flagged=_rules(row.flags for row in rows if row.status is GenerationStatus.ACCEPTED),
+        calls=sum(row.calls for row in rows),
+        prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
+        completion_tokens=sum(row.completion_tokens or 0 for row in rows),
+        cost_usd=_cost(rows),
+        mean_latency_ms=_mean(latencies),
+        diagnostics=diagnostics,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
+    """How many answers each rule had something to say of; each says so in front of a colon."""
+    counted = Counter(rule for said in found for rule in {one.partition(":")[0] for one in said})
+    return dict(sorted(counted.items()))
+
+
+def _diagnosed(
+    session: Session, label_set: LabelSet, side: _Side, artifacts: Path
+) -> SideDiagnostics | None:
+    """The diagnostics of the newest job whose release stands on this side alone."""
+    query = (
+        select(JobRow.id, ReleaseRow)
+        .join(ReleaseRow, col(ReleaseRow.id) == col(JobRow.release_id))
+        .join(JobArtifact, col(JobArtifact.job_id) == col(JobRow.id))
+        .where(ReleaseRow.label_set_id == label_set.id, JobArtifact.name == "report.json")
+        .order_by(col(JobRow.id).desc())
+        .limit(JOBS_LOOKED_AT)
+    )
+    for job_id, row in session.exec(query):
+        release = release_service.parsed(row)
+        labels = _taken_from(release, side)
+        if job_id is None or not labels:
+            continue
+        try:
+            report = reports.read(session, artifacts, job_id)
+        except (Conflict, NotFound):
+            continue  # of another version, or gone: an older one may do
+        return _of_report(report, release, job_id, labels)
+    return None
+
+
+def _taken_from(release: Release, side: _Side) -> int:
+    """How many labels of a release have a text of this side; 0 where any has one of another."""
+    cited = [source for source in release.sources if source.field == side.prompt.kind]
+    own = [
+        source.key
+        for source in cited
+        if source.prompt_hash == side.version.content_hash
+        and source.source in _MODELS
+        and side.model in (None, source.requested_model)
+    ]
+    return len(set(own)) if len(own) == len(cited) else 0
+
+
+def _of_report(
+    report: Report, release: Release, job_id: int, labels: int
+) -> SideDiagnostics | None:
+    wanted = report.config.text_strategy
+    found = next((one for one in report.diagnostics if one.text == wanted), None)
+    if found is None or wanted == "name":  # a training on bare names says nothing of texts
+        return None
+    return SideDiagnostics(
+        job_id=job_id,
+        release=release.name,
+        classes=found.classes,
+        labels=labels,
+        text=found.text,
+        mean_cosine=found.mean_cosine,
+        mean_nearest_cosine=found.mean_nearest_cosine,
+        effective_rank=found.effective_rank,
+        confusable=list(found.confusable),
+    )

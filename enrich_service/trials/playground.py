@@ -1,0 +1,220 @@
+"""Try a prompt that is not saved, beside a version that is.
+
+The answers of the unsaved prompt are stored nowhere: each label is asked once, and what is wrong
+with the answer is told as it is. The saved version answers as it does for `describe`: what is
+stored costs nothing, and a new answer of it is an ordinary, stored one.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from sqlmodel import col, select
+
+from enrich_service.core.database import reading
+from enrich_service.core.errors import LanguageModelError
+from enrich_service.enrichment import service
+from enrich_service.enrichment.answers import Judgement, Taken, attributes_of
+from enrich_service.enrichment.describe import TRIES, checked_label, describe
+from enrich_service.enrichment.enricher import Enricher, Plan, cost_usd
+from enrich_service.enrichment.llm import Reply
+from enrich_service.enrichment.models import Generation, GenerationStatus
+from enrich_service.enrichment.schemas import Choice, Described, DescribeRequest, NamedLabel
+from enrich_service.prompts import service as prompts
+from enrich_service.prompts.models import PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.releases.schemas import VersionName
+from enrich_service.trials.schemas import (
+    Totals,
+    Trial,
+    TrialRequest,
+    Tried,
+    TriedLabel,
+)
+
+
+async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
+    """The texts of an unsaved prompt for each label, and those of the saved version beside them.
+
+    Raises:
+        InvalidInput: the content cannot be a prompt version, or a label cannot be one.
+        LanguageModelError: not one label could be answered.
+    """
+    labels = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
+    plan = _plan(enricher, body)
+    if body.against is not None:
+        await asyncio.to_thread(_look_up, enricher, body.against)  # before anything is paid for
+    taken = Taken()
+    outcomes = await asyncio.gather(*(_ask(enricher, plan, label, taken) for label in labels))
+    errors = [outcome for outcome in outcomes if isinstance(outcome, LanguageModelError)]
+    if len(errors) == len(outcomes):
+        raise errors[0]
+    candidate = [
+        _without_answer([str(outcome)])
+        if isinstance(outcome, LanguageModelError)
+        else _answered(enricher, plan, *outcome)
+        for outcome in outcomes
+    ]
+    number, against = None, None
+    if body.against is not None:
+        number, against = await _saved(enricher, body, body.against, labels)
+    return Trial(
+        content_hash=plan.version.content_hash,
+        model=plan.model,
+        against_version=number,
+        labels=[
+            TriedLabel(
+                label=label.name,
+                context=label.context,
+                candidate=candidate[place],
+                against=against[place] if against else None,
+            )
+            for place, label in enumerate(labels)
+        ],
+        candidate=_totals(candidate),
+        against=_totals(against) if against else None,
+    )
+
+
+def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
+    """How the unsaved prompt is asked. Its version is a row that never meets the database."""
+    content = body.model_dump(include=set(prompts.CONTENT_FIELDS))
+    prompts.check_content(**content)
+    digest = prompts.content_hash(kind=body.kind, **content)
+    version = PromptVersion(prompt_id=0, number=0, content_hash=digest, **content)
+    name = body.against.prompt if body.against else "playground"
+    choice = Choice(model=body.model, parameters=body.parameters)
+    return service.plan_with(
+        name, body.kind, version, choice, enricher.settings, enricher.model.source
+    )
+
+
+def _look_up(enricher: Enricher, saved: VersionName) -> None:
+    with reading(enricher.engine) as session:
+        prompts.resolve(session, saved.prompt, version=saved.version, alias=saved.alias)
+
+
+async def _ask(
+    enricher: Enricher, plan: Plan, label: NamedLabel, taken: Taken
+) -> tuple[Reply, Judgement] | LanguageModelError:
+    item = plan.item(label.name, label.context, confusable=label.confusable)
+    try:
+        reply, found = await enricher.try_out(plan, item, taken, tries=TRIES)
+    except LanguageModelError as error:
+        return error
+    if found.accepted:
+        taken.add(label.name, plan.kind, found.texts)
+    return reply, found
+
+
+def _without_answer(problems: list[str]) -> Tried:
+    return Tried(
+        status=GenerationStatus.FAILED,
+        cached=False,
+        text=None,
+        texts=[],
+        attributes={},
+        problems=problems,
+        flags=[],
+        raw_reply=None,
+        attempts=1,
+        prompt_tokens=0,
+        completion_tokens=0,
+        cost_usd=None,
+        latency_ms=None,
+    )
+
+
+def _answered(enricher: Enricher, plan: Plan, reply: Reply, found: Judgement) -> Tried:
+    """An answer of the unsaved prompt; a bad one is shown with its text and its problems."""
+    attributes = attributes_of(found.parsed) if plan.kind == PromptKind.ATTRIBUTES else {}
+    return Tried(
+        status=GenerationStatus.ACCEPTED if found.accepted else GenerationStatus.REJECTED,
+        cached=False,
+        text=service.line_of(plan.kind, found.parsed),
+        texts=list(found.texts),
+        attributes={name: list(values) for name, values in attributes.items()},
+        problems=list(found.problems),
+        flags=list(found.flags),
+        raw_reply=reply.text,
+        attempts=1,
+        prompt_tokens=reply.prompt_tokens or 0,
+        completion_tokens=reply.completion_tokens or 0,
+        cost_usd=cost_usd(enricher.settings.prices, (plan.model, reply.resolved_model), reply),
+        latency_ms=reply.latency_ms,
+    )
+
+
+async def _saved(
+    enricher: Enricher, body: TrialRequest, saved: VersionName, labels: Sequence[NamedLabel]
+) -> tuple[int, list[Tried]]:
+    """The number of the saved version, and its answers in the order of the labels."""
+    request = DescribeRequest(
+        labels=list(labels),
+        prompt=saved.prompt,
+        version=saved.version,
+        alias=saved.alias,
+        model=body.model,
+        parameters=body.parameters,
+    )
+    found = await describe(enricher, request)
+    rows = await asyncio.to_thread(_attempts, enricher, [one.generation_id for one in found])
+    tried = [
+        _stored(one, rows[one.generation_id])
+        if one.generation_id is not None
+        else _without_answer(one.problems)
+        for one in found
+    ]
+    return found[0].prompt_version, tried
+
+
+def _attempts(
+    enricher: Enricher, generation_ids: Sequence[int | None]
+) -> dict[int | None, list[Generation]]:
+    """For each result all generations with its dedupe key, the bad ones before it too."""
+    with reading(enricher.engine) as session:
+        results = session.exec(select(Generation).where(col(Generation.id).in_(generation_ids)))
+        return {
+            row.id: list(
+                session.exec(
+                    select(Generation)
+                    .where(Generation.dedupe_key == row.dedupe_key)
+                    .order_by(col(Generation.id))
+                )
+            )
+            for row in results.all()
+        }
+
+
+def _stored(one: Described, rows: Sequence[Generation]) -> Tried:
+    last = next(row for row in rows if row.id == one.generation_id)
+    return Tried(
+        status=one.status,
+        cached=one.cached,
+        text=one.text,
+        texts=one.texts,
+        attributes=one.attributes,
+        problems=one.problems,
+        flags=one.flags,
+        raw_reply=last.raw_reply,
+        attempts=len(rows),
+        prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
+        completion_tokens=sum(row.completion_tokens or 0 for row in rows),
+        cost_usd=_sum([row.cost_usd for row in rows]),
+        latency_ms=last.latency_ms,
+    )
+
+
+def _sum(costs: Sequence[float | None]) -> float | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if known else None
+
+
+def _totals(tried: Sequence[Tried]) -> Totals:
+    return Totals(
+        accepted=sum(one.status is GenerationStatus.ACCEPTED for one in tried),
+        rejected=sum(one.status is GenerationStatus.REJECTED for one in tried),
+        failed=sum(one.status is GenerationStatus.FAILED for one in tried),
+        prompt_tokens=sum(one.prompt_tokens for one in tried),
+        completion_tokens=sum(one.completion_tokens for one in tried),
+        cost_usd=_sum([one.cost_usd for one in tried]),
+    )
