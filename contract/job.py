@@ -60,12 +60,24 @@ class TrainConfig(BaseModel):
         str, AfterValidator(_check_student), Field(description="Any timm model name")
     ] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    teacher_views: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Stored augmented views an image, which student and teacher both see; 0: "
+            "the teacher sees the clean image alone",
+        ),
+    ] = 0
     text_strategy: TextStrategy = "name+description"
     captions: Annotated[
         str | None,
         Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
     ] = None
     losses: LossWeights = LossWeights()
+    adaptive_weights: Annotated[
+        bool, Field(description="Learn the weights of the losses, from those given on")
+    ] = False
     temperature: Annotated[float, Field(gt=0)] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
@@ -76,6 +88,11 @@ class TrainConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    schedule: Annotated[
+        Literal["cosine", "steps", "one-cycle"],
+        Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
+    ] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     seed: int = 0
 

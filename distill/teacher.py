@@ -61,6 +61,13 @@ class Teacher:
             features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
         return features.float().cpu()
 
+    @cached_property
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """What images in [0, 1] are normalised with: [3, 1, 1] each."""
+        config = open_clip.get_model_preprocess_cfg(self.model)
+        mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return mean, std
+
     def encode_image(self, images: Tensor) -> Tensor:
         """As `embed_image`, of unit length."""
         return F.normalize(self.embed_image(images), dim=-1)
