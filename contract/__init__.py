@@ -4,6 +4,12 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.event import Event, EventKind
+from contract.explanation import (
+    AttributeEvidence,
+    ExplainedClass,
+    Explanation,
+    Explanations,
+)
 from contract.few_shot import FewShot, FewShotMethod, FewShotRow
 from contract.job import (
     Job,
@@ -36,11 +42,15 @@ from contract.report import (
 
 __all__ = [
     "Accuracy",
+    "AttributeEvidence",
     "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
     "EventKind",
+    "ExplainedClass",
+    "Explanation",
+    "Explanations",
     "FewShot",
     "FewShotMethod",
     "FewShotRow",

@@ -47,6 +47,7 @@ OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
+app.command()(cli_study.explain)
 
 
 @app.command("text-bank")

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from contract import FewShotMethod, Release, TrainConfig
+from contract import Explanation, Explanations, FewShotMethod, Release, TrainConfig
 from distill.console import (
     CACHE,
     CacheOption,
@@ -21,6 +21,7 @@ from distill.console import (
     release_given,
     strategy_given,
 )
+from distill.errors import UserError
 
 RunTeacherOption = Annotated[
     str | None, typer.Option("--teacher", help="Where the run's teacher lies now, if elsewhere.")
@@ -100,3 +101,59 @@ def few_shot(
 def with_deviation(value: float, deviation: float | None) -> str:
     """12.3 ± 0.4, or 12.3 where there is but one value."""
     return f"{value:.1f}" if deviation is None else f"{value:.1f} ± {deviation:.1f}"
+
+
+@one_line_errors
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    release: ReleaseOption = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher that looks; with --student, that of its run.")
+    ] = None,
+    student: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Which classes a teacher or a student sees in images, and which attributes speak for each."""
+    import torch
+
+    from distill.data import open_image, square
+    from distill.explain import encode_attributes
+    from distill.explain import explain as explain_features
+    from distill.report import read_report
+    from distill.student import FILE, load_student
+    from distill.teacher import load_teacher
+
+    chosen = release_given(release, None, None)
+    pictures = [open_image(path) for path in images]
+    if student is not None and teacher is None:
+        teacher = read_report(student).config.teacher
+    if teacher is None:
+        raise UserError("say who looks: --teacher NAME, or --student FOLDER of a training run")
+    model = load_teacher(teacher)
+    if student is None:
+        seen = torch.stack([model.preprocess(picture) for picture in pictures])
+        features = model.encode_image(seen)
+    else:
+        network, size = load_student(student / FILE)
+        pixels = torch.stack([torch.from_numpy(square(picture, size)) for picture in pictures])
+        features = network.encode(pixels)
+    explained = explain_features(features, encode_attributes(model, chosen), top)
+    result = Explanations(
+        model="teacher" if student is None else "student",
+        teacher=model.name,
+        release_hash=chosen.hash,
+        images=tuple(
+            Explanation(image=str(path), classes=classes)
+            for path, classes in zip(images, explained, strict=True)
+        ),
+    )
+    if as_json:
+        print(result.model_dump_json())  # noqa: T201
+        return
+    for image in result.images:
+        table = Table("class", "score", "attributes that fired (evidence)", title=image.image)
+        for each in image.classes:
+            fired = (f"{x.attribute} (+{x.evidence:.3f})" for x in each.attributes if x.fired)
+            table.add_row(each.name, f"{each.score:.3f}", "\n".join(fired) or "none")
+        Console().print(table)

@@ -134,7 +134,7 @@ def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
             f"the label {label.key!r} ({label.name}) has no text for the strategy "
             f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
         )
-    prefix = _prefix(label, strategy)
+    prefix = prefix_of(label, strategy)
     return tuple(f"{prefix}{text}" for text in texts)
 
 
@@ -157,7 +157,7 @@ def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
             return label.captions
 
 
-def _prefix(label: ReleaseLabel, strategy: TextStrategy) -> str:
+def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
     """What stands before each text of the label, and before each sentence of a long one."""
     return "" if strategy == "captions" else f"a photo of {label.name} . "
 
@@ -201,7 +201,7 @@ def build_text_bank(
         if any(teacher.token_count(text) > teacher.context_length for text in texts)
     ]
     groups = [
-        (texts, _prefix(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
+        (texts, prefix_of(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
     ]
     bank = TextBank(
         encode_groups(teacher, groups),
