@@ -21,6 +21,7 @@ from contract.job import (
     TextStrategy,
     TrainConfig,
 )
+from contract.prompt_learning import PromptLearning
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
@@ -62,6 +63,7 @@ __all__ = [
     "LossWeights",
     "Needs",
     "Preflight",
+    "PromptLearning",
     "PulledApart",
     "Release",
     "ReleaseLabel",

@@ -48,6 +48,7 @@ OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
 app.command()(cli_study.explain)
+app.command("learn-prompt")(cli_study.learn_prompt)
 
 
 @app.command("text-bank")
@@ -96,6 +97,9 @@ def evaluate(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
+    text_bank: Annotated[
+        Path | None, typer.Option(help="A text bank in the place of a release.")
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,17 +111,26 @@ def evaluate(
     from distill.features import image_features
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
-    from distill.text_bank import build_text_bank
+    from distill.text_bank import TextBank, build_text_bank
 
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     word = SPLIT_WORDS[split]
-    chosen = release_given(release, labels, descriptions)
-    images = scan_split(data, word, {label.key for label in chosen.labels})
-    model = load_teacher(teacher)
-    bank = build_text_bank(
-        model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
-    )
+    if text_bank is None:
+        chosen = release_given(release, labels, descriptions)
+        images = scan_split(data, word, {label.key for label in chosen.labels})
+        model = load_teacher(teacher)
+        bank = build_text_bank(
+            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+        )
+    else:
+        if release or labels or descriptions or strategy:
+            raise TextError("give either --text-bank or a release with its strategy, not both")
+        bank = TextBank.load(text_bank)
+        images = scan_split(data, word, bank.keys)
+        if bank.teacher != teacher:
+            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+        model = load_teacher(teacher)
     with bars() as bar:
         if student is None:
             features = image_features(model, images, cache=cache, progress=bar("Teacher features"))

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from contract import Explanation, Explanations, FewShotMethod, Release, TrainConfig
+from contract import Explanation, Explanations, FewShotMethod, PromptLearning, Release, TrainConfig
 from distill.console import (
     CACHE,
     CacheOption,
@@ -16,6 +16,7 @@ from distill.console import (
     LabelsOption,
     ReleaseOption,
     StrategyOption,
+    TeacherOption,
     bars,
     one_line_errors,
     release_given,
@@ -157,3 +158,85 @@ def explain(
             fired = (f"{x.attribute} (+{x.evidence:.3f})" for x in each.attributes if x.fired)
             table.add_row(each.name, f"{each.score:.3f}", "\n".join(fired) or "none")
         Console().print(table)
+
+
+@one_line_errors
+def learn_prompt(
+    data: Annotated[Path, typer.Option(help="Folder with train/, val_on_train/ and val/.")],
+    teacher: TeacherOption,
+    out: Annotated[Path, typer.Option(help="The text bank to write, a safetensors file.")],
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Context tokens to learn.")] = 4,
+    described: Annotated[bool, typer.Option(help="Put the description behind the name.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of 256 images.")] = 200,
+    seed: Annotated[int, typer.Option(help="Decides the batches and what is drawn.")] = 0,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn what stands in the place of "a photo of", on the seen classes (CoOp)."""
+    from distill.data import scan_split
+    from distill.evaluate import accuracy
+    from distill.features import image_features
+    from distill.prompt_learning import encode_learned, learn_context
+    from distill.teacher import load_teacher
+    from distill.text_bank import TextBank, build_text_bank
+
+    chosen = release_given(release, labels, descriptions)
+    known = {label.key: label for label in chosen.labels}
+    splits = {word: scan_split(data, word, known) for word in ("train", "seen", "unseen")}
+    model = load_teacher(teacher)
+    with bars() as bar:
+        features = {
+            word: image_features(
+                model, split, cache=cache, progress=bar(f"Teacher features, {word}")
+            )
+            for word, split in splits.items()
+        }
+    learned = learn_context(
+        model,
+        [known[key] for key in splits["train"].keys],
+        features["train"],
+        splits["train"].targets,
+        tokens=tokens,
+        described=described,
+        steps=steps,
+        seed=seed,
+    )
+    strategy = strategy_given("name+description" if described else "name", chosen)
+    keys = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
+    bank = TextBank(
+        encode_learned(model, [known[key] for key in keys], learned.context, described=described),
+        keys,
+        tuple(known[key].name for key in keys),
+        strategy,
+        model.name,
+        chosen.hash,
+        learned=tokens,
+    )
+    bank.save(out)
+    by_hand = build_text_bank(model, chosen, strategy, keys=keys, cache=cache)
+    result = PromptLearning(
+        teacher=model.name,
+        release_hash=chosen.hash,
+        file=str(out),
+        tokens=tokens,
+        described=described,
+        steps=steps,
+        seed=seed,
+        loss_before=learned.loss_before,
+        loss_after=learned.loss_after,
+        accuracies=tuple(
+            accuracy("teacher", word, features[word], splits[word].targets, splits[word].keys, each)
+            for each in (by_hand, bank)
+            for word in ("seen", "unseen")
+        ),
+    )
+    if as_json:
+        print(result.model_dump_json())  # noqa: T201
+        return
+    table = Table("text", "split", "top-1 %", title=f"{tokens} learned tokens → {out}")
+    for row in result.accuracies:
+        table.add_row(row.text, row.split, f"{row.top1:.1f}")
+    Console().print(table)
