@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from contract import EventKind, Report, SeedsReport, Spread, TrainConfig
-from distill import cli_study
+from distill import cli_data, cli_study
 from distill.console import (
     CACHE,
     CacheOption,
@@ -49,6 +49,7 @@ app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=F
 app.command("few-shot")(cli_study.few_shot)
 app.command()(cli_study.explain)
 app.command("learn-prompt")(cli_study.learn_prompt)
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command("text-bank")
