@@ -122,15 +122,38 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+class Needs(BaseModel):
+    """What a worker must have to be given a job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    gpu: bool = False
+    memory_gb: Annotated[float, Field(ge=0, description="Main memory, in GiB")] = 0
+
+
 class JobCreate(BaseModel):
     """What a user asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    release_id: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    after_run: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="In place of a release: wait for this run's"),
+    ] = None
     config: TrainConfig
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    needs: Needs = Needs()
+    shrink_batch: Annotated[
+        bool, Field(description="Out of memory: try again with half the batch size")
+    ] = False
+
+    @model_validator(mode="after")
+    def _is_about_one_release(self) -> Self:
+        if (self.release_id is None) == (self.after_run is None):
+            raise ValueError("give release_id, or after_run for the release of a run")
+        return self
 
 
 class Job(BaseModel):
@@ -139,10 +162,13 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int
-    release_id: int
-    release_hash: str
+    release_id: int | None  # None while the run that it waits for has not succeeded
+    release_hash: str | None
+    after_run: int | None = None
     config: TrainConfig
     priority: int
+    needs: Needs = Needs()
+    shrink_batch: bool = False
     state: JobState
     attempts: int
     max_attempts: int

@@ -43,9 +43,12 @@ DataRootOption = Annotated[
     typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
 ]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
+OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
+app.command()(cli_study.explain)
+app.command("learn-prompt")(cli_study.learn_prompt)
 
 
 @app.command("text-bank")
@@ -94,6 +97,9 @@ def evaluate(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
+    text_bank: Annotated[
+        Path | None, typer.Option(help="A text bank in the place of a release.")
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,17 +111,26 @@ def evaluate(
     from distill.features import image_features
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
-    from distill.text_bank import build_text_bank
+    from distill.text_bank import TextBank, build_text_bank
 
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     word = SPLIT_WORDS[split]
-    chosen = release_given(release, labels, descriptions)
-    images = scan_split(data, word, {label.key for label in chosen.labels})
-    model = load_teacher(teacher)
-    bank = build_text_bank(
-        model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
-    )
+    if text_bank is None:
+        chosen = release_given(release, labels, descriptions)
+        images = scan_split(data, word, {label.key for label in chosen.labels})
+        model = load_teacher(teacher)
+        bank = build_text_bank(
+            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+        )
+    else:
+        if release or labels or descriptions or strategy:
+            raise TextError("give either --text-bank or a release with its strategy, not both")
+        bank = TextBank.load(text_bank)
+        images = scan_split(data, word, bank.keys)
+        if bank.teacher != teacher:
+            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+        model = load_teacher(teacher)
     with bars() as bar:
         if student is None:
             features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
@@ -224,6 +239,7 @@ def train(
     chosen = release_given(release, labels, descriptions)
     numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
+    from distill.memory import is_out_of_memory
     from distill.seeds import run_seeds
     from distill.train import Interrupted
 
@@ -267,6 +283,15 @@ def train(
                 file=sys.stderr,
             )
             raise typer.Exit(INTERRUPTED) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(  # noqa: T201
+                f"distill: out of memory with a batch_size of {settings.batch_size}: use a smaller "
+                "one, or a machine with more memory",
+                file=sys.stderr,
+            )
+            raise typer.Exit(OUT_OF_MEMORY) from None
     if not events:
         print_accuracies(report.accuracies)
         page = "report.html" if numbers is None else "seeds.html"

@@ -106,6 +106,26 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
 
 
+def test_a_release_goes_out_in_every_format_and_comes_back(enrich, tmp_path):
+    lists = {"teal": ["The teal has a green stripe."], "mallard": ["The mallard has a green head."]}
+    (tmp_path / "cupl.json").write_text(json.dumps(lists))
+    done = data_of(enrich("import", "sentences", "cupl.json", "ducks", "--json"))
+    assert done["generations"] == 2
+    (tmp_path / "d.json").write_text(json.dumps({"teal": ["a green stripe"]}))
+    assert data_of(enrich("import", "descriptors", "d.json", "ducks", "--json"))["generations"]
+    release = data_of(enrich("release", "create", "ducks", "r", "--json"))
+    assert data_of(enrich("export", "sentences", "r")) == lists
+    assert data_of(enrich("export", "descriptors", "r"))["teal"] == ["a green stripe"]
+    assert enrich("export", "labels", "ducks").stdout.startswith("key,name,context")
+    assert enrich("export", "release-csv", "r", "-o", "r.csv").exit_code == 0
+    there = data_of(enrich("import", "release-csv", "r.csv", "r2", "ducks", "--json"))
+    assert there["hash"] == release["hash"]
+    assert enrich("export", "generations", "-o", "g.csv").exit_code == 0
+    assert data_of(enrich("import", "generations", "g.csv", "--json"))["there_already"] == 3
+    assert data_of(enrich("export", "folder", "r", "paper", "--json"))["hash"] == release["hash"]
+    assert data_of(enrich("import", "release", "paper", "--json"))["there_already"] == 1
+
+
 def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
     (tmp_path / "l.txt").write_text("n1 1 wood_duck\n")
     (tmp_path / "d.txt").write_text("The wood duck has a green crest and red eyes.\n")
