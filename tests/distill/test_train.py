@@ -398,3 +398,14 @@ def test_learned_weights_are_told_each_epoch_and_resumed_to_the_bit(tmp_path):
     first, last = (epoch.weights for epoch in unbroken)
     assert first.keys() == unbroken[0].losses.keys() and first != last
     assert all(not epoch.weights for epoch in run(make_config()))
+
+
+@pytest.mark.parametrize("schedule", ["steps", "one-cycle"])
+def test_a_run_with_momentum_also_goes_on_as_if_unbroken(tmp_path, schedule):
+    config = make_config(optimiser="sgd", schedule=schedule, learning_rate=0.05)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", config, "abc")
+    unbroken = run(config)
+    with pytest.raises(Interrupted):
+        run(config, checkpoint=checkpoint, should_stop=stop_after(5))
+
+    assert outcome(run(config, checkpoint=checkpoint)) == outcome(unbroken)
