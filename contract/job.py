@@ -85,8 +85,10 @@ class TrainConfig(BaseModel):
     ] = True
     image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
     epochs: Annotated[int, Field(ge=1)] = 12
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[
+        float, Field(gt=0, description="For CNNs from scratch; ViTs need a tenth or less")
+    ] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     optimiser: Literal["adamw", "sgd"] = "adamw"
     schedule: Annotated[
