@@ -1,14 +1,34 @@
 """A training job: its configuration, its states and a worker's time-limited claim on it."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from contract.release import Release
 
-TextStrategy = Literal["name", "name+description", "attributes", "ensemble"]
+TEACHER_SCHEMES = ("hf-hub", "local-dir")
+
+
+def _check_teacher(name: str) -> str:
+    scheme, colon, _ = name.partition(":")
+    if colon and scheme not in TEACHER_SCHEMES:
+        raise ValueError(
+            f"a teacher is NAME@TAG of open_clip, hf-hub:ORGANISATION/NAME or local-dir:FOLDER, "
+            f"not {scheme!r}"
+        )
+    return name
+
+
+def _check_student(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError("a student is the plain name of a timm model, such as resnet18")
+    return name
+
+
+TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
 
 
 class LossWeights(BaseModel):
@@ -18,8 +38,11 @@ class LossWeights(BaseModel):
 
     cls: Annotated[float, Field(ge=0)] = 1.0
     mse: Annotated[float, Field(ge=0)] = 1.0
+    mse_unnormalised: Annotated[float, Field(ge=0, description="L_mse of raw features")] = 0.0
     im_cst: Annotated[float, Field(ge=0)] = 1.0
+    im_cst_distance: Annotated[float, Field(ge=0, description="L_im-cst as printed")] = 0.0
     vlprox: Annotated[float, Field(ge=0)] = 1.0
+    cap: Annotated[float, Field(ge=0, description="L_cap; needs `captions`")] = 0.0
 
 
 class TrainConfig(BaseModel):
@@ -29,12 +52,32 @@ class TrainConfig(BaseModel):
 
     data: Annotated[str, Field(description="Folder with train/, val_on_train/ and val/")]
     teacher: Annotated[
-        str, Field(description="open_clip model: 'ViT-L-14@openai', 'hf-hub:…' or 'local-dir:…'")
+        str,
+        AfterValidator(_check_teacher),
+        Field(description="open_clip model: 'ViT-L-14@openai', 'hf-hub:…' or 'local-dir:…'"),
     ]
-    student: Annotated[str, Field(description="Any timm model name")] = "resnet18"
+    student: Annotated[
+        str, AfterValidator(_check_student), Field(description="Any timm model name")
+    ] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    teacher_views: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Stored augmented views an image, which student and teacher both see; 0: "
+            "the teacher sees the clean image alone",
+        ),
+    ] = 0
     text_strategy: TextStrategy = "name+description"
+    captions: Annotated[
+        str | None,
+        Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
+    ] = None
     losses: LossWeights = LossWeights()
+    adaptive_weights: Annotated[
+        bool, Field(description="Learn the weights of the losses, from those given on")
+    ] = False
     temperature: Annotated[float, Field(gt=0)] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
@@ -45,8 +88,22 @@ class TrainConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    schedule: Annotated[
+        Literal["cosine", "steps", "one-cycle"],
+        Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
+    ] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _captions_are_there(self) -> Self:
+        if self.losses.cap and self.captions is None:
+            raise ValueError(
+                "losses.cap has a weight, but there are no captions: name their JSONL file in "
+                "`captions`, or set losses.cap to 0"
+            )
+        return self
 
 
 class JobState(StrEnum):
@@ -65,15 +122,38 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+class Needs(BaseModel):
+    """What a worker must have to be given a job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    gpu: bool = False
+    memory_gb: Annotated[float, Field(ge=0, description="Main memory, in GiB")] = 0
+
+
 class JobCreate(BaseModel):
     """What a user asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    release_id: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    after_run: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="In place of a release: wait for this run's"),
+    ] = None
     config: TrainConfig
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    needs: Needs = Needs()
+    shrink_batch: Annotated[
+        bool, Field(description="Out of memory: try again with half the batch size")
+    ] = False
+
+    @model_validator(mode="after")
+    def _is_about_one_release(self) -> Self:
+        if (self.release_id is None) == (self.after_run is None):
+            raise ValueError("give release_id, or after_run for the release of a run")
+        return self
 
 
 class Job(BaseModel):
@@ -82,10 +162,13 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int
-    release_id: int
-    release_hash: str
+    release_id: int | None  # None while the run that it waits for has not succeeded
+    release_hash: str | None
+    after_run: int | None = None
     config: TrainConfig
     priority: int
+    needs: Needs = Needs()
+    shrink_batch: bool = False
     state: JobState
     attempts: int
     max_attempts: int

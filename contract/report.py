@@ -15,6 +15,30 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+SplitName = Literal["train", "seen", "unseen"]
+
+
+class SplitCount(_Frozen):
+    """How many images one split has, in all and in its smallest and largest class."""
+
+    split: SplitName
+    images: int
+    classes: int
+    fewest: int
+    most: int
+
+
+class Preflight(_Frozen):
+    """What was looked at before the first step."""
+
+    splits: tuple[SplitCount, ...]
+    unreadable: Annotated[tuple[str, ...], Field(description="Images that cannot be read")]
+    without_text: Annotated[tuple[str, ...], Field(description="Keys of classes without text")]
+    teacher_sample: Annotated[int, Field(description="Seen images that the teacher was tried on")]
+    teacher_top1: Annotated[float | None, Field(description="Percent; null if it was not tried")]
+    chance: Annotated[float, Field(description="Percent that guessing would get right")]
+
+
 class Accuracy(_Frozen):
     """Accuracy of one model against one text bank on one split."""
 
@@ -35,6 +59,33 @@ class ConfusablePair(_Frozen):
     cosine: float
 
 
+class Imitation(_Frozen):
+    """How closely the student's image features follow the teacher's on one split.
+
+    The metrics of Li et al. (ICCV 2023): M_rel (Eq. 4), M_neigh (Eq. 5), M_vlalign (Eq. 7).
+    """
+
+    split: SplitName
+    images: Annotated[int, Field(description="Of a very large split, an evenly spaced part")]
+    m_rel: Annotated[float, Field(description="0 to 1, higher is better")]
+    m_neigh: Annotated[
+        float | None, Field(description="0 to 1, higher is better; null for a single image")
+    ]
+    m_neigh_k: Annotated[int, Field(description="Neighbours compared")]
+    m_vlalign: Annotated[float, Field(description="Reversed pairs of texts, lower is better")]
+    m_vlalign_normalised: Annotated[float, Field(description="Share of pairs that are reversed")]
+    m_vlalign_k: Annotated[int, Field(description="Texts compared")]
+    feature_mse: Annotated[float, Field(description="Of unit features, 0 to 4")]
+    mean_angle: Annotated[float, Field(description="Between the features, in degrees")]
+
+
+class ClassMargin(_Frozen):
+    """1 − cosine of a class's text with the nearest other class's: 0 is no room at all."""
+
+    name: str
+    margin: float
+
+
 class TextDiagnostics(_Frozen):
     """How far apart the class texts of one bank lie."""
 
@@ -47,6 +98,7 @@ class TextDiagnostics(_Frozen):
         tuple[float, ...], Field(description="Of the mean-centred features, descending")
     ]
     confusable: tuple[ConfusablePair, ...] = ()
+    margins: Annotated[tuple[ClassMargin, ...], Field(description="In the order of the bank")] = ()
 
 
 class PulledApart(_Frozen):
@@ -67,6 +119,9 @@ class Epoch(_Frozen):
     learning_rate: float
     loss: float
     losses: dict[str, float]
+    weights: Annotated[
+        dict[str, float], Field(description="Of the losses at its end, where they are learned")
+    ] = {}
     seen_top1: float
     seconds: float
     images_per_second: float
@@ -83,11 +138,54 @@ class Report(_Frozen):
     teacher_fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
     teacher_dim: int
     student_parameters: int
+    preflight: Preflight | None = None
     epochs: tuple[Epoch, ...]
+    seen_top1_last_epochs: Annotated[
+        float | None, Field(description="Mean of the last 5 epochs, or of as many as there are")
+    ] = None
     accuracies: tuple[Accuracy, ...]
+    imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]
     flagged_texts: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     started_at: datetime
     finished_at: datetime
+
+
+class Spread(_Frozen):
+    """One number of several runs. `deviation` is the sample standard deviation."""
+
+    values: Annotated[tuple[float, ...], Field(description="In the order of the seeds")]
+    mean: float
+    deviation: float
+
+
+class SeedAccuracy(_Frozen):
+    """An `Accuracy` over several seeds, in percent."""
+
+    model: Literal["teacher", "student"]
+    text: str
+    split: Literal["seen", "unseen"]
+    top1: Spread
+    mean_per_class: Spread
+
+
+class SeedImitation(_Frozen):
+    """An `Imitation` over several seeds."""
+
+    split: SplitName
+    m_rel: Spread
+    m_neigh: Spread | None
+    m_vlalign: Spread
+
+
+class SeedsReport(_Frozen):
+    """What several runs that differ in their seed alone have in common."""
+
+    config: Annotated[TrainConfig, Field(description="That of the first seed")]
+    release_hash: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[SeedAccuracy, ...]
+    seen_top1_last_epochs: Spread
+    imitation: tuple[SeedImitation, ...]

@@ -5,104 +5,51 @@ import os
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from contract import EventKind, Release, TextStrategy, TrainConfig
+from contract import EventKind, Report, SeedsReport, Spread, TrainConfig
+from distill import cli_data, cli_study
+from distill.console import (
+    CACHE,
+    CacheOption,
+    DescriptionsOption,
+    JsonOption,
+    LabelsOption,
+    ReleaseOption,
+    StrategyOption,
+    TeacherOption,
+    bars,
+    notes,
+    one_line_errors,
+    release_given,
+    show,
+    strategy_given,
+)
 from distill.errors import TextError, UserError
+from distill.roots import check_roots
 
 # torch, open_clip and timm take seconds to import: each command imports what it needs.
 
+DataRootOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
+]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
+OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-notes = Console(stderr=True)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-TeacherOption = Annotated[
-    str, typer.Option(help="NAME@TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.")
-]
-ReleaseOption = Annotated[Path | None, typer.Option(help="Release as JSON (`enrich export`).")]
-LabelsOption = Annotated[Path | None, typer.Option(help="The paper's label2text.txt.")]
-DescriptionsOption = Annotated[Path | None, typer.Option(help="The paper's chatgpt.txt.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-CacheOption = Annotated[Path, typer.Option(help="Where features and pixels are kept.")]
-CACHE = Path(".distill-cache")
-
-
-def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake ends a command with one line on standard error and exit status 1."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            print(f"distill: {error}", file=sys.stderr)  # noqa: T201
-            raise typer.Exit(1) from None
-
-    return run
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress bars on standard error; yields a function from a title to its (done, total)."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=notes, transient=True) as progress:
-
-        def bar(title: str) -> Callable[[int, int], None]:
-            task = progress.add_task(title, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar
-
-
-def show(document: BaseModel, as_json: bool, title: str) -> None:
-    """Print a document: as JSON for programs, as a table for people."""
-    if as_json:
-        print(document.model_dump_json())  # noqa: T201
-        return
-    table = Table(title=title, show_header=False)
-    for name, value in document.model_dump(mode="json").items():
-        if isinstance(value, float):
-            table.add_row(name, f"{value:.4f}")
-        elif not isinstance(value, list):
-            table.add_row(name, str(value))
-    Console().print(table)
-
-
-def release_given(release: Path | None, labels: Path | None, descriptions: Path | None) -> Release:
-    """The release that the options name: a JSON file, or the paper's pair."""
-    from distill.releases import read_release, release_from_pairs
-
-    if release is not None:
-        if labels is not None or descriptions is not None:
-            raise TextError("give either --release or --labels with --descriptions, not both")
-        return read_release(release)
-    if labels is None:
-        raise TextError("say which classes: --release FILE, or --labels FILE [--descriptions FILE]")
-    return release_from_pairs(labels, descriptions)
-
-
-def default_strategy(release: Release) -> TextStrategy:
-    """name+description where there are descriptions, else name."""
-    return "name+description" if any(x.description for x in release.labels) else "name"
+app.command("few-shot")(cli_study.few_shot)
+app.command()(cli_study.explain)
+app.command("learn-prompt")(cli_study.learn_prompt)
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command("text-bank")
@@ -113,7 +60,7 @@ def text_bank(
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
-    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    strategy: StrategyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode the texts of a release with a teacher."""
@@ -138,18 +85,6 @@ def text_bank(
         print(json.dumps(summary))  # noqa: T201
 
 
-def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
-    """The strategy called `strategy`, or the one that suits the release."""
-    from distill.text_bank import STRATEGIES
-
-    if strategy is None:
-        return default_strategy(release)
-    for known in STRATEGIES:
-        if strategy == known:
-            return known
-    raise TextError(f"there is no text strategy {strategy!r}: choose {', '.join(STRATEGIES)}")
-
-
 @app.command()
 @one_line_errors
 def evaluate(
@@ -162,7 +97,10 @@ def evaluate(
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
-    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    strategy: StrategyOption = None,
+    text_bank: Annotated[
+        Path | None, typer.Option(help="A text bank in the place of a release.")
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -174,17 +112,26 @@ def evaluate(
     from distill.features import image_features
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
-    from distill.text_bank import build_text_bank
+    from distill.text_bank import TextBank, build_text_bank
 
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     word = SPLIT_WORDS[split]
-    chosen = release_given(release, labels, descriptions)
-    images = scan_split(data, word, {label.key for label in chosen.labels})
-    model = load_teacher(teacher)
-    bank = build_text_bank(
-        model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
-    )
+    if text_bank is None:
+        chosen = release_given(release, labels, descriptions)
+        images = scan_split(data, word, {label.key for label in chosen.labels})
+        model = load_teacher(teacher)
+        bank = build_text_bank(
+            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+        )
+    else:
+        if release or labels or descriptions or strategy:
+            raise TextError("give either --text-bank or a release with its strategy, not both")
+        bank = TextBank.load(text_bank)
+        images = scan_split(data, word, bank.keys)
+        if bank.teacher != teacher:
+            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+        model = load_teacher(teacher)
     with bars() as bar:
         if student is None:
             features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
@@ -206,7 +153,7 @@ def diagnose(
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
-    strategy: Annotated[str | None, typer.Option(help="How texts become features.")] = None,
+    strategy: StrategyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How close class texts lie: cosines, spectrum, the most confusable pairs."""
@@ -234,24 +181,37 @@ def diagnose(
         Console().print(table)
 
 
-def read_config(path: Path) -> TrainConfig:
-    """The training configuration in a TOML or JSON file.
+def read_config(path: Path, preset: str | None = None) -> TrainConfig:
+    """The training configuration in a TOML or JSON file, on top of the preset of that name.
 
     Raises:
-        UserError: the file is missing or malformed, or a field is wrong.
+        UserError: the file is missing or malformed, a field is wrong, or there is no such preset.
     """
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        return TrainConfig.model_validate(values)
+        return TrainConfig.model_validate({**read_preset(preset), **values} if preset else values)
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise UserError(f"{path}: {where}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {where}: {reason}") from None
     except ValueError as error:
         raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The fields of the preset called `name`, one of those that the package brings.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    presets = {path.stem: path for path in (Path(__file__).parent / "presets").glob("*.toml")}
+    if name not in presets:
+        raise UserError(f"there is no preset {name!r}: choose {' or '.join(sorted(presets))}")
+    return tomllib.loads(presets[name].read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -259,17 +219,29 @@ def read_config(path: Path) -> TrainConfig:
 def train(
     config: Annotated[Path, typer.Option(help="Training configuration, TOML or JSON.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, student and report.")],
+    preset: Annotated[
+        str | None, typer.Option(help="resnet or vit: the paper's protocol below --config.")
+    ] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0,1,2: a run each, and one report of all.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     events: Annotated[bool, typer.Option(help="One JSON line an event on stdout.")] = False,
     cache: CacheOption = CACHE,
+    data_root: DataRootOption = None,
 ) -> None:
     """Distil a student and write its report."""
-    settings = read_config(config)
+    settings = read_config(config, preset)
+    if data_root:
+        check_roots(settings, data_root)
     chosen = release_given(release, labels, descriptions)
+    numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
+    from distill.memory import is_out_of_memory
+    from distill.seeds import run_seeds
     from distill.train import Interrupted
 
     stop = {"asked": False}
@@ -293,37 +265,69 @@ def train(
                     f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
                 )
             elif kind is EventKind.LOG:
-                notes.print(data["message"])
+                notes.print(data["message"], markup=False)
 
+        how: dict[str, Any] = {
+            "cache": cache,
+            "resume": resume,
+            "on_event": on_event,
+            "should_stop": lambda: stop["asked"],
+        }
         try:
-            report = run_job(
-                settings,
-                chosen,
-                out,
-                cache=cache,
-                resume=resume,
-                on_event=on_event,
-                should_stop=lambda: stop["asked"],
-            )
+            if numbers is None:
+                report: Report | SeedsReport = run_job(settings, chosen, out, **how)
+            else:
+                report = run_seeds(settings, chosen, out, numbers, **how)
         except Interrupted:
             print(  # noqa: T201
                 f"distill: stopped; go on with the same command and --resume ({out})",
                 file=sys.stderr,
             )
             raise typer.Exit(INTERRUPTED) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(  # noqa: T201
+                f"distill: out of memory with a batch_size of {settings.batch_size}: use a smaller "
+                "one, or a machine with more memory",
+                file=sys.stderr,
+            )
+            raise typer.Exit(OUT_OF_MEMORY) from None
     if not events:
         print_accuracies(report.accuracies)
-        notes.print(f"report: {out / 'report.html'}")
+        page = "report.html" if numbers is None else "seeds.html"
+        notes.print(f"report: {out / page}", markup=False)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds in a list such as 0,1,2.
+
+    Raises:
+        UserError: it is no list of different whole numbers.
+    """
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{text!r} is no list of different seeds: give them as in --seeds 0,1,2")
+    return seeds
 
 
 def print_accuracies(rows: tuple[Any, ...]) -> None:
     """The seen/unseen table of a report."""
     table = Table("model", "text", "seen top-1 %", "unseen top-1 %")
-    cells = {(row.model, row.text, row.split): row.top1 for row in rows}
+    cells = {(row.model, row.text, row.split): _shown(row.top1) for row in rows}
     for model, text in dict.fromkeys((row.model, row.text) for row in rows):
         values = (cells.get((model, text, split)) for split in ("seen", "unseen"))
-        table.add_row(model, text, *("–" if v is None else f"{v:.1f}" for v in values))
+        table.add_row(model, text, *("–" if v is None else v for v in values))
     Console().print(table)
+
+
+def _shown(value: float | Spread) -> str:
+    if isinstance(value, Spread):
+        return f"{value.mean:.1f} ± {value.deviation:.1f}"
+    return f"{value:.1f}"
 
 
 @app.command()
@@ -344,6 +348,7 @@ def worker(
     once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
     work_dir: Annotated[Path, typer.Option(help="Checkpoints and results.")] = Path("distill-out"),
     name: Annotated[str, typer.Option(help="What the service calls this worker.")] = "",
+    data_root: DataRootOption = None,
 ) -> None:
     """Take training jobs from the service, one after the other."""
     from distill.worker import work
@@ -354,4 +359,5 @@ def worker(
         once=once,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         api_key=os.environ.get("ENRICH_API_KEY"),
+        data_roots=data_root or (),
     )

@@ -7,7 +7,7 @@ Notable:
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from distill.errors import DataError
+from distill.errors import DataError, UnreadableImages, some
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
@@ -74,7 +74,7 @@ def scan_split(root: Path, name: str, known: Collection[str] | None = None) -> S
         raise DataError(f"{folder} holds no class folder: put the images of each class in its own")
     if known is not None and (strangers := [key for key in classes if key not in known]):
         raise DataError(
-            f"{folder} has {_some(strangers)} without a label: add them to the label set and "
+            f"{folder} has {some(strangers)} without a label: add them to the label set and "
             "release again, or remove the folders"
         )
     paths: list[Path] = []
@@ -96,19 +96,15 @@ def open_image(path: Path) -> Image.Image:
     """The image at `path` in RGB.
 
     Raises:
-        DataError: the file is missing, cut off or no image.
+        UnreadableImages: the file is missing, cut off or no image.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise DataError(
-            f"the image {path} is gone: restore it, or remove it from the set"
-        ) from None
+        raise UnreadableImages([f"{path} (it is gone)"]) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"cannot read the image {path} ({_one_line(error)}): replace it or remove it"
-        ) from None
+        raise UnreadableImages([f"{path} ({_one_line(error)})"]) from None
 
 
 def load_pixels(
@@ -120,7 +116,8 @@ def load_pixels(
     the wrong length is rebuilt.
 
     Raises:
-        DataError: an image cannot be read, or the cache folder cannot be written.
+        UnreadableImages: some cannot be read; all of them are named.
+        DataError: the cache folder cannot be written.
     """
     shape = (len(split), 3, size, size)
     path = cache / f"pixels-{split.name}-{size}-{split.fingerprint()[:16]}.u8"
@@ -132,14 +129,20 @@ def load_pixels(
 
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
+    unreadable: list[str] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            squares = pool.map(lambda image: square(open_image(image), size), split.paths)
+            squares = pool.map(lambda image: _square_or_reason(image, size), split.paths)
             for done, pixels in enumerate(squares, start=1):
-                file.write(pixels.tobytes())
+                if isinstance(pixels, UnreadableImages):
+                    unreadable += pixels.images
+                elif not unreadable:
+                    file.write(pixels.tobytes())
                 if progress and (done % 256 == 0 or done == len(split)):
                     progress(done, len(split))
+            if unreadable:
+                raise UnreadableImages(unreadable)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -152,6 +155,13 @@ def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> N
         partial.unlink(missing_ok=True)
 
 
+def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableImages:
+    try:
+        return square(open_image(path), size)
+    except UnreadableImages as error:
+        return error
+
+
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """The middle square of `image`, its side resized to `size`: uint8 [3, size, size]."""
     if image.size != (size, size):
@@ -161,12 +171,6 @@ def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def _some(items: Iterable[str], count: int = 3) -> str:
-    items = list(items)
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(repr(item) for item in items[:count]) + more
 
 
 def _one_line(error: Exception) -> str:

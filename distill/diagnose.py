@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contract import ConfusablePair, PulledApart, Release, TextDiagnostics
+from contract import ClassMargin, ConfusablePair, PulledApart, Release, TextDiagnostics
 from distill import metrics
 from distill.errors import TextError
 from distill.text_bank import TextBank, prompts_of
@@ -38,6 +38,10 @@ def diagnose(features: Tensor, names: Sequence[str], text: str) -> TextDiagnosti
         confusable=tuple(
             ConfusablePair(a=names[a], b=names[b], cosine=cosine)
             for a, b, cosine in metrics.confusable_pairs(unit, SHOWN_PAIRS)
+        ),
+        margins=tuple(
+            ClassMargin(name=name, margin=margin)
+            for name, margin in zip(names, metrics.class_margins(unit).tolist(), strict=True)
         ),
     )
 

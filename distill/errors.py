@@ -3,6 +3,7 @@
 DistillError
 ├── UserError            something the user can mend; the command line prints it and exits with 1
 │   ├── DataError        a missing, empty or unreadable image, class folder or label
+│   │   └── UnreadableImages  images that are cut off or none; knows all of them
 │   ├── TextError        a label without text, a text bank that does not fit
 │   ├── ModelError       an unknown teacher or student, weights that do not load
 │   ├── CheckpointError  a checkpoint that is cut off, or of another configuration
@@ -10,6 +11,8 @@ DistillError
 │       └── LeaseLost    the job was given to another worker, cancelled or has ended
 └── (anything else is a defect)
 """
+
+from collections.abc import Iterable, Sequence
 
 
 class DistillError(Exception):
@@ -22,6 +25,18 @@ class UserError(DistillError):
 
 class DataError(UserError):
     """A missing, empty or unreadable image, class folder or label."""
+
+
+class UnreadableImages(DataError):
+    """Images that cannot be read. `images` are all of them, each a path and the reason."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self.images = tuple(images)
+        what = "the image" if len(images) == 1 else f"{len(images)} images:"
+        super().__init__(
+            f"cannot read {what} {some(images, 10, quote=False)}: replace "
+            f"{'it or remove it' if len(images) == 1 else 'or remove them'}"
+        )
 
 
 class TextError(UserError):
@@ -42,3 +57,10 @@ class ServiceError(UserError):
 
 class LeaseLost(ServiceError):
     """The job was given to another worker, was cancelled or has ended."""
+
+
+def some(items: Iterable[str], count: int = 3, *, quote: bool = True) -> str:
+    """The first `count` items for a one-line message, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(repr(item) if quote else item for item in items[:count]) + more

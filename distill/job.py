@@ -5,8 +5,9 @@ it is read: check, encode, train, evaluate, report.
 """
 
 import platform
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +16,28 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
-from contract import Accuracy, EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import (
+    Accuracy,
+    Epoch,
+    EventKind,
+    Release,
+    Report,
+    SplitName,
+    TextStrategy,
+    TrainConfig,
+)
+from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
-from distill.data import Progress, Split, load_pixels, scan_split
+from distill.data import Progress, Split
 from distill.diagnose import diagnose, pulled_apart
-from distill.errors import DataError, ModelError
-from distill.evaluate import accuracy
-from distill.features import image_features
+from distill.errors import DataError
+from distill.evaluate import accuracy, imitation
+from distill.features import image_embeddings, view_embeddings
+from distill.preflight import SPLITS, preflight, scan_splits
 from distill.releases import shuffle_texts
-from distill.report import write_report
+from distill.report import read_report, write_report
 from distill.student import FILE as STUDENT_FILE
 from distill.student import build_student, save_student
 from distill.teacher import load_teacher
@@ -37,6 +48,7 @@ OnEvent = Callable[[EventKind, dict[str, Any]], None]
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
+LAST_EPOCHS: Final = 5
 PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
@@ -76,26 +88,25 @@ def run_job(
         on_event(EventKind.LOG, {"message": message})
 
     # Check everything that can be checked before hours are spent.
-    known = {label.key for label in release.labels}
-    splits = {word: scan_split(root, word, known) for word in ("train", "seen", "unseen")}
-    _check_classes(root, splits)
+    splits = scan_splits(root, release)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RELEASE_FILE).write_text(release.model_dump_json())
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     teacher = load_teacher(config.teacher)
-    for word, split in splits.items():
-        log(f"{word}: {len(split)} images of {len(split.keys)} classes")
+    found, pixels = preflight(
+        config, release, splits, teacher, cache=cache, progress=progress, log=log
+    )
+    classes = (*splits["train"].keys, *splits["unseen"].keys)
 
     # Texts: the plain name, the chosen strategy, and the control with texts dealt out at random.
     releases = {"name": release}
     strategies: dict[str, TextStrategy] = {"name": "name"}
     if config.text_strategy != "name":
         releases[config.text_strategy] = release
-        releases["shuffled"] = shuffle_texts(release, config.seed)
+        releases["shuffled"] = shuffle_texts(_only(release, classes), config.seed)
         strategies[config.text_strategy] = strategies["shuffled"] = config.text_strategy
-    classes = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
     banks = {
         text: build_text_bank(teacher, releases[text], strategies[text], keys=classes, cache=cache)
         for text in releases
@@ -109,25 +120,34 @@ def run_job(
             f"{teacher.context_length} tokens; each is encoded as the mean of its sentences"
         )
 
+    captions = None
+    if config.losses.cap and config.captions is not None:
+        texts = read_captions(root / config.captions, root, splits["train"])
+        log(f"captions for {sum(map(bool, texts))} of {len(texts)} training images")
+        captions = caption_features(teacher, texts, cache=cache)
+
     # The teacher sees each image once.
     features = {
-        word: image_features(
+        word: image_embeddings(
             teacher, split, cache=cache, progress=progress(f"Teacher features, {word}")
         )
         for word, split in splits.items()
     }
+    views, imitated = None, features["train"]
+    if config.teacher_views:
+        views, imitated = view_embeddings(
+            teacher,
+            splits["train"],
+            config.teacher_views,
+            seed=config.seed,
+            cache=cache,
+            progress=progress("Teacher features, views"),
+        )
     rows = _accuracies("teacher", splits, features, banks)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
-    _check_teacher(rows, config)
 
     # The student.
-    pixels = {
-        word: torch.from_numpy(
-            load_pixels(split, config.image_size, cache, progress(f"Pixels, {word}"))
-        )
-        for word, split in splits.items()
-    }
     student = build_student(
         config.student, teacher.dim, image_size=config.image_size, pretrained=config.pretrained
     )
@@ -138,8 +158,10 @@ def run_job(
         TrainingData(
             pixels=pixels["train"],
             targets=splits["train"].targets,
-            teacher=features["train"],
+            teacher=imitated,
+            views=views,
             text=bank.select(splits["train"].keys).features,
+            captions=captions,
             seen_pixels=pixels["seen"],
             seen_targets=splits["seen"].targets,
             seen_text=bank.select(splits["seen"].keys).features,
@@ -160,12 +182,8 @@ def run_job(
     )
 
     # What it was worth.
-    student_rows = _accuracies(
-        "student",
-        splits,
-        {word: student.encode(pixels[word]) for word in EVALUATED},
-        banks,
-    )
+    learned = {word: student.encode(pixels[word]) for word in SPLITS}
+    student_rows = _accuracies("student", splits, learned, banks)
     before = banks["name"]
     result = Report(
         config=config,
@@ -176,8 +194,14 @@ def run_job(
         teacher_fingerprint=teacher.fingerprint,
         teacher_dim=teacher.dim,
         student_parameters=sum(p.numel() for p in student.parameters()),
+        preflight=found,
+        seen_top1_last_epochs=_last_epochs(epochs),
         epochs=epochs,
         accuracies=(*rows, *student_rows),
+        imitation=tuple(
+            imitation(word, learned[word], features[word], bank.select(splits[word].keys).features)
+            for word in SPLITS
+        ),
         diagnostics=tuple(
             diagnose(each.features, each.names, text) for text, each in banks.items()
         ),
@@ -198,11 +222,7 @@ def render_again(folder: Path) -> Path:
         DataError: there is no finished run.
         TextError: a text bank of the run is missing or cut off.
     """
-    path = folder / "report.json"
-    try:
-        report = Report.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    report = read_report(folder)
     before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
     write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
     return folder / "report.html"
@@ -216,8 +236,8 @@ def _similarity(before: TextBank, after: TextBank) -> dict[str, NDArray[np.float
 
 def _accuracies(
     model: Literal["teacher", "student"],
-    splits: Mapping[str, Split],
-    features: Mapping[str, Tensor],
+    splits: Mapping[SplitName, Split],
+    features: Mapping[SplitName, Tensor],
     banks: Mapping[str, TextBank],
 ) -> tuple[Accuracy, ...]:
     return tuple(
@@ -229,31 +249,16 @@ def _accuracies(
     )
 
 
-def _check_classes(root: Path, splits: Mapping[str, Split]) -> None:
-    train = set(splits["train"].keys)
-    if strange := sorted(set(splits["seen"].keys) - train):
-        raise DataError(
-            f"{root}/val_on_train has the class {strange[0]!r}, which is not in train/: seen "
-            "classes need images in both"
-        )
-    if both := sorted(set(splits["unseen"].keys) & train):
-        raise DataError(
-            f"{root}/val has the class {both[0]!r}, which is also in train/ and so not unseen: "
-            "move it to val_on_train/"
-        )
+def _only(release: Release, keys: Collection[str]) -> Release:
+    """The release without the labels that have no images, which may have no texts either."""
+    labels = tuple(label for label in release.labels if label.key in keys)
+    return release.model_copy(update={"labels": labels})
 
 
-def _check_teacher(rows: Sequence[Accuracy], config: TrainConfig) -> None:
-    """Training is in vain where the teacher itself cannot tell the seen classes apart."""
-    row = next(r for r in rows if r.text == config.text_strategy and r.split == "seen")
-    chance = 1 / row.classes
-    error = (chance * (1 - chance) / row.images) ** 0.5
-    if row.top1 / 100 <= chance + 3 * error:
-        raise ModelError(
-            f"the teacher {config.teacher} recognises {row.top1:.1f} % of the seen images, no more "
-            f"than chance ({100 * chance:.1f} %): check that folders, labels and texts belong "
-            "together"
-        )
+def _last_epochs(epochs: Sequence[Epoch]) -> float | None:
+    """Mean seen accuracy of the last epochs, as the paper reports it; None without an epoch."""
+    last = [epoch.seen_top1 for epoch in epochs[-LAST_EPOCHS:]]
+    return statistics.fmean(last) if last else None
 
 
 def _versions() -> dict[str, str]:

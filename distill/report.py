@@ -20,8 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from contract import Accuracy, Report
+from contract import Accuracy, Report, SeedsReport
 from distill.errors import DataError
 
 CONTROL: Final = "shuffled"
@@ -30,6 +31,7 @@ WORDS: Final = {
     "name+description": "descriptions",
     "attributes": "attributes",
     "ensemble": "many texts",
+    "captions": "captions",
     CONTROL: "shuffled control",
 }
 NAMED_CLASSES: Final = 40  # up to so many classes have their names beside the heat map
@@ -42,6 +44,19 @@ VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
 _templates = Environment(
     loader=PackageLoader("distill", "."), autoescape=True, undefined=StrictUndefined
 )
+
+
+def read_report(folder: Path) -> Report:
+    """The report of the finished run in `folder`.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    path = folder / "report.json"
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
 
 
 def write_report(
@@ -60,7 +75,20 @@ def write_report(
         DataError: `out` cannot be written to.
     """
     page = render(report, similarity=similarity, names=names)
-    files = {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"}
+    _write(out, {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def write_seeds_report(report: SeedsReport, out: Path) -> None:
+    """Write seeds.json and seeds.html to the folder `out`, each whole or not at all.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    page = _templates.get_template("seeds.html").render(report=report, words=WORDS)
+    _write(out, {"seeds.html": page, "seeds.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def _write(out: Path, files: Mapping[str, str]) -> None:
     try:
         for name, text in files.items():
             partial = out / f"{name}.partial"

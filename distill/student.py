@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.errors import DataError, ModelError
+from distill.weights import safetensors_only
 
 FILE: Final = "student.safetensors"
 SMALL, TINY = 64, 32  # pixels: where the stem changes
@@ -45,8 +46,8 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
         if images.dtype == torch.uint8:
-            images = images.float() / 255
-        images = (images - self.mean) / self.std
+            images = images.float().div_(255)
+        images = (images - self.mean).div_(self.std)
         features: Tensor = self.projection(
             self.backbone(images.contiguous(memory_format=torch.channels_last))
         )
@@ -87,7 +88,8 @@ def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = Fa
     )
     # timm, torch and the hub raise dozens of kinds.
     try:
-        backbone = timm.create_model(name, **options)
+        with safetensors_only():
+            backbone = timm.create_model(name, **options)
     except Exception as error:
         raise ModelError(f"{missing if pretrained else unfit} ({_one_line(error)})") from error
     try:

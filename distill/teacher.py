@@ -5,7 +5,8 @@
     local-dir:FOLDER              open_clip_config.json and open_clip_model.safetensors
 
 Notable:
-- Features leave here as float32 and L2-normalised, whatever the model computes in.
+- Features leave here as float32, whatever the model computes in, and L2-normalised, but for those
+  of `embed_image`.
 - Texts are encoded once each, sorted by length and without needless padding, where the text tower
   gives the same features without it (causal attention, or a mask over the padding).
 """
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from distill.errors import ModelError
 from distill.precision import bfloat16_is_quick
+from distill.weights import safetensors_only
 
 TEXT_BATCH: Final = 64
 
@@ -48,8 +50,8 @@ class Teacher:
     device: str
 
     @torch.inference_mode()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Unit features [batch, dim] float32 of preprocessed images [batch, 3, size, size].
+    def embed_image(self, images: Tensor) -> Tensor:
+        """Features [batch, dim] float32 of preprocessed images [batch, 3, size, size], raw.
 
         Computed in bfloat16 where that is quicker: within 1e-2 of float32 in cosine.
         """
@@ -57,7 +59,18 @@ class Teacher:
         images = images.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_quick(device)):
             features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
-        return F.normalize(features.float(), dim=-1).cpu()
+        return features.float().cpu()
+
+    @cached_property
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """What images in [0, 1] are normalised with: [3, 1, 1] each."""
+        config = open_clip.get_model_preprocess_cfg(self.model)
+        mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return mean, std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """As `embed_image`, of unit length."""
+        return F.normalize(self.embed_image(images), dim=-1)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -67,9 +80,25 @@ class Teacher:
         for start in range(0, len(unique), TEXT_BATCH):
             batch = unique[start : start + TEXT_BATCH]
             tokens = self.tokenizer(batch).to(self.device)
-            encoded = F.normalize(self._encode_tokens(tokens).float(), dim=-1).cpu()
+            encoded = F.normalize(self.encode_tokens(tokens).float(), dim=-1).cpu()
             features.update(zip(batch, encoded, strict=True))
         return torch.stack([features[text] for text in texts])
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Features [texts, dim], not normalised, of `tokens` [texts, context_length].
+
+        Differentiable: with respect to whatever a caller hooks into the token embedding.
+        """
+        length = self._used_length(tokens)
+        if length is None or length == tokens.shape[1]:
+            return self.model.encode_text(tokens)  # type: ignore[operator, no-any-return]
+        trimmed = {
+            name: value[:length] if "positional" in name else value[:length, :length]
+            for name, value in self._sized_by_context.items()
+        }
+        return torch.func.functional_call(  # type: ignore[no-any-return]
+            _TextTower(self.model), trimmed, (tokens[:, :length],)
+        )
 
     def token_count(self, text: str) -> int:
         """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
@@ -86,19 +115,6 @@ class Teacher:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
-
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        length = self._used_length(tokens)
-        if length is None or length == tokens.shape[1]:
-            return self.model.encode_text(tokens)  # type: ignore[operator, no-any-return]
-        trimmed = {
-            name: value[:length] if "positional" in name else value[:length, :length]
-            for name, value in self._sized_by_context.items()
-        }
-        with torch.no_grad():
-            return torch.func.functional_call(  # type: ignore[no-any-return]
-                _TextTower(self.model), trimmed, (tokens[:, :length],)
-            )
 
     def _used_length(self, tokens: Tensor) -> int | None:
         """The longest text of the batch in tokens; None where padding changes the features."""
@@ -141,7 +157,7 @@ def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
         ModelError: the name is unknown, or its weights are missing, cut off or do not fit.
     """
     architecture, tag = _parse(name)
-    with _quiet():
+    with _quiet(), safetensors_only():
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
                 architecture, pretrained=tag, device=device, require_pretrained=True
@@ -213,6 +229,11 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"cannot get the teacher {name}: check its name and the connection to the hub, or "
             "point HF_HOME at a cache that holds it"
+        )
+    if "PickledWeights" in kinds:
+        return (
+            f"the weights of the teacher {name} are pickled, which can run any code: convert them "
+            "to open_clip_model.safetensors, or choose a tag that has them so"
         )
     if "SafetensorError" in kinds:
         return f"the weights of the teacher {name} are cut off or damaged: copy or load them again"

@@ -4,9 +4,10 @@
     name+description   "a photo of {name} . {description}"          (Li et al., section 3.3)
     attributes         mean over one prompt per attribute value      (Menon & Vondrick, 2210.07183)
     ensemble           mean over all texts of the class              (CuPL, 2209.03320)
+    captions           mean over captions of typical images, as they stand, without the name
 
 A prompt longer than the teacher's context is never cut: it is encoded as the normalised mean over
-its sentences, each behind the class name, and the label is flagged.
+its sentences, each behind the class name where there is one, and the label is flagged.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from contract import Release, ReleaseLabel, TextStrategy
-from distill.errors import TextError
+from distill.errors import TextError, some
 from distill.teacher import Teacher
 from distill.tensor_file import DamagedFile, read_tensor, write_tensor
 
@@ -43,6 +44,12 @@ class TextBank:
     teacher: str
     release_hash: str
     flagged: tuple[str, ...] = ()  # keys of labels with a text longer than the teacher's context
+    learned: int = 0  # context tokens that were learned, in the place of "a photo of"
+
+    @property
+    def title(self) -> str:
+        """What the texts are: the strategy, and whether their context was learned."""
+        return f"{self.strategy}, {self.learned} learned" if self.learned else self.strategy
 
     def select(self, keys: Sequence[str]) -> "TextBank":
         """The bank of `keys` alone, in their order.
@@ -52,7 +59,7 @@ class TextBank:
         """
         place = {key: index for index, key in enumerate(self.keys)}
         if missing := [key for key in keys if key not in place]:
-            raise TextError(f"the text bank has no text for {_some(missing)}")
+            raise TextError(f"the text bank has no text for {some(missing)}")
         rows = [place[key] for key in keys]
         return TextBank(
             self.features[rows],
@@ -62,6 +69,7 @@ class TextBank:
             self.teacher,
             self.release_hash,
             tuple(key for key in self.flagged if key in set(keys)),
+            self.learned,
         )
 
     def save(self, path: Path) -> None:
@@ -77,6 +85,7 @@ class TextBank:
             "teacher": self.teacher,
             "release_hash": self.release_hash,
             "flagged": json.dumps(self.flagged),
+            "learned": str(self.learned),
         }
         try:
             write_tensor(path, self.features, words)
@@ -103,6 +112,7 @@ class TextBank:
                 words["teacher"],
                 words["release_hash"],
                 tuple(json.loads(words["flagged"])),
+                int(words.get("learned", 0)),
             )
         except FileNotFoundError:
             raise TextError(
@@ -114,34 +124,51 @@ class TextBank:
             ) from None
 
 
+def has_text(label: ReleaseLabel, strategy: TextStrategy) -> bool:
+    """Whether the release has what `strategy` needs of `label`."""
+    return strategy == "name" or bool(_texts(label, strategy))
+
+
 def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
     """The prompts that stand for `label` under `strategy`.
 
     Raises:
         TextError: the release has no text for the label that the strategy could use.
     """
-    photo = f"a photo of {label.name}"
-    texts: tuple[str, ...]
-    match strategy:
-        case "name":
-            return (photo,)
-        case "name+description":
-            texts = (label.description,) if label.description else ()
-        case "attributes":
-            texts = tuple(
-                f"{name.replace('_', ' ')}: {value}"
-                for name, values in label.attributes.items()
-                for value in values
-            )
-        case "ensemble":
-            described = (label.description,) if label.description else ()
-            texts = (*described, *label.sentences, *label.captions)
+    if strategy == "name":
+        return (f"a photo of {label.name}",)
+    texts = _texts(label, strategy)
     if not texts:
         raise TextError(
             f"the label {label.key!r} ({label.name}) has no text for the strategy "
             f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
         )
-    return tuple(f"{photo} . {text}" for text in texts)
+    prefix = prefix_of(label, strategy)
+    return tuple(f"{prefix}{text}" for text in texts)
+
+
+def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
+    described = (label.description,) if label.description else ()
+    match strategy:
+        case "name":
+            return ()
+        case "name+description":
+            return described
+        case "attributes":
+            return tuple(
+                f"{name.replace('_', ' ')}: {value}"
+                for name, values in label.attributes.items()
+                for value in values
+            )
+        case "ensemble":
+            return (*described, *label.sentences, *label.captions)
+        case "captions":
+            return label.captions
+
+
+def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
+    """What stands before each text of the label, and before each sentence of a long one."""
+    return "" if strategy == "captions" else f"a photo of {label.name} . "
 
 
 def build_text_bank(
@@ -164,7 +191,7 @@ def build_text_bank(
     keys = tuple(labels if keys is None else keys)
     if missing := [key for key in keys if key not in labels]:
         raise TextError(
-            f"the release {release.name!r} has no label {_some(missing)}: add it to the label set "
+            f"the release {release.name!r} has no label {some(missing)}: add it to the label set "
             "and release again"
         )
     prompts = [prompts_of(labels[key], strategy) for key in keys]
@@ -182,20 +209,11 @@ def build_text_bank(
         for key, texts in zip(keys, prompts, strict=True)
         if any(teacher.token_count(text) > teacher.context_length for text in texts)
     ]
-    parts = [
-        [_within_context(teacher, text, labels[key].name) for text in texts]
-        for key, texts in zip(keys, prompts, strict=True)
-    ]
-    flat = [piece for texts in parts for pieces in texts for piece in pieces]
-    encoded = iter(teacher.encode_text(flat))
-    rows = [
-        _mean(
-            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
-        )
-        for texts in parts
+    groups = [
+        (texts, prefix_of(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
     ]
     bank = TextBank(
-        torch.stack(rows),
+        encode_groups(teacher, groups),
         keys,
         tuple(labels[key].name for key in keys),
         strategy,
@@ -208,34 +226,46 @@ def build_text_bank(
     return bank
 
 
-def _within_context(teacher: Teacher, text: str, name: str) -> tuple[str, ...]:
-    """`text`, or its sentences where it is longer than the context.
+def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]]) -> Tensor:
+    """The normalised mean over the texts of each group: unit features [groups, dim].
+
+    A group is its texts and the prefix that each of them begins with and that is repeated before
+    each sentence where a text is longer than the teacher's context.
+    """
+    parts = [[within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
+    flat = [piece for texts in parts for pieces in texts for piece in pieces]
+    encoded = iter(teacher.encode_text(flat))
+    rows = [
+        _mean(
+            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
+        )
+        for texts in parts
+    ]
+    return torch.stack(rows)
+
+
+def within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]:
+    """`text`, or its sentences behind `prefix` where it is longer than the context.
 
     A single sentence that is still too long is split at its clauses, then at its words.
     """
     if teacher.token_count(text) <= teacher.context_length:
         return (text,)
-    photo = f"a photo of {name} . "
-    body = text.removeprefix(photo)
+    body = text.removeprefix(prefix)
     for pattern in (r"(?<=[.!?])\s+", r"(?<=[,;:])\s+"):
         pieces = [piece for piece in re.split(pattern, body) if piece]
         if len(pieces) > 1:
             return tuple(
-                part for piece in pieces for part in _within_context(teacher, photo + piece, name)
+                part for piece in pieces for part in within_context(teacher, prefix + piece, prefix)
             )
     words = body.split()
     if len(words) < 2:
         return (text,)
     middle = len(words) // 2
     halves = (" ".join(words[:middle]), " ".join(words[middle:]))
-    return tuple(part for half in halves for part in _within_context(teacher, photo + half, name))
+    return tuple(part for half in halves for part in within_context(teacher, prefix + half, prefix))
 
 
 def _mean(features: Tensor) -> Tensor:
     """The normalised mean [dim] of unit features [texts, dim]."""
     return F.normalize(features.mean(dim=0), dim=-1)
-
-
-def _some(keys: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(keys) - count} more" if len(keys) > count else ""
-    return ", ".join(repr(key) for key in keys[:count]) + more

@@ -6,14 +6,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 import enrich_service.enrichment.routes
 import enrich_service.exchange.routes
 import enrich_service.jobs.routes
+import enrich_service.keys.routes
 import enrich_service.labels.routes
+import enrich_service.operation.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
 import enrich_service.trials.routes
+import enrich_service.web.errors
 import enrich_service.web.routes
 from enrich_service.core import problems
 from enrich_service.core.body_limit import BodyLimit
@@ -22,6 +26,9 @@ from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
+from enrich_service.keys.gate import Gate
+from enrich_service.operation.metrics import Metrics
+from enrich_service.operation.requests import Requests
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -53,12 +60,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = engine
     app.state.enricher = enricher
     app.state.runs = runs
+    app.state.metrics = Metrics(engine)
     problems.install(app)
+    enrich_service.web.errors.install(app)
     app.add_middleware(
         BodyLimit,
         limit=settings.max_body_bytes,
         streamed=re.compile(r"/v1/jobs/[^/]+/artifacts/[^/]+"),
     )
+    app.add_middleware(Gate, engine=engine, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+        )
+    app.add_middleware(Requests, metrics=app.state.metrics)
     for capability in (
         enrich_service.labels,
         enrich_service.prompts,
@@ -67,6 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.exchange,
         enrich_service.jobs,
         enrich_service.trials,
+        enrich_service.keys,
+        enrich_service.operation,
         enrich_service.web,
     ):
         app.include_router(capability.routes.router)

@@ -1,6 +1,5 @@
 """The `enrich` command."""
 
-import ipaddress
 from typing import Annotated, Any
 
 import typer
@@ -9,15 +8,21 @@ from pydantic import BaseModel
 from typer.core import TyperGroup
 
 from enrich_service.app import create_app
-from enrich_service.core.console import Json, load_settings, show
+from enrich_service.core.console import Json, database, load_settings, show
+from enrich_service.core.database import reading
 from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.settings import Settings, environment_names, shown
 from enrich_service.enrichment import commands as enrichment
 from enrich_service.enrichment import text_commands as texts
 from enrich_service.exchange import commands as exchange
 from enrich_service.jobs import commands as jobs
+from enrich_service.keys import commands as keys
+from enrich_service.keys.gate import is_loopback
+from enrich_service.keys.service import exist as keys_exist
 from enrich_service.labels import commands as labels
 from enrich_service.local_model import commands as local_model
+from enrich_service.operation import commands as operation
+from enrich_service.operation.log import configure as configure_log
 from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
 from enrich_service.trials import commands as trials
@@ -52,6 +57,10 @@ app.add_typer(releases.app, name="release")
 app.add_typer(exchange.import_app, name="import")
 app.add_typer(exchange.export_app, name="export")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
+app.command()(operation.backup)
+app.command()(operation.restore)
+app.command()(operation.doctor)
 app.add_typer(local_model.app, name="llm")
 
 
@@ -63,26 +72,30 @@ def serve(
     """Run the service until it is stopped."""
     settings = load_settings()
     host = settings.host if host is None else host
-    if not _is_loopback(host) and not settings.allow_remote:
-        raise InvalidInput(
-            f"{host} can be reached from other machines, and the service has no keys yet: bind "
-            "127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 behind a proxy that lets in whom you trust."
+    with database(settings) as engine, reading(engine) as session:
+        guarded = keys_exist(session)
+    if not guarded:
+        if not is_loopback(host) and not settings.allow_remote:
+            raise InvalidInput(
+                f"{host} can be reached from other machines, and there is no API key yet: make one "
+                "with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
+                "behind a proxy that lets in whom you trust."
+            )
+        who = "whoever reaches it" if settings.allow_remote else "this machine alone"
+        typer.echo(
+            f"enrich: there is no API key yet, so the service lets in {who}, with every right; "
+            "`enrich keys create NAME` makes the first key",
+            err=True,
         )
+    configure_log(settings.log_format)
     uvicorn.run(
         create_app(settings),
         host=host,
         port=settings.port if port is None else port,
+        log_config=None,  # its lines go where all others go
+        access_log=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Setting(BaseModel):

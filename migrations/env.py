@@ -10,8 +10,10 @@ from alembic import context
 from sqlalchemy import Engine
 from sqlmodel import SQLModel
 
+import enrich_service.core.audit
 import enrich_service.enrichment.models
 import enrich_service.jobs.models
+import enrich_service.keys.models
 import enrich_service.labels.models
 import enrich_service.prompts.models
 import enrich_service.releases.models  # noqa: F401 - the imports fill SQLModel.metadata

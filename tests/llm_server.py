@@ -48,6 +48,7 @@ class Call:
     headers: dict[str, str]
     body: dict[str, Any]
     number: int  # of this label, from 1
+    at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def response_format(self) -> str:
@@ -68,6 +69,7 @@ class LlmServer:
         self,
         *,
         latency: float = 0.0,
+        host: str = "127.0.0.1",
         port: int = 0,
         key: str | None = None,
         model: str | None = None,
@@ -85,7 +87,7 @@ class LlmServer:
         self.answered: Counter[str] = Counter()  # good answers sent, by label
         self.in_flight = self.most_in_flight = 0
         self._scripts: defaultdict[str, deque[Answer]] = defaultdict(deque)
-        self._socket = socket.create_server(("127.0.0.1", port))
+        self._socket = socket.create_server((host, port))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -149,6 +151,11 @@ class LlmServer:
             for name, _, value in (line.partition(":") for line in head[1:] if line)
         }
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
+        if path.endswith("/models"):
+            allowed = not self.key or headers.get("authorization") == f"Bearer {self.key}"
+            models = json.dumps({"object": "list", "data": [{"id": self.model or "small"}]})
+            await self._write(writer, *((200, models) if allowed else (401, _error("wrong key"))))
+            return True
         if path.endswith("/counts"):
             await self._write(
                 writer, 200, json.dumps({"calls": self.calls, "answered": self.answered})
@@ -324,12 +331,15 @@ def faulty(rates: dict[str, float], seed: int = 0) -> Callable[[Call], Answer | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=RATE")
     options = parser.parse_args()
     rates = {kind: float(rate) for kind, rate in (f.split("=") for f in options.fault)}
-    server = LlmServer(latency=options.latency, port=options.port, behave=faulty(rates))
+    server = LlmServer(
+        latency=options.latency, host=options.host, port=options.port, behave=faulty(rates)
+    )
     print(server.url, flush=True)
     asyncio.run(server.serve())
 

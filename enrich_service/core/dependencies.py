@@ -11,7 +11,10 @@ from fastapi import Depends, Path, Request
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from enrich_service.core import audit
+from enrich_service.core.caller import NOBODY, Caller, Scope
 from enrich_service.core.database import reading, writing
+from enrich_service.core.errors import Forbidden
 from enrich_service.core.settings import Settings
 
 
@@ -25,12 +28,24 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _caller(request: Request) -> Caller:
+    caller: Caller = getattr(request.state, "caller", NOBODY)
+    return caller
+
+
 # As much as a database id can be.
 MAX_ID = 2**31 - 1
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+def admins_only(caller: CallerDep) -> None:
+    """For routers that a key of scope admin opens alone."""
+    if not caller.scope.includes(Scope.ADMIN):
+        raise Forbidden(f"The key {caller.name!r} has the scope {caller.scope}; this needs admin.")
 
 
 def _read_session(engine: EngineDep) -> Iterator[Session]:
@@ -38,7 +53,15 @@ def _read_session(engine: EngineDep) -> Iterator[Session]:
         yield session
 
 
-def _write_session(engine: EngineDep) -> Iterator[Session]:
+def _write_session(engine: EngineDep, request: Request) -> Iterator[Session]:
+    with writing(engine) as session:
+        yield session
+        if session.in_transaction():  # else the route has committed: the gate records it then
+            audit.record(session, request)
+
+
+def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:
+    audit.settle(request)
     with writing(engine) as session:
         yield session
 
@@ -48,3 +71,5 @@ ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
 # Writers wait for each other before they take a thread: were all threads waiting for the write
 # lock, the one that holds it would find no thread to finish in.
 WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]
+# For what workers say every few seconds: the events of the job tell it, not the audit log.
+WorkSession = Annotated[Session, Depends(_work_session, scope="function", max_concurrency=4)]

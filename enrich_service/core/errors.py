@@ -3,6 +3,9 @@
 ServiceError
 ├── UserError                 something that the caller can mend; becomes a problem document
 │   ├── InvalidInput     422  the request cannot be understood or makes no sense
+│   ├── Unauthorized     401  it comes without a key, or with one that opens nothing
+│   ├── Forbidden        403  its key does not open this, or it may not come from there
+│   ├── TooManyRequests  429  its key has asked too often
 │   ├── NotFound         404  the thing named does not exist
 │   ├── Conflict         409  it does not fit what is there already
 │   │   └── LeaseLost    409  the job was given to another worker, or has ended
@@ -26,12 +29,52 @@ class UserError(ServiceError):
     status = 400
     title = "Bad request"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an answer that tells of this error says besides."""
+        return {}
+
 
 class InvalidInput(UserError):
     """The request cannot be understood or makes no sense."""
 
     status = 422
     title = "Invalid input"
+
+
+class Unauthorized(UserError):
+    """The request comes without a key, or with one that opens nothing."""
+
+    status = 401
+    title = "Unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Programs send the key as Bearer; a browser asks a person for it by itself."""
+        return {"WWW-Authenticate": 'Bearer, Basic realm="enrich", charset="UTF-8"'}
+
+
+class Forbidden(UserError):
+    """The key does not open this, or the request may not come from there."""
+
+    status = 403
+    title = "Forbidden"
+
+
+class TooManyRequests(UserError):
+    """The key has asked too often. `retry_after`: seconds until the next request is let through."""
+
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """When to come again."""
+        return {"Retry-After": str(self.retry_after)}
 
 
 class NotFound(UserError):

@@ -15,6 +15,7 @@ from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
 
 MEDIA_TYPE = "application/problem+json"
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # what an operator's machine asks needs no key
 
 
 class Problem(BaseModel):
@@ -66,6 +67,30 @@ def _answer(
     )
 
 
+def answer(error: UserError) -> JSONResponse:
+    """The problem document for a user's error."""
+    return _answer(error.status, error.title, str(error), headers=error.headers)
+
+
+def _describe_keys(document: dict[str, Any]) -> None:
+    """Say of every operation behind the keys how to open it, and how it may refuse."""
+    document["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key of `enrich keys create`; none is needed before the first",
+        }
+    }
+    for path, methods in document["paths"].items():
+        if path in OPEN_PATHS:
+            continue
+        for operation in methods.values():
+            operation["security"] = [{"key": []}, {}]
+            refusals = problems(401, 403, 429, *((413,) if "requestBody" in operation else ()))
+            for status, response in refusals.items():
+                operation["responses"].setdefault(str(status), response)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
     describe = app.openapi
@@ -74,13 +99,14 @@ def install(app: FastAPI) -> None:
         document = describe()
         schemas: dict[str, Any] = document["components"]["schemas"]
         schemas["Problem"] = Problem.model_json_schema()
+        _describe_keys(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(UserError)
     def user_error(_request: Request, error: UserError) -> JSONResponse:
-        return _answer(error.status, error.title, str(error))
+        return answer(error)
 
     @app.exception_handler(RequestValidationError)
     def does_not_fit(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -121,10 +147,12 @@ def install(app: FastAPI) -> None:
         return user_error(request, known)
 
     @app.exception_handler(Exception)
-    def unexpected(_request: Request, _error: Exception) -> JSONResponse:
+    def unexpected(request: Request, _error: Exception) -> JSONResponse:
         # The server raises it again after the answer, and so it gets into the log.
+        request_id = getattr(request.state, "request_id", "?")
         return _answer(
             500,
             "Internal server error",
-            "The service has a defect; its log tells more. Nothing of this request was stored.",
+            f"The service has a defect; its log tells more about the request {request_id}. "
+            "Nothing of this request was stored.",
         )

@@ -2,11 +2,13 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
+
+from enrich_service.core.text import without_password
 
 MEBIBYTE = 1024 * 1024
 
@@ -31,8 +33,20 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address that `enrich serve` binds")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
     allow_remote: Annotated[
-        bool, Field(description="Bind addresses other than loopback (there are no keys yet)")
+        bool,
+        Field(description="Before the first API key: let in whoever reaches the service"),
     ] = False
+    rate_limit: Annotated[
+        float,
+        Field(gt=0, description="Requests a second that one API key may make, in each process"),
+    ] = 100.0
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Field(description='Other sites whose pages may ask: ["https://example.org"]'),
+    ] = ()
+    log_format: Annotated[
+        Literal["json", "text"], Field(description="One JSON object a line, or text for people")
+    ] = "json"
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
         64 * MEBIBYTE
     )
@@ -51,6 +65,10 @@ class Settings(BaseSettings):
             description="Key for the language model's server",
         ),
     ] = None
+    llm_hosts: Annotated[
+        frozenset[str],
+        Field(description='Hosts that may be asked, e.g. ["api.openai.com"]; default: any'),
+    ] = frozenset()
     llm_model: Annotated[str, Field(description="Model asked for when none is named")] = (
         "gpt-4o-mini"
     )
@@ -60,6 +78,14 @@ class Settings(BaseSettings):
     llm_concurrency: Annotated[
         int, Field(ge=1, le=1000, description="Most calls to the language model at one time")
     ] = 64
+    llm_calls_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="Most calls to the language model in a minute; default: no limit"),
+    ] = None
+    llm_tokens_per_minute: Annotated[
+        int | None,
+        Field(ge=1, description="Most tokens, asked and answered, in a minute; default: no limit"),
+    ] = None
     prices: Annotated[
         dict[str, tuple[float, float]],
         Field(
@@ -105,7 +131,6 @@ def shown(settings: Settings, field: str) -> str | None:
     value = getattr(settings, field)
     if field == "database_url":
         return make_url(settings.sqlalchemy_url).render_as_string(hide_password=True)
-    if field == "llm_url" and "@" in str(value):
-        scheme, _, rest = str(value).partition("://")
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if field == "llm_url":
+        return without_password(settings.llm_url)
     return None if value is None else str(value)

@@ -53,3 +53,11 @@ def check_text(what: str, value: str, *, limit: int) -> str:
 def shortened(value: str, limit: int = 60) -> str:
     """`value` quoted and cut for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown: what stands before the @, if anything, is masked."""
+    scheme, separator, rest = url.rpartition("://")
+    if "@" not in rest:
+        return url
+    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}"

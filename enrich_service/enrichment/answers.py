@@ -7,12 +7,15 @@ from typing import Any
 
 from enrich_service.enrichment.llm import Reply
 from enrich_service.enrichment.validators import (
+    ENGLISH,
     Answer,
     Verdict,
     accepted_keys,
     check,
     normalise,
 )
+
+_FORM = ("schema", "count")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def judge(
     schema: Mapping[str, Any],
     rules: Sequence[Mapping[str, Any]],
     taken: Taken,
+    n: int | None = None,
+    language: str = ENGLISH,
 ) -> Judgement:
     """Read the reply and apply the prompt's rules; what breaks the schema goes no further."""
     if reply.refusal or reply.finish_reason == "content_filter":
@@ -138,12 +143,15 @@ def judge(
         parsed=parsed,
         texts=texts,
         others=taken.by_others_than(label),
+        n=n,
+        language=language,
     )
-    verdict = check([{"rule": "schema", "schema": schema}], answer)
+    # The form first: the schema, and as many texts as were asked for.
+    verdict = check([{"rule": "schema", "schema": schema}, {"rule": "count"}], answer)
     if cut_off and verdict.problems:
         verdict = Verdict((f"cut_off: the answer ended after {reply.completion_tokens} tokens",))
     if not verdict.problems:
-        verdict = check([rule for rule in rules if rule.get("rule") != "schema"], answer)
+        verdict = check([rule for rule in rules if rule.get("rule") not in _FORM], answer)
     return Judgement(parsed, texts, verdict.problems, verdict.flags, cut_off)
 
 

@@ -39,6 +39,7 @@ from enrich_service.enrichment.schemas import (
     RunEstimate,
     RunView,
 )
+from enrich_service.enrichment.validators import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
 LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
@@ -50,6 +51,8 @@ Prompt = Annotated[str, typer.Option(help="Name of the prompt.")]
 Version = Annotated[int | None, typer.Option(help="Number of its version.")]
 Alias = Annotated[str | None, typer.Option(help="Or an alias; default: production, if it has it.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
+Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
+Language = Annotated[str, typer.Option(help="Language of the answer.")]
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -81,6 +84,8 @@ def describe(
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Ask for a new sample of what is there already.")
     ] = False,
@@ -95,6 +100,8 @@ def describe(
         version=version,
         alias=alias,
         model=model,
+        n=n,
+        language=language,
         refresh=refresh,
     )
 
@@ -119,6 +126,8 @@ def start(
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
     samples: Annotated[int, typer.Option(help="Generations for each label.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
@@ -138,6 +147,8 @@ def start(
         version=version,
         alias=alias,
         model=model,
+        n=n,
+        language=language,
         samples=samples,
         concurrency=concurrency,
         budget_usd=budget_usd,
@@ -153,7 +164,7 @@ def start(
                     return service.estimate(session, body, plan, settings.prices)
             with writing(engine) as session:
                 plan = service.choose(session, body, settings, enricher.model.source)
-                run = service.create_run(session, body, plan)
+                run = service.create_run(session, body, plan, settings.prices)
                 view = service.run_view(session, run)
             return await _work(engine, enricher, view)
 
@@ -181,7 +192,11 @@ def resume(
                 run = service.get_run(session, run_id)
                 if run.state is RunState.PAUSED:
                     service.resume_run(
-                        session, run_id, budget_usd=budget_usd, budget_tokens=budget_tokens
+                        session,
+                        run_id,
+                        settings.prices,
+                        budget_usd=budget_usd,
+                        budget_tokens=budget_tokens,
                     )
                 elif run.state not in OPEN_STATES:
                     service.retry_run(session, run_id)

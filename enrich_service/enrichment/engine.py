@@ -56,6 +56,7 @@ class Work:
     failed_in_row: int = 0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
     task: asyncio.Task[None] | None = None
+    asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
 
     def rate(self) -> float | None:
         """Labels that ended, per second, over the last 200; None before there are two."""
@@ -240,15 +241,22 @@ class RunEngine:
             while not queue.empty():
                 queue.get_nowait()
                 queue.task_done()
-            try:
-                async with asyncio.timeout(GRACE):  # calls in flight are paid for
-                    await queue.join()
-            except TimeoutError:
-                pass
+            await self._let_in_flight_land(queue, work)
         finally:
             for task in (feeder, stopped, *workers):
                 task.cancel()
             await asyncio.gather(feeder, stopped, *workers, return_exceptions=True)
+
+    async def _let_in_flight_land(self, queue: asyncio.Queue[Item], work: Work) -> None:
+        """Wait for calls that are paid for; who only waits for a turn goes home."""
+        joined = asyncio.create_task(queue.join())
+        until = time.monotonic() + GRACE
+        while not joined.done() and time.monotonic() < until:
+            for worker, item in work.asking.items():
+                if not self._enricher.turnstile.holds(item.key):
+                    worker.cancel()
+            await asyncio.wait({joined}, timeout=0.1)
+        joined.cancel()
 
     async def _feed(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
         """Put every item without a result in the queue, parked ones again when they are due."""
@@ -303,8 +311,11 @@ class RunEngine:
             return labels[-1].position, service.items_of(session, plan, labels, run.samples)
 
     async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
+        me = asyncio.current_task()
+        assert me is not None
         while True:
             item = await queue.get()
+            work.asking[me] = item
             try:
                 if not work.stop.is_set():
                     await self._ask(item, work, plan)
@@ -314,6 +325,7 @@ class RunEngine:
                 log.exception("run %s, label %r", work.run.id, item.name)
                 work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
             finally:
+                del work.asking[me]
                 queue.task_done()
 
     async def _ask(self, item: Item, work: Work, plan: Plan) -> None:

@@ -14,10 +14,12 @@ from sqlalchemy import Engine
 
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.settings import Settings
+from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
     LONGEST_WAIT,
+    ROOM,
     ChatModel,
     LanguageModel,
     Question,
@@ -27,13 +29,15 @@ from enrich_service.enrichment.llm import (
 )
 from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.enrichment.replay import ReplayModel
+from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.templates import render, variables_of
 
 ATTEMPTS = 3  # answers that may be bad before the label is given up
 MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
-ROOM = 512  # tokens, where the prompt sets no limit and the server's own was too small
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
+
+Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Plan:
     source: GenerationSource
     model: str
     parameters: Mapping[str, Any]
+    variables: Mapping[str, Any] = field(default_factory=dict)  # n and language, where set
 
     @cached_property
     def compares(self) -> bool:
@@ -72,6 +77,8 @@ class Plan:
         near = tuple(confusable) if self.compares else ()
         if near:
             parts.append(near)
+        if self.variables:
+            parts.append(dict(self.variables))
         body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         key = hashlib.sha256(body.encode()).hexdigest()
         return Item(name, context, sample_index, label_id, key, near)
@@ -108,6 +115,7 @@ def open_model(settings: Settings) -> LanguageModel:
         )
     if key and not (key.isascii() and key.isprintable()):  # it would break the HTTP header
         raise InvalidInput("OPENAI_API_KEY holds characters that no key has: copy it once more")
+    check_host(settings.llm_url, settings.llm_hosts)
     return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
 
 
@@ -128,7 +136,11 @@ class Enricher:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.engine)
-        self.turnstile = Turnstile(self.settings.llm_concurrency)
+        self.turnstile = Turnstile(
+            self.settings.llm_concurrency,
+            calls_per_minute=self.settings.llm_calls_per_minute,
+            tokens_per_minute=self.settings.llm_tokens_per_minute,
+        )
         self._model: LanguageModel | None = None
         self._opening = threading.Lock()  # routes ask for the model from several threads
         self._asked: dict[str, _Asked] = {}
@@ -187,7 +199,7 @@ class Enricher:
             label=item.name,
             prompt=plan.prompt,
             model=plan.model,
-            messages=_messages(plan.version, item, "", ()),
+            messages=_messages(plan, item, "", ()),
             parameters=dict(plan.parameters),
             schema=plan.version.output_schema,
             sample_index=item.sample_index,
@@ -222,10 +234,11 @@ class Enricher:
                 label=item.name,
                 prompt=plan.prompt,
                 model=plan.model,
-                messages=_messages(version, item, bad, wrong),
+                messages=_messages(plan, item, bad, wrong),
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
+                key=item.key,
             )
             generation = Generation(
                 source=model.source,
@@ -242,6 +255,7 @@ class Enricher:
                 provider=model.provider,
                 requested_model=plan.model,
                 parameters=dict(parameters),
+                variables=dict(plan.variables),
                 messages=list(question.messages),
             )
             try:
@@ -280,7 +294,7 @@ class Enricher:
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
-            return Judgement(None, (), (reply.problem,), ())
+            return Judgement(None, (), (f"protocol: {reply.problem}",), ())
         return judge(
             reply,
             label=item.name,
@@ -289,22 +303,22 @@ class Enricher:
             schema=plan.version.output_schema,
             rules=plan.version.validators,
             taken=taken,
+            n=plan.variables.get("n"),
+            language=plan.variables.get("language", ENGLISH),
         )
 
 
 def _messages(
-    version: PromptVersion, item: Item, bad: str, problems: Sequence[str]
+    plan: Plan, item: Item, bad: str, problems: Sequence[str]
 ) -> tuple[dict[str, Any], ...]:
     """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
-    text = render(
-        version,
-        {
-            "label": item.name,
-            "context": item.context,
-            "labels": item.confusable,
-            "problems": tuple(problems),
-        },
-    )
+    about = {
+        "label": item.name,
+        "context": item.context,
+        "labels": item.confusable,
+        "problems": tuple(problems),
+    }
+    text = render(plan.version, {**about, **plan.variables})
     messages = [{"role": "user", "content": text.user}]
     if text.system:
         messages.insert(0, {"role": "system", "content": text.system})
@@ -316,9 +330,7 @@ def _messages(
     return tuple(messages)
 
 
-def cost_usd(
-    prices: Mapping[str, tuple[float, float]], models: Sequence[str | None], used: Reply
-) -> float | None:
+def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
     """What a reply cost; None where neither model name has a price."""
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
@@ -332,7 +344,7 @@ def _record(
     generation: Generation,
     reply: Reply,
     found: Judgement,
-    prices: Mapping[str, tuple[float, float]],
+    prices: Prices,
 ) -> None:
     generation.raw_reply = reply.text
     generation.messages = list(reply.messages)

@@ -6,19 +6,19 @@ stores the generation, so the two never disagree, whenever the process is killed
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, col, func, select, update
+from sqlmodel import Session, SQLModel, col, func, select, update
 
 from enrich_service.core.database import reading, storage_error, writing
 from enrich_service.enrichment.answers import Taken, texts_of
-from enrich_service.enrichment.models import Generation, GenerationStatus, Run
+from enrich_service.enrichment.models import Generation, GenerationStatus, Run, RunFinding
 
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
@@ -82,6 +82,7 @@ class Ledger:
         totals: defaultdict[int, defaultdict[str, int | float]] = defaultdict(
             lambda: defaultdict(int)
         )
+        findings: Counter[tuple[int, str, str]] = Counter()
         with writing(self._engine) as session:
             for entry in batch:
                 counts = entry.counts
@@ -90,11 +91,14 @@ class Ledger:
                 else:
                     row = _insert(session, entry.generation)
                     rows.append(row)
+                    findings.update(_findings(entry.generation))
                     if row is not entry.generation:  # paid for, and yet another's result stands
                         counts = {name: counts[name] for name in _SPENT}
                 if entry.run_id is not None:
                     for name, value in counts.items():
                         totals[entry.run_id][name] += value
+            for (run_id, verdict, rule), answers in findings.items():
+                _add_finding(session, run_id, verdict, rule, answers)
             for run_id, total in totals.items():
                 session.exec(
                     update(Run)
@@ -156,6 +160,27 @@ class Ledger:
         return taken
 
 
+def _findings(generation: Generation) -> Iterator[tuple[int, str, str]]:
+    """The rules that an answer of a run broke or was flagged by, each once."""
+    if generation.run_id is None or generation.raw_reply is None:
+        return
+    for verdict, said in (("problem", generation.problems), ("flag", generation.flags)):
+        for rule in dict.fromkeys(line.partition(":")[0] for line in said):
+            yield generation.run_id, verdict, rule
+
+
+def _add_finding(session: Session, run_id: int, verdict: str, rule: str, answers: int) -> None:
+    statement = _insert_into(session, RunFinding).values(
+        run_id=run_id, verdict=verdict, rule=rule, answers=answers
+    )
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["run_id", "verdict", "rule"],
+            set_={"answers": col(RunFinding.answers) + answers},
+        )
+    )
+
+
 _SPENT = ("calls", "prompt_tokens", "completion_tokens", "cost_usd")
 
 
@@ -178,10 +203,8 @@ def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
 
 def _insert(session: Session, generation: Generation) -> Generation:
     """Insert the row, unless there is a result for its key: then that one."""
-    postgres = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if postgres else sqlite.insert
     statement = (
-        insert(Generation)
+        _insert_into(session, Generation)
         .values(generation.model_dump(exclude={"id"}))
         .on_conflict_do_nothing()
         .returning(col(Generation.id))
@@ -195,6 +218,11 @@ def _insert(session: Session, generation: Generation) -> Generation:
             Generation.dedupe_key == generation.dedupe_key, col(Generation.status).in_(RESULTS)
         )
     ).one()
+
+
+def _insert_into(session: Session, table: type[SQLModel]) -> sqlite.Insert | postgresql.Insert:
+    postgres = session.get_bind().dialect.name == "postgresql"
+    return postgresql.insert(table) if postgres else sqlite.insert(table)
 
 
 def _chunks(keys: Iterable[str], size: int = 500) -> Iterable[list[str]]:

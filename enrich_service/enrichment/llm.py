@@ -9,11 +9,12 @@ Notable:
 """
 
 import asyncio
+import base64
 import email.utils
 import json
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,12 +26,16 @@ import openai
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.text import without_password
+from enrich_service.enrichment.addresses import GuardedTransport
 from enrich_service.enrichment.models import GenerationSource
 
 FORMATS: Final = ("json_schema", "json_object", "text")
 LONGEST_WAIT: Final = 120.0  # seconds of Retry-After that are waited out; longer ones are parked
 FIRST_BACKOFF: Final = 0.5  # seconds, doubled on each try
 LONGEST_BACKOFF: Final = 8.0
+ROOM: Final = 512  # tokens of an answer, where the prompt sets no limit
+CHARACTERS_A_TOKEN: Final = 4  # of English
 RESERVED_PARAMETERS: Final = frozenset(
     {"messages", "model", "n", "response_format", "stream", "stream_options", "tools", "functions"}
 )
@@ -47,6 +52,13 @@ class Question:
     parameters: Mapping[str, Any]
     schema: Mapping[str, Any]
     sample_index: int = 0
+    key: str = ""  # the dedupe key
+
+    def tokens(self) -> int:
+        """What the call may use at most, as servers count it: the text's size and max_tokens."""
+        room = next((v for k, v in self.parameters.items() if k.startswith("max_")), ROOM)
+        size = sum(len(json.dumps(message["content"])) for message in self.messages)
+        return size // CHARACTERS_A_TOKEN + (room if isinstance(room, int) else ROOM)
 
 
 @dataclass(frozen=True)
@@ -94,11 +106,12 @@ def provider_of(base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         port = parts.port
-    except ValueError:
+        httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
         port, parts = None, urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(
-            f"OPENAI_BASE_URL is {base_url!r}: give an address such as "
+            f"OPENAI_BASE_URL is {without_password(base_url)!r}: give an address such as "
             "http://127.0.0.1:8080/v1, or replay:FILE.jsonl"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -147,6 +160,11 @@ class ChatModel:
 
     def __post_init__(self) -> None:
         self.provider = provider_of(self.base_url)
+        self.shown = without_password(self.base_url)
+        self._secrets = [self.api_key] if self.api_key else []
+        if password := urlsplit(self.base_url).password:
+            sent = f"{urlsplit(self.base_url).username}:{password}"
+            self._secrets += [password, base64.b64encode(sent.encode()).decode()]
         self._client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
@@ -154,7 +172,9 @@ class ChatModel:
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=128),
+                transport=GuardedTransport(
+                    httpx2.Limits(max_connections=None, max_keepalive_connections=128)
+                ),
             ),
         )
         # By model, since one base URL may stand before many, and by schema, since a server may
@@ -189,7 +209,7 @@ class ChatModel:
                 ) from None
             except openai.APIConnectionError as error:
                 raise ModelBusy(
-                    f"cannot reach {self.base_url} ({_root_cause(error)}): "
+                    f"cannot reach {self.shown} ({_root_cause(error)}): "
                     "check OPENAI_BASE_URL and that the server is running",
                     calls=calls,
                     unreachable=True,
@@ -228,18 +248,22 @@ class ChatModel:
             messages=[],
             extra_body={**body, "messages": messages},
         )
-        text = response.http_response.text
+        text = self._masked(response.http_response.text)
         return _read(
             text, tuple(messages), FORMATS[asked], (time.perf_counter() - started) * 1000, calls
         )
+
+    def _masked(self, text: str) -> str:
+        """`text` of the server without our secrets: some servers and proxies repeat them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def _explain(
         self, error: openai.APIStatusError, question: Question, calls: int
     ) -> LanguageModelError:
         """The one line that says what is wrong, and whether asking again may help."""
-        status, said = error.status_code, _said(error)
-        if self.api_key:  # some servers repeat the key that they refuse
-            said = said.replace(self.api_key, "***")
+        status, said = error.status_code, _cut(self._masked(_said(error)))
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
                 f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
@@ -257,9 +281,9 @@ class ChatModel:
                 f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
             )
         if 300 <= status < 400:
-            target = error.response.headers.get("location", "elsewhere")
+            target = self._masked(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
-                f"{self.base_url} redirects to {target}: set OPENAI_BASE_URL to the final address"
+                f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
         if status in (408, 409, 429) or status >= 500:
             return ModelBusy(
@@ -271,14 +295,17 @@ class ChatModel:
 
 
 def _said(error: openai.APIStatusError) -> str:
-    """The server's own words, on one line and not too many."""
+    """The server's own words, on one line."""
     body = error.body
     if isinstance(body, dict):
         inner = body.get("error")
         if isinstance(inner, dict):
             body = inner
         body = body.get("message") or body.get("detail") or inner or body
-    words = " ".join(str(body or error.message).split())
+    return " ".join(str(body or error.message).split())
+
+
+def _cut(words: str) -> str:
     return words if len(words) <= 200 else words[:199] + "…"
 
 
@@ -348,42 +375,110 @@ def _read(
         )
 
 
-class Turnstile:
-    """At most `capacity` calls at a time; who is urgent goes before all who are not."""
+class Pace:
+    """At most `per_minute` units in a minute, in even steps; None: as many as one likes.
 
-    def __init__(self, capacity: int) -> None:
+    A bucket that is overdrawn by one call at most and holds no more than a second's worth, since
+    servers that allow 600 calls a minute refuse 600 calls in the first second.
+    """
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._seconds_each = 60 / per_minute if per_minute else 0.0
+        self._free_at = 0.0  # monotonic time at which the next unit may be taken
+
+    def wait(self) -> float:
+        """Seconds until more may be taken."""
+        return max(0.0, self._free_at - time.monotonic())
+
+    def take(self, units: float) -> None:
+        """Take units, or give back (a negative number) what was taken too much."""
+        start = max(self._free_at, time.monotonic() - 1.0)
+        self._free_at = start + units * self._seconds_each
+
+
+@dataclass
+class _Place:
+    urgent: bool
+    tokens: int
+    key: str
+    given: asyncio.Future[None]
+
+
+class Turnstile:
+    """At most `capacity` calls at a time, and so many calls and tokens a minute.
+
+    Who is urgent goes before all who are not.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        calls_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+    ) -> None:
         self._free = capacity
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._patient: deque[asyncio.Future[None]] = deque()
+        self._calls, self._tokens = Pace(calls_per_minute), Pace(tokens_per_minute)
+        self._urgent: deque[_Place] = deque()
+        self._patient: deque[_Place] = deque()
+        self._inside: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def __call__(self, *, urgent: bool) -> AsyncIterator[None]:
-        """Hold one place."""
-        if self._free:
-            self._free -= 1
-        else:
-            queue = self._urgent if urgent else self._patient
-            place = asyncio.get_running_loop().create_future()
-            queue.append(place)
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self._leave()  # the place had just been given
-                raise
+    async def __call__(
+        self, *, urgent: bool, tokens: int = 0, key: str = ""
+    ) -> AsyncIterator[None]:
+        """Hold one place, for a call that is expected to use so many tokens."""
+        place = _Place(urgent, tokens, key, asyncio.get_running_loop().create_future())
+        (self._urgent if urgent else self._patient).append(place)
+        self._admit()
+        try:
+            await place.given
+        except asyncio.CancelledError:
+            if place.given.done() and not place.given.cancelled():
+                self._leave(place)  # the place had just been given
+            raise
         try:
             yield
         finally:
-            self._leave()
+            self._leave(place)
 
-    def _leave(self) -> None:
-        for queue in (self._urgent, self._patient):
-            while queue:
-                place = queue.popleft()
-                if not place.done():
-                    place.set_result(None)
-                    return
+    def holds(self, key: str) -> bool:
+        """Whether a call with this key has been let in and is not out again."""
+        return self._inside[key] > 0
+
+    def settle(self, *, calls: int, tokens: int) -> None:
+        """Correct what was taken for a call, once it is known what it used."""
+        self._calls.take(calls)
+        self._tokens.take(tokens)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._free and (queue := self._urgent or self._patient):
+            if queue[0].given.done():  # cancelled while it waited
+                queue.popleft()
+                continue
+            if wait := max(self._calls.wait(), self._tokens.wait()):
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+                return
+            place = queue.popleft()
+            self._free -= 1
+            self._inside[place.key] += 1
+            self._calls.take(1)
+            self._tokens.take(place.tokens)
+            place.given.set_result(None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._admit()
+
+    def _leave(self, place: _Place) -> None:
         self._free += 1
+        self._inside[place.key] -= 1
+        if not self._inside[place.key]:
+            del self._inside[place.key]
+        self._admit()
 
 
 async def ask_patiently(
@@ -396,12 +491,14 @@ async def ask_patiently(
         QuestionRefused, LanguageModelError: as `LanguageModel.ask`.
     """
     calls = 0
+    expected = question.tokens()
     for attempt in range(1, tries + 1):
         try:
-            async with turnstile(urgent=urgent):
+            async with turnstile(urgent=urgent, tokens=expected, key=question.key):
                 reply = await model.ask(question)
         except ModelBusy as busy:
             calls += busy.calls
+            turnstile.settle(calls=busy.calls - 1, tokens=-expected)
             wait = busy.retry_after
             if attempt == tries or (wait is not None and wait > LONGEST_WAIT):
                 busy.calls = calls
@@ -411,9 +508,12 @@ async def ask_patiently(
             # Jitter only adds to what the server asked for: coming early is another refusal.
             await asyncio.sleep(wait * random.uniform(1.0, 1.25))
         except QuestionRefused as refused:
+            turnstile.settle(calls=refused.calls - 1, tokens=-expected)
             refused.calls += calls
             raise
         else:
+            used = (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+            turnstile.settle(calls=reply.calls - 1, tokens=used - expected if used else 0)
             return _with_calls(reply, calls)
     raise AssertionError("tries is at least 1")
 

@@ -34,6 +34,7 @@ class Run(SQLModel, table=True):
     prompt_version_id: int = Field(foreign_key="prompt_version.id", index=True)
     model: str
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
+    variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
     samples: int = 1  # generations per label; sample indices 0 … samples − 1
     concurrency: int = 8
     # A run that would spend more pauses; None is no limit.
@@ -58,6 +59,17 @@ class Run(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class RunFinding(SQLModel, table=True):
+    """How many answers of a run broke a rule, or were flagged by it."""
+
+    __tablename__ = "run_finding"
+
+    run_id: int = Field(foreign_key="run.id", primary_key=True)
+    verdict: str = Field(primary_key=True)  # problem | flag
+    rule: str = Field(primary_key=True)
+    answers: int
 
 
 class GenerationSource(StrEnum):
@@ -120,6 +132,7 @@ class Generation(SQLModel, table=True):
     response_id: str | None = None
     finish_reason: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
     messages: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)  # as sent
     response_format: str | None = None  # json_schema | json_object | text
     raw_reply: str | None = None

@@ -84,7 +84,7 @@ def create_run(
 ) -> RunView:
     """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
     plan = service.choose(session, body, settings, enricher.model.source)
-    run = service.create_run(session, body, plan)
+    run = service.create_run(session, body, plan, settings.prices)
     view = service.run_view(session, run)
     session.commit()
     runs.wake()
@@ -167,11 +167,12 @@ def resume_run(
     run_id: int,
     session: WriteSession,
     engine: EngineDep,
+    settings: SettingsDep,
     runs: RunsDep,
     body: RunResume | None = None,
 ) -> RunView:
     """Go on with a paused run, if wanted with another budget."""
-    service.resume_run(session, run_id, **(body or RunResume()).model_dump())
+    service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
     session.commit()
     return _show(engine, runs, run_id)
 

@@ -59,6 +59,12 @@ class Choice(BaseModel):
         dict[str, JsonValue],
         Field(description="Parameters of the call, on top of the prompt's own: temperature, …"),
     ] = {}
+    n: Annotated[
+        int, Field(ge=1, le=100, description="Sentences or captions an answer, if the prompt asks")
+    ] = 1
+    language: Annotated[
+        str, Field(max_length=50, description="Language of the answer, if the prompt asks")
+    ] = "English"
 
 
 class NamedLabel(BaseModel):
@@ -83,6 +89,7 @@ class DescribeRequest(Choice):
             "examples": [
                 {"labels": ["surf scoter", {"name": "harlequin duck", "context": "a bird"}]},
                 {"labels": ["surf scoter"], "prompt": "attributes", "model": "gpt-4o-mini"},
+                {"labels": ["surf scoter"], "prompt": "my-sentences", "n": 5, "language": "German"},
             ]
         },
     )
@@ -193,6 +200,7 @@ class RunView(BaseModel):
                     "prompt_version": 1,
                     "model": "gpt-4o-mini",
                     "parameters": {"temperature": 0.2},
+                    "variables": {"language": "German"},
                     "samples": 1,
                     "concurrency": 16,
                     "budget_usd": 2.5,
@@ -210,6 +218,8 @@ class RunView(BaseModel):
                     "prompt_tokens": 15000,
                     "completion_tokens": 4200,
                     "cost_usd": 0.0048,
+                    "problems": {"refusal": 3},
+                    "flags": {"length": 12},
                     "rate": 9.6,
                     "author": "ada",
                     "created_at": _WHEN,
@@ -226,6 +236,7 @@ class RunView(BaseModel):
     prompt_version: int
     model: str
     parameters: dict[str, JsonValue]
+    variables: dict[str, JsonValue]
     samples: int
     concurrency: int
     budget_usd: float | None
@@ -243,6 +254,8 @@ class RunView(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    problems: Annotated[dict[str, int], Field(description="Answers that broke a rule, by rule")]
+    flags: Annotated[dict[str, int], Field(description="Answers that a rule flagged, by rule")]
     rate: Annotated[float | None, Field(description="Labels a second, lately")]
     author: str
     created_at: datetime
@@ -421,6 +434,7 @@ class GenerationDetail(GenerationView):
                     "response_id": "chatcmpl-1",
                     "finish_reason": "stop",
                     "parameters": {"temperature": 0.2},
+                    "variables": {},
                     "messages": [{"role": "user", "content": "…"}],
                     "response_format": "json_schema",
                     "calls": 1,
@@ -445,6 +459,7 @@ class GenerationDetail(GenerationView):
     response_id: str | None
     finish_reason: str | None
     parameters: dict[str, Any]
+    variables: dict[str, Any]
     messages: list[dict[str, Any]]
     response_format: str | None
     calls: int

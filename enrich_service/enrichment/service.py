@@ -1,17 +1,20 @@
 """Runs, generations and people's edits: everything about them that needs only a session."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session, col, func, select
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.settings import Settings
-from enrich_service.core.text import check_text, shortened
+from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
-from enrich_service.enrichment.enricher import Item, Plan
+from enrich_service.enrichment.enricher import Item, Plan, Prices
 from enrich_service.enrichment.ledger import RESULTS
 from enrich_service.enrichment.llm import RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
@@ -19,6 +22,7 @@ from enrich_service.enrichment.models import (
     GenerationSource,
     GenerationStatus,
     Run,
+    RunFinding,
     RunState,
 )
 from enrich_service.enrichment.schemas import (
@@ -37,6 +41,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.templates import VARIABLES, variables_of
 
 DEFAULT_ALIAS = "production"
 UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
@@ -73,7 +78,22 @@ def plan_with(
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
         raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
     parameters = {**defaults, **choice.parameters}
-    return Plan(prompt, kind, version, source, choice.model or own, parameters)
+    variables = _variables(choice, version)
+    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
+
+
+def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
+    """`n` and `language` where they are not as ever, so that what was asked before stays known."""
+    language = check_line("language", choice.language, limit=50)
+    asked = {"n": choice.n, "language": language}
+    asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}
+    if unused := asked.keys() - variables_of(version):
+        name = min(unused)
+        raise InvalidInput(
+            f"{name}: version {version.number} of prompt {choice.prompt!r} does not speak of it: "
+            f"add {{{{ {name} }}}} to the prompt, or leave it out"
+        )
+    return asked
 
 
 def _version(session: Session, choice: Choice) -> PromptVersion:
@@ -89,14 +109,15 @@ def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     """The plan of a stored run."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
     prompt = session.get_one(Prompt, version.prompt_id)
-    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters)
+    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
 # ------------------------------------------------------------------------------------------ runs
 
 
-def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
-    """Queue a run."""
+def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> Run:
+    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price."""
+    _check_budget(body.budget_usd, plan.model, prices)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
     run = Run(
@@ -104,6 +125,7 @@ def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
         prompt_version_id=plan.version.id,
         model=plan.model,
         parameters=dict(plan.parameters),
+        variables=dict(plan.variables),
         samples=body.samples,
         concurrency=body.concurrency,
         budget_usd=body.budget_usd,
@@ -114,6 +136,14 @@ def create_run(session: Session, body: RunCreate, plan: Plan) -> Run:
     session.add(run)
     session.flush()
     return run
+
+
+def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
+    if budget_usd is not None and model not in prices:
+        raise InvalidInput(
+            f"budget_usd: what {model!r} costs is not known, so the budget would never be spent: "
+            "give its price in ENRICH_PRICES, or a budget in tokens"
+        )
 
 
 def _count_labels(session: Session, label_set_id: int) -> int:
@@ -132,6 +162,11 @@ def get_run(session: Session, run_id: int) -> Run:
 def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None = None) -> RunView:
     """`run` as it crosses the wire; `parked` and `rate` are known where it is worked on."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
+    found = session.exec(
+        select(RunFinding)
+        .where(RunFinding.run_id == run.id)
+        .order_by(col(RunFinding.answers).desc(), RunFinding.rule)
+    ).all()
     return RunView(
         **run.model_dump(
             exclude={"label_set_id", "prompt_version_id", "owner", "owner_expires_at"}
@@ -140,6 +175,8 @@ def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None 
         prompt=session.get_one(Prompt, version.prompt_id).name,
         prompt_version=version.number,
         done=run.cached + run.accepted + run.rejected + run.failed,
+        problems={one.rule: one.answers for one in found if one.verdict == "problem"},
+        flags={one.rule: one.answers for one in found if one.verdict == "flag"},
         parked=parked,
         rate=rate,
     )
@@ -181,14 +218,16 @@ def cancel_run(session: Session, run_id: int) -> Run:
 def resume_run(
     session: Session,
     run_id: int,
+    prices: Prices,
     *,
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
 ) -> Run:
-    """Go on with a paused run."""
+    """Go on with a paused run, if wanted with other budgets (see `create_run`)."""
     run = get_run(session, run_id)
     if run.state is not RunState.PAUSED:
         raise Conflict(f"Run {run_id} is {run.state}, not paused.")
+    _check_budget(budget_usd, run.model, prices)
     run.budget_usd = budget_usd or run.budget_usd
     run.budget_tokens = budget_tokens or run.budget_tokens
     return _queue_again(session, run)
@@ -226,9 +265,7 @@ def items_of(session: Session, plan: Plan, found: Sequence[Label], samples: int)
     ]
 
 
-def estimate(
-    session: Session, body: RunCreate, plan: Plan, prices: Mapping[str, tuple[float, float]]
-) -> RunEstimate:
+def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> RunEstimate:
     """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None
@@ -265,6 +302,66 @@ def estimate(
         cost_usd=price and (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
         basis=basis,
     )
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The labels of a run that got no text for one reason, the first of them by name."""
+
+    reason: str  # the rule that was broken, or what the server said
+    labels: int
+    named: tuple[str, ...]
+    example: str  # the whole problem, of the first
+    generation_id: int
+
+
+def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
+    """Why labels of a run have no text, the most frequent reason first.
+
+    A call that failed counts until the same question is answered.
+    """
+    answered = aliased(Generation)
+    open_ = and_(
+        col(Generation.status) == GenerationStatus.FAILED,
+        ~exists().where(
+            col(answered.dedupe_key) == col(Generation.dedupe_key),
+            col(answered.status).in_(RESULTS),
+        ),
+    )
+    rows = session.exec(
+        select(Generation.label_name, Generation.problems, Generation.id)
+        .where(
+            Generation.run_id == run_id,
+            or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
+        )
+        .order_by(col(Generation.id))
+    )
+    groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for label, problems, generation_id in rows:
+        problem = problems[0] if problems else "no reason was stored"
+        reason = problem.partition(":")[0] if ": " in problem else problem
+        groups[reason][label] = (problem, generation_id or 0)
+    found = [
+        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+        for reason, labels in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group.labels)
+
+
+def runs_by_version(session: Session) -> dict[int, int]:
+    """How many runs there are of each prompt version, by its id."""
+    counted = select(Run.prompt_version_id, func.count()).group_by(col(Run.prompt_version_id))
+    return dict(session.exec(counted).all())
+
+
+def answers_by_version(session: Session) -> dict[int, int]:
+    """How many generations there are of each prompt version, by its id."""
+    counted = (
+        select(Generation.prompt_version_id, func.count())
+        .where(col(Generation.prompt_version_id).is_not(None))
+        .group_by(col(Generation.prompt_version_id))
+    )
+    return {version: count for version, count in session.exec(counted) if version is not None}
 
 
 def count_results(session: Session, keys: Iterable[str]) -> int:
@@ -341,6 +438,28 @@ def list_generations(
         items=[_in_list(session, row, states) for row in shown],
         next_before=shown[-1].id if len(rows) > limit else None,
     )
+
+
+def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
+    """What was ever answered and written for a label, the newest first.
+
+    A text that was made for a label of the same name and context elsewhere belongs to it too.
+    """
+    rows = session.exec(
+        select(Generation)
+        .where(
+            Generation.label_name == label.name,
+            col(Generation.label_context).is_not_distinct_from(label.context),
+            or_(
+                col(Generation.source) != GenerationSource.PERSON,
+                Generation.label_id == label.id,
+                col(Generation.label_id).is_(None),
+            ),
+        )
+        .order_by(col(Generation.id).desc())
+        .limit(limit)
+    )
+    return [generation_view(session, row) for row in rows]
 
 
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
@@ -426,9 +545,7 @@ def write_text(
     author: str,
 ) -> Generation:
     """A person's own text for a label of a label set."""
-    label = session.get(Label, label_id)
-    if label is None:
-        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    label, _ = labels.label(session, label_id)
     version = _version(session, Choice(prompt=prompt))
     return _write(
         session,

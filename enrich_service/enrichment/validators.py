@@ -5,6 +5,7 @@ function of an `Answer` and its options. A problem rejects the answer and is wor
 be sent back to the model; a flag lets it pass and asks a person to look.
 
 schema          the reply is JSON and fits the given JSON schema
+count           there are as many sentences or captions as were asked for
 empty           there is text, with letters in it
 error_text      the text is an error message of a server, a proxy or a scraper
 refusal         the model declines, or says that there is nothing to describe
@@ -41,6 +42,8 @@ from referencing.exceptions import Unresolvable
 
 from enrich_service.core.errors import InvalidInput
 
+ENGLISH = "English"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -53,11 +56,18 @@ class Answer:
 
     label: str
     context: str | None
-    kind: str  # description | attributes | sentences | captions
+    kind: str  # as Prompt.kind
     raw: str
     parsed: dict[str, Any] | None
     texts: tuple[str, ...]
     others: Mapping[str, str]
+    n: int | None = None  # texts asked for; None: the schema alone says how many
+    language: str = ENGLISH  # asked for; rules that know English words only judge English
+
+    @property
+    def english(self) -> bool:
+        """Whether English was asked for."""
+        return self.language.casefold() in ("english", "en")
 
     @property
     def prose(self) -> tuple[str, ...]:
@@ -141,6 +151,15 @@ def schema(answer: Answer, *, schema: dict[str, Any]) -> Verdict:
         return PASSED
     where = "/".join(str(step) for step in error.absolute_path) or "the object"
     return Verdict((f"at {where}: {_quote(error.message, 160)}",))
+
+
+def count(answer: Answer) -> Verdict:
+    """As many sentences or captions as were asked for."""
+    if answer.n is None or answer.kind not in ("sentences", "captions"):
+        return PASSED
+    if len(answer.texts) == answer.n:
+        return PASSED
+    return Verdict((f"there are {len(answer.texts)} {answer.kind}; give {answer.n}",))
 
 
 def empty(answer: Answer) -> Verdict:
@@ -288,7 +307,7 @@ def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)]
             continue
         if len(words) < min_words and _segmented(text):
             problems.append(f'"{_quote(text)}" is too short to describe anything')
-        elif _latin(text) and not _VISIBLE.search(_without(text, answer.label)):
+        elif answer.english and _latin(text) and not _VISIBLE.search(_without(text, answer.label)):
             problems.append("names no visible attribute; say shape, colour, parts or texture")
     return Verdict(tuple(problems))
 
@@ -350,7 +369,10 @@ def language(
     """Mostly Latin letters, and `min_share` of the words are everyday words of the language.
 
     Those are function words and the words for what can be seen, which terse lists consist of.
+    Where another language than English was asked for, English is what is refused.
     """
+    if not answer.english:
+        return _not_english(answer)
     for text in answer.texts:
         letters = [c for c in text if c.isalpha()]
         if letters and sum(map(_is_latin, letters)) < 0.8 * len(letters):
@@ -362,6 +384,15 @@ def language(
         )
         if len(words) >= 8 and hits < min_share * len(words):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
+    return PASSED
+
+
+def _not_english(answer: Answer) -> Verdict:
+    for text in answer.prose:
+        words = normalise(_without(text, answer.label)).split()
+        hits = sum(word in _FUNCTION_WORDS["en"] for word in words)
+        if len(words) >= 8 and hits >= 0.3 * len(words):  # French or German have a tenth of them
+            return Verdict((f'"{_quote(text)}" is English; write {_quote(answer.language)}',))
     return PASSED
 
 
@@ -501,6 +532,7 @@ RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
         schema,
+        count,
         empty,
         error_text,
         refusal,

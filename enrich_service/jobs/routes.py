@@ -18,6 +18,7 @@ from enrich_service.core.dependencies import (
     Id,
     ReadSession,
     SettingsDep,
+    WorkSession,
     WriteSession,
 )
 from enrich_service.core.errors import NotFound
@@ -65,19 +66,13 @@ _JOB = _json_example(200, JOB_EXAMPLE)
     "",
     status_code=201,
     summary="Queue a job",
-    responses=problems(404) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
+    responses=problems(404, 409) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
 )
 def create_job(
     body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
 ) -> Job:
-    """Queue the training of a student on a release."""
-    row = service.create(
-        session,
-        body.release_id,
-        body.config,
-        priority=body.priority,
-        max_attempts=body.max_attempts,
-    )
+    """Queue the training of a student on a release, or on what a run will have given."""
+    row = service.create(session, **dict(body))
     return service.view(session, row)
 
 
@@ -100,9 +95,11 @@ def list_jobs(
     | _json_example(200, LEASE_EXAMPLE)
     | {204: {"description": "Nothing to do"}},
 )
-def claim_job(body: Claim, session: WriteSession, settings: SettingsDep) -> Lease | Response:
-    """Give a worker the most urgent job that waits, with its release, for a limited time."""
-    lease = service.claim(session, body.worker, settings.lease_seconds)
+def claim_job(body: Claim, session: WorkSession, settings: SettingsDep) -> Lease | Response:
+    """Give a worker the most urgent job that it has enough for, with its release, for a time."""
+    lease = service.claim(
+        session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
+    )
     return lease if lease is not None else Response(status_code=204)
 
 
@@ -118,9 +115,15 @@ def cancel_job(job_id: Id, session: WriteSession) -> Job:
     return service.view(session, service.cancel(session, job_id))
 
 
+@router.post("/{job_id}/retry", summary="Retry a job", responses=problems(404, 409) | _JOB)
+def retry_job(job_id: Id, session: WriteSession) -> Job:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    return service.view(session, service.retry(session, job_id))
+
+
 @router.post("/{job_id}/heartbeat", summary="Renew a lease", responses=problems(404, 409))
 def renew_lease(
-    job_id: Id, body: Heartbeat, session: WriteSession, settings: SettingsDep
+    job_id: Id, body: Heartbeat, session: WorkSession, settings: SettingsDep
 ) -> Renewed:
     """Renew a lease. 409: it has ended, and the worker must stop."""
     row = service.heartbeat(session, job_id, body.fence, settings.lease_seconds)
@@ -129,7 +132,7 @@ def renew_lease(
 
 
 @router.post("/{job_id}/events", summary="Report progress", responses=problems(404, 409))
-def add_events(job_id: Id, body: EventsIn, session: WriteSession) -> EventsStored:
+def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored:
     """Append events of the lease's worker. 409: the lease has ended, and the worker must stop."""
     return EventsStored(stored=service.add_events(session, job_id, body.fence, body.events))
 
@@ -137,7 +140,9 @@ def add_events(job_id: Id, body: EventsIn, session: WriteSession) -> EventsStore
 @router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
 def finish_job(job_id: Id, body: Finish, session: WriteSession) -> Job:
     """End a job. Saying it again is no error; 409: the lease has ended."""
-    row = service.finish(session, job_id, body.fence, body.state, body.error)
+    row = service.finish(
+        session, job_id, body.fence, body.state, body.error, out_of_memory=body.out_of_memory
+    )
     return service.view(session, row)
 
 

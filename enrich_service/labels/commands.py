@@ -22,6 +22,12 @@ def add(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="CSV file: key,name,context."),
     ] = None,
+    from_json: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="JSON file: names, or {key, name, context}."
+        ),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Folder of class folders.")
     ] = None,
@@ -38,12 +44,16 @@ def add(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create a label set from names, a CSV file, a folder or a label2text.txt."""
-    given = [bool(labels), csv is not None, folder is not None or label2text is not None]
-    if sum(given) != 1:
-        raise InvalidInput("Give class names, --csv, or --folder and/or --label2text: one of them")
+    """Create a label set from names, a JSON or CSV file, a folder or a label2text.txt."""
+    from_folder = folder is not None or label2text is not None
+    if sum((bool(labels), csv is not None, from_json is not None, from_folder)) != 1:
+        raise InvalidInput(
+            "Give class names, --csv, --from-json, or --folder and/or --label2text: one of them"
+        )
     if csv is not None:
         found = service.from_csv(csv.read_bytes())
+    elif from_json is not None:
+        found = service.from_json(from_json.read_bytes())
     elif folder is not None:
         found = service.from_folder(folder, label2text)
     elif label2text is not None:

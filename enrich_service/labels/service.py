@@ -7,6 +7,7 @@ by hand, taken from the diagnostics of a training job, or guessed from the names
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
@@ -29,6 +30,7 @@ MAX_KEY = 255  # characters; a key names a folder
 MAX_CONFUSABLE = 20  # for one label
 NEAREST = 5  # of them are guessed from names
 _COLUMNS = ("key", "name", "context")
+_NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
 def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
@@ -68,6 +70,18 @@ def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
     if not rows:
         raise InvalidInput("A label set needs at least one label")
     return rows
+
+
+def from_json(data: bytes) -> list[LabelIn]:
+    """Labels of a JSON file: a list of names, or of objects with name, key and context."""
+    try:
+        found = _NAMES_OR_LABELS.validate_json(data)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"The JSON file is no list of labels ({error.errors(include_url=False)[-1]['msg']}): "
+            'write ["teal", …] or [{"name": "teal", "key": "n1", "context": "a bird"}, …]'
+        ) from None
+    return [LabelIn(name=one) if isinstance(one, str) else one for one in found]
 
 
 def from_csv(data: bytes) -> list[LabelIn]:
@@ -134,6 +148,14 @@ def get(session: Session, name: str) -> LabelSet:
     if label_set is None:
         raise NotFound(f"There is no label set {shortened(name)}. GET /v1/label-sets lists them.")
     return label_set
+
+
+def label(session: Session, label_id: int) -> tuple[Label, LabelSet]:
+    """The label with this id and its label set; else NotFound."""
+    found = session.get(Label, label_id)
+    if found is None:
+        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
+    return found, session.get_one(LabelSet, found.label_set_id)
 
 
 def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:

@@ -16,7 +16,7 @@ class Prompt(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(unique=True)
-    kind: str  # description | attributes | sentences | captions
+    kind: str  # a PromptKind
     summary: str = ""
     archived_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

@@ -134,6 +134,7 @@ class ReleaseDiff(BaseModel):
                     "before": _SUMMARY,
                     "after": _SUMMARY | {"id": 2, "name": "ducks-2", "hash": "77af" * 16},
                     "unchanged": 1,
+                    "differing": 1,
                     "changed": [
                         {
                             "key": "n01847000",
@@ -150,4 +151,5 @@ class ReleaseDiff(BaseModel):
     before: ReleaseView
     after: ReleaseView
     unchanged: int
+    differing: Annotated[int, Field(description="Labels that differ, listed here or not")]
     changed: list[LabelChange]

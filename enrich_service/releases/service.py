@@ -14,6 +14,7 @@ by the label's name and context: a text that was paid for once serves every labe
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -138,7 +139,7 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(PromptVersion.content_hash).label("prompt_hash"),
     reviews.LOCKED.label("locked"),
 )
-_SAME_LABEL = and_(
+SAME_LABEL = and_(
     col(Generation.label_name) == col(Label.name),
     col(Generation.label_context).is_not_distinct_from(col(Label.context)),
 )
@@ -146,9 +147,14 @@ _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
 def _candidates(
-    session: Session, label_set: LabelSet, want: _Asked, *, approved_only: bool
+    session: Session,
+    label_set: LabelSet,
+    want: _Asked,
+    *,
+    approved_only: bool,
+    only: Sequence[int] | None = None,
 ) -> Iterable[Row[Any]]:
-    """Accepted generations for the labels of `label_set`, the oldest first."""
+    """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
     human = and_(
         or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
         col(Generation.kind) == want.kind,
@@ -164,7 +170,7 @@ def _candidates(
     query = (
         sa.select(*_COLUMNS)
         .select_from(Label)
-        .join(Generation, _SAME_LABEL)
+        .join(Generation, SAME_LABEL)
         .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
         .outerjoin(Prompt, col(Prompt.id) == col(PromptVersion.prompt_id))
         .where(
@@ -177,18 +183,33 @@ def _candidates(
     )
     if approved_only:
         query = query.where(reviews.APPROVED)
+    if only is not None:
+        query = query.where(col(Label.id).in_(only))
     return session.execute(query)
 
 
+def current(
+    session: Session, label_set: LabelSet, source: ReleaseSource, only: Sequence[int]
+) -> dict[int, tuple[Any, list[TextSource]]]:
+    """What a release from `source` would take now for the labels with these ids, and from where."""
+    want = _resolved(session, source)
+    return _choose(session, label_set, want, approved_only=False, only=only)
+
+
 def _choose(
-    session: Session, label_set: LabelSet, want: _Asked, *, approved_only: bool
+    session: Session,
+    label_set: LabelSet,
+    want: _Asked,
+    *,
+    approved_only: bool,
+    only: Sequence[int] | None = None,
 ) -> dict[int, tuple[Any, list[TextSource]]]:
     """For each label that has one, the chosen text of `want` and where it came from."""
     locked: dict[int, Row[Any]] = {}
     edits: dict[int, Row[Any]] = {}
     imports: dict[int, Row[Any]] = {}
     samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
-    for row in _candidates(session, label_set, want, approved_only=approved_only):
+    for row in _candidates(session, label_set, want, approved_only=approved_only, only=only):
         if row.locked and row.of_label in (None, row.for_label):
             locked[row.for_label] = row
         elif row.source == GenerationSource.PERSON or (
@@ -388,40 +409,49 @@ def listing(
     return [ReleaseView(**row) for row in session.execute(query).mappings()]
 
 
-def diff(session: Session, before: int, after: int) -> ReleaseDiff:
-    """The labels whose texts differ between two releases."""
+def diff(
+    session: Session, before: int, after: int, *, limit: int | None = None, offset: int = 0
+) -> ReleaseDiff:
+    """The labels whose texts differ between two releases, or a stretch of them."""
     old_row, new_row = get(session, before), get(session, after)
     old = {label.key: label for label in parsed(old_row).labels}
     new = {label.key: label for label in parsed(new_row).labels}
-    changed = []
-    for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
-        if a == b:
-            continue
-        fields = [
-            field
-            for field in ("name", "context", *_TEXT_FIELDS)
-            if a is None or b is None or getattr(a, field) != getattr(b, field)
-        ]
-        changed.append(
-            LabelChange(
-                key=key,
-                name=(b or a).name,  # type: ignore[union-attr]
-                before=a and a.model_dump(mode="json", include=set(fields)),
-                after=b and b.model_dump(mode="json", include=set(fields)),
-            )
-        )
+    keys = dict.fromkeys([*old, *new])
+    differing = [key for key in keys if old.get(key) != new.get(key)]
+    shown = differing[offset:] if limit is None else differing[offset : offset + limit]
     return ReleaseDiff(
         before=view(session, old_row),
         after=view(session, new_row),
-        unchanged=sum(old.get(key) == label for key, label in new.items()),
-        changed=changed,
+        unchanged=len(keys) - len(differing),
+        differing=len(differing),
+        changed=[_change(key, old.get(key), new.get(key)) for key in shown],
+    )
+
+
+def _change(key: str, a: ReleaseLabel | None, b: ReleaseLabel | None) -> LabelChange:
+    fields = {
+        field
+        for field in ("name", "context", *_TEXT_FIELDS)
+        if a is None or b is None or getattr(a, field) != getattr(b, field)
+    }
+    named = b or a
+    assert named is not None
+    return LabelChange(
+        key=key,
+        name=named.name,
+        before=a and a.model_dump(mode="json", include=fields),
+        after=b and b.model_dump(mode="json", include=fields),
     )
 
 
 def parsed(row: ReleaseRow) -> Release:
     """The release that `row` holds."""
-    return Release.model_validate_json(row.body)
+    return _read(row.body)
+
+
+@lru_cache(maxsize=4)  # they never change, and a large one takes half a second to read
+def _read(body: bytes) -> Release:
+    return Release.model_validate_json(body)
 
 
 def take_in(

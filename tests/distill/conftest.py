@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from contract import Release, ReleaseLabel, release_hash
+from contract import Release, ReleaseLabel, TrainConfig, release_hash
+from demo.world import charms, write_world
 
 TINY = {
     "model_cfg": {
@@ -106,3 +107,144 @@ def image_folder(tmp_path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def colours() -> Release:
+    """A release of six colours that has every kind of text."""
+    labels = tuple(
+        ReleaseLabel(
+            key=name,
+            name=name,
+            description=f"all {name}",
+            attributes={"all": (name,)},
+            sentences=(f"all {name}",),
+            captions=(f"a photo of {name}",),
+        )
+        for name in COLOURS
+    )
+    release = make_release({name: name for name in COLOURS})
+    return release.model_copy(update={"labels": labels, "hash": release_hash(labels)})
+
+
+COLOURS = {
+    "red": (200, 40, 40),
+    "green": (40, 200, 40),
+    "blue": (40, 40, 200),
+    "yellow": (200, 200, 40),
+    "purple": (200, 40, 200),
+    "white": (225, 225, 225),
+}
+SPLITS = {
+    "train": ("red", "green", "blue"),
+    "val_on_train": ("red", "green", "blue"),
+    "val": ("yellow", "purple", "white"),
+}
+
+
+@pytest.fixture(scope="session")
+def colour_images(tmp_path_factory) -> Path:
+    """Images of six colours in the paper's layout: three seen, three unseen."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, names in SPLITS.items():
+        for name in names:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(16):
+                noise = rng.integers(-30, 30, (32, 32, 3))
+                pixels = np.clip(noise + COLOURS[name], 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def colour_teacher(tmp_path_factory) -> str:
+    """A tiny CLIP that was taught six colours, by their names and by "all red" behind them."""
+    folder = tmp_path_factory.mktemp("colour-teacher")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**TINY["model_cfg"])
+        names = [f"a photo of {name}" for name in COLOURS]
+        tokens = open_clip.tokenize(names + [f"a photo of {name} . all {name}" for name in COLOURS])
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+        colours = torch.tensor(list(COLOURS.values())).float()[:, :, None, None]
+        for _ in range(40):
+            pixels = (colours + 60 * torch.rand(6, 3, 32, 32) - 30).clamp(0, 255) / 127.5 - 1
+            seen = model.encode_image(pixels, normalize=True)
+            said = model.encode_text(tokens, normalize=True)
+            loss = sum(
+                torch.nn.functional.cross_entropy(10 * seen @ texts.T, torch.arange(6))
+                for texts in said.split(6)
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+DEMO = Path(__file__).parents[2] / "demo"
+
+
+@pytest.fixture(scope="session")
+def charm_release() -> Release:
+    """The demo's classes with the description and the attributes that were recorded for each."""
+    replies: dict[str, dict[str, dict]] = {}
+    for line in (DEMO / "replies.jsonl").read_text(encoding="utf-8").splitlines():
+        reply = json.loads(line)  # the last one of a label and prompt is the valid one
+        replies.setdefault(reply["label"], {})[reply["prompt"]] = reply["reply"]
+    labels = tuple(
+        ReleaseLabel(
+            key=charm.key,
+            name=charm.name,
+            description=json.loads(replies[charm.name]["visual-description"])["description"],
+            attributes={
+                name: (values,) if isinstance(values, str) else tuple(values)
+                for name, values in json.loads(replies[charm.name]["attributes"]).items()
+            },
+        )
+        for charm in charms()
+    )
+    return Release(
+        id=1,
+        name="charms",
+        label_set="charms",
+        hash=release_hash(labels),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        labels=labels,
+    )
+
+
+@pytest.fixture(scope="session")
+def charm_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's world with a few images a class, and a cache of what the teacher makes of them."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, train=5, val_on_train=2, val=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def charm_run(charm_world: Path, charm_release: Release) -> Path:
+    """The folder of a finished run: a small student, an epoch of the demo's teacher."""
+    from distill.job import run_job
+
+    config = TrainConfig(
+        data=str(charm_world),
+        teacher=f"local-dir:{DEMO / 'teacher'}",
+        student="test_resnet",
+        image_size=32,
+        epochs=1,
+        batch_size=36,
+    )
+    out = charm_world / "run"
+    run_job(
+        config,
+        charm_release,
+        out,
+        cache=charm_world / "cache",
+        on_event=lambda *_: None,
+        should_stop=lambda: False,
+    )
+    return out

@@ -77,6 +77,14 @@ def test_an_unreadable_image_is_named_and_leaves_no_cache(image_folder, tmp_path
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_all_unreadable_images_are_named_at_once(image_folder, tmp_path):
+    root = image_folder({"val": {"n1": 3}})
+    for name in ("000", "002"):
+        (root / "val" / "n1" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot read 2 images: .*000.png .*002.png .*or remove"):
+        load_pixels(scan_split(root, "unseen"), 16, tmp_path / "cache")
+
+
 def test_a_full_disk_is_named_and_leaves_no_cache(image_folder, tmp_path, small_disk):
     split = scan_split(image_folder({"val": {"n1": 40}}), "unseen")
     with pytest.raises(DataError, match=r"cannot write the pixel cache .*No space left.*free some"):

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
+from distill import evaluate, metrics
 from distill.errors import DataError, TextError
-from distill.evaluate import accuracy
+from distill.evaluate import accuracy, imitation
 from distill.text_bank import TextBank
 
 
@@ -42,6 +43,39 @@ def test_features_that_are_not_finite_are_refused():
             ("n0",),
             bank(torch.eye(2)),
         )
+
+
+def random_features(images: int, classes: int = 12) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(images)
+    shapes = ((images, 8), (images, 8), (classes, 8))
+    return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
+
+
+def test_imitation_gathers_each_metric_of_one_split():
+    student, teacher, text = random_features(40)
+    row = imitation("train", student, teacher, text)
+    assert (row.split, row.images, row.m_neigh_k, row.m_vlalign_k) == ("train", 40, 10, 10)
+    assert row.m_rel == metrics.m_rel(student, teacher)
+    assert row.m_neigh == metrics.m_neigh(student, teacher, 10)
+    assert row.m_vlalign == metrics.m_vlalign(student, teacher, text, 10)
+    assert row.m_vlalign_normalised == metrics.m_vlalign_normalised(student, teacher, text, 10)
+    assert row.feature_mse == metrics.feature_mse(student, teacher)
+    assert row.mean_angle == metrics.mean_angle(student, teacher)
+
+
+def test_small_sets_are_compared_with_as_many_neighbours_and_texts_as_they_have():
+    row = imitation("seen", *random_features(5, classes=3))
+    assert (row.m_neigh_k, row.m_neigh, row.m_vlalign_k) == (4, 1.0, 3)
+    row = imitation("unseen", *random_features(1, classes=1))
+    assert (row.m_neigh_k, row.m_neigh, row.m_vlalign, row.m_vlalign_normalised) == (0, None, 0, 0)
+
+
+def test_of_a_very_large_split_an_evenly_spaced_part_is_compared_and_said(monkeypatch):
+    student, teacher, text = random_features(41)
+    monkeypatch.setattr(evaluate, "MOST_IMAGES", 21)
+    row = imitation("train", student, teacher, text)
+    assert row.images == 21
+    assert row.m_rel == metrics.m_rel(student[::2], teacher[::2])
 
 
 def run(shared, *words):

@@ -13,10 +13,14 @@ pytest.importorskip("matplotlib")
 
 from contract import (
     Accuracy,
+    ClassMargin,
     ConfusablePair,
     Epoch,
+    Imitation,
+    Preflight,
     PulledApart,
     Report,
+    SplitCount,
     TextDiagnostics,
     TrainConfig,
 )
@@ -101,6 +105,25 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
             for n in range(1, epochs + 1)
         ),
         accuracies=accuracy_rows(values),
+        imitation=tuple(
+            Imitation(
+                split=split,
+                images=images,
+                m_rel=m_rel,
+                m_neigh=0.3125,
+                m_neigh_k=10,
+                m_vlalign=13.37,
+                m_vlalign_normalised=13.37 / 45,
+                m_vlalign_k=10,
+                feature_mse=1.234,
+                mean_angle=67.8,
+            )
+            for split, images, m_rel in (
+                ("train", 12_000, 0.123),
+                ("seen", 3000, 0.0987),
+                ("unseen", 2400, 0.077),
+            )
+        ),
         diagnostics=tuple(
             TextDiagnostics(
                 text=each,
@@ -112,6 +135,9 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
                 confusable=tuple(
                     ConfusablePair(a=names[n], b=names[n + 1], cosine=0.8 - n / 20)
                     for n in range(min(8, len(names) - 1))
+                ),
+                margins=tuple(
+                    ClassMargin(name=name, margin=0.2 + n / 1000) for n, name in enumerate(names)
                 ),
             )
             for each, mean, rank, slope in (
@@ -183,6 +209,40 @@ def test_each_accuracy_of_the_report_stands_on_the_page(tmp_path):
     for pair in MEASURED.values():
         for value in pair:
             assert f"{value:.1f} %" in text
+
+
+def test_how_closely_the_student_follows_the_teacher_stands_on_the_page(tmp_path):
+    text = Page(write(tmp_path, example())).text
+    for value in ("12.3 %", "9.9 %", "7.7 %", "31.2 %", "13.37", "29.7 %", "1.234", "67.8°"):
+        assert value in text
+    assert "10 nearest images" in text and "10 nearest texts" in text
+    assert "narrowestmargin" in text and "0.200" in text
+
+
+def test_preflight_stored_views_and_learned_weights_stand_on_the_page(tmp_path):
+    report = example()
+    found = Preflight(
+        splits=(SplitCount(split="train", images=1200, classes=3, fewest=300, most=500),),
+        unreadable=(),
+        without_text=(),
+        teacher_sample=512,
+        teacher_top1=45.67,
+        chance=33.33,
+    )
+    last = report.epochs[-1].model_copy(update={"weights": {"cls": 1.25, "im_cst": 0.5}})
+    report = report.model_copy(
+        update={
+            "preflight": found,
+            "epochs": (*report.epochs[:-1], last),
+            "config": report.config.model_copy(update={"teacher_views": 4}),
+        }
+    )
+    text = Page(write(tmp_path, report)).text
+    assert "train: 1,200 images of 3 classes, 300 to 500 a class" in text
+    assert "right on 45.7 % of 512 seen images (33.3 % by chance)" in text
+    assert "4 stored for each image" in text
+    assert "L_cls 1.25, L_im-cst 0.50." in text
+    assert "of the clean images" in Page(write(tmp_path, example())).text
 
 
 def test_charts_take_their_colours_from_the_page_and_share_no_ids(tmp_path):

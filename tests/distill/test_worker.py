@@ -14,75 +14,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
-import open_clip
+
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 from contract import Report
 from distill import worker
 from distill.errors import LeaseLost, ServiceError
-from tests.distill.conftest import TINY
+from distill.memory import is_out_of_memory
+from tests.distill.conftest import COLOURS
 
 LEASE_SECONDS = 4.0
 KEY = "planted-key-4711"
-COLOURS = {
-    "red": (200, 40, 40),
-    "green": (40, 200, 40),
-    "blue": (40, 40, 200),
-    "yellow": (200, 200, 40),
-    "purple": (200, 40, 200),
-    "white": (225, 225, 225),
-}
-SPLITS = {
-    "train": ("red", "green", "blue"),
-    "val_on_train": ("red", "green", "blue"),
-    "val": ("yellow", "purple", "white"),
-}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, names in SPLITS.items():
-        for name in names:
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(16):
-                noise = rng.integers(-30, 30, (32, 32, 3))
-                pixels = np.clip(noise + COLOURS[name], 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> str:
-    """A tiny CLIP that was taught the names of six colours."""
-    folder = tmp_path_factory.mktemp("colour-teacher")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**TINY["model_cfg"])
-        tokens = open_clip.tokenize([f"a photo of {name}" for name in COLOURS])
-        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-        colours = torch.tensor(list(COLOURS.values())).float()[:, :, None, None]
-        for _ in range(40):
-            pixels = (colours + 60 * torch.rand(6, 3, 32, 32) - 30).clamp(0, 255) / 127.5 - 1
-            seen = model.encode_image(pixels, normalize=True)
-            said = model.encode_text(tokens, normalize=True)
-            loss = torch.nn.functional.cross_entropy(10 * seen @ said.T, torch.arange(6))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    (folder / "open_clip_config.json").write_text(json.dumps(TINY))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +64,22 @@ def release_colours(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def queue_job(images, teacher) -> Callable[..., int]:
+def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
     """A function that queues a job; gives its id. One epoch takes about a tenth of a second."""
 
-    def queue(client: httpx.Client, epochs: int, **config: object) -> int:
+    def queue(
+        client: httpx.Client, epochs: int, job: dict[str, object] | None = None, **config: object
+    ) -> int:
         config = {
-            "data": str(images),
-            "teacher": teacher,
+            "data": str(colour_images),
+            "teacher": colour_teacher,
             "student": "test_resnet",
             "image_size": 32,
             "batch_size": 16,
             "text_strategy": "name",
             "epochs": epochs,
         } | config
-        answer = client.post("/v1/jobs", json={"release_id": 1, "config": config})
+        answer = client.post("/v1/jobs", json={"release_id": 1, "config": config} | (job or {}))
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
@@ -438,3 +387,38 @@ def test_nothing_is_sent_once_the_lease_is_lost():
 def test_a_loss_that_is_no_number_can_still_be_sent():
     line = b'{"kind": "epoch", "data": {"loss": NaN}, "at": "2026-01-02T03:04:05Z"}'
     assert worker.event(line)["data"] == {"loss": None}
+
+
+def test_a_job_that_reads_outside_of_the_data_roots_fails(
+    service, address, work_dir, queue_job, images
+):
+    job = queue_job(service, 1)
+    root = str(images / "train")
+    with running_worker(address, work_dir, "--once", "--data-root", root) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    found = service.get(f"/v1/jobs/{job}").json()
+    assert found["state"] == "failed"
+    assert f"is not below {root}" in found["error"] and "--data-root" in found["error"]
+
+
+def test_a_training_that_the_kernel_kills_is_tried_again_with_a_smaller_batch(
+    service, address, work_dir, queue_job
+):
+    job = queue_job(service, 40, job={"shrink_batch": True})
+    with running_worker(address, work_dir, "--once") as process:
+        wait_for(lambda: epochs(service, job))
+        os.kill(trainings(work_dir, job)[0], signal.SIGKILL)  # as it does for lack of memory
+        wait_for(lambda: service.get(f"/v1/jobs/{job}").json()["config"]["batch_size"] == 8)
+        service.post(f"/v1/jobs/{job}/cancel")
+        process.communicate(timeout=60)
+    reasons = [data.get("reason") for data in events(service, job, "state")]
+    assert "out of memory with a batch_size of 16: trying 8" in reasons
+
+
+def test_lack_of_memory_is_known_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError()) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))

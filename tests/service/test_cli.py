@@ -66,6 +66,22 @@ def test_a_folder_of_class_folders_becomes_a_label_set(enrich, tmp_path):
     assert "mallard" in enrich("labels", "show", "p").stdout
 
 
+def test_a_json_file_of_names_or_of_labels_becomes_a_label_set(enrich, tmp_path):
+    (tmp_path / "names.json").write_text('["teal", "mallard"]')
+    (tmp_path / "labels.json").write_text('[{"key": "n1", "name": "teal", "context": "a bird"}]')
+    assert (
+        data_of(enrich("labels", "add", "a", "--from-json", "names.json", "--json"))["labels"] == 2
+    )
+    assert enrich("labels", "add", "b", "--from-json", "labels.json").exit_code == 0
+    (label,) = data_of(enrich("labels", "show", "b", "--json"))["items"]
+    assert (label["key"], label["name"], label["context"]) == ("n1", "teal", "a bird")
+    (tmp_path / "wrong.json").write_text('{"teal": 1}')
+    wrong = enrich("labels", "add", "c", "--from-json", "wrong.json")
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("enrich: The JSON file is no list of labels")
+    assert wrong.stderr.count("\n") == 1
+
+
 def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     body = {
         "name": "mine",

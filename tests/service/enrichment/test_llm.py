@@ -278,3 +278,49 @@ def test_a_place_given_to_a_cancelled_call_is_not_lost() -> None:
             pass
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("limits", "tokens"),
+    [({"calls_per_minute": 600}, 0), ({"tokens_per_minute": 60_000}, 100)],
+    ids=["calls", "tokens"],
+)
+def test_no_more_is_begun_in_a_minute_than_the_limit_allows(
+    limits: dict[str, int], tokens: int
+) -> None:
+    async def main() -> float:
+        turnstile = Turnstile(100, **limits)
+        started = time.monotonic()
+        await asyncio.gather(*(call(turnstile) for _ in range(16)))
+        return time.monotonic() - started
+
+    async def call(turnstile: Turnstile) -> None:
+        async with turnstile(urgent=False, tokens=tokens):
+            pass
+
+    # A second's worth (10 calls) at once and one that overdraws; each after that takes 0.1 s.
+    assert asyncio.run(main()) >= 0.4
+
+
+def test_what_was_not_used_is_given_back_and_who_is_urgent_goes_first_under_a_limit() -> None:
+    order: list[str] = []
+
+    async def call(turnstile: Turnstile, name: str, urgent: bool) -> None:
+        async with turnstile(urgent=urgent, tokens=1000):
+            order.append(name)
+            await asyncio.sleep(0.01)
+        turnstile.settle(calls=0, tokens=-1000)  # it cost nothing after all
+
+    async def main() -> None:
+        turnstile = Turnstile(100, tokens_per_minute=60_000)
+        async with asyncio.TaskGroup() as group:
+            for number in range(40):
+                group.create_task(call(turnstile, f"bulk {number}", False))
+            await asyncio.sleep(0)
+            group.create_task(call(turnstile, "describe", True))
+
+    started = time.monotonic()
+    asyncio.run(main())
+    assert order.index("describe") <= 3
+    assert len(order) == 41
+    assert time.monotonic() - started < 30  # were all taken in full, it would be 40 seconds

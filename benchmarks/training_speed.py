@@ -1,0 +1,186 @@
+"""Images a second in training: this trainer against a plain loop written the reference way.
+
+Both train the same network at the same size on the same photos with the same losses and teacher
+features from memory. The plain loop decodes, crops and flips each image with PIL in two loader
+workers and computes in float32, channels first. The two take turns; medians are compared, and the
+time of each side is shown by what it was spent on.
+
+    python -m benchmarks.training_speed [--images 2560] [--rounds 3] [--student resnet18]
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from contract import TrainConfig
+from distill import losses
+from distill.augment import RATIO, SCALE, augment
+from distill.data import Split, load_pixels, open_image, scan_split
+from distill.precision import bfloat16_is_quick
+from distill.student import Student, build_student
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
+DATA = SHARED / "bench" / "tiny-imagenet-ood"
+SIZE, BATCH, DIM = 64, 128, 512
+WORKERS = 2
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the time of a with block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - began
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """One photo at a time, as most training scripts read them."""
+
+    def __init__(self, split: Split, mean: Tensor, std: Tensor) -> None:
+        self.split = split
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(SIZE, scale=SCALE, ratio=RATIO),
+                transforms.RandomHorizontalFlip(),
+                transforms.ColorJitter(brightness=0.3, contrast=0.3),
+                transforms.ToTensor(),
+                transforms.Normalize(mean.flatten().tolist(), std.flatten().tolist()),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(open_image(self.split.paths[index])), index
+
+
+def step_losses(output: Tensor, teacher: Tensor, text: Tensor, targets: Tensor) -> Tensor:
+    """All four losses of the paper."""
+    return (
+        losses.l_cls(output, text, targets)
+        + losses.l_mse(output, teacher)
+        + losses.l_im_cst(output, teacher)
+        + losses.l_vlprox(output, teacher, text, targets)
+    )
+
+
+def plain(split: Split, student: Student, teacher: Tensor, text: Tensor, clock: Clock) -> int:
+    """An epoch the reference way; the number of images."""
+    student = student.to(memory_format=torch.contiguous_format)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    photos = Photos(split, student.mean, student.std)
+    loader = DataLoader(photos, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+    batches, done = iter(loader), 0
+    while True:
+        with clock("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return done
+        images, index = batch
+        with clock("network"):
+            output = student.projection(student.backbone(images))
+        with clock("losses"):
+            loss = step_losses(output, teacher[index], text, split.targets[index])
+        with clock("network"):
+            loss.backward()
+        with clock("optimiser"):
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+        done += len(images)
+
+
+def ours(
+    pixels: Tensor, split: Split, student: Student, teacher: Tensor, text: Tensor, clock: Clock
+) -> int:
+    """An epoch with the steps of `distill.train`; the number of images."""
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, fused=True)
+    half = bfloat16_is_quick(torch.device("cpu"))
+    order, generator = torch.randperm(len(pixels)), torch.Generator()
+    for start in range(0, len(pixels) - BATCH + 1, BATCH):
+        with clock("data"):
+            batch = order[start : start + BATCH]
+            images = augment(pixels[batch], generator)
+        with clock("network"), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            output = student(images)
+        with clock("losses"):
+            loss = step_losses(output.float(), teacher[batch], text, split.targets[batch])
+        with clock("network"):
+            loss.backward()
+        with clock("optimiser"):
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+    return len(pixels) // BATCH * BATCH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2560, help="an epoch; 12000 are all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--student", default="resnet18")
+    parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
+    options = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"training_speed: skipped, no test data at {DATA} (set ENRICH_SHARED)")
+        sys.exit(0)
+    whole = scan_split(DATA, "train")
+    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    chosen = chosen[: options.images].sort().values
+    split = Split("train", whole.keys, tuple(whole.paths[i] for i in chosen), whole.targets[chosen])
+    pixels = torch.from_numpy(load_pixels(split, SIZE, options.cache))
+    # Speed does not depend on what the features say.
+    teacher = nn.functional.normalize(torch.randn(len(split), DIM), dim=1)
+    text = nn.functional.normalize(torch.randn(len(split.keys), DIM), dim=1)
+    rates: dict[str, list[float]] = {"plain loop": [], "distill": []}
+    clocks = {name: Clock() for name in rates}
+    config = TrainConfig(data=str(DATA), teacher="", student=options.student)
+    for _ in range(options.rounds):
+        for name, seen in rates.items():
+            student = build_student(config.student, DIM, image_size=SIZE).train()
+            began = time.perf_counter()
+            if name == "distill":
+                done = ours(pixels, split, student, teacher, text, clocks[name])
+            else:
+                done = plain(split, student, teacher, text, clocks[name])
+            seen.append(done / (time.perf_counter() - began))
+    table = Table(
+        "", "images/s (median)", "least", "most", "data", "network", "losses", "optimiser",
+        title=f"{options.student}, {SIZE} px, batch {BATCH}, {len(split)} images, "
+        f"{options.rounds} rounds, {torch.get_num_threads()} threads",
+    )  # fmt: skip
+    for name, seen in rates.items():
+        seconds = clocks[name].seconds
+        shares = [100 * seconds[part] / sum(seconds.values()) for part in
+                  ("data", "network", "losses", "optimiser")]  # fmt: skip
+        table.add_row(
+            name, f"{median(seen):.0f}", f"{min(seen):.0f}", f"{max(seen):.0f}",
+            *(f"{share:.1f} %" for share in shares),
+        )  # fmt: skip
+    Console().print(table)
+    print(f"ratio of the medians: {median(rates['distill']) / median(rates['plain loop']):.2f}")
+
+
+if __name__ == "__main__":
+    main()

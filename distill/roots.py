@@ -1,0 +1,44 @@
+"""What a job may read: folders that the one who runs the worker has named, and nothing else.
+
+A job comes from whoever may queue one; its paths are those of the worker's machine.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from contract import TrainConfig
+from distill.errors import DataError
+
+
+def check_roots(config: TrainConfig, roots: Sequence[Path]) -> None:
+    """Raise DataError unless the job's images and its local teacher lie in one of `roots`.
+
+    No `..`, and no link in the folders that leads out.
+    """
+    allowed = [root.resolve() for root in roots]
+    _check_folder("data folder", config.data, allowed)
+    if config.captions is not None:
+        captions = Path(config.data, config.captions)
+        if ".." in captions.parts or not _is_inside(captions, allowed):
+            raise DataError(f"the job's captions {config.captions} are not in its data folder")
+    if config.teacher.startswith("local-dir:"):
+        _check_folder("teacher", config.teacher.removeprefix("local-dir:"), allowed)
+
+
+def _check_folder(what: str, name: str, allowed: Sequence[Path]) -> None:
+    folder = Path(name)
+    if ".." in folder.parts or not _is_inside(folder, allowed):
+        raise DataError(
+            f"the job's {what} {name} is not below {' or '.join(map(str, allowed))}: put it there, "
+            "or start the worker with another --data-root"
+        )
+    for inner, folders, files in os.walk(folder):  # does not follow links: what they lead to is
+        for entry in (*folders, *files):  # inside, and so walked itself, or refused
+            path = Path(inner, entry)
+            if path.is_symlink() and not _is_inside(path, allowed):
+                raise DataError(f"the job's {what} has a link that leads out of it: {path}")
+
+
+def _is_inside(path: Path, allowed: Sequence[Path]) -> bool:
+    return any(path.resolve().is_relative_to(root) for root in allowed)

@@ -1,0 +1,58 @@
+"""`enrich keys`."""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from enrich_service.core.caller import Scope
+from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.database import utcnow
+from enrich_service.keys import service
+from enrich_service.keys.schemas import AuditView, KeyCreated, KeyView
+
+app = typer.Typer(no_args_is_help=True, help="API keys, and what was done with them.")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is; stands in the audit log.")],
+    scope: Annotated[Scope, typer.Option(help="read ⊂ write ⊂ admin.")] = Scope.WRITE,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a key and tell it, this once. From the first key on, everybody needs one."""
+    expires_at = None if days is None else utcnow() + timedelta(days=days)
+    with write_session() as session:
+        key, secret = service.create(session, name, scope, expires_at=expires_at)
+        made = KeyCreated(**key.model_dump(), key=secret)
+    show(made, json=json, columns=("id", "name", "scope", "expires_at", "key"))
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List the keys, the newest first."""
+    with read_session() as session:
+        found = [KeyView(**key.model_dump()) for key in service.listing(session)]
+    show(found, json=json)
+
+
+@app.command()
+def revoke(key_id: int, json: Json = False) -> None:
+    """Let a key open nothing from now on."""
+    with write_session() as session:
+        key = KeyView(**service.revoke(session, key_id).model_dump())
+    show(key, json=json)
+
+
+@app.command()
+def audit(
+    key: Annotated[int | None, typer.Option(help="Only of the key with this id.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 100,
+    json: Json = False,
+) -> None:
+    """List the changes that were made over HTTP, the newest first."""
+    with read_session() as session:
+        entries = service.audit_log(session, key_id=key, limit=limit)
+        found = [AuditView(**entry.model_dump()) for entry in entries]
+    show(found, json=json, columns=("id", "at", "who", "route", "object"))

@@ -1,0 +1,177 @@
+"""Who gets in.
+
+- Before the first API key: whoever is on this machine (or, with ENRICH_ALLOW_REMOTE, whoever
+  reaches the service), with every right.
+- From the first key on: whoever shows a living one. Programs send it as `Authorization: Bearer`.
+  Pages need no more than that either: a browser that is answered 401 asks the person by itself,
+  and sends the key as the password of HTTP Basic (the user name can be anything).
+- GET needs the scope read, everything else write; some routers ask for admin.
+- /healthz, /readyz and /static are open.
+
+A page of another site can make a browser send requests here. Such requests change nothing, and
+before the first key they are not answered at all: the browser tells on the page with the headers
+Sec-Fetch-Site, Origin and Host.
+"""
+
+import base64
+import binascii
+import ipaddress
+import logging
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from enrich_service.core import audit, caller, problems
+from enrich_service.core.caller import NOBODY, Caller
+from enrich_service.core.database import reading, storage_error, writing
+from enrich_service.core.errors import Forbidden, Unauthorized, UserError
+from enrich_service.core.settings import Settings
+from enrich_service.keys import service
+from enrich_service.keys.rate_limit import RateLimit
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Middleware that lets in who may, and sees to it that every change is in the audit log."""
+
+    def __init__(self, app: ASGIApp, *, engine: Engine, settings: Settings) -> None:
+        self.app, self.engine, self.settings = app, engine, settings
+        self.limit = RateLimit(settings.rate_limit)
+        self.noted: dict[int, float] = {}  # key → when its use was noted, monotonic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its caller in `request.state.caller`, or refuse it."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in problems.OPEN_PATHS or path.startswith("/static/"):
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            check_site(request, self.settings.cors_origins)
+            request.state.caller = await run_in_threadpool(self._admit, request)
+        except UserError as error:
+            await problems.answer(error)(scope, receive, send)
+            return
+        if request.method in SAFE_METHODS:
+            await self.app(scope, receive, send)
+            return
+
+        async def audited(message: Message) -> None:
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] < 400
+                and not audit.is_settled(request)
+            ):
+                await run_in_threadpool(self._record, request)
+            await send(message)
+
+        await self.app(scope, receive, audited)
+
+    def _admit(self, request: Request) -> Caller:
+        """The caller of `request`. Raises Unauthorized, Forbidden or TooManyRequests."""
+        try:
+            with reading(self.engine) as session:
+                if not service.exist(session):
+                    if not self.settings.allow_remote:
+                        check_is_local(request)
+                    return NOBODY
+                secret = secret_of(request.headers)
+                if secret is None:
+                    raise Unauthorized(
+                        "This service needs an API key: send it as 'Authorization: Bearer KEY', "
+                        "or as the password that your browser asks for."
+                    )
+                key = service.find(session, secret)
+        except DBAPIError as error:
+            known = storage_error(error)
+            if known is None:
+                raise
+            raise known from error
+        assert key.id is not None
+        self.limit.take(key.id)
+        needed = caller.Scope.READ if request.method in SAFE_METHODS else caller.Scope.WRITE
+        if not key.scope.includes(needed):
+            raise Forbidden(f"The key {key.name!r} has the scope {key.scope}; this needs {needed}.")
+        self._note_use(key.id)
+        return Caller(key.id, key.name, key.scope)
+
+    def _note_use(self, key_id: int) -> None:
+        now = time.monotonic()
+        if now - self.noted.get(key_id, float("-inf")) < service.LAST_USE.total_seconds():
+            return
+        self.noted[key_id] = now
+        try:
+            with writing(self.engine) as session:
+                service.note_use(session, key_id)
+        except DBAPIError:  # a full disk must not keep readers out
+            log.warning("cannot note the use of key %s", key_id, exc_info=True)
+
+    def _record(self, request: Request) -> None:
+        """The row of a change that was not made in a route's own session, such as an upload."""
+        with writing(self.engine) as session:
+            audit.record(session, request)
+
+
+def secret_of(headers: Headers) -> str | None:
+    """The key that a request shows: a bearer token, or the password of HTTP Basic."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip() or None
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_is_local(request: Request) -> None:
+    """Raise Forbidden where a request does not come from this machine to this machine.
+
+    The second half keeps out a site whose name was made to resolve to 127.0.0.1.
+    """
+    here = request.client is not None and is_loopback(request.client.host)
+    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if not (here and is_loopback(named)):
+        raise Forbidden(
+            "Before its first API key this service answers its own machine alone, as localhost or "
+            "127.0.0.1: make a key with `enrich keys create NAME`."
+        )
+
+
+def check_site(request: Request, allowed: tuple[str, ...]) -> None:
+    """Raise Forbidden where a page of another site asks for a change."""
+    headers: Mapping[str, str] = request.headers
+    origin = headers.get("origin")
+    if request.method in SAFE_METHODS or origin in allowed:
+        return
+    # Browsers say which it is; where they do not (plain http), the origin is compared.
+    if (site := headers.get("sec-fetch-site")) is not None:
+        foreign = site not in ("same-origin", "none")
+    else:
+        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+    if foreign:
+        raise Forbidden(
+            "A page of another site may not change anything here; ENRICH_CORS_ORIGINS names "
+            "those that may."
+        )

@@ -1,0 +1,163 @@
+"""Backups of the SQLite database, taken and put back while the service runs.
+
+The artifacts are files that never change under names that say their content: copy the folder
+`artifacts` beside the backup with any tool, at any time.
+"""
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from datetime import datetime
+from pathlib import Path
+
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from pydantic import BaseModel
+
+from enrich_service.core.database import make_engine, storage_error, utcnow
+from enrich_service.core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from enrich_service.core.prestart import alembic_config, prestart
+from enrich_service.core.settings import Settings
+
+BUSY_SECONDS = 30.0  # that writers of the service have to let go of the database
+
+
+class Backup(BaseModel):
+    """A whole, checked copy of a database."""
+
+    file: Path
+    size: int  # bytes
+    revision: str  # of the database's schema
+    taken_at: datetime
+
+
+class Restored(BaseModel):
+    """What was put back, and where that which was there before lies now."""
+
+    file: Path
+    revision: str
+    before: Path | None
+
+
+def database_file(settings: Settings) -> Path:
+    """The file of the database. Raises InvalidInput where it is not SQLite."""
+    engine = make_engine(settings.sqlalchemy_url)
+    engine.dispose()
+    if engine.dialect.name != "sqlite" or not engine.url.database:
+        raise InvalidInput(
+            f"the database is {engine.dialect.name}: back it up and restore it with its own tools "
+            "(pg_dump, pg_restore)"
+        )
+    return Path(engine.url.database)
+
+
+def check(connection: sqlite3.Connection) -> str:
+    """The schema's revision of a database that is whole.
+
+    Raises Unavailable where it is damaged or no database of this service.
+    """
+    try:
+        found = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+        if found != ["ok"]:
+            raise Unavailable(f"the database is damaged: {found[0].splitlines()[0]}")
+        if broken := connection.execute("PRAGMA foreign_key_check").fetchone():
+            raise Unavailable(f"the database is damaged: a row of {broken[0]} points nowhere")
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.DatabaseError, TypeError) as error:
+        raise Unavailable(f"this is no database of this service ({error})") from None
+    return str(revision)
+
+
+def back_up(settings: Settings, target: Path) -> Backup:
+    """Copy the database to `target` as it is at one moment, and check the copy.
+
+    Raises:
+        InvalidInput: the database is not SQLite.
+        NotFound, Conflict: there is no database, or `target` exists.
+        Unavailable, StorageFull: the copy is damaged, or cannot be written.
+    """
+    source = database_file(settings)
+    if not source.is_file():
+        raise NotFound(f"there is no database {source}: check ENRICH_DATA_DIR")
+    if target.exists():
+        raise Conflict(f"{target} exists: a backup never replaces another; choose another name")
+    partial = target.with_name(f".{target.name}.partial")
+    now = utcnow()
+    try:
+        with closing(_open(source)) as live, closing(sqlite3.connect(partial)) as copy:
+            live.backup(copy)  # one read transaction: in WAL mode, writers do not wait for it
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, no companions
+            revision = check(copy)
+        _sync(partial)
+        partial.replace(target)
+    except (sqlite3.Error, OSError) as error:
+        raise storage_error(error) or Unavailable(
+            f"cannot write the backup {target} ({error}): choose another place"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Backup(file=target, size=target.stat().st_size, revision=revision, taken_at=now)
+
+
+def restore(settings: Settings, backup: Path) -> Restored:
+    """Put a backup in the place of the database; what was there is kept beside it.
+
+    A running service sees the old content until the new one is there as a whole. A backup of an
+    older version is migrated.
+
+    Raises:
+        InvalidInput: the database is not SQLite.
+        NotFound: there is no such backup.
+        Unavailable, StorageFull: the backup is damaged or of a newer version, or there is no room.
+    """
+    live = database_file(settings)
+    if not backup.is_file():
+        raise NotFound(f"there is no backup {backup}")
+    with closing(sqlite3.connect(f"{backup.absolute().as_uri()}?mode=ro", uri=True)) as given:
+        try:
+            revision = check(given)
+        except Unavailable as error:
+            raise Unavailable(f"{backup} cannot be restored: {error}") from None
+        engine = make_engine(settings.sqlalchemy_url)
+        try:
+            ScriptDirectory.from_config(alembic_config(engine)).get_revision(revision)
+        except CommandError:
+            raise Unavailable(
+                f"{backup} is of a newer version of this service: upgrade the service first"
+            ) from None
+        finally:
+            engine.dispose()
+        try:
+            live.parent.mkdir(parents=True, exist_ok=True)
+            before = _keep(settings, live) if live.exists() else None
+            with closing(_open(live)) as target:
+                given.backup(target)
+        except (sqlite3.Error, OSError) as error:
+            raise storage_error(error) or Unavailable(f"cannot write {live} ({error})") from error
+    engine = make_engine(settings.sqlalchemy_url)
+    try:
+        prestart(engine, settings)
+    finally:
+        engine.dispose()
+    return Restored(file=live, revision=revision, before=before)
+
+
+def _keep(settings: Settings, live: Path) -> Path:
+    """Copy the present database beside itself; a damaged one is moved instead."""
+    kept = live.with_name(f"{live.stem}-before-{utcnow():%Y%m%d-%H%M%S-%f}.db")
+    try:
+        back_up(settings, kept)
+    except Unavailable:
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                Path(f"{live}{suffix}").replace(f"{kept}{suffix}")
+    return kept
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())

@@ -1,0 +1,37 @@
+"""`enrich backup`, `enrich restore` and `enrich doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enrich_service.core.console import Json, load_settings, show
+from enrich_service.operation import backup as backups
+from enrich_service.operation import doctor as doctors
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+    json: Json = False,
+) -> None:
+    """Copy the database to FILE and check the copy, while the service goes on."""
+    show(backups.back_up(load_settings(), file), json=json)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `enrich backup` wrote.")],
+    json: Json = False,
+) -> None:
+    """Put a backup in the place of the database. What was there is kept beside it.
+
+    Stop the service first if runs are going on: what it is just asking belongs to the old content.
+    """
+    show(backups.restore(load_settings(), file), json=json)
+
+
+def doctor(json: Json = False) -> None:
+    """Look for what is wrong, or soon will be; the exit status is 1 if anything is."""
+    found = doctors.examine(load_settings())
+    show(found, json=json)
+    if any(finding.verdict == "failed" for finding in found):
+        raise typer.Exit(1)

@@ -1,0 +1,198 @@
+"""Looks for what is wrong, or soon will be, and changes nothing."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+import httpx2
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import BaseModel
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import select
+
+from enrich_service.core.database import make_engine, reading, storage_error, utcnow
+from enrich_service.core.errors import UserError
+from enrich_service.core.prestart import alembic_config
+from enrich_service.core.settings import MEBIBYTE, Settings
+from enrich_service.core.text import without_password
+from enrich_service.enrichment.addresses import GuardedTransport
+from enrich_service.enrichment.enricher import open_model
+from enrich_service.jobs.artifacts import location
+from enrich_service.jobs.models import JobArtifact
+from enrich_service.keys import service as keys
+from enrich_service.operation import backup
+
+LITTLE_ROOM: Final = 1024 * MEBIBYTE  # bytes, below which a disk is nearly full
+NO_ROOM: Final = 64 * MEBIBYTE
+SOON: Final = timedelta(days=7)
+LLM_SECONDS: Final = 10.0
+
+Verdict = Literal["ok", "warning", "failed"]
+
+
+class Finding(BaseModel):
+    """What one look found; `detail` says what to do about it."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything. A look that cannot be made is a failed one."""
+    engine = make_engine(settings.sqlalchemy_url)
+    looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
+        "data folder": lambda: _data_folder(settings),
+        "disk": lambda: _disk(settings),
+        "migrations": lambda: _migrations(engine),
+        "integrity": lambda: _integrity(engine, settings),
+        "API keys": lambda: _keys(engine, settings),
+        "artifacts": lambda: _artifacts(engine, settings),
+        "language model": lambda: asyncio.run(_language_model(settings)),
+    }
+    try:
+        return [_finding(name, look) for name, look in looks.items()]
+    finally:
+        engine.dispose()
+
+
+def _finding(name: str, look: Callable[[], tuple[Verdict, str]]) -> Finding:
+    try:
+        verdict, detail = look()
+    except UserError as error:
+        verdict, detail = "failed", str(error)
+    except (DBAPIError, OSError) as error:
+        known = storage_error(error)
+        words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+        verdict, detail = "failed", str(known or " ".join(words.split()))
+    return Finding(check=name, verdict=verdict, detail=detail)
+
+
+def _data_folder(settings: Settings) -> tuple[Verdict, str]:
+    folder = settings.data_dir
+    if not folder.is_dir():
+        return "warning", f"there is no {folder} yet; `enrich serve` makes it"
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return "failed", f"{folder} cannot be written: change its owner or its mode"
+    return "ok", str(folder)
+
+
+def _disk(settings: Settings) -> tuple[Verdict, str]:
+    wanted = settings.data_dir.absolute()
+    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    said = f"{free / MEBIBYTE:.0f} MiB free at {folder}"
+    if free < NO_ROOM:
+        return "failed", f"{said}: free some space"
+    return ("warning", f"{said}: soon full") if free < LITTLE_ROOM else ("ok", said)
+
+
+def _exists(engine: Engine) -> bool:
+    """Whether there is a database; looking must not create one."""
+    file = engine.url.database
+    return engine.dialect.name != "sqlite" or (file is not None and Path(file).is_file())
+
+
+def _migrations(engine: Engine) -> tuple[Verdict, str]:
+    if not _exists(engine):
+        return "warning", "there is no database yet; `enrich serve` makes it"
+    script = ScriptDirectory.from_config(alembic_config(engine))
+    head = script.get_current_head()
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found == head:
+        return "ok", f"at {head}, the newest"
+    if found is not None and found not in {one.revision for one in script.walk_revisions()}:
+        return "failed", f"the database is at {found}, of a newer service: upgrade the service"
+    return "warning", f"at {found}, the newest is {head}: the next start migrates (back up first)"
+
+
+def _integrity(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
+    if not _exists(engine):
+        return "ok", "no database yet"
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            backup.check(raw)
+            size = backup.database_file(settings).stat().st_size
+            return "ok", f"whole, {size / MEBIBYTE:.1f} MiB"
+        connection.execute(text("SELECT 1"))
+        return "ok", "the server answers"
+
+
+def _keys(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
+    if not _has_table(engine, "api_key"):
+        return "ok", "none yet: only this machine is let in"
+    now = utcnow()
+    with reading(engine) as session:
+        found = keys.listing(session)
+    living = [
+        key
+        for key in found
+        if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+    ]
+    if not found and settings.allow_remote:
+        return "warning", "none, and ENRICH_ALLOW_REMOTE lets in whoever reaches the service"
+    if not found:
+        return "ok", "none yet: only this machine is let in"
+    if not living:
+        return "failed", "all are revoked or expired, nobody gets in: `enrich keys create NAME`"
+    ending = [key for key in living if key.expires_at is not None and key.expires_at < now + SOON]
+    if ending:
+        names = ", ".join(key.name for key in ending)
+        return "warning", f"{len(living)} open, of which {names} will expire within a week"
+    return "ok", f"{len(living)} open"
+
+
+def _artifacts(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
+    if not _has_table(engine, "job_artifact"):
+        return "ok", "none yet"
+    with reading(engine) as session:
+        found = session.exec(select(JobArtifact.sha256, JobArtifact.size)).all()
+    wrong = 0
+    for sha256, size in found:
+        path = location(settings.artifact_dir, sha256)
+        wrong += not path.is_file() or path.stat().st_size != size
+    if wrong:
+        return "failed", (
+            f"{wrong} of {len(found)} are missing or cut off in {settings.artifact_dir}: copy them "
+            "back from where you keep them"
+        )
+    return "ok", f"{len(found)}, all there"
+
+
+def _has_table(engine: Engine, name: str) -> bool:
+    return _exists(engine) and inspect(engine).has_table(name)
+
+
+async def _language_model(settings: Settings) -> tuple[Verdict, str]:
+    """Open what the settings name, and ask a server for the list of its models: that is free."""
+    if not settings.llm_api_key and "llm_url" not in settings.model_fields_set:
+        return "warning", "none is set: give OPENAI_API_KEY, or OPENAI_BASE_URL for another server"
+    await open_model(settings).aclose()
+    shown = without_password(settings.llm_url)
+    if settings.llm_url.startswith("replay:"):
+        return "ok", f"answers come from the file {settings.llm_url.partition(':')[2]}"
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else "none"
+    async with httpx2.AsyncClient(
+        transport=GuardedTransport(httpx2.Limits()), timeout=LLM_SECONDS, follow_redirects=False
+    ) as client:
+        try:
+            answer = await client.get(
+                f"{settings.llm_url.rstrip('/')}/models",
+                headers={"Authorization": f"Bearer {key}"},
+            )
+        except httpx2.HTTPError as error:
+            return "failed", f"{shown} does not answer ({str(error) or type(error).__name__})"
+    if answer.status_code in (401, 403):
+        return "failed", f"{shown} refuses the key ({answer.status_code}): check OPENAI_API_KEY"
+    if answer.status_code >= 500 or answer.is_redirect:
+        return "failed", f"{shown} answers {answer.status_code}: check OPENAI_BASE_URL"
+    return "ok", f"{shown} answers"

@@ -1,0 +1,71 @@
+"""Each request gets an id, one line in the log, and its place in the metrics."""
+
+import logging
+import re
+import secrets
+import time
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from enrich_service.core.problems import OPEN_PATHS
+from enrich_service.operation.log import REQUEST, fields
+from enrich_service.operation.metrics import Metrics
+
+HEADER: Final = "X-Request-ID"
+_GIVEN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = logging.getLogger("enrich.request")
+
+
+class Requests:
+    """Middleware around everything else."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; the id is the caller's own X-Request-ID where it has one."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(HEADER, "")
+        request_id = given if _GIVEN.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = REQUEST.set(request_id)
+        status, began = 500, time.perf_counter()  # 500: what becomes of an error that gets here
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        finally:
+            self._note(scope, status, time.perf_counter() - began)
+            REQUEST.reset(token)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")
+        self.metrics.count(scope["method"], route, status, seconds)
+        if scope["path"] in OPEN_PATHS and status < 400:
+            return  # asked every few seconds by whoever watches the service
+        caller = scope["state"].get("caller")
+        log.info(
+            "%s %s %s",
+            scope["method"],
+            scope["path"],
+            status,
+            extra=fields(
+                method=scope["method"],
+                path=scope["path"],
+                route=route,
+                status=status,
+                ms=round(seconds * 1000, 1),
+                key=getattr(caller, "name", None),
+            ),
+        )

@@ -1,0 +1,251 @@
+"""The labels of a label set as a person looks through them: the text of each as it is now.
+
+"Now" is what a release would take from one prompt version (see `service`).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, and_, or_
+from sqlmodel import Session, col, func, select
+
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    TextReview,
+)
+from enrich_service.enrichment.service import line_of
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.releases import service
+from enrich_service.releases.schemas import ReleaseSource
+
+
+class TextState(StrEnum):
+    """What is known of a label's text. The last three are looked for; rows tell them apart."""
+
+    MISSING = "missing"  # nothing was asked yet, or nothing answered
+    ACCEPTED = "accepted"
+    EDITED = "edited"  # a person's
+    REJECTED = "rejected"  # every answer was bad
+    FLAGGED = "flagged"  # accepted, but worth a look
+    APPROVED = "approved"  # by a person
+    LOCKED = "locked"
+
+
+@dataclass(frozen=True)
+class LabelText:
+    """One row of the table."""
+
+    label: Label
+    state: TextState
+    text: str | None  # on one line
+    generation_id: int | None  # that the text came from, or that was rejected last
+    flags: tuple[str, ...]
+    problems: tuple[str, ...]  # why there is no text
+    edits: int  # texts that people wrote
+    approved: bool | None = None  # None: nobody said
+    locked: bool = False
+
+
+_OF_LABEL = service.SAME_LABEL
+_HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
+
+
+def _named_in(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Labels of a name that some generation of few has: looked up once, it spares the others."""
+    return col(Label.name).in_(sa.select(col(Generation.label_name)).where(*conditions))
+
+
+def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    return sa.exists().where(_OF_LABEL, *conditions)
+
+
+def _accepted(version: PromptVersion) -> ColumnElement[bool]:
+    return and_(
+        col(Generation.prompt_version_id) == version.id,
+        col(Generation.source).not_in(_HUMAN),
+        col(Generation.status) == GenerationStatus.ACCEPTED,
+        ~reviews.REJECTED,
+    )
+
+
+def _human(kind: str) -> ColumnElement[bool]:
+    return and_(
+        col(Generation.kind) == kind,
+        col(Generation.source).in_(_HUMAN),
+        or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
+        ~reviews.REJECTED,
+    )
+
+
+_EDIT = or_(
+    col(Generation.source) == GenerationSource.PERSON, col(Generation.parent_id).is_not(None)
+)
+
+
+def _has_human(kind: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    # What people write and import belongs to no run, and the index of runs finds it.
+    of_no_run = _named_in(col(Generation.run_id).is_(None), col(Generation.source).in_(_HUMAN))
+    return and_(of_no_run, _exists(_human(kind), *conditions))
+
+
+def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElement[bool]:
+    """Labels in `state`, seen from one prompt version."""
+    rejected = _exists(
+        col(Generation.prompt_version_id) == version.id,
+        or_(col(Generation.status) == GenerationStatus.REJECTED, reviews.REJECTED),
+    )
+    match state:
+        case TextState.EDITED:
+            return _has_human(kind, _EDIT)
+        case TextState.FLAGGED:
+            return _exists(_accepted(version), func.json_array_length(Generation.flags) > 0)
+        case TextState.APPROVED | TextState.LOCKED:
+            said = reviews.LOCKED if state is TextState.LOCKED else reviews.APPROVED
+            reviewed = _named_in(col(Generation.id).in_(sa.select(col(TextReview.generation_id))))
+            return and_(reviewed, _exists(or_(_accepted(version), _human(kind)), said))
+        case TextState.ACCEPTED:
+            return and_(_exists(_accepted(version)), ~_has_human(kind, _EDIT))
+        case TextState.REJECTED:
+            return and_(rejected, ~_exists(_accepted(version)), ~_has_human(kind))
+        case TextState.MISSING:
+            return and_(~rejected, ~_exists(_accepted(version)), ~_has_human(kind))
+
+
+def page(
+    session: Session,
+    label_set: LabelSet,
+    version: PromptVersion,
+    *,
+    search: str = "",
+    state: TextState | None = None,
+    limit: int | None = 50,
+    offset: int = 0,
+) -> tuple[list[LabelText], int]:
+    """A stretch of the labels that fit, in their order, and how many fit in all.
+
+    `search` looks in names and keys.
+    """
+    prompt = session.get_one(Prompt, version.prompt_id)
+    wanted = [col(Label.label_set_id) == label_set.id]
+    if search:
+        wanted.append(
+            col(Label.name).icontains(search, autoescape=True)
+            | col(Label.key).icontains(search, autoescape=True)
+        )
+    if state is not None:
+        wanted.append(_in_state(state, version, prompt.kind))
+    total = session.exec(select(func.count()).select_from(Label).where(*wanted)).one()
+    labels = session.exec(
+        select(Label).where(*wanted).order_by(col(Label.position)).limit(limit).offset(offset)
+    ).all()
+    return _with_texts(session, label_set, labels, prompt, version), total
+
+
+def row(session: Session, label_set: LabelSet, label: Label, version: PromptVersion) -> LabelText:
+    """The row of one label."""
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return _with_texts(session, label_set, [label], prompt, version)[0]
+
+
+def _with_texts(
+    session: Session,
+    label_set: LabelSet,
+    labels: Sequence[Label],
+    prompt: Prompt,
+    version: PromptVersion,
+) -> list[LabelText]:
+    ids = [label.id or 0 for label in labels]
+    source = ReleaseSource(prompt=prompt.name, version=version.number)
+    found: dict[int, tuple[Any, list[Any]]] = {}
+    known: dict[int, list[sa.Row[Any]]] = defaultdict(list)
+    for start in range(0, len(ids), 500):
+        part = ids[start : start + 500]
+        found |= service.current(session, label_set, source, part)
+        for row in _generations(session, part, version, prompt.kind):
+            known[row.label].append(row)
+    used = [source.generation_id for _, sources in found.values() for source in sources]
+    said: dict[int | None, tuple[bool | None, bool]] = {}
+    for start in range(0, len(used), 500):
+        said |= reviews.states(session, used[start : start + 500])
+    return [
+        _row(label, prompt.kind, found.get(label.id or 0), known.get(label.id or 0, ()), said)
+        for label in labels
+    ]
+
+
+def _generations(
+    session: Session, ids: Sequence[int], version: PromptVersion, kind: str
+) -> Sequence[sa.Row[Any]]:
+    """What was asked and written for these labels, the oldest first; without the bulk."""
+    columns: tuple[Any, ...] = (
+        col(Label.id).label("label"),
+        col(Generation.id).label("id"),
+        col(Generation.status).label("status"),
+        col(Generation.source).label("source"),
+        col(Generation.flags).label("flags"),
+        col(Generation.problems).label("problems"),
+    )
+    query = (
+        sa.select(*columns)
+        .select_from(Label)
+        .join(Generation, _OF_LABEL)
+        .where(
+            col(Label.id).in_(ids),
+            or_(col(Generation.prompt_version_id) == version.id, _human(kind)),
+        )
+        .order_by(col(Generation.id))
+    )
+    return session.execute(query).all()
+
+
+def _row(
+    label: Label,
+    kind: str,
+    chosen: tuple[Any, list[Any]] | None,
+    known: Sequence[sa.Row[Any]],
+    said: Mapping[int | None, tuple[bool | None, bool]],
+) -> LabelText:
+    edits = sum(row.source == GenerationSource.PERSON for row in known)
+    if chosen is None:
+        last = known[-1] if known else None
+        # An accepted text that is not chosen was rejected by a person.
+        usable = (GenerationStatus.REJECTED, GenerationStatus.ACCEPTED)
+        rejected = any(row.status in usable for row in known)
+        return LabelText(
+            label=label,
+            state=TextState.REJECTED if rejected else TextState.MISSING,
+            text=None,
+            generation_id=last.id if last else None,
+            flags=(),
+            problems=tuple(last.problems) if last else (),
+            edits=edits,
+        )
+    value, sources = chosen
+    used = {source.generation_id for source in sources}
+    return LabelText(
+        label=label,
+        state=TextState.EDITED
+        if sources[0].source == GenerationSource.PERSON
+        else TextState.ACCEPTED,
+        text=_line(kind, value),
+        generation_id=sources[0].generation_id,
+        flags=tuple(flag for row in known if row.id in used for flag in row.flags),
+        problems=(),
+        edits=edits,
+        approved=said[sources[0].generation_id][0],
+        locked=said[sources[0].generation_id][1],
+    )
+
+
+def _line(kind: str, value: Any) -> str | None:  # noqa: ANN401 - by kind, as a release has it
+    parsed: Mapping[str, Any] = value if isinstance(value, dict) else {kind: value}
+    parsed = {name: list(v) if isinstance(v, tuple) else v for name, v in parsed.items()}
+    return line_of(kind, parsed)

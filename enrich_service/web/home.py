@@ -1,0 +1,55 @@
+"""The first page: what runs, what finished, what needs a person; at first, how to begin."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from contract import EventKind, Job, JobState
+from enrich_service.core.dependencies import ReadSession
+from enrich_service.enrichment import service as enrichment_service
+from enrich_service.enrichment.models import RunState
+from enrich_service.enrichment.routes import RunsDep
+from enrich_service.jobs import service as job_service
+from enrich_service.labels import service as label_service
+from enrich_service.releases import service as release_service
+from enrich_service.web.page import page
+from enrich_service.web.runs import view as run_view
+
+router = APIRouter()
+LATELY = 30  # runs and jobs that are looked through
+SHOWN = 8
+_MOVING = (RunState.QUEUED, RunState.RUNNING)
+
+
+@router.get("/", response_class=HTMLResponse)
+def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResponse:
+    """What goes on, the newest first."""
+    lately = [
+        run_view(session, runs, run)
+        for run in enrichment_service.list_runs(
+            session, label_set=None, state=None, limit=LATELY, offset=0
+        )
+    ]
+    jobs = job_service.listing(session, limit=LATELY)
+    return page(
+        request,
+        "home.html",
+        label_sets=label_service.listing(session, limit=SHOWN),
+        releases=release_service.listing(session, limit=SHOWN),
+        moving_runs=[run for run in lately if run.state in _MOVING],
+        moving_jobs=[(job, _progress(session, job)) for job in jobs if not job.state.is_final],
+        waiting_runs=[
+            run
+            for run in lately
+            if run.state in (RunState.PAUSED, RunState.FAILED)
+            or (run.state is RunState.SUCCEEDED and run.rejected)
+        ][:SHOWN],
+        failed_jobs=[job for job in jobs if job.state is JobState.FAILED][:SHOWN],
+        ended_runs=[run for run in lately if run.state is RunState.SUCCEEDED][:SHOWN],
+        ended_jobs=[job for job in jobs if job.state is JobState.SUCCEEDED][:SHOWN],
+        described=any(run.accepted or run.cached for run in lately),
+    )
+
+
+def _progress(session: ReadSession, job: Job) -> dict[str, object] | None:
+    last = job_service.last_events(session, job.id, EventKind.PROGRESS)
+    return last[0].data if last else None

@@ -1,0 +1,476 @@
+"""Pages of jobs: the queue, a job while it trains, what came of it, several side by side."""
+
+import types
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from anyio import sleep
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
+from pydantic import Field as PydanticField
+from pydantic.fields import FieldInfo
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from contract import EventKind, Job, JobCreate, JobState, Report, TrainConfig
+from enrich_service.core.database import reading
+from enrich_service.core.dependencies import (
+    MAX_ID,
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
+from enrich_service.core.errors import InvalidInput, UserError
+from enrich_service.core.settings import Settings
+from enrich_service.jobs import artifacts, reports, service
+from enrich_service.releases import service as release_service
+from enrich_service.releases.schemas import ReleaseView
+from enrich_service.web.charts import Chart, bar_chart, line_chart
+from enrich_service.web.forms import SentForm, done, fitting
+from enrich_service.web.page import csv_file, page, render
+from enrich_service.web.releases import texts_of
+
+router = APIRouter()
+SIZE = 50
+LOG_LINES = 30
+EPOCHS = 10_000
+COMPARED = 6
+Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
+Jobs = Annotated[
+    list[Annotated[int, PydanticField(ge=1, le=MAX_ID)]], Query(alias="job", default_factory=list)
+]
+
+# ----------------------------------------------------------------------------- the queue, and new
+
+
+@router.get("/jobs", response_class=HTMLResponse)
+def list_jobs(
+    request: Request, session: ReadSession, state: str = "", offset: Offset = 0
+) -> HTMLResponse:
+    """Jobs, the newest first."""
+    if state not in ("", *JobState):
+        raise InvalidInput(f"state: there are {', '.join(JobState)}")
+    wanted = JobState(state) if state else None
+    found = service.listing(session, state=wanted, limit=SIZE + 1, offset=offset)
+    return page(
+        request,
+        "jobs/list.html",
+        jobs=found[:SIZE],
+        states=list(JobState),
+        state=state,
+        more=len(found) > SIZE,
+        first=offset,
+        size=SIZE,
+        compared=COMPARED,
+    )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting of a job, as a form shows it."""
+
+    name: str
+    kind: Literal["text", "whole", "number", "tick", "choice"]
+    value: object
+    about: str
+    choices: tuple[str, ...] = ()
+    required: bool = False
+
+
+_FIRST = ("data", "teacher", "student", "text_strategy", "epochs", "image_size", "seed")
+
+
+@router.get("/jobs/new", response_class=HTMLResponse)
+def choose_job(
+    request: Request,
+    session: ReadSession,
+    release_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    like: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+) -> HTMLResponse:
+    """The form of a new job; `like`: with the settings of another."""
+    given: dict[str, Any] = {}
+    if like is not None:
+        other = service.view(session, service.get(session, like))
+        given = _config(other)
+        release_id = release_id or other.release_id
+    return _form(request, session, given | {"release_id": str(release_id or "")})
+
+
+def _form(
+    request: Request,
+    session: Session,
+    given: Mapping[str, Any],
+    error: UserError | None = None,
+) -> HTMLResponse:
+    fields = list(_fields(TrainConfig, given))
+    return page(
+        request,
+        "jobs/new.html",
+        status=error.status if error else 200,
+        error=error,
+        given=given,
+        releases=release_service.listing(session, limit=1000),
+        first=[field for name in _FIRST for field in fields if field.name == name],
+        more=[field for field in fields if field.name not in _FIRST],
+    )
+
+
+def _fields(model: type[BaseModel], given: Mapping[str, Any], prefix: str = "") -> list[Field]:
+    """The fields of a config; those of a config within it have its name before theirs."""
+    found = []
+    for name, info in model.model_fields.items():
+        nested = info.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            found += _fields(nested, given, f"{prefix}{name}.")
+        else:
+            found.append(_field(f"{prefix}{name}", info, given))
+    return found
+
+
+def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
+    kind: Literal["text", "whole", "number", "tick", "choice"] = "text"
+    annotation, choices = info.annotation, ()
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(one for one in get_args(annotation) if one is not type(None))
+    if get_origin(annotation) is Literal:
+        kind, choices = "choice", get_args(annotation)
+    elif annotation is bool:
+        kind = "tick"
+    elif annotation is int:
+        kind = "whole"
+    elif annotation is float:
+        kind = "number"
+    default = "" if info.is_required() or info.default is None else info.default
+    value = given.get(name, default)
+    about = info.description or ""
+    return Field(name, kind, "" if value is None else value, about, choices, info.is_required())
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config on one level: `losses.cls` for the field `cls` of `losses`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _config(job: Job) -> dict[str, Any]:
+    return _flat(job.config.model_dump(mode="json"))
+
+
+@router.post("/jobs")
+def create_job(request: Request, form: SentForm, session: WriteSession) -> Response:
+    """Put a job into the queue."""
+    config: dict[str, Any] = {}
+    for field in _fields(TrainConfig, form):
+        outer, _, inner = field.name.rpartition(".")
+        place = config.setdefault(outer, {}) if outer else config
+        if field.kind == "tick":
+            place[inner] = form.ticked(field.name)
+        elif field.name in form:
+            place[inner] = form[field.name]
+    try:
+        with session.begin_nested():
+            body = fitting(
+                JobCreate,
+                {key: form[key] for key in ("release_id", "priority") if key in form}
+                | {"config": config},
+            )
+            row = service.create(session, body.release_id, body.config, priority=body.priority)
+    except UserError as error:
+        ticks = {f.name: form.ticked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"}
+        return _form(request, session, {**form, **ticks}, error)
+    return done(f"/jobs/{row.id}", form)
+
+
+# ------------------------------------------------------------------------------------------ a job
+
+
+@router.get("/jobs/compare", response_class=HTMLResponse)
+def compare_jobs(
+    request: Request, session: ReadSession, settings: SettingsDep, jobs: Jobs
+) -> HTMLResponse:
+    """Up to 6 jobs in one table and one chart."""
+    return page(request, "jobs/compare.html", **_comparison(session, settings, jobs))
+
+
+@router.get("/jobs/compare.csv")
+def download_comparison(session: ReadSession, settings: SettingsDep, jobs: Jobs) -> Response:
+    """The tables of the comparison as one."""
+    found = _comparison(session, settings, jobs)
+    rows = [(row.name, *row.values) for row in (*found["results"], *found["settings"])]
+    return csv_file("jobs.csv", ("", *(f"job {job.id}" for job in found["jobs"])), rows)
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One line of the comparison; `differs`: not all jobs have the same here."""
+
+    name: str
+    values: tuple[object, ...]
+    best: frozenset[int] = frozenset()  # places of the highest value
+
+    @property
+    def differs(self) -> bool:
+        """Whether the jobs differ here."""
+        return len({repr(value) for value in self.values}) > 1
+
+
+def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dict[str, Any]:
+    chosen = list(dict.fromkeys(ids))
+    if not 2 <= len(chosen) <= COMPARED:
+        raise InvalidInput(f"Choose 2 to {COMPARED} jobs to compare.")
+    jobs = [service.view(session, service.get(session, job_id)) for job_id in chosen]
+    found = [_report(session, settings, job)[0] for job in jobs]
+    releases = [_release(session, job) for job in jobs]
+    configs = [_config(job) for job in jobs]
+    names = list(dict.fromkeys(name for config in configs for name in config))
+    rows = [
+        ComparedRow(
+            "release",
+            tuple(f"{one.name} ({one.hash[:10]})" if one else _shown(None) for one in releases),
+        ),
+        *(
+            ComparedRow(name, tuple(_shown(config.get(name)) for config in configs))
+            for name in names
+        ),
+    ]
+    curves = {
+        f"Job {job.id}": [(one["epoch"], one["seen_top1"]) for one in _epochs(session, job.id)]
+        for job in jobs
+    }
+    return {
+        "jobs": jobs,
+        "results": _results(found),
+        "settings": sorted(rows, key=lambda row: not row.differs),
+        "curves": line_chart("Accuracy on seen classes, %", curves, x_label="epoch"),
+        "bars": [
+            (split, chart)
+            for split in ("unseen", "seen")
+            if (chart := _bars(split, jobs, found)) is not None
+        ],
+    }
+
+
+def _release(session: Session, job: Job) -> ReleaseView | None:
+    """The release that a job trains on; None while it waits for the run that makes it."""
+    if job.release_id is None:
+        return None
+    return release_service.view(session, release_service.get(session, job.release_id))
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _results(found: Sequence[Report | None]) -> list[ComparedRow]:
+    """Accuracies by model, text and split, as far as any job has them."""
+    tables = [
+        {(row.model, row.text, row.split): row.top1 for row in report.accuracies} if report else {}
+        for report in found
+    ]
+    rows = []
+    for key in sorted({key for table in tables for key in table}, key=_order):
+        values = [table.get(key) for table in tables]
+        known = [value for value in values if value is not None]
+        highest = max(known) if len(set(known)) > 1 else None
+        best = frozenset(place for place, value in enumerate(values) if value and value == highest)
+        model, text, split = key
+        shown = tuple("–" if value is None else f"{value:.1f}" for value in values)
+        rows.append(ComparedRow(f"{model}, {text}, {split}", shown, best))
+    return rows
+
+
+def _order(key: tuple[str, str, str]) -> tuple[bool, bool, bool, bool, str]:
+    model, text, split = key
+    return model == "teacher", split == "seen", text == "shuffled", text == "name", text
+
+
+def _bars(split: str, jobs: Sequence[Job], found: Sequence[Report | None]) -> Chart | None:
+    groups = []
+    for job, report in zip(jobs, found, strict=True):
+        rows = report.accuracies if report else ()
+        values = {
+            row.text: row.top1 for row in rows if row.model == "student" and row.split == split
+        }
+        if values:
+            groups.append((f"Job {job.id}", values))
+    return bar_chart(f"The student's accuracy on {split} classes, %", groups)
+
+
+@router.get("/jobs/{job_id}", response_class=HTMLResponse)
+def show_job(
+    request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
+) -> HTMLResponse:
+    """A job: how far it is, what came of it, what it was asked to do."""
+    job = service.view(session, service.get(session, job_id))
+    left = artifacts.listing(session, job_id)
+    report, trouble = _report(session, settings, job)
+    release = _release(session, job)
+    return page(
+        request,
+        "jobs/show.html",
+        artifacts=[artifacts.view(one) for one in left],
+        has_page=any(one.name == "report.html" for one in left),
+        report=report,
+        trouble=trouble,
+        release=release,
+        config={name: _shown(value) for name, value in _config(job).items()},
+        **_progress(session, job),
+    )
+
+
+def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | None, str | None]:
+    """The report of a job, or why it cannot be shown; neither while there is none."""
+    if not any(one.name == "report.json" for one in artifacts.listing(session, job.id)):
+        return None, None
+    try:
+        return reports.read(session, settings.artifact_dir, job.id), None
+    except UserError as error:
+        return None, str(error)
+
+
+def _epochs(session: Session, job_id: int) -> list[dict[str, Any]]:
+    """What was told of each epoch; one that was trained again after a stop counts once."""
+    told = service.last_events(session, job_id, EventKind.EPOCH, limit=EPOCHS)
+    epochs = {event.data.get("epoch"): event.data for event in told}
+    return [data for data in epochs.values() if _is_epoch(data)]
+
+
+def _is_epoch(data: Mapping[str, Any]) -> bool:
+    """Workers are free in what they say of an epoch; only what can be drawn is drawn."""
+    numbers = [data.get(name) for name in ("epoch", "loss", "seen_top1", "seconds")]
+    losses = data.get("losses")
+    numbers += losses.values() if isinstance(losses, dict) else [None]
+    return all(isinstance(one, int | float) for one in numbers)
+
+
+def _progress(session: Session, job: Job) -> dict[str, Any]:
+    """What the moving part of the page shows."""
+    epochs = _epochs(session, job.id)
+    told = service.last_events(session, job.id, EventKind.PROGRESS)
+    log = service.last_events(session, job.id, EventKind.LOG, EventKind.STATE, limit=LOG_LINES)
+    parts = dict.fromkeys(part for one in epochs for part in one["losses"])
+    losses = {
+        part: [(one["epoch"], one["losses"][part]) for one in epochs if part in one["losses"]]
+        for part in parts
+    }
+    seen = {"seen classes": [(one["epoch"], one["seen_top1"]) for one in epochs]}
+    return {
+        "job": job,
+        "step": told[0].data if told and not job.state.is_final else None,
+        "log": log,
+        "epochs": epochs,
+        "charts": [
+            chart
+            for chart in (
+                line_chart("Losses, mean over each epoch", losses, x_label="epoch"),
+                line_chart("Accuracy on seen classes, %", seen, x_label="epoch"),
+            )
+            if chart is not None
+        ],
+    }
+
+
+def _existing(job_id: Id, session: ReadSession) -> int:
+    service.get(session, job_id)
+    return job_id
+
+
+@router.get("/jobs/{job_id}/live", response_class=EventSourceResponse)
+async def follow_job(
+    request: Request,
+    job_id: Annotated[int, Depends(_existing)],
+    engine: EngineDep,
+    settings: SettingsDep,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The moving part of a job's page, whenever something was told; `end` when the job is over.
+
+    An event's id is the number of the job's last event: who comes back with it gets only news.
+    """
+    known = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    while not await request.is_disconnected():
+        seq, text, final = await run_in_threadpool(_news, request, engine, job_id, known)
+        if text is not None:
+            known = seq
+            yield ServerSentEvent(raw_data=text, id=str(seq))
+        if final:
+            yield ServerSentEvent(raw_data="end", event="end")
+            return
+        await sleep(settings.event_poll_seconds)
+
+
+def _news(
+    request: Request, engine: Engine, job_id: int, known: int
+) -> tuple[int, str | None, bool]:
+    with reading(engine) as session:
+        job = service.view(session, service.get(session, job_id))
+        last = service.last_events(session, job_id, *EventKind)
+        seq = last[0].seq if last else 0
+        if seq == known:
+            return seq, None, job.state.is_final
+        text = render(request, "jobs/progress.html", **_progress(session, job))
+        return seq, text, job.state.is_final
+
+
+@router.get("/jobs/{job_id}/epochs.csv")
+def download_epochs(job_id: Id, session: ReadSession) -> Response:
+    """What was told of each epoch, as a table."""
+    service.get(session, job_id)
+    epochs = [_flat(one) for one in _epochs(session, job_id)]
+    columns = list(dict.fromkeys(name for one in epochs for name in one))
+    rows = ([one.get(name, "") for name in columns] for one in epochs)
+    return csv_file(f"job-{job_id}-epochs.csv", columns, rows)
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(job_id: Id, form: SentForm, session: WriteSession) -> Response:
+    """Cancel a job."""
+    service.cancel(session, job_id)
+    return done(f"/jobs/{job_id}", form)
+
+
+# Which text of a label a strategy reads; of the others all are shown.
+_FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
+
+
+@router.get("/jobs/{job_id}/diagnostics", response_class=HTMLResponse)
+def show_diagnostics(
+    request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
+) -> HTMLResponse:
+    """How far apart the class texts of a job lie, and which are easily confused."""
+    job = service.view(session, service.get(session, job_id))
+    report = reports.read(session, settings.artifact_dir, job_id)
+    assert job.release_id is not None  # or it could not have trained
+    release = release_service.parsed(release_service.get(session, job.release_id))
+    field = _FIELD_OF.get(job.config.text_strategy)
+    texts = {
+        label.name: " ".join(text for name, text in texts_of(label) if field in (None, name))
+        for label in release.labels
+    }
+    spectra = {
+        one.text: list(enumerate(one.singular_values, start=1)) for one in report.diagnostics
+    }
+    moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
+    return page(
+        request,
+        "jobs/diagnostics.html",
+        job=job,
+        report=report,
+        texts=texts,
+        spectrum=line_chart(
+            "Singular values of the class texts", spectra, x_label="rank", log=True
+        ),
+        low=min(moved, default=0.0),
+        high=max(moved, default=1.0),
+    )

@@ -1,0 +1,170 @@
+"""Turns templates into pages: one environment, one policy of what a page may load.
+
+What a template prints is escaped; nothing inline runs or styles; all that a page needs comes from
+this service. A page can be read without any script.
+"""
+
+import csv
+import hashlib
+import io
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; "
+        "connect-src 'self'; frame-src 'self'; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-cache",
+}
+FORM_COOKIE = "enrich_form"
+PERSON_COOKIE = "enrich_person"
+_TOKEN = re.compile(r"[\w-]{32}")
+_STATIC = files("enrich_service.web") / "static"
+
+static = StaticFiles(directory=str(_STATIC))
+
+
+def page(
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    **values: Any,  # noqa: ANN401 - any
+) -> HTMLResponse:
+    """The page that `template` makes of `values`."""
+    token = form_token(request)
+    given = token or secrets.token_urlsafe(24)
+    response = HTMLResponse(
+        render(request, template, token=given, **values), status, headers=PAGE_HEADERS
+    )
+    if token is None:
+        response.set_cookie(FORM_COOKIE, given, httponly=True, samesite="strict")
+    return response
+
+
+def render(
+    request: Request,
+    template: str,
+    *,
+    token: str | None = None,
+    **values: Any,  # noqa: ANN401
+) -> str:
+    """The text that `template` makes of `values`: a page, or a part of one."""
+    return _environment.get_template(template).render(
+        path=request.url.path,
+        query=request.query_params,
+        token=token or form_token(request) or "",
+        person=request.cookies.get(PERSON_COOKIE, ""),
+        **values,
+    )
+
+
+def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    """A table for download."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return Response(
+        text.getvalue(),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def form_token(request: Request) -> str | None:
+    """The secret that forms of this browser carry; None: it has none yet."""
+    token = request.cookies.get(FORM_COOKIE, "")
+    return token if _TOKEN.fullmatch(token) else None
+
+
+@lru_cache
+def _asset(name: str) -> str:
+    """The address of a static file, which changes when the file does."""
+    digest = hashlib.sha256((_STATIC / name).read_bytes()).hexdigest()[:8]
+    return f"/static/{name}?{digest}"
+
+
+def _minute(moment: datetime | None) -> Markup:
+    if moment is None:
+        return Markup("–")
+    shown = f"{moment:%Y-%m-%d %H:%M}"
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S}", shown
+    )
+
+
+def _number(value: float | None) -> str:
+    """A count with its thousands set apart, or a measure with few digits."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _dollars(value: float | None) -> str:
+    if value is None:
+        return "no price known"
+    return f"${value:.2f}" if value >= 1 or value == 0 else f"${value:.4g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _size(count: int) -> str:
+    """A number of bytes."""
+    if count < 1024:
+        return f"{count} bytes"
+    return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"
+
+
+def _sentence(error: object) -> str:
+    """A message with a capital letter first."""
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
+def _other_query(query: Mapping[str, str], **changes: object) -> Mapping[str, str]:
+    """The fields of a query with some changed; None or an empty text drops one."""
+    changed = dict(query) | {name: str(value or "") for name, value in changes.items()}
+    return {name: value for name, value in changed.items() if value}
+
+
+_environment = Environment(
+    loader=PackageLoader("enrich_service.web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= {
+    "minute": _minute,
+    "number": _number,
+    "dollars": _dollars,
+    "duration": _duration,
+    "but_with": _other_query,
+    "sentence": _sentence,
+    "size": _size,
+}
+_environment.globals |= {"asset": _asset}

@@ -1,0 +1,233 @@
+"""Pages of runs: what one costs before it starts, how far it is, what failed and why."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from enrich_service.core.database import reading, utcnow
+from enrich_service.core.dependencies import (
+    MAX_ID,
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
+from enrich_service.core.errors import UserError
+from enrich_service.enrichment import service
+from enrich_service.enrichment.engine import RunEngine
+from enrich_service.enrichment.models import Run
+from enrich_service.enrichment.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
+from enrich_service.enrichment.schemas import RunCreate, RunResume, RunView
+from enrich_service.labels import service as label_service
+from enrich_service.prompts import service as prompt_service
+from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.page import csv_file, page, render
+
+router = APIRouter()
+SIZE = 50
+Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
+_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "samples")
+
+
+def view(session: Session, runs: RunEngine, run: Run) -> RunView:
+    """`run` with what this process knows of it."""
+    work = runs.work(run.id or 0)
+    if work is None:
+        return service.run_view(session, run)
+    return service.run_view(session, run, parked=len(work.parked), rate=work.rate())
+
+
+@router.get("/runs", response_class=HTMLResponse)
+def list_runs(
+    request: Request, session: ReadSession, runs: RunsDep, offset: Offset = 0
+) -> HTMLResponse:
+    """Runs, the newest first."""
+    found = service.list_runs(session, label_set=None, state=None, limit=SIZE + 1, offset=offset)
+    return page(
+        request,
+        "runs/list.html",
+        runs=[view(session, runs, run) for run in found[:SIZE]],
+        more=len(found) > SIZE,
+        first=offset,
+        size=SIZE,
+    )
+
+
+@router.get("/runs.csv")
+def download_runs(session: ReadSession, runs: RunsDep) -> Response:
+    """All runs as a table."""
+    found = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
+    columns = tuple(RunView.model_fields)
+    rows = [view(session, runs, run).model_dump(mode="json") for run in found]
+    return csv_file("runs.csv", columns, ([row[name] for name in columns] for row in rows))
+
+
+@router.get("/runs/new", response_class=HTMLResponse)
+def choose_run(
+    request: Request, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
+) -> HTMLResponse:
+    """The form of a new run; with its choices made, what it would cost."""
+    given = {name: value for name, value in request.query_params.items() if value.strip()}
+    return _form(request, session, settings, enricher, given)
+
+
+def _form(
+    request: Request,
+    session: Session,
+    settings: SettingsDep,
+    enricher: EnricherDep,
+    given: dict[str, str],
+    error: UserError | None = None,
+) -> HTMLResponse:
+    estimate = None
+    if error is None and "label_set" in given and "prompt" in given:
+        try:
+            body = fitting(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
+            plan = service.choose(session, body, settings, enricher.model.source)
+            estimate = service.estimate(session, body, plan, settings.prices)
+        except UserError as refusal:
+            error = refusal
+    return page(
+        request,
+        "runs/new.html",
+        status=error.status if error else 200,
+        error=error,
+        given=given,
+        estimate=estimate,
+        chosen={name: given[name] for name in _CHOSEN if name in given},
+        label_sets=label_service.listing(session, limit=None),
+        prompts=prompt_service.listing(session, limit=None),
+        default_model=settings.llm_model,
+    )
+
+
+@router.post("/runs")
+def create_run(
+    request: Request,
+    form: SentForm,
+    session: WriteSession,
+    settings: SettingsDep,
+    enricher: EnricherDep,
+    runs: RunsDep,
+) -> Response:
+    """Queue a run."""
+    try:
+        with session.begin_nested():
+            body = fitting(RunCreate, form)
+            plan = service.choose(session, body, settings, enricher.model.source)
+            run = service.create_run(session, body, plan, settings.prices)
+    except UserError as error:
+        return _form(request, session, settings, enricher, form, error)
+    session.commit()
+    runs.wake()
+    return done(f"/runs/{run.id}", form)
+
+
+@router.get("/runs/{run_id}", response_class=HTMLResponse)
+def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) -> HTMLResponse:
+    """A run, its progress, its failures."""
+    run = view(session, runs, service.get_run(session, run_id))
+    return page(
+        request,
+        "runs/show.html",
+        failures=service.failures(session, run_id) if run.rejected or run.failed else (),
+        **_progress(run),
+    )
+
+
+def _progress(run: RunView) -> dict[str, Any]:
+    """What the moving part of the page shows."""
+    asked = run.accepted + run.rejected + run.failed
+    left = run.total - run.done
+    projected = None
+    if run.cost_usd is not None and asked:
+        projected = run.cost_usd * (1 + left / asked)
+    end = run.finished_at or (utcnow() if run.state == "running" else None)
+    return {
+        "run": run,
+        "projected": projected,
+        "seconds": (end - run.started_at).total_seconds() if end and run.started_at else None,
+        "left": left / run.rate if run.rate and left and run.state == "running" else None,
+    }
+
+
+def _existing(run_id: Id, session: ReadSession) -> int:
+    service.get_run(session, run_id)
+    return run_id
+
+
+@router.get("/runs/{run_id}/live", response_class=EventSourceResponse)
+async def follow_run(
+    request: Request,
+    run_id: Annotated[int, Depends(_existing)],
+    engine: EngineDep,
+    runs: RunsDep,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The moving part of a run's page, whenever it changes; `end` when it will change no more.
+
+    An event's id is the fingerprint of what it shows: who comes back with it gets only news.
+    """
+    known = last_event_id
+    while True:
+        run = await asyncio.to_thread(_look, engine, runs, run_id)
+        mark = hashlib.sha256(run.model_dump_json(exclude={"rate"}).encode()).hexdigest()[:16]
+        if mark != known:
+            known = mark
+            text = render(request, "runs/progress.html", **_progress(run))
+            yield ServerSentEvent(raw_data=text, id=mark)
+        if run.state not in service.UNFINISHED:
+            yield ServerSentEvent(raw_data="end", event="end")
+            return
+        await asyncio.sleep(PROGRESS_SECONDS)
+
+
+def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
+    with reading(engine) as session:
+        return view(session, runs, service.get_run(session, run_id))
+
+
+@router.post("/runs/{run_id}/pause")
+def pause_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
+    """Ask no more until it is resumed."""
+    service.pause_run(session, run_id)
+    return _changed(run_id, session, runs, form)
+
+
+@router.post("/runs/{run_id}/resume")
+def resume_run(
+    run_id: Id, form: SentForm, session: WriteSession, settings: SettingsDep, runs: RunsDep
+) -> Response:
+    """Go on, if wanted with another budget."""
+    fields = {name: form[name] for name in RunResume.model_fields if name in form}
+    body = fitting(RunResume, fields)
+    service.resume_run(session, run_id, settings.prices, **body.model_dump())
+    return _changed(run_id, session, runs, form)
+
+
+@router.post("/runs/{run_id}/cancel")
+def cancel_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
+    """Stop for good."""
+    service.cancel_run(session, run_id)
+    return _changed(run_id, session, runs, form)
+
+
+@router.post("/runs/{run_id}/retry")
+def retry_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
+    """Ask again what has no answer."""
+    service.retry_run(session, run_id)
+    return _changed(run_id, session, runs, form)
+
+
+def _changed(run_id: int, session: Session, runs: RunEngine, form: Form) -> RedirectResponse:
+    session.commit()
+    runs.wake()
+    return done(f"/runs/{run_id}", form)

@@ -1,0 +1,250 @@
+"""The pages as people use them: in a real browser, against a real service, with real texts.
+
+Needs Chromium (Debian's package `chromium`, or CHROMIUM=path). The accessibility check needs
+axe-core as well: `npm install axe-core` in the repository's root puts it where it is looked for.
+Screenshots go to screenshots/, which git ignores, to be looked at.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service.web.conftest import EVIL
+from tests.service.web.worker import Worker
+from tests.service.web.world import build, real_texts
+
+playwright = pytest.importorskip("playwright.sync_api")
+ROOT = Path(__file__).parents[3]
+SHOTS = ROOT / "screenshots"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[object]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium: install Debian's package chromium, or set CHROMIUM")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium, service):
+    """A tab that fails the test if anything asks, complains or breaks."""
+    context = chromium.new_context(
+        base_url=str(service.base_url), viewport={"width": 1280, "height": 900}
+    )
+    tab = context.new_page()
+    tab.set_default_timeout(20_000)
+    wrong: list[str] = []
+    tab.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    tab.on("pageerror", lambda error: wrong.append(f"error {error}"))
+    tab.on(
+        "console",
+        lambda said: (
+            wrong.append(f"{said.text} ({tab.url})") if said.type in ("error", "warning") else None
+        ),
+    )
+    yield tab
+    context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def world(service, model, shared):
+    return build(service, model, real_texts(shared))
+
+
+def press(tab, name):
+    tab.get_by_role("button", name=name, exact=True).click()
+
+
+def follow(tab, name):
+    tab.get_by_role("link", name=name, exact=True).first.click()
+
+
+def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, shared):
+    texts = dict(list(real_texts(shared).items())[:12])
+    model.answers |= {name: json.dumps({"description": text}) for name, text in texts.items()}
+
+    # A label set.
+    tab.goto("/label-sets")
+    tab.get_by_label("Name", exact=True).fill("animals")
+    tab.get_by_label("Names of the classes, one a line").fill("\n".join(texts))
+    press(tab, "Add")
+    tab.wait_for_url("**/label-sets/animals")
+
+    # A run, with its price first, watched while it goes.
+    follow(tab, "Start a run")
+    tab.get_by_role("button", name=re.compile("Estimate")).click()
+    tab.get_by_label("Calls at one time").fill("1")
+    tab.get_by_label("Your name").fill("ada")
+    model.latency = 0.1
+    press(tab, "Start the run")
+    tab.locator("span", has_text="12 of 12").wait_for()
+    tab.locator(".state.succeeded").wait_for()
+    assert tab.locator("[hx-sse\\:connect]").count() == 0  # the end came by itself
+    model.latency = 0.0
+
+    # Looking through the texts: search as one types, edit in place.
+    tab.goto("/label-sets/animals")
+    tab.get_by_label("Search in names and keys").press_sequentially("goldfish")
+    tab.get_by_text("1 label", exact=True).wait_for()
+    assert "search=goldfish" in tab.url
+    follow(tab, "goldfish")
+    tab.get_by_text("Edit", exact=True).click()
+    tab.locator("textarea").fill("Goldfish are orange, with long fins.")
+    press(tab, "Save")
+    tab.locator(".state.edited").wait_for()
+    press(tab, "Approve")
+    tab.locator(".state.approved").first.wait_for()
+
+    # Two releases, and what differs.
+    for name, text in (("animals-1", "Orange and small."), ("animals-2", None)):
+        tab.goto("/releases/new?label_set=animals")
+        tab.get_by_label("Name of the release").fill(name)
+        press(tab, "Freeze")
+        tab.get_by_role("heading", name=name).wait_for()
+        if text:
+            tab.goto("/label-sets/animals?search=goldfish")
+            follow(tab, "goldfish")
+            tab.get_by_text("Edit", exact=True).click()
+            tab.locator("textarea").fill(text)
+            press(tab, "Save")
+            tab.get_by_text(text).first.wait_for()
+    press(tab, "Compare")
+    assert "1 label differs, 11 are equal" in tab.inner_text("main")
+    assert tab.locator("ins").count() and tab.locator("del").count()
+
+    # A job whose curve grows while one looks at it.
+    release = tab.url.rpartition("/releases/")[2].partition("/")[0]
+    jobs = []
+    for strategy in ("name", "name+description"):
+        tab.goto(f"/jobs/new?release_id={release}")
+        tab.get_by_label(re.compile("^data ")).fill("/data/animals")
+        tab.get_by_label(re.compile("^teacher ")).fill("ViT-B-32@openai")
+        tab.get_by_label("text strategy").select_option(strategy)
+        press(tab, "Put it into the queue")
+        tab.locator(".state.queued").wait_for()
+        jobs.append(int(tab.url.rpartition("/")[2]))
+        worker = Worker(service)
+        worker.train(1)
+        tab.locator("svg circle").first.wait_for()
+        worker.train(2)
+        tab.locator("svg circle").first.wait_for(state="detached")
+        worker.finish(unseen=5.0 * len(jobs))
+        tab.frame_locator("iframe").get_by_text("The report").wait_for()
+
+    # Both side by side.
+    tab.goto("/jobs")
+    for job in jobs:
+        tab.get_by_label(f"Compare job {job}", exact=True).check()
+    tab.get_by_role("button", name=re.compile("Compare the ticked")).click()
+    assert tab.locator("tr.differs").inner_text().startswith("text_strategy differs")
+    assert tab.locator("svg rect").count() == 10
+
+
+def test_an_alias_is_moved_and_rolled_back_by_keyboard_alone(tab, service, world):
+    tab.goto("/prompts/visual-description")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "main"
+    tab.get_by_label("Points at version").focus()
+    tab.keyboard.type("2")
+    tab.keyboard.press("Tab")
+    tab.keyboard.type("colours first")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("Roll back to version 1").focus()
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    tab.keyboard.type("worse")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("worse").wait_for()
+    moves = service.get("/v1/prompts/visual-description/aliases/production/moves").json()
+    assert [(move["to_version"], move["reason"]) for move in moves[:2]] == [
+        (1, "worse"), (2, "colours first"),
+    ]  # fmt: skip
+
+
+def test_a_table_is_copied_as_a_spreadsheet_takes_it(tab, world):
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto("/label-sets/things")
+    press(tab, "Copy table")
+    press(tab, "Copied")
+    lines = tab.evaluate("navigator.clipboard.readText()").split("\n")
+    assert lines[0].split("\t") == ["Label", "Text", "State", "Edits"]
+    assert len(lines) == 51
+
+
+def test_pages_can_be_read_without_scripts(chromium, service, world):
+    context = chromium.new_context(base_url=str(service.base_url), java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto("/label-sets/things")
+    tab.get_by_label("Search in names and keys").fill("goldfish")
+    press(tab, "Show")
+    assert tab.locator("tbody tr").count() == 1
+    tab.goto(dict(world.pages)["job-running"])
+    assert tab.locator("svg polyline").count() == 5
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    if not AXE.is_file():
+        pytest.skip("no axe-core: run `npm install axe-core` in the repository's root")
+    return AXE.read_text()
+
+
+def serious(tab, axe) -> list[str]:
+    """What axe finds on the page that is serious or worse."""
+    tab.evaluate(axe)
+    found = tab.evaluate(
+        "axe.run(document, {iframes: false, resultTypes: ['violations']}).then(r => r.violations)"
+    )
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.slow
+def test_every_page_fits_each_screen_and_keeps_nobody_out(tab, world, axe):
+    """Screenshots of all pages: light, dark, and as wide as a phone; each looked at by axe."""
+    SHOTS.mkdir(exist_ok=True)
+    for name, path in world.pages:
+        if name == "error":
+            continue  # the browser itself notes a 404 on its console
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.goto(path)
+        for scheme in ("dark", "light"):
+            tab.emulate_media(color_scheme=scheme)
+            tab.screenshot(path=SHOTS / f"{name}-{scheme}.png", full_page=True)
+            assert serious(tab, axe) == [], (path, scheme)
+        tab.set_viewport_size({"width": 390, "height": 844})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390, path
+        tab.screenshot(path=SHOTS / f"{name}-phone.png", full_page=True)
+
+
+def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, world):
+    for name in ("home", "label-evil", "prompt-diff", "job", "job-running", "diagnostics"):
+        tab.goto(dict(world.pages)[name])
+        if name == "job":
+            tab.frame_locator("iframe").get_by_text("The report").wait_for()
+            assert tab.evaluate("window.reached") is None
+        assert tab.locator("img").count() == 0, name
+    tab.goto(dict(world.pages)["job-running"])
+    tab.wait_for_function("document.querySelector('#live')._htmx?.sse !== undefined")
+    assert EVIL in tab.inner_text("#live") and tab.locator("img").count() == 0

@@ -1,0 +1,189 @@
+import csv
+import io
+import re
+
+import pytest
+
+from tests.service.web.conftest import EVIL
+from tests.service.web.test_runs import events
+from tests.service.web.worker import Worker
+
+TEXTS = {"mallard": "A mallard is green.", EVIL: f"It shows {EVIL}."}
+
+
+@pytest.fixture(scope="module")
+def release(service):
+    labels = [{"name": name} for name in TEXTS]
+    service.post("/v1/label-sets", json={"name": "ducks", "labels": labels})
+    for label in service.get("/v1/label-sets/ducks/labels").json()["items"]:
+        service.post(f"/v1/labels/{label['id']}/texts", json={"text": TEXTS[label["name"]]})
+    return service.post("/v1/releases", json={"label_set": "ducks", "name": "r"}).json()["id"]
+
+
+def queue(service, release, **config):
+    body = {"release_id": release, "config": {"data": "/d", "teacher": EVIL} | config}
+    return service.post("/v1/jobs", json=body).json()["id"]
+
+
+@pytest.fixture(scope="module")
+def trained(service, release):
+    """Two jobs that ended: on bare names, and on descriptions."""
+    jobs = []
+    for strategy, unseen in (("name", 7.0), ("name+description", 11.5)):
+        jobs.append(queue(service, release, text_strategy=strategy))
+        Worker(service).finish(unseen=unseen)
+    return jobs
+
+
+def test_a_job_is_put_into_the_queue_by_a_form(browser, release, service):
+    page = browser.submit(
+        f"/jobs/new?release_id={release}",
+        "/jobs",
+        release_id=str(release),
+        data="/data",
+        teacher="ViT-B-32@openai",
+        text_strategy="name",
+        epochs="3",
+        **{"losses.cls": "0.5", "pretrained": "true"},
+    )
+    assert page.status_code == 200 and "state queued" in page.text
+    job = service.get(f"/v1/jobs/{page.url.path.rpartition('/')[2]}").json()
+    config = job["config"]
+    assert (config["data"], config["epochs"], config["text_strategy"]) == ("/data", 3, "name")
+    assert config["losses"]["cls"] == 0.5 and config["losses"]["mse"] == 1.0
+    assert config["pretrained"] is True
+    assert config["vlprox_filter"] is False  # a box that was left empty
+    cancelled = browser.submit(page.url.path, f"{page.url.path}/cancel")
+    assert "state cancelled" in cancelled.text
+
+
+def test_the_form_of_a_job_has_a_field_for_every_setting(browser, release):
+    from contract import LossWeights, TrainConfig
+
+    page = browser.get("/jobs/new").text
+    names = [name for name in TrainConfig.model_fields if name != "losses"]
+    for name in (*names, *(f"losses.{name}" for name in LossWeights.model_fields)):
+        assert f'name="{name}"' in page, name
+
+
+def test_what_cannot_be_a_job_is_said_with_what_was_typed(browser, release):
+    form = {"release_id": str(release), "data": "kept", "teacher": "t", "losses.cap": "1"}
+    page = browser.submit("/jobs/new", "/jobs", **form)
+    assert page.status_code == 422
+    assert "there are no captions" in page.text and 'value="kept"' in page.text
+    page = browser.submit("/jobs/new", "/jobs", **(form | {"losses.cap": "0", "epochs": "0"}))
+    assert "epochs: Input should be greater than or equal to 1" in page.text
+
+
+def test_a_new_job_may_begin_as_an_old_one(browser, trained):
+    page = browser.get("/jobs/new", params={"like": trained[0]}).text
+    assert "<option selected>name</option>" in page
+    assert 'value="/d"' in page
+
+
+def test_a_running_job_shows_curves_and_log_that_grow_by_themselves(browser, release, service):
+    job = queue(service, release)
+    worker = Worker(service)
+    worker.tell("log", message=f"look {EVIL}")
+    worker.tell("progress", phase="Training", step=3, steps=9)
+    worker.train(1)
+    page = browser.get(f"/jobs/{job}").text
+    assert f'hx-sse:connect="/jobs/{job}/live"' in page
+    assert "by gpu-1" in page and "Training: 3 of 9" in page
+    assert "look &lt;img" in page and EVIL not in page
+    assert page.count("<polyline") == 5 and "<circle" in page  # four losses and one accuracy
+    live = events(service, f"/jobs/{job}/live")
+    first, _, text = next(live)
+    assert "<polyline" in text
+    worker.train(2)
+    second, _, text = next(live)
+    assert int(second) > int(first) and "<circle" not in text
+    again = events(service, f"/jobs/{job}/live", second)  # comes back and gets only news
+    worker.tell("log", message="news")
+    _, _, text = next(again)
+    assert "news" in text
+    rows = list(csv.DictReader(io.StringIO(browser.get(f"/jobs/{job}/epochs.csv").text)))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and "losses.cls" in rows[0]
+    stopping = browser.submit(f"/jobs/{job}", f"/jobs/{job}/cancel").text
+    assert "is being told to stop" in stopping
+    service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "cancelled"})
+    assert [name for _, name, _ in again][-1] == "end"
+
+
+def test_odd_events_of_a_worker_do_no_harm(browser, release, service):
+    job = queue(service, release)
+    worker = Worker(service)
+    worker.tell("epoch", epoch="one", loss=None)
+    worker.tell("progress", phase=EVIL)
+    worker.tell("log", text="no message")
+    page = browser.get(f"/jobs/{job}")
+    assert page.status_code == 200 and "<polyline" not in page.text
+    assert browser.get("/").status_code == 200
+    service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
+    assert "ended without a reason" in browser.get("/").text
+
+
+def test_an_ended_job_shows_its_report_in_a_box_of_its_own(browser, trained):
+    page = browser.get(f"/jobs/{trained[1]}").text
+    frame = re.search(r"<iframe[^>]*>", page).group()
+    assert 'sandbox="allow-scripts"' in frame and "allow-same-origin" not in frame
+    report = browser.get(re.search(r'src="([^"]*)"', frame).group(1))
+    assert report.text == "<h1>The report</h1>"
+    assert report.headers["content-security-policy"].startswith("sandbox")
+    assert "report.json" in page and "state succeeded" in page
+
+
+def test_jobs_are_compared_with_what_differs_marked(browser, trained, release):
+    page = browser.get("/jobs/compare", params={"job": trained}).text
+    differing = re.findall(r'<tr class="differs"><th scope="row">(\S+)', page)
+    assert differing == ["text_strategy"]
+    assert "<strong>15.5</strong>" in page  # the higher one of 11.0 and 15.5
+    assert page.count("<rect") == 10 and page.count("<polyline") == 2
+    assert EVIL not in page
+    address = f"/jobs/compare.csv?job={trained[0]}&job={trained[1]}"
+    assert address.replace("&", "&amp;") in page
+    rows = list(csv.reader(io.StringIO(browser.get(address).text)))
+    assert rows[0] == ["", f"job {trained[0]}", f"job {trained[1]}"]
+
+
+@pytest.mark.parametrize("jobs", [[], [1], [1, 1], [1, 2, 3, 4, 5, 6, 7]])
+def test_two_to_six_jobs_are_compared(browser, trained, jobs):
+    page = browser.get("/jobs/compare", params={"job": jobs})
+    assert page.status_code == 422 and "Choose 2 to 6 jobs" in page.text
+
+
+def test_a_job_without_a_report_can_be_compared_too(browser, release, service, trained):
+    job = queue(service, release, epochs=2)
+    page = browser.get("/jobs/compare", params={"job": [job, trained[0]]})
+    assert page.status_code == 200 and "–" in page.text
+    service.post(f"/v1/jobs/{job}/cancel")
+
+
+def test_diagnostics_show_what_lies_close_with_both_texts(browser, trained):
+    page = browser.get(f"/jobs/{trained[1]}/diagnostics").text
+    assert "A mallard is green." in page and "cosine 0.750" in page
+    assert 'aria-label="Cosine from 0.90 to 0.25"' in page
+    assert "<polyline" in page
+    assert EVIL not in page and "&lt;img src=x" in page
+
+
+def test_a_job_without_a_report_has_no_diagnostics(browser, release, service):
+    job = queue(service, release)
+    page = browser.get(f"/jobs/{job}/diagnostics")
+    assert page.status_code == 404 and "has no artifact" in page.text
+    service.post(f"/v1/jobs/{job}/cancel")
+
+
+def test_a_report_of_another_version_is_said_on_the_page(browser, release, service):
+    job = queue(service, release)
+    worker = Worker(service)
+    worker.leave("report.json", b"{}", "application/json")
+    assert "is of another version" in browser.get(f"/jobs/{job}").text
+    service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
+
+
+def test_the_queue_is_listed_by_state(browser, trained):
+    page = browser.get("/jobs", params={"state": "succeeded"}).text
+    assert f'href="/jobs/{trained[0]}"' in page
+    assert 'aria-label="Compare job' in page
+    assert browser.get("/jobs", params={"state": "odd"}).status_code == 422

@@ -1,0 +1,134 @@
+"""A service that has seen use: real labels and answers, people's edits, releases, jobs; and the
+addresses of all pages that show them.
+
+Whatever a user can write holds EVIL somewhere: a label, a text, a prompt, a reason, a log line.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.llm_server import LlmServer
+from tests.service.enrichment.conftest import wait_for
+from tests.service.web.conftest import EVIL
+from tests.service.web.worker import Worker
+
+REPORT = "<script>try { parent.reached = 1 } catch (e) {}</script><h1>The report</h1>"
+LABELS = 60  # more than one page of a table
+
+
+@dataclass(frozen=True)
+class World:
+    pages: tuple[tuple[str, str], ...]  # a name for each page, and its address
+    labels: tuple[str, ...]
+
+
+def real_texts(shared: Path) -> dict[str, str]:
+    """What ChatGPT answered for the first labels, by the label's name."""
+    folder = shared / "bench" / "tiny-imagenet-ood"
+    names = [
+        line.split()[2].replace("_", " ")
+        for line in (folder / "label2text.txt").read_text().splitlines()
+    ]
+    texts = (folder / "chatgpt.txt").read_text().splitlines()
+    return dict(list(zip(names, texts, strict=True))[:LABELS])
+
+
+def post(client: httpx.Client, path: str, **body: object) -> dict[str, object]:
+    answer = client.post(path, json=body)
+    assert answer.status_code in (200, 201), answer.text
+    return answer.json()
+
+
+def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> World:
+    model.answers |= {name: json.dumps({"description": text}) for name, text in texts.items()}
+    model.answers[EVIL] = json.dumps({"description": f"The {EVIL} has a red body and a long tail."})
+    labels = [{"name": name, "context": "a thing"} for name in texts]
+    labels.append({"name": EVIL, "context": EVIL})
+    post(client, "/v1/label-sets", name="things", labels=labels)
+    prompt = client.get("/v1/prompts/visual-description/versions/1").json()
+    content = {
+        key: prompt[key] for key in ("system", "output_schema", "model_defaults", "validators")
+    }
+    changed = prompt["user"] + f"\nBegin with the colours, not with {EVIL}."
+    path = "/v1/prompts/visual-description"
+    post(client, f"{path}/versions", **content, user=changed, message=EVIL, author=EVIL)
+    client.put(f"{path}/tags", json={"tags": [EVIL, "birds"]})
+    for number, reason in ((2, "try the colours"), (1, EVIL)):
+        move = {"version": number, "reason": reason, "author": EVIL}
+        assert client.put(f"{path}/aliases/production", json=move).status_code == 200
+    run = post(client, "/v1/runs", label_set="things", author=EVIL, model="small")
+    wait_for(client, run["id"])
+    found = client.get("/v1/label-sets/things/labels").json()["items"]
+    evil, first = found[-1]["id"], found[0]["id"]
+    post(client, f"/v1/labels/{evil}/texts", text=f"Red. {EVIL}", author=EVIL)
+    post(client, f"/v1/labels/{first}/texts", text="It is orange, with long fins.", author="ada")
+    kept = client.get("/v1/generations", params={"label_id": first}).json()["items"][0]["id"]
+    told = {"reason": EVIL, "author": EVIL}
+    post(client, "/v1/reviews", generations=[kept], action="lock", **told)
+    source = [{"prompt": "visual-description", "version": 1}]
+    old = post(
+        client,
+        "/v1/releases",
+        label_set="things",
+        name="things-1",
+        sources=source,
+        allow_missing=True,
+        message=EVIL,
+        author=EVIL,
+    )
+    post(client, f"/v1/labels/{evil}/texts", text=f"Blue. {EVIL}", author=EVIL)
+    new = post(
+        client,
+        "/v1/releases",
+        label_set="things",
+        name="things-2",
+        sources=source,
+        allow_missing=True,
+    )
+    jobs = []
+    for strategy, unseen in (("name", 7.0), ("name+description", 11.5), ("attributes", 0)):
+        config = {"data": EVIL, "teacher": EVIL, "text_strategy": strategy}
+        job = post(client, "/v1/jobs", release_id=new["id"], config=config)
+        worker = Worker(client)
+        worker.tell("log", message=EVIL)
+        jobs.append(job["id"])
+        if unseen:
+            worker.finish(unseen=unseen, page=REPORT)
+        else:
+            worker.tell("progress", phase=EVIL, step=2, steps=9)
+            worker.train(1)
+            worker.train(2)
+    one, two, three = jobs
+    return World(
+        labels=tuple(texts),
+        pages=(
+            ("home", "/"),
+            ("label-sets", "/label-sets"),
+            ("label-set", "/label-sets/things?offset=50"),
+            ("label-set-rejected", "/label-sets/things?state=rejected"),
+            ("label", f"/labels/{first}"),
+            ("label-evil", f"/labels/{evil}"),
+            ("text", f"/generations/{kept}"),
+            ("prompts", "/prompts"),
+            ("prompt", "/prompts/visual-description"),
+            ("prompt-version", "/prompts/visual-description/versions/2"),
+            ("prompt-diff", "/prompts/visual-description/diff?from=1&to=2"),
+            ("runs", "/runs"),
+            ("run", f"/runs/{run['id']}"),
+            ("run-new", "/runs/new?label_set=things&prompt=attributes"),
+            ("releases", "/releases"),
+            ("release", f"/releases/{new['id']}?search=img"),
+            ("release-new", "/releases/new"),
+            ("release-diff", f"/releases/{old['id']}/diff?to={new['id']}"),
+            ("jobs", "/jobs"),
+            ("job-new", f"/jobs/new?like={two}"),
+            ("job", f"/jobs/{two}"),
+            ("job-running", f"/jobs/{three}"),
+            ("compare", f"/jobs/compare?job={one}&job={two}&job={three}"),
+            ("diagnostics", f"/jobs/{two}/diagnostics"),
+            ("error", "/nothing/here"),
+        ),
+    )

@@ -1,0 +1,52 @@
+"""What the README tells people to type is typed here."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("fastapi")
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks() -> list[str]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
+
+
+def run(script: str, folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "ENRICH_DATA_DIR": str(folder / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_way_by_hand_ends_with_a_student_and_a_report(tmp_path):
+    (script,) = (block for block in blocks() if "enrich run start" in block)
+    lines = [line for line in script.splitlines() if "activate" not in line]
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "docs").mkdir()
+    config = (ROOT / "docs" / "charms.toml").read_text(encoding="utf-8")
+    (tmp_path / "docs" / "charms.toml").write_text(config.replace("epochs = 8", "epochs = 1"))
+    said = run("\n".join(lines), tmp_path)
+    assert "succeeded" in said
+    assert (tmp_path / "distill-out" / "report.html").is_file()
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"make (\w+)", "\n".join(blocks()))
+    assert named
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
