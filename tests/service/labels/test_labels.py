@@ -89,6 +89,13 @@ def test_a_hundred_thousand_labels_go_in_and_one_more_does_not(engine):
         assert page.items[-1].name == "label 99999"
 
 
+def test_a_hundred_thousand_and_one_labels_are_refused_over_http(service):
+    answer = create(service, "too-large", [{"name": f"label {n}"} for n in range(100_001)])
+    assert answer.status_code == 422
+    assert "at most 100000 labels" in answer.json()["detail"]
+    assert service.get("/v1/label-sets/too-large").status_code == 404
+
+
 def test_pages_lead_through_all_labels(service):
     create(service, "paged", [{"name": f"label {n}"} for n in range(25)])
     names, offset = [], 0
