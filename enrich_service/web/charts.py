@@ -13,6 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 COLOURS = 6
 _TICKS = 5
 _ROUNDING = 1e-6
+_NOTHING = 1e-100  # differences below this are none, and floats stay normal
 
 Points = Sequence[tuple[float, float]]
 
@@ -72,7 +73,7 @@ def line_chart(
     value is left out: of positive measures that is 0 but for rounding.
     """
     known = [y for points in series.values() for _, y in points if math.isfinite(y)]
-    least = max(0.0, *known, 0.0) * _ROUNDING if log else -math.inf
+    least = max(_NOTHING, *known, _NOTHING) * _ROUNDING if log else -math.inf
     finite = {
         name: [(x, y) for x, y in points if math.isfinite(y) and y > least]
         for name, points in series.items()
@@ -164,7 +165,9 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """Round numbers, evenly spaced, from at most `low` to at least `high`."""
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span < max(_NOTHING, abs(high) * 1e-12):
+        span = max(abs(high), 1.0)
     rough = span / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

@@ -26,7 +26,6 @@ class Form(dict[str, str]):
     """The fields of a form that were filled in, without blanks around them; files are apart."""
 
     files: Mapping[str, bytes]
-    lists: Mapping[str, list[str]]
 
     def ticked(self, name: str) -> bool:
         """Whether a box was ticked."""
@@ -37,7 +36,11 @@ async def _sent_form(request: Request) -> Form:
     token = form_token(request)
     async with request.form() as data:
         sent = data.get(TOKEN_FIELD)
-        if token is None or not isinstance(sent, str) or not secrets.compare_digest(token, sent):
+        if (
+            token is None
+            or not isinstance(sent, str)
+            or not secrets.compare_digest(token.encode(), sent.encode())
+        ):
             raise HTTPException(
                 403, "This form is too old or came from elsewhere: load its page again and resend."
             )
@@ -50,10 +53,6 @@ async def _sent_form(request: Request) -> Form:
             name: await value.read()
             for name, value in data.items()
             if isinstance(value, UploadFile) and value.filename
-        }
-        form.lists = {
-            name: [value for value in data.getlist(name) if isinstance(value, str) and value]
-            for name in data
         }
     return form
 

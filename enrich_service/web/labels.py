@@ -87,17 +87,18 @@ def _labels(form: Form) -> Sequence[LabelIn]:
 # ----------------------------------------------------------------------------------- a label set
 
 
-def _shown_version(
+def _shown(
     session: Session, settings: SettingsDep, prompt: str | None, version: int | None
-) -> PromptVersion | None:
-    """The prompt version whose texts are shown; None where there is no prompt at all."""
+) -> tuple[PromptView, PromptVersion]:
+    """The prompt and its version whose texts are shown. Raises NotFound without any prompt."""
     if prompt is None:
         names = [one.name for one in prompt_service.listing(session, limit=None)]
         if not names:
-            return None
+            raise NotFound("There is no prompt, so there are no texts: POST /v1/prompts makes one.")
         prompt = _DEFAULT_PROMPT if _DEFAULT_PROMPT in names else names[0]
     choice = Choice(prompt=prompt, version=version)
-    return enrichment_service.choose(session, choice, settings, GenerationSource.MODEL).version
+    plan = enrichment_service.choose(session, choice, settings, GenerationSource.MODEL)
+    return prompt_service.view(session, prompt_service.get(session, plan.prompt)), plan.version
 
 
 @router.get("/label-sets/{name}", response_class=HTMLResponse)
@@ -114,16 +115,16 @@ def show_label_set(
 ) -> HTMLResponse:
     """The labels with their texts of now, a page at a time."""
     label_set = service.get(session, name)
-    shown = _shown_version(session, settings, prompt or None, _number(version))
-    rows, total = _rows(session, label_set, shown, search, state, SIZE, offset)
+    shown, used = _shown(session, settings, prompt or None, _number(version))
+    rows, total = _rows(session, label_set, used, search, state, SIZE, offset)
     prompts = prompt_service.listing(session, limit=None)
     return page(
         request,
         "labels/set.html",
         label_set=service.view(session, label_set),
         prompts=prompts,
-        prompt=_prompt_of(session, shown),
-        version=shown,
+        prompt=shown,
+        version=used,
         rows=rows,
         total=total,
         search=search,
@@ -144,7 +145,7 @@ def _number(version: str) -> int | None:
 def _rows(
     session: Session,
     label_set: LabelSet,
-    version: PromptVersion | None,
+    version: PromptVersion,
     search: str,
     state: str,
     limit: int | None,
@@ -152,8 +153,6 @@ def _rows(
 ) -> tuple[list[table.LabelText], int]:
     if state not in ("", *table.TextState):
         raise InvalidInput(f"state: there are {', '.join(table.TextState)}")
-    if version is None:
-        raise NotFound("There is no prompt, so labels have no texts: POST /v1/prompts makes one.")
     return table.page(
         session,
         label_set,
@@ -163,14 +162,6 @@ def _rows(
         limit=limit,
         offset=offset,
     )
-
-
-def _prompt_of(session: Session, version: PromptVersion | None) -> PromptView | None:
-    for prompt in prompt_service.listing(session, archived=True, limit=None):
-        row = prompt_service.get(session, prompt.name)
-        if version is not None and row.id == version.prompt_id:
-            return prompt
-    return None
 
 
 @router.get("/label-sets/{name}/texts.csv")
@@ -185,8 +176,8 @@ def download_texts(
 ) -> Response:
     """The table with all of its rows."""
     label_set = service.get(session, name)
-    shown = _shown_version(session, settings, prompt or None, _number(version))
-    rows, _ = _rows(session, label_set, shown, search, state, None, 0)
+    _, used = _shown(session, settings, prompt or None, _number(version))
+    rows, _ = _rows(session, label_set, used, search, state, None, 0)
     return csv_file(
         "texts.csv",
         ("key", "name", "context", "state", "text", "flags", "problems", "edits"),
@@ -238,11 +229,8 @@ def _label(
     given: Form | None = None,
 ) -> HTMLResponse:
     label, label_set = service.label(session, label_id)
-    version = _shown_version(session, settings, prompt or None, None)
-    chosen = _prompt_of(session, version)
-    row = None
-    if version is not None:
-        row = table.row(session, label_set, label, version)
+    chosen, version = _shown(session, settings, prompt or None, None)
+    row = table.row(session, label_set, label, version)
     found = enrichment_service.texts_of_label(session, label, limit=TEXTS)
     return page(
         request,
@@ -277,9 +265,9 @@ def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[Generation
     return [(name, list(group)) for name, group in groupby(ordered, key=origin)]
 
 
-def _editable(session: Session, row: table.LabelText | None, prompt: PromptView | None) -> str:
+def _editable(session: Session, row: table.LabelText, prompt: PromptView) -> str:
     """What the edit form begins with: a description, or several texts, one a line."""
-    if row is None or prompt is None or row.generation_id is None or row.text is None:
+    if row.generation_id is None or row.text is None:
         return ""
     detail = _detail(session, row.generation_id)
     if prompt.kind is PromptKind.ATTRIBUTES:

@@ -21,6 +21,8 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from enrich_service.core.caller import Caller
+
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; "
@@ -69,9 +71,15 @@ def render(
         path=request.url.path,
         query=request.query_params,
         token=token or form_token(request) or "",
-        person=request.cookies.get(PERSON_COOKIE, ""),
+        person=request.cookies.get(PERSON_COOKIE) or _key_name(request),
         **values,
     )
+
+
+def _key_name(request: Request) -> str:
+    """Who the caller's key says that it is."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller.name if caller and caller.key_id is not None else ""
 
 
 def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
