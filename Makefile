@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test postgres-test compose-test lint bench clean
 
 install: $(STAMP)
 
@@ -17,6 +17,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+postgres-test: $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock 'psycopg[binary]'
+	tests/on_postgres.sh $(BIN)/python
+
+compose-test: $(STAMP)
+	$(BIN)/pytest -m compose -s tests/compose
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
