@@ -16,13 +16,13 @@ def random(seed, *shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def slow_asl(student, text, targets, tau, positive, negative, margin):
+def slow_asl(student, text, targets, tau, threshold, positive, negative, margin):
     total = 0.0
     for s, present in zip(student, targets, strict=True):
         for t, is_in in zip(text, present, strict=True):
             dot = sum(x * y for x, y in zip(s, t, strict=True))
             cosine = dot / math.hypot(*s) / math.hypot(*t)
-            p = 1 / (1 + math.exp(-cosine / tau))
+            p = 1 / (1 + math.exp(-(cosine - threshold) / tau))
             if is_in:
                 total -= (1 - p) ** positive * math.log(p)
             else:
@@ -31,13 +31,16 @@ def slow_asl(student, text, targets, tau, positive, negative, margin):
     return total / len(student)
 
 
-@pytest.mark.parametrize("options", [(0.07, 0, 4, 0.05), (0.1, 1, 2, 0.0), (0.5, 2, 0, 0.3)])
+@pytest.mark.parametrize(
+    "options", [(0.07, 0.0, 0, 4, 0.05), (0.1, 0.2, 1, 2, 0.0), (0.5, -0.3, 2, 0, 0.3)]
+)
 def test_the_loss_is_that_of_the_paper_on_cosines(options):
     student, text, targets = random(0, 5, 8), random(1, 7, 8), random(2, 5, 7) > 0.5
-    tau, positive, negative, margin = options
+    tau, threshold, positive, negative, margin = options
     loss = l_asl(
         student, text, targets,
-        temperature=tau, gamma_positive=positive, gamma_negative=negative, margin=margin,
+        temperature=tau, threshold=threshold, gamma_positive=positive, gamma_negative=negative,
+        margin=margin,
     )  # fmt: skip
     expected = slow_asl(student.tolist(), text.tolist(), targets.tolist(), *options)
     assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-9)
