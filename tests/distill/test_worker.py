@@ -390,10 +390,10 @@ def test_a_loss_that_is_no_number_can_still_be_sent():
 
 
 def test_a_job_that_reads_outside_of_the_data_roots_fails(
-    service, address, work_dir, queue_job, images
+    service, address, work_dir, queue_job, colour_images
 ):
     job = queue_job(service, 1)
-    root = str(images / "train")
+    root = str(colour_images / "train")
     with running_worker(address, work_dir, "--once", "--data-root", root) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

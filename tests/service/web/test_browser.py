@@ -133,7 +133,7 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     for strategy in ("name", "name+description"):
         tab.goto(f"/jobs/new?release_id={release}")
         tab.get_by_label(re.compile("^data ")).fill("/data/animals")
-        tab.get_by_label(re.compile("^teacher ")).fill("ViT-B-32@openai")
+        tab.get_by_label(re.compile("^teacher open_clip")).fill("ViT-B-32@openai")
         tab.get_by_label("text strategy").select_option(strategy)
         press(tab, "Put it into the queue")
         tab.locator(".state.queued").wait_for()
