@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from enrich_service.core import audit
-from enrich_service.core.caller import NOBODY, Caller, Scope
+from enrich_service.core.caller import Caller, Scope
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Forbidden
 from enrich_service.core.settings import Settings
@@ -29,7 +29,7 @@ def _settings(request: Request) -> Settings:
 
 
 def _caller(request: Request) -> Caller:
-    caller: Caller = getattr(request.state, "caller", NOBODY)
+    caller: Caller = request.state.caller  # set by the gate; without it nothing is let in
     return caller
 
 

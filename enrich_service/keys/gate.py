@@ -51,6 +51,9 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its caller in `request.state.caller`, or refuse it."""
+        if scope["type"] == "websocket":  # nothing here speaks it, and the gate cannot judge it
+            await send({"type": "websocket.close", "code": 1008})
+            return
         path = scope.get("path", "")
         if scope["type"] != "http" or path in problems.OPEN_PATHS or path.startswith("/static/"):
             await self.app(scope, receive, send)
