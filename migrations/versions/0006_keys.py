@@ -1,14 +1,10 @@
-"""API keys and the audit log; what a job waits for and what it needs.
-
-Revision ID: 0005
-Revises: 0002
-"""
+"""API keys and the audit log; what a job waits for and what it needs."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0015"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
