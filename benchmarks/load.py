@@ -47,32 +47,30 @@ class Load:
         self.wrong: Counter[str] = Counter()
         self.confirmed: list[str] = []
 
-    async def client(self, address: str, key: str, number: int) -> None:
+    async def client(self, http: httpx.AsyncClient, number: int) -> None:
         """One client, one request after the other."""
         choose = random.Random(number)
-        headers = {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=60) as http:
-            for turn in range(self.left):
-                if self.left <= 0 or time.monotonic() > self.until:
-                    return
-                self.left -= 1
-                kind = "read" if choose.random() < READ_SHARE else "write"
-                name = f"set {number} {turn}"
-                began = time.perf_counter()
-                try:
-                    if kind == "read":
-                        answer = await http.get(choose.choice(READS))
-                    else:
-                        body = {"name": name, "labels": [{"name": "mallard"}]}
-                        answer = await http.post("/v1/label-sets", json=body)
-                except httpx.HTTPError as error:
-                    self.wrong[type(error).__name__] += 1
-                    continue
-                self.milliseconds[kind].append(1000 * (time.perf_counter() - began))
-                if not answer.is_success:
-                    self.wrong[f"{answer.status_code} {answer.text[:120]}"] += 1
-                elif kind == "write":
-                    self.confirmed.append(name)
+        turn = 0
+        while self.left > 0 and time.monotonic() < self.until:
+            self.left -= 1
+            turn += 1
+            kind = "read" if choose.random() < READ_SHARE else "write"
+            name = f"set {number} {turn}"
+            began = time.perf_counter()
+            try:
+                if kind == "read":
+                    answer = await http.get(choose.choice(READS))
+                else:
+                    body = {"name": name, "labels": [{"name": "mallard"}]}
+                    answer = await http.post("/v1/label-sets", json=body)
+            except httpx.HTTPError as error:
+                self.wrong[type(error).__name__] += 1
+                continue
+            self.milliseconds[kind].append(1000 * (time.perf_counter() - began))
+            if not answer.is_success:
+                self.wrong[f"{answer.status_code} {answer.text[:120]}"] += 1
+            elif kind == "write":
+                self.confirmed.append(name)
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -85,9 +83,16 @@ def quantiles(times: list[float]) -> dict[str, float]:
 
 
 async def press(address: str, key: str, clients: int, load: Load) -> float:
-    began = time.monotonic()
-    await asyncio.gather(*(load.client(address, key, number) for number in range(clients)))
-    return time.monotonic() - began
+    """Let all clients loose, each on a connection of its own; the seconds that it took."""
+    async with httpx.AsyncClient(
+        base_url=address,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=60,
+        limits=httpx.Limits(max_connections=clients, max_keepalive_connections=clients),
+    ) as http:
+        began = time.monotonic()
+        await asyncio.gather(*(load.client(http, number) for number in range(clients)))
+        return time.monotonic() - began
 
 
 def names_of(address: str, key: str) -> Counter[str]:

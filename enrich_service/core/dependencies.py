@@ -67,7 +67,9 @@ def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:
 
 
 # The database transaction itself begins with the first statement, inside the route.
-ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+# Readers wait too, for they keep a connection while they wait for a thread to end in: with every
+# thread waiting for a connection, and every connection for a thread, nothing would move.
+ReadSession = Annotated[Session, Depends(_read_session, scope="function", max_concurrency=30)]
 # Writers wait for each other before they take a thread: were all threads waiting for the write
 # lock, the one that holds it would find no thread to finish in.
 WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]
