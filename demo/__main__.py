@@ -39,7 +39,6 @@ STUDENT: dict[str, Any] = {
     "student": "resnet10t",
     "image_size": 32,
     "epochs": 8,
-    "batch_size": 128,
     "seed": 0,
 }
 WAIT_SECONDS = 600  # for one step; the whole demo takes a few minutes

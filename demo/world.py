@@ -14,8 +14,8 @@ Notable:
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -140,6 +140,36 @@ def render(look: Look, rng: np.random.Generator) -> np.ndarray:
     """One image of a charm in some place, uint8 [64, 64, 3]."""
     canvas = _scene(rng)
     _paint(canvas, look, _Pose.random(rng, radius=(0.23, 0.34), spread=0.12), rng)
+    return _photograph(canvas, rng)
+
+
+def render_clutter(looks: Sequence[Look], rng: np.random.Generator, views: int = 2) -> np.ndarray:
+    """One table with several charms on it, seen by cameras around it: uint8 [views, 64, 64, 3].
+
+    Charms stand upright and turn with the camera. Nearer ones are painted over those behind them,
+    so that what one camera misses another may see.
+    """
+    angles = rng.uniform(0, 2 * np.pi) + np.arange(len(looks)) * 2 * np.pi / len(looks)
+    reach = rng.uniform(0.1, 0.26, len(looks))  # from the middle of the table, shares of the width
+    table = np.stack([np.cos(angles), np.sin(angles)], -1) * reach[:, None]
+    sizes = rng.uniform(0.17, 0.22, len(looks))
+    photos = []
+    for view in range(views):
+        turn = view * 2 * np.pi / max(views, 3) + rng.uniform(-0.2, 0.2)
+        side = table[:, 0] * np.cos(turn) - table[:, 1] * np.sin(turn)
+        near = table[:, 0] * np.sin(turn) + table[:, 1] * np.cos(turn)
+        canvas = _scene(rng)
+        for index in np.argsort(near):
+            size = float(sizes[index] * (1 + 0.6 * near[index]))
+            pose = _Pose.random(rng, radius=(size, size), spread=0)
+            centre = (0.5 + np.array([side[index], 0.6 * near[index]])) * _CANVAS
+            _paint(canvas, looks[index], replace(pose, centre=centre), rng)
+        photos.append(_photograph(canvas, rng))
+    return np.stack(photos)
+
+
+def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The canvas averaged down, in some light and with noise: uint8 [64, 64, 3]."""
     whole = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     image = np.asarray(whole.reduce(_CANVAS // SIZE)).astype(np.float32)
     image = (image - 128) * rng.uniform(0.75, 1.1) + 128 + rng.uniform(-22, 22)

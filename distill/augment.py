@@ -1,7 +1,7 @@
 """Random views of a batch of images, drawn for all images at once.
 
 Everything random comes from one generator, so that (seed, epoch, step) decides what is seen and a
-resumed run sees the same.
+resumed run sees the same. What was drawn can also be kept, so that the teacher sees it too.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALE: Final = (0.35, 1.0)  # share of the image's area that a crop keeps
+SCALE: Final = (0.6, 1.0)  # share of the image's area that a crop keeps
 RATIO: Final = (3 / 4, 4 / 3)  # width to height of a crop
 JITTER: Final = 0.3  # brightness and contrast are scaled by up to this much either way
 
@@ -46,23 +46,49 @@ class Views:
         )
 
 
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`images` [batch, 3, h, w] in [0, 1] with brightness and contrast of each scaled at random."""
-    contrast, brightness = (
-        _uniform(len(images), 1 - JITTER, 1 + JITTER, generator).view(-1, 1, 1, 1).to(images)
-        for _ in range(2)
-    )
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    # ((x − mean) · contrast + mean) · brightness with one pass and one copy less.
-    shift = mean * (1 - contrast) * brightness
-    return (images * (contrast * brightness)).add_(shift).clamp_(0, 1)
+@dataclass(frozen=True)
+class Jitter:
+    """By how much the contrast and the brightness of each image are scaled."""
+
+    contrast: Tensor  # [batch]
+    brightness: Tensor  # [batch]
+
+    @classmethod
+    def draw(cls, images: int, generator: torch.Generator) -> "Jitter":
+        """Each at random."""
+        return cls(*(_uniform(images, 1 - JITTER, 1 + JITTER, generator) for _ in range(2)))
+
+    def apply(self, images: Tensor) -> Tensor:
+        """`images` [batch, 3, h, w] in [0, 1] with each image scaled as a whole."""
+        contrast, brightness = (
+            each.view(-1, 1, 1, 1).to(images) for each in (self.contrast, self.brightness)
+        )
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        # ((x − mean) · contrast + mean) · brightness with one pass and one copy less.
+        shift = mean * (1 - contrast) * brightness
+        return (images * (contrast * brightness)).add_(shift).clamp_(0, 1)
+
+
+def draw(images: int, generator: torch.Generator) -> Tensor:
+    """All that is random about a view of each image, as numbers that can be kept: [images, 6]."""
+    views, jitter = Views.draw(images, generator), Jitter.draw(images, generator)
+    scaled = torch.stack([jitter.contrast, jitter.brightness], dim=1)
+    return torch.cat([views.centre, views.extent, scaled], dim=1)
+
+
+def see(pixels: Tensor, drawn: Tensor) -> Tensor:
+    """The views `drawn` [batch, 6], in [0, 1] float32, of uint8 `pixels` [batch, 3, size, size].
+
+    What was drawn fits every size: a larger copy of an image gives the same view, with more detail.
+    """
+    images = pixels.float().div_(255)
+    seen = Views(drawn[:, :2], drawn[:, 2:4]).apply(images, images.shape[-1])
+    return Jitter(drawn[:, 4], drawn[:, 5]).apply(seen)
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Random views in [0, 1] float32 of uint8 `pixels` [batch, 3, size, size], of the same size."""
-    images = pixels.float().div_(255)
-    views = Views.draw(len(images), generator).apply(images, images.shape[-1])
-    return jitter(views, generator)
+    return see(pixels, draw(len(pixels), generator))
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, TrainConfig
-from distill import cli_study
+from contract import EventKind, Report, SeedsReport, Spread, TrainConfig
+from distill import cli_data, cli_study
 from distill.console import (
     CACHE,
     CacheOption,
@@ -43,9 +43,13 @@ DataRootOption = Annotated[
     typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
 ]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
+OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
+app.command()(cli_study.explain)
+app.command("learn-prompt")(cli_study.learn_prompt)
+app.add_typer(cli_data.app, name="data")
 
 
 @app.command("text-bank")
@@ -94,6 +98,9 @@ def evaluate(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
+    text_bank: Annotated[
+        Path | None, typer.Option(help="A text bank in the place of a release.")
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,17 +112,26 @@ def evaluate(
     from distill.features import image_features
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
-    from distill.text_bank import build_text_bank
+    from distill.text_bank import TextBank, build_text_bank
 
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     word = SPLIT_WORDS[split]
-    chosen = release_given(release, labels, descriptions)
-    images = scan_split(data, word, {label.key for label in chosen.labels})
-    model = load_teacher(teacher)
-    bank = build_text_bank(
-        model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
-    )
+    if text_bank is None:
+        chosen = release_given(release, labels, descriptions)
+        images = scan_split(data, word, {label.key for label in chosen.labels})
+        model = load_teacher(teacher)
+        bank = build_text_bank(
+            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+        )
+    else:
+        if release or labels or descriptions or strategy:
+            raise TextError("give either --text-bank or a release with its strategy, not both")
+        bank = TextBank.load(text_bank)
+        images = scan_split(data, word, bank.keys)
+        if bank.teacher != teacher:
+            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+        model = load_teacher(teacher)
     with bars() as bar:
         if student is None:
             features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
@@ -165,16 +181,16 @@ def diagnose(
         Console().print(table)
 
 
-def read_config(path: Path) -> TrainConfig:
-    """The training configuration in a TOML or JSON file.
+def read_config(path: Path, preset: str | None = None) -> TrainConfig:
+    """The training configuration in a TOML or JSON file, on top of the preset of that name.
 
     Raises:
-        UserError: the file is missing or malformed, or a field is wrong.
+        UserError: the file is missing or malformed, a field is wrong, or there is no such preset.
     """
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        return TrainConfig.model_validate(values)
+        return TrainConfig.model_validate({**read_preset(preset), **values} if preset else values)
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror})") from None
     except ValidationError as error:
@@ -186,25 +202,46 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
 
 
+def read_preset(name: str) -> dict[str, Any]:
+    """The fields of the preset called `name`, one of those that the package brings.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    presets = {path.stem: path for path in (Path(__file__).parent / "presets").glob("*.toml")}
+    if name not in presets:
+        raise UserError(f"there is no preset {name!r}: choose {' or '.join(sorted(presets))}")
+    return tomllib.loads(presets[name].read_text(encoding="utf-8"))
+
+
 @app.command()
 @one_line_errors
 def train(
     config: Annotated[Path, typer.Option(help="Training configuration, TOML or JSON.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, student and report.")],
+    preset: Annotated[
+        str | None, typer.Option(help="resnet or vit: the paper's protocol below --config.")
+    ] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Such as 0,1,2: a run each, and one report of all.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
     events: Annotated[bool, typer.Option(help="One JSON line an event on stdout.")] = False,
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
 ) -> None:
     """Distil a student and write its report."""
-    settings = read_config(config)
+    settings = read_config(config, preset)
     if data_root:
         check_roots(settings, data_root)
     chosen = release_given(release, labels, descriptions)
+    numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
+    from distill.memory import is_out_of_memory
+    from distill.seeds import run_seeds
     from distill.train import Interrupted
 
     stop = {"asked": False}
@@ -228,37 +265,69 @@ def train(
                     f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
                 )
             elif kind is EventKind.LOG:
-                notes.print(data["message"])
+                notes.print(data["message"], markup=False)
 
+        how: dict[str, Any] = {
+            "cache": cache,
+            "resume": resume,
+            "on_event": on_event,
+            "should_stop": lambda: stop["asked"],
+        }
         try:
-            report = run_job(
-                settings,
-                chosen,
-                out,
-                cache=cache,
-                resume=resume,
-                on_event=on_event,
-                should_stop=lambda: stop["asked"],
-            )
+            if numbers is None:
+                report: Report | SeedsReport = run_job(settings, chosen, out, **how)
+            else:
+                report = run_seeds(settings, chosen, out, numbers, **how)
         except Interrupted:
             print(  # noqa: T201
                 f"distill: stopped; go on with the same command and --resume ({out})",
                 file=sys.stderr,
             )
             raise typer.Exit(INTERRUPTED) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(  # noqa: T201
+                f"distill: out of memory with a batch_size of {settings.batch_size}: use a smaller "
+                "one, or a machine with more memory",
+                file=sys.stderr,
+            )
+            raise typer.Exit(OUT_OF_MEMORY) from None
     if not events:
         print_accuracies(report.accuracies)
-        notes.print(f"report: {out / 'report.html'}")
+        page = "report.html" if numbers is None else "seeds.html"
+        notes.print(f"report: {out / page}", markup=False)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds in a list such as 0,1,2.
+
+    Raises:
+        UserError: it is no list of different whole numbers.
+    """
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{text!r} is no list of different seeds: give them as in --seeds 0,1,2")
+    return seeds
 
 
 def print_accuracies(rows: tuple[Any, ...]) -> None:
     """The seen/unseen table of a report."""
     table = Table("model", "text", "seen top-1 %", "unseen top-1 %")
-    cells = {(row.model, row.text, row.split): row.top1 for row in rows}
+    cells = {(row.model, row.text, row.split): _shown(row.top1) for row in rows}
     for model, text in dict.fromkeys((row.model, row.text) for row in rows):
         values = (cells.get((model, text, split)) for split in ("seen", "unseen"))
-        table.add_row(model, text, *("–" if v is None else f"{v:.1f}" for v in values))
+        table.add_row(model, text, *("–" if v is None else v for v in values))
     Console().print(table)
+
+
+def _shown(value: float | Spread) -> str:
+    if isinstance(value, Spread):
+        return f"{value.mean:.1f} ± {value.deviation:.1f}"
+    return f"{value:.1f}"
 
 
 @app.command()

@@ -60,7 +60,7 @@ def accuracy(
     """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
 
     `features` [images, dim], `targets` [images] index `keys`. `text` names the bank in the result,
-    by default its strategy.
+    by default its title.
 
     Raises:
         TextError: the bank lacks a class, or has another dimension.
@@ -70,7 +70,7 @@ def accuracy(
     top1, mean_per_class = score(found, targets, len(keys))
     return Accuracy(
         model=model,
-        text=text or bank.strategy,
+        text=text or bank.title,
         split=split,
         top1=top1,
         mean_per_class=mean_per_class,

@@ -1,8 +1,9 @@
-"""The teacher's image features, computed once per teacher, images and transform.
+"""The teacher's image features, computed once per teacher, images and transform or views.
 
 Notable:
 - On a CPU the batches are small: what a layer writes is then still in the processor's cache when
   the next one reads it. Measured: 8 images at a time are twice as quick as 64.
+- Features of stored views go to their file batch by batch and are read from it memory-mapped.
 - The next images are decoded in threads while the teacher looks at the present ones.
 """
 
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.data import Progress, Split, open_image
+from distill.augment import draw, see
+from distill.data import Progress, Split, load_pixels, open_image
 from distill.errors import DataError
 from distill.teacher import Teacher, preprocessing
-from distill.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.tensor_file import DamagedFile, read_tensor, write_rows, write_tensor
 
 CPU_BATCH: Final = 8
 BATCH: Final = 128  # on an accelerator
@@ -68,6 +70,56 @@ def image_embeddings(
             "another cache folder"
         ) from None
     return features
+
+
+def view_embeddings(
+    teacher: Teacher,
+    split: Split,
+    views: int,
+    *,
+    seed: int,
+    cache: Path,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `seed` draws for each image, [images, views, 6] for `augment.see`, and what the teacher
+    makes of it: raw features [images, views, dim] float32, memory-mapped from `cache`.
+
+    The teacher sees each view at its own size, cut from the middle square that students see.
+
+    Raises:
+        DataError: an image cannot be read, or the cache folder cannot be written.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw(len(split) * views, generator)
+    shape = (len(split), views, teacher.dim)
+    seen = hashlib.sha256(drawn.numpy().data).hexdigest()
+    content = json.dumps([seen, teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
+    key = hashlib.sha256(content.encode()).hexdigest()[:24]
+    path = cache / f"views-{split.name}-{key}.safetensors"
+    if path.exists():
+        try:
+            return drawn.view(len(split), views, -1), read_tensor(path)[0]
+        except (DamagedFile, OSError) as error:
+            log.warning("the cached views %s are damaged (%s): making them again", path, error)
+    pixels = torch.from_numpy(load_pixels(split, teacher.image_size, cache))
+    mean, std = teacher.mean_and_std
+    size = CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH
+
+    def rows() -> Iterator[Tensor]:
+        for numbers in torch.split(torch.arange(len(drawn)), size):
+            images = see(pixels[numbers // views], drawn[numbers])
+            yield teacher.embed_image((images - mean) / std)
+            if progress:
+                progress(int(numbers[-1]) + 1, len(drawn))
+
+    try:
+        write_rows(path, rows(), shape)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
+            "another cache folder"
+        ) from None
+    return drawn.view(len(split), views, -1), read_tensor(path)[0]
 
 
 def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor:

@@ -222,7 +222,14 @@ def few_shot(
     else:
         rate = RATE * config.learning_rate
         settings = {"epochs": EPOCHS, "learning_rate": rate}
-        changes = {"epochs": EPOCHS, "learning_rate": rate, "warmup_epochs": 0.0}
+        # The support set has no captions of its own.
+        without_captions = config.losses.model_copy(update={"cap": 0.0})
+        changes = {
+            "epochs": EPOCHS,
+            "learning_rate": rate,
+            "warmup_epochs": 0.0,
+            "losses": without_captions,
+        }
         seen = TrainingData(
             pixels=pixels("train"),
             targets=splits["train"].targets,

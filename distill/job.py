@@ -5,8 +5,9 @@ it is read: check, encode, train, evaluate, report.
 """
 
 import platform
+import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +18,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contract import Accuracy, EventKind, Release, Report, SplitName, TextStrategy, TrainConfig
+from contract import (
+    Accuracy,
+    Epoch,
+    EventKind,
+    Release,
+    Report,
+    SplitName,
+    TextStrategy,
+    TrainConfig,
+)
 from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
 from distill.data import Progress, Split
 from distill.diagnose import diagnose, pulled_apart
 from distill.errors import DataError
 from distill.evaluate import accuracy, imitation
-from distill.features import image_embeddings
+from distill.features import image_embeddings, view_embeddings
 from distill.preflight import SPLITS, preflight, scan_splits
 from distill.releases import shuffle_texts
 from distill.report import read_report, write_report
@@ -38,6 +48,7 @@ OnEvent = Callable[[EventKind, dict[str, Any]], None]
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
+LAST_EPOCHS: Final = 5
 PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
@@ -122,6 +133,16 @@ def run_job(
         )
         for word, split in splits.items()
     }
+    views, imitated = None, features["train"]
+    if config.teacher_views:
+        views, imitated = view_embeddings(
+            teacher,
+            splits["train"],
+            config.teacher_views,
+            seed=config.seed,
+            cache=cache,
+            progress=progress("Teacher features, views"),
+        )
     rows = _accuracies("teacher", splits, features, banks)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
@@ -137,7 +158,8 @@ def run_job(
         TrainingData(
             pixels=pixels["train"],
             targets=splits["train"].targets,
-            teacher=features["train"],
+            teacher=imitated,
+            views=views,
             text=bank.select(splits["train"].keys).features,
             captions=captions,
             seen_pixels=pixels["seen"],
@@ -173,6 +195,7 @@ def run_job(
         teacher_dim=teacher.dim,
         student_parameters=sum(p.numel() for p in student.parameters()),
         preflight=found,
+        seen_top1_last_epochs=_last_epochs(epochs),
         epochs=epochs,
         accuracies=(*rows, *student_rows),
         imitation=tuple(
@@ -230,6 +253,12 @@ def _only(release: Release, keys: Collection[str]) -> Release:
     """The release without the labels that have no images, which may have no texts either."""
     labels = tuple(label for label in release.labels if label.key in keys)
     return release.model_copy(update={"labels": labels})
+
+
+def _last_epochs(epochs: Sequence[Epoch]) -> float | None:
+    """Mean seen accuracy of the last epochs, as the paper reports it; None without an epoch."""
+    last = [epoch.seen_top1 for epoch in epochs[-LAST_EPOCHS:]]
+    return statistics.fmean(last) if last else None
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ Notable:
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, normalize
 
 
 def l_cls(student: Tensor, text: Tensor, targets: Tensor, *, temperature: float = 0.07) -> Tensor:
@@ -124,6 +124,43 @@ def l_cap(
     same_class = targets[:, None] == targets[None, :]
     logits = logits.masked_fill(same_class & ~own, -torch.inf)
     return cross_entropy(logits, torch.arange(len(student), device=student.device))
+
+
+def l_asl(
+    student: Tensor,
+    text: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 0.07,
+    threshold: float | Tensor = 0.0,
+    gamma_positive: float = 0.0,
+    gamma_negative: float = 4.0,
+    margin: float = 0.05,
+) -> Tensor:
+    """L_asl: the asymmetric multi-label loss (arXiv 2009.14119) on cosine scores.
+
+    With p = sigmoid((cos(S(x), T_txt(c)) − threshold) / tau) and p_m = max(p − margin, 0):
+    −(1 − p)^γ₊ log p for a class that is in the image and −p_m^γ₋ log(1 − p_m) for one that is not,
+    summed over classes, mean over the batch. Easy negatives, by far the most, weigh little; below
+    the margin nothing. A tensor as threshold, 0-d or [classes], can be learned.
+    student [batch, dim], text [classes, dim], targets [batch, classes], true where a class is in.
+    """
+    student, text = _unit(student=student, text=text)
+    if targets.shape != (len(student), len(text)):
+        needed = [len(student), len(text)]
+        raise ValueError(f"targets have shape {list(targets.shape)}: {needed} is needed")
+    for gamma in (gamma_positive, gamma_negative):
+        if not (gamma == 0 or gamma >= 1):
+            raise ValueError(f"a gamma is {gamma:g}: it must be 0, or 1 and above")
+    if not 0 <= margin < 1:
+        raise ValueError(f"the margin is {margin:g}: it must be from 0 to below 1")
+    logits = (student @ text.T - threshold) / temperature
+    p = logits.sigmoid()
+    shifted = (p - margin).clamp(min=0)
+    log_absent = logsigmoid(-logits) if margin == 0 else torch.log1p(-shifted)
+    present = (1 - p) ** gamma_positive * logsigmoid(logits)
+    absent = shifted**gamma_negative * log_absent
+    return -torch.where(targets.bool(), present, absent).sum(dim=1).mean()
 
 
 def _matrices(**features: Tensor) -> tuple[Tensor, ...]:

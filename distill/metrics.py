@@ -112,6 +112,34 @@ def mean_angle(student: Tensor, teacher: Tensor) -> float:
     return math.degrees(total / len(student))
 
 
+def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
+    """Average precision of each class: float64 [classes], NaN where no image shows the class.
+
+    The mean over the images that show a class of the share of them among all images with at least
+    their score. scores [images, classes], targets [images, classes], true where a class is in.
+    """
+    scores = _checked(scores, "scores").double()
+    if targets.shape != scores.shape:
+        raise ValueError(
+            f"targets have shape {list(targets.shape)}: {list(scores.shape)} is needed"
+        )
+    found = []
+    for own, shown in zip(scores.T, targets.T.bool(), strict=True):
+        right, ranked = own[shown].sort().values, own.sort().values
+        above = len(ranked) - torch.searchsorted(ranked, right)
+        right_above = len(right) - torch.searchsorted(right, right)
+        found.append((right_above / above.double()).mean())
+    return torch.stack(found)
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    """Mean of `average_precision` over the classes that some image shows, 0 to 1."""
+    precision = average_precision(scores, targets)
+    if bool(precision.isnan().all()):
+        raise ValueError("no image shows any class: there is nothing to find")
+    return precision.nanmean().item()
+
+
 def mean_cosine(text: Tensor) -> float:
     """Mean cosine over all pairs of different classes. text [classes, dim]."""
     unit = _unit64(_several(text))

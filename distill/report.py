@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from contract import Accuracy, Report
+from contract import Accuracy, Report, SeedsReport
 from distill.errors import DataError
 
 CONTROL: Final = "shuffled"
@@ -75,7 +75,20 @@ def write_report(
         DataError: `out` cannot be written to.
     """
     page = render(report, similarity=similarity, names=names)
-    files = {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"}
+    _write(out, {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def write_seeds_report(report: SeedsReport, out: Path) -> None:
+    """Write seeds.json and seeds.html to the folder `out`, each whole or not at all.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    page = _templates.get_template("seeds.html").render(report=report, words=WORDS)
+    _write(out, {"seeds.html": page, "seeds.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def _write(out: Path, files: Mapping[str, str]) -> None:
     try:
         for name, text in files.items():
             partial = out / f"{name}.partial"

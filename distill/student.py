@@ -62,6 +62,27 @@ class Student(nn.Module):
         return torch.cat([self(batch.to(device)).float().cpu() for batch in batches])
 
 
+class MultiView(nn.Module):
+    """Several views of a scene → one feature: the mean of what `student` projects each of them to.
+
+    uint8 or [0, 1] images [batch, views, 3, size, size] → features [batch, dim], not normalised.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
+        features: Tensor = self.student(images.flatten(0, 1))
+        return features.view(*images.shape[:2], -1).mean(dim=1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features [scenes, dim] float32 on the CPU of `pixels` [scenes, views, 3, size, size]."""
+        features = self.student.encode(pixels.flatten(0, 1))
+        return features.view(*pixels.shape[:2], -1).mean(dim=1)
+
+
 def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = False) -> Student:
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 

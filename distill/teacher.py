@@ -61,6 +61,13 @@ class Teacher:
             features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
         return features.float().cpu()
 
+    @cached_property
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """What images in [0, 1] are normalised with: [3, 1, 1] each."""
+        config = open_clip.get_model_preprocess_cfg(self.model)
+        mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+        return mean, std
+
     def encode_image(self, images: Tensor) -> Tensor:
         """As `embed_image`, of unit length."""
         return F.normalize(self.embed_image(images), dim=-1)
@@ -73,9 +80,25 @@ class Teacher:
         for start in range(0, len(unique), TEXT_BATCH):
             batch = unique[start : start + TEXT_BATCH]
             tokens = self.tokenizer(batch).to(self.device)
-            encoded = F.normalize(self._encode_tokens(tokens).float(), dim=-1).cpu()
+            encoded = F.normalize(self.encode_tokens(tokens).float(), dim=-1).cpu()
             features.update(zip(batch, encoded, strict=True))
         return torch.stack([features[text] for text in texts])
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Features [texts, dim], not normalised, of `tokens` [texts, context_length].
+
+        Differentiable: with respect to whatever a caller hooks into the token embedding.
+        """
+        length = self._used_length(tokens)
+        if length is None or length == tokens.shape[1]:
+            return self.model.encode_text(tokens)  # type: ignore[operator, no-any-return]
+        trimmed = {
+            name: value[:length] if "positional" in name else value[:length, :length]
+            for name, value in self._sized_by_context.items()
+        }
+        return torch.func.functional_call(  # type: ignore[no-any-return]
+            _TextTower(self.model), trimmed, (tokens[:, :length],)
+        )
 
     def token_count(self, text: str) -> int:
         """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
@@ -92,19 +115,6 @@ class Teacher:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
-
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        length = self._used_length(tokens)
-        if length is None or length == tokens.shape[1]:
-            return self.model.encode_text(tokens)  # type: ignore[operator, no-any-return]
-        trimmed = {
-            name: value[:length] if "positional" in name else value[:length, :length]
-            for name, value in self._sized_by_context.items()
-        }
-        with torch.no_grad():
-            return torch.func.functional_call(  # type: ignore[no-any-return]
-                _TextTower(self.model), trimmed, (tokens[:, :length],)
-            )
 
     def _used_length(self, tokens: Tensor) -> int | None:
         """The longest text of the batch in tokens; None where padding changes the features."""

@@ -1,10 +1,13 @@
 """A tensor and some words in a safetensors file: written whole or not at all, checked when read."""
 
 import hashlib
+import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,8 +37,43 @@ def write_tensor(path: Path, tensor: Tensor, words: Mapping[str, str] | None = N
         partial.unlink(missing_ok=True)
 
 
+def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None:
+    """As `write_tensor`, of a float32 tensor of `shape` that comes in pieces and is never whole.
+
+    Raises:
+        OSError: it cannot be written; nothing half-written stays behind.
+    """
+    size = 4 * math.prod(shape)
+    digest = hashlib.sha256()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            # The digest is known at the end only, but its length is known now.
+            file.write(_header(shape, size, "0" * 64))
+            for piece in rows:
+                content = piece.contiguous().numpy().tobytes()
+                digest.update(content)
+                file.write(content)
+            file.seek(0)
+            file.write(_header(shape, size, digest.hexdigest()))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _header(shape: Sequence[int], size: int, sha256: str) -> bytes:
+    """The beginning of a safetensors file of one tensor."""
+    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    words = json.dumps({"__metadata__": {"sha256": sha256}, "tensor": tensor}).encode()
+    words += b" " * (-len(words) % 8)
+    return len(words).to_bytes(8, "little") + words
+
+
 def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The tensor and the words in the file at `path`.
+    """The tensor, memory-mapped, and the words in the file at `path`.
 
     Raises:
         DamagedFile: it is not what `write_tensor` wrote.
@@ -54,4 +92,5 @@ def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    # Without a copy: the tensor may be larger than memory.
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()

@@ -44,6 +44,12 @@ class TextBank:
     teacher: str
     release_hash: str
     flagged: tuple[str, ...] = ()  # keys of labels with a text longer than the teacher's context
+    learned: int = 0  # context tokens that were learned, in the place of "a photo of"
+
+    @property
+    def title(self) -> str:
+        """What the texts are: the strategy, and whether their context was learned."""
+        return f"{self.strategy}, {self.learned} learned" if self.learned else self.strategy
 
     def select(self, keys: Sequence[str]) -> "TextBank":
         """The bank of `keys` alone, in their order.
@@ -63,6 +69,7 @@ class TextBank:
             self.teacher,
             self.release_hash,
             tuple(key for key in self.flagged if key in set(keys)),
+            self.learned,
         )
 
     def save(self, path: Path) -> None:
@@ -78,6 +85,7 @@ class TextBank:
             "teacher": self.teacher,
             "release_hash": self.release_hash,
             "flagged": json.dumps(self.flagged),
+            "learned": str(self.learned),
         }
         try:
             write_tensor(path, self.features, words)
@@ -104,6 +112,7 @@ class TextBank:
                 words["teacher"],
                 words["release_hash"],
                 tuple(json.loads(words["flagged"])),
+                int(words.get("learned", 0)),
             )
         except FileNotFoundError:
             raise TextError(
@@ -134,7 +143,7 @@ def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
             f"the label {label.key!r} ({label.name}) has no text for the strategy "
             f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
         )
-    prefix = _prefix(label, strategy)
+    prefix = prefix_of(label, strategy)
     return tuple(f"{prefix}{text}" for text in texts)
 
 
@@ -157,7 +166,7 @@ def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
             return label.captions
 
 
-def _prefix(label: ReleaseLabel, strategy: TextStrategy) -> str:
+def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
     """What stands before each text of the label, and before each sentence of a long one."""
     return "" if strategy == "captions" else f"a photo of {label.name} . "
 
@@ -201,7 +210,7 @@ def build_text_bank(
         if any(teacher.token_count(text) > teacher.context_length for text in texts)
     ]
     groups = [
-        (texts, _prefix(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
+        (texts, prefix_of(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
     ]
     bank = TextBank(
         encode_groups(teacher, groups),
@@ -223,7 +232,7 @@ def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]])
     A group is its texts and the prefix that each of them begins with and that is repeated before
     each sentence where a text is longer than the teacher's context.
     """
-    parts = [[_within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
+    parts = [[within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
     flat = [piece for texts in parts for pieces in texts for piece in pieces]
     encoded = iter(teacher.encode_text(flat))
     rows = [
@@ -235,7 +244,7 @@ def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]])
     return torch.stack(rows)
 
 
-def _within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]:
+def within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]:
     """`text`, or its sentences behind `prefix` where it is longer than the context.
 
     A single sentence that is still too long is split at its clauses, then at its words.
@@ -247,18 +256,14 @@ def _within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]
         pieces = [piece for piece in re.split(pattern, body) if piece]
         if len(pieces) > 1:
             return tuple(
-                part
-                for piece in pieces
-                for part in _within_context(teacher, prefix + piece, prefix)
+                part for piece in pieces for part in within_context(teacher, prefix + piece, prefix)
             )
     words = body.split()
     if len(words) < 2:
         return (text,)
     middle = len(words) // 2
     halves = (" ".join(words[:middle]), " ".join(words[middle:]))
-    return tuple(
-        part for half in halves for part in _within_context(teacher, prefix + half, prefix)
-    )
+    return tuple(part for half in halves for part in within_context(teacher, prefix + half, prefix))
 
 
 def _mean(features: Tensor) -> Tensor:

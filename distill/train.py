@@ -7,23 +7,22 @@ Notable:
 - An epoch is whole batches in random order; the few images that fill none are left out of it.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
-from distill.augment import augment
+from distill.augment import augment, see
 from distill.checkpoint import Checkpoint, flatten, restore
 from distill.errors import DataError, DistillError, UserError
 from distill.evaluate import predict
-from distill.objective import Batch, measure
+from distill.objective import Balance, Batch, measure
 from distill.precision import bfloat16_is_quick
+from distill.schedule import learning_rate, make_optimiser
 from distill.student import Student
 
 CHECKPOINT_SECONDS: Final = 300.0
@@ -40,12 +39,26 @@ class TrainingData:
 
     pixels: Tensor  # [images, 3, size, size] uint8
     targets: Tensor  # [images] indices into `text`
-    teacher: Tensor  # [images, dim]
+    teacher: Tensor  # [images, dim], or [images, views, dim] of the stored views
     text: Tensor  # [classes, dim]
     seen_pixels: Tensor  # held-out images of the same classes
     seen_targets: Tensor
     seen_text: Tensor
     captions: Tensor | None = None  # [images, dim], zeros where an image has none
+    views: Tensor | None = None  # [images, views, 6]: what was drawn for each stored view
+
+    def look(
+        self, batch: Tensor, generator: torch.Generator, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Views [batch, 3, size, size] of the images, and what the teacher made of them.
+
+        Either fresh views, beside features of the clean images, or one of each image's stored ones.
+        """
+        pixels = self.pixels[batch].to(device)
+        if self.views is None:
+            return augment(pixels, generator), self.teacher[batch].to(device)
+        one = torch.randint(self.views.shape[1], (len(batch),), generator=generator)
+        return see(pixels, self.views[batch, one]), self.teacher[batch, one].to(device)
 
 
 def train(
@@ -72,14 +85,14 @@ def train(
     """
     if len(data.pixels) < 2:
         raise DataError("there are fewer than two images to train on: add some to train/")
-    weights = dict(config.losses)
-    if not any(weights.values()):
+    if not any(weight for _, weight in config.losses):
         raise UserError("every loss has the weight 0: give at least one of them a weight")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = bfloat16_is_quick(device)
     student, text = student.to(device), data.text.to(device)
-    groups = param_groups_weight_decay(student, config.weight_decay)  # none on 1-d parameters
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times quicker
+    balance = Balance(config).to(device)
+    learner = nn.ModuleList([student, balance])  # all that is learned
+    optimiser = make_optimiser(config, learner)
     size = min(config.batch_size, len(data.pixels))
     steps = len(data.pixels) // size
     total = steps * config.epochs
@@ -87,7 +100,7 @@ def train(
     first_epoch, first_step, sums, seconds = 0, 0, dict[str, float](), 0.0
     if checkpoint and resume and (found := checkpoint.load()):
         tensors, counters = found
-        restore(student, optimiser, tensors)
+        restore(learner, optimiser, tensors)
         epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
         first_epoch, first_step = counters["epoch"], counters["step"]
         sums, seconds = counters["sums"], counters["seconds"]
@@ -97,7 +110,7 @@ def train(
         if checkpoint:
             counters = {"epoch": epoch, "step": step, "sums": sums, "seconds": seconds}
             counters["epochs"] = [each.model_dump(mode="json") for each in epochs]
-            checkpoint.save(flatten(student, optimiser), counters)
+            checkpoint.save(flatten(learner, optimiser), counters)
         return time.monotonic()
 
     kept = time.monotonic()
@@ -110,23 +123,23 @@ def train(
             batch = indices[step * size : (step + 1) * size]
             generator = _generator(config.seed, epoch, step)
             torch.manual_seed(generator.initial_seed())  # for the student's dropout
-            images = augment(data.pixels[batch].to(device), generator)
-            rate = _learning_rate(config, epoch * steps + step, steps, total)
+            images, teacher = data.look(batch, generator, device)
+            rate = learning_rate(config, epoch * steps + step, steps, total)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 output = student(images)
             features = Batch(
                 student=_check_finite(config, output.float()),
-                teacher=data.teacher[batch].to(device),
+                teacher=teacher,
                 text=text,
                 targets=data.targets[batch].to(device),
                 captions=None if data.captions is None else data.captions[batch].to(device),
             )
             parts = measure(features, config)
-            loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+            loss = balance(parts)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             optimiser.step()
             for name, part in parts.items():
@@ -146,9 +159,10 @@ def train(
         epochs.append(
             Epoch(
                 epoch=epoch + 1,
-                learning_rate=_learning_rate(config, (epoch + 1) * steps - 1, steps, total),
+                learning_rate=learning_rate(config, (epoch + 1) * steps - 1, steps, total),
                 loss=means.pop("loss"),
                 losses=means,
+                weights=balance.weights() if config.adaptive_weights else {},
                 seen_top1=100 * hits.double().mean().item(),
                 seconds=seconds,
                 images_per_second=steps * size / max(seconds, 1e-9),
@@ -167,15 +181,6 @@ def _check_finite(config: TrainConfig, features: Tensor) -> Tensor:
             f"learning_rate from {config.learning_rate:g} and start over"
         )
     return features
-
-
-def _learning_rate(config: TrainConfig, step: int, steps: int, total: int) -> float:
-    """Linear warm-up over `warmup_epochs`, then half a cosine down to 0."""
-    warmup = min(round(config.warmup_epochs * steps), total - 1)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _generator(*counters: int) -> torch.Generator:

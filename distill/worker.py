@@ -38,6 +38,7 @@ from distill.errors import DataError, LeaseLost, ServiceError
 
 TRAIN: Final = (sys.executable, "-m", "distill", "train")
 INTERRUPTED: Final = 75  # exit status of `distill train` that left a checkpoint
+OUT_OF_MEMORY: Final = 71  # and of one that could not get the memory it needs
 ARTIFACTS: Final = {
     "report.json": "application/json",
     "report.html": "text/html; charset=utf-8",
@@ -187,9 +188,10 @@ def work(
     command = [*command, *(part for root in data_roots for part in ("--data-root", str(root)))]
     stop = threading.Event()
     service = Service(service_url, api_key, stop)
+    claim = {"worker": name, "gpu": has_gpu(), "memory_gb": memory_gb()}
     with contextlib.closing(service), _asked_to_stop(stop):
         # A wrong address is said at once; only a service that was there is waited for.
-        answer = service.once("POST", CLAIM, body={"worker": name})
+        answer = service.once("POST", CLAIM, body=claim)
         notes.print(f"worker {name} at {service.shown}")
         while True:
             if answer.status_code == 200:
@@ -204,11 +206,24 @@ def work(
             if stop.is_set():
                 return
             try:
-                answer = service.patiently("POST", CLAIM, body={"worker": name})
+                answer = service.patiently("POST", CLAIM, body=claim)
             except ServiceAway:
                 if stop.is_set():
                     return
                 raise
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU. (Asking torch would load it into this process.)"""
+    return Path("/dev/nvidia0").exists()
+
+
+def memory_gb() -> float:
+    """The memory in GiB that this process may use: the machine's, or less where it is limited."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return round(min(limits) / 2**30, 1)
 
 
 def _lease(answer: httpx.Response, service: Service) -> Lease:
@@ -369,7 +384,8 @@ class Attempt:
         elif status == INTERRUPTED or self.stop.is_set():
             self._say("stopped; it goes on from its checkpoint when its lease has ended")
         else:
-            self._finish("failed", words)
+            # Nobody here sends SIGKILL before a reason to stop: it was the kernel.
+            self._finish("failed", words, status in (OUT_OF_MEMORY, -signal.SIGKILL))
 
     def _hand_in(self) -> None:
         try:
@@ -383,9 +399,17 @@ class Attempt:
             self._finish("succeeded")
 
     def _finish(
-        self, state: Literal["succeeded", "failed", "cancelled"], error: str | None = None
+        self,
+        state: Literal["succeeded", "failed", "cancelled"],
+        error: str | None = None,
+        out_of_memory: bool = False,
     ) -> None:
-        body = {"fence": self.lease.fence, "state": state, "error": error}
+        body = {
+            "fence": self.lease.fence,
+            "state": state,
+            "error": error,
+            "out_of_memory": out_of_memory,
+        }
         self.service.patiently("POST", f"{self.path}/finish", body=body)
         self._say(f"{state}: {error}" if error else state)
 

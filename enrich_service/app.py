@@ -55,6 +55,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Class names in; versioned, released, attribute-rich texts and training jobs out.",
         version=version("enrich-distill"),
         lifespan=lifespan,
+        docs_url=None,  # web.docs serves it without another site's scripts
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.engine = engine

@@ -20,6 +20,7 @@ from enrich_service.keys import commands as keys
 from enrich_service.keys.gate import is_loopback
 from enrich_service.keys.service import exist as keys_exist
 from enrich_service.labels import commands as labels
+from enrich_service.local_model import commands as local_model
 from enrich_service.operation import commands as operation
 from enrich_service.operation.log import configure as configure_log
 from enrich_service.prompts import commands as prompts
@@ -60,6 +61,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(operation.backup)
 app.command()(operation.restore)
 app.command()(operation.doctor)
+app.add_typer(local_model.app, name="llm")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Fixtures that all tests share: the test data beside the project, and a real running service."""
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -10,6 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+POSTGRES = os.environ.get("ENRICH_TEST_POSTGRES")  # set by tests/on_postgres.sh
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of the tests that `make postgres-test` leaves out."""
+    config.addinivalue_line("markers", "sqlite: about SQLite itself, its file or its locks")
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +55,33 @@ def clean_environment() -> Iterator[None]:
         patch.delenv("FORCE_COLOR", raising=False)
         patch.setenv("COLUMNS", "200")
         yield
+
+
+@pytest.fixture(scope="session", autouse=POSTGRES is not None)
+def on_postgres() -> Iterator[None]:
+    """Every data folder has a database of its own on the server that ENRICH_TEST_POSTGRES names."""
+    import sqlalchemy as sa
+
+    from enrich_service.core.settings import Settings
+
+    assert POSTGRES is not None
+    server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
+
+    def url_of(settings: Settings) -> str:
+        if settings.database_url is not None:
+            return settings.database_url
+        folder = str(settings.data_dir.absolute())
+        name = f"enrich_{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
+        with server.connect() as connection:
+            there = sa.text("SELECT 1 FROM pg_database WHERE datname = :name")
+            if connection.execute(there, {"name": name}).first() is None:
+                connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        return server.url.set(database=name).render_as_string(hide_password=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Settings, "sqlalchemy_url", property(url_of))
+        yield
+    server.dispose()
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class LlmServer:
         self,
         *,
         latency: float = 0.0,
+        host: str = "127.0.0.1",
         port: int = 0,
         key: str | None = None,
         model: str | None = None,
@@ -86,7 +87,7 @@ class LlmServer:
         self.answered: Counter[str] = Counter()  # good answers sent, by label
         self.in_flight = self.most_in_flight = 0
         self._scripts: defaultdict[str, deque[Answer]] = defaultdict(deque)
-        self._socket = socket.create_server(("127.0.0.1", port))
+        self._socket = socket.create_server((host, port))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -330,12 +331,15 @@ def faulty(rates: dict[str, float], seed: int = 0) -> Callable[[Call], Answer | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=RATE")
     options = parser.parse_args()
     rates = {kind: float(rate) for kind, rate in (f.split("=") for f in options.fault)}
-    server = LlmServer(latency=options.latency, port=options.port, behave=faulty(rates))
+    server = LlmServer(
+        latency=options.latency, host=options.host, port=options.port, behave=faulty(rates)
+    )
     print(server.url, flush=True)
     asyncio.run(server.serve())
 

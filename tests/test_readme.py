@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
@@ -50,3 +52,18 @@ def test_every_make_target_of_the_readme_exists():
     named = re.findall(r"make (\w+)", "\n".join(blocks()))
     assert named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+@pytest.mark.parametrize("program", ["enrich", "distill"])
+def test_every_command_and_option_that_the_readme_names_exists(program):
+    app = import_module("enrich_service.cli" if program == "enrich" else "distill.cli").app
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(rf"`({program} [^`]+)`", readme)
+    assert len(named) > 5
+    for line in named:
+        command, words = typer.main.get_command(app), line.split()[1:]
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not getattr(command, "commands", {}) or not words, line
+        known = {option for one in command.params for option in one.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line

@@ -8,7 +8,7 @@ from datetime import datetime
 from fastapi import Request
 from sqlmodel import Field, Session, SQLModel
 
-from enrich_service.core.caller import NOBODY, Caller
+from enrich_service.core.caller import Caller
 from enrich_service.core.database import UtcDateTime, utcnow
 
 MAX_PATH = 500  # characters
@@ -31,7 +31,7 @@ class AuditEntry(SQLModel, table=True):
 
 def record(session: Session, request: Request) -> None:
     """Add a row for `request`, in the transaction that makes its change."""
-    caller: Caller = getattr(request.state, "caller", NOBODY)
+    caller: Caller = request.state.caller
     route = request.scope.get("route")
     session.add(
         AuditEntry(

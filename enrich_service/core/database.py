@@ -65,9 +65,10 @@ def utcnow() -> datetime:
 
 def make_engine(url: str) -> Engine:
     """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right."""
-    # As many connections as the web server has threads (40), and some for background work.
+    # More connections than can be wanted at once: by those that keep one from thread to thread
+    # (30 readers and 8 writers, see dependencies), by the 40 threads, and by background work.
     # Parameters stay out of error messages: they hold what users wrote.
-    options: dict[str, Any] = {"pool_size": 10, "max_overflow": 40, "hide_parameters": True}
+    options: dict[str, Any] = {"pool_size": 10, "max_overflow": 80, "hide_parameters": True}
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, **options)
     engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **options)

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from enrich_service.core import audit
-from enrich_service.core.caller import NOBODY, Caller, Scope
+from enrich_service.core.caller import Caller, Scope
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Forbidden
 from enrich_service.core.settings import Settings
@@ -29,7 +29,7 @@ def _settings(request: Request) -> Settings:
 
 
 def _caller(request: Request) -> Caller:
-    caller: Caller = getattr(request.state, "caller", NOBODY)
+    caller: Caller = request.state.caller  # set by the gate; without it nothing is let in
     return caller
 
 
@@ -67,7 +67,9 @@ def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:
 
 
 # The database transaction itself begins with the first statement, inside the route.
-ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+# Readers wait too, for they keep a connection while they wait for a thread to end in: with every
+# thread waiting for a connection, and every connection for a thread, nothing would move.
+ReadSession = Annotated[Session, Depends(_read_session, scope="function", max_concurrency=30)]
 # Writers wait for each other before they take a thread: were all threads waiting for the write
 # lock, the one that holds it would find no thread to finish in.
 WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]

@@ -53,7 +53,7 @@ def prestart(engine: Engine, settings: Settings) -> None:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         database = engine.url.database
-        if engine.dialect.name == "sqlite" and database:
+        if engine.dialect.name == "sqlite" and database and not database.startswith("file:"):
             Path(database).parent.mkdir(parents=True, exist_ok=True)
         config = alembic_config(engine)
         head = ScriptDirectory.from_config(config).get_current_head()

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.settings import Settings
 from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
@@ -113,6 +113,8 @@ def open_model(settings: Settings) -> LanguageModel:
             "server than OpenAI's (a local one such as http://127.0.0.1:8080/v1 needs no key, "
             "replay:FILE.jsonl answers from a file)"
         )
+    if key and not (key.isascii() and key.isprintable()):  # it would break the HTTP header
+        raise InvalidInput("OPENAI_API_KEY holds characters that no key has: copy it once more")
     check_host(settings.llm_url, settings.llm_hosts)
     return ChatModel(settings.llm_url, key, settings.llm_timeout_seconds)
 

@@ -1,15 +1,20 @@
 """`enrich import` and `enrich export`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from sqlmodel import Session
 
 from contract import Release
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
-from enrich_service.exchange import service
+from enrich_service.exchange import class_lists, csv_files, manifest, service
+from enrich_service.exchange.schemas import Imported
+from enrich_service.labels import service as label_service
+from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 
 import_app = typer.Typer(no_args_is_help=True, help="Take in texts from files.")
@@ -19,6 +24,7 @@ File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
 Target = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write; default: standard output.")
 ]
+ReleaseName = Annotated[str, typer.Argument(help="Name or id.")]
 
 
 def _read(path: Path) -> str:
@@ -64,12 +70,21 @@ def import_jsonl(file: File, json: Json = False) -> None:
 
 @import_app.command("release")
 def import_release(
-    file: File,
+    file: Annotated[
+        Path, typer.Argument(exists=True, help="JSON, or a folder of `enrich export folder`.")
+    ],
     name: Annotated[str | None, typer.Option(help="Another name for it here.")] = None,
     label_set: Annotated[str | None, typer.Option(help="Another label set for it here.")] = None,
     json: Json = False,
 ) -> None:
-    """Import a release; it keeps its hash."""
+    """Import a release; it keeps its hash. A folder brings the prompts that were used along."""
+    if file.is_dir():
+        if name or label_set:
+            raise InvalidInput("A folder is imported under its own names: import its release.json")
+        with write_session() as session:
+            done = manifest.read_folder(session, file)
+        show(done, json=json)
+        return
     try:
         release = Release.model_validate_json(_read(file))
     except ValidationError as error:
@@ -82,6 +97,87 @@ def import_release(
     show(view, json=json)
 
 
+@import_app.command("release-csv")
+def import_release_csv(
+    file: File,
+    name: Annotated[str, typer.Argument(help="Name of the release.")],
+    label_set: Annotated[str, typer.Argument(help="Made where it does not exist.")],
+    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    json: Json = False,
+) -> None:
+    """Make a release of the texts in a CSV file; the same texts have the same hash."""
+    with write_session() as session:
+        row, _ = csv_files.import_release_csv(
+            session, file.read_bytes(), name=name, label_set=label_set, author=author
+        )
+        view = release_service.view(session, row)
+    show(view, json=json)
+
+
+@import_app.command("generations")
+def import_generations(file: File, json: Json = False) -> None:
+    """Import generations from CSV; the prompts and label sets that they name must be here."""
+    with write_session() as session:
+        done = csv_files.import_generations_csv(session, file.read_bytes())
+    show(done, json=json)
+
+
+def _import_lists(
+    kind: PromptKind, file: Path, label_set: str, author: str, check_texts: bool, json: bool
+) -> None:
+    lists = class_lists.read(_read(file))
+    with write_session() as session:
+        done: Imported = class_lists.import_lists(
+            session,
+            lists,
+            label_set=label_set,
+            kind=kind,
+            author=author,
+            check_texts=check_texts,
+        )
+    show(done, json=json)
+
+
+LabelSetName = Annotated[
+    str, typer.Argument(help="Label set; made of the names where it does not exist.")
+]
+Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
+Check = Annotated[bool, typer.Option("--check/--no-check", help="Store faulty texts as rejected.")]
+
+
+@import_app.command("descriptors")
+def import_descriptors(
+    file: File,
+    label_set: LabelSetName,
+    author: Author = "",
+    check_texts: Check = True,
+    json: Json = False,
+) -> None:
+    """Import JSON of class names and short descriptors, as classify-by-description has it."""
+    _import_lists(PromptKind.ATTRIBUTES, file, label_set, author, check_texts, json)
+
+
+@import_app.command("sentences")
+def import_sentences(
+    file: File,
+    label_set: LabelSetName,
+    author: Author = "",
+    check_texts: Check = True,
+    json: Json = False,
+) -> None:
+    """Import JSON of class names and sentences, as CuPL has it."""
+    _import_lists(PromptKind.SENTENCES, file, label_set, author, check_texts, json)
+
+
+def _write(lines: Iterable[str], output: Path | None) -> None:
+    if output is None:
+        for line in lines:
+            typer.echo(line, nl=False)
+        return
+    with output.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+
+
 @export_app.command("jsonl")
 def export_jsonl(
     label_set: Annotated[str | None, typer.Option(help="Only what belongs to it.")] = None,
@@ -89,39 +185,86 @@ def export_jsonl(
 ) -> None:
     """Write label sets, prompts, texts with their provenance and releases."""
     with read_session() as session:
-        lines = service.export_jsonl(session, label_set)
-        if output is None:
-            for line in lines:
-                typer.echo(line, nl=False)
-            return
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
+        _write(service.export_jsonl(session, label_set), output)
+
+
+def _release(session: Session, name: str) -> Release:
+    return release_service.parsed(
+        release_service.get(session, release_service.named(session, name))
+    )
+
+
+@export_app.command("folder")
+def export_folder(
+    release: ReleaseName,
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="A new or empty folder.")],
+    json: Json = False,
+) -> None:
+    """Write all that a paper publishes of a release: texts in every format, and a manifest.
+
+    `enrich import release FOLDER` takes it in elsewhere, with the same hash.
+    """
+    with read_session() as session:
+        found = manifest.write_folder(session, _release(session, release), folder)
+    show(found, json=json, columns=("release", "hash", "labels", "texts", "models", "files"))
+
+
+@export_app.command("release-csv")
+def export_release_csv(release: ReleaseName, output: Target = None) -> None:
+    """Write the texts of a release as CSV."""
+    with read_session() as session:
+        _write(csv_files.release_csv(_release(session, release)), output)
+
+
+@export_app.command("labels")
+def export_labels(
+    label_set: Annotated[str, typer.Argument(help="Name.")], output: Target = None
+) -> None:
+    """Write a label set as CSV, for `enrich labels add --csv`."""
+    with read_session() as session:
+        _write(label_service.to_csv(session, label_service.get(session, label_set)), output)
+
+
+@export_app.command("generations")
+def export_generations(
+    label_set: Annotated[str | None, typer.Option(help="Only what serves it.")] = None,
+    output: Target = None,
+) -> None:
+    """Write generations with their provenance as CSV."""
+    with read_session() as session:
+        _write(csv_files.generations_csv(session, label_set), output)
+
+
+@export_app.command("descriptors")
+def export_descriptors(release: ReleaseName, output: Target = None) -> None:
+    """Write the attributes of a release as JSON, as classify-by-description has it."""
+    with read_session() as session:
+        _write([class_lists.written(class_lists.descriptors(_release(session, release)))], output)
+
+
+@export_app.command("sentences")
+def export_sentences(release: ReleaseName, output: Target = None) -> None:
+    """Write the sentences of a release as JSON, as CuPL has it."""
+    with read_session() as session:
+        _write([class_lists.written(class_lists.sentences(_release(session, release)))], output)
 
 
 @export_app.command("release")
-def export_release(
-    release: Annotated[str, typer.Argument(help="Name or id.")], output: Target = None
-) -> None:
+def export_release(release: ReleaseName, output: Target = None) -> None:
     """Write a release as JSON, with where each text came from."""
     with read_session() as session:
         found = release_service.get(session, release_service.named(session, release))
-        body = found.body.decode() + "\n"
-    if output is None:
-        typer.echo(body, nl=False)
-    else:
-        output.write_text(body, "utf-8")
+        _write([found.body.decode(), "\n"], output)
 
 
 @export_app.command("pairs")
 def export_pairs(
-    release: Annotated[str, typer.Argument(help="Name or id.")],
+    release: ReleaseName,
     folder: Annotated[Path, typer.Argument(file_okay=False, help="Where the two files go.")],
 ) -> None:
     """Write a release as the paper's label2text.txt and chatgpt.txt."""
     with read_session() as session:
-        found = release_service.parsed(
-            release_service.get(session, release_service.named(session, release))
-        )
+        found = _release(session, release)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "label2text.txt").write_text(service.label2text(found), "utf-8")
     (folder / "chatgpt.txt").write_text(service.descriptions(found), "utf-8")

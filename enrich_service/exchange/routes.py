@@ -1,24 +1,40 @@
 """Import and export over REST."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, File, Form, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy import Engine
 
+from contract import Release
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import EngineDep, Id, ReadSession, WriteSession
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.problems import problems
-from enrich_service.exchange import service
-from enrich_service.exchange.schemas import Imported
+from enrich_service.exchange import class_lists, csv_files, manifest, service
+from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.labels import service as label_service
+from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
+from enrich_service.releases.schemas import ReleaseView
 
 router = APIRouter(prefix="/v1", tags=["import and export"])
 
 NDJSON = "application/x-ndjson"
+CSV = "text/csv; charset=utf-8"
+_DUCKS = "key,name,context,description\nmallard,mallard,a bird,A duck with a green head.\n"
+_GENERATIONS = 'id,kind,source,status,label_name,parsed\n1,description,import,accepted,teal,"{}"\n'
+_LISTS = {"application/json": {"example": {"teal": ["a green wing patch", "a chestnut head"]}}}
+
+
+def _csv(description: str, example: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": description, "content": {CSV: {"example": example}}}}
+
+
+def _download(lines: Iterator[str], name: str) -> StreamingResponse:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines, media_type=CSV, headers=headers)
 
 
 def _text(what: str, data: bytes) -> str:
@@ -135,3 +151,143 @@ def export_label2text(release_id: Id, session: ReadSession) -> str:
 def export_descriptions(release_id: Id, session: ReadSession) -> str:
     """The descriptions of a release; the n-th line describes the n-th label."""
     return service.descriptions(release_service.parsed(release_service.get(session, release_id)))
+
+
+def _release(session: ReadSession, release_id: int) -> Release:
+    return release_service.parsed(release_service.get(session, release_id))
+
+
+@router.get(
+    "/releases/{release_id}/manifest.json",
+    summary="Where the texts of a release came from",
+    responses=problems(404),
+)
+def show_manifest(release_id: Id, session: ReadSession) -> Manifest:
+    """The sources and models of a release in numbers, and the prompts that were used in full."""
+    return manifest.manifest(session, _release(session, release_id))
+
+
+@router.get(
+    "/releases/{release_id}/descriptors.json",
+    summary="Descriptors as classify-by-description has them",
+    responses=problems(404, 409) | {200: {"content": _LISTS}},
+)
+def export_descriptors(release_id: Id, session: ReadSession) -> dict[str, list[str]]:
+    """The attributes of a release as one JSON object: class name to short descriptors."""
+    return class_lists.descriptors(_release(session, release_id))
+
+
+@router.get(
+    "/releases/{release_id}/sentences.json",
+    summary="Sentences as CuPL has them",
+    responses=problems(404, 409) | {200: {"content": _LISTS}},
+)
+def export_sentences(release_id: Id, session: ReadSession) -> dict[str, list[str]]:
+    """The sentences of a release as one JSON object: class name to sentences."""
+    return class_lists.sentences(_release(session, release_id))
+
+
+@router.get(
+    "/releases/{release_id}/release.csv",
+    summary="A release as CSV",
+    response_class=StreamingResponse,
+    responses=problems(404) | _csv("Lists and objects in JSON; formulas neutralised", _DUCKS),
+)
+def export_release_csv(release_id: Id, session: ReadSession) -> StreamingResponse:
+    """The texts of a release, a label a line."""
+    return _download(csv_files.release_csv(_release(session, release_id)), "release.csv")
+
+
+@router.get(
+    "/label-sets/{name}/labels.csv",
+    summary="A label set as CSV",
+    response_class=StreamingResponse,
+    responses=problems(404) | _csv("Columns key,name,context; formulas neutralised", _DUCKS),
+)
+def export_labels(name: str, session: ReadSession) -> StreamingResponse:
+    """The labels of a label set, as its upload takes them."""
+    label_set = label_service.get(session, name)
+    return _download(label_service.to_csv(session, label_set), "labels.csv")
+
+
+def _generation_lines(engine: Engine, label_set: str | None) -> Iterator[str]:
+    with reading(engine) as session:
+        yield from csv_files.generations_csv(session, label_set)
+
+
+@router.get(
+    "/export/generations.csv",
+    summary="Generations as CSV",
+    response_class=StreamingResponse,
+    responses=problems(404) | _csv("With their provenance; formulas neutralised", _GENERATIONS),
+)
+def export_generations(
+    engine: EngineDep,
+    session: ReadSession,
+    label_set: Annotated[str | None, Query(description="Only what serves it")] = None,
+) -> StreamingResponse:
+    """All generations, a line each; lists and objects stand in their cells as JSON."""
+    if label_set is not None:
+        label_service.get(session, label_set)
+    return _download(_generation_lines(engine, label_set), "generations.csv")
+
+
+@router.post(
+    "/import/generations.csv",
+    summary="Import generations from CSV",
+    responses=problems(404, 413),
+)
+def import_generations(
+    body: Annotated[bytes, Body(media_type="text/csv", examples=[_GENERATIONS])],
+    session: WriteSession,
+) -> Imported:
+    """Take in generations; the prompts and label sets that they name must be here already."""
+    return csv_files.import_generations_csv(session, body)
+
+
+@router.post(
+    "/import/release.csv",
+    status_code=201,
+    summary="Import a release from CSV",
+    responses=problems(409, 413),
+)
+def import_release_csv(
+    body: Annotated[bytes, Body(media_type="text/csv", examples=[_DUCKS])],
+    session: WriteSession,
+    name: Annotated[str, Query(description="Name of the release")],
+    label_set: Annotated[str, Query(description="Its label set; made where it does not exist")],
+    author: str = "",
+) -> ReleaseView:
+    """Make a release of the texts in a CSV file; the same texts have the same hash."""
+    row, _ = csv_files.import_release_csv(
+        session, body, name=name, label_set=label_set, author=author
+    )
+    return release_service.view(session, row)
+
+
+@router.post(
+    "/import/lists",
+    status_code=201,
+    summary="Import lists of descriptors or sentences",
+    responses=problems(409, 413),
+)
+def import_lists(
+    body: Annotated[dict[str, list[str]], Body(examples=[{"teal": ["a green wing patch"]}])],
+    session: WriteSession,
+    label_set: Annotated[str, Query(description="Made of the names where it does not exist")],
+    kind: Annotated[
+        Literal["attributes", "sentences"],
+        Query(description="attributes: classify-by-description; sentences: CuPL"),
+    ],
+    author: str = "",
+    check_texts: Annotated[bool, Query(description="Store faulty texts as rejected")] = True,
+) -> Imported:
+    """Take in a JSON object of class names and lists, as two other papers publish them."""
+    return class_lists.import_lists(
+        session,
+        body,
+        label_set=label_set,
+        kind=PromptKind(kind),
+        author=author,
+        check_texts=check_texts,
+    )

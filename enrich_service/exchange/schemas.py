@@ -122,3 +122,57 @@ class Imported(BaseModel):
     releases: list[str] = []
     there_already: int = 0
     problems: Annotated[list[str], Field(description="Why texts were rejected, first 100")] = []
+
+
+class ModelUse(BaseModel):
+    """How many texts of a release one model wrote; `resolved` is what the server called itself."""
+
+    requested: str
+    resolved: str | None
+    texts: int
+
+
+class Manifest(BaseModel):
+    """Where the texts of a release came from, whole enough to make them again."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "release": "ducks-1",
+                    "hash": "4be2" * 16,
+                    "label_set": "ducks",
+                    "labels": 200,
+                    "message": "First texts",
+                    "author": "ada",
+                    "created_at": "2026-01-02T03:04:05Z",
+                    "texts": {"description by model": 198, "description by person": 2},
+                    "models": [
+                        {
+                            "requested": "gpt-4o-mini",
+                            "resolved": "gpt-4o-mini-2024-07-18",
+                            "texts": 198,
+                        }
+                    ],
+                    "prompts": [],
+                    "service_version": "0.1.0",
+                    "files": {},
+                }
+            ]
+        }
+    )
+
+    release: str
+    hash: str
+    label_set: str
+    labels: int
+    message: str
+    author: str
+    created_at: datetime
+    texts: Annotated[dict[str, int], Field(description="How many, by field and source")]
+    models: list[ModelUse]
+    prompts: Annotated[list[VersionRecord], Field(description="Every version that was used, whole")]
+    service_version: str
+    files: Annotated[
+        dict[str, str], Field(description="SHA-256 of each file beside this one, where exported")
+    ] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 from contract import Release
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import check_text, shortened
-from enrich_service.enrichment.answers import Taken
+from enrich_service.enrichment.answers import Taken, texts_of
 from enrich_service.enrichment.models import (
     Generation,
     GenerationSource,
@@ -79,33 +79,56 @@ def import_pairs(
             f"There are {len(labels)} labels and {len(lines)} lines of text: "
             "the n-th line must describe the n-th label"
         )
+    given = [
+        (label, {"description": " ".join(line.split())}, line)
+        for label, line in zip(label_service.labels_of(session, label_set), lines, strict=True)
+    ]
+    take_in_texts(
+        session, result, PromptKind.DESCRIPTION, given, author=author, check_texts=check_texts
+    )
+    return result
+
+
+def take_in_texts(
+    session: Session,
+    result: Imported,
+    kind: PromptKind,
+    given: Iterable[tuple[Label, dict[str, Any], str]],
+    *,
+    author: str,
+    check_texts: bool,
+) -> None:
+    """Store one imported text for each label, its content parsed and raw; count it in `result`.
+
+    With `check_texts`, one that the validators find faulty is stored as rejected.
+    """
     taken = Taken()
     rows = []
-    for label, line in zip(label_service.labels_of(session, label_set), lines, strict=True):
-        text = " ".join(line.split())
+    for label, parsed, raw in given:
+        texts = texts_of(kind, parsed)
         answer = Answer(
             label.name,
             label.context,
-            PromptKind.DESCRIPTION,
-            raw=line,
-            parsed={"description": text},
-            texts=(text,),
+            kind,
+            raw=raw,
+            parsed=parsed,
+            texts=texts,
             others=taken.by_others_than(label.name),
         )
         verdict = check(DEFAULT_RULES if check_texts else [{"rule": "empty"}], answer)
         accepted = not verdict.problems
         if accepted:
-            taken.add(label.name, PromptKind.DESCRIPTION, (text,))
+            taken.add(label.name, kind, texts)
         rows.append(
             Generation(
                 source=GenerationSource.IMPORT,
                 status=GenerationStatus.ACCEPTED if accepted else GenerationStatus.REJECTED,
-                kind=PromptKind.DESCRIPTION,
+                kind=kind,
                 label_id=label.id,
                 label_name=label.name,
                 label_context=label.context,
-                raw_reply=line,
-                parsed={"description": text},
+                raw_reply=raw,
+                parsed=parsed,
                 problems=list(verdict.problems),
                 flags=list(verdict.flags),
                 calls=0,
@@ -115,10 +138,10 @@ def import_pairs(
         result.problems += [f"{label.name!r}: {problem}" for problem in verdict.problems]
     session.add_all(rows)
     session.flush()
-    result.generations = sum(row.status is GenerationStatus.ACCEPTED for row in rows)
-    result.rejected = len(rows) - result.generations
+    accepted_rows = sum(row.status is GenerationStatus.ACCEPTED for row in rows)
+    result.generations += accepted_rows
+    result.rejected += len(rows) - accepted_rows
     result.problems = result.problems[:_SHOWN_PROBLEMS]
-    return result
 
 
 def label2text(release: Release) -> str:
@@ -148,28 +171,8 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
         confusable = {row.key: [other.key for other in others] for row, others in near if others}
         yield _line(LabelSetRecord(name=one.name, labels=labels, confusable=confusable))
     yield from _export_prompts(session)
-    query = (
-        sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
-        .outerjoin(Label, col(Label.id) == col(Generation.label_id))
-        .outerjoin(LabelSet, col(LabelSet.id) == col(Label.label_set_id))
-        .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
-        .order_by(col(Generation.id))
-        .execution_options(yield_per=500)
-    )
-    if label_set is not None:
-        query = query.where(_serves(chosen[0]))
-    for row, key, set_name, prompt_hash in session.execute(query):
-        yield _line(
-            GenerationRecord(
-                id=row.id,
-                parent_id=row.parent_id,
-                label_set=set_name,
-                label_key=key,
-                prompt_hash=prompt_hash,
-                **{name: getattr(row, name) for name in GENERATION_FIELDS},
-            )
-        )
-        session.expunge(row)
+    for record in generation_records(session, label_set):
+        yield _line(record)
     said = select(TextReview).order_by(col(TextReview.id))
     if label_set is not None:
         said = said.join(Generation).where(_serves(chosen[0]))
@@ -189,6 +192,30 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
         yield _line(ReleaseRecord(release=Release.model_validate_json(body)))
 
 
+def generation_records(session: Session, label_set: str | None = None) -> Iterator[BaseModel]:
+    """All generations (that serve one label set) with their provenance, the oldest first."""
+    query = (
+        sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
+        .outerjoin(Label, col(Label.id) == col(Generation.label_id))
+        .outerjoin(LabelSet, col(LabelSet.id) == col(Label.label_set_id))
+        .outerjoin(PromptVersion, col(PromptVersion.id) == col(Generation.prompt_version_id))
+        .order_by(col(Generation.id))
+        .execution_options(yield_per=500)
+    )
+    if label_set is not None:
+        query = query.where(_serves(label_service.get(session, label_set)))
+    for row, key, set_name, prompt_hash in session.execute(query):
+        yield GenerationRecord(
+            id=row.id,
+            parent_id=row.parent_id,
+            label_set=set_name,
+            label_key=key,
+            prompt_hash=prompt_hash,
+            **{name: getattr(row, name) for name in GENERATION_FIELDS},
+        )
+        session.expunge(row)
+
+
 def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
     """Generations that belong to a label of `label_set`, by id or by name and context."""
     return (
@@ -204,18 +231,8 @@ def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
 
 def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
-        tags = prompt_service.tags_of(session, prompt)
         for version in reversed(prompt_service.versions(session, prompt)):
-            content = version.model_dump(exclude={"id", "prompt_id"})
-            yield _line(
-                VersionRecord(
-                    prompt=prompt.name,
-                    kind=PromptKind(prompt.kind),
-                    summary=prompt.summary,
-                    tags=tags,
-                    **content,
-                )
-            )
+            yield _line(version_record(session, prompt, version))
         aliases = session.exec(
             select(Alias, PromptVersion.content_hash)
             .join(PromptVersion, col(PromptVersion.id) == col(Alias.version_id))
@@ -230,6 +247,17 @@ def _export_prompts(session: Session) -> Iterator[str]:
                     protected=alias.protected,
                 )
             )
+
+
+def version_record(session: Session, prompt: Prompt, version: PromptVersion) -> VersionRecord:
+    """A prompt version with all that it holds."""
+    return VersionRecord(
+        prompt=prompt.name,
+        kind=PromptKind(prompt.kind),
+        summary=prompt.summary,
+        tags=prompt_service.tags_of(session, prompt),
+        **version.model_dump(exclude={"id", "prompt_id"}),
+    )
 
 
 def _line(record: BaseModel) -> str:
@@ -252,20 +280,28 @@ def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
 
     What is there already is left as it is; nothing is overwritten.
     """
-    return _Import(session).run(lines)
+    return Importer(session).run(lines)
 
 
-class _Import:
-    """One import: maps what the file calls things to the rows of this database."""
+class Importer:
+    """One import: maps what the file calls things to the rows of this database.
 
-    def __init__(self, session: Session) -> None:
+    `here`: the file holds no prompts and label sets; it names those of this database.
+    """
+
+    def __init__(self, session: Session, *, here: bool = False) -> None:
         self.session = session
+        self.here = here
         self.done = Imported()
         self.versions: dict[str, int] = {}  # content hash → id
         self.generations: dict[int, int] = {}  # id in the file → id here
         self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
+        if here:
+            known = select(PromptVersion.content_hash, PromptVersion.id)
+            self.versions = {digest: id for digest, id in session.exec(known) if id is not None}
 
     def run(self, lines: Iterable[str]) -> Imported:
+        """Take in the lines of a JSONL export."""
         number = 0
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -278,7 +314,7 @@ class _Import:
                 model = _RECORDS.get(str(kind))
                 if model is None:
                     raise InvalidInput(f"there is no record {shortened(str(kind))}")
-                self._take(model.model_validate_json(line))
+                self.take(model.model_validate_json(line))
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 where = ".".join(str(part) for part in first["loc"]) or "the record"
@@ -292,7 +328,8 @@ class _Import:
         self.session.flush()
         return self.done
 
-    def _take(self, record: BaseModel) -> None:
+    def take(self, record: BaseModel) -> None:
+        """Take in one record; what is there already stays as it is."""
         if isinstance(record, LabelSetRecord):
             self._label_set(record)
         elif isinstance(record, VersionRecord):
@@ -301,13 +338,14 @@ class _Import:
             self._alias(record)
         elif isinstance(record, ReleaseRecord):
             row, new = release_service.take_in(self.session, record.release)
-            self._note(self.done.releases, row.name, new)
+            self.note(self.done.releases, row.name, new)
         elif isinstance(record, GenerationRecord):
             self._generation(record)
         elif isinstance(record, ReviewRecord):
             self._review(record)
 
-    def _note(self, names: list[str], name: str, new: bool) -> None:
+    def note(self, names: list[str], name: str, new: bool) -> None:
+        """Count `name` as added, or as there already."""
         if new:
             names.append(name)
         else:
@@ -315,12 +353,15 @@ class _Import:
 
     def _label_set(self, record: LabelSetRecord) -> None:
         row, new = release_service.label_set_of(self.session, record.name, record.labels)
-        self._note(self.done.label_sets, record.name, new)
+        self.note(self.done.label_sets, record.name, new)
         if new:
             label_service.set_confusable(self.session, row, record.confusable)
-        self.labels[record.name] = {
+        self._know(row)
+
+    def _know(self, label_set: LabelSet) -> None:
+        self.labels[label_set.name] = {
             label.key: label.id
-            for label in label_service.labels_of(self.session, row)
+            for label in label_service.labels_of(self.session, label_set)
             if label.id is not None
         }
 
@@ -363,7 +404,7 @@ class _Import:
             self.session.add(version)
         assert version.id is not None
         self.versions[record.content_hash] = version.id
-        self._note(self.done.prompt_versions, f"{record.prompt} {version.number}", new)
+        self.note(self.done.prompt_versions, f"{record.prompt} {version.number}", new)
 
     def _alias(self, record: AliasRecord) -> None:
         prompt = prompt_service.get(self.session, record.prompt)
@@ -388,9 +429,10 @@ class _Import:
             self.done.there_already += 1
             return
         if record.prompt_hash is not None and record.prompt_hash not in self.versions:
-            raise InvalidInput(
-                f"generation {record.id} names a prompt version that is not in the file"
-            )
+            where = "here: import the prompt first" if self.here else "in the file"
+            raise InvalidInput(f"generation {record.id} names a prompt version that is not {where}")
+        if self.here and record.label_set is not None and record.label_set not in self.labels:
+            self._know(label_service.get(self.session, record.label_set))
         if record.parent_id is not None and record.parent_id not in self.generations:
             raise InvalidInput(f"generation {record.id} comes before its parent")
         row = Generation(

@@ -62,3 +62,11 @@ def confusable(job_id: int, json: Json = False) -> None:
     with write_session() as session:
         found = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
     show(found, json=json)
+
+
+@app.command()
+def retry(job_id: int, json: Json = False) -> None:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    with write_session() as session:
+        view = service.view(session, service.retry(session, job_id))
+    show(view, json=json, columns=("id", "state", "attempts"))

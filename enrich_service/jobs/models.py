@@ -16,12 +16,16 @@ class JobRow(SQLModel, table=True):
     __tablename__ = "job"
 
     id: int | None = Field(default=None, primary_key=True)
-    release_id: int = Field(foreign_key="release.id", index=True)
+    release_id: int | None = Field(default=None, foreign_key="release.id", index=True)
+    after_run: int | None = Field(default=None, foreign_key="run.id", index=True)
     config: dict[str, Any] = Field(sa_type=JSON)  # contract.TrainConfig
     priority: int = 0
     state: JobState = Field(default=JobState.QUEUED, index=True, sa_type=enum_column(JobState))
     attempts: int = 0
     max_attempts: int = 3
+    needs_gpu: bool = False
+    needs_memory_gb: float = 0.0
+    shrink_batch: bool = False
     fence: int = 0
     cancel_requested: bool = False
     worker: str | None = None

@@ -38,7 +38,9 @@ def learn_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
     in no pair keep what was known of them.
     """
     report = read(session, folder, job_id)
-    release = release_service.get(session, service.get(session, job_id).release_id)
+    release_id = service.get(session, job_id).release_id
+    assert release_id is not None  # or it could not have trained
+    release = release_service.get(session, release_id)
     label_set = session.get_one(LabelSet, release.label_set_id)
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for label in label_service.labels_of(session, label_set):

@@ -66,19 +66,13 @@ _JOB = _json_example(200, JOB_EXAMPLE)
     "",
     status_code=201,
     summary="Queue a job",
-    responses=problems(404) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
+    responses=problems(404, 409) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
 )
 def create_job(
     body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
 ) -> Job:
-    """Queue the training of a student on a release."""
-    row = service.create(
-        session,
-        body.release_id,
-        body.config,
-        priority=body.priority,
-        max_attempts=body.max_attempts,
-    )
+    """Queue the training of a student on a release, or on what a run will have given."""
+    row = service.create(session, **dict(body))
     return service.view(session, row)
 
 
@@ -102,8 +96,10 @@ def list_jobs(
     | {204: {"description": "Nothing to do"}},
 )
 def claim_job(body: Claim, session: WorkSession, settings: SettingsDep) -> Lease | Response:
-    """Give a worker the most urgent job that waits, with its release, for a limited time."""
-    lease = service.claim(session, body.worker, settings.lease_seconds)
+    """Give a worker the most urgent job that it has enough for, with its release, for a time."""
+    lease = service.claim(
+        session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
+    )
     return lease if lease is not None else Response(status_code=204)
 
 
@@ -117,6 +113,12 @@ def show_job(job_id: Id, session: ReadSession) -> Job:
 def cancel_job(job_id: Id, session: WriteSession) -> Job:
     """Cancel a job: at once where it waits, else its worker is told with the next heartbeat."""
     return service.view(session, service.cancel(session, job_id))
+
+
+@router.post("/{job_id}/retry", summary="Retry a job", responses=problems(404, 409) | _JOB)
+def retry_job(job_id: Id, session: WriteSession) -> Job:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    return service.view(session, service.retry(session, job_id))
 
 
 @router.post("/{job_id}/heartbeat", summary="Renew a lease", responses=problems(404, 409))
@@ -138,7 +140,9 @@ def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored
 @router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
 def finish_job(job_id: Id, body: Finish, session: WriteSession) -> Job:
     """End a job. Saying it again is no error; 409: the lease has ended."""
-    row = service.finish(session, job_id, body.fence, body.state, body.error)
+    row = service.finish(
+        session, job_id, body.fence, body.state, body.error, out_of_memory=body.out_of_memory
+    )
     return service.view(session, row)
 
 

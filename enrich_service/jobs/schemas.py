@@ -22,8 +22,11 @@ JOB_EXAMPLE: dict[str, Any] = {
     "id": 1,
     "release_id": 1,
     "release_hash": "4be2" * 16,
+    "after_run": None,
     "config": _CONFIG,
     "priority": 0,
+    "needs": {"gpu": False, "memory_gb": 0},
+    "shrink_batch": False,
     "state": "running",
     "attempts": 1,
     "max_attempts": 3,
@@ -98,9 +101,13 @@ def _example(**example: object) -> ConfigDict:
 class Claim(BaseModel):
     """A worker asks for work."""
 
-    model_config = _example(worker="gpu-1")
+    model_config = _example(worker="gpu-1", gpu=True, memory_gb=64)
 
     worker: Annotated[str, Field(description="What people call the worker")]
+    gpu: Annotated[bool, Field(description="It has a GPU")] = False
+    memory_gb: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="Its main memory in GiB")
+    ] = 0
 
 
 class Heartbeat(BaseModel):
@@ -170,6 +177,7 @@ class Finish(BaseModel):
     fence: Fence
     state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
     error: Annotated[str | None, Field(description="One line, for a failed job")] = None
+    out_of_memory: Annotated[bool, Field(description="That is why it failed")] = False
 
 
 class ArtifactView(BaseModel):

@@ -12,38 +12,58 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from contract import Event, EventKind, Job, JobState, Lease, TrainConfig
+from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, LeaseLost, NotFound
+from enrich_service.core.errors import Conflict, LeaseLost, NotFound, UserError
 from enrich_service.core.text import check_line, check_text
+from enrich_service.enrichment import service as runs
+from enrich_service.enrichment.models import Run, RunState
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import EventIn
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
+from enrich_service.releases.schemas import ReleaseSource
 
 HELD = (JobState.LEASED, JobState.RUNNING)
 MAX_ERROR = 2000  # characters
+SMALLEST_BATCH = 2  # contract.TrainConfig takes no smaller one
+_FRUITLESS = (RunState.FAILED, RunState.CANCELLED)
 
 
 def create(
     session: Session,
-    release_id: int,
+    release_id: int | None,
     config: TrainConfig,
     *,
+    after_run: int | None = None,
     priority: int = 0,
     max_attempts: int = 3,
+    needs: Needs = Needs(),  # noqa: B008 - frozen
+    shrink_batch: bool = False,
 ) -> JobRow:
-    """Put a job into the queue. Raises NotFound without its release."""
-    release_service.get(session, release_id)
+    """Put a job into the queue, for a release or for what a run will have given.
+
+    Raises NotFound without that release or run, Conflict where the run has failed.
+    """
+    if release_id is not None:
+        release_service.get(session, release_id)
+    if after_run is not None:
+        run = runs.get_run(session, after_run)
+        if run.state in _FRUITLESS:
+            raise Conflict(f"Run {after_run} has {run.state}: retry it first.")
     row = JobRow(
         release_id=release_id,
+        after_run=after_run,
         config=config.model_dump(mode="json"),
         priority=priority,
         max_attempts=max_attempts,
+        needs_gpu=needs.gpu,
+        needs_memory_gb=needs.memory_gb,
+        shrink_batch=shrink_batch,
     )
     session.add(row)
     session.flush()
-    _tell_state(session, row)
+    _tell_state(session, row, **({"waits_for_run": after_run} if after_run else {}))
     return row
 
 
@@ -57,8 +77,13 @@ def get(session: Session, job_id: int, *, lock: bool = False) -> JobRow:
 
 def view(session: Session, row: JobRow) -> Job:
     """`row` as it crosses the wire."""
-    digest = session.exec(select(ReleaseRow.hash).where(ReleaseRow.id == row.release_id)).one()
-    return Job(release_hash=digest, **row.model_dump(exclude={"fence"}))
+    query = select(ReleaseRow.hash).where(ReleaseRow.id == row.release_id)
+    return _view(row, session.exec(query).one_or_none())
+
+
+def _view(row: JobRow, release_hash: str | None) -> Job:
+    needs = Needs(gpu=row.needs_gpu, memory_gb=row.needs_memory_gb)
+    return Job(release_hash=release_hash, needs=needs, **row.model_dump(exclude={"fence"}))
 
 
 def listing(
@@ -72,7 +97,7 @@ def listing(
     """Jobs, the newest first."""
     query = (
         select(JobRow, ReleaseRow.hash)
-        .join(ReleaseRow, col(ReleaseRow.id) == col(JobRow.release_id))
+        .join(ReleaseRow, col(ReleaseRow.id) == col(JobRow.release_id), isouter=True)
         .order_by(col(JobRow.id).desc())
         .limit(limit)
         .offset(offset)
@@ -81,10 +106,7 @@ def listing(
         query = query.where(JobRow.state == state)
     if release_id is not None:
         query = query.where(JobRow.release_id == release_id)
-    return [
-        Job(release_hash=digest, **row.model_dump(exclude={"fence"}))
-        for row, digest in session.exec(query)
-    ]
+    return [_view(row, digest) for row, digest in session.exec(query)]
 
 
 def cancel(session: Session, job_id: int) -> JobRow:
@@ -105,14 +127,43 @@ def cancel(session: Session, job_id: int) -> JobRow:
     return row
 
 
-def claim(session: Session, worker: str, lease_seconds: float) -> Lease | None:
-    """Give `worker` the most urgent job that waits, or None. Leases that ended are taken back."""
+def retry(session: Session, job_id: int) -> JobRow:
+    """Put a job that failed or was cancelled into the queue again, with all its attempts.
+
+    It goes on from its last checkpoint. Raises Conflict where it has not ended, or succeeded.
+    """
+    row = get(session, job_id, lock=True)
+    if row.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise Conflict(f"Job {job_id} is {row.state}: only failed and cancelled jobs are retried.")
+    row.attempts, row.cancel_requested, row.finished_at, row.error = 0, False, None, None
+    _queue_again(session, row, "a person asked for it")
+    return row
+
+
+def claim(
+    session: Session,
+    worker: str,
+    lease_seconds: float,
+    *,
+    gpu: bool = False,
+    memory_gb: float = 0.0,
+) -> Lease | None:
+    """Give `worker` the most urgent job that waits and that it has enough for, or None.
+
+    Leases that ended are taken back first, and runs that ended give their jobs a release.
+    """
     worker = check_line("The worker's name", worker, limit=200)
     now = utcnow()
     _take_back(session, now)
+    _release_runs(session)
     waiting = (
         select(JobRow.id)
-        .where(JobRow.state == JobState.QUEUED)
+        .where(
+            JobRow.state == JobState.QUEUED,
+            col(JobRow.release_id).is_not(None),
+            sa.or_(sa.not_(col(JobRow.needs_gpu)), sa.literal(gpu)),
+            col(JobRow.needs_memory_gb) <= memory_gb,
+        )
         .order_by(col(JobRow.priority).desc(), col(JobRow.id))
         .limit(1)
         .with_for_update(skip_locked=True)  # PostgreSQL; in SQLite there is one writer anyway
@@ -137,8 +188,50 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Lease | None:
     session.expire_all()
     row = get(session, claimed)
     _tell_state(session, row, worker=worker, attempt=row.attempts)
+    assert row.release_id is not None
     release = release_service.parsed(release_service.get(session, row.release_id))
     return Lease(job=view(session, row), release=release, fence=row.fence, expires_at=expires)
+
+
+def _release_runs(session: Session) -> None:
+    """Give the jobs whose run has ended its release; a run that brought nothing fails them."""
+    waiting = session.exec(
+        select(JobRow, Run)
+        .join(Run, col(Run.id) == col(JobRow.after_run))
+        .where(
+            JobRow.state == JobState.QUEUED,
+            col(JobRow.release_id).is_(None),
+            col(Run.state).in_((RunState.SUCCEEDED, *_FRUITLESS)),
+        )
+        .with_for_update(skip_locked=True, of=JobRow)
+    ).all()
+    for row, run in waiting:
+        if run.state in _FRUITLESS:
+            _end(session, row, JobState.FAILED, f"Run {run.id} has {run.state}: {run.error or ''}")
+        else:
+            try:
+                row.release_id = _release_of(session, run)
+            except UserError as error:
+                said = f"Run {run.id} gives no release: {error}"
+                _end(session, row, JobState.FAILED, said[:MAX_ERROR])
+            else:
+                _tell_state(session, row, release=row.release_id)
+        session.add(row)
+    session.flush()
+
+
+def _release_of(session: Session, run: Run) -> int | None:
+    """The release of what `run` gave: named after it, the same for all its jobs."""
+    seen = runs.run_view(session, run)
+    source = ReleaseSource(prompt=seen.prompt, version=seen.prompt_version)
+    row, _ = release_service.create(
+        session,
+        label_set=seen.label_set,
+        name=f"run-{run.id}",
+        sources=[source],
+        message=f"What run {run.id} gave",
+    )
+    return row.id
 
 
 def _take_back(session: Session, now: datetime) -> None:
@@ -160,10 +253,15 @@ def _take_back(session: Session, now: datetime) -> None:
                 f"Worker {worker!r} fell silent in the last of {row.max_attempts} attempts.",
             )
         else:
-            row.state, row.worker, row.lease_expires_at = JobState.QUEUED, None, None
-            _tell_state(session, row, reason=f"the lease of worker {worker!r} ended")
+            _queue_again(session, row, f"the lease of worker {worker!r} ended")
         session.add(row)
     session.flush()
+
+
+def _queue_again(session: Session, row: JobRow, reason: str) -> None:
+    row.state, row.worker, row.lease_expires_at = JobState.QUEUED, None, None
+    session.add(row)
+    _tell_state(session, row, reason=reason)
 
 
 def _has_expired(row: JobRow, now: datetime) -> bool:
@@ -236,15 +334,37 @@ def add_events(session: Session, job_id: int, fence: int, events: Sequence[Event
 
 
 def finish(
-    session: Session, job_id: int, fence: int, state: JobState, error: str | None = None
+    session: Session,
+    job_id: int,
+    fence: int,
+    state: JobState,
+    error: str | None = None,
+    *,
+    out_of_memory: bool = False,
 ) -> JobRow:
-    """End a job as its worker says. Saying it again is no error. Raises LeaseLost."""
+    """End a job as its worker says. Saying it again is no error. Raises LeaseLost.
+
+    One that ran out of memory is told the next smaller batch size, and if its owner allowed it,
+    and it has an attempt left, queued with that.
+    """
     row = get(session, job_id, lock=True)
     if row.state is state and row.fence == fence:
         return row  # the answer to the first time was lost
     row = held(session, job_id, fence)
     error = error and check_text("The error", error[:MAX_ERROR], limit=MAX_ERROR)
     row.started_at = row.started_at or utcnow()
+    if state is JobState.FAILED and out_of_memory:
+        batch_size = TrainConfig.model_validate(row.config).batch_size
+        smaller = max(SMALLEST_BATCH, batch_size // 2)
+        if smaller == batch_size:
+            error = f"out of memory even with a batch_size of {batch_size}"
+        elif not row.shrink_batch or row.attempts >= row.max_attempts:
+            error = f"out of memory with a batch_size of {batch_size}: try {smaller}"
+        else:
+            row.config = {**row.config, "batch_size": smaller}
+            reason = f"out of memory with a batch_size of {batch_size}: trying {smaller}"
+            _queue_again(session, row, reason)
+            return row
     _end(session, row, state, error)
     session.add(row)
     session.flush()

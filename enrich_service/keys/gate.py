@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
@@ -47,10 +48,14 @@ class Gate:
     def __init__(self, app: ASGIApp, *, engine: Engine, settings: Settings) -> None:
         self.app, self.engine, self.settings = app, engine, settings
         self.limit = RateLimit(settings.rate_limit)
+        self.admitting = CapacityLimiter(4)  # threads of its own: routes never wait for them
         self.noted: dict[int, float] = {}  # key → when its use was noted, monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its caller in `request.state.caller`, or refuse it."""
+        if scope["type"] == "websocket":  # nothing here speaks it, and the gate cannot judge it
+            await send({"type": "websocket.close", "code": 1008})
+            return
         path = scope.get("path", "")
         if scope["type"] != "http" or path in problems.OPEN_PATHS or path.startswith("/static/"):
             await self.app(scope, receive, send)
@@ -58,7 +63,9 @@ class Gate:
         request = Request(scope)
         try:
             check_site(request, self.settings.cors_origins)
-            request.state.caller = await run_in_threadpool(self._admit, request)
+            request.state.caller = await to_thread.run_sync(
+                self._admit, request, limiter=self.admitting
+            )
         except UserError as error:
             await problems.answer(error)(scope, receive, send)
             return

@@ -4,9 +4,7 @@ What can be changed is which labels are easily confused, since that is learnt la
 by hand, taken from the diagnostics of a training job, or guessed from the names.
 """
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +12,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
 
+from enrich_service.core import spreadsheet
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_line, check_name, shortened
 from enrich_service.labels.models import ConfusableLabel, Label, LabelSet
@@ -87,36 +86,16 @@ def from_json(data: bytes) -> list[LabelIn]:
 
 def from_csv(data: bytes) -> list[LabelIn]:
     """Labels of a CSV file with the columns name and, if wanted, key and context."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"The CSV file is not UTF-8 (byte {error.start}): save it as UTF-8"
-        ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        columns = [column.strip().lower() for column in reader.fieldnames or ()]
-        if "name" not in columns or set(columns) - set(_COLUMNS):
-            raise InvalidInput(
-                f"The CSV file needs a first line with the columns key,name,context; it has "
-                f"{shortened(','.join(columns))}"
-            )
-        reader.fieldnames = columns
-        labels = []
-        for row in reader:
-            if None in row or row["name"] is None:
-                raise InvalidInput(
-                    f"Line {reader.line_num} of the CSV file does not have {len(columns)} fields: "
-                    'put fields with commas in "quotes"'
-                )
-            labels.append(
-                LabelIn(
-                    key=row.get("key") or None, name=row["name"], context=row.get("context") or None
-                )
-            )
-    except csv.Error as error:
-        raise InvalidInput(f"Line {reader.line_num} of the CSV file: {error}") from error
-    return labels
+    return [
+        LabelIn(key=row.get("key") or None, name=row["name"], context=row.get("context") or None)
+        for row in spreadsheet.read(data, _COLUMNS, needed=["name"])
+    ]
+
+
+def to_csv(session: Session, label_set: LabelSet) -> Iterator[str]:
+    """The labels of `label_set` as lines of CSV, for `from_csv`."""
+    rows = ((one.key, one.name, one.context or "") for one in labels_of(session, label_set))
+    return spreadsheet.write(_COLUMNS, rows)
 
 
 def read_label2text(path: Path) -> list[LabelIn]:

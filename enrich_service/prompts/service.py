@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonschema
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, delete, func, select
 
@@ -108,6 +111,26 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 f"The output schema refers to {shortened(reference)}: only #/… is allowed"
             )
+        _follow(reference, schema)
+
+
+def _follow(reference: str, schema: Mapping[str, Any]) -> None:
+    """Raise InvalidInput unless a reference within `schema` leads to a schema in the end."""
+    # The registry is empty, so that nothing is ever fetched from an address.
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    seen: set[str] = set()
+    following: Any = reference
+    while isinstance(following, str):
+        if following in seen:
+            raise InvalidInput(f"The output schema refers to {shortened(reference)} in a circle")
+        seen.add(following)
+        try:
+            found = resolver.lookup(following).contents
+        except Unresolvable as error:
+            raise InvalidInput(
+                f"The output schema refers to {shortened(following)}, which is not there"
+            ) from error
+        following = found.get("$ref") if isinstance(found, Mapping) else None
 
 
 def _references(schema: Any) -> list[str]:  # noqa: ANN401 - any JSON

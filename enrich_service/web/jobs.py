@@ -30,6 +30,7 @@ from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.settings import Settings
 from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
+from enrich_service.releases.schemas import ReleaseView
 from enrich_service.web.charts import Chart, bar_chart, line_chart
 from enrich_service.web.forms import SentForm, done, fitting
 from enrich_service.web.page import csv_file, page, render
@@ -230,13 +231,14 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
         raise InvalidInput(f"Choose 2 to {COMPARED} jobs to compare.")
     jobs = [service.view(session, service.get(session, job_id)) for job_id in chosen]
     found = [_report(session, settings, job)[0] for job in jobs]
-    releases = [
-        release_service.view(session, release_service.get(session, job.release_id)) for job in jobs
-    ]
+    releases = [_release(session, job) for job in jobs]
     configs = [_config(job) for job in jobs]
     names = list(dict.fromkeys(name for config in configs for name in config))
     rows = [
-        ComparedRow("release", tuple(f"{one.name} ({one.hash[:10]})" for one in releases)),
+        ComparedRow(
+            "release",
+            tuple(f"{one.name} ({one.hash[:10]})" if one else _shown(None) for one in releases),
+        ),
         *(
             ComparedRow(name, tuple(_shown(config.get(name)) for config in configs))
             for name in names
@@ -257,6 +259,13 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
             if (chart := _bars(split, jobs, found)) is not None
         ],
     }
+
+
+def _release(session: Session, job: Job) -> ReleaseView | None:
+    """The release that a job trains on; None while it waits for the run that makes it."""
+    if job.release_id is None:
+        return None
+    return release_service.view(session, release_service.get(session, job.release_id))
 
 
 def _shown(value: object) -> str:
@@ -306,7 +315,7 @@ def show_job(
     job = service.view(session, service.get(session, job_id))
     left = artifacts.listing(session, job_id)
     report, trouble = _report(session, settings, job)
-    release = release_service.view(session, release_service.get(session, job.release_id))
+    release = _release(session, job)
     return page(
         request,
         "jobs/show.html",
@@ -442,6 +451,7 @@ def show_diagnostics(
     """How far apart the class texts of a job lie, and which are easily confused."""
     job = service.view(session, service.get(session, job_id))
     report = reports.read(session, settings.artifact_dir, job_id)
+    assert job.release_id is not None  # or it could not have trained
     release = release_service.parsed(release_service.get(session, job.release_id))
     field = _FIELD_OF.get(job.config.text_strategy)
     texts = {

@@ -13,6 +13,7 @@ from demo.world import (
     charms,
     contact_sheet,
     render,
+    render_clutter,
     write_world,
 )
 
@@ -29,6 +30,16 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not(tmp_path:
     assert files["a"] == files["again"]
     assert files["a"].keys() == files["b"].keys()
     assert not set(files["a"].values()) & set(files["b"].values())
+
+
+def test_a_cluttered_table_is_the_same_by_seed_and_another_from_each_side() -> None:
+    looks = [charm.look for charm in charms()[:3]]
+    first, again, other = (render_clutter(looks, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert first.shape == (2, SIZE, SIZE, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
+    assert render_clutter(looks[:1], np.random.default_rng(0), views=3).shape[0] == 3
 
 
 def test_the_folders_have_the_papers_layout_and_every_label_is_named(tmp_path: Path) -> None:

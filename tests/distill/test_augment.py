@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.augment import JITTER, RATIO, SCALE, Views, augment, jitter
+from distill.augment import JITTER, RATIO, SCALE, Jitter, Views, augment, draw, see
 
 
 def generator(seed: int = 0):
@@ -82,7 +82,7 @@ def test_a_crop_at_pixel_borders_is_the_slice_of_the_image(pixels):
 def test_jitter_scales_brightness_and_contrast_of_an_image_as_a_whole():
     images = torch.full((4_000, 3, 2, 2), 0.5)
     images[:, :, 0] = 0.4  # mean 0.45
-    seen = jitter(images, generator())
+    seen = Jitter.draw(4_000, generator()).apply(images)
     mean = seen.mean(dim=(1, 2, 3)) / 0.45
     contrast = (seen[:, 0, 1, 0] - seen[:, 0, 0, 0]) / 0.1 / mean
 
@@ -90,3 +90,22 @@ def test_jitter_scales_brightness_and_contrast_of_an_image_as_a_whole():
         assert scaled.min() >= 1 - JITTER - 1e-4 and scaled.max() <= 1 + JITTER + 1e-4
         assert scaled.min() < 1 - 0.9 * JITTER and scaled.max() > 1 + 0.9 * JITTER
     assert seen[:, 0].equal(seen[:, 1])  # a grey image stays grey
+
+
+def test_what_was_drawn_can_be_kept_and_seen_again(pixels):
+    drawn = draw(16, generator())
+
+    assert drawn.shape == (16, 6)
+    assert see(pixels, drawn).equal(augment(pixels, generator()))
+    assert see(pixels[3:5], drawn[3:5]).allclose(see(pixels, drawn)[3:5], atol=1e-6)
+
+
+def test_a_larger_copy_of_an_image_gives_the_same_view():
+    small = torch.randint(0, 256, (4, 3, 6, 6), generator=generator()).float()
+    smooth = torch.nn.functional.interpolate(small, size=64, mode="bicubic").clamp(0, 255)
+    large = torch.nn.functional.interpolate(smooth, size=128, mode="bilinear").clamp(0, 255)
+    drawn = draw(4, generator())
+
+    seen = see(large.to(torch.uint8), drawn)
+    reduced = torch.nn.functional.avg_pool2d(seen, 2)
+    torch.testing.assert_close(reduced, see(smooth.to(torch.uint8), drawn), atol=0.02, rtol=0)

@@ -9,8 +9,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from contract import EventKind, Release, Report, TrainConfig
-from distill.errors import DataError, ModelError, TextError
+from typer.testing import CliRunner
+
+from contract import EventKind, Release, Report, SeedsReport, TrainConfig
+from distill.cli import app, parse_seeds
+from distill.errors import DataError, ModelError, TextError, UserError
 from distill.job import run_job
 
 
@@ -159,3 +162,52 @@ def test_classes_without_text_are_all_named(job, colours):
 def test_a_teacher_no_better_than_chance_stops_the_run(job, tiny_teacher):
     with pytest.raises(ModelError, match=r"no more than chance \(33.3 %\): check that folders"):
         job(text_strategy="name", teacher=tiny_teacher)
+
+
+def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
+    report = job(text_strategy="name", teacher_views=2, epochs=2)
+    assert report.config.teacher_views == 2
+    assert report.epochs[-1].losses["mse"] > 0
+
+
+def test_several_seeds_make_a_report_each_and_one_of_all(
+    colour_images, colour_teacher, colours, cache, tmp_path
+):
+    config = {
+        "data": str(colour_images),
+        "teacher": colour_teacher,
+        "student": "test_resnet",
+        "image_size": 32,
+        "batch_size": 16,
+        "epochs": 6,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "release.json").write_text(colours.model_dump_json())
+    paths = ["--config", "config.json", "--release", "release.json", "--out", "out"]
+    paths = [str(tmp_path / each) if "." in each or each == "out" else each for each in paths]
+    words = ["train", *paths, "--cache", str(cache), "--seeds"]
+    result = CliRunner().invoke(app, [*words, "0,3"])
+    assert result.exit_code == 0, result.output
+    assert "±" in result.output
+
+    reports = [
+        Report.model_validate_json((tmp_path / "out" / f"seed-{seed}" / "report.json").read_bytes())
+        for seed in (0, 3)
+    ]
+    together = SeedsReport.model_validate_json((tmp_path / "out" / "seeds.json").read_bytes())
+    assert together.seeds == (0, 3)
+    assert [report.config.seed for report in reports] == [0, 3]
+    for place, row in enumerate(together.accuracies):
+        values = [report.accuracies[place].top1 for report in reports]
+        assert row.top1.values == tuple(values)
+        assert row.top1.mean == pytest.approx(sum(values) / 2)
+        assert row.top1.deviation == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    last = [sum(epoch.seen_top1 for epoch in report.epochs[1:]) / 5 for report in reports]
+    assert together.seen_top1_last_epochs.values == pytest.approx(last)
+    assert "0, 3" in (tmp_path / "out" / "seeds.html").read_text()
+
+
+@pytest.mark.parametrize("seeds", ["", "1,", "a", "1,1"])
+def test_seeds_that_are_no_list_of_different_numbers_are_refused(seeds):
+    with pytest.raises(UserError, match="is no list of different seeds: give them as in"):
+        parse_seeds(seeds)

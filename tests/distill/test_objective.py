@@ -1,12 +1,14 @@
 """What a config's weights make of the losses."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from contract import LossWeights, TrainConfig
 from distill import losses
-from distill.objective import LOSSES, Batch, measure
+from distill.objective import LOSSES, Balance, Batch, measure
 
 
 def config(**weights) -> TrainConfig:
@@ -54,3 +56,32 @@ def test_a_batch_without_captions_costs_nothing_and_can_be_differentiated(batch)
 def test_a_weight_for_captions_without_captions_is_refused():
     with pytest.raises(ValidationError, match=r"name their JSONL file in `captions`, or set"):
         TrainConfig(data="d", teacher="t", losses={"cap": 1})
+
+
+def test_fixed_weights_are_those_of_the_config_and_nothing_is_learned(batch):
+    settings = config(cls=0.5, mse=2)
+    balance, parts = Balance(settings), measure(batch, settings)
+    expected = 0.5 * parts["cls"].item() + 2 * parts["mse"].item()
+    assert balance(parts).item() == pytest.approx(expected, rel=1e-6)
+    assert not list(balance.parameters())
+
+
+def test_learned_weights_begin_at_those_of_the_config():
+    settings = config(cls=0.5, mse=2, im_cst=1).model_copy(update={"adaptive_weights": True})
+    assert Balance(settings).weights() == pytest.approx({"cls": 0.5, "mse": 2, "im_cst": 1})
+
+
+def test_learned_weights_end_where_the_formula_has_its_minimum():
+    settings = config(cls=1, mse=1).model_copy(update={"adaptive_weights": True})
+    balance = Balance(settings)
+    values = {"cls": torch.tensor(4.0), "mse": torch.tensor(0.1)}
+    optimiser = torch.optim.Adam(balance.parameters(), lr=0.05)
+    for _ in range(400):
+        optimiser.zero_grad()
+        balance(values).backward()
+        optimiser.step()
+    # exp(−s) L + s / 2 is least at exp(−s) = 1 / (2 L); exp(−s) L / 2 + s / 2 at exp(−s) = 1 / L,
+    # which is a weight of 1 / (2 L) too.
+    assert balance.weights() == pytest.approx({"cls": 1 / 8, "mse": 5}, rel=1e-3)
+    least = 0.5 + math.log(8) / 2 + 0.5 + math.log(0.1) / 2
+    assert balance(values).item() == pytest.approx(least, rel=1e-4)

@@ -17,8 +17,10 @@ from contract import (
     ConfusablePair,
     Epoch,
     Imitation,
+    Preflight,
     PulledApart,
     Report,
+    SplitCount,
     TextDiagnostics,
     TrainConfig,
 )
@@ -215,6 +217,32 @@ def test_how_closely_the_student_follows_the_teacher_stands_on_the_page(tmp_path
         assert value in text
     assert "10 nearest images" in text and "10 nearest texts" in text
     assert "narrowestmargin" in text and "0.200" in text
+
+
+def test_preflight_stored_views_and_learned_weights_stand_on_the_page(tmp_path):
+    report = example()
+    found = Preflight(
+        splits=(SplitCount(split="train", images=1200, classes=3, fewest=300, most=500),),
+        unreadable=(),
+        without_text=(),
+        teacher_sample=512,
+        teacher_top1=45.67,
+        chance=33.33,
+    )
+    last = report.epochs[-1].model_copy(update={"weights": {"cls": 1.25, "im_cst": 0.5}})
+    report = report.model_copy(
+        update={
+            "preflight": found,
+            "epochs": (*report.epochs[:-1], last),
+            "config": report.config.model_copy(update={"teacher_views": 4}),
+        }
+    )
+    text = Page(write(tmp_path, report)).text
+    assert "train: 1,200 images of 3 classes, 300 to 500 a class" in text
+    assert "right on 45.7 % of 512 seen images (33.3 % by chance)" in text
+    assert "4 stored for each image" in text
+    assert "L_cls 1.25, L_im-cst 0.50." in text
+    assert "of the clean images" in Page(write(tmp_path, example())).text
 
 
 def test_charts_take_their_colours_from_the_page_and_share_no_ids(tmp_path):

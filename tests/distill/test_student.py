@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from distill.errors import DataError, ModelError
-from distill.student import build_student, load_student, save_student
+from distill.student import MultiView, build_student, load_student, save_student
 
 
 def positions(student, size):
@@ -181,3 +181,16 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(small_disk):
         )
     assert "\n" not in str(error.value)
     assert list(small_disk.iterdir()) == []
+
+
+def test_two_views_give_the_mean_of_their_projections_in_whatever_order():
+    student = build_student("test_resnet", 8, image_size=32).eval()
+    scenes = torch.randint(0, 256, (3, 2, 3, 32, 32), dtype=torch.uint8)
+    model = MultiView(student)
+
+    with torch.inference_mode():
+        expected = (student(scenes[:, 0]) + student(scenes[:, 1])) / 2
+        torch.testing.assert_close(model(scenes), expected)
+        torch.testing.assert_close(model(scenes.flip(1)), expected)
+        torch.testing.assert_close(model.encode(scenes), expected)
+        torch.testing.assert_close(model(scenes[:, :1]), student(scenes[:, 0]))

@@ -1,5 +1,6 @@
 """The training loop: what it learns, what it tells, and how it stops and goes on."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 from contract import LossWeights, TrainConfig
 from distill import losses
 from distill import train as module
-from distill.augment import augment
+from distill.augment import augment, draw, see
 from distill.checkpoint import Checkpoint
 from distill.errors import DataError, UserError
 from distill.student import build_student
@@ -366,3 +367,45 @@ def test_a_single_image_is_too_little_to_train_on():
 def test_fewer_images_than_a_batch_make_one_batch():
     epochs = run(make_config(batch_size=128), make_data(5))
     assert [round(epoch.images_per_second * epoch.seconds) for epoch in epochs] == [5, 5]
+
+
+def test_of_stored_views_each_step_sees_one_an_image_with_the_teachers_feature_of_it():
+    data = make_data(8)
+    generator = torch.Generator().manual_seed(0)
+    views = torch.stack([draw(8, generator) for _ in range(3)], dim=1)
+    features = torch.randn(8, 3, DIM, generator=generator)
+    data = dataclasses.replace(data, views=views, teacher=features)
+    batch = torch.tensor([5, 2, 7])
+
+    images, teacher = data.look(batch, torch.Generator().manual_seed(1), torch.device("cpu"))
+    chosen = [
+        next(view for view in range(3) if teacher[row].equal(features[image, view]))
+        for row, image in enumerate(batch.tolist())
+    ]
+    assert images.equal(see(data.pixels[batch], views[batch, chosen]))
+    epochs = run(make_config(epochs=1), data)
+    assert outcome(epochs) == outcome(run(make_config(epochs=1), data))
+
+
+def test_learned_weights_are_told_each_epoch_and_resumed_to_the_bit(tmp_path):
+    config = make_config(adaptive_weights=True)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", config, "abc")
+    unbroken = run(config)
+    with pytest.raises(Interrupted):
+        run(config, checkpoint=checkpoint, should_stop=stop_after(6))
+
+    assert outcome(run(config, checkpoint=checkpoint)) == outcome(unbroken)
+    first, last = (epoch.weights for epoch in unbroken)
+    assert first.keys() == unbroken[0].losses.keys() and first != last
+    assert all(not epoch.weights for epoch in run(make_config()))
+
+
+@pytest.mark.parametrize("schedule", ["steps", "one-cycle"])
+def test_a_run_with_momentum_also_goes_on_as_if_unbroken(tmp_path, schedule):
+    config = make_config(optimiser="sgd", schedule=schedule, learning_rate=0.05)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", config, "abc")
+    unbroken = run(config)
+    with pytest.raises(Interrupted):
+        run(config, checkpoint=checkpoint, should_stop=stop_after(5))
+
+    assert outcome(run(config, checkpoint=checkpoint)) == outcome(unbroken)

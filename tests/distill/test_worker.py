@@ -20,9 +20,12 @@ pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
 
+import torch
+
 from contract import Report
 from distill import worker
 from distill.errors import LeaseLost, ServiceError
+from distill.memory import is_out_of_memory
 from tests.distill.conftest import COLOURS
 
 LEASE_SECONDS = 4.0
@@ -64,7 +67,9 @@ def release_colours(client: httpx.Client) -> None:
 def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
     """A function that queues a job; gives its id. One epoch takes about a tenth of a second."""
 
-    def queue(client: httpx.Client, epochs: int, **config: object) -> int:
+    def queue(
+        client: httpx.Client, epochs: int, job: dict[str, object] | None = None, **config: object
+    ) -> int:
         config = {
             "data": str(colour_images),
             "teacher": colour_teacher,
@@ -74,7 +79,7 @@ def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
             "text_strategy": "name",
             "epochs": epochs,
         } | config
-        answer = client.post("/v1/jobs", json={"release_id": 1, "config": config})
+        answer = client.post("/v1/jobs", json={"release_id": 1, "config": config} | (job or {}))
         assert answer.status_code == 201, answer.text
         return answer.json()["id"]
 
@@ -385,13 +390,35 @@ def test_a_loss_that_is_no_number_can_still_be_sent():
 
 
 def test_a_job_that_reads_outside_of_the_data_roots_fails(
-    service, address, work_dir, queue_job, images
+    service, address, work_dir, queue_job, colour_images
 ):
     job = queue_job(service, 1)
-    root = str(images / "train")
+    root = str(colour_images / "train")
     with running_worker(address, work_dir, "--once", "--data-root", root) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     found = service.get(f"/v1/jobs/{job}").json()
     assert found["state"] == "failed"
     assert f"is not below {root}" in found["error"] and "--data-root" in found["error"]
+
+
+def test_a_training_that_the_kernel_kills_is_tried_again_with_a_smaller_batch(
+    service, address, work_dir, queue_job
+):
+    job = queue_job(service, 40, job={"shrink_batch": True})
+    with running_worker(address, work_dir, "--once") as process:
+        wait_for(lambda: epochs(service, job))
+        os.kill(trainings(work_dir, job)[0], signal.SIGKILL)  # as it does for lack of memory
+        wait_for(lambda: service.get(f"/v1/jobs/{job}").json()["config"]["batch_size"] == 8)
+        service.post(f"/v1/jobs/{job}/cancel")
+        process.communicate(timeout=60)
+    reasons = [data.get("reason") for data in events(service, job, "state")]
+    assert "out of memory with a batch_size of 16: trying 8" in reasons
+
+
+def test_lack_of_memory_is_known_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError()) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -106,6 +105,26 @@ def test_prompts_are_added_compared_and_pointed_at(enrich, tmp_path):
     assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
 
 
+def test_a_release_goes_out_in_every_format_and_comes_back(enrich, tmp_path):
+    lists = {"teal": ["The teal has a green stripe."], "mallard": ["The mallard has a green head."]}
+    (tmp_path / "cupl.json").write_text(json.dumps(lists))
+    done = data_of(enrich("import", "sentences", "cupl.json", "ducks", "--json"))
+    assert done["generations"] == 2
+    (tmp_path / "d.json").write_text(json.dumps({"teal": ["a green stripe"]}))
+    assert data_of(enrich("import", "descriptors", "d.json", "ducks", "--json"))["generations"]
+    release = data_of(enrich("release", "create", "ducks", "r", "--json"))
+    assert data_of(enrich("export", "sentences", "r")) == lists
+    assert data_of(enrich("export", "descriptors", "r"))["teal"] == ["a green stripe"]
+    assert enrich("export", "labels", "ducks").stdout.startswith("key,name,context")
+    assert enrich("export", "release-csv", "r", "-o", "r.csv").exit_code == 0
+    there = data_of(enrich("import", "release-csv", "r.csv", "r2", "ducks", "--json"))
+    assert there["hash"] == release["hash"]
+    assert enrich("export", "generations", "-o", "g.csv").exit_code == 0
+    assert data_of(enrich("import", "generations", "g.csv", "--json"))["there_already"] == 3
+    assert data_of(enrich("export", "folder", "r", "paper", "--json"))["hash"] == release["hash"]
+    assert data_of(enrich("import", "release", "paper", "--json"))["there_already"] == 1
+
+
 def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
     (tmp_path / "l.txt").write_text("n1 1 wood_duck\n")
     (tmp_path / "d.txt").write_text("The wood duck has a green crest and red eyes.\n")
@@ -188,14 +207,7 @@ def test_serve_starts_migrates_answers_and_stops_at_a_signal(tmp_path):
         process.communicate(timeout=20)
 
 
-def test_the_service_is_imported_without_torch_and_quickly():
+def test_the_service_is_imported_without_torch():
     code = "import enrich_service.app, sys; assert 'torch' not in sys.modules; print('ok')"
-    best = min(_seconds(code) for _ in range(3))
-    assert best < 5  # about one second on an idle machine
-
-
-def _seconds(code):
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "ok\n"
-    return time.perf_counter() - start

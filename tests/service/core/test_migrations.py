@@ -107,6 +107,7 @@ def test_going_down_to_nothing_and_up_again_gives_an_empty_service(engine):
     assert counts(engine)["label"] == 0
 
 
+@pytest.mark.sqlite
 def test_a_migration_that_leaves_rows_pointing_nowhere_is_rolled_back(engine):
     fill(engine)
     with engine.connect() as connection:  # what a careless batch migration would leave
@@ -120,6 +121,7 @@ def test_a_migration_that_leaves_rows_pointing_nowhere_is_rolled_back(engine):
     assert counts(engine) == before
 
 
+@pytest.mark.sqlite
 def test_foreign_keys_are_on_after_a_migration(engine):
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA foreign_keys")).scalar_one() == 1
@@ -152,6 +154,7 @@ def test_a_database_of_a_newer_service_is_left_alone(engine, settings):
         prestart(engine, settings)
 
 
+@pytest.mark.sqlite
 def test_a_file_that_is_no_database_is_told_in_one_line(settings):
     settings.data_dir.mkdir()
     (settings.data_dir / "enrich.db").write_bytes(b"this is no database, not at all" * 100)

@@ -13,6 +13,8 @@ from enrich_service.core.settings import Settings
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def small_disk(tmp_path):

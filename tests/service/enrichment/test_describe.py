@@ -237,6 +237,16 @@ def test_without_a_language_model_the_two_variables_are_named(connect):
     assert "OPENAI_BASE_URL" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("key", ["sk-…", "sk-a\nb", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(connect, model, key):
+    client = connect(llm_api_key=key)
+    response = client.post("/v1/describe", json={"labels": ["teal"]})
+    assert response.status_code == 422
+    assert "OPENAI_API_KEY" in response.json()["detail"]
+    assert key not in response.text
+    assert not model.requests
+
+
 def test_recorded_replies_answer_offline_and_say_what_they_are(connect, tmp_path):
     line = {
         "label": "teal",

@@ -147,18 +147,6 @@ def filled(engine):
     return engine
 
 
-@pytest.fixture
-def elsewhere(tmp_path):
-    from enrich_service.core.database import make_engine
-    from enrich_service.core.prestart import prestart
-
-    settings = Settings(data_dir=tmp_path / "elsewhere")
-    engine = make_engine(settings.sqlalchemy_url)
-    prestart(engine, settings)
-    yield engine
-    engine.dispose()
-
-
 def exported(engine, label_set=None):
     with reading(engine) as session:
         return list(exchange.export_jsonl(session, label_set))

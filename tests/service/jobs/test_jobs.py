@@ -29,6 +29,9 @@ from enrich_service.jobs.schemas import EventIn
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.releases import service as releases
+from tests.conftest import running
+from tests.llm_server import Answer, LlmServer
+from tests.service.enrichment.conftest import start_run, wait_for
 
 CONFIG = {"data": "/data", "teacher": "hf-hub:a/b"}
 SHORT = 0.5  # seconds
@@ -551,3 +554,105 @@ def test_a_report_teaches_its_label_set_which_labels_are_confused(client):
     assert learnt == {"teal": ["mallard", "gadwall"], "mallard": ["teal"], "gadwall": ["teal"]}
     page = client.get("/v1/label-sets/four/labels").json()
     assert {one["key"]: one["confusable"] for one in page["items"]} == learnt | {"heron": ["teal"]}
+
+
+# ------------------------------------------------------ what jobs wait for, need and run out of
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A service of its own whose language model answers; an empty queue."""
+    with LlmServer() as model:
+        settings = Settings(data_dir=tmp_path, llm_url=model.url, llm_model="small")
+        with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+            client.model = model
+            names = [{"name": name} for name in ("mallard", "teal")]
+            client.post("/v1/label-sets", json={"name": "ducks", "labels": names})
+            client.post(
+                "/v1/releases", json={"label_set": "ducks", "name": "r", "allow_missing": True}
+            )
+            yield client
+
+
+def test_a_job_waits_for_its_run_and_trains_on_what_it_gave(asked):
+    asked.model.behave = lambda _: Answer(delay=0.5)
+    run = start_run(asked, label_set="ducks", prompt="visual-description")["id"]
+    body = {"config": CONFIG, "after_run": run}
+    job = asked.post("/v1/jobs", json=body).json()
+    assert (job["state"], job["release_id"], job["release_hash"]) == ("queued", None, None)
+    second = asked.post("/v1/jobs", json=body).json()["id"]
+    assert claim(asked) is None
+    assert [one["id"] for one in asked.get("/v1/jobs").json()] == [second, job["id"]]
+    wait_for(asked, run, "succeeded")
+    lease = claim(asked)
+    assert lease.job.id == job["id"] and lease.job.after_run == run
+    assert lease.release.name == f"run-{run}"
+    assert all(label.description for label in lease.release.labels)
+    assert claim(asked).release.hash == lease.release.hash  # one release for both
+
+
+def test_a_job_fails_with_its_run(asked):
+    asked.model.behave = lambda _: Answer(delay=5)
+    run = start_run(asked, label_set="ducks", prompt="visual-description")["id"]
+    job = asked.post("/v1/jobs", json={"config": CONFIG, "after_run": run}).json()["id"]
+    asked.post(f"/v1/runs/{run}/cancel")
+    assert claim(asked) is None
+    found = asked.get(f"/v1/jobs/{job}").json()
+    assert found["state"] == "failed" and f"Run {run} has cancelled" in found["error"]
+    late = asked.post("/v1/jobs", json={"config": CONFIG, "after_run": run})
+    assert late.status_code == 409
+    assert asked.post("/v1/jobs", json={"config": CONFIG, "after_run": 99}).status_code == 404
+    for ids in ({}, {"after_run": run, "release_id": 1}):
+        wrong = asked.post("/v1/jobs", json={"config": CONFIG, **ids})
+        assert wrong.status_code == 422 and "release_id" in wrong.json()["detail"]
+
+
+def test_a_worker_is_given_only_what_it_has_enough_for(asked):
+    large = queue(asked, needs={"gpu": True, "memory_gb": 64}, priority=9)
+    middle = queue(asked, needs={"memory_gb": 16})
+    small = queue(asked)
+
+    def take(**has):
+        answer = asked.post("/v1/jobs/claim", json={"worker": "w", **has})
+        return answer.json()["job"]["id"] if answer.status_code == 200 else None
+
+    assert take(memory_gb=128) == middle  # no GPU
+    assert take(gpu=True, memory_gb=32) == small
+    assert take(gpu=True, memory_gb=32) is None
+    assert take(gpu=True, memory_gb=64) == large
+
+
+@pytest.mark.parametrize(
+    ("shrink", "attempts", "batch_size", "state", "said"),
+    [
+        (False, 3, 128, "failed", "batch_size of 128: try 64"),
+        (True, 3, 128, "queued", "trying 64"),
+        (True, 3, 5, "queued", "trying 2"),
+        (True, 3, 2, "failed", "even with a batch_size of 2"),
+        (True, 1, 128, "failed", "try 64"),
+    ],
+)
+def test_out_of_memory_is_told_with_the_next_smaller_batch_and_tried_if_allowed(
+    asked, shrink, attempts, batch_size, state, said
+):
+    config = CONFIG | {"batch_size": batch_size}
+    job = queue(asked, config=config, shrink_batch=shrink, max_attempts=attempts)
+    lease = claim(asked)
+    body = {"fence": lease.fence, "state": "failed", "error": "x", "out_of_memory": True}
+    ended = asked.post(f"/v1/jobs/{job}/finish", json=body).json()
+    last = events(asked, job)[-1].data
+    assert ended["state"] == last["state"] == state
+    assert said in (ended["error"] or last["reason"])
+    if state == "queued":
+        assert claim(asked).job.config.batch_size == max(2, batch_size // 2)
+
+
+def test_a_job_that_failed_is_tried_again_when_a_person_says_so(asked):
+    job = queue(asked, max_attempts=1)
+    lease = claim(asked)
+    assert asked.post(f"/v1/jobs/{job}/retry").status_code == 409
+    body = {"fence": lease.fence, "state": "failed", "error": "no such folder"}
+    asked.post(f"/v1/jobs/{job}/finish", json=body)
+    again = asked.post(f"/v1/jobs/{job}/retry").json()
+    assert (again["state"], again["attempts"], again["error"]) == ("queued", 0, None)
+    assert claim(asked).fence == lease.fence + 1

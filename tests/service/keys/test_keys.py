@@ -123,6 +123,7 @@ def test_a_key_that_expired_or_was_revoked_opens_nothing_and_the_service_stays_c
     assert client.get("/v1/jobs", headers=bearer(enrich("keys", "create", "new")["key"])).is_success
 
 
+@pytest.mark.sqlite
 def test_the_key_itself_is_written_nowhere(client, enrich, tmp_path):
     key = enrich("keys", "create", "ann")["key"]
     add_ducks(client, headers=bearer(key))

@@ -14,6 +14,8 @@ from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import alembic_config
 from enrich_service.core.settings import Settings
 
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def enrich(tmp_path, monkeypatch):

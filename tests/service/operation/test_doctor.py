@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 from enrich_service.cli import app
 from tests.llm_server import LlmServer
 
+pytestmark = pytest.mark.sqlite
+
 
 @pytest.fixture
 def enrich(tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from tests.llm_server import Answer, LlmServer
 from tests.service.enrichment.conftest import add_labels, start_run, wait_for
 from tests.service.operation.test_observability import serving
 
+pytestmark = pytest.mark.sqlite
+
 URL_PASSWORD = "planted-url-password"
 
 

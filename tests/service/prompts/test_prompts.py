@@ -58,6 +58,26 @@ BAD = [
     ({"output_schema": {"type": "strange"}}, "no JSON Schema"),
     ({"output_schema": {"type": "array"}}, "must describe an object"),
     ({"output_schema": {"type": "object", "$ref": "http://x/y"}}, "only #/"),
+    ({"output_schema": {"type": "object", "$ref": "#"}}, "'#' in a circle"),
+    (
+        {"output_schema": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}},
+        "in a circle",
+    ),
+    (
+        {"output_schema": {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}}},
+        "'#/$defs/b', which is not there",
+    ),
+    (
+        {"output_schema": {"type": "object", "properties": {"a": {"pattern": "("}}}},
+        "no JSON Schema",
+    ),
+    ({"user": "{{ label.__class__ }}"}, "attribute access"),
+    ({"system": "{{ label['__class__'] }}"}, "Getitem is not allowed"),
+    ({"user": "{% for a in range(1000000000) %}x{% endfor %}"}, "range(N) up to 100"),
+    ({"user": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"}, "Macro is not allowed"),
+    ({"user": "x" * 20_001}, "20001 characters"),
+    ({"tags": ["a\nb"]}, "control character"),
+    ({"kind": "poem"}, "kind"),
     ({"model_defaults": {"api_key": "x"}}, "'api_key' is no parameter"),
     ({"model_defaults": {"Temp!": 1}}, "no parameter"),
     ({"validators": [{"rule": "no-such-rule"}]}, "no-such-rule"),
@@ -73,6 +93,27 @@ def test_what_cannot_be_a_prompt_is_told_and_not_stored(service, change, message
     assert message in answer.json()["detail"]
     assert "\n" not in answer.json()["detail"]
     assert service.get("/v1/prompts/bad").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [one for one in BAD if not {"tags", "kind"} & one[0].keys()]
+)
+def test_what_cannot_be_a_version_leaves_the_prompt_as_it_was(service, change, message):
+    service.post("/v1/prompts", json={"name": "stays", "kind": "description", **BODY})
+    answer = service.post("/v1/prompts/stays/versions", json=BODY | change)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+    assert service.get("/v1/prompts/stays").json()["latest"] == 1
+
+
+def test_a_schema_may_refer_to_its_own_parts(service):
+    schema = {
+        "type": "object",
+        "properties": {"description": {"$ref": "#/$defs/text"}, "more": {"$ref": "#"}},
+        "$defs": {"text": {"type": "string"}},
+    }
+    body = BODY | {"name": "refers", "kind": "description", "output_schema": schema}
+    assert service.post("/v1/prompts", json=body).status_code == 201
 
 
 def test_an_alias_moves_with_a_log_and_rolls_back(service, prompt):

@@ -133,7 +133,7 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     for strategy in ("name", "name+description"):
         tab.goto(f"/jobs/new?release_id={release}")
         tab.get_by_label(re.compile("^data ")).fill("/data/animals")
-        tab.get_by_label(re.compile("^teacher ")).fill("ViT-B-32@openai")
+        tab.get_by_label(re.compile("^teacher open_clip")).fill("ViT-B-32@openai")
         tab.get_by_label("text strategy").select_option(strategy)
         press(tab, "Put it into the queue")
         tab.locator(".state.queued").wait_for()
@@ -248,3 +248,17 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
     tab.goto(dict(world.pages)["job-running"])
     tab.wait_for_function("document.querySelector('#live')._htmx?.sse !== undefined")
     assert EVIL in tab.inner_text("#live") and tab.locator("img").count() == 0
+
+
+def test_the_rest_interface_is_shown_with_all_its_routes_and_nothing_from_elsewhere(tab, service):
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto("/docs")
+    tab.get_by_text("/v1/describe").first.wait_for()
+    SHOTS.mkdir(exist_ok=True)
+    tab.screenshot(path=SHOTS / "docs.png")
+    routes = service.get("/openapi.json").json()["paths"]
+    assert tab.locator(".opblock").count() == sum(len(methods) for methods in routes.values())
+    tab.get_by_text("Describe class names now").first.click()
+    tab.get_by_text("surf scoter").first.wait_for()  # the example of the body
+    assert all(url.startswith((str(service.base_url), "data:")) for url in asked)

@@ -10,7 +10,7 @@ from alembic import op
 
 from migrations.seeds import plant, uproot
 
-revision = "0004"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None

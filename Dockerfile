@@ -1,0 +1,58 @@
+# Two images from one lock file: `api` serves (no torch), `worker` trains.
+#   docker build --target api .        docker build --target worker .
+# TORCH_INDEX: an index to take torch and torchvision from, such as PyTorch's own for CPU builds,
+# which are much smaller. Empty: the ordinary index, whose Linux builds bring CUDA and run on CPUs
+# too.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PATH=/opt/enrich/bin:$PATH PYTHONUNBUFFERED=1
+# The same number in both images: they share a volume.
+RUN useradd --uid 10001 --home-dir /data --create-home --shell /usr/sbin/nologin enrich
+
+FROM base AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/enrich
+WORKDIR /src
+COPY pyproject.toml requirements.lock README.md ./
+
+# The dependencies come first, for an empty package: they change less often than the code.
+FROM build AS build-api
+RUN mkdir contract && \
+    pip install --constraint requirements.lock '.[service,postgres]' && \
+    rm -r contract
+COPY contract contract
+COPY enrich_service enrich_service
+COPY migrations migrations
+RUN pip install --no-deps --force-reinstall . && \
+    pip uninstall --yes pip setuptools
+
+FROM base AS api
+COPY --from=build-api /opt/enrich /opt/enrich
+USER enrich
+WORKDIR /data
+ENV ENRICH_DATA_DIR=/data/service ENRICH_HOST=0.0.0.0
+EXPOSE 8000
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=5 CMD ["python", "-c", \
+  "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+CMD ["enrich", "serve"]
+
+FROM build AS build-worker
+ARG TORCH_INDEX=
+RUN if [ -n "$TORCH_INDEX" ]; then \
+      pip install --constraint requirements.lock --index-url "$TORCH_INDEX" torch torchvision; \
+    fi
+RUN mkdir contract && \
+    pip install --constraint requirements.lock '.[worker]' && \
+    rm -r contract
+COPY contract contract
+COPY distill distill
+RUN pip install --no-deps --force-reinstall . && \
+    pip uninstall --yes pip
+
+FROM base AS worker
+COPY --from=build-worker /opt/enrich /opt/enrich
+USER enrich
+WORKDIR /data
+ENV HF_HOME=/data/hf-home MPLCONFIGDIR=/tmp
+CMD ["distill", "worker", "--service", "http://api:8000", "--work-dir", "/data/jobs", \
+  "--data-root", "/data", "--data-root", "/images"]

@@ -1,0 +1,107 @@
+"""How much of the ideal rate a run reaches, what it takes in memory, and what a rerun costs.
+
+A local server answers every call after 200 ms; with 64 calls at a time the ideal is 320 labels a
+second. The run is repeated with ten times the labels (time should grow as much, memory should not),
+and then once more over the same labels, which are all answered by then.
+
+    python -m benchmarks.enrichment_rate [--labels 2000] [--times 10] [--latency 0.2]
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from demo.stack import BIN, Process, Service, started, stop_tidily, wait_for_address
+
+ROOT = Path(__file__).resolve().parents[1]
+CONCURRENCY = 64
+
+
+@contextmanager
+def language_model(*options: str) -> Iterator[str]:
+    """The address of a local language-model server in a process of its own."""
+    command = [sys.executable, "-m", "tests.llm_server", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+
+
+def peak_mib(process: Process) -> float:
+    """The most memory that the process has held, in MiB (Linux)."""
+    status = Path(f"/proc/{process.popen.pid}/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
+
+
+def wait(service: Service, run: dict[str, Any]) -> dict[str, Any]:
+    """The run once it has ended."""
+    while run["state"] in ("queued", "running"):
+        time.sleep(0.1)
+        run = service.get(f"/v1/runs/{run['id']}")
+    return run
+
+
+def run_over(service: Service, label_set: str) -> tuple[dict[str, Any], float]:
+    """A run over a label set, and the seconds from asking for it to its end."""
+    began = time.perf_counter()
+    asked = {"label_set": label_set, "concurrency": CONCURRENCY}
+    run = wait(service, service.post("/v1/runs", asked))
+    return run, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--labels", type=int, default=2000)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--latency", type=float, default=0.2, help="seconds a call")
+    options = parser.parse_args()
+    stop_tidily()
+    ideal = CONCURRENCY / options.latency
+    table = Table(
+        "run", "labels", "seconds", "labels/s", "of the ideal", "calls", "peak MiB",
+        title=f"{options.latency * 1000:.0f} ms a call, {CONCURRENCY} at a time: "
+        f"the ideal is {ideal:.0f} labels/s",
+    )  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        language_model("--latency", str(options.latency)) as url,
+        started(
+            "service",
+            [str(BIN / "enrich"), "serve", "--port", "0"],
+            Path(folder),
+            ENRICH_DATA_DIR=str(Path(folder) / "data"),
+            OPENAI_BASE_URL=url,
+            ENRICH_LLM_CONCURRENCY=str(CONCURRENCY),
+        ) as process,
+    ):
+        service = Service(process, wait_for_address(process))
+        for name, count in (("few", options.labels), ("many", options.labels * options.times)):
+            labels = [{"name": f"{name} kind {n} of teal"} for n in range(count)]
+            service.post("/v1/label-sets", {"name": name, "labels": labels})
+            run, seconds = run_over(service, name)
+            if run["accepted"] != count:
+                sys.exit(f"enrichment_rate: {run['accepted']} of {count} accepted: {run['error']}")
+            share = f"{100 * count / seconds / ideal:.1f} %"
+            cells = (f"{seconds:.1f}", f"{count / seconds:.0f}", share, str(run["calls"]))
+            table.add_row(name, str(count), *cells, f"{peak_mib(process):.0f}")
+        run, seconds = run_over(service, "many")
+        cells = (f"{seconds:.1f}", f"{run['total'] / seconds:.0f}", "", str(run["calls"]))
+        table.add_row("many, again", str(run["total"]), *cells, f"{peak_mib(process):.0f}")
+        service.close()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""CSV that a spreadsheet program can open without running anything that stands in it.
+
+A cell that begins with = + - @, a tab or a carriage return would be taken for a formula (OWASP, CSV
+injection): it gets an apostrophe in front. So does a cell that begins with apostrophes and then one
+of these, and one apostrophe is taken away when such a cell is read: every text comes back equal.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import shortened
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NEUTRALISED = re.compile(r"'+[=+\-@\t\r]")
+MAX_CELL = 10_000_000  # characters; Python's own limit is smaller than some raw replies
+
+
+def neutralised(cell: str) -> str:
+    """`cell` as it may stand in a spreadsheet."""
+    return "'" + cell if _FORMULA.match(cell) else cell
+
+
+def restored(cell: str) -> str:
+    """The text that `neutralised` was given."""
+    return cell[1:] if _NEUTRALISED.match(cell) else cell
+
+
+def write(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a CSV file, the names of the columns first."""
+    for row in chain([columns], rows):
+        line = io.StringIO()
+        csv.writer(line).writerow([neutralised(cell) for cell in row])
+        yield line.getvalue()
+
+
+def read(data: bytes, known: Sequence[str], needed: Sequence[str]) -> Iterator[Mapping[str, str]]:
+    """The rows of a CSV file in UTF-8 as dicts; columns that the file lacks are left out.
+
+    Raises InvalidInput, with the line: no UTF-8, a column that is not `known`, a `needed` one that
+    is missing, a row with too many or too few fields.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"The CSV file is not UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from error
+    csv.field_size_limit(MAX_CELL)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = [column.strip().lower() for column in reader.fieldnames or ()]
+        if set(needed) - set(columns) or set(columns) - set(known):
+            raise InvalidInput(
+                f"The CSV file needs a first line with the columns {','.join(known)}; it has "
+                f"{shortened(','.join(columns))}"
+            )
+        reader.fieldnames = columns
+        for row in reader:
+            if None in row or None in row.values():
+                raise InvalidInput(
+                    f"Line {reader.line_num} of the CSV file does not have {len(columns)} fields: "
+                    'put fields with commas in "quotes"'
+                )
+            yield {name: restored(cell) for name, cell in row.items()}
+    except csv.Error as error:
+        raise InvalidInput(f"Line {reader.line_num} of the CSV file: {error}") from error

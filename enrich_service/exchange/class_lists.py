@@ -1,0 +1,142 @@
+"""The JSON files of two other papers: for each class name a list of texts.
+
+"Classify by description" (Menon and Vondrick, ICLR 2023) has short descriptors, here the attribute
+`features`; CuPL (Pratt et al., ICCV 2023) has sentences.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from sqlmodel import Session, select
+
+from contract import Release, ReleaseLabel
+from enrich_service.core.errors import Conflict, InvalidInput
+from enrich_service.core.text import check_text, shortened
+from enrich_service.exchange.schemas import Imported
+from enrich_service.exchange.service import take_in_texts
+from enrich_service.labels import service as label_service
+from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.prompts.schemas import PromptKind
+
+FEATURES = "features"  # the attribute of the prompt `attribute-list`
+_FILE = TypeAdapter(dict[str, list[str]])
+MAX_TEXTS = 1000  # for one class
+
+
+def descriptors(release: Release) -> dict[str, list[str]]:
+    """The attributes of a release: class name to short descriptors.
+
+    Features stand as they are, other attributes behind their name ("shape: round").
+    """
+    return _lists(
+        release,
+        lambda label: [
+            value if name == FEATURES else f"{name.replace('_', ' ')}: {value}"
+            for name, values in label.attributes.items()
+            for value in values
+        ],
+    )
+
+
+def sentences(release: Release) -> dict[str, list[str]]:
+    """The sentences of a release: class name to sentences.
+
+    A label that has none is given its description.
+    """
+    return _lists(
+        release,
+        lambda label: list(label.sentences) or ([label.description] if label.description else []),
+    )
+
+
+def _lists(release: Release, texts: Callable[[ReleaseLabel], list[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for label in release.labels:
+        if label.name in found:
+            raise Conflict(
+                f"Two labels of release {release.name!r} are called {label.name!r}, and this file "
+                "knows classes by their names alone: export the release as JSON or CSV."
+            )
+        found[label.name] = texts(label)
+    return found
+
+
+def written(lists: Mapping[str, list[str]]) -> str:
+    """Such a file's text."""
+    return json.dumps(lists, indent=2, ensure_ascii=False) + "\n"
+
+
+def import_lists(
+    session: Session,
+    lists: Mapping[str, list[str]],
+    *,
+    label_set: str,
+    kind: PromptKind,
+    author: str = "",
+    check_texts: bool = True,
+) -> Imported:
+    """Texts from such a file, as `sentences` or as `attributes`, for the labels of `label_set`.
+
+    A label set that does not exist is made of the names in the file. An empty list brings no text.
+    Raises InvalidInput where the file names a class that the set does not have.
+    """
+    check_text("The author", author, limit=200)
+    lists = _checked(lists)
+    result = Imported()
+    there = session.exec(select(LabelSet).where(LabelSet.name == label_set)).one_or_none()
+    if there is None:
+        labels = [LabelIn(name=name) for name in lists]
+        there = label_service.create(session, label_set, labels)
+        result.label_sets.append(label_set)
+    by_name: dict[str, list[Label]] = {}
+    for label in label_service.labels_of(session, there):
+        by_name.setdefault(label.name, []).append(label)
+    if unknown := [name for name in lists if name.strip() not in by_name]:
+        raise InvalidInput(
+            f"Label set {label_set!r} has no label called {shortened(unknown[0])}"
+            + (f" (and {len(unknown) - 1} more of the file)" if len(unknown) > 1 else "")
+        )
+    field = FEATURES if kind is PromptKind.ATTRIBUTES else kind.value
+    given: list[tuple[Label, dict[str, Any], str]] = [
+        (label, {field: texts}, json.dumps(texts, ensure_ascii=False))
+        for name, texts in lists.items()
+        if texts
+        for label in by_name[name.strip()]
+    ]
+    take_in_texts(session, result, kind, given, author=author, check_texts=check_texts)
+    return result
+
+
+def read(data: str) -> dict[str, list[str]]:
+    """The lists of such a file. Raises InvalidInput where it is no such JSON."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise InvalidInput(f"The file has two lists for {shortened(name)}")
+            names.add(name)
+        return dict(pairs)
+
+    try:
+        return _FILE.validate_python(json.loads(data, object_pairs_hook=once), strict=True)
+    except (ValueError, RecursionError) as error:
+        what = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            what = f"{shortened('.'.join(map(str, first['loc'])) or 'the file')}: {first['msg']}"
+        raise InvalidInput(
+            f'The file is no JSON object like {{"teal": ["a green stripe"]}}: {what}'
+        ) from error
+
+
+def _checked(lists: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    for name, texts in lists.items():
+        if len(texts) > MAX_TEXTS:
+            raise InvalidInput(f"{shortened(name)} has {len(texts)} texts; at most {MAX_TEXTS}")
+        for text in texts:
+            check_text(f"A text of {shortened(name)}", text, limit=20_000)
+    return {name: [" ".join(text.split()) for text in texts] for name, texts in lists.items()}

@@ -1,0 +1,131 @@
+"""Releases and generations as CSV, both ways. Lists and objects stand in their cells as JSON."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from sqlmodel import Session
+
+from contract import Release, ReleaseLabel, release_hash
+from enrich_service.core import spreadsheet
+from enrich_service.core.errors import InvalidInput
+from enrich_service.exchange.schemas import GenerationRecord, Imported
+from enrich_service.exchange.service import Importer, generation_records
+from enrich_service.releases import service as release_service
+from enrich_service.releases.models import ReleaseRow
+
+_LISTS = ("attributes", "sentences", "captions")
+RELEASE_COLUMNS = ("key", "name", "context", "description", *_LISTS)
+GENERATION_COLUMNS = tuple(name for name in GenerationRecord.model_fields if name != "record")
+
+
+def release_csv(release: Release) -> Iterator[str]:
+    """The texts of a release as lines of CSV, for `import_release_csv`."""
+    rows = (
+        [label.key, label.name, label.context or "", label.description or ""]
+        + [_json(getattr(label, name)) if getattr(label, name) else "" for name in _LISTS]
+        for label in release.labels
+    )
+    return spreadsheet.write(RELEASE_COLUMNS, rows)
+
+
+def import_release_csv(
+    session: Session, data: bytes, *, name: str, label_set: str, author: str = ""
+) -> tuple[ReleaseRow, bool]:
+    """A release of a CSV file; the same texts have the same hash. Is it new?
+
+    CSV carries the texts alone: where they came from stands in the release as JSON.
+    """
+    labels = []
+    for number, row in enumerate(spreadsheet.read(data, RELEASE_COLUMNS, ["key", "name"]), start=1):
+        try:
+            labels.append(
+                ReleaseLabel.model_validate_json(
+                    _json(
+                        {
+                            column: json.loads(cell) if column in _LISTS else cell
+                            for column, cell in row.items()
+                            if cell
+                        }
+                    )
+                )
+            )
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"Row {number} of the CSV file: {_first(error)}") from error
+    release = Release(
+        id=0,
+        name=name,
+        label_set=label_set,
+        hash=release_hash(labels),
+        author=author,
+        created_at=datetime.now(UTC),
+        labels=tuple(labels),
+    )
+    return release_service.take_in(session, release)
+
+
+def generations_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
+    """All generations (of one label set) with their provenance, for `import_generations_csv`."""
+    rows = (
+        [_cell(record[name]) for name in GENERATION_COLUMNS]
+        for record in (
+            one.model_dump(mode="json") for one in generation_records(session, label_set)
+        )
+    )
+    return spreadsheet.write(GENERATION_COLUMNS, rows)
+
+
+def import_generations_csv(session: Session, data: bytes) -> Imported:
+    """Take in generations; the prompt versions and label sets that they name must be here.
+
+    What is there already stays as it is. Raises InvalidInput for the first row that does not fit.
+    """
+    importer = Importer(session, here=True)
+    rows = spreadsheet.read(data, GENERATION_COLUMNS, ["id", "kind", "label_name"])
+    for number, row in enumerate(rows, start=1):
+        try:
+            record = GenerationRecord.model_validate_json(
+                _json({name: _value(name, cell) for name, cell in row.items() if cell})
+            )
+            importer.take(record)
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"Row {number} of the CSV file: {_first(error)}") from error
+        except InvalidInput as error:
+            raise InvalidInput(f"Row {number} of the CSV file: {error}") from error
+    session.flush()
+    return importer.done
+
+
+def _is_structured(annotation: Any) -> bool:  # noqa: ANN401 - any type
+    return any(get_origin(one) in (dict, list) for one in (annotation, *get_args(annotation)))
+
+
+_STRUCTURED = frozenset(
+    name
+    for name, field in GenerationRecord.model_fields.items()
+    if _is_structured(field.annotation)
+)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - any JSON
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else _json(value)
+
+
+def _value(name: str, cell: str) -> Any:  # noqa: ANN401 - any JSON
+    return json.loads(cell) if name in _STRUCTURED else cell
+
+
+def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _first(error: Exception) -> str:
+    """The first thing that is wrong, on one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}"
+    return f"a cell is no JSON: {error}"

@@ -1,0 +1,104 @@
+"""What a paper has to say of the texts that it used: a release with the prompts that made them."""
+
+import hashlib
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+from sqlmodel import Session, select
+
+from contract import Release
+from enrich_service.core.errors import Conflict, InvalidInput
+from enrich_service.exchange import class_lists, csv_files, service
+from enrich_service.exchange.schemas import Imported, Manifest, ModelUse
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.releases import service as release_service
+
+MANIFEST, RELEASE = "manifest.json", "release.json"
+
+
+def manifest(session: Session, release: Release) -> Manifest:
+    """How many texts came from where, from which models, and every prompt version in full."""
+    hashes = dict.fromkeys(one.prompt_hash for one in release.sources if one.prompt_hash)
+    names = {(one.prompt, one.prompt_version) for one in release.sources if one.prompt}
+    prompts = [
+        service.version_record(session, prompt, found)
+        for digest in hashes
+        for prompt, found in session.exec(
+            select(Prompt, PromptVersion)
+            .where(PromptVersion.prompt_id == Prompt.id, PromptVersion.content_hash == digest)
+            .order_by(Prompt.name, PromptVersion.number)  # type: ignore[arg-type]
+        )
+        if (prompt.name, found.number) in names
+    ]
+    models = Counter((one.requested_model, one.resolved_model) for one in release.sources)
+    return Manifest(
+        release=release.name,
+        hash=release.hash,
+        label_set=release.label_set,
+        labels=len(release.labels),
+        message=release.message,
+        author=release.author,
+        created_at=release.created_at,
+        texts=dict(Counter(f"{one.field} by {one.source}" for one in release.sources)),
+        models=[
+            ModelUse(requested=requested, resolved=resolved, texts=count)
+            for (requested, resolved), count in models.items()
+            if requested
+        ],
+        prompts=prompts,
+        service_version=version("enrich-distill"),
+    )
+
+
+def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
+    """Write a release in every format, with its manifest; the manifest has each file's SHA-256.
+
+    Raises Conflict where the folder holds files already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise Conflict(f"The folder {folder} is not empty: name a new one.")
+    files = {
+        RELEASE: release.model_dump_json() + "\n",
+        "release.csv": "".join(csv_files.release_csv(release)),
+        "label2text.txt": service.label2text(release),
+        "chatgpt.txt": service.descriptions(release),
+    }
+    if len({label.name for label in release.labels}) == len(release.labels):
+        files["descriptors.json"] = class_lists.written(class_lists.descriptors(release))
+        files["sentences.json"] = class_lists.written(class_lists.sentences(release))
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+    found = manifest(session, release).model_copy(update={"files": digests})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, "utf-8", newline="")
+    (folder / MANIFEST).write_text(found.model_dump_json(indent=2) + "\n", "utf-8", newline="")
+    return found
+
+
+def read_folder(session: Session, folder: Path) -> Imported:
+    """Take in what `write_folder` wrote: the prompts of the manifest, and the release.
+
+    Raises InvalidInput where a file is missing, or is not the one that the manifest names.
+    """
+    try:
+        listed = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        for name, digest in listed.files.items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise InvalidInput(f"{folder / name} is not the file that its manifest names")
+        release = Release.model_validate_json((folder / RELEASE).read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"Cannot read {error.filename}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"{folder}: {where}: {first['msg']}") from error
+    if release.hash != listed.hash:
+        raise InvalidInput(f"The manifest in {folder} is that of another release")
+    importer = service.Importer(session)
+    for record in listed.prompts:
+        importer.take(record)
+    row, new = release_service.take_in(session, release)
+    importer.note(importer.done.releases, row.name, new)
+    return importer.done

