@@ -246,7 +246,10 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
             assert tab.evaluate("window.reached") is None
         assert tab.locator("img").count() == 0, name
     tab.goto(dict(world.pages)["job-running"])
-    tab.wait_for_function("document.querySelector('#live')._htmx?.sse !== undefined")
+    with tab.expect_response("**/live") as live:  # what comes live is text as well
+        tab.reload()
+    assert live.value.headers["content-type"].startswith("text/event-stream")
+    tab.wait_for_timeout(300)
     assert EVIL in tab.inner_text("#live") and tab.locator("img").count() == 0
 
 
