@@ -17,11 +17,11 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, Enum, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine
 
-from enrich_service.core.errors import Conflict, StorageFull, Unavailable, UserError
+from enrich_service.core.errors import Conflict, InvalidInput, StorageFull, Unavailable, UserError
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
@@ -64,13 +64,27 @@ def utcnow() -> datetime:
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right."""
+    """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right.
+
+    Raises InvalidInput where `url` names no database, or its driver is not installed.
+    """
     # More connections than can be wanted at once: by those that keep one from thread to thread
     # (30 readers and 8 writers, see dependencies), by the 40 threads, and by background work.
     # Parameters stay out of error messages: they hold what users wrote.
     options: dict[str, Any] = {"pool_size": 10, "max_overflow": 80, "hide_parameters": True}
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, **options)
+        try:
+            return create_engine(url, pool_pre_ping=True, **options)
+        except ModuleNotFoundError as error:
+            raise InvalidInput(
+                f"DATABASE_URL needs the package {error.name}, which is not installed: install the "
+                "extra postgres"
+            ) from None
+        except ArgumentError:  # its own message repeats the URL, password and all
+            raise InvalidInput(
+                "DATABASE_URL names no database: write sqlite:///FILE or "
+                "postgresql+psycopg://USER@HOST/NAME"
+            ) from None
     engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **options)
 
     @event.listens_for(engine, "connect")

@@ -13,6 +13,7 @@ from pathlib import Path
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from pydantic import BaseModel
+from sqlalchemy.engine import make_url
 
 from enrich_service.core.database import make_engine, storage_error, utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound, Unavailable
@@ -41,14 +42,13 @@ class Restored(BaseModel):
 
 def database_file(settings: Settings) -> Path:
     """The file of the database. Raises InvalidInput where it is not SQLite."""
-    engine = make_engine(settings.sqlalchemy_url)
-    engine.dispose()
-    if engine.dialect.name != "sqlite" or not engine.url.database:
+    url = make_url(settings.sqlalchemy_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
         raise InvalidInput(
-            f"the database is {engine.dialect.name}: back it up and restore it with its own tools "
-            "(pg_dump, pg_restore)"
+            f"the database is {url.get_backend_name()}: back it up and restore it with its own "
+            "tools (pg_dump, pg_restore)"
         )
-    return Path(engine.url.database)
+    return Path(url.database)
 
 
 def check(connection: sqlite3.Connection) -> str:

@@ -177,6 +177,24 @@ def test_a_setting_that_makes_no_sense_is_named(enrich, monkeypatch):
     assert call.stderr.startswith("enrich: ENRICH_LEASE_SECONDS")
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("secret", "DATABASE_URL names no database"),
+        ("nix://u:secret@h/d", "DATABASE_URL names no database"),
+        ("postgresql+asyncmy://u:secret@h/d", "DATABASE_URL names no database"),
+        ("mysql+pymysql://u:secret@h/d", "DATABASE_URL needs the package pymysql"),
+    ],
+)
+def test_an_address_of_no_database_is_named_and_not_repeated(enrich, monkeypatch, url, message):
+    monkeypatch.setenv("DATABASE_URL", url)
+    call = enrich("labels", "list")
+    assert call.exit_code == 1
+    assert message in call.stderr
+    assert "secret" not in call.output
+    assert call.stderr.count("\n") == 1
+
+
 def test_settings_are_listed_and_secrets_are_masked(enrich, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-1")
     monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://u:planted-2@h/d")
