@@ -8,9 +8,10 @@ filter is used once in an expression, with constant options, so that no text can
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from enrich_service.core.errors import InvalidInput
@@ -193,11 +194,17 @@ def render(templates: Templates, variables: Mapping[str, Any]) -> Rendered:
     )
 
 
+@lru_cache(maxsize=256)
+def _compiled(source: str) -> Template:
+    """A run renders the same two templates for each of its labels."""
+    return ENVIRONMENT.from_string(source)
+
+
 def _rendered(what: str, source: str, variables: Mapping[str, Any]) -> str:
     parts: list[str] = []
     size = 0
     try:
-        for part in ENVIRONMENT.from_string(source).generate(variables):
+        for part in _compiled(source).generate(variables):
             size += len(part)
             if size > MAX_RENDERED:
                 raise InvalidInput(f"The {what} message grows beyond {MAX_RENDERED} characters")
