@@ -10,7 +10,6 @@ and what was interrupted goes on from its checkpoint.
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,12 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._photos import DATA, ROOT, SHARED, TEACHER, skip_without_photos
 from contract import FewShot, LossWeights, Release, Report, TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
-DATA = SHARED / "bench" / "tiny-imagenet-ood"
-TEACHER = "hf-hub:bench/lite0-minilm"
 SHOTS, DRAWS = 5, 3
 
 # Each rung is the one before and one thing more; the last three stand beside the full method.
@@ -130,9 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bench-out" / "ablation")
     parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"ablation: skipped, no test data at {DATA} (set ENRICH_SHARED)")
-        sys.exit(0)
+    skip_without_photos("ablation")
     os.environ.setdefault("HF_HOME", str(SHARED / "hf-home"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from distill.releases import release_from_pairs

@@ -9,9 +9,7 @@ two students that differ in nothing but the texts: bare names, and names with de
 
 import argparse
 import json
-import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,14 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks._photos import DATA, ROOT, SHARED, TEACHER, skip_without_photos
 from contract import Accuracy, Report, TextStrategy, TrainConfig
 from demo.stack import BIN, Service, finish_run, follow, started, stop_tidily, wait_for_address
 from tests.llm_server import LlmServer
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
-DATA = SHARED / "bench" / "tiny-imagenet-ood"
-TEACHER = "hf-hub:bench/lite0-minilm"
 STRATEGIES: tuple[TextStrategy, ...] = ("name", "name+description")
 # The lines of these two labels are an error message; a person writes what they should have said.
 BY_HAND = {
@@ -42,9 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "bench-out" / "real-world")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"real_world: skipped, no test data at {DATA} (set ENRICH_SHARED)")
-        sys.exit(0)
+    skip_without_photos("real_world")
     stop_tidily()
     console = Console()
     began = time.monotonic()

@@ -9,11 +9,9 @@ Images: one image folder through a DataLoader, float32, batches of 64, against
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -23,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks._photos import DATA, SHARED, TEACHER, skip_without_photos
 from contract import Release, ReleaseLabel, release_hash
 from distill.data import Split, scan_split
 from distill.features import image_features
@@ -30,10 +29,6 @@ from distill.releases import release_from_pairs
 from distill.teacher import Teacher, load_teacher
 from distill.text_bank import build_text_bank
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
-DATA = SHARED / "bench" / "tiny-imagenet-ood"
-TEACHER = "hf-hub:bench/lite0-minilm"
 SENTENCES = (
     "a close view of it on a plain background.",
     "it fills most of the picture.",
@@ -112,9 +107,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100, help="with 10 texts each")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"teacher_speed: skipped, no test data at {DATA} (set ENRICH_SHARED)")
-        sys.exit(0)
+    skip_without_photos("teacher_speed")
     teacher = load_teacher(TEACHER)
     model = open_clip.create_model(TEACHER).eval()
     whole = scan_split(DATA, "train")

@@ -9,8 +9,6 @@ time of each side is shown by what it was spent on.
 """
 
 import argparse
-import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks._photos import DATA, ROOT, skip_without_photos
 from contract import TrainConfig
 from distill import losses
 from distill.augment import RATIO, SCALE, augment
@@ -32,9 +31,6 @@ from distill.data import Split, load_pixels, open_image, scan_split
 from distill.precision import bfloat16_is_quick
 from distill.student import Student, build_student
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
-DATA = SHARED / "bench" / "tiny-imagenet-ood"
 SIZE, BATCH, DIM = 64, 128, 512
 WORKERS = 2
 
@@ -142,9 +138,7 @@ def main() -> None:
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"training_speed: skipped, no test data at {DATA} (set ENRICH_SHARED)")
-        sys.exit(0)
+    skip_without_photos("training_speed")
     whole = scan_split(DATA, "train")
     chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
     chosen = chosen[: options.images].sort().values

@@ -7,7 +7,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +16,10 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from distill.data import Split
-from distill.errors import DataError, TextError
+from distill.errors import TextError
 from distill.teacher import Teacher
-from distill.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.tensor_file import cached_tensor
 from distill.text_bank import encode_groups
-
-log = logging.getLogger(__name__)
 
 
 class _Line(BaseModel):
@@ -82,19 +79,11 @@ def caption_features(teacher: Teacher, captions: Sequence[Sequence[str]], *, cac
     content = json.dumps([teacher.fingerprint, [list(texts) for texts in captions]])
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"captions-{key}.safetensors"
-    if path.exists():
-        try:
-            return read_tensor(path)[0]
-        except (DamagedFile, OSError) as error:
-            log.warning("the cached captions %s are damaged (%s): making them again", path, error)
-    features = torch.zeros(len(captions), teacher.dim)
-    captioned = [index for index, texts in enumerate(captions) if texts]
-    features[captioned] = encode_groups(teacher, [(captions[i], "") for i in captioned])
-    try:
-        write_tensor(path, features)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the caption cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
-        ) from None
-    return features
+
+    def encode() -> Tensor:
+        features = torch.zeros(len(captions), teacher.dim)
+        captioned = [index for index, texts in enumerate(captions) if texts]
+        features[captioned] = encode_groups(teacher, [(captions[i], "") for i in captioned])
+        return features
+
+    return cached_tensor(path, "caption", encode)

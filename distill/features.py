@@ -25,7 +25,7 @@ from distill.augment import draw, see
 from distill.data import Progress, Split, load_pixels, open_image
 from distill.errors import DataError
 from distill.teacher import Teacher, preprocessing
-from distill.tensor_file import DamagedFile, read_tensor, write_rows, write_tensor
+from distill.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
 
 CPU_BATCH: Final = 8
 BATCH: Final = 128  # on an accelerator
@@ -56,20 +56,7 @@ def image_embeddings(
     content = json.dumps(["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"features-{split.name}-{key}.safetensors"
-    if path.exists():
-        try:
-            return read_tensor(path)[0]
-        except (DamagedFile, OSError) as error:
-            log.warning("the cached features %s are damaged (%s): making them again", path, error)
-    features = _encode(teacher, split, progress)
-    try:
-        write_tensor(path, features)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
-        ) from None
-    return features
+    return cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
 
 
 def view_embeddings(

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from distill.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 class DamagedFile(Exception):
@@ -94,3 +99,25 @@ def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
 def _sha256(tensor: Tensor) -> str:
     # Without a copy: the tensor may be larger than memory.
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor in the cache file at `path`; made, and kept there, where it is missing or damaged.
+
+    Raises:
+        DataError: the file cannot be written. And what `make` raises.
+    """
+    if path.exists():
+        try:
+            return read_tensor(path)[0]
+        except (DamagedFile, OSError) as error:
+            log.warning("the cached %ss %s are damaged (%s): making them again", what, path, error)
+    tensor = make()
+    try:
+        write_tensor(path, tensor)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the {what} cache {path} ({error.strerror}): free some space or choose "
+            "another cache folder"
+        ) from None
+    return tensor

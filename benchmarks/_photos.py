@@ -1,0 +1,17 @@
+"""The real photos and the real teacher that lie beside the project for tests, where they do."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("ENRICH_SHARED", ROOT.parent / "shared"))
+DATA = SHARED / "bench" / "tiny-imagenet-ood"
+TEACHER = "hf-hub:bench/lite0-minilm"
+
+
+def skip_without_photos(name: str) -> None:
+    """End the benchmark `name`, saying so, where there are no photos."""
+    if not DATA.is_dir():
+        print(f"{name}: skipped, no test data at {DATA} (set ENRICH_SHARED)")
+        sys.exit(0)
