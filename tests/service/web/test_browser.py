@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.web.conftest import EVIL
-from tests.service.web.worker import Worker
+from tests.service.web.worker import HIGH, LOW, Worker, grey
 from tests.service.web.world import build, real_texts
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -63,7 +63,7 @@ def tab(chromium, service):
 
 @pytest.fixture(scope="module")
 def world(service, model, shared):
-    return build(service, model, real_texts(shared))
+    return build(service, model, shared)
 
 
 def press(tab, name):
@@ -197,6 +197,10 @@ def test_pages_can_be_read_without_scripts(chromium, service, world):
     assert tab.locator("tbody tr").count() == 1
     tab.goto(dict(world.pages)["job-running"])
     assert tab.locator("svg polyline").count() == 5
+    tab.goto(dict(world.pages)["similarity"])
+    assert tab.locator("#heat svg image").bounding_box()["width"] > 300
+    tab.goto(dict(world.pages)["diagnostics"])
+    assert tab.locator("svg.plane text").count() > 20
     context.close()
 
 
@@ -239,7 +243,8 @@ def test_every_page_fits_each_screen_and_keeps_nobody_out(tab, world, axe):
 
 
 def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, world):
-    for name in ("home", "label-evil", "prompt-diff", "job", "job-running", "diagnostics"):
+    names = ("home", "label-evil", "prompt-diff", "job", "job-running", "diagnostics")
+    for name in (*names, "similarity", "comparison", "playground"):
         tab.goto(dict(world.pages)[name])
         if name == "job":
             tab.frame_locator("iframe").get_by_text("The report").wait_for()
@@ -251,6 +256,51 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
     assert live.value.headers["content-type"].startswith("text/event-stream")
     tab.wait_for_timeout(300)
     assert EVIL in tab.inner_text("#live") and tab.locator("img").count() == 0
+
+
+def test_the_similarity_map_is_read_by_pointer_and_by_keyboard(tab, world):
+    tab.goto(dict(world.pages)["similarity"])
+    canvas = tab.locator("#heat canvas")
+    canvas.wait_for()
+    said, names = tab.locator(".said"), tab.locator("#classes li").all_text_contents()
+
+    def cosine(row, column):
+        return f"{LOW + (HIGH - LOW) * grey(row, column, 1) / 255:.2f}"
+
+    # By keyboard: the first key shows where one is, the next ones move.
+    tab.locator("#heat").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown"):
+        tab.keyboard.press(key)
+    assert said.inner_text() == f"{names[1]} and {names[2]}: cosine {cosine(1, 2)}"
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowDown")  # below the diagonal stands the same as above it
+    assert said.inner_text() == f"{names[3]} and {names[2]}: cosine {cosine(2, 3)}"
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("Shift+ArrowLeft")  # no further than the edge
+    assert said.inner_text().startswith(f"{names[3]} and {names[0]}: ")
+
+    # By pointer, the whole and then a part of it.
+    box = canvas.bounding_box()
+    step = box["width"] / len(names)
+
+    def point(row, column):
+        tab.mouse.move(box["x"] + (column + 0.5) * step, box["y"] + (row + 0.5) * step)
+
+    point(5, 40)
+    assert said.inner_text() == f"{names[5]} and {names[40]}: cosine {cosine(5, 40)}"
+    point(7, 7)
+    assert said.inner_text() == f"{names[7]} with itself"
+    tab.locator("#heat").focus()
+    tab.mouse.wheel(0, -200)
+    tab.locator("#heat.zoomed").wait_for()
+    point(7, 7)
+    assert said.inner_text() == f"{names[7]} with itself"  # the wheel keeps what it points at
+    press(tab, "Zoom in")
+    press(tab, "Show all")
+    assert tab.locator("#heat.zoomed").count() == 0
+    tab.keyboard.press("Tab")
+    SHOTS.mkdir(exist_ok=True)
+    tab.screenshot(path=SHOTS / "similarity-read.png")
 
 
 def test_the_rest_interface_is_shown_with_all_its_routes_and_nothing_from_elsewhere(tab, service):
