@@ -54,7 +54,10 @@ async function show(box) {
 
   const canvas = canvasOf(1, 1);
   const paper = canvas.getContext("2d");
-  box.querySelector("svg").replaceWith(canvas);
+  const beside = canvasOf(1, 1); // the names of the rows, as soon as they can be read
+  beside.className = "names";
+  const pen = beside.getContext("2d");
+  box.querySelector("svg").replaceWith(canvas, beside);
   box.tabIndex = 0;
   box.setAttribute("role", "application");
   box.setAttribute("aria-label", `Similarity of ${size} class texts; arrows move, + and - zoom, 0 shows all`);
@@ -73,6 +76,7 @@ async function show(box) {
     const scale = canvas.width / view.span;
     paper.imageSmoothingEnabled = scale < 1;
     paper.drawImage(sheet, view.left, view.top, view.span, view.span, 0, 0, canvas.width, canvas.height);
+    drawNames(scale);
     if (!cell) return;
     const [y, x] = [(cell[0] - view.top) * scale, (cell[1] - view.left) * scale];
     const side = Math.max(scale, 3);
@@ -80,6 +84,18 @@ async function show(box) {
       paper.lineWidth = width;
       paper.strokeStyle = colour;
       paper.strokeRect(x - 1, y - 1, side + 2, side + 2);
+    }
+  }
+
+  function drawNames(scale) {
+    pen.clearRect(0, 0, beside.width, beside.height);
+    if (scale < 13 * devicePixelRatio) return;
+    pen.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+    pen.textBaseline = "middle";
+    pen.fillStyle = getComputedStyle(box).color;
+    const last = Math.min(size, Math.ceil(view.top + view.span));
+    for (let row = Math.floor(view.top); row < last; row++) {
+      pen.fillText(names[row], 8 * devicePixelRatio, (row + 0.5 - view.top) * scale);
     }
   }
 
@@ -177,6 +193,8 @@ async function show(box) {
 
   new ResizeObserver(() => {
     canvas.width = canvas.height = Math.round(canvas.clientWidth * devicePixelRatio);
+    beside.width = Math.round(beside.clientWidth * devicePixelRatio);
+    beside.height = canvas.height;
     draw();
   }).observe(canvas);
 }

@@ -260,7 +260,7 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
 
 def test_the_similarity_map_is_read_by_pointer_and_by_keyboard(tab, world):
     tab.goto(dict(world.pages)["similarity"])
-    canvas = tab.locator("#heat canvas")
+    canvas = tab.locator("#heat canvas").first
     canvas.wait_for()
     said, names = tab.locator(".said"), tab.locator("#classes li").all_text_contents()
 
