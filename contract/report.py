@@ -112,6 +112,65 @@ class PulledApart(_Frozen):
     text_b: str
 
 
+PictureFile = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}\.(png|jpg)$")]
+
+
+class SimilarityPicture(_Frozen):
+    """The cosines between the texts of each two classes of one bank, as grey pixels.
+
+    A PNG with a pixel for each pair, a row and a column for each class. Since both halves are the
+    same, the pixels on and below the diagonal are black. Grey value v (0 to 255) stands for the
+    cosine low + (high − low) · v / 255, to half of `step`.
+    """
+
+    text: Annotated[str, Field(description="Text strategy")]
+    file: Annotated[PictureFile, Field(description="Artifact of the job")]
+    low: float
+    high: float
+    step: Annotated[float, Field(description="Between two neighbouring values")]
+
+
+class Similarity(_Frozen):
+    """How alike the class texts are: one picture for each bank, in one order of classes."""
+
+    classes: Annotated[
+        tuple[str, ...], Field(description="Names in the order of rows and columns, like by like")
+    ]
+    pictures: Annotated[tuple[SimilarityPicture, ...], Field(description="Before enrichment first")]
+
+
+class Move(_Frozen):
+    """Where a class lies on the plane of a `TextPlane` with both texts, as (x, y)."""
+
+    name: str
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+
+class TextPlane(_Frozen):
+    """How enrichment moved the class texts, seen on a plane.
+
+    The plane of the two main axes (PCA) of both banks together, each around its own middle: that
+    all texts moved one way together, as longer ones do, is left out.
+    """
+
+    before: Annotated[str, Field(description="Text strategy")]
+    after: Annotated[str, Field(description="Text strategy")]
+    explained: Annotated[float, Field(description="Share of the variance on the plane, 0 to 1")]
+    classes: tuple[Move, ...]
+
+
+class Thumbnails(_Frozen):
+    """Training images of classes that are named in pairs, as one JPEG of square tiles."""
+
+    file: Annotated[PictureFile, Field(description="Artifact of the job")]
+    side: Annotated[int, Field(ge=1, description="Of a tile, in pixels")]
+    columns: Annotated[int, Field(ge=1, description="Tiles in a row")]
+    tiles: Annotated[
+        tuple[str, ...], Field(description="Class of each tile, row by row; some have several")
+    ]
+
+
 class Epoch(_Frozen):
     """One epoch of training; losses are means over its steps, unweighted."""
 
@@ -147,6 +206,10 @@ class Report(_Frozen):
     imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]
+    # Of workers that draw; what is drawn lies in artifacts beside the report.
+    similarity: Similarity | None = None
+    text_plane: TextPlane | None = None
+    thumbnails: Thumbnails | None = None
     flagged_texts: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     started_at: datetime

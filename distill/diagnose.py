@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contract import ClassMargin, ConfusablePair, PulledApart, Release, TextDiagnostics
+from contract import (
+    ClassMargin,
+    ConfusablePair,
+    Move,
+    PulledApart,
+    Release,
+    TextDiagnostics,
+    TextPlane,
+)
 from distill import metrics
 from distill.errors import TextError
 from distill.text_bank import TextBank, prompts_of
@@ -70,6 +78,37 @@ def pulled_apart(
             )
         )
     return tuple(pairs)
+
+
+def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPlane:
+    """Where the classes of `rows` lie on the plane of the two main axes of both banks together.
+
+    All classes of the banks (same keys) make the axes. Their directions are settled by letting the
+    largest of each axis's weights be positive.
+    """
+    sides = [bank.features.double() for bank in (before, after)]
+    # The format of the prompts moves all texts alike, and would be the first axis.
+    centred = torch.cat([side - side.mean(dim=0) for side in sides])
+    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    plane = torch.zeros(2, centred.shape[1], dtype=torch.float64)
+    plane[: len(axes[:2])] = axes[:2]
+    largest = plane.gather(1, plane.abs().argmax(dim=1, keepdim=True))
+    places = centred @ (plane * largest.sign()).T
+    variance = values.square()
+    classes = len(before.names)
+
+    def at(row: int) -> tuple[float, float]:
+        x, y = places[row].tolist()
+        return round(x, 5), round(y, 5)
+
+    return TextPlane(
+        before=before.strategy,
+        after=after.strategy,
+        explained=float(variance[:2].sum() / variance.sum().clamp_min(1e-300)),
+        classes=tuple(
+            Move(name=after.names[row], before=at(row), after=at(classes + row)) for row in rows
+        ),
+    )
 
 
 def read_embeddings(path: Path, key: str) -> tuple[Tensor, list[str]]:

@@ -20,24 +20,28 @@ from torch import Tensor
 
 from contract import (
     Accuracy,
+    ConfusablePair,
     Epoch,
     EventKind,
+    PulledApart,
     Release,
     Report,
     SplitName,
+    TextDiagnostics,
     TextStrategy,
     TrainConfig,
 )
 from distill.captions import caption_features, read_captions
 from distill.checkpoint import Checkpoint
 from distill.data import Progress, Split
-from distill.diagnose import diagnose, pulled_apart
+from distill.diagnose import diagnose, pulled_apart, text_plane
 from distill.errors import DataError
 from distill.evaluate import accuracy, imitation
 from distill.features import image_embeddings, view_embeddings
+from distill.pictures import draw_similarity, draw_thumbnails
 from distill.preflight import SPLITS, preflight, scan_splits
 from distill.releases import shuffle_texts
-from distill.report import read_report, write_report
+from distill.report import CONTROL, read_report, write_report
 from distill.student import FILE as STUDENT_FILE
 from distill.student import build_student, save_student
 from distill.teacher import load_teacher
@@ -50,6 +54,8 @@ NAME_BANK_FILE: Final = "name_bank.safetensors"
 RELEASE_FILE: Final = "release.json"
 LAST_EPOCHS: Final = 5
 PROGRESS_SECONDS: Final = 1.0  # each event becomes a row in the service's database
+DRAWN_CLASSES: Final = 1000  # pixels of a similarity map's side
+MOVED_CLASSES: Final = 250  # arrows on the plane of texts
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 
@@ -105,8 +111,8 @@ def run_job(
     strategies: dict[str, TextStrategy] = {"name": "name"}
     if config.text_strategy != "name":
         releases[config.text_strategy] = release
-        releases["shuffled"] = shuffle_texts(_only(release, classes), config.seed)
-        strategies[config.text_strategy] = strategies["shuffled"] = config.text_strategy
+        releases[CONTROL] = shuffle_texts(_only(release, classes), config.seed)
+        strategies[config.text_strategy] = strategies[CONTROL] = config.text_strategy
     banks = {
         text: build_text_bank(teacher, releases[text], strategies[text], keys=classes, cache=cache)
         for text in releases
@@ -185,6 +191,10 @@ def run_job(
     learned = {word: student.encode(pixels[word]) for word in SPLITS}
     student_rows = _accuracies("student", splits, learned, banks)
     before = banks["name"]
+    diagnostics = tuple(diagnose(each.features, each.names, text) for text, each in banks.items())
+    apart = pulled_apart(before, bank, release)
+    named = _named(diagnostics, apart, bank.names)
+    drawn = _some(named, len(classes), DRAWN_CLASSES)
     result = Report(
         config=config,
         release_id=release.id or None,
@@ -202,10 +212,24 @@ def run_job(
             imitation(word, learned[word], features[word], bank.select(splits[word].keys).features)
             for word in SPLITS
         ),
-        diagnostics=tuple(
-            diagnose(each.features, each.names, text) for text, each in banks.items()
+        diagnostics=diagnostics,
+        pulled_apart=apart,
+        similarity=draw_similarity(
+            out,
+            _similarity(
+                *(each.select([bank.keys[row] for row in drawn]) for each in (before, bank))
+            ),
+            [bank.names[row] for row in drawn],
         ),
-        pulled_apart=pulled_apart(before, bank, release),
+        text_plane=None
+        if bank is before
+        else text_plane(before, bank, _some(named, len(classes), MOVED_CLASSES)),
+        thumbnails=draw_thumbnails(
+            out,
+            splits["train"],  # the others are there to be tested on: nobody should look at them
+            dict(zip(bank.keys, bank.names, strict=True)),
+            [bank.keys[row] for row in named],
+        ),
         flagged_texts=bank.flagged,
         versions=_versions(),
         started_at=started,
@@ -253,6 +277,25 @@ def _only(release: Release, keys: Collection[str]) -> Release:
     """The release without the labels that have no images, which may have no texts either."""
     labels = tuple(label for label in release.labels if label.key in keys)
     return release.model_copy(update={"labels": labels})
+
+
+def _named(
+    diagnostics: Sequence[TextDiagnostics], apart: Sequence[PulledApart], names: Sequence[str]
+) -> list[int]:
+    """Rows of the classes that are named in pairs, but for the control's."""
+    pairs: list[ConfusablePair | PulledApart] = [*apart]
+    pairs += [pair for each in diagnostics if each.text != CONTROL for pair in each.confusable]
+    return list(dict.fromkeys(names.index(name) for pair in pairs for name in (pair.a, pair.b)))
+
+
+def _some(named: Sequence[int], total: int, limit: int) -> list[int]:
+    """At most `limit` of `total` rows, in order: the named ones, and evenly spaced others."""
+    if total <= limit:
+        return list(range(total))
+    chosen = set(named[:limit])
+    others = [row for row in range(total) if row not in chosen]
+    left = limit - len(chosen)
+    return sorted([*chosen, *(others[place * len(others) // left] for place in range(left))])
 
 
 def _last_epochs(epochs: Sequence[Epoch]) -> float | None:

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from contract import Accuracy, Report, SeedsReport
 from distill.errors import DataError
+from distill.pictures import chain
 
 CONTROL: Final = "shuffled"
 WORDS: Final = {
@@ -215,23 +216,6 @@ def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]
     for row in rows:
         table.setdefault((row.model, row.text), {})[row.split] = row
     return [(model, text, splits) for (model, text), splits in table.items()]
-
-
-def chain(similarity: NDArray[np.float32]) -> list[int]:
-    """An order in which each class follows the one most similar to it among those that are left.
-
-    `similarity` [classes, classes]. Groups of like classes become blocks on the diagonal; it starts
-    at the class that is least like the others. Ties go to the smallest index.
-    """
-    if len(similarity) == 0:
-        return []
-    left = np.ones(len(similarity), dtype=bool)
-    order = [int(similarity.sum(axis=1).argmin())]
-    left[order[0]] = False
-    while left.any():
-        order.append(int(np.where(left, similarity[order[-1]], -np.inf).argmax()))
-        left[order[-1]] = False
-    return order
 
 
 def _draw(

@@ -45,6 +45,12 @@ ARTIFACTS: Final = {
     "student.safetensors": "application/octet-stream",
     "text_bank.safetensors": "application/octet-stream",
 }
+# What a report may name besides; a job on bare names, or without pairs, leaves some out.
+PICTURES: Final = {
+    "similarity-before.png": "image/png",
+    "similarity-after.png": "image/png",
+    "thumbnails.jpg": "image/jpeg",
+}
 IDLE_SECONDS: Final = 2.0  # between two questions for work
 GATHER_SECONDS: Final = 0.5  # that events wait for company before they are sent
 GRACE_SECONDS: Final = 30.0  # between SIGTERM and SIGKILL: time to write a checkpoint
@@ -389,6 +395,9 @@ class Attempt:
 
     def _hand_in(self) -> None:
         try:
+            for name, media_type in PICTURES.items():
+                if (self.folder / name).exists():
+                    self._upload(self.folder / name, media_type)
             for name, media_type in ARTIFACTS.items():
                 self._upload(self.folder / name, media_type)
         except (LeaseLost, ServiceAway):

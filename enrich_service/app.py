@@ -70,7 +70,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         limit=settings.max_body_bytes,
         streamed=re.compile(r"/v1/jobs/[^/]+/artifacts/[^/]+"),
     )
-    app.add_middleware(Gate, engine=engine, settings=settings)
+    app.add_middleware(
+        Gate, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

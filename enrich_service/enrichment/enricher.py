@@ -37,6 +37,8 @@ ATTEMPTS = 3  # answers that may be bad before the label is given up
 MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 
@@ -57,6 +59,12 @@ class Plan:
         """Whether the prompt reads the names of confusable labels."""
         return "labels" in variables_of(self.version)
 
+    @cached_property
+    def _head(self) -> str:
+        """The part of each key's text that is the same for all labels."""
+        kind = "replay" if self.source is GenerationSource.REPLAY else "model"
+        return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
+
     def item(
         self,
         name: str,
@@ -71,16 +79,13 @@ class Plan:
         `confusable`: names of the labels it is easily taken for; part of the question, and so of
         the key, where the prompt reads them.
         """
-        kind = "replay" if self.source is GenerationSource.REPLAY else "model"
-        asked = [self.version.content_hash, self.model, kind, dict(self.parameters)]
-        parts: list[Any] = [*asked, name, context, sample_index]
+        parts: list[Any] = [name, context, sample_index]
         near = tuple(confusable) if self.compares else ()
         if near:
             parts.append(near)
         if self.variables:
             parts.append(dict(self.variables))
-        body = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-        key = hashlib.sha256(body.encode()).hexdigest()
+        key = hashlib.sha256(f"{self._head},{_JSON(parts)[1:]}".encode()).hexdigest()
         return Item(name, context, sample_index, label_id, key, near)
 
 

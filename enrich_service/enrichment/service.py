@@ -37,7 +37,7 @@ from enrich_service.enrichment.schemas import (
 )
 from enrich_service.enrichment.validators import Answer, check
 from enrich_service.labels import service as labels
-from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
@@ -249,7 +249,9 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
-def items_of(session: Session, plan: Plan, found: Sequence[Label], samples: int) -> list[Item]:
+def items_of(
+    session: Session, plan: Plan, found: Sequence[Label | LabelLine], samples: int
+) -> list[Item]:
     """What a run asks about labels of a label set: each of them `samples` times."""
     near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
     return [
@@ -266,32 +268,32 @@ def items_of(session: Session, plan: Plan, found: Sequence[Label], samples: int)
 
 
 def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> RunEstimate:
-    """What the run would ask, from the means of earlier answers, or else from the prompt's size."""
+    """What the run would ask, by the means of earlier runs, or else by the prompt's size.
+
+    The means are over labels, so that what was asked again after a bad answer counts.
+    """
     label_set = labels.get(session, body.label_set)
-    assert label_set.id is not None
-    items = items_of(session, plan, labels.labels_of(session, label_set), body.samples)
+    items = items_of(session, plan, labels.lines_of(session, label_set), body.samples)
     keys = {item.key for item in items}
     total = len(items)
     to_ask = len(keys) - count_results(session, keys)
-    seen, prompt_mean, completion_mean = session.exec(
+    # From the runs' counters: the answers themselves would have to be read one by one.
+    seen, prompt_sum, completion_sum = session.exec(
         select(
-            func.count(),
-            func.avg(Generation.prompt_tokens),
-            func.avg(Generation.completion_tokens),
-        ).where(
-            Generation.prompt_version_id == plan.version.id,
-            Generation.requested_model == plan.model,
-            col(Generation.prompt_tokens).is_not(None),
-        )
+            func.sum(Run.accepted + Run.rejected),
+            func.sum(Run.prompt_tokens),
+            func.sum(Run.completion_tokens),
+        ).where(Run.prompt_version_id == plan.version.id, Run.model == plan.model)
     ).one()
-    if seen:
+    if seen and prompt_sum:
+        prompt_mean, completion_mean = prompt_sum / seen, completion_sum / seen
         basis = f"the mean of {seen} earlier answers"
     else:
         size = len(plan.version.system) + len(plan.version.user) + 40
         prompt_mean, completion_mean = size * TOKENS_A_CHARACTER, TOKENS_AN_ANSWER
         basis = "a guess from the length of the prompt: nothing has been answered yet"
-    prompt_tokens = round(to_ask * float(prompt_mean or 0))
-    completion_tokens = round(to_ask * float(completion_mean or 0))
+    prompt_tokens = round(to_ask * float(prompt_mean))
+    completion_tokens = round(to_ask * float(completion_mean))
     price = prices.get(plan.model)
     return RunEstimate(
         total=total,

@@ -16,7 +16,9 @@ from enrich_service.jobs import service
 from enrich_service.jobs.models import JobArtifact
 from enrich_service.jobs.schemas import ArtifactView
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|html|safetensors|txt|csv|png|svg|log)")
+_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|html|safetensors|txt|csv|png|jpg|svg|log)"
+)
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}(; ?charset=[A-Za-z0-9-]{1,20})?")
 
 
@@ -25,7 +27,7 @@ def check_artifact_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{shortened(name)} is no artifact name: use letters, digits, . _ - and one of the "
-            "endings .json .html .safetensors .txt .csv .png .svg .log"
+            "endings .json .html .safetensors .txt .csv .png .jpg .svg .log"
         )
     return name
 

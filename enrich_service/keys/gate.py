@@ -18,7 +18,7 @@ import binascii
 import ipaddress
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
@@ -27,6 +27,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enrich_service.core import audit, caller, problems
@@ -43,10 +44,20 @@ log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Middleware that lets in who may, and sees to it that every change is in the audit log."""
+    """Middleware that lets in who may, and sees to it that every change is in the audit log.
 
-    def __init__(self, app: ASGIApp, *, engine: Engine, settings: Settings) -> None:
-        self.app, self.engine, self.settings = app, engine, settings
+    `refusal` makes the answer to who may not.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        engine: Engine,
+        settings: Settings,
+        refusal: Callable[[Request, UserError], Awaitable[Response]],
+    ) -> None:
+        self.app, self.engine, self.settings, self.refusal = app, engine, settings, refusal
         self.limit = RateLimit(settings.rate_limit)
         self.admitting = CapacityLimiter(4)  # threads of its own: routes never wait for them
         self.noted: dict[int, float] = {}  # key → when its use was noted, monotonic
@@ -67,7 +78,7 @@ class Gate:
                 self._admit, request, limiter=self.admitting
             )
         except UserError as error:
-            await problems.answer(error)(scope, receive, send)
+            await (await self.refusal(request, error))(scope, receive, send)
             return
         if request.method in SAFE_METHODS:
             await self.app(scope, receive, send)

@@ -1,6 +1,7 @@
 """Tables of label sets and their labels."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import UniqueConstraint
 from sqlmodel import Field, SQLModel
@@ -33,6 +34,15 @@ class Label(SQLModel, table=True):
     key: str
     name: str
     context: str | None = None
+
+
+class LabelLine(NamedTuple):
+    """A label to be read alone, without the weight of an object of the database."""
+
+    id: int | None
+    key: str
+    name: str
+    context: str | None
 
 
 class ConfusableLabel(SQLModel, table=True):

@@ -6,13 +6,13 @@ prompts and models are compared. Counts and costs are those of all attempts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from sqlalchemy import and_
-from sqlalchemy.orm import defer
-from sqlmodel import Session, col, select
+import sqlalchemy as sa
+from sqlmodel import Session, and_, col, select
 
 from contract import Release, Report
 from enrich_service.core.errors import Conflict, NotFound
@@ -23,7 +23,7 @@ from enrich_service.enrichment.validators import estimate_tokens
 from enrich_service.jobs import reports
 from enrich_service.jobs.models import JobArtifact, JobRow
 from enrich_service.labels import service as label_service
-from enrich_service.labels.models import Label, LabelSet
+from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
@@ -44,6 +44,26 @@ _UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
 _MODELS = (GenerationSource.MODEL, GenerationSource.REPLAY)
 
 
+class _Answer(NamedTuple):
+    """What is read of a generation: of 10,000 labels, objects would take seconds."""
+
+    id: int
+    status: GenerationStatus
+    kind: str
+    sample_index: int
+    parsed: Mapping[str, Any] | None
+    problems: Sequence[str]
+    flags: Sequence[str]
+    calls: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cost_usd: float | None
+    latency_ms: float | None
+
+
+_COLUMNS = tuple(getattr(Generation, name) for name in _Answer._fields)
+
+
 @dataclass
 class _Side:
     """A version and perhaps a model, with every stored answer by label id, the oldest first."""
@@ -51,7 +71,9 @@ class _Side:
     prompt: Prompt
     version: PromptVersion
     model: str | None
-    answers: defaultdict[int, list[Generation]] = field(default_factory=lambda: defaultdict(list))
+    answers: defaultdict[int | None, list[_Answer]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
 
 def compare(
@@ -68,70 +90,99 @@ def compare(
 
     `artifacts`: folder of the reports. Raises Conflict where the kinds of the prompts differ.
     """
-    chosen = label_service.get(session, label_set)
-    sides = [_side(session, chosen, source) for source in (a, b)]
-    kinds = [side.prompt.kind for side in sides]
-    if kinds[0] != kinds[1]:
-        raise Conflict(
-            f"{a.prompt!r} makes {kinds[0]} and {b.prompt!r} makes {kinds[1]}: "
-            "compare prompts of one kind."
-        )
-    labels = label_service.labels_of(session, chosen)
-    shown = labels[offset : offset + limit]
-    found = [_diagnosed(session, chosen, side, artifacts) for side in sides]
-    views = [
-        _side_view(side, labels, diagnostics)
-        for side, diagnostics in zip(sides, found, strict=True)
-    ]
-    after = offset + len(shown)
+    left, right = sums(session, label_set, a, b, artifacts)
+    found, total = texts(session, label_set, a, b, limit=limit, offset=offset)
+    after = offset + len(found)
     return Comparison(
-        label_set=chosen.name,
-        kind=PromptKind(kinds[0]),
-        a=views[0],
-        b=views[1],
-        labels=[
-            ComparedLabel(
-                key=label.key,
-                name=label.name,
-                a=_text(sides[0], label),
-                b=_text(sides[1], label),
-            )
-            for label in shown
-        ],
-        total=len(labels),
-        next_offset=after if shown and after < len(labels) else None,
+        label_set=label_set,
+        kind=PromptKind(prompts.get(session, a.prompt).kind),
+        a=left,
+        b=right,
+        labels=found,
+        total=total,
+        next_offset=after if found and after < total else None,
     )
 
 
-def _side(session: Session, label_set: LabelSet, source: ReleaseSource) -> _Side:
+def sums(
+    session: Session, label_set: str, a: ReleaseSource, b: ReleaseSource, artifacts: Path
+) -> tuple[ComparedSide, ComparedSide]:
+    """Both sides over the whole of `label_set`, in numbers; see `compare`."""
+    chosen = label_service.get(session, label_set)
+    labels = label_service.lines_of(session, chosen)
+    left, right = _sides(session, a, b)
+    for side in (left, right):
+        _read(session, side, col(Label.label_set_id) == chosen.id)
+    return (
+        _side_view(left, labels, _diagnosed(session, chosen, left, artifacts)),
+        _side_view(right, labels, _diagnosed(session, chosen, right, artifacts)),
+    )
+
+
+def texts(
+    session: Session,
+    label_set: str,
+    a: ReleaseSource,
+    b: ReleaseSource,
+    *,
+    limit: int,
+    offset: int,
+) -> tuple[list[ComparedLabel], int]:
+    """The texts of both sides for the labels from the `offset`-th on; how many labels there are."""
+    chosen = label_service.get(session, label_set)
+    labels = label_service.lines_of(session, chosen)
+    shown = labels[offset : offset + limit]
+    left, right = _sides(session, a, b)
+    for side in (left, right):
+        _read(session, side, col(Label.id).in_([label.id for label in shown]))
+    found = [
+        ComparedLabel(key=label.key, name=label.name, a=_text(left, label), b=_text(right, label))
+        for label in shown
+    ]
+    return found, len(labels)
+
+
+def _sides(session: Session, a: ReleaseSource, b: ReleaseSource) -> tuple[_Side, _Side]:
+    """Both sides without their answers."""
+    left, right = _side(session, a), _side(session, b)
+    if left.prompt.kind != right.prompt.kind:
+        raise Conflict(
+            f"{a.prompt!r} makes {left.prompt.kind} and {b.prompt!r} makes {right.prompt.kind}: "
+            "compare prompts of one kind."
+        )
+    return left, right
+
+
+def _side(session: Session, source: ReleaseSource) -> _Side:
     version = prompts.resolve(session, source.prompt, version=source.version, alias=source.alias)
-    side = _Side(session.get_one(Prompt, version.prompt_id), version, source.model)
+    return _Side(session.get_one(Prompt, version.prompt_id), version, source.model)
+
+
+def _read(session: Session, side: _Side, wanted: sa.ColumnElement[bool]) -> None:
+    """Read the answers of `side` about the labels that are `wanted`."""
     same_label = and_(
         col(Label.name) == col(Generation.label_name),
         col(Label.context).is_not_distinct_from(col(Generation.label_context)),
     )
     query = (
-        select(Label.id, Generation)
+        sa.select(col(Label.id), *_COLUMNS)
         .join(Generation, same_label)
         .where(
-            Label.label_set_id == label_set.id,
-            Generation.prompt_version_id == version.id,
+            wanted,
+            col(Generation.prompt_version_id) == side.version.id,
             col(Generation.source).in_(_MODELS),
         )
         .order_by(col(Generation.id))
-        .options(defer(Generation.messages), defer(Generation.raw_reply))  # type: ignore[arg-type]
     )
-    if source.model is not None:
-        query = query.where(Generation.requested_model == source.model)
-    for label_id, generation in session.exec(query):
-        assert label_id is not None
-        side.answers[label_id].append(generation)
-    return side
+    if side.model is not None:
+        query = query.where(col(Generation.requested_model) == side.model)
+    for label_id, *values in session.execute(query):
+        side.answers[label_id].append(_Answer(*values))
 
 
-def _results(side: _Side, label: Label) -> list[Generation]:
-    """The generations that speak for the label: accepted ones, else the last one there is."""
-    rows = side.answers.get(label.id or 0, [])
+def _results(side: _Side, label: LabelLine) -> list[_Answer]:
+    """The answers that speak for the label: accepted ones, else the last one there is."""
+    rows = side.answers.get(label.id, [])
     accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
     if not accepted:
         return rows[-1:]
@@ -141,7 +192,7 @@ def _results(side: _Side, label: Label) -> list[Generation]:
     return [row for _, row in sorted(by_sample.items())]
 
 
-def _texts(rows: Sequence[Generation]) -> list[str]:
+def _texts(rows: Sequence[_Answer]) -> list[str]:
     accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
     return list(dict.fromkeys(text for row in accepted for text in texts_of(row.kind, row.parsed)))
 
@@ -150,20 +201,20 @@ def _teacher_tokens(texts: Sequence[str]) -> int:
     return max(map(estimate_tokens, texts), default=0)
 
 
-def _cost(rows: Sequence[Generation]) -> float | None:
+def _cost(rows: Sequence[_Answer]) -> float | None:
     known = [row.cost_usd for row in rows if row.cost_usd is not None]
     return sum(known) if known else None
 
 
-def _text(side: _Side, label: Label) -> ComparedText | None:
+def _text(side: _Side, label: LabelLine) -> ComparedText | None:
     results = _results(side, label)
     if not results:
         return None
-    rows, last, texts = side.answers[label.id or 0], results[-1], _texts(results)
+    rows, last, texts = side.answers[label.id], results[-1], _texts(results)
     accepted = last.status is GenerationStatus.ACCEPTED
     return ComparedText(
         status=last.status,
-        generation_ids=[row.id for row in results if row.id is not None],
+        generation_ids=[row.id for row in results],
         text=enrichment.line_of(last.kind, results[0].parsed) if accepted else None,
         texts=texts,
         problems=last.problems,
@@ -178,7 +229,7 @@ def _text(side: _Side, label: Label) -> ComparedText | None:
 
 
 def _side_view(
-    side: _Side, labels: Sequence[Label], diagnostics: SideDiagnostics | None
+    side: _Side, labels: Sequence[LabelLine], diagnostics: SideDiagnostics | None
 ) -> ComparedSide:
     results = [_results(side, label) for label in labels]
     statuses = Counter(found[-1].status for found in results if found)

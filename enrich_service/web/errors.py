@@ -1,7 +1,7 @@
 """Problems as people read them: where a browser asked for a page, it gets one."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,7 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import WebSocketRequestValidationError
 from fastapi.responses import Response
 
-from enrich_service.core.problems import MEDIA_TYPE
+from enrich_service.core import problems
+from enrich_service.core.errors import UserError
 from enrich_service.web.page import page
 
 
@@ -20,17 +21,35 @@ def install(app: FastAPI) -> None:
             app.add_exception_handler(kind, _as_page(answer))
 
 
+async def answer(request: Request, error: UserError) -> Response:
+    """The answer to a request that is refused before it reaches a route."""
+    return await run_in_threadpool(_shown, request, problems.answer(error))
+
+
 def _as_page(
     answer: Callable[[Request, Any], Any],
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def answer_as_page(request: Request, error: Exception) -> Response:
         response: Response = await run_in_threadpool(answer, request, error)
-        if not _wants_page(request) or response.media_type != MEDIA_TYPE:
-            return response
-        problem = json.loads(bytes(response.body))
-        return page(request, "error.html", status=response.status_code, problem=problem)
+        return await run_in_threadpool(_shown, request, response)
 
     return answer_as_page
+
+
+def _shown(request: Request, response: Response) -> Response:
+    """`response`; where it is a problem document and a browser asked for a page, that page."""
+    if not _wants_page(request) or response.media_type != problems.MEDIA_TYPE:
+        return response
+    problem = json.loads(bytes(response.body))
+    shown = page(request, "error.html", status=response.status_code, problem=problem)
+    shown.headers.update(_told(response.headers))
+    return shown
+
+
+def _told(headers: Mapping[str, str]) -> dict[str, str]:
+    """What a refusal says besides its text: how to get in, when to come again."""
+    about = ("content-type", "content-length")
+    return {name: value for name, value in headers.items() if name not in about}
 
 
 def _wants_page(request: Request) -> bool:

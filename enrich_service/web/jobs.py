@@ -34,7 +34,6 @@ from enrich_service.releases.schemas import ReleaseView
 from enrich_service.web.charts import Chart, bar_chart, line_chart
 from enrich_service.web.forms import SentForm, done, fitting
 from enrich_service.web.page import csv_file, page, render
-from enrich_service.web.releases import texts_of
 
 router = APIRouter()
 SIZE = 50
@@ -438,39 +437,3 @@ def cancel_job(job_id: Id, form: SentForm, session: WriteSession) -> Response:
     """Cancel a job."""
     service.cancel(session, job_id)
     return done(f"/jobs/{job_id}", form)
-
-
-# Which text of a label a strategy reads; of the others all are shown.
-_FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
-
-
-@router.get("/jobs/{job_id}/diagnostics", response_class=HTMLResponse)
-def show_diagnostics(
-    request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
-) -> HTMLResponse:
-    """How far apart the class texts of a job lie, and which are easily confused."""
-    job = service.view(session, service.get(session, job_id))
-    report = reports.read(session, settings.artifact_dir, job_id)
-    assert job.release_id is not None  # or it could not have trained
-    release = release_service.parsed(release_service.get(session, job.release_id))
-    field = _FIELD_OF.get(job.config.text_strategy)
-    texts = {
-        label.name: " ".join(text for name, text in texts_of(label) if field in (None, name))
-        for label in release.labels
-    }
-    spectra = {
-        one.text: list(enumerate(one.singular_values, start=1)) for one in report.diagnostics
-    }
-    moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
-    return page(
-        request,
-        "jobs/diagnostics.html",
-        job=job,
-        report=report,
-        texts=texts,
-        spectrum=line_chart(
-            "Singular values of the class texts", spectra, x_label="rank", log=True
-        ),
-        low=min(moved, default=0.0),
-        high=max(moved, default=1.0),
-    )

@@ -8,13 +8,35 @@ from sqlalchemy import text
 
 from enrich_service.core.dependencies import ReadSession
 from enrich_service.core.problems import problems
-from enrich_service.web import docs, home, jobs, labels, playground, prompts, releases, runs
+from enrich_service.web import (
+    comparison,
+    diagnostics,
+    docs,
+    home,
+    jobs,
+    labels,
+    playground,
+    prompts,
+    releases,
+    runs,
+)
 from enrich_service.web.page import static
 
 __all__ = ["router", "static"]
 
 router = APIRouter()
-for area in (home, labels, prompts, playground, runs, releases, jobs, docs):
+for area in (
+    home,
+    labels,
+    comparison,
+    prompts,
+    playground,
+    runs,
+    releases,
+    jobs,
+    diagnostics,
+    docs,
+):
     router.include_router(area.router, include_in_schema=False)
 
 

@@ -91,6 +91,18 @@ def test_the_report_says_how_closely_the_student_follows_on_each_split(job):
     ) + sorted(("yellow", "purple", "white"))
 
 
+def test_what_a_page_needs_to_draw_lies_beside_the_report(job, tmp_path):
+    report = job(text_strategy="name+description")
+    assert len(report.similarity.classes) == len(report.text_plane.classes) == 6
+    files = [one.file for one in report.similarity.pictures]
+    assert files == ["similarity-before.png", "similarity-after.png"]
+    assert all((tmp_path / "out" / name).is_file() for name in (*files, report.thumbnails.file))
+    # Images of unseen classes are for the test alone.
+    assert set(report.thumbnails.tiles) <= {"red", "green", "blue"}
+    bare = job(text_strategy="name")
+    assert bare.text_plane is None and len(bare.similarity.pictures) == 1
+
+
 def captions_file(folder: Path, count: int = 16) -> str:
     lines = [
         json.dumps({"image": f"train/{name}/{number}.png", "caption": f"a {name} thing {number}"})

@@ -25,7 +25,8 @@ from contract import (
     TrainConfig,
 )
 from distill.errors import DataError
-from distill.report import chain, headline, write_report
+from distill.pictures import chain
+from distill.report import headline, write_report
 
 BIRDS = ("harlequin duck", "surf scoter", "mallard", "barn owl", "tawny owl", "puffin")
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -1,4 +1,5 @@
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -71,6 +72,33 @@ def test_a_browser_sends_the_key_as_a_password_for_pages_and_their_requests(clie
     assert add_ducks(client, auth=("", key)).status_code == 201
     assert client.get("/", auth=("ann", "wrong")).status_code == 401
     assert client.get("/", headers={"Authorization": "Basic ***"}).status_code == 401
+
+
+def test_a_browser_reads_a_refusal_as_a_page_that_still_asks_for_the_key(
+    start_service, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path))
+    url = start_service(Settings(data_dir=tmp_path, rate_limit=0.01))
+    key = json.loads(
+        CliRunner().invoke(app, ["keys", "create", "ann", "--scope", "read", "--json"]).stdout
+    )["key"]
+
+    def said(answer):
+        assert answer.headers["content-type"].startswith("text/html"), answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        return answer.status_code, re.search(r'class="notice bad">([^<]*)', answer.text).group(1)
+
+    with httpx.Client(base_url=url, timeout=30, headers={"Accept": "text/html"}) as browser:
+        closed = browser.get("/")
+        status, detail = said(closed)
+        assert status == 401 and "the password that your browser asks for" in detail
+        assert "Basic" in closed.headers["www-authenticate"]
+        assert problem(browser.get("/v1/label-sets"))[0] == 401  # not what browsers look at
+        assert said(browser.post("/runs", auth=("ann", key)))[0] == 403
+        foreign = browser.post("/runs", auth=("ann", key), headers={"Origin": "http://a.example"})
+        assert "A page of another site" in said(foreign)[1]
+        busy = browser.get("/runs", auth=("ann", key))  # the second of its requests
+        assert said(busy)[0] == 429 and int(busy.headers["retry-after"]) > 0
 
 
 def test_scopes_open_what_they_say(client, enrich):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from enrich_service.web import comparison
 from tests.service.web.conftest import EVIL
-from tests.service.web.worker import Worker
+from tests.service.web.worker import HIGH, LOW, Worker, grey
 from tests.service.web.world import build, real_texts
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -63,7 +64,7 @@ def tab(chromium, service):
 
 @pytest.fixture(scope="module")
 def world(service, model, shared):
-    return build(service, model, real_texts(shared))
+    return build(service, model, shared)
 
 
 def press(tab, name):
@@ -197,6 +198,10 @@ def test_pages_can_be_read_without_scripts(chromium, service, world):
     assert tab.locator("tbody tr").count() == 1
     tab.goto(dict(world.pages)["job-running"])
     assert tab.locator("svg polyline").count() == 5
+    tab.goto(dict(world.pages)["similarity"])
+    assert tab.locator("#heat svg image").bounding_box()["width"] > 300
+    tab.goto(dict(world.pages)["diagnostics"])
+    assert tab.locator("svg.plane text").count() > 20
     context.close()
 
 
@@ -207,17 +212,13 @@ def axe() -> str:
     return AXE.read_text()
 
 
-def serious(tab, axe) -> list[str]:
-    """What axe finds on the page that is serious or worse."""
+def findings(tab, axe) -> list[str]:
+    """What axe finds on the page, be it serious or not."""
     tab.evaluate(axe)
     found = tab.evaluate(
         "axe.run(document, {iframes: false, resultTypes: ['violations']}).then(r => r.violations)"
     )
-    return [
-        f"{one['id']}: {one['nodes'][0]['html'][:200]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
+    return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
 
 
 @pytest.mark.slow
@@ -232,14 +233,15 @@ def test_every_page_fits_each_screen_and_keeps_nobody_out(tab, world, axe):
         for scheme in ("dark", "light"):
             tab.emulate_media(color_scheme=scheme)
             tab.screenshot(path=SHOTS / f"{name}-{scheme}.png", full_page=True)
-            assert serious(tab, axe) == [], (path, scheme)
+            assert findings(tab, axe) == [], (path, scheme)
         tab.set_viewport_size({"width": 390, "height": 844})
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390, path
         tab.screenshot(path=SHOTS / f"{name}-phone.png", full_page=True)
 
 
 def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, world):
-    for name in ("home", "label-evil", "prompt-diff", "job", "job-running", "diagnostics"):
+    names = ("home", "label-evil", "prompt-diff", "job", "job-running", "diagnostics")
+    for name in (*names, "similarity", "comparison", "playground"):
         tab.goto(dict(world.pages)[name])
         if name == "job":
             tab.frame_locator("iframe").get_by_text("The report").wait_for()
@@ -251,6 +253,59 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
     assert live.value.headers["content-type"].startswith("text/event-stream")
     tab.wait_for_timeout(300)
     assert EVIL in tab.inner_text("#live") and tab.locator("img").count() == 0
+
+
+def test_sums_over_many_labels_come_by_themselves(tab, world, monkeypatch):
+    monkeypatch.setattr(comparison, "AT_ONCE", 1)
+    tab.goto(dict(world.pages)["comparison"])
+    tab.get_by_role("row", name=re.compile("^Labels with a text")).wait_for()
+    tab.get_by_role("button", name="Copy table").wait_for()
+    assert tab.get_by_text("add them up").count() == 0
+
+
+def test_the_similarity_map_is_read_by_pointer_and_by_keyboard(tab, world):
+    tab.goto(dict(world.pages)["similarity"])
+    canvas = tab.locator("#heat canvas").first
+    canvas.wait_for()
+    said, names = tab.locator(".said"), tab.locator("#classes li").all_text_contents()
+
+    def cosine(row, column):
+        return f"{LOW + (HIGH - LOW) * grey(row, column, 1) / 255:.2f}"
+
+    # By keyboard: the first key shows where one is, the next ones move.
+    tab.locator("#heat").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown"):
+        tab.keyboard.press(key)
+    assert said.inner_text() == f"{names[1]} and {names[2]}: cosine {cosine(1, 2)}"
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowDown")  # below the diagonal stands the same as above it
+    assert said.inner_text() == f"{names[3]} and {names[2]}: cosine {cosine(2, 3)}"
+    tab.keyboard.press("ArrowLeft")
+    tab.keyboard.press("Shift+ArrowLeft")  # no further than the edge
+    assert said.inner_text().startswith(f"{names[3]} and {names[0]}: ")
+
+    # By pointer, the whole and then a part of it.
+    box = canvas.bounding_box()
+    step = box["width"] / len(names)
+
+    def point(row, column):
+        tab.mouse.move(box["x"] + (column + 0.5) * step, box["y"] + (row + 0.5) * step)
+
+    point(5, 40)
+    assert said.inner_text() == f"{names[5]} and {names[40]}: cosine {cosine(5, 40)}"
+    point(7, 7)
+    assert said.inner_text() == f"{names[7]} with itself"
+    tab.locator("#heat").focus()
+    tab.mouse.wheel(0, -200)
+    tab.locator("#heat.zoomed").wait_for()
+    point(7, 7)
+    assert said.inner_text() == f"{names[7]} with itself"  # the wheel keeps what it points at
+    press(tab, "Zoom in")
+    press(tab, "Show all")
+    assert tab.locator("#heat.zoomed").count() == 0
+    tab.keyboard.press("Tab")
+    SHOTS.mkdir(exist_ok=True)
+    tab.screenshot(path=SHOTS / "similarity-read.png")
 
 
 def test_the_rest_interface_is_shown_with_all_its_routes_and_nothing_from_elsewhere(tab, service):

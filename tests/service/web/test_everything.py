@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.service.web.conftest import EVIL
-from tests.service.web.world import build, real_texts
+from tests.service.web.world import build
 
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 
 
 @pytest.fixture(scope="module")
 def world(service, model, shared):
-    return build(service, model, real_texts(shared))
+    return build(service, model, shared)
 
 
 def opened(browser, world):

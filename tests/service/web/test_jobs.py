@@ -7,6 +7,7 @@ import pytest
 from tests.service.web.conftest import EVIL
 from tests.service.web.test_runs import events
 from tests.service.web.worker import Worker
+from tests.service.web.world import a_photo
 
 TEXTS = {"mallard": "A mallard is green.", EVIL: f"It shows {EVIL}."}
 
@@ -165,6 +166,40 @@ def test_diagnostics_show_what_lies_close_with_both_texts(browser, trained):
     assert 'aria-label="Cosine from 0.90 to 0.25"' in page
     assert "<polyline" in page
     assert EVIL not in page and "&lt;img src=x" in page
+
+
+def test_diagnostics_show_moves_and_example_images_where_the_worker_drew_them(
+    browser, release, service, shared
+):
+    job = queue(service, release, text_strategy="name+description")
+    Worker(service).finish(unseen=1.0, photo=a_photo(shared))
+    page = browser.get(f"/jobs/{job}/diagnostics").text
+    assert page.count('marker-end="url(#tip)"') == len(TEXTS)
+    assert "which holds 25 % of the variance" in page
+    first = f'<image href="/v1/jobs/{job}/artifacts/thumbnails.jpg" x="-0" y="-0" width="64"'
+    assert page.count(first) == 3  # once in each pair of the first label, but for the control's
+    assert browser.get(f"/v1/jobs/{job}/artifacts/thumbnails.jpg").content == a_photo(shared)
+    assert f'href="/jobs/{job}/similarity"' in page and EVIL not in page
+
+
+def test_similarities_are_shown_for_each_strategy_with_the_classes_in_order(
+    browser, release, service, shared
+):
+    job = queue(service, release, text_strategy="name+description")
+    Worker(service).finish(unseen=1.0, photo=a_photo(shared))
+    page = browser.get(f"/jobs/{job}/similarity").text
+    assert f'data-src="/v1/jobs/{job}/artifacts/similarity-after.png"' in page
+    assert "<li>mallard</li>" in page and "<li>&lt;img src=x" in page and EVIL not in page
+    assert "From -0.50 (darkest) to 0.90 (brightest), in steps of 0.0055" in page
+    bare = browser.get(f"/jobs/{job}/similarity", params={"texts": "name"}).text
+    assert "similarity-before.png" in bare and 'aria-current="true">bare names</a>' in bare
+
+
+def test_a_report_of_an_older_worker_has_no_pictures_and_says_so(browser, trained):
+    page = browser.get(f"/jobs/{trained[1]}/diagnostics").text
+    assert "<image" not in page and "marker" not in page and "/similarity" not in page
+    missing = browser.get(f"/jobs/{trained[1]}/similarity")
+    assert missing.status_code == 404 and "has drawn no similarities: train again" in missing.text
 
 
 def test_a_job_without_a_report_has_no_diagnostics(browser, release, service):

@@ -1,5 +1,8 @@
 """What a worker does to a job over HTTP, without training anything: claim, tell, leave a report."""
 
+import struct
+import zlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +14,14 @@ from contract import (
     Epoch,
     Job,
     Lease,
+    Move,
     PulledApart,
     Report,
+    Similarity,
+    SimilarityPicture,
     TextDiagnostics,
+    TextPlane,
+    Thumbnails,
 )
 
 LOSSES = {"cls": 2.0, "mse": 0.5, "im_cst": 1.0, "vlprox": 0.25}
@@ -61,14 +69,74 @@ class Worker:
         )
         assert answer.status_code == 200, answer.text
 
-    def finish(self, *, unseen: float, page: str = "<h1>The report</h1>") -> None:
-        """Train three epochs, leave both reports, end the job."""
+    def finish(
+        self, *, unseen: float, page: str = "<h1>The report</h1>", photo: bytes | None = None
+    ) -> None:
+        """Train three epochs, leave both reports, end the job; with a `photo`, leave pictures too.
+
+        The photo, a JPEG of 64 px, is the example image of the release's first label.
+        """
         epochs = tuple(self.train(n) for n in (1, 2, 3))
         report = report_of(self.lease, epochs, unseen)
+        if photo is not None:
+            names = [label.name for label in self.lease.release.labels]
+            report = report.model_copy(update=pictures_of(names))
+            self.leave("similarity-before.png", grey_png(len(names), 0), "image/png")
+            self.leave("similarity-after.png", grey_png(len(names), 1), "image/png")
+            self.leave("thumbnails.jpg", photo, "image/jpeg")
         self.leave("report.json", report.model_dump_json().encode(), "application/json")
         self.leave("report.html", page.encode(), "text/html; charset=utf-8")
         body = {"fence": self.lease.fence, "state": "succeeded"}
         assert self.client.post(f"{self.url}/finish", json=body).status_code == 200
+
+
+LOW, HIGH = -0.5, 0.9  # cosines of the pictures
+
+
+def grey(row: int, column: int, number: int) -> int:
+    """The grey value of a pair in picture `number`."""
+    return (7 * row + 13 * column + 101 * number) % 256
+
+
+def grey_png(size: int, number: int) -> bytes:
+    """A picture of made-up similarities, as workers draw them."""
+    rows = [
+        bytes(grey(row, column, number) if row < column else 0 for column in range(size))
+        for row in range(size)
+    ]
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        check = zlib.crc32(name + body)
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def pictures_of(names: Sequence[str]) -> dict[str, Any]:
+    """What a report says of the pictures; the classes lie on two circles."""
+    files = {"name": "similarity-before.png", "name+description": "similarity-after.png"}
+    return {
+        "similarity": Similarity(
+            classes=tuple(names),
+            pictures=tuple(
+                SimilarityPicture(text=text, file=file, low=LOW, high=HIGH, step=(HIGH - LOW) / 255)
+                for text, file in files.items()
+            ),
+        ),
+        "text_plane": TextPlane(
+            before="name",
+            after="name+description",
+            explained=0.25,
+            classes=tuple(
+                Move(name=name, before=(n % 8, n // 8), after=(n % 8 + 0.5, n // 8 + 0.25))
+                for n, name in enumerate(names)
+            ),
+        ),
+        "thumbnails": Thumbnails(file="thumbnails.jpg", side=64, columns=1, tiles=(names[0],)),
+    }
 
 
 def report_of(lease: Lease, epochs: tuple[Epoch, ...], unseen: float) -> Report:

@@ -17,6 +17,7 @@ from tests.service.web.worker import Worker
 
 REPORT = "<script>try { parent.reached = 1 } catch (e) {}</script><h1>The report</h1>"
 LABELS = 60  # more than one page of a table
+SIDES = "a=visual-description@1&b=visual-description@2"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,20 @@ def real_texts(shared: Path) -> dict[str, str]:
     return dict(list(zip(names, texts, strict=True))[:LABELS])
 
 
+def a_photo(shared: Path) -> bytes:
+    """One of the bench's photos."""
+    folder = shared / "bench" / "tiny-imagenet-ood" / "train"
+    return next(iter(sorted(folder.rglob("*.JPEG")))).read_bytes()
+
+
 def post(client: httpx.Client, path: str, **body: object) -> dict[str, object]:
     answer = client.post(path, json=body)
     assert answer.status_code in (200, 201), answer.text
     return answer.json()
 
 
-def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> World:
+def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
+    texts = real_texts(shared)
     model.answers |= {name: json.dumps({"description": text}) for name, text in texts.items()}
     model.answers[EVIL] = json.dumps({"description": f"The {EVIL} has a red body and a long tail."})
     labels = [{"name": name, "context": "a thing"} for name in texts]
@@ -61,6 +69,8 @@ def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> Worl
         assert client.put(f"{path}/aliases/production", json=move).status_code == 200
     run = post(client, "/v1/runs", label_set="things", author=EVIL, model="small")
     wait_for(client, run["id"])
+    again = post(client, "/v1/runs", label_set="things", model="small", version=2)
+    wait_for(client, again["id"])
     found = client.get("/v1/label-sets/things/labels").json()["items"]
     evil, first = found[-1]["id"], found[0]["id"]
     post(client, f"/v1/labels/{evil}/texts", text=f"Red. {EVIL}", author=EVIL)
@@ -96,7 +106,7 @@ def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> Worl
         worker.tell("log", message=EVIL)
         jobs.append(job["id"])
         if unseen:
-            worker.finish(unseen=unseen, page=REPORT)
+            worker.finish(unseen=unseen, page=REPORT, photo=a_photo(shared))
         else:
             worker.tell("progress", phase=EVIL, step=2, steps=9)
             worker.train(1)
@@ -109,6 +119,7 @@ def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> Worl
             ("label-sets", "/label-sets"),
             ("label-set", "/label-sets/things?offset=50"),
             ("label-set-rejected", "/label-sets/things?state=rejected"),
+            ("comparison", f"/label-sets/things/comparison?{SIDES}&offset=50"),
             ("label", f"/labels/{first}"),
             ("label-evil", f"/labels/{evil}"),
             ("text", f"/generations/{kept}"),
@@ -130,6 +141,7 @@ def build(client: httpx.Client, model: LlmServer, texts: dict[str, str]) -> Worl
             ("job-running", f"/jobs/{three}"),
             ("compare", f"/jobs/compare?job={one}&job={two}&job={three}"),
             ("diagnostics", f"/jobs/{two}/diagnostics"),
+            ("similarity", f"/jobs/{two}/similarity"),
             ("error", "/nothing/here"),
         ),
     )

@@ -1,0 +1,114 @@
+"""Pages on the class texts of a trained job: how far apart they lie, and each with each other."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from contract import Report, Thumbnails
+from enrich_service.core.dependencies import Id, ReadSession, SettingsDep
+from enrich_service.core.errors import NotFound
+from enrich_service.jobs import reports, service
+from enrich_service.releases import service as release_service
+from enrich_service.web.charts import line_chart
+from enrich_service.web.page import page
+from enrich_service.web.plane import Plane, draw_plane
+from enrich_service.web.releases import texts_of
+
+router = APIRouter()
+
+# Which text of a label a strategy reads; of the others all are shown.
+_FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
+_CONTROL = "shuffled"
+
+
+@router.get("/jobs/{job_id}/diagnostics", response_class=HTMLResponse)
+def show_diagnostics(
+    request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
+) -> HTMLResponse:
+    """How far apart the class texts of a job lie, and which are easily confused."""
+    job = service.view(session, service.get(session, job_id))
+    report = reports.read(session, settings.artifact_dir, job_id)
+    assert job.release_id is not None  # or it could not have trained
+    release = release_service.parsed(release_service.get(session, job.release_id))
+    field = _FIELD_OF.get(job.config.text_strategy)
+    texts = {
+        label.name: " ".join(text for name, text in texts_of(label) if field in (None, name))
+        for label in release.labels
+    }
+    spectra = {
+        one.text: list(enumerate(one.singular_values, start=1)) for one in report.diagnostics
+    }
+    moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
+    return page(
+        request,
+        "jobs/diagnostics.html",
+        job=job,
+        report=report,
+        texts=texts,
+        control=_CONTROL,
+        sheet=_sheet(report.thumbnails) if report.thumbnails else None,
+        plane=_plane(report),
+        spectrum=line_chart(
+            "Singular values of the class texts", spectra, x_label="rank", log=True
+        ),
+        low=min(moved, default=0.0),
+        high=max(moved, default=1.0),
+    )
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The example images of a job in one file: its size, and where each class's tiles lie."""
+
+    file: str
+    side: int
+    width: int
+    height: int
+    tiles: dict[str, list[tuple[int, int]]]  # by class, as (x, y)
+
+
+def _sheet(drawn: Thumbnails) -> Sheet:
+    tiles = defaultdict(list)
+    for number, name in enumerate(drawn.tiles):
+        row, column = divmod(number, drawn.columns)
+        tiles[name].append((column * drawn.side, row * drawn.side))
+    rows = -(-len(drawn.tiles) // drawn.columns)
+    return Sheet(drawn.file, drawn.side, drawn.columns * drawn.side, rows * drawn.side, dict(tiles))
+
+
+def _plane(report: Report) -> Plane | None:
+    """The map of moves; classes that are named in pairs get their labels first."""
+    if report.text_plane is None or not report.text_plane.classes:
+        return None
+    pairs = [(pair.a, pair.b) for pair in report.pulled_apart]
+    for one in report.diagnostics:
+        if one.text != _CONTROL:
+            pairs += [(pair.a, pair.b) for pair in one.confusable]
+    return draw_plane(report.text_plane, first=[name for pair in pairs for name in pair])
+
+
+@router.get("/jobs/{job_id}/similarity", response_class=HTMLResponse)
+def show_similarity(
+    request: Request,
+    job_id: Id,
+    session: ReadSession,
+    settings: SettingsDep,
+    texts: Annotated[str, Query(max_length=100)] = "",
+) -> HTMLResponse:
+    """How alike the texts of each two classes are; `texts`: a strategy, by default the last."""
+    job = service.view(session, service.get(session, job_id))
+    found = reports.read(session, settings.artifact_dir, job_id).similarity
+    if found is None or not found.pictures:
+        raise NotFound(f"The worker of job {job_id} has drawn no similarities: train again.")
+    chosen = next((one for one in found.pictures if one.text == texts), found.pictures[-1])
+    return page(
+        request, "jobs/similarity.html", job=job, found=found, chosen=chosen, step=_decimals
+    )
+
+
+def _decimals(value: float, step: float) -> str:
+    """A cosine with no more digits than `step` leaves right."""
+    return f"{value:.{3 if step < 0.005 else 2}f}"
