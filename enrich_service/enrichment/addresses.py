@@ -5,16 +5,16 @@ when the connection is made, after its name was resolved, and the address that w
 that is connected to. So no spelling (decimal, octal, hex, IPv4 inside IPv6) and no name helps.
 """
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-import httpcore2
+import aiohttp
 import httpx2
+from aiohttp.abc import ResolveResult
 
 from enrich_service.core.errors import InvalidInput, LanguageModelError
 
@@ -71,51 +71,76 @@ def check_host(base_url: str, allowed: Collection[str]) -> None:
         )
 
 
-class _Guarded(httpcore2.AsyncNetworkBackend):
-    """Connects to addresses that were judged, and to no others."""
+class _Resolver(aiohttp.ThreadedResolver):
+    """Names lead to addresses that were judged."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """All addresses of `host`; LanguageModelError where one of them is never asked."""
+        found = await super().resolve(host, port, family)
+        for one in found:
+            check_address(host, one["host"])
+        return found
+
+
+def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket for an address: numbers are not resolved, so what they mean is judged here."""
+    family, kind, protocol, _, address = info
+    check_address(str(address[0]), str(address[0]))
+    return socket.socket(family, kind, protocol)
+
+
+class GuardedTransport(httpx2.AsyncBaseTransport):
+    """Sends httpx2's requests by aiohttp, on connections that are judged.
+
+    aiohttp, since httpx2's own transport takes several times as much of the processor for a call:
+    its parser is Python, and its pool looks at every open connection before and after each call.
+    """
 
     def __init__(self) -> None:
-        self._backend = httpcore2.AnyIOBackend()
+        self._session: aiohttp.ClientSession | None = None  # opened where there is an event loop
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Connect to the first address of `host` that answers."""
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # who asks bounds the calls
+                    ssl=httpx2.create_ssl_context(),
+                    resolver=_Resolver(),
+                    socket_factory=_socket,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,  # httpx2 does
+            )
+        return self._session
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send the request and read the whole answer. Raises what httpx2 raises."""
+        limits = request.extensions.get("timeout", {})
+        where = request.url  # its user and password are a header already
         try:
-            async with asyncio.timeout(timeout):
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    host, port, type=socket.SOCK_STREAM
+            async with self._opened().request(
+                request.method,
+                f"{where.scheme}://{where.netloc.decode()}{where.raw_path.decode()}",
+                headers=request.headers,
+                data=await request.aread() or None,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    sock_connect=limits.get("connect"), sock_read=limits.get("read")
+                ),
+            ) as answer:
+                return httpx2.Response(
+                    answer.status, headers=answer.raw_headers, content=await answer.read()
                 )
-        except TimeoutError:
-            raise httpcore2.ConnectTimeout(f"no answer to the question for {host}") from None
-        except OSError as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        options: Any = (port, timeout, local_address, socket_options)
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-        for address in addresses:
-            check_address(host, address)
-        for address in addresses[:-1]:
-            try:
-                return await self._backend.connect_tcp(address, *options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                continue
-        return await self._backend.connect_tcp(addresses[-1], *options)
+        except aiohttp.ConnectionTimeoutError as error:
+            raise httpx2.ConnectTimeout(str(error)) from error
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(str(error)) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise httpx2.NetworkError(str(error)) from error
 
-
-class GuardedTransport(httpx2.AsyncHTTPTransport):
-    """httpx2's own transport, on connections that are judged."""
-
-    def __init__(self, limits: httpx2.Limits) -> None:
-        # In place of the parent's own, which would make a pool that is not judged.
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=httpx2.create_ssl_context(),
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Guarded(),
-        )
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()

@@ -172,9 +172,7 @@ class ChatModel:
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                transport=GuardedTransport(
-                    httpx2.Limits(max_connections=None, max_keepalive_connections=128)
-                ),
+                transport=GuardedTransport(),
             ),
         )
         # By model, since one base URL may stand before many, and by schema, since a server may

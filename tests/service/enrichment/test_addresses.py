@@ -77,7 +77,7 @@ def test_only_hosts_that_the_operator_named_are_asked():
 
 def test_a_password_in_the_address_is_not_repeated():
     with pytest.raises(LanguageModelError) as error:
-        asyncio.run(ChatModel("http://u:planted@127.0.0.1:9/v1", None, 2.0).ask(question()))
+        ask("http://u:planted@127.0.0.1:9/v1", timeout=2, tries=1)
     assert "planted" not in str(error.value) and "127.0.0.1:9" in str(error.value)
     with pytest.raises(InvalidInput) as malformed:
         ChatModel("ftp://u:planted@h/v1", None)
