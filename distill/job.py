@@ -155,7 +155,11 @@ def run_job(
 
     # The student.
     student = build_student(
-        config.student, teacher.dim, image_size=config.image_size, pretrained=config.pretrained
+        config.student,
+        teacher.dim,
+        image_size=config.image_size,
+        pretrained=config.pretrained,
+        weights=Path(config.weights) if config.weights is not None else None,
     )
     checkpoint = Checkpoint(out / "checkpoint.safetensors", config, release.hash)
     epochs = train(

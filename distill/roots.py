@@ -12,7 +12,7 @@ from distill.errors import DataError
 
 
 def check_roots(config: TrainConfig, roots: Sequence[Path]) -> None:
-    """Raise DataError unless the job's images and its local teacher lie in one of `roots`.
+    """Raise DataError unless the job's images, weights and local teacher lie in one of `roots`.
 
     No `..`, and no link in the folders that leads out.
     """
@@ -22,17 +22,23 @@ def check_roots(config: TrainConfig, roots: Sequence[Path]) -> None:
         captions = Path(config.data, config.captions)
         if ".." in captions.parts or not _is_inside(captions, allowed):
             raise DataError(f"the job's captions {config.captions} are not in its data folder")
+    if config.weights is not None:
+        _check_path("weights", config.weights, allowed)
     if config.teacher.startswith("local-dir:"):
         _check_folder("teacher", config.teacher.removeprefix("local-dir:"), allowed)
 
 
-def _check_folder(what: str, name: str, allowed: Sequence[Path]) -> None:
-    folder = Path(name)
-    if ".." in folder.parts or not _is_inside(folder, allowed):
+def _check_path(what: str, name: str, allowed: Sequence[Path]) -> None:
+    if ".." in Path(name).parts or not _is_inside(Path(name), allowed):
         raise DataError(
             f"the job's {what} {name} is not below {' or '.join(map(str, allowed))}: put it there, "
             "or start the worker with another --data-root"
         )
+
+
+def _check_folder(what: str, name: str, allowed: Sequence[Path]) -> None:
+    _check_path(what, name, allowed)
+    folder = Path(name)
     for inner, folders, files in os.walk(folder):  # does not follow links: what they lead to is
         for entry in (*folders, *files):  # inside, and so walked itself, or refused
             path = Path(inner, entry)

@@ -4,7 +4,8 @@ Notable:
 - timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 stem becomes 3 × 3 of the
   same stride, and at 32 px and below its max-pooling goes too: 16 × 16 positions either way reach
   the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens gets smaller ones.
-  Pretrained students keep their stem and patches: those weights are worth more.
+  Students that start from trained weights keep their stem and patches: those weights are worth
+  more.
 - The weights travel as safetensors; what is needed to build the network stands in the header.
 """
 
@@ -34,8 +35,9 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, features: int, dim: int) -> None:
+    def __init__(self, backbone: nn.Module, features: int, dim: int, *, adapted: bool) -> None:
         super().__init__()
+        self.adapted = adapted  # to the image size, as students that start from scratch are
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
         config: dict[str, Any] = backbone.default_cfg  # type: ignore[assignment]
@@ -83,12 +85,17 @@ class MultiView(nn.Module):
         return features.view(*pixels.shape[:2], -1).mean(dim=1)
 
 
-def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = False) -> Student:
+def build_student(
+    name: str, dim: int, *, image_size: int, pretrained: bool = False, weights: Path | None = None
+) -> Student:
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 
+    It starts from scratch, from timm's own weights (`pretrained`), or from the safetensors file
+    `weights`, which has timm's names; a classifier in it is left out.
+
     Raises:
-        ModelError: timm does not know the name, has no weights for it at hand, or the model cannot
-            take images of that size.
+        ModelError: timm does not know the name, has no weights for it at hand, the file does not
+            fit, or the model cannot take images of that size.
     """
     known = _known(name)
     if pretrained and not (known and known.has_weights):
@@ -96,33 +103,82 @@ def build_student(name: str, dim: int, *, image_size: int, pretrained: bool = Fa
             f"timm has no pretrained weights for the student {name}: train it from scratch with "
             "pretrained = false, or choose another student"
         )
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
-    if known and known.fixed_input_size:
-        options["img_size"] = image_size
-    unfit = (
-        f"the student {name} cannot take images of {image_size} px: choose another image_size "
-        "or student"
-    )
+    if weights is not None:
+        return _build_from(name, dim, image_size, weights)
     missing = (
         f"cannot get pretrained weights for the student {name}: check the connection to the hub, "
         "or train from scratch with pretrained = false"
     )
+    if pretrained:
+        return _build(name, dim, image_size, adapt=False, unfit=missing, pretrained=True)
+    return _build(name, dim, image_size, adapt=True)
+
+
+def _build_from(name: str, dim: int, image_size: int, path: Path) -> Student:
+    """The student with the weights in the file `path`, which timm fits to the image size."""
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"cannot read the weights {path} ({_one_line(error)}): give a safetensors file"
+        ) from None
+    unfit = f"the weights {path} do not fit the student {name}"
+    student = _build(
+        name,
+        dim,
+        image_size,
+        adapt=False,
+        unfit=unfit,
+        pretrained=True,
+        pretrained_cfg_overlay={"state_dict": dict(found)},
+    )
+    # timm leaves at random what a file lacks, and drops what the model does not know.
+    classifier = student.backbone.default_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    wanted = student.backbone.state_dict().keys()
+    wrong = sorted(
+        wanted ^ {key for key in found if not key.startswith(tuple(f"{head}." for head in heads))}
+    )
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(f"{unfit}: it lacks or does not know {', '.join(wrong[:3])}{more}")
+    return student
+
+
+def _build(
+    name: str,
+    dim: int,
+    image_size: int,
+    *,
+    adapt: bool,
+    unfit: str | None = None,
+    **options: object,
+) -> Student:
+    known = _known(name)
+    settings: dict[str, Any] = {"num_classes": 0, **options}
+    if known and known.fixed_input_size:
+        settings["img_size"] = image_size
+    too_small = (
+        f"the student {name} cannot take images of {image_size} px: choose another image_size "
+        "or student"
+    )
     # timm, torch and the hub raise dozens of kinds.
     try:
         with safetensors_only():
-            backbone = timm.create_model(name, **options)
+            backbone = timm.create_model(name, **settings)
     except Exception as error:
-        raise ModelError(f"{missing if pretrained else unfit} ({_one_line(error)})") from error
+        raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
     try:
-        if not pretrained:
+        if adapt:
             if _tokens(backbone) < TOKENS:
-                options["patch_size"] = _patch_size(image_size)
-                backbone = timm.create_model(name, **options)
+                settings["patch_size"] = _patch_size(image_size)
+                backbone = timm.create_model(name, **settings)
             _adapt_stem(backbone, image_size)
         features = _features(backbone, image_size)
     except Exception as error:
-        raise ModelError(f"{unfit} ({_one_line(error)})") from error
-    return Student(backbone, features, dim).to(memory_format=torch.channels_last)
+        raise ModelError(f"{too_small} ({_one_line(error)})") from error
+    student = Student(backbone, features, dim, adapted=adapt)
+    return student.to(memory_format=torch.channels_last)
 
 
 def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
@@ -183,6 +239,7 @@ def save_student(
         DataError: the file cannot be written.
     """
     header = {"student": name, "dim": str(dim), "image_size": str(image_size), "teacher": teacher}
+    header["adapted"] = str(student.adapted)
     partial = path.with_suffix(".partial")
     weights = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
     try:
@@ -206,7 +263,8 @@ def load_student(path: Path) -> tuple[Student, int]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         size = int(header["image_size"])
-        student = build_student(header["student"], int(header["dim"]), image_size=size)
+        adapted = header.get("adapted", "True") == "True"
+        student = _build(header["student"], int(header["dim"]), size, adapt=adapted)
         student.load_state_dict(load_file(path))
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
         raise ModelError(f"{path} is cut off or no student: train it again") from None

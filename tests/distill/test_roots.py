@@ -64,6 +64,23 @@ def test_links_that_lead_out_are_refused(root, link):
         check_roots(config(root / "elsewhere"), [root])
 
 
+def test_weights_to_start_from_lie_in_a_root_too(tmp_path):
+    root = tmp_path / "root"
+    (root / "images").mkdir(parents=True)
+    (root / "w.safetensors").touch()
+    (tmp_path / "secret.safetensors").touch()
+    (root / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    check_roots(config(root / "images", weights=str(root / "w.safetensors")), [root])
+    for name in ("../secret.safetensors", "link.safetensors", "images/../../secret.safetensors"):
+        with pytest.raises(DataError, match=r"the job's weights .* is not below"):
+            check_roots(config(root / "images", weights=str(root / name)), [root])
+
+
+def test_a_student_has_one_start():
+    with pytest.raises(ValidationError, match="only one of `pretrained` and `weights`"):
+        config("/d", pretrained=True, weights="/d/w.safetensors")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

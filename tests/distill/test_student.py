@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from distill.errors import DataError, ModelError
@@ -194,3 +195,64 @@ def test_two_views_give_the_mean_of_their_projections_in_whatever_order():
         torch.testing.assert_close(model(scenes.flip(1)), expected)
         torch.testing.assert_close(model.encode(scenes), expected)
         torch.testing.assert_close(model(scenes[:, :1]), student(scenes[:, 0]))
+
+
+def weights_file(folder, name="test_resnet", *, image_size=None, drop=(), **more):
+    """A file as users have them: of a network with its classifier, made for its own image size."""
+    torch.manual_seed(1)
+    network = timm.create_model(name, **({"img_size": image_size} if image_size else {}))
+    tensors = {key: value for key, value in network.state_dict().items() if key not in drop}
+    path = folder / f"{name}.safetensors"
+    save_file({**tensors, **more}, path)
+    return path, network.state_dict()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout", "test_vit3"])
+def test_a_student_starts_from_the_weights_in_a_file(tmp_path, name):
+    path, found = weights_file(tmp_path, name)
+    student = build_student(name, 8, image_size=64, weights=path)
+
+    same = [
+        key
+        for key, value in student.backbone.state_dict().items()
+        if value.shape == found[key].shape and torch.equal(value, found[key])
+    ]
+    assert len(same) >= len(student.backbone.state_dict()) - 1  # positions are fitted to the size
+    assert student.encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 8)
+
+
+def test_a_student_that_kept_its_stem_is_saved_and_loaded_again(tmp_path):
+    path, _ = weights_file(tmp_path, "resnet10t")
+    for name in ("resnet10t", "resnet18"):
+        path, found = weights_file(tmp_path, name)
+        student = build_student(name, 8, image_size=64, weights=path)
+        assert student.backbone.state_dict().keys() <= found.keys()
+        out = tmp_path / "student.safetensors"
+        save_student(student, out, name=name, dim=8, image_size=64, teacher="any")
+        pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        torch.testing.assert_close(load_student(out)[0].encode(pixels), student.encode(pixels))
+
+
+def test_weights_of_another_network_are_refused_with_the_layers_that_differ(tmp_path):
+    def refused(path):
+        with pytest.raises(ModelError) as error:
+            build_student("test_resnet", 8, image_size=64, weights=path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    lacking, _ = weights_file(tmp_path, drop={"conv1.0.weight", "bn1.weight"})
+    assert "lacks or does not know bn1.weight, conv1.0.weight" in refused(lacking)
+    unknown, _ = weights_file(tmp_path, extra=torch.zeros(2))
+    assert "lacks or does not know extra" in refused(unknown)
+    other, _ = weights_file(tmp_path, "test_vit")
+    assert "do not fit the student test_resnet" in refused(other)
+    reshaped, _ = weights_file(tmp_path, **{"bn1.weight": torch.zeros(3)})
+    assert "do not fit the student test_resnet" in refused(reshaped)
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path):
+    pickled = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), pickled)
+    for path in (pickled, tmp_path / "nowhere.safetensors"):
+        with pytest.raises(ModelError, match="give a safetensors file"):
+            build_student("test_resnet", 8, image_size=64, weights=path)
