@@ -94,7 +94,7 @@ class TrainConfig(BaseModel):
         float, Field(gt=0, description="For CNNs from scratch; ViTs need a tenth or less")
     ] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"
     schedule: Annotated[
         Literal["cosine", "steps", "one-cycle"],
         Field(description="How the learning rate goes; a one-cycle has its own warm-up"),

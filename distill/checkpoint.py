@@ -99,7 +99,9 @@ def flatten(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Ten
     """Weights and optimiser state under one level of names, as a checkpoint takes them."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
+        for slot, value in slots.items():
+            if isinstance(value, Tensor):  # Muon also notes what the shape of a parameter says
+                tensors[f"optimiser.{index}.{slot}"] = value
     return tensors
 
 

@@ -3,17 +3,25 @@
 import math
 
 import torch
-from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.optim import Muon, param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from contract import TrainConfig
 
 
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all parameters of `model`; there is no weight decay on 1-d ones."""
+    """The optimiser of all parameters of `model`; there is no weight decay on 1-d ones.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes the step of each
+    matrix, and of each convolution taken as one, orthogonal; 1-d parameters go by AdamW. Its
+    learning rate is scaled so that steps are as long as AdamW's (arXiv 2502.16982).
+    """
     groups = param_groups_weight_decay(model, config.weight_decay)
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=True)
+    if config.optimiser == "muon":
+        muon: torch.optim.Optimizer = Muon(groups, lr=config.learning_rate)
+        return muon
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times quicker
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from contract import TrainConfig
 from distill.checkpoint import Checkpoint, flatten, restore
 from distill.errors import CheckpointError
+from distill.schedule import make_optimiser
 
 CONFIG = TrainConfig(data="/images", teacher="teacher")
 COUNTERS = {"epoch": 3, "sums": {"loss": 0.1 + 0.2}, "epochs": [{"epoch": 1}]}
@@ -147,12 +148,15 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(checkpoint):
     assert (tensors["weight"] == counters["step"]).all()
 
 
-def test_a_model_and_its_optimiser_go_on_as_if_they_had_never_stopped():
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "sgd"])
+def test_a_model_and_its_optimiser_go_on_as_if_they_had_never_stopped(optimiser):
+    config = TrainConfig(data="d", teacher="t", optimiser=optimiser, learning_rate=1e-3)
+
     def make():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 2))
         model = model.to(memory_format=torch.channels_last)
-        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        return model, make_optimiser(config, model)
 
     def learn(model, optimiser, steps):
         for step in steps:

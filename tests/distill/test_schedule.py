@@ -45,7 +45,22 @@ def test_the_optimiser_is_the_one_of_the_config():
     assert isinstance(sgd, torch.optim.SGD)
     assert {group["momentum"] for group in sgd.param_groups} == {0.9}
     assert sorted(group["weight_decay"] for group in sgd.param_groups) == [0, 0.1]
-    assert isinstance(make_optimiser(config(), model), torch.optim.AdamW)
+    assert isinstance(make_optimiser(config(optimiser="adamw"), model), torch.optim.AdamW)
+
+
+def test_muon_steps_along_each_direction_of_a_matrix_alike():
+    model = nn.Conv2d(3, 4, 3)  # its kernel is 4 by 27 as a matrix
+    model.weight.grad = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    model.bias.grad = torch.tensor([1.0, -1.0, 2.0, -2.0])
+    before, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    optimiser = make_optimiser(config(optimiser="muon", weight_decay=0), model)
+    optimiser.step()
+
+    taken = (before - model.weight.detach()).reshape(4, 27)
+    stretch = torch.linalg.svdvals(taken)
+    assert stretch.max() < 1.5 * stretch.min()
+    assert torch.linalg.svdvals(model.weight.grad.reshape(4, 27)).diff().abs().max() > 0.3
+    torch.testing.assert_close((bias - model.bias.detach()).sign(), model.bias.grad.sign())
 
 
 @pytest.mark.parametrize("preset", ["resnet", "vit"])
