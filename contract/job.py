@@ -89,7 +89,14 @@ class TrainConfig(BaseModel):
     ] = True
     image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
     epochs: Annotated[int, Field(ge=1)] = 12
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2, description="Images, of each process")] = 64
+    accumulate: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Batches whose gradients make one step; each is contrasted by itself",
+        ),
+    ] = 1
     learning_rate: Annotated[
         float, Field(gt=0, description="For CNNs from scratch; ViTs need a tenth or less")
     ] = 4e-3

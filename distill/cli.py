@@ -233,7 +233,10 @@ def train(
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
 ) -> None:
-    """Distil a student and write its report."""
+    """Distil a student and write its report.
+
+    On several GPUs: torchrun --nproc-per-node 2 -m distill train …
+    """
     settings = read_config(config, preset)
     if data_root:
         check_roots(settings, data_root)
@@ -241,6 +244,7 @@ def train(
     numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
     from distill.memory import is_out_of_memory
+    from distill.processes import processes
     from distill.seeds import run_seeds
     from distill.train import Interrupted
 
@@ -279,6 +283,8 @@ def train(
             else:
                 report = run_seeds(settings, chosen, out, numbers, **how)
         except Interrupted:
+            if not processes().is_main_process:
+                raise typer.Exit(INTERRUPTED) from None
             print(  # noqa: T201
                 f"distill: stopped; go on with the same command and --resume ({out})",
                 file=sys.stderr,
@@ -293,7 +299,7 @@ def train(
                 file=sys.stderr,
             )
             raise typer.Exit(OUT_OF_MEMORY) from None
-    if not events:
+    if processes().is_main_process and not events:
         print_accuracies(report.accuracies)
         page = "report.html" if numbers is None else "seeds.html"
         notes.print(f"report: {out / page}", markup=False)

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from contract import (
     ConfusablePair,
     Epoch,
     EventKind,
+    Preflight,
     PulledApart,
     Release,
     Report,
@@ -40,11 +42,12 @@ from distill.evaluate import accuracy, imitation
 from distill.features import image_embeddings, view_embeddings
 from distill.pictures import draw_similarity, draw_thumbnails
 from distill.preflight import SPLITS, preflight, scan_splits
+from distill.processes import processes
 from distill.releases import shuffle_texts
 from distill.report import CONTROL, read_report, write_report
 from distill.student import FILE as STUDENT_FILE
-from distill.student import build_student, save_student
-from distill.teacher import load_teacher
+from distill.student import Student, build_student, save_student
+from distill.teacher import Teacher, load_teacher
 from distill.text_bank import TextBank, build_text_bank
 from distill.train import TrainingData, train
 
@@ -59,6 +62,22 @@ MOVED_CLASSES: Final = 250  # arrows on the plane of texts
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is known before the first step."""
+
+    splits: Mapping[SplitName, Split]
+    pixels: Mapping[SplitName, Tensor]
+    found: Preflight
+    teacher: Teacher
+    banks: Mapping[str, TextBank]  # plain names, the chosen strategy, the control
+    bank: TextBank  # the chosen one
+    features: Mapping[SplitName, Tensor]  # the teacher's, of the clean images
+    views: tuple[Tensor, Tensor] | None  # stored views and the teacher's features of them
+    captions: Tensor | None
+    rows: tuple[Accuracy, ...]  # the teacher's
+
+
 def run_job(
     config: TrainConfig,
     release: Release,
@@ -71,14 +90,47 @@ def run_job(
 ) -> Report:
     """Train a student and write report.json, report.html, the student and its text bank to `out`.
 
+    Where torchrun started several processes, all of them call this; the first one alone tells
+    events and writes.
+
     Raises:
         UserError: something is missing or does not fit; said before the first step where possible.
         Interrupted: `should_stop` came true; a checkpoint in `out` lets it go on.
     """
     started = datetime.now(UTC)
-    root = Path(config.data)
     torch.manual_seed(config.seed)
+    first = processes().is_main_process
+    tell = on_event if first else _tell_nobody
+    with processes().main_process_first():  # what it has encoded, the others find in the cache
+        prepared = _prepare(config, release, out, cache=cache, on_event=tell)
+    student = build_student(
+        config.student,
+        prepared.teacher.dim,
+        image_size=config.image_size,
+        pretrained=config.pretrained,
+        weights=Path(config.weights) if config.weights is not None else None,
+    )
+    epochs = train(
+        config,
+        student,
+        _training_data(prepared),
+        checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
+        resume=resume,
+        on_epoch=lambda epoch: tell(EventKind.EPOCH, epoch.model_dump(mode="json")),
+        on_step=_progress(tell)("Training"),
+        should_stop=should_stop,
+    )
+    if first:
+        _report(config, release, out, prepared, student, epochs, started)
+    processes().wait_for_everyone()
+    return read_report(out)
 
+
+def _tell_nobody(_kind: EventKind, _data: dict[str, Any]) -> None:
+    """For the processes beside the first."""
+
+
+def _progress(on_event: OnEvent) -> Callable[[str], Progress]:
     def progress(phase: str) -> Progress:
         said = 0.0
 
@@ -90,14 +142,24 @@ def run_job(
 
         return tell
 
+    return progress
+
+
+def _prepare(
+    config: TrainConfig, release: Release, out: Path, *, cache: Path, on_event: OnEvent
+) -> _Prepared:
+    """Check everything that can be checked before hours are spent, and encode."""
+    root = Path(config.data)
+    progress = _progress(on_event)
+
     def log(message: str) -> None:
         on_event(EventKind.LOG, {"message": message})
 
-    # Check everything that can be checked before hours are spent.
     splits = scan_splits(root, release)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / RELEASE_FILE).write_text(release.model_dump_json())
+        if processes().is_main_process:
+            (out / RELEASE_FILE).write_text(release.model_dump_json())
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     teacher = load_teacher(config.teacher)
@@ -118,8 +180,9 @@ def run_job(
         for text in releases
     }
     bank = banks[config.text_strategy]
-    bank.save(out / BANK_FILE)
-    banks["name"].save(out / NAME_BANK_FILE)
+    if processes().is_main_process:
+        bank.save(out / BANK_FILE)
+        banks["name"].save(out / NAME_BANK_FILE)
     if bank.flagged:
         log(
             f"{len(bank.flagged)} labels have texts longer than the teacher's "
@@ -139,9 +202,9 @@ def run_job(
         )
         for word, split in splits.items()
     }
-    views, imitated = None, features["train"]
+    views = None
     if config.teacher_views:
-        views, imitated = view_embeddings(
+        views = view_embeddings(
             teacher,
             splits["train"],
             config.teacher_views,
@@ -152,36 +215,37 @@ def run_job(
     rows = _accuracies("teacher", splits, features, banks)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
+    return _Prepared(splits, pixels, found, teacher, banks, bank, features, views, captions, rows)
 
-    # The student.
-    student = build_student(
-        config.student,
-        teacher.dim,
-        image_size=config.image_size,
-        pretrained=config.pretrained,
-        weights=Path(config.weights) if config.weights is not None else None,
+
+def _training_data(prepared: _Prepared) -> TrainingData:
+    splits, pixels, bank = prepared.splits, prepared.pixels, prepared.bank
+    views, imitated = prepared.views or (None, prepared.features["train"])
+    return TrainingData(
+        pixels=pixels["train"],
+        targets=splits["train"].targets,
+        teacher=imitated,
+        views=views,
+        text=bank.select(splits["train"].keys).features,
+        captions=prepared.captions,
+        seen_pixels=pixels["seen"],
+        seen_targets=splits["seen"].targets,
+        seen_text=bank.select(splits["seen"].keys).features,
     )
-    checkpoint = Checkpoint(out / "checkpoint.safetensors", config, release.hash)
-    epochs = train(
-        config,
-        student,
-        TrainingData(
-            pixels=pixels["train"],
-            targets=splits["train"].targets,
-            teacher=imitated,
-            views=views,
-            text=bank.select(splits["train"].keys).features,
-            captions=captions,
-            seen_pixels=pixels["seen"],
-            seen_targets=splits["seen"].targets,
-            seen_text=bank.select(splits["seen"].keys).features,
-        ),
-        checkpoint=checkpoint,
-        resume=resume,
-        on_epoch=lambda epoch: on_event(EventKind.EPOCH, epoch.model_dump(mode="json")),
-        on_step=progress("Training"),
-        should_stop=should_stop,
-    )
+
+
+def _report(
+    config: TrainConfig,
+    release: Release,
+    out: Path,
+    prepared: _Prepared,
+    student: Student,
+    epochs: tuple[Epoch, ...],
+    started: datetime,
+) -> None:
+    """Write the student to `out`, and what it was worth."""
+    splits, features, bank = prepared.splits, prepared.features, prepared.bank
+    teacher, before = prepared.teacher, prepared.banks["name"]
     save_student(
         student,
         out / STUDENT_FILE,
@@ -190,15 +254,14 @@ def run_job(
         image_size=config.image_size,
         teacher=config.teacher,
     )
-
-    # What it was worth.
-    learned = {word: student.encode(pixels[word]) for word in SPLITS}
-    student_rows = _accuracies("student", splits, learned, banks)
-    before = banks["name"]
-    diagnostics = tuple(diagnose(each.features, each.names, text) for text, each in banks.items())
+    learned = {word: student.encode(prepared.pixels[word]) for word in SPLITS}
+    student_rows = _accuracies("student", splits, learned, prepared.banks)
+    diagnostics = tuple(
+        diagnose(each.features, each.names, text) for text, each in prepared.banks.items()
+    )
     apart = pulled_apart(before, bank, release)
     named = _named(diagnostics, apart, bank.names)
-    drawn = _some(named, len(classes), DRAWN_CLASSES)
+    drawn = _some(named, len(bank.keys), DRAWN_CLASSES)
     result = Report(
         config=config,
         release_id=release.id or None,
@@ -208,10 +271,10 @@ def run_job(
         teacher_fingerprint=teacher.fingerprint,
         teacher_dim=teacher.dim,
         student_parameters=sum(p.numel() for p in student.parameters()),
-        preflight=found,
+        preflight=prepared.found,
         seen_top1_last_epochs=_last_epochs(epochs),
         epochs=epochs,
-        accuracies=(*rows, *student_rows),
+        accuracies=(*prepared.rows, *student_rows),
         imitation=tuple(
             imitation(word, learned[word], features[word], bank.select(splits[word].keys).features)
             for word in SPLITS
@@ -227,7 +290,7 @@ def run_job(
         ),
         text_plane=None
         if bank is before
-        else text_plane(before, bank, _some(named, len(classes), MOVED_CLASSES)),
+        else text_plane(before, bank, _some(named, len(bank.keys), MOVED_CLASSES)),
         thumbnails=draw_thumbnails(
             out,
             splits["train"],  # the others are there to be tested on: nobody should look at them
@@ -239,8 +302,7 @@ def run_job(
         started_at=started,
         finished_at=datetime.now(UTC),
     )
-    write_report(result, out, similarity=_similarity(banks["name"], bank), names=bank.names)
-    return result
+    write_report(result, out, similarity=_similarity(before, bank), names=bank.names)
 
 
 def render_again(folder: Path) -> Path:

@@ -5,6 +5,8 @@ Notable:
   and resumed ends at the same numbers as an unbroken one on the same machine.
 - Losses are computed in float32 outside of autocast; only the network runs in bfloat16.
 - An epoch is whole batches in random order; the few images that fill none are left out of it.
+- Several processes take a share of each batch: together they learn what one would from the whole.
+  (Batch norm is the exception: it normalises each share by itself.)
 """
 
 import time
@@ -13,15 +15,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
-from distill.augment import augment, see
+from distill.augment import draw, see
 from distill.checkpoint import Checkpoint, flatten, restore
-from distill.errors import DataError, DistillError, UserError
+from distill.errors import CheckpointError, DataError, DistillError, UserError
 from distill.evaluate import predict
 from distill.objective import Balance, Batch, measure
 from distill.precision import bfloat16_is_quick
+from distill.processes import anywhere, gather, processes, share
 from distill.schedule import learning_rate, make_optimiser
 from distill.student import Student
 
@@ -50,15 +54,17 @@ class TrainingData:
     def look(
         self, batch: Tensor, generator: torch.Generator, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Views [batch, 3, size, size] of the images, and what the teacher made of them.
+        """Views [share, 3, size, size] of this process's share of the images, and what the teacher
+        made of all of them [batch, dim].
 
         Either fresh views, beside features of the clean images, or one of each image's stored ones.
         """
-        pixels = self.pixels[batch].to(device)
+        own = share(len(batch))
+        pixels = self.pixels[batch[own]].to(device)
         if self.views is None:
-            return augment(pixels, generator), self.teacher[batch].to(device)
+            return see(pixels, draw(len(batch), generator)[own]), self.teacher[batch].to(device)
         one = torch.randint(self.views.shape[1], (len(batch),), generator=generator)
-        return see(pixels, self.views[batch, one]), self.teacher[batch, one].to(device)
+        return see(pixels, self.views[batch, one][own]), self.teacher[batch, one].to(device)
 
 
 def train(
@@ -76,30 +82,45 @@ def train(
     """Train `student` in place; its epochs. Seeds torch's global generator at each step.
 
     `order` gives the indices of an epoch's images, batch after batch; by default all at random.
+    Every process of a training calls this; the first one writes the checkpoints.
 
     Raises:
-        Interrupted: `should_stop` came true; the checkpoint is written.
-        CheckpointError: the checkpoint to resume from is damaged or of another run.
-        DataError: there are fewer than two images.
+        Interrupted: `should_stop` came true in one of the processes; the checkpoint is written.
+        CheckpointError: the checkpoint to resume from is damaged, of another run or of another
+            number of processes.
+        DataError: there are fewer than two images a process, or too few to accumulate.
         UserError: no loss has a weight, or the features are no longer numbers.
     """
-    if len(data.pixels) < 2:
-        raise DataError("there are fewer than two images to train on: add some to train/")
+    count = processes().num_processes
+    size = min(config.batch_size, len(data.pixels) // count) * count  # of all processes
+    steps = len(data.pixels) // max(size, 1) // config.accumulate * config.accumulate
+    if size < 2 * count or not steps:
+        raise DataError(
+            f"there are {len(data.pixels)} images to train on, too few for a step: add some to "
+            "train/, or lower `accumulate` or the number of processes"
+        )
     if not any(weight for _, weight in config.losses):
         raise UserError("every loss has the weight 0: give at least one of them a weight")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(
+        cpu=processes().device.type == "cpu", gradient_accumulation_steps=config.accumulate
+    )
+    device = accelerator.device
     half = bfloat16_is_quick(device)
     student, text = student.to(device), data.text.to(device)
+    network = accelerator.prepare_model(student)  # shares gradients, where there are processes
     balance = Balance(config).to(device)
     learner = nn.ModuleList([student, balance])  # all that is learned
     optimiser = make_optimiser(config, learner)
-    size = min(config.batch_size, len(data.pixels))
-    steps = len(data.pixels) // size
     total = steps * config.epochs
     epochs: list[Epoch] = []
     first_epoch, first_step, sums, seconds = 0, 0, dict[str, float](), 0.0
     if checkpoint and resume and (found := checkpoint.load()):
         tensors, counters = found
+        if counters["batch"] != size:
+            raise CheckpointError(
+                f"the checkpoint {checkpoint.path} is of batches of {counters['batch']} images over"
+                f" all processes, not of {size}: resume with as many processes as it began with"
+            )
         restore(learner, optimiser, tensors)
         epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
         first_epoch, first_step = counters["epoch"], counters["step"]
@@ -107,8 +128,9 @@ def train(
 
     def keep(epoch: int, step: int) -> float:
         """Write the checkpoint from which `step` of `epoch` is next; when that was."""
-        if checkpoint:
+        if checkpoint and processes().is_main_process:
             counters = {"epoch": epoch, "step": step, "sums": sums, "seconds": seconds}
+            counters["batch"] = size
             counters["epochs"] = [each.model_dump(mode="json") for each in epochs]
             checkpoint.save(flatten(learner, optimiser), counters)
         return time.monotonic()
@@ -117,39 +139,45 @@ def train(
     for epoch in range(first_epoch, config.epochs):
         shuffle = _generator(config.seed, epoch)
         indices = order(shuffle) if order else torch.randperm(len(data.pixels), generator=shuffle)
-        student.train()
+        network.train()
         for step in range(first_step, steps):
             began = time.monotonic()
             batch = indices[step * size : (step + 1) * size]
             generator = _generator(config.seed, epoch, step)
-            torch.manual_seed(generator.initial_seed())  # for the student's dropout
+            # For the student's dropout, which is to differ between the shares.
+            torch.manual_seed(generator.initial_seed() + processes().process_index)
             images, teacher = data.look(batch, generator, device)
             rate = learning_rate(config, epoch * steps + step, steps, total)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                output = student(images)
-            features = Batch(
-                student=_check_finite(config, output.float()),
-                teacher=teacher,
-                text=text,
-                targets=data.targets[batch].to(device),
-                captions=None if data.captions is None else data.captions[batch].to(device),
-            )
-            parts = measure(features, config)
-            loss = balance(parts)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
-            optimiser.step()
+            with accelerator.accumulate(network):
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    output = network(images)
+                features = Batch(
+                    student=_check_finite(config, gather(output.float())),
+                    teacher=teacher,
+                    text=text,
+                    targets=data.targets[batch].to(device),
+                    captions=None if data.captions is None else data.captions[batch].to(device),
+                )
+                parts = measure(features, config)
+                loss = balance(parts)
+                accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part.item()
             sums["loss"] = sums.get("loss", 0.0) + loss.item()
             seconds += time.monotonic() - began
             if on_step:
                 on_step(epoch * steps + step + 1, total)
-            if should_stop():
+            if not accelerator.sync_gradients:
+                continue
+            if anywhere(should_stop()):
                 keep(epoch, step + 1)
+                processes().wait_for_everyone()  # an end of one would end the first while it writes
                 raise Interrupted
             if time.monotonic() - kept > CHECKPOINT_SECONDS:
                 kept = keep(epoch, step + 1)

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from distill import train as train_module
-from distill.augment import augment
+from distill.augment import see
 from distill.cli import app
 from distill.errors import DataError
 from distill.evaluate import predict
@@ -129,11 +129,11 @@ def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(
     )
     batches = []
 
-    def look(pixels, generator):
+    def look(pixels, drawn):
         batches.append([image.numpy().tobytes() for image in pixels])
-        return augment(pixels, generator)
+        return see(pixels, drawn)
 
-    monkeypatch.setattr(train_module, "augment", look)
+    monkeypatch.setattr(train_module, "see", look)
     config = make_config(batch_size=8)
     finetune(config, make_student(config), data, support)
     new = {image.numpy().tobytes() for image in support.pixels}

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from contract import LossWeights, TrainConfig
 from distill import losses
 from distill import train as module
-from distill.augment import augment, draw, see
+from distill.augment import draw, see
 from distill.checkpoint import Checkpoint
 from distill.errors import DataError, UserError
 from distill.student import build_student
@@ -196,11 +196,11 @@ def test_biases_and_norms_are_not_decayed_and_gradients_are_clipped(monkeypatch)
 def test_every_image_is_seen_once_an_epoch_in_another_order_and_view_each_time(monkeypatch):
     seen = []
 
-    def look(pixels, generator):
-        seen.append((pixels, augment(pixels, generator)))
+    def look(pixels, drawn):
+        seen.append((pixels, see(pixels, drawn)))
         return seen[-1][1]
 
-    monkeypatch.setattr(module, "augment", look)
+    monkeypatch.setattr(module, "see", look)
     data = make_data()
     run(make_config(epochs=2), data)
     first, second = (torch.cat([pixels for pixels, _ in seen[i : i + 4]]) for i in (0, 4))
@@ -353,6 +353,35 @@ def test_a_training_that_diverges_in_its_last_step_keeps_no_checkpoint_of_it(che
     assert checkpoint.load() is None
 
 
+def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch):
+    monkeypatch.setattr(module, "bfloat16_is_quick", lambda _: False)
+    data = make_data()
+    one_view = draw(len(data.pixels), torch.Generator().manual_seed(0))[:, None]
+    data = dataclasses.replace(data, views=one_view, teacher=data.teacher[:, None])
+    # Losses that look at each image by itself, a network that does too, and one rate an epoch.
+    changes = {
+        "student": "test_vit",
+        "losses": LossWeights(cls=1, mse=1, im_cst=0, vlprox=0),
+        "optimiser": "sgd",
+        "learning_rate": 0.01,
+        "schedule": "steps",
+        "warmup_epochs": 0,
+        "epochs": 3,
+    }
+    whole, parts = (make_student(make_config(**changes)) for _ in range(2))
+    expected = run(make_config(batch_size=16, **changes), data, student=whole)
+    config = make_config(batch_size=4, accumulate=4, **changes)
+    stops = []
+    found = run(config, data, student=parts, should_stop=lambda: bool(stops.append(1)))
+
+    assert len(stops) == 6, "only whole steps are stopped at"
+    assert [each.loss for each in found] == pytest.approx([e.loss for e in expected], rel=1e-4)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-6, rtol=1e-4)
+    with pytest.raises(DataError, match="lower `accumulate`"):
+        run(make_config(batch_size=16, accumulate=3), data)
+
+
 def test_a_run_in_which_no_loss_counts_is_refused():
     nothing = LossWeights(cls=0, mse=0, im_cst=0, vlprox=0)
     with pytest.raises(UserError, match="every loss has the weight 0"):
@@ -360,7 +389,7 @@ def test_a_run_in_which_no_loss_counts_is_refused():
 
 
 def test_a_single_image_is_too_little_to_train_on():
-    with pytest.raises(DataError, match="fewer than two images"):
+    with pytest.raises(DataError, match="1 images to train on, too few"):
         run(make_config(), make_data(1))
 
 
