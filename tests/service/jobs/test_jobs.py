@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import json
 import threading
@@ -386,6 +387,18 @@ def test_an_upload_that_breaks_off_leaves_nothing(client, lease):
     while files(client) != before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert files(client) == before
+
+
+def test_what_a_killed_service_left_of_an_upload_goes_with_the_next_one(client, lease):
+    folder = client.data_dir / "artifacts"
+    folder.mkdir(exist_ok=True)
+    left, living = folder / "incoming-left", folder / "incoming-living"
+    left.write_bytes(b"half")
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the upload of another process
+        put(client, lease, "a.json")
+        assert living.exists() and not left.exists()
+    living.unlink()
 
 
 def test_a_report_that_is_not_there_yet_is_a_404(client, lease):
