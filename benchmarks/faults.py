@@ -164,8 +164,8 @@ def conclude(built: Stack, clients: Clients, **allowed: int) -> list[str]:
 def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[str]:
     """SIGKILL at `number` random moments; whatever died is started again after a moment.
 
-    A first job goes undisturbed; the kills then come four times as often as one takes, so that
-    there is a way to the end on slow machines too.
+    A first job goes undisturbed; the kills then come twice in the time that it took, so that there
+    is a way to the end on slow machines too.
     """
     done: Counter[str] = Counter()
     with stack(images, folder) as (built, clients):
@@ -174,8 +174,8 @@ def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[
         began = time.monotonic()
         path = clients.add_job()
         _wait(lambda: path is not None and clients.look(path))
-        pause = (time.monotonic() - began) / 4
-        print(f"  a job takes {4 * pause:.0f} s undisturbed", flush=True)
+        pause = (time.monotonic() - began) / 2
+        print(f"  a job takes {2 * pause:.0f} s undisturbed", flush=True)
         with clients.busy(enrichers=ENRICHERS):
             for _ in range(number):
                 time.sleep(dice.uniform(0.0, 2 * pause))

@@ -2,7 +2,7 @@
 
 Leases are stored as times of the system's clock, so that all processes on one database agree. A
 process that finds that this clock was set (or that the machine slept), and one that has just
-started and cannot know, lets all leases begin anew: else they would end too early, or an hour late.
+started and cannot know, puts all leases right: else they would end too early, or an hour late.
 """
 
 import time

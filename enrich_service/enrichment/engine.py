@@ -115,7 +115,7 @@ class RunEngine:
         while True:
             try:
                 if self._clock.was_set():
-                    await asyncio.to_thread(self._begin_leases_anew)
+                    await asyncio.to_thread(self._put_leases_right)
                     self._clock.note()
                 states = await asyncio.to_thread(self._renew, list(self._works))
                 for run_id, work in list(self._works.items()):
@@ -137,17 +137,25 @@ class RunEngine:
             except TimeoutError:
                 pass
 
-    def _begin_leases_anew(self) -> None:
-        """Let all leases last from now on: the clock was set, or may have been."""
-        with reading(self._engine) as session:
-            held = session.exec(select(Run.id).where(col(Run.owner).is_not(None))).all()
-        if held:
-            with writing(self._engine) as session:
-                session.exec(
-                    update(Run)
-                    .where(col(Run.id).in_(held), col(Run.owner).is_not(None))
-                    .values(owner_expires_at=utcnow() + self._lease)
-                )
+    def _put_leases_right(self) -> None:
+        """Let no lease end before its owner can renew it, nor last for longer than a whole one.
+
+        For when the clock was set, or may have been. Owners look every half second.
+        """
+        ends, now = col(Run.owner_expires_at), utcnow()
+        for wrong, right in (
+            (ends < now + self._lease / 2, now + self._lease / 2),
+            (ends > now + self._lease, now + self._lease),
+        ):
+            with reading(self._engine) as session:
+                ids = session.exec(select(Run.id).where(wrong)).all()
+            if ids:  # a start has mostly nothing to write, and must not wait for those who do
+                with writing(self._engine) as session:
+                    session.exec(
+                        update(Run)
+                        .where(col(Run.id).in_(ids), wrong)
+                        .values(owner_expires_at=right)
+                    )
 
     def _renew(self, ids: list[int]) -> dict[int, RunState]:
         """Prolong the leases of own runs; the states of those that are still own."""

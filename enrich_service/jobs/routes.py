@@ -103,7 +103,7 @@ def claim_job(
     """Give a worker the most urgent job that it has enough for, with its release, for a time."""
     if clock.was_set():
         with writing(engine) as first:
-            service.begin_leases_anew(first, settings.lease_seconds)
+            service.put_leases_right(first, settings.lease_seconds)
         clock.note()
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb

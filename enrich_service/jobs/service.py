@@ -201,13 +201,16 @@ def claim(
     )
 
 
-def begin_leases_anew(session: Session, lease_seconds: float) -> None:
-    """Let all leases last from now on: nobody could renew them, or the clock was set."""
-    session.execute(
-        sa.update(JobRow)
-        .where(col(JobRow.state).in_(HELD))
-        .values(lease_expires_at=utcnow() + timedelta(seconds=lease_seconds))
-    )
+def put_leases_right(session: Session, lease_seconds: float) -> None:
+    """Let no lease end before its worker can renew it, nor last for longer than a whole one.
+
+    For when nobody could renew them, or the clock was set. Workers renew after a third.
+    """
+    ends, whole = col(JobRow.lease_expires_at), timedelta(seconds=lease_seconds)
+    held = sa.update(JobRow).where(col(JobRow.state).in_(HELD))
+    now = utcnow()
+    session.execute(held.where(ends < now + whole / 2).values(lease_expires_at=now + whole / 2))
+    session.execute(held.where(ends > now + whole).values(lease_expires_at=now + whole))
 
 
 def _release_runs(session: Session) -> None:

@@ -57,7 +57,7 @@ def client(start_service, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hurry(client, start_service):
     """A second process on the same database that gives short leases."""
-    assert claim(client) is None  # a process lets all leases begin anew with its first claim
+    assert claim(client) is None  # a process puts all leases right with its first claim
     settings = Settings(data_dir=client.data_dir, lease_seconds=SHORT)
     with httpx.Client(base_url=start_service(settings), timeout=30) as hurry:
         assert claim(hurry) is None
