@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +184,13 @@ class Clients:
             found += page
         return found
 
-    def retry_failed_runs(self) -> None:
-        """Do what a failed run says: nothing of it but what is missing is asked for."""
-        for run in self._all("runs"):
-            if run["state"] == "failed":
-                print(f"  run {run['id']} failed ({run['error']}) and is retried")
-                self.ask("POST", f"/v1/runs/{run['id']}/retry")
+    def retry_what_failed(self) -> None:
+        """Do what a person would who reads why a run or a job failed."""
+        for kind in ("runs", "jobs"):
+            for one in self._all(kind):
+                if one["state"] == "failed":
+                    print(f"  {kind[:-1]} {one['id']} failed ({one['error']}) and is retried")
+                    self.ask("POST", f"/v1/{kind}/{one['id']}/retry")
 
     def ask_all_again(self) -> None:
         """Run once more over every label set that a run went over: it may not cost a call."""
@@ -279,7 +281,7 @@ def check(
         for row in rows(
             "SELECT job.*, release.hash FROM job JOIN release ON release.id = release_id"
         ):
-            more += max(0, row["attempts"] - 1)
+            more += max(0, row["fence"] - 1)
             events = rows("SELECT * FROM job_event WHERE job_id = ? ORDER BY seq", row["id"])
             files = rows("SELECT * FROM job_artifact WHERE job_id = ?", row["id"])
             wrong += [f"job {row['id']}: {words}" for words in _faults(row, events, files, data)]
@@ -321,9 +323,10 @@ def _faults(
     states = [
         data["state"] for event, data in zip(events, said, strict=True) if event["kind"] == "state"
     ]
-    if [state for state in states if state in FINAL] != states[-1:]:
-        yield f"it ended more than once: {states}"
-    if not states.count("leased") == job["attempts"] == job["fence"]:
+    # A retry queues it again.
+    if any(state in FINAL and then != "queued" for state, then in pairwise(states)):
+        yield f"something happened after its end: {states}"
+    if not states.count("leased") == job["fence"] >= job["attempts"]:
         yield f"{states.count('leased')} leases, {job['attempts']} attempts, fence {job['fence']}"
     fences = [event["fence"] for event in events if event["fence"] is not None]
     if fences != sorted(fences):

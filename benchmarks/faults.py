@@ -1,7 +1,7 @@
 """Service and workers under faults; then the database is compared with what clients were told.
 
 - kills: SIGKILL of the service, of a worker, or of a worker with its training, at random moments
-- disk: the service's disk is full for a while (a small tmpfs; needs the right to mount)
+- disk: the service's is full for a while, then the worker's (small tmpfs; needs the right to mount)
 - clock: it jumps by an hour, forward and back, under the running service and under its restarts
   (Debian's libfaketime)
 - network: between worker and service, gone for longer than a lease, refused and silent
@@ -53,7 +53,7 @@ class Stack:
     def __init__(self, folder: Path, model: str, images: Path) -> None:
         self.folder, self.images, self.model = folder, images, model
         self.data, self.work = folder / "data", folder / "work"
-        self.work.mkdir()
+        self.work.mkdir(exist_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
@@ -149,7 +149,7 @@ def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
 def conclude(built: Stack, clients: Clients, **allowed: int) -> list[str]:
     """Let everything end, stop it all and compare; prints the counts, gives what is wrong."""
     clients.settle(600)
-    clients.retry_failed_runs()
+    clients.retry_what_failed()
     clients.settle(600)
     clients.ask_all_again()
     with urlopen(f"{built.model.removesuffix('/v1')}/counts") as answer:
@@ -196,27 +196,32 @@ def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[
 
 
 def disk(images: Path, folder: Path, _number: int, _dice: random.Random) -> list[str]:
-    """The service's disk is full for two leases while runs and a job go on."""
-    data = folder / "data"
-    data.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(data)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        raise Skipped("this user may not mount a small file system")
+    """The service's disk is full for two leases, then the worker's, while runs and jobs go on."""
+    small = [folder / "data", folder / "work"]
     with ExitStack() as last:
-        last.callback(subprocess.run, ["umount", "--lazy", str(data)], check=True)
+        for place in small:
+            place.mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
+            if subprocess.run(mount, capture_output=True).returncode:
+                raise Skipped("this user may not mount a small file system")
+            last.callback(subprocess.run, ["umount", "--lazy", str(place)], check=True)
         with stack(images, folder) as (built, clients):
             built.start("worker")
             with clients.busy(enrichers=ENRICHERS):
-                time.sleep(4)
-                filler = data / "filler"
-                with suppress(OSError), filler.open("wb", buffering=0) as file:
-                    while True:
-                        file.write(bytes(4096))
-                time.sleep(2 * LEASE)
-                filler.unlink()
-                time.sleep(4)
+                for place in small:
+                    _wait(lambda: _holds(clients, "worker"))
+                    filler = place / "filler"
+                    with suppress(OSError), filler.open("wb", buffering=0) as file:
+                        while True:
+                            file.write(bytes(4096))
+                    time.sleep(2 * LEASE)
+                    filler.unlink()
+                if built.living["worker"].ended:  # as it should, saying why
+                    print(f"  {built.living['worker'].log.read_text().splitlines()[-1]}")
+                    built.start("worker")
+                time.sleep(LEASE)
             # A good answer that could not be stored is asked for again.
-            return conclude(built, clients, lost_calls=ENRICHERS * CONCURRENCY + 100, attempts=3)
+            return conclude(built, clients, lost_calls=ENRICHERS * CONCURRENCY + 100, attempts=5)
 
 
 def clock(images: Path, folder: Path, _number: int, _dice: random.Random) -> list[str]:
