@@ -293,7 +293,9 @@ SCENARIOS: dict[str, Callable[[Path, Path, int, random.Random], list[str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
+    parser.add_argument(
+        "scenario", nargs="*", choices=[*SCENARIOS, []], metavar="SCENARIO", help="default: all"
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
