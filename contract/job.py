@@ -211,4 +211,5 @@ class Lease(BaseModel):
     job: Job
     release: Release
     fence: int
-    expires_at: datetime
+    seconds: Annotated[float, Field(description="How long it lasts from now, and from a renewal")]
+    expires_at: datetime  # by the service's clock

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from distill.errors import DataError, UnreadableImages, some
+from distill.whole_file import whole_file
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
@@ -128,11 +129,9 @@ def load_pixels(
 
 
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     unreadable: list[str] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with whole_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             squares = pool.map(lambda image: _square_or_reason(image, size), split.paths)
             for done, pixels in enumerate(squares, start=1):
                 if isinstance(pixels, UnreadableImages):
@@ -143,16 +142,11 @@ def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> N
                     progress(done, len(split))
             if unreadable:
                 raise UnreadableImages(unreadable)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise DataError(
             f"cannot write the pixel cache {path} ({error.strerror}): free some space or choose "
             "another cache folder"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableImages:

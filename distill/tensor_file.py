@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import DataError
+from distill.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +30,8 @@ def write_tensor(path: Path, tensor: Tensor, words: Mapping[str, str] | None = N
     """
     tensor = tensor.detach().cpu().contiguous()
     content = save({"tensor": tensor}, {**(words or {}), "sha256": _sha256(tensor)})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None:
@@ -50,23 +42,15 @@ def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None
     """
     size = 4 * math.prod(shape)
     digest = hashlib.sha256()
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            # The digest is known at the end only, but its length is known now.
-            file.write(_header(shape, size, "0" * 64))
-            for piece in rows:
-                content = piece.contiguous().numpy().tobytes()
-                digest.update(content)
-                file.write(content)
-            file.seek(0)
-            file.write(_header(shape, size, digest.hexdigest()))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        # The digest is known at the end only, but its length is known now.
+        file.write(_header(shape, size, "0" * 64))
+        for piece in rows:
+            content = piece.contiguous().numpy().tobytes()
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(_header(shape, size, digest.hexdigest()))
 
 
 def _header(shape: Sequence[int], size: int, sha256: str) -> bytes:

@@ -24,7 +24,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final, Literal
@@ -202,9 +201,8 @@ def work(
         while True:
             if answer.status_code == 200:
                 lease = _lease(answer, service)
-                length = _length(lease.expires_at, answer)
-                service.patience = max(PATIENCE_SECONDS, 3 * length)
-                Attempt(service, lease, length, work_dir, tuple(command), stop).run()
+                service.patience = max(PATIENCE_SECONDS, 3 * lease.seconds)
+                Attempt(service, lease, work_dir, tuple(command), stop).run()
             elif once:
                 return
             else:
@@ -258,15 +256,6 @@ def _asked_to_stop(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _length(expires_at: datetime, answer: httpx.Response) -> float:
-    """Seconds from the service's answer to `expires_at`, by its clock: ours may be wrong."""
-    try:
-        now = parsedate_to_datetime(answer.headers["Date"])
-    except (KeyError, ValueError):
-        now = datetime.now(UTC)
-    return max(0.5, (expires_at - now).total_seconds())
 
 
 class Outbox:
@@ -330,12 +319,11 @@ class Attempt:
         self,
         service: Service,
         lease: Lease,
-        length: float,
         work_dir: Path,
         command: tuple[str, ...],
         stop: threading.Event,
     ) -> None:
-        self.service, self.lease, self.length, self.command = service, lease, length, command
+        self.service, self.lease, self.command = service, lease, command
         self.path = f"/v1/jobs/{lease.job.id}"
         self.work_dir, self.folder = work_dir, work_dir / f"job-{lease.job.id}"
         self.stop = stop  # the worker should end
@@ -450,7 +438,7 @@ class Attempt:
         body, heard = {"fence": self.lease.fence}, time.monotonic()
         wait = 0.0  # the first one says that the job runs
         while not self.ended.wait(wait):
-            wait = self.length / 3
+            wait = self.lease.seconds / 3
             try:
                 answer = self.service.once("POST", f"{self.path}/heartbeat", body=body)
                 renewed = Renewed.model_validate_json(answer.content)

@@ -21,6 +21,7 @@ import enrich_service.web.errors
 import enrich_service.web.routes
 from enrich_service.core import problems
 from enrich_service.core.body_limit import BodyLimit
+from enrich_service.core.clock import Clock
 from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.clock = Clock()
     app.state.enricher = enricher
     app.state.runs = runs
     app.state.metrics = Metrics(engine)

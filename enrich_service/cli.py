@@ -95,6 +95,9 @@ def serve(
         log_config=None,  # its lines go where all others go
         access_log=False,
         timeout_graceful_shutdown=5,  # streams of events never end by themselves
+        # Longer than clients and proxies keep theirs (a minute, mostly): who closes an idle
+        # connection must not be the service, or a request on its way to it is lost.
+        timeout_keep_alive=75,
     )
 
 

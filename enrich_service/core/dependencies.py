@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlmodel import Session
 
 from enrich_service.core import audit
 from enrich_service.core.caller import Caller, Scope
+from enrich_service.core.clock import Clock
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Forbidden
 from enrich_service.core.settings import Settings
@@ -28,6 +29,11 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _clock(request: Request) -> Clock:
+    clock: Clock = request.app.state.clock
+    return clock
+
+
 def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller  # set by the gate; without it nothing is let in
     return caller
@@ -39,6 +45,7 @@ Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+ClockDep = Annotated[Clock, Depends(_clock)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
@@ -55,9 +62,13 @@ def _read_session(engine: EngineDep) -> Iterator[Session]:
 
 def _write_session(engine: EngineDep, request: Request) -> Iterator[Session]:
     with writing(engine) as session:
+
+        @event.listens_for(session, "before_commit")  # here or already in the route
+        def record(session: Session) -> None:
+            if not audit.is_settled(request):
+                audit.record(session, request)
+
         yield session
-        if session.in_transaction():  # else the route has committed: the gate records it then
-            audit.record(session, request)
 
 
 def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:

@@ -25,7 +25,8 @@ from datetime import timedelta
 from sqlalchemy import Engine
 from sqlmodel import and_, col, or_, select, true, update
 
-from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.clock import Clock
+from enrich_service.core.database import reading, storage_error, utcnow, writing
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.enrichment import service
 from enrich_service.enrichment.enricher import Enricher, Item, Plan
@@ -83,6 +84,7 @@ class RunEngine:
         self._only = only
         self._lease = timedelta(seconds=enricher.settings.run_lease_seconds)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._clock = Clock()
         self._works: dict[int, Work] = {}
         self._awake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -112,6 +114,9 @@ class RunEngine:
     async def _watch(self) -> None:
         while True:
             try:
+                if self._clock.was_set():
+                    await asyncio.to_thread(self._put_leases_right)
+                    self._clock.note()
                 states = await asyncio.to_thread(self._renew, list(self._works))
                 for run_id, work in list(self._works.items()):
                     if states.get(run_id) is not RunState.RUNNING:
@@ -120,14 +125,37 @@ class RunEngine:
                     assert run.id is not None
                     work = self._works[run.id] = Work(run)
                     work.task = asyncio.create_task(self._run(work))
-            except Exception:
-                log.exception("cannot look after the runs; trying again")
+            except Exception as error:
+                if known := storage_error(error):
+                    log.warning("cannot look after the runs: %s", known)
+                else:
+                    log.exception("cannot look after the runs; trying again")
             self._awake.clear()
             try:
                 async with asyncio.timeout(LOOK):
                     await self._awake.wait()
             except TimeoutError:
                 pass
+
+    def _put_leases_right(self) -> None:
+        """Let no lease end before its owner can renew it, nor last for longer than a whole one.
+
+        For when the clock was set, or may have been. Owners look every half second.
+        """
+        ends, now = col(Run.owner_expires_at), utcnow()
+        for wrong, right in (
+            (ends < now + self._lease / 2, now + self._lease / 2),
+            (ends > now + self._lease, now + self._lease),
+        ):
+            with reading(self._engine) as session:
+                ids = session.exec(select(Run.id).where(wrong)).all()
+            if ids:  # a start has mostly nothing to write, and must not wait for those who do
+                with writing(self._engine) as session:
+                    session.exec(
+                        update(Run)
+                        .where(col(Run.id).in_(ids), wrong)
+                        .values(owner_expires_at=right)
+                    )
 
     def _renew(self, ids: list[int]) -> dict[int, RunState]:
         """Prolong the leases of own runs; the states of those that are still own."""
@@ -151,7 +179,8 @@ class RunEngine:
             col(Run.state).in_(OPEN_STATES),
             or_(
                 col(Run.owner).is_(None),
-                (col(Run.owner_expires_at) < now) & (col(Run.owner) != self._owner),
+                # One's own too, if how it ended could not be stored.
+                (col(Run.owner_expires_at) < now) & col(Run.id).not_in(list(self._works)),
             ),
             true() if self._only is None else col(Run.id) == self._only,
         )

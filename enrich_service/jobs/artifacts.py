@@ -1,10 +1,12 @@
 """What jobs leave behind: files under their SHA-256, so that equal ones are kept once."""
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from anyio import to_thread
@@ -54,8 +56,7 @@ async def receive(
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)
-    incoming = Path(name)
+    descriptor, incoming = _incoming(folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
             async for chunk in chunks:
@@ -78,6 +79,20 @@ async def receive(
     finally:
         incoming.unlink(missing_ok=True)
     return found, size
+
+
+def _incoming(folder: Path) -> tuple[int, Path]:
+    """A new file, locked while it is written; those that nobody locks a kill has left: away."""
+    for left in folder.glob("incoming-*"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, Path(name)
+        os.close(descriptor)  # another process saw it before the lock
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,9 +11,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
 from contract import Event, Job, JobCreate, JobState, Lease, Report
+from enrich_service.core import audit
 from enrich_service.core.database import reading, writing
 from enrich_service.core.dependencies import (
     MAX_ID,
+    ClockDep,
     EngineDep,
     Id,
     ReadSession,
@@ -95,8 +97,14 @@ def list_jobs(
     | _json_example(200, LEASE_EXAMPLE)
     | {204: {"description": "Nothing to do"}},
 )
-def claim_job(body: Claim, session: WorkSession, settings: SettingsDep) -> Lease | Response:
+def claim_job(
+    body: Claim, session: WorkSession, engine: EngineDep, settings: SettingsDep, clock: ClockDep
+) -> Lease | Response:
     """Give a worker the most urgent job that it has enough for, with its release, for a time."""
+    if clock.was_set():
+        with writing(engine) as first:
+            service.put_leases_right(first, settings.lease_seconds)
+        clock.note()
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
     )
@@ -242,6 +250,7 @@ async def store_artifact(
     return await run_in_threadpool(
         _record_artifact,
         engine,
+        request,
         job_id,
         fence,
         JobArtifact(job_id=job_id, name=name, media_type=content_type, sha256=sha256, size=size),
@@ -253,8 +262,11 @@ def _check_lease(engine: Engine, job_id: int, fence: int) -> None:
         service.held(session, job_id, fence)
 
 
-def _record_artifact(engine: Engine, job_id: int, fence: int, new: JobArtifact) -> ArtifactView:
+def _record_artifact(
+    engine: Engine, request: Request, job_id: int, fence: int, new: JobArtifact
+) -> ArtifactView:
     with writing(engine) as session:
+        audit.record(session, request)
         artifact = artifacts.record(
             session,
             job_id,

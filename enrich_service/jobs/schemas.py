@@ -49,6 +49,7 @@ LEASE_EXAMPLE: dict[str, Any] = {
         "labels": [{"key": "n01847000", "name": "harlequin duck", "description": "A small duck."}],
     },
     "fence": 1,
+    "seconds": 60.0,
     "expires_at": _WHEN,
 }
 REPORT_EXAMPLE: dict[str, Any] = {

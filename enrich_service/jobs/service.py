@@ -1,8 +1,10 @@
 """Jobs: a queue that people and workers see alike.
 
-A worker holds a job by a lease that it must renew. Its `fence` counts the claims of the job: what
-comes with an older one is refused, so a worker that slept through the end of its lease can spoil
-nothing. The service's own events and the workers' are numbered in one sequence without gaps.
+A worker holds a job by a lease that it must renew. When the lease's time is over, the next worker
+that asks for work takes the job; until then the first may still renew it. Its `fence` counts the
+claims of the job: what comes with an older one is refused, so a worker that slept through the end
+of its lease can spoil nothing. The service's own events and the workers' are numbered in one
+sequence without gaps.
 """
 
 from collections.abc import Sequence
@@ -190,7 +192,25 @@ def claim(
     _tell_state(session, row, worker=worker, attempt=row.attempts)
     assert row.release_id is not None
     release = release_service.parsed(release_service.get(session, row.release_id))
-    return Lease(job=view(session, row), release=release, fence=row.fence, expires_at=expires)
+    return Lease(
+        job=view(session, row),
+        release=release,
+        fence=row.fence,
+        seconds=lease_seconds,
+        expires_at=expires,
+    )
+
+
+def put_leases_right(session: Session, lease_seconds: float) -> None:
+    """Let no lease end before its worker can renew it, nor last for longer than a whole one.
+
+    For when nobody could renew them, or the clock was set. Workers renew after a third.
+    """
+    ends, whole = col(JobRow.lease_expires_at), timedelta(seconds=lease_seconds)
+    held = sa.update(JobRow).where(col(JobRow.state).in_(HELD))
+    now = utcnow()
+    session.execute(held.where(ends < now + whole / 2).values(lease_expires_at=now + whole / 2))
+    session.execute(held.where(ends > now + whole).values(lease_expires_at=now + whole))
 
 
 def _release_runs(session: Session) -> None:
@@ -269,11 +289,11 @@ def _has_expired(row: JobRow, now: datetime) -> bool:
 
 
 def held(session: Session, job_id: int, fence: int) -> JobRow:
-    """The job, locked, if `fence` is that of its living lease; else LeaseLost."""
+    """The job, locked, if it is still held by the lease with `fence`; else LeaseLost."""
     row = get(session, job_id, lock=True)
     if row.state.is_final:
         raise LeaseLost(f"Job {job_id} has ended ({row.state.value}): stop working on it.")
-    if row.fence != fence or row.state not in HELD or _has_expired(row, utcnow()):
+    if row.fence != fence or row.state not in HELD:
         raise LeaseLost(f"The lease {fence} of job {job_id} has ended: stop working on it.")
     return row
 

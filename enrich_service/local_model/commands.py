@@ -25,6 +25,9 @@ def _group() -> None:
 
 @app.command()
 def up(
+    host: Annotated[
+        str, typer.Option(help="Address; it asks nobody for a key, so keep others out.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
     json: Json = False,
 ) -> None:
@@ -33,7 +36,7 @@ def up(
     Its sentences are weak: it shows that everything works, not what enrichment is worth.
     """
     ended = threading.Event()
-    running = server.start(port)
+    running = server.start(host, port)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     url = f"{running.listening_address}/v1"

@@ -44,25 +44,32 @@ def weights() -> Path:
     return found
 
 
-def start(port: int) -> Any:  # noqa: ANN401 - an xllamacpp.Server, which has no types
-    """Serve the model on 127.0.0.1:`port` (0: any free one) until the server is let go of.
+def start(host: str, port: int) -> Any:  # noqa: ANN401 - an xllamacpp.Server, which has no types
+    """Serve the model on `host`:`port` (0: any free one) until the server is let go of.
 
-    Its `listening_address` tells where. Raises Unavailable where the port is taken.
+    Its `listening_address` tells where. Raises Unavailable where the address cannot be used.
     """
     path = weights()
     with closing(socket.socket()) as probe:  # llama.cpp would only write it into its log
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise Unavailable(
-                f"port {port} cannot be used ({error.strerror}): choose another with --port"
+                f"port {port} of {host} cannot be used ({error.strerror}): choose another with "
+                "--port"
             ) from error
-    import xllamacpp  # the extra `local`
+    try:
+        import xllamacpp  # the extra `local`
+    except ImportError as error:  # the wheel leaves out OpenMP, which small systems lack
+        raise Unavailable(
+            f"llama.cpp cannot be loaded ({error}): install the library that is named; Debian has "
+            "libgomp.so.1 in libgomp1"
+        ) from error
 
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.model_alias = {MODEL}
-    parameters.hostnames = ["127.0.0.1"]
+    parameters.hostnames = [host]
     parameters.port = port
     parameters.n_parallel = 1
     parameters.n_ctx = CONTEXT

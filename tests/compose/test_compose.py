@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ import pytest
 
 from contract import Report
 from demo.world import write_world
+from enrich_service.local_model.server import MODEL
+from tests.service.local_model.test_local_model import SMALL
 
 pytestmark = pytest.mark.compose
 
@@ -34,20 +37,35 @@ def run(*command: str, **options: object) -> str:
 class Stack:
     """The project as `docker compose` runs it, under a name of its own."""
 
-    def __init__(self, images: Path) -> None:
+    def __init__(self, folder: Path, name: str, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.name = f"enrich-test-{os.getpid()}"
+        self.name = f"enrich-test-{os.getpid()}-{name}"
+        self.env_file = folder / "env"
+        lines = [f"{setting}={value}\n" for setting, value in settings.items()]
+        self.env_file.write_text((ROOT / ".env.example").read_text() + "".join(lines))
         self.environment = os.environ | {
             "ENRICH_PUBLISH": f"127.0.0.1:{self.port}",
-            "ENRICH_IMAGES": str(images),
+            "ENRICH_IMAGES": str(folder / "images"),
+            "TEST_ENV": str(self.env_file),
             "TESTS": str(ROOT / "tests"),
             "COMPOSE_PROGRESS": "plain",
         }
 
     def compose(self, *arguments: str) -> str:
         files = [part for file in FILES for part in ("-f", file)]
-        return run("docker", "compose", "-p", self.name, *files, *arguments, env=self.environment)
+        command = ["docker", "compose", "-p", self.name, "--env-file", str(self.env_file), *files]
+        return run(*command, *arguments, env=self.environment)
+
+    @contextmanager
+    def up(self, *options: str) -> Iterator[httpx.Client]:
+        """Everything up, and a client of the api; at the end nothing is left of it."""
+        try:
+            self.compose(*options, "up", "--detach", "--wait", "--wait-timeout", "180")
+            with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30) as client:
+                yield client
+        finally:
+            self.compose("--profile", "*", "down", "--volumes", "--timeout", "5")
 
     def kill(self, service: str) -> None:
         """kill -9 the container's first process, as a lack of memory would; Docker restarts it."""
@@ -71,8 +89,9 @@ class Stack:
             time.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def images():
+    """The images, built by a Docker engine; without one the tests are skipped."""
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
@@ -80,21 +99,20 @@ def stack(tmp_path_factory):
         pytest.skip("there is no Docker with Compose v2 here")
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine answers")
-    images = tmp_path_factory.mktemp("compose") / "images"
-    write_world(images / "world", train=40, val_on_train=10, val=10)
-    shutil.copytree(ROOT / "demo" / "teacher", images / "teacher")
-    stack = Stack(images)
-    try:
-        stack.compose("build", "api", "worker")
-        stack.compose("up", "--detach", "--wait", "--wait-timeout", "180")
-        yield stack
-    finally:
-        stack.compose("down", "--volumes", "--timeout", "5")
+    run("docker", "compose", "--profile", "local-llm", "build", "api", "worker", "llm")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compose")
+    write_world(folder / "images" / "world", train=40, val_on_train=10, val=10)
+    shutil.copytree(ROOT / "demo" / "teacher", folder / "images" / "teacher")
+    return Stack(folder, "all", OPENAI_BASE_URL="http://llm-test:8080/v1", ENRICH_LLM_MODEL="small")
 
 
 @pytest.fixture(scope="module")
 def client(stack):
-    with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}", timeout=30) as client:
+    with stack.up() as client:
         yield client
 
 
@@ -102,7 +120,7 @@ def image_size(name: str) -> int:
     return int(run("docker", "image", "inspect", "--format", "{{.Size}}", name))
 
 
-def test_the_api_image_is_small_has_no_torch_and_runs_as_nobody_special(stack):
+def test_the_api_image_is_small_has_no_torch_and_runs_as_nobody_special(stack, client):
     added = image_size("enrich-api") - image_size("python:3.11-slim-bookworm")
     print(f"\nthe api image adds {added / 1e6:.0f} MB to its base")
     assert added < MOST_ADDED
@@ -175,13 +193,13 @@ def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, cli
         assert hashlib.sha256(content).hexdigest() == artifact["sha256"]
 
 
-def test_an_operator_finds_it_healthy_and_can_back_it_up(stack):
+def test_an_operator_finds_it_healthy_and_can_back_it_up(stack, client):
     found = json.loads(stack.compose("exec", "api", "enrich", "doctor", "--json"))
     assert [one for one in found if one["verdict"] == "failed"] == []
     stack.compose("exec", "api", "enrich", "backup", "/data/backup.db")
 
 
-def test_commands_run_in_a_worker_and_workers_can_be_more(stack):
+def test_commands_run_in_a_worker_and_workers_can_be_more(stack, client):
     assert "Distil a student" in stack.compose(
         "run", "--rm", "worker", "distill", "train", "--help"
     )
@@ -194,3 +212,57 @@ def test_a_second_start_keeps_everything(stack, client):
     stack.compose("up", "--detach", "--wait", "api")
     assert [one["name"] for one in client.get("/v1/label-sets").json()] == ["charms"]
     assert client.get("/v1/jobs").json()[0]["state"] == "succeeded"
+
+
+def test_the_profile_local_llm_describes_through_the_api(tmp_path):
+    settings = {"OPENAI_BASE_URL": "http://llm:8080/v1", "ENRICH_LLM_MODEL": MODEL}
+    stack = Stack(tmp_path, "llm", **settings, ENRICH_LLM_CONCURRENCY="1")
+    with stack.up("--profile", "local-llm") as client:
+        assert client.post("/v1/prompts", json=SMALL).status_code == 201
+        body = {"labels": ["mallard"], "prompt": "small"}
+        (found,) = client.post("/v1/describe", json=body, timeout=120).json()
+        assert (found["status"], found["source"], found["model"]) == ("accepted", "model", MODEL)
+        refused = stack.compose("exec", "llm", "sh", "-c", "! touch /x 2>&1; id -u")
+        assert "Read-only" in refused and "10001" in refused
+
+
+def test_the_profile_postgres_migrates_and_keeps_rows_over_kills_and_restarts(tmp_path):
+    password = "a-password"
+    stack = Stack(
+        tmp_path,
+        "postgres",
+        OPENAI_BASE_URL="http://llm-test:8080/v1",
+        POSTGRES_PASSWORD=password,
+        DATABASE_URL=f"postgresql+psycopg://enrich:{password}@postgres/enrich",
+    )
+    official = json.loads(stack.compose("--profile", "postgres", "config", "--format", "json"))
+    name = official["services"]["postgres"]["image"]
+    if subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode:
+        stack.environment["TEST_POSTGRES"] = "enrich-test-postgres"
+        file = "tests/compose/postgres.Dockerfile"
+        run("docker", "build", "-t", "enrich-test-postgres", "-f", file, "tests/compose")
+    profile = ("--profile", "postgres")
+    with stack.up(*profile) as client:
+
+        def names() -> list[str]:
+            return [one["name"] for one in client.get("/v1/label-sets").raise_for_status().json()]
+
+        body = {"name": "ducks", "labels": [{"name": "mallard"}]}
+        assert client.post("/v1/label-sets", json=body).status_code == 201
+        assert not stack.compose(*profile, "exec", "api", "ls", "/data/service").count("enrich.db")
+        stack.kill("postgres")
+        stack.wait(lambda: names() == ["ducks"])
+        stack.compose(*profile, "down", "--timeout", "10")
+        stack.compose(*profile, "up", "--detach", "--wait", "--wait-timeout", "180")
+        assert names() == ["ducks"]
+        found = json.loads(stack.compose(*profile, "exec", "api", "enrich", "doctor", "--json"))
+        assert [one for one in found if one["verdict"] == "failed"] == []
+        assert password not in stack.compose(*profile, "logs", "api")
+
+
+def test_the_gpu_override_asks_for_one_gpu_a_worker():
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml")
+    merged = json.loads(run("docker", "compose", *files, "config", "--format", "json"))
+    (device,) = merged["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"]) == ("nvidia", 1)
+    assert device["capabilities"] == ["gpu"]

@@ -3,8 +3,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from http.client import HTTPConnection
 
-import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -208,7 +209,7 @@ def test_settings_are_listed_and_secrets_are_masked(enrich, monkeypatch):
     assert found["lease_seconds"]["value"] == "60.0"
 
 
-def test_serve_starts_migrates_answers_and_stops_at_a_signal(tmp_path):
+def test_serve_starts_migrates_answers_keeps_idle_connections_and_stops_at_a_signal(tmp_path):
     environment = os.environ | {"ENRICH_DATA_DIR": str(tmp_path / "data")}
     command = [sys.executable, "-m", "enrich_service.cli", "serve", "--port", "0"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -219,7 +220,13 @@ def test_serve_starts_migrates_answers_and_stops_at_a_signal(tmp_path):
                 url = line.split("running on ")[1].split()[0]
                 break
         assert url.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{url}/readyz").status_code == 200
+        idle = HTTPConnection(url.removeprefix("http://"))
+        for pause in (6, 0):  # the server's default is to close after 5 s
+            idle.request("GET", "/readyz")
+            with idle.getresponse() as answer:
+                assert answer.status == 200 and answer.read()
+            time.sleep(pause)
+        idle.close()
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)

@@ -1,6 +1,8 @@
 import errno
 import sqlite3
 import subprocess
+import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -12,6 +14,8 @@ from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
+from tests.llm_server import LlmServer
+from tests.service.enrichment.conftest import add_labels, start_run, wait_for
 
 pytestmark = pytest.mark.sqlite
 
@@ -43,6 +47,26 @@ def test_a_full_disk_is_a_507_and_nothing_half_written_stays(small_disk, start_s
         # Once there is room, it goes on.
         subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
         assert client.post("/v1/label-sets", json={"name": "large", "labels": names}).is_success
+
+
+def test_a_run_that_met_a_full_disk_goes_on_by_itself_once_there_is_room(small_disk, start_service):
+    with LlmServer(latency=0.5) as model:
+        settings = Settings(
+            data_dir=small_disk, llm_url=model.url, llm_model="small", run_lease_seconds=0.5
+        )
+        with httpx.Client(base_url=start_service(settings), timeout=30) as client:
+            add_labels(client, ["mallard", "teal", "scoter"])
+            run = start_run(client)["id"]
+            wait_for(client, run, "running")
+            filler = small_disk / "filler"
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            time.sleep(1.5)  # the answers come, and neither they nor the end can be stored
+            found = client.get(f"/v1/runs/{run}").json()
+            assert (found["state"], found["accepted"]) == ("running", 0)
+            filler.unlink()
+            assert wait_for(client, run)["accepted"] == 3
 
 
 def test_a_full_database_file_says_so(engine):

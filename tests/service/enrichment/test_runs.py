@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import httpx
 import pytest
 
+from enrich_service.core.database import make_engine, utcnow, writing
+from enrich_service.core.settings import Settings
+from enrich_service.enrichment.models import Run, RunState
 from tests.llm_server import Answer, faulty
 from tests.service.enrichment.conftest import add_labels, start_run, wait_for
 
@@ -385,6 +389,20 @@ def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twic
     # What was in flight at the moment of the kill is paid for and lost; nothing else.
     assert len(asked_again) <= 4
     assert sum(model.calls.values()) <= 84
+
+
+def test_a_run_whose_owner_died_before_the_clock_was_put_back_is_taken_up(connect, model, tmp_path):
+    client = connect(run_lease_seconds=0.5)
+    add_labels(client, birds(3))
+    run = wait_for(client, start_run(client)["id"])["id"]
+    engine = make_engine(Settings(data_dir=tmp_path / "data").sqlalchemy_url)
+    with writing(engine) as session:
+        row = session.get_one(Run, run)
+        row.state, row.owner = RunState.RUNNING, "a process that was killed"
+        row.owner_expires_at = utcnow() + timedelta(hours=1)
+    engine.dispose()
+    again = connect(run_lease_seconds=0.5)
+    assert wait_for(again, run)["state"] == "succeeded"
 
 
 def test_every_label_ends_with_a_valid_text_whatever_the_server_does(client, model):

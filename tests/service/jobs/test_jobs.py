@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import json
 import threading
@@ -56,8 +57,10 @@ def client(start_service, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hurry(client, start_service):
     """A second process on the same database that gives short leases."""
+    assert claim(client) is None  # a process puts all leases right with its first claim
     settings = Settings(data_dir=client.data_dir, lease_seconds=SHORT)
     with httpx.Client(base_url=start_service(settings), timeout=30) as hurry:
+        assert claim(hurry) is None
         yield hurry
 
 
@@ -172,6 +175,8 @@ def test_a_worker_that_wakes_up_too_late_is_told_and_changes_nothing(client, hur
     url = f"/v1/jobs/{lease.job.id}"
     post_events(client, lease, log(1, "mine"))
     time.sleep(SHORT + 0.1)
+    second = claim(client, "other")
+    assert (second.job.id, second.fence, second.job.attempts) == (lease.job.id, lease.fence + 1, 2)
     answers = [
         client.post(f"{url}/heartbeat", json={"fence": lease.fence}),
         post_events(client, lease, log(2, "late")),
@@ -181,14 +186,44 @@ def test_a_worker_that_wakes_up_too_late_is_told_and_changes_nothing(client, hur
     for answer in answers:
         assert answer.status_code == 409
         assert answer.json()["title"] == "Lease lost"
-    second = claim(client, "other")
-    assert (second.job.id, second.fence, second.job.attempts) == (lease.job.id, lease.fence + 1, 2)
-    assert client.post(f"{url}/heartbeat", json={"fence": lease.fence}).status_code == 409
     assert post_events(client, second, log(1, "theirs")).json() == {"stored": 1}
     told = [event.data for event in events(client, lease.job.id) if event.kind == "log"]
     assert told == [{"message": "mine"}, {"message": "theirs"}]
     assert client.get(f"{url}/artifacts").json() == []
     client.post(f"{url}/finish", json={"fence": second.fence, "state": "failed", "error": "x"})
+
+
+def test_a_late_worker_whose_job_nobody_took_goes_on_with_it(client, hurry):
+    job_id = queue(client)
+    lease = claim(hurry)
+    time.sleep(SHORT + 0.1)
+    beat = {"fence": lease.fence}
+    assert client.post(f"/v1/jobs/{job_id}/heartbeat", json=beat).status_code == 200
+    assert claim(client) is None
+    done = client.post(f"/v1/jobs/{job_id}/finish", json=beat | {"state": "succeeded"}).json()
+    assert (done["state"], done["attempts"]) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_was_set_takes_no_job_from_its_worker_and_none_from_the_queue(
+    client, start_service, hours
+):
+    """Leases are times of a clock that is an hour ahead or behind when the service starts again."""
+    job_id = queue(client)
+    lease = claim(client)
+    settings = Settings(data_dir=client.data_dir, lease_seconds=SHORT)
+    engine = make_engine(settings.sqlalchemy_url)
+    with writing(engine) as session:
+        jobs.get(session, job_id).lease_expires_at += timedelta(hours=hours)
+    engine.dispose()
+    with httpx.Client(base_url=start_service(settings), timeout=30) as again:
+        assert claim(again) is None
+        beat = {"fence": lease.fence}
+        assert again.post(f"/v1/jobs/{job_id}/heartbeat", json=beat).status_code == 200
+        time.sleep(SHORT + 0.1)
+        taken = claim(again)
+    assert (taken.job.id, taken.job.attempts) == (job_id, 2)
+    client.post(f"/v1/jobs/{job_id}/finish", json={"fence": taken.fence, "state": "failed"})
 
 
 def test_a_job_whose_workers_all_fall_silent_fails_with_the_reason(client, hurry):
@@ -354,6 +389,18 @@ def test_an_upload_that_breaks_off_leaves_nothing(client, lease):
     assert files(client) == before
 
 
+def test_what_a_killed_service_left_of_an_upload_goes_with_the_next_one(client, lease):
+    folder = client.data_dir / "artifacts"
+    folder.mkdir(exist_ok=True)
+    left, living = folder / "incoming-left", folder / "incoming-living"
+    left.write_bytes(b"half")
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the upload of another process
+        put(client, lease, "a.json")
+        assert living.exists() and not left.exists()
+    living.unlink()
+
+
 def test_a_report_that_is_not_there_yet_is_a_404(client, lease):
     assert client.get(f"/v1/jobs/{lease.job.id}/report").status_code == 404
     assert client.get("/v1/jobs/999999/report").status_code == 404
@@ -407,6 +454,7 @@ class JobMachine(RuleBasedStateMachine):
             labels.create(session, "d", [LabelIn(name="a")])
             releases.create(session, label_set="d", name="r", allow_missing=True)
         self.living: dict[int, int] = {}  # job → fence of the lease that must be good
+        self.late: dict[int, int] = {}  # of the lease that is over, and good until another claims
         self.dead: list[tuple[int, int]] = []
         self.ended: set[int] = set()
         self.seqs: dict[tuple[int, int], int] = {}
@@ -424,6 +472,8 @@ class JobMachine(RuleBasedStateMachine):
     def claim(self):
         with writing(self.engine) as session:
             lease = jobs.claim(session, "w", 1000)
+        self.dead += self.late.items()
+        self.late.clear()
         if lease is not None:
             assert lease.job.id not in self.living | dict.fromkeys(self.ended)
             self.living[lease.job.id] = lease.fence
@@ -435,7 +485,15 @@ class JobMachine(RuleBasedStateMachine):
         with writing(self.engine) as session:
             row = jobs.get(session, job_id)
             row.lease_expires_at -= timedelta(hours=1)
-        self.dead.append((job_id, self.living.pop(job_id)))
+        self.late[job_id] = self.living.pop(job_id)
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def a_late_worker_renews(self, data):
+        job_id = data.draw(st.sampled_from(sorted(self.late)))
+        with writing(self.engine) as session:
+            jobs.heartbeat(session, job_id, self.late[job_id], 1000)
+        self.living[job_id] = self.late.pop(job_id)
 
     @precondition(lambda self: self.living)
     @rule(data=st.data(), repeat=st.integers(1, 2))
@@ -482,6 +540,8 @@ class JobMachine(RuleBasedStateMachine):
             if jobs.cancel(session, job_id).state is JobState.CANCELLED:
                 assert job_id not in self.living
                 self.ended.add(job_id)
+                if job_id in self.late:
+                    self.dead.append((job_id, self.late.pop(job_id)))
 
     @invariant()
     def holds(self):

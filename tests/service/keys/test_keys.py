@@ -1,5 +1,7 @@
 import json
 import re
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -203,6 +205,22 @@ def test_a_change_that_its_route_commits_itself_is_in_the_audit_log_too(tmp_path
         assert client.post("/v1/runs", json=run).status_code == 201
         log = client.get("/v1/audit").json()
     assert [one["route"] for one in log] == ["POST /v1/runs", "POST /v1/label-sets"]
+
+
+@pytest.mark.sqlite
+def test_a_change_whose_audit_row_cannot_be_written_is_not_made(tmp_path):
+    with (
+        LlmServer() as model,
+        running(Settings(data_dir=tmp_path, llm_url=model.url)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        add_ducks(client)
+        with closing(sqlite3.connect(tmp_path / "enrich.db")) as database:
+            refusal = "BEGIN SELECT raise(ABORT, 'no'); END"
+            database.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON audit_entry {refusal}")
+        run = {"label_set": "ducks", "prompt": "visual-description"}
+        assert client.post("/v1/runs", json=run).status_code == 409
+        assert client.get("/v1/runs").json() == []
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_again(start_service, tmp_path, enrich):

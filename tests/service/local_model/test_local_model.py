@@ -110,9 +110,21 @@ def test_what_is_not_installed_is_said_in_one_line_with_the_command(monkeypatch)
 
 
 @pytest.mark.local_llm
+def test_a_system_library_that_is_missing_is_named(local, tmp_path, monkeypatch):
+    said = "libgomp.so.1: cannot open shared object file"
+    (tmp_path / "xllamacpp.py").write_text(f"raise ImportError({said!r})")
+    monkeypatch.delitem(sys.modules, "xllamacpp", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    call = CliRunner().invoke(app, ["llm", "up", "--port", "0"])
+    assert call.exit_code == 1
+    assert said in call.stderr and "libgomp1" in call.stderr
+    assert call.stderr.count("\n") == 1
+
+
+@pytest.mark.local_llm
 def test_a_port_that_is_taken_is_named(local):
     port = local["url"].rpartition(":")[2].partition("/")[0]
     call = CliRunner().invoke(app, ["llm", "up", "--port", port])
     assert call.exit_code == 1
-    assert f"port {port} cannot be used" in call.stderr
+    assert f"port {port} of 127.0.0.1 cannot be used" in call.stderr
     assert "--port" in call.stderr

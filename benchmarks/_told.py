@@ -1,0 +1,352 @@
+"""Clients that go on whatever happens to the service, what they were told, and whether it is true.
+
+A client notes what the service has confirmed, and nothing else: a request without an answer may or
+may not have been carried out. `check` compares these notes with the database, the artifact folder
+and the language-model server's own count.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from contract import Report
+
+LABELS = 12  # of one label set
+CONCURRENCY = 4  # calls that a run may have in flight
+EPOCHS = 6
+ARTIFACTS = {"report.json", "report.html", "student.safetensors", "text_bank.safetensors"}
+FINAL = ("succeeded", "failed", "cancelled")
+
+
+@dataclass
+class Told:
+    """What clients were told."""
+
+    label_sets: dict[str, list[str]] = field(default_factory=dict)  # name → labels
+    runs: dict[int, str] = field(default_factory=dict)  # id → label set
+    jobs: set[int] = field(default_factory=set)
+    texts: dict[int, str] = field(default_factory=dict)  # generation → text
+    events: dict[tuple[int, int], str] = field(default_factory=dict)  # (job, seq) → kind
+    ended: dict[str, str] = field(default_factory=dict)  # /v1/runs/7 → succeeded
+    unanswered: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)  # answers that no client should get
+
+
+class Clients:
+    """Some threads that enrich, train and describe until they are stopped."""
+
+    def __init__(self, address: str, job: Mapping[str, Any], *, excused: Collection[int]) -> None:
+        """`job` is the body of a job; statuses that are `excused` count as no answer."""
+        self.told = Told()
+        self._job, self._excused = dict(job), excused
+        self._http = httpx.Client(base_url=address, timeout=60, trust_env=False)
+        self._stopping = threading.Event()
+
+    @contextmanager
+    def busy(self, *, enrichers: int = 2, trainers: int = 1, describers: int = 1) -> Iterator[None]:
+        """Let them work while the block runs; at its end each finishes its turn."""
+        self._stopping.clear()
+        works = [(self._enrich, enrichers), (self._train, trainers), (self._describe, describers)]
+        threads = [
+            threading.Thread(target=work, args=(number,))
+            for work, count in works
+            for number in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for thread in threads:
+                thread.join()
+
+    def ask(self, method: str, path: str, **content: Any) -> httpx.Response | None:  # noqa: ANN401
+        """One request; None where no answer came."""
+        try:
+            answer = self._http.request(method, path, **content)
+        except httpx.TransportError:
+            answer = None
+        if answer is None or answer.status_code in self._excused:
+            if method != "GET":
+                self.told.unanswered[path] += 1
+            time.sleep(0.2)
+            return None
+        if answer.is_error:
+            self.told.wrong[f"{method} {path}: {answer.status_code} {answer.text[:200]}"] += 1
+            return None
+        return answer
+
+    def read(self, path: str, seconds: float = 120, **parameters: Any) -> Any:  # noqa: ANN401
+        """What lies at `path`, asked for until it comes."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if answer := self.ask("GET", path, params=parameters):
+                return answer.json()
+        raise TimeoutError(f"{path} was not answered within {seconds:g} s")
+
+    def add_run(self, name: str, labels: list[dict[str, str]]) -> str | None:
+        """Store a label set and start a run over it; the run's path, None where one got lost."""
+        if not self.ask("POST", "/v1/label-sets", json={"name": name, "labels": labels}):
+            return None
+        self.told.label_sets[name] = [label["name"] for label in labels]
+        asked = {"label_set": name, "concurrency": CONCURRENCY}
+        if not (answer := self.ask("POST", "/v1/runs", json=asked)):
+            return None
+        self.told.runs[answer.json()["id"]] = name
+        return f"/v1/runs/{answer.json()['id']}"
+
+    def add_job(self) -> str | None:
+        """Queue a job; its path, None where it got lost."""
+        if not (answer := self.ask("POST", "/v1/jobs", json=self._job)):
+            return None
+        self.told.jobs.add(answer.json()["id"])
+        return f"/v1/jobs/{answer.json()['id']}"
+
+    def _enrich(self, number: int) -> None:
+        turn = 0
+        while not self._stopping.is_set():
+            turn += 1
+            name = f"set {number} {turn}"
+            labels = [{"name": f"teal {number} {turn} {n}"} for n in range(LABELS)]
+            if path := self.add_run(name, labels):
+                self._follow(path)
+
+    def _train(self, _number: int) -> None:
+        while not self._stopping.is_set():
+            if path := self.add_job():
+                self._follow(path)
+
+    def _describe(self, number: int) -> None:
+        turn = 0
+        while not self._stopping.is_set():
+            turn += 1
+            body = {"labels": [f"scoter {number} {turn}"]}
+            if answer := self.ask("POST", "/v1/describe", json=body):
+                self.told.texts |= {
+                    one["generation_id"]: one["text"]
+                    for one in answer.json()
+                    if one["status"] == "accepted"
+                }
+            self._stopping.wait(0.5)
+
+    def _follow(self, path: str) -> None:
+        """Look at a run or a job until it has ended, or everybody stops."""
+        while not self._stopping.is_set():
+            if self.look(path):
+                return
+            self._stopping.wait(0.3)
+
+    def look(self, path: str) -> bool:
+        """Note what can be seen of a run or a job now; whether it has ended."""
+        state = self.read(path)["state"]
+        number = int(path.rpartition("/")[2])
+        if path.startswith("/v1/jobs"):
+            seen = max((seq for job, seq in list(self.told.events) if job == number), default=0)
+            for event in self.read(f"{path}/events", after=seen):
+                if event["seq"] != seen + 1:
+                    self.told.wrong[f"{path}: event {event['seq']} came after {seen}"] += 1
+                seen = event["seq"]
+                self.told.events[number, seen] = event["kind"]
+        else:
+            page = self.read("/v1/generations", run_id=number, status="accepted", limit=1000)
+            self.told.texts |= {item["id"]: item["text"] for item in page["items"]}
+        if state not in FINAL:
+            return False
+        self.told.ended[path] = state
+        return True
+
+    def settle(self, seconds: float) -> None:
+        """Wait until all runs and jobs have ended, for at most `seconds`."""
+        until = time.monotonic() + seconds
+        open_ = {
+            *(f"/v1/{kind}/{one['id']}" for kind in ("runs", "jobs") for one in self._all(kind)),
+        }
+        while open_ and time.monotonic() < until:
+            open_ = {path for path in open_ if not self.look(path)}
+            time.sleep(0.5)
+        for path in sorted(open_):
+            self.told.wrong[f"{path} has not ended within {seconds:g} s"] += 1
+
+    def _all(self, kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while page := self.read(f"/v1/{kind}", limit=1000, offset=len(found)):
+            found += page
+        return found
+
+    def retry_what_failed(self) -> None:
+        """Do what a person would who reads why a run or a job failed."""
+        for kind in ("runs", "jobs"):
+            for one in self._all(kind):
+                if one["state"] == "failed":
+                    print(f"  {kind[:-1]} {one['id']} failed ({one['error']}) and is retried")
+                    self.ask("POST", f"/v1/{kind}/{one['id']}/retry")
+
+    def ask_all_again(self) -> None:
+        """Run once more over every label set that a run went over: it may not cost a call."""
+        for name in list(self.told.runs.values()):
+            answer = self.ask("POST", "/v1/runs", json={"label_set": name})
+            if answer is None:
+                continue
+            path = f"/v1/runs/{answer.json()['id']}"
+            while not self.look(path):
+                time.sleep(0.1)
+            if calls := self.read(path)["calls"]:
+                self.told.wrong[f"{calls} labels of {name!r} were asked for again"] += 1
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+
+def check(
+    told: Told, data: Path, work: Path, counts: Mapping[str, Any], *, lost_calls: int, attempts: int
+) -> tuple[dict[str, Any], list[str]]:
+    """What was counted, and everything that is not as it should be.
+
+    Args:
+        told: What clients were told.
+        data: Data folder of the stopped service.
+        work: Work folder of the stopped workers.
+        counts: What the language-model server has counted.
+        lost_calls: Good answers that may have been in flight when a service was killed.
+        attempts: Attempts that the kills of workers may have cost.
+    """
+    wrong = [f"{words} (× {times})" for words, times in told.wrong.items()]
+    with closing(sqlite3.connect(f"file:{data / 'enrich.db'}?mode=ro", uri=True)) as database:
+        database.row_factory = sqlite3.Row
+
+        def rows(query: str, *parameters: Any) -> list[sqlite3.Row]:  # noqa: ANN401
+            return database.execute(query, parameters).fetchall()
+
+        if (verdict := rows("PRAGMA integrity_check")[0][0]) != "ok":
+            wrong.append(f"the database is damaged: {verdict}")
+        if rows("PRAGMA foreign_key_check"):
+            wrong.append("a foreign key of the database points nowhere")
+
+        stored = {
+            kind: Counter(row[0] for row in rows(query))
+            for kind, query in (
+                ("label set", "SELECT name FROM label_set"),
+                ("run", "SELECT id FROM run"),
+                ("job", "SELECT id FROM job"),
+            )
+        }
+        confirmed: dict[str, Any] = {
+            "label set": told.label_sets, "run": told.runs, "job": told.jobs
+        }  # fmt: skip
+        for kind, there in stored.items():
+            path = f"/v1/{kind.replace(' ', '-')}s"
+            wrong += [f"{kind} {one} is lost" for one in confirmed[kind] if there[one] != 1]
+            unasked = there.total() - len(confirmed[kind]) - told.unanswered[path]
+            # What the checks have asked again is no note of a client's.
+            if kind != "run" and unasked > 0:
+                wrong.append(f"{unasked} {kind}s that nobody asked for")
+            noted = rows("SELECT count(*) FROM audit_entry WHERE route = ?", f"POST {path}")[0][0]
+            if noted != there.total():
+                wrong.append(f"{there.total()} {kind}s, and {noted} in the audit log")
+
+        texts = {row["id"]: row for row in rows("SELECT * FROM generation")}
+        for number, text in told.texts.items():
+            if number not in texts or text not in json.loads(texts[number]["parsed"]).values():
+                wrong.append(f"generation {number} is lost or was changed: {text!r}")
+        accepted = Counter(
+            row["label_name"] for row in texts.values() if row["status"] == "accepted"
+        )
+        for row in rows(
+            "SELECT run.id, run.state, run.error, label_set.name FROM run "
+            "JOIN label_set ON label_set.id = run.label_set_id"
+        ):
+            if row["state"] != "succeeded":
+                wrong.append(f"run {row['id']} is {row['state']}: {row['error']}")
+            for label in told.label_sets.get(row["name"], []):
+                if accepted[label] != 1:
+                    wrong.append(f"{label!r} has {accepted[label]} texts")
+        answered = counts["answered"]
+        again = sum(answered.values()) - len(answered)
+        if again > lost_calls:
+            wrong.append(f"{again} good answers were asked for again, {lost_calls} were in flight")
+
+        more = 0
+        for row in rows(
+            "SELECT job.*, release.hash FROM job JOIN release ON release.id = release_id"
+        ):
+            more += max(0, row["fence"] - 1)
+            events = rows("SELECT * FROM job_event WHERE job_id = ? ORDER BY seq", row["id"])
+            files = rows("SELECT * FROM job_artifact WHERE job_id = ?", row["id"])
+            wrong += [f"job {row['id']}: {words}" for words in _faults(row, events, files, data)]
+            for event in events:
+                kind = told.events.get((row["id"], event["seq"]), event["kind"])
+                if kind != event["kind"]:
+                    wrong.append(f"job {row['id']}: event {event['seq']} was changed")
+        if more > attempts:
+            wrong.append(f"{more} attempts were lost; the kills of workers explain {attempts}")
+        kept = {row[0] for row in rows("SELECT sha256 FROM job_artifact")}
+        lying = [path for path in (data / "artifacts").rglob("*") if path.is_file()]
+        wrong += [f"{path.name} belongs to no job" for path in lying if path.name not in kept]
+    wrong += [f"{path} was left half-written" for path in work.rglob("*.partial")]
+    told_ended = Counter(told.ended.values())
+    counted = {
+        "label sets, runs, jobs confirmed": [len(one) for one in confirmed.values()],
+        "not answered": told.unanswered.total(),
+        "texts told and found": len(told.texts),
+        "job events told and found": len(told.events),
+        "ended": dict(told_ended),
+        "good answers sent again": again,
+        "attempts beyond the first": more,
+    }
+    return counted, wrong
+
+
+def _faults(
+    job: sqlite3.Row, events: list[sqlite3.Row], files: list[sqlite3.Row], data: Path
+) -> Iterator[str]:
+    """What is not as it should be with one job."""
+    if job["state"] == "failed" and job["attempts"] == job["max_attempts"]:
+        return  # as it should be when its workers are killed each time
+    if job["state"] != "succeeded":
+        yield f"{job['state']}: {job['error']}"
+        return
+    if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
+        yield "its events have gaps"
+    said = [json.loads(event["data"]) for event in events]
+    states = [
+        data["state"] for event, data in zip(events, said, strict=True) if event["kind"] == "state"
+    ]
+    # A retry queues it again.
+    if any(state in FINAL and then != "queued" for state, then in pairwise(states)):
+        yield f"something happened after its end: {states}"
+    if not states.count("leased") == job["fence"] >= job["attempts"]:
+        yield f"{states.count('leased')} leases, {job['attempts']} attempts, fence {job['fence']}"
+    fences = [event["fence"] for event in events if event["fence"] is not None]
+    if fences != sorted(fences):
+        yield "a worker wrote after the job was another's"
+    epochs = [
+        data["epoch"] for event, data in zip(events, said, strict=True) if event["kind"] == "epoch"
+    ]
+    if len(epochs) != len(set(epochs)):
+        yield f"epochs were told twice: {epochs}"
+    if lacking := ARTIFACTS - {file["name"] for file in files}:
+        yield f"it left no {', '.join(sorted(lacking))}"
+    for file in files:
+        path = data / "artifacts" / file["sha256"][:2] / file["sha256"]
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            yield f"its {file['name']} is not what was stored"
+        elif file["name"] == "report.json":
+            report = Report.model_validate_json(content)
+            if report.release_hash != job["hash"]:
+                yield "its report is about another release"
+            if [one.epoch for one in report.epochs] != list(range(1, EPOCHS + 1)):
+                yield "its report lacks epochs"
