@@ -7,10 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, Index, text
-from sqlmodel import Field, SQLModel
+from sqlalchemy import JSON, ColumnElement, Index, text
+from sqlmodel import Field, SQLModel, col, func
 
 from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.enrichment.validators import ENGLISH
 
 
 class RunState(StrEnum):
@@ -145,6 +146,17 @@ class Generation(SQLModel, table=True):
     latency_ms: float | None = None
     author: str = ""
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+# The language of a generation's texts, in any query that reads it.
+LANGUAGE: ColumnElement[str] = func.coalesce(
+    col(Generation.variables)["language"].as_string(), ENGLISH
+)
+
+
+def language_of(asked: Generation | Run) -> str:
+    """The language of the texts of a generation, or of a run."""
+    return str(asked.variables.get("language", ENGLISH))
 
 
 class ReviewAction(StrEnum):

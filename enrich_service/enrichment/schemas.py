@@ -12,6 +12,7 @@ from enrich_service.enrichment.models import (
     ReviewAction,
     RunState,
 )
+from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.schemas import PromptKind
 
 _TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
@@ -64,7 +65,7 @@ class Choice(BaseModel):
     ] = 1
     language: Annotated[
         str, Field(max_length=50, description="Language of the answer, if the prompt asks")
-    ] = "English"
+    ] = ENGLISH
 
 
 class NamedLabel(BaseModel):
@@ -320,6 +321,7 @@ class LabelTextIn(TextIn):
     )
 
     prompt: str = "visual-description"
+    language: Annotated[str, Field(max_length=50, description="Language of the text")] = ENGLISH
 
 
 class GenerationView(BaseModel):

@@ -24,6 +24,7 @@ from enrich_service.enrichment.models import (
     Run,
     RunFinding,
     RunState,
+    language_of,
 )
 from enrich_service.enrichment.schemas import (
     Choice,
@@ -35,7 +36,7 @@ from enrich_service.enrichment.schemas import (
     RunEstimate,
     RunView,
 )
-from enrich_service.enrichment.validators import Answer, check
+from enrich_service.enrichment.validators import ENGLISH, Answer, check
 from enrich_service.labels import service as labels
 from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
@@ -533,7 +534,8 @@ def edit_generation(
         text=text,
         parsed=parsed,
         author=author,
-        parent_id=parent.id,
+        parent=parent,
+        language=language_of(parent),
     )
 
 
@@ -545,6 +547,7 @@ def write_text(
     text: str | None,
     parsed: Mapping[str, Any] | None,
     author: str,
+    language: str = ENGLISH,
 ) -> Generation:
     """A person's own text for a label of a label set."""
     label, _ = labels.label(session, label_id)
@@ -559,7 +562,8 @@ def write_text(
         text=text,
         parsed=parsed,
         author=author,
-        parent_id=None,
+        parent=None,
+        language=check_line("language", language, limit=50),
     )
 
 
@@ -574,14 +578,19 @@ def _write(
     text: str | None,
     parsed: Mapping[str, Any] | None,
     author: str,
-    parent_id: int | None,
+    parent: Generation | None,
+    language: str,
 ) -> Generation:
-    reviews.check_unlocked(session, kind=kind, name=name, context=context, label_id=label_id)
+    reviews.check_unlocked(
+        session, kind=kind, name=name, context=context, label_id=label_id, language=language
+    )
     content = _content(kind, text, parsed)
     texts = texts_of(kind, content)
     for written in texts:
         check_text("The text", written, limit=20_000)
-    answer = Answer(name, context, kind, raw="", parsed=content, texts=texts, others={})
+    answer = Answer(
+        name, context, kind, raw="", parsed=content, texts=texts, others={}, language=language
+    )
     # A person may say more or less than the prompt asks of a model; only the form must be right.
     form = check([{"rule": "empty"}, {"rule": "control"}], answer)
     if form.problems:
@@ -594,7 +603,8 @@ def _write(
         label_name=name,
         label_context=context,
         prompt_version_id=version.id,
-        parent_id=parent_id,
+        parent_id=parent.id if parent else None,
+        variables={} if language == ENGLISH else {"language": language},
         parsed=content,
         flags=list(check([{"rule": "length"}], answer).flags),
         calls=0,

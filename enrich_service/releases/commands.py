@@ -18,6 +18,10 @@ def create(
         list[str] | None,
         typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; several fill several fields."),
     ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language of the texts; of several, the first that has one wins."),
+    ] = None,
     message: Annotated[str, typer.Option(help="Why this release exists.")] = "",
     author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
     allow_missing: Annotated[
@@ -35,6 +39,7 @@ def create(
             label_set=label_set,
             name=name,
             sources=[service.parse_source(given) for given in source or ()],
+            languages=language or (),
             message=message,
             author=author,
             allow_missing=allow_missing,

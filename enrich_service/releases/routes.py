@@ -28,6 +28,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
         label_set=body.label_set,
         name=body.name,
         sources=body.sources,
+        languages=body.languages,
         message=body.message,
         author=body.author,
         allow_missing=body.allow_missing,

@@ -90,6 +90,14 @@ class ReleaseCreate(BaseModel):
     label_set: str
     name: str
     sources: Annotated[list[ReleaseSource], Field(max_length=20)] = []
+    languages: Annotated[
+        list[str],
+        Field(
+            max_length=20,
+            description="Languages of the texts; the first that has one for a label wins. Absent: "
+            "the only one there is; a release never mixes languages that it does not name",
+        ),
+    ] = []
     message: str = ""
     author: str = ""
     allow_missing: Annotated[

@@ -83,6 +83,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                 {key: form[key] for key in kept if key in form}
                 | {
                     "sources": _sources(form),
+                    "languages": [form["language"]] if form.get("language") else [],
                     "allow_missing": form.ticked("allow_missing"),
                     "approved_only": form.ticked("approved_only"),
                 },
@@ -92,6 +93,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                 label_set=body.label_set,
                 name=body.name,
                 sources=body.sources,
+                languages=body.languages,
                 message=body.message,
                 author=body.author,
                 allow_missing=body.allow_missing,
