@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
-from contract import Job, JobCreate, Release, Report
+from contract import ImageCaption, Job, JobCreate, Release, Report
 from enrich_service.enrichment.models import ReviewAction, RunState
 from enrich_service.enrichment.schemas import (
     Described,
@@ -229,6 +229,11 @@ class Client:
     def retry_run(self, run_id: int) -> RunView:
         """Ask the labels of an ended run that have no answer."""
         return self._post(f"runs/{run_id}/retry", None, RunView)
+
+    def captions(self, run_id: int) -> Iterator[ImageCaption]:
+        """The captions of the images that a run asked about."""
+        for line in self._call("GET", f"runs/{run_id}/captions.jsonl").iter_lines():
+            yield ImageCaption.model_validate_json(line)
 
     # -------------------------------------------------------------------------------------- texts
 

@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -128,7 +129,14 @@ def start(
     model: Model = None,
     n: Texts = 1,
     language: Language = ENGLISH,
-    samples: Annotated[int, typer.Option(help="Generations for each label.")] = 1,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of class folders named by the labels' keys: ask about each image.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
@@ -138,7 +146,7 @@ def start(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Enrich a label set, and show how far it is. Ctrl-C pauses."""
+    """Enrich a label set, or caption images of it, and show how far it is. Ctrl-C pauses."""
     settings = load_settings()
     body = _request(
         RunCreate,
@@ -149,6 +157,7 @@ def start(
         model=model,
         n=n,
         language=language,
+        images=images and str(images),
         samples=samples,
         concurrency=concurrency,
         budget_usd=budget_usd,
@@ -161,19 +170,19 @@ def start(
             if estimate:
                 with reading(engine) as session:
                     plan = service.choose(session, body, settings, enricher.model.source)
-                    return service.estimate(session, body, plan, settings.prices)
+                    return service.estimate(session, body, plan, settings.prices, roots=None)
             with writing(engine) as session:
                 plan = service.choose(session, body, settings, enricher.model.source)
-                run = service.create_run(session, body, plan, settings.prices)
+                run = service.create_run(session, body, plan, settings.prices, roots=None)
                 view = service.run_view(session, run)
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
         found = asyncio.run(begin(engine))
-    if isinstance(found, RunEstimate):
-        show(found, json=json)
-    else:
-        _report(found, json=json)
+        if isinstance(found, RunEstimate):
+            show(found, json=json)
+        else:
+            _report(engine, found, json=json)
 
 
 @app.command()
@@ -204,7 +213,7 @@ def resume(
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        _report(asyncio.run(go_on(engine)), json=json)
+        _report(engine, asyncio.run(go_on(engine)), json=json)
 
 
 async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
@@ -254,9 +263,14 @@ def _view(engine: Engine, run_id: int) -> RunView:
         return service.run_view(session, service.get_run(session, run_id))
 
 
-def _report(run: RunView, *, json: bool) -> None:
+def _report(engine: Engine, run: RunView, *, json: bool) -> None:
     """Print a run that stopped; the exit status says whether it is complete."""
     show(run, json=json)
+    with reading(engine) as session:
+        groups = service.failures(session, run.id) if run.failed or run.rejected else []
+    for group in groups:
+        named = ", ".join(group.named) + (", …" if group.labels > len(group.named) else "")
+        typer.echo(f"enrich: {group.reason}: {group.labels}: {named}", err=True)
     if run.state is RunState.PAUSED:
         why = f" ({run.error})" if run.error else ""
         typer.echo(

@@ -36,13 +36,14 @@ class Run(SQLModel, table=True):
     model: str
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
     variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
-    samples: int = 1  # generations per label; sample indices 0 … samples − 1
+    images: str | None = None  # folder of class folders, where images are asked about
+    samples: int = 1  # generations per label or image; sample indices 0 … samples − 1
     concurrency: int = 8
     # A run that would spend more pauses; None is no limit.
     budget_usd: float | None = None
     budget_tokens: int | None = None
     # Counted in the transaction that stores the generation, so that they agree after a kill.
-    total: int = 0  # labels × samples
+    total: int = 0  # labels (or images) × samples
     cached: int = 0  # answered by a generation that another run or request had made
     accepted: int = 0
     rejected: int = 0
@@ -119,6 +120,8 @@ class Generation(SQLModel, table=True):
     label_id: int | None = Field(default=None, foreign_key="label.id", index=True)
     label_name: str
     label_context: str | None = None
+    image: str | None = None  # CLASS/FILE below the run's folder, where an image was asked about
+    image_hash: str | None = Field(default=None, index=True)  # SHA-256 of its bytes
     run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
     prompt_version_id: int | None = Field(default=None, foreign_key="prompt_version.id")
     dedupe_key: str | None = Field(default=None, index=True)

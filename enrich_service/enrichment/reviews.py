@@ -93,6 +93,7 @@ def _check(session: Session, generation: Generation, action: ReviewAction) -> No
             context=generation.label_context,
             label_id=generation.label_id,
             language=language_of(generation),
+            image_hash=generation.image_hash,
         )
 
 
@@ -109,14 +110,16 @@ def check_unlocked(
     context: str | None,
     label_id: int | None,
     language: str,
+    image_hash: str | None,
 ) -> None:
-    """Raise Conflict where the label has a locked text of this kind and language.
+    """Raise Conflict where the label, or the image, has a locked text of this kind and language.
 
     No release that takes texts of the language would use another.
     """
     same_label = and_(
         col(Generation.kind) == kind,
         LANGUAGE.is_not_distinct_from(language),
+        col(Generation.image_hash).is_not_distinct_from(image_hash),
         col(Generation.label_name) == name,
         col(Generation.label_context).is_not_distinct_from(context),
     )

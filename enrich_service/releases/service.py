@@ -38,7 +38,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Prompt, PromptVersion
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import RELEASED_KINDS, PromptKind
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import LabelChange, ReleaseDiff, ReleaseSource, ReleaseView
 
@@ -78,7 +78,14 @@ def create(
     chosen = label_service.get(session, label_set)
     labels = label_service.labels_of(session, chosen)
     asked = [_resolved(session, source) for source in sources]
-    asked = asked or [_Asked(kind) for kind in PromptKind]
+    asked = asked or [_Asked(kind) for kind in RELEASED_KINDS]
+    if images := [
+        one.prompt.name for one in asked if one.prompt and one.kind not in RELEASED_KINDS
+    ]:
+        raise InvalidInput(
+            f"sources: {images[0]!r} writes captions of images, which no release holds: "
+            "`enrich export captions` writes them to a file for training"
+        )
     texts: dict[int, dict[str, Any]] = defaultdict(dict)
     origins: dict[tuple[int, str], list[TextSource]] = {}
     spoken: dict[str, str] = {}  # case does not make another language
