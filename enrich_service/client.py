@@ -49,7 +49,7 @@ from enrich_service.prompts.schemas import (
     VersionCreate,
     VersionView,
 )
-from enrich_service.releases.schemas import ReleaseCreate, ReleaseView
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseView, TranslationCreate
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 
 GOING_ON = (RunState.QUEUED, RunState.RUNNING)
@@ -288,6 +288,10 @@ class Client:
         """Take in a release that was made elsewhere."""
         answer = self._call("POST", "releases/import", release, name=name, label_set=label_set)
         return ReleaseView.model_validate_json(answer.content)
+
+    def translate(self, release_id: int, translation: TranslationCreate) -> RunView:
+        """Begin a run that translates the texts of a release."""
+        return self._post(f"releases/{release_id}/translations", translation, RunView)
 
     def releases(self, *, label_set: str | None = None) -> list[ReleaseView]:
         """Releases, the newest first (the first 1000)."""

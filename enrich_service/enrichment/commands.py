@@ -6,7 +6,7 @@ service that uses the same database may take it over.
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from enrich_service.core.console import (
     Json,
@@ -32,7 +33,7 @@ from enrich_service.enrichment import describe as describing
 from enrich_service.enrichment import service
 from enrich_service.enrichment.engine import OPEN_STATES, RunEngine
 from enrich_service.enrichment.enricher import Enricher
-from enrich_service.enrichment.models import GenerationStatus, RunState
+from enrich_service.enrichment.models import GenerationSource, GenerationStatus, Run, RunState
 from enrich_service.enrichment.schemas import (
     Described,
     DescribeRequest,
@@ -57,7 +58,8 @@ Language = Annotated[str, typer.Option(help="Language of the answer.")]
 B = TypeVar("B", bound=BaseModel)
 
 
-def _request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -94,7 +96,7 @@ def describe(
 ) -> None:
     """Describe class names now. What was answered before costs nothing."""
     settings = load_settings()
-    body = _request(
+    body = request(
         DescribeRequest,
         labels=[{"name": name, "context": context} for name in names],
         prompt=prompt,
@@ -148,7 +150,7 @@ def start(
 ) -> None:
     """Enrich a label set, or caption images of it, and show how far it is. Ctrl-C pauses."""
     settings = load_settings()
-    body = _request(
+    body = request(
         RunCreate,
         label_set=label_set,
         prompt=prompt,
@@ -165,20 +167,35 @@ def start(
         author=author,
     )
 
-    async def begin(engine: Engine) -> RunView | RunEstimate:
+    def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
+        plan = service.choose(session, body, settings, source)
+        if estimate:
+            return service.estimate(session, body, plan, settings.prices, roots=None)
+        return service.create_run(session, body, plan, settings.prices, roots=None)
+
+    carry_out(settings, begin, estimate=estimate, json=json)
+
+
+def carry_out(
+    settings: Settings,
+    begin: Callable[[Session, GenerationSource], Run | RunEstimate],
+    *,
+    estimate: bool,
+    json: bool,
+) -> None:
+    """Print the estimate that `begin` makes, or work on its run and print how that ended."""
+
+    async def go(engine: Engine) -> RunView | RunEstimate:
         async with open_enricher(engine, settings) as enricher:
-            if estimate:
-                with reading(engine) as session:
-                    plan = service.choose(session, body, settings, enricher.model.source)
-                    return service.estimate(session, body, plan, settings.prices, roots=None)
-            with writing(engine) as session:
-                plan = service.choose(session, body, settings, enricher.model.source)
-                run = service.create_run(session, body, plan, settings.prices, roots=None)
-                view = service.run_view(session, run)
+            with (reading if estimate else writing)(engine) as session:
+                made = begin(session, enricher.model.source)
+                if isinstance(made, RunEstimate):
+                    return made
+                view = service.run_view(session, made)
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        found = asyncio.run(begin(engine))
+        found = asyncio.run(go(engine))
         if isinstance(found, RunEstimate):
             show(found, json=json)
         else:

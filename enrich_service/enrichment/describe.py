@@ -63,7 +63,7 @@ def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
 def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:
     with reading(enricher.engine) as session:
         plan = service.choose(session, body, enricher.settings, enricher.model.source)
-    service.check_images(plan)
+    service.check_subject(plan)
     return plan
 
 

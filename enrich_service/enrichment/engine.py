@@ -328,7 +328,8 @@ class RunEngine:
             if not labels:
                 return None
             samples = run.samples if run.images is None else 1
-            items = service.items_of(session, plan, labels, samples)
+            texts = service.source_texts(session, run, labels) if plan.rewrites else None
+            items = service.items_of(session, plan, labels, samples, texts)
             return labels[-1].position, [label.key for label in labels], items
 
     async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:

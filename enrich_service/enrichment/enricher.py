@@ -72,6 +72,11 @@ class Plan:
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
         return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
 
+    @cached_property
+    def rewrites(self) -> bool:
+        """Whether the prompt works on texts that are there, such as to translate them."""
+        return "texts" in variables_of(self.version)
+
     def item(
         self,
         name: str,
@@ -81,11 +86,14 @@ class Plan:
         label_id: int | None = None,
         confusable: Sequence[str] = (),
         image: ImageFile | None = None,
+        texts: Sequence[str] = (),
+        parent_id: int | None = None,
     ) -> "Item":
         """One label, or one image of it, to be asked about, with its dedupe key.
 
         `confusable`: names of the labels it is easily taken for; part of the question, and so of
         the key, where the prompt reads them. Of an image, its bytes and its size as sent are.
+        `texts`: of the generation `parent_id`, to be worked on; part of the key.
         """
         parts: list[Any] = [name, context, sample_index]
         near = tuple(confusable) if self.compares else ()
@@ -95,8 +103,12 @@ class Plan:
             parts.append(dict(self.variables))
         if image is not None:
             parts.append({"image": image.hash, "side": SIDE})
+        if texts:
+            parts.append({"texts": list(texts)})
         key = hashlib.sha256(f"{self._head},{_JSON(parts)[1:]}".encode()).hexdigest()
-        return Item(name, context, sample_index, label_id, key, near, image)
+        return Item(
+            name, context, sample_index, label_id, key, near, image, tuple(texts), parent_id
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ class Item:
     key: str
     confusable: tuple[str, ...] = ()
     image: ImageFile | None = None
+    texts: tuple[str, ...] = ()
+    parent_id: int | None = None
 
 
 def open_model(settings: Settings) -> LanguageModel:
@@ -273,6 +287,7 @@ class Enricher:
                 image_hash=item.image.hash if item.image else None,
                 run_id=run_id,
                 prompt_version_id=version.id,
+                parent_id=item.parent_id,
                 dedupe_key=item.key,
                 sample_index=item.sample_index,
                 attempt=attempt,
@@ -361,6 +376,7 @@ def _messages(
         "label": item.name,
         "context": item.context,
         "labels": item.confusable,
+        "texts": item.texts,
         "problems": tuple(problems),
     }
     text = render(plan.version, {**about, **plan.variables})

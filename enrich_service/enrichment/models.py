@@ -63,6 +63,17 @@ class Run(SQLModel, table=True):
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
+class RunText(SQLModel, table=True):
+    """What a run that works on texts, such as a translation, is given for a label."""
+
+    __tablename__ = "run_text"
+
+    run_id: int = Field(foreign_key="run.id", primary_key=True)
+    label_id: int = Field(foreign_key="label.id", primary_key=True)
+    texts: list[str] = Field(sa_type=JSON)
+    generation_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
+
+
 class RunFinding(SQLModel, table=True):
     """How many answers of a run broke a rule, or were flagged by it."""
 
@@ -128,7 +139,8 @@ class Generation(SQLModel, table=True):
     sample_index: int = 0
     attempt: int = 1
     calls: int = 1  # requests sent for this answer, transport retries included
-    parent_id: int | None = Field(default=None, foreign_key="generation.id")  # edits
+    # Of an edit or a translation: the text that it stands in for, or was made of.
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")
     provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
     requested_model: str | None = None
     resolved_model: str | None = None

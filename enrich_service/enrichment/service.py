@@ -26,6 +26,7 @@ from enrich_service.enrichment.models import (
     Run,
     RunFinding,
     RunState,
+    RunText,
     language_of,
 )
 from enrich_service.enrichment.schemas import (
@@ -116,8 +117,18 @@ def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
-def check_images(plan: Plan, images: str | None = None) -> None:
-    """Raise InvalidInput unless a prompt about images gets some, and no other does."""
+def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False) -> None:
+    """Raise InvalidInput unless a prompt about images or texts gets some, and no other does."""
+    if plan.rewrites and not texts:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on texts that are there: name a release that has them "
+            "(`enrich release translate RELEASE --language …`)"
+        )
+    if texts and not plan.rewrites:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on no text: name one that speaks of {{{{ texts }}}}, "
+            "such as translation"
+        )
     if plan.kind == PromptKind.IMAGE_CAPTION and images is None:
         raise InvalidInput(
             f"prompt {plan.prompt!r} asks about images: start a run with a folder of them "
@@ -133,17 +144,35 @@ def check_images(plan: Plan, images: str | None = None) -> None:
 # ------------------------------------------------------------------------------------------ runs
 
 
+@dataclass(frozen=True)
+class SourceText:
+    """What a run is to work on for one label, and the generation that it came from, if known."""
+
+    texts: tuple[str, ...]
+    generation_id: int | None
+
+
+SourceTexts = Mapping[int, SourceText]  # by the id of the label
+
+
 def create_run(
-    session: Session, body: RunCreate, plan: Plan, prices: Prices, roots: Roots = ()
+    session: Session,
+    body: RunCreate,
+    plan: Plan,
+    prices: Prices,
+    *,
+    roots: Roots = (),
+    texts: SourceTexts | None = None,
 ) -> Run:
     """Queue a run. Raises InvalidInput for a budget in money where nothing has a price.
 
-    `roots`: where images may lie (see `images`).
+    `roots`: where images may lie (see `images`). `texts`: what to work on; labels without are left
+    out.
     """
     _check_budget(body.budget_usd, plan.model, prices)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
-    folder, count = _folder(session, label_set, body, plan, roots)
+    folder, count = _subject(session, label_set, body, plan, roots, texts)
     run = Run(
         label_set_id=label_set.id,
         prompt_version_id=plan.version.id,
@@ -160,6 +189,17 @@ def create_run(
     )
     session.add(run)
     session.flush()
+    assert run.id is not None
+    session.add_all(
+        RunText(
+            run_id=run.id,
+            label_id=label_id,
+            texts=list(given.texts),
+            generation_id=given.generation_id,
+        )
+        for label_id, given in (texts or {}).items()
+    )
+    session.flush()
     return run
 
 
@@ -171,11 +211,18 @@ def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
         )
 
 
-def _folder(
-    session: Session, label_set: LabelSet, body: RunCreate, plan: Plan, roots: Roots
+def _subject(
+    session: Session,
+    label_set: LabelSet,
+    body: RunCreate,
+    plan: Plan,
+    roots: Roots,
+    texts: SourceTexts | None,
 ) -> tuple[Path | None, int]:
     """The folder of images that is asked about, if any, and how many images or labels there are."""
-    check_images(plan, body.images)
+    check_subject(plan, images=body.images, texts=texts is not None)
+    if texts is not None:
+        return None, len(texts)
     if body.images is None:
         counted = select(func.count()).select_from(Label).where(Label.label_set_id == label_set.id)
         return None, session.exec(counted).one()
@@ -288,10 +335,45 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
+def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTexts:
+    """What a run is to work on for these labels."""
+    rows = session.exec(
+        select(RunText).where(
+            RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in found])
+        )
+    )
+    return {row.label_id: SourceText(tuple(row.texts), row.generation_id) for row in rows}
+
+
 def items_of(
-    session: Session, plan: Plan, found: Sequence[Label | LabelLine], samples: int
+    session: Session,
+    plan: Plan,
+    found: Sequence[Label | LabelLine],
+    samples: int,
+    texts: SourceTexts | None = None,
 ) -> list[Item]:
-    """What a run asks about labels of a label set: each of them `samples` times."""
+    """What a run asks about labels of a label set: each of them `samples` times.
+
+    `texts`: what it works on; labels without are left out.
+    """
+    if texts is not None:
+        given = [
+            (label, texts[label.id])
+            for label in found
+            if label.id is not None and label.id in texts
+        ]
+        return [
+            plan.item(
+                label.name,
+                label.context,
+                sample_index=i,
+                label_id=label.id,
+                texts=source.texts,
+                parent_id=source.generation_id,
+            )
+            for label, source in given
+            for i in range(samples)
+        ]
     near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
     return [
         plan.item(
@@ -329,17 +411,23 @@ def image_items(
 
 
 def estimate(
-    session: Session, body: RunCreate, plan: Plan, prices: Prices, roots: Roots = ()
+    session: Session,
+    body: RunCreate,
+    plan: Plan,
+    prices: Prices,
+    *,
+    roots: Roots = (),
+    texts: SourceTexts | None = None,
 ) -> RunEstimate:
     """What the run would ask, by the means of earlier runs, or else by the prompt's size.
 
     The means are over labels or images, so that what was asked again after a bad answer counts.
     """
     label_set = labels.get(session, body.label_set)
-    folder, count = _folder(session, label_set, body, plan, roots)
+    folder, count = _subject(session, label_set, body, plan, roots, texts)
     found = labels.lines_of(session, label_set)
     if folder is None:
-        keys = {item.key for item in items_of(session, plan, found, body.samples)}
+        keys = {item.key for item in items_of(session, plan, found, body.samples, texts)}
     else:
         about = zip(found, items_of(session, plan, found, 1), strict=True)
         keys = {

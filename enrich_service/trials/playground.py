@@ -86,7 +86,7 @@ def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
     plan = service.plan_with(
         name, body.kind, version, choice, enricher.settings, enricher.model.source
     )
-    service.check_images(plan)
+    service.check_subject(plan)
     return plan
 
 
