@@ -344,7 +344,7 @@ def _wants_other_length(error: openai.APIStatusError) -> bool:
 # As OpenAI, llama.cpp, vLLM and others put it. One image that is refused is not meant.
 _NO_VISION = re.compile(
     r"image_url is only supported|not a multi-?modal model|\bmmproj\b|at most 0 image"
-    r"|(?:image|vision|multi-?modal)[\w ]* (?:is|are) not (?:supported|enabled|available)"
+    r"|(?:images?|vision|multi-?modal)(?: inputs?| data)? (?:is|are) not (?:supported|enabled)"
     r"|not support (?:\w+ )?(?:image|vision|multi-?modal)|no (?:vision|image) (?:support|input)"
     r"|only (?:supports? )?text\b|text[- ]only|input should be 'text'",
     re.IGNORECASE,

@@ -7,7 +7,6 @@ Images are found again by their bytes, so the captions of earlier runs and of re
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,9 @@ from enrich_service.enrichment.models import (
     language_of,
 )
 from enrich_service.enrichment.service import IMAGES_A_PAGE, get_run
-from enrich_service.labels.models import LabelSet
-from enrich_service.labels.service import labels_of
+from enrich_service.labels.models import LabelLine, LabelSet
+from enrich_service.labels.service import lines_of
 from enrich_service.prompts.schemas import PromptKind
-
-
-@dataclass(frozen=True)
-class _Class:
-    key: str
-    name: str
-    context: str | None
 
 
 def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:
@@ -58,7 +50,7 @@ def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Itera
         if run.images is None:
             raise Conflict(f"Run {run_id} asked about labels, not about images.")
         label_set = session.get_one(LabelSet, run.label_set_id)
-        classes = [_Class(one.key, one.name, one.context) for one in labels_of(session, label_set)]
+        classes = lines_of(session, label_set)
         session.expunge(run)
     lines = _lines(engine, run, checked_folder(run.images, roots), classes, roots)
     first = next(lines, None)
@@ -68,7 +60,7 @@ def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Itera
 
 
 def _lines(
-    engine: Engine, run: Run, folder: Path, classes: Sequence[_Class], roots: Roots
+    engine: Engine, run: Run, folder: Path, classes: Sequence[LabelLine], roots: Roots
 ) -> Iterator[str]:
     for one in classes:
         for page in images_of(folder, one.key, roots, page=IMAGES_A_PAGE):
@@ -79,7 +71,7 @@ def _lines(
                     yield line.model_dump_json() + "\n"
 
 
-def _captions(engine: Engine, run: Run, of: _Class, hashes: set[str]) -> dict[str, list[str]]:
+def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict[str, list[str]]:
     """The captions of the images with these hashes, in the order of their samples."""
     human = col(Generation.source).in_((GenerationSource.PERSON, GenerationSource.IMPORT))
     columns: tuple[Any, ...] = (
