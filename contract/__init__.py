@@ -3,6 +3,7 @@
 Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import them.
 """
 
+from contract.caption import IMAGE_SUFFIXES, ImageCaption
 from contract.event import Event, EventKind
 from contract.explanation import (
     AttributeEvidence,
@@ -47,6 +48,7 @@ from contract.report import (
 )
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "Accuracy",
     "AttributeEvidence",
     "ClassMargin",
@@ -60,6 +62,7 @@ __all__ = [
     "FewShot",
     "FewShotMethod",
     "FewShotRow",
+    "ImageCaption",
     "Imitation",
     "Job",
     "JobCreate",

@@ -43,6 +43,7 @@ class TextSource(BaseModel):
     resolved_model: str | None = None
     author: str | None = None
     created_at: datetime | None = None
+    language: str | None = None
 
 
 class Release(BaseModel):

@@ -3,28 +3,24 @@
     {"image": "train/n01440764/12.jpg", "caption": "a long green fish held by a boy"}
 
 `image` is relative to the data folder or to train/. Several captions of one image are averaged.
+`enrich export captions` writes such a file.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
+from contract import ImageCaption
 from distill.data import Split
 from distill.errors import TextError
 from distill.teacher import Teacher
 from distill.tensor_file import cached_tensor
 from distill.text_bank import encode_groups
-
-
-class _Line(BaseModel):
-    image: Annotated[str, Field(min_length=1)]
-    caption: Annotated[str, Field(min_length=1)]
 
 
 def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...], ...]:
@@ -44,7 +40,7 @@ def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...]
                 if not words.strip():
                     continue
                 try:
-                    line = _Line.model_validate_json(words)
+                    line = ImageCaption.model_validate_json(words)
                 except ValidationError:
                     raise TextError(
                         f'{path}, line {number}: expected {{"image": …, "caption": …}}, found '

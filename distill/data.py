@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from contract import IMAGE_SUFFIXES
 from distill.errors import DataError, UnreadableImages, some
 from distill.whole_file import whole_file
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
-)
 SPLITS: Final = {"train": "train", "seen": "val_on_train", "unseen": "val"}  # word → folder
 SPLIT_WORDS: Final[dict[str, Literal["seen", "unseen"]]] = {
     "seen": "seen",

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
-from contract import Job, JobCreate, Release, Report
+from contract import ImageCaption, Job, JobCreate, Release, Report
 from enrich_service.enrichment.models import ReviewAction, RunState
 from enrich_service.enrichment.schemas import (
     Described,
@@ -49,7 +49,7 @@ from enrich_service.prompts.schemas import (
     VersionCreate,
     VersionView,
 )
-from enrich_service.releases.schemas import ReleaseCreate, ReleaseView
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseView, TranslationCreate
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 
 GOING_ON = (RunState.QUEUED, RunState.RUNNING)
@@ -230,6 +230,11 @@ class Client:
         """Ask the labels of an ended run that have no answer."""
         return self._post(f"runs/{run_id}/retry", None, RunView)
 
+    def captions(self, run_id: int) -> Iterator[ImageCaption]:
+        """The captions of the images that a run asked about."""
+        for line in self._call("GET", f"runs/{run_id}/captions.jsonl").iter_lines():
+            yield ImageCaption.model_validate_json(line)
+
     # -------------------------------------------------------------------------------------- texts
 
     def generations(self, **filters: Any) -> Iterator[GenerationView]:  # noqa: ANN401 - of the route
@@ -283,6 +288,10 @@ class Client:
         """Take in a release that was made elsewhere."""
         answer = self._call("POST", "releases/import", release, name=name, label_set=label_set)
         return ReleaseView.model_validate_json(answer.content)
+
+    def translate(self, release_id: int, translation: TranslationCreate) -> RunView:
+        """Begin a run that translates the texts of a release."""
+        return self._post(f"releases/{release_id}/translations", translation, RunView)
 
     def releases(self, *, label_set: str | None = None) -> list[ReleaseView]:
         """Releases, the newest first (the first 1000)."""

@@ -11,6 +11,8 @@ benchmarks; GET /counts then tells the calls per label.
 
 import argparse
 import asyncio
+import base64
+import hashlib
 import json
 import random
 import socket
@@ -56,7 +58,15 @@ class Call:
 
     @property
     def text(self) -> str:
-        return "\n".join(message["content"] for message in self.body["messages"])
+        return "\n".join(map(text_of, self.body["messages"]))
+
+    @property
+    def images(self) -> list[bytes]:
+        """The images that it shows, decoded from their data URLs."""
+        contents = [one["content"] for one in self.body["messages"]]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        return [base64.b64decode(url.removeprefix("data:image/jpeg;base64,")) for url in urls]
 
 
 class LlmServer:
@@ -75,11 +85,13 @@ class LlmServer:
         model: str | None = None,
         formats: tuple[str, ...] = ("json_schema", "json_object", "text"),
         format_refusal: tuple[int, str] = (400, "response_format is not supported"),
+        vision_refusal: tuple[int, str] | None = None,
         answers: dict[str, str] | None = None,
         behave: Callable[[Call], Answer | None] | None = None,
     ) -> None:
         self.latency, self.key, self.model, self.formats = latency, key, model, formats
         self.format_refusal = format_refusal
+        self.vision_refusal = vision_refusal  # what a model without eyes says of an image
         self.answers = answers or {}
         self.behave = behave or (lambda call: None)
         self.requests: list[Call] = []
@@ -210,6 +222,8 @@ class LlmServer:
         if self.model and call.body["model"] != self.model:
             said = f"The model `{call.body['model']}` does not exist"
             return Answer(404, body=_error(said, "model_not_found"))
+        if self.vision_refusal and call.images:
+            return Answer(self.vision_refusal[0], body=_error(self.vision_refusal[1]))
         if call.response_format not in self.formats:
             status, said = self.format_refusal
             return Answer(status, body=_error(said))
@@ -255,9 +269,17 @@ def _error(message: str, code: str | None = None) -> str:
     return json.dumps({"error": {"message": message, "type": "error", "param": None, "code": code}})
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a message, without its images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
+
+
 def label_of(body: dict[str, Any]) -> str:
     """The label's name: the first JSON object with a "name" in the first user message."""
-    text = next(m["content"] for m in body["messages"] if m["role"] == "user")
+    text = next(text_of(m) for m in body["messages"] if m["role"] == "user")
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start >= 0:
@@ -298,6 +320,11 @@ def good_content(call: Call) -> str:
         )
     if '"features"' in asked:
         return json.dumps({"features": [f"{one} wings" for one in colours] + ["tail", name]})
+    if '"image_caption"' in asked:
+        mark = hashlib.sha256(call.images[0]).hexdigest()[:8]
+        return json.dumps(
+            {"image_caption": f"A {name} stands on grass in the sun, seen as {mark}."}
+        )
     for many in ("sentences", "captions"):
         if f'"{many}"' in asked:
             return json.dumps({many: [sentence(i) for i in range(8)]})

@@ -3,6 +3,7 @@
 ServiceError
 ├── UserError                 something that the caller can mend; becomes a problem document
 │   ├── InvalidInput     422  the request cannot be understood or makes no sense
+│   │   └── UnreadableImage  an image that a vision model was to see cannot be read
 │   ├── Unauthorized     401  it comes without a key, or with one that opens nothing
 │   ├── Forbidden        403  its key does not open this, or it may not come from there
 │   ├── TooManyRequests  429  its key has asked too often
@@ -40,6 +41,13 @@ class InvalidInput(UserError):
 
     status = 422
     title = "Invalid input"
+
+
+class UnreadableImage(InvalidInput):
+    """An image that a vision model was to see cannot be read."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"unreadable image: {name} ({reason}): mend or remove it")
 
 
 class Unauthorized(UserError):

@@ -50,6 +50,13 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
         64 * MEBIBYTE
     )
+    image_roots: Annotated[
+        tuple[Path, ...],
+        Field(
+            description="Folders whose images the service may send to the language model: "
+            '["/images"]; the command line reads any'
+        ),
+    ] = ()
 
     llm_url: Annotated[
         str,

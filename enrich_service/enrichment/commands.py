@@ -6,8 +6,9 @@ service that uses the same database may take it over.
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from enrich_service.core.console import (
     Json,
@@ -31,7 +33,7 @@ from enrich_service.enrichment import describe as describing
 from enrich_service.enrichment import service
 from enrich_service.enrichment.engine import OPEN_STATES, RunEngine
 from enrich_service.enrichment.enricher import Enricher
-from enrich_service.enrichment.models import GenerationStatus, RunState
+from enrich_service.enrichment.models import GenerationSource, GenerationStatus, Run, RunState
 from enrich_service.enrichment.schemas import (
     Described,
     DescribeRequest,
@@ -56,7 +58,8 @@ Language = Annotated[str, typer.Option(help="Language of the answer.")]
 B = TypeVar("B", bound=BaseModel)
 
 
-def _request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -93,7 +96,7 @@ def describe(
 ) -> None:
     """Describe class names now. What was answered before costs nothing."""
     settings = load_settings()
-    body = _request(
+    body = request(
         DescribeRequest,
         labels=[{"name": name, "context": context} for name in names],
         prompt=prompt,
@@ -128,7 +131,14 @@ def start(
     model: Model = None,
     n: Texts = 1,
     language: Language = ENGLISH,
-    samples: Annotated[int, typer.Option(help="Generations for each label.")] = 1,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of class folders named by the labels' keys: ask about each image.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
@@ -138,9 +148,9 @@ def start(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Enrich a label set, and show how far it is. Ctrl-C pauses."""
+    """Enrich a label set, or caption images of it, and show how far it is. Ctrl-C pauses."""
     settings = load_settings()
-    body = _request(
+    body = request(
         RunCreate,
         label_set=label_set,
         prompt=prompt,
@@ -149,6 +159,7 @@ def start(
         model=model,
         n=n,
         language=language,
+        images=images and str(images),
         samples=samples,
         concurrency=concurrency,
         budget_usd=budget_usd,
@@ -156,24 +167,39 @@ def start(
         author=author,
     )
 
-    async def begin(engine: Engine) -> RunView | RunEstimate:
+    def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
+        plan = service.choose(session, body, settings, source)
+        if estimate:
+            return service.estimate(session, body, plan, settings.prices, roots=None)
+        return service.create_run(session, body, plan, settings.prices, roots=None)
+
+    carry_out(settings, begin, estimate=estimate, json=json)
+
+
+def carry_out(
+    settings: Settings,
+    begin: Callable[[Session, GenerationSource], Run | RunEstimate],
+    *,
+    estimate: bool,
+    json: bool,
+) -> None:
+    """Print the estimate that `begin` makes, or work on its run and print how that ended."""
+
+    async def go(engine: Engine) -> RunView | RunEstimate:
         async with open_enricher(engine, settings) as enricher:
-            if estimate:
-                with reading(engine) as session:
-                    plan = service.choose(session, body, settings, enricher.model.source)
-                    return service.estimate(session, body, plan, settings.prices)
-            with writing(engine) as session:
-                plan = service.choose(session, body, settings, enricher.model.source)
-                run = service.create_run(session, body, plan, settings.prices)
-                view = service.run_view(session, run)
+            with (reading if estimate else writing)(engine) as session:
+                made = begin(session, enricher.model.source)
+                if isinstance(made, RunEstimate):
+                    return made
+                view = service.run_view(session, made)
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        found = asyncio.run(begin(engine))
-    if isinstance(found, RunEstimate):
-        show(found, json=json)
-    else:
-        _report(found, json=json)
+        found = asyncio.run(go(engine))
+        if isinstance(found, RunEstimate):
+            show(found, json=json)
+        else:
+            _report(engine, found, json=json)
 
 
 @app.command()
@@ -204,7 +230,7 @@ def resume(
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        _report(asyncio.run(go_on(engine)), json=json)
+        _report(engine, asyncio.run(go_on(engine)), json=json)
 
 
 async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
@@ -254,9 +280,14 @@ def _view(engine: Engine, run_id: int) -> RunView:
         return service.run_view(session, service.get_run(session, run_id))
 
 
-def _report(run: RunView, *, json: bool) -> None:
+def _report(engine: Engine, run: RunView, *, json: bool) -> None:
     """Print a run that stopped; the exit status says whether it is complete."""
     show(run, json=json)
+    with reading(engine) as session:
+        groups = service.failures(session, run.id) if run.failed or run.rejected else []
+    for group in groups:
+        named = ", ".join(group.named) + (", …" if group.labels > len(group.named) else "")
+        typer.echo(f"enrich: {group.reason}: {group.labels}: {named}", err=True)
     if run.state is RunState.PAUSED:
         why = f" ({run.error})" if run.error else ""
         typer.echo(

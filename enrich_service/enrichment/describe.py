@@ -62,7 +62,9 @@ def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
 
 def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:
     with reading(enricher.engine) as session:
-        return service.choose(session, body, enricher.settings, enricher.model.source)
+        plan = service.choose(session, body, enricher.settings, enricher.model.source)
+    service.check_subject(plan)
+    return plan
 
 
 async def _one(

@@ -30,6 +30,7 @@ from enrich_service.core.database import reading, storage_error, utcnow, writing
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.enrichment import service
 from enrich_service.enrichment.enricher import Enricher, Item, Plan
+from enrich_service.enrichment.images import checked_folder
 from enrich_service.enrichment.models import GenerationStatus, Run, RunState
 from enrich_service.labels.models import Label
 
@@ -307,11 +308,10 @@ class RunEngine:
 
     async def _missing(self, work: Work, plan: Plan) -> AsyncIterator[Item]:
         """The run's items that have no result yet; those of other runs are counted as cached."""
-        run, position = work.run, -1
+        run = work.run
         assert run.id is not None
-        seen: set[bytes] = set()  # a label may stand twice in a set, under two keys
-        while page := await asyncio.to_thread(self._page, run, plan, position):
-            position, items = page
+        seen: set[bytes] = set()  # a label may stand twice in a set, an image twice in a folder
+        async for items in self._pages(run, plan):
             owners = await self._enricher.ledger.owners({item.key for item in items})
             cached, missing = 0, []
             for item in items:
@@ -326,8 +326,27 @@ class RunEngine:
             for item in missing:
                 yield item
 
-    def _page(self, run: Run, plan: Plan, after: int) -> tuple[int, list[Item]] | None:
-        """The items of the next labels, with the position of the last; None after the end."""
+    async def _pages(self, run: Run, plan: Plan) -> AsyncIterator[list[Item]]:
+        """All that the run asks, some labels or some images at a time."""
+        position = -1
+        # At the command line a person reads what that person may read.
+        roots = self._enricher.settings.image_roots if self._only is None else None
+        folder = None if run.images is None else checked_folder(run.images, roots)
+        while page := await asyncio.to_thread(self._page, run, plan, position):
+            position, keys, items = page
+            if folder is None:
+                yield items
+                continue
+            for key, item in zip(keys, items, strict=True):
+                pages = service.image_items(plan, item, key, folder, roots, run.samples)
+                while some := await asyncio.to_thread(next, pages, None):
+                    yield some
+
+    def _page(self, run: Run, plan: Plan, after: int) -> tuple[int, list[str], list[Item]] | None:
+        """The position of the last of the next labels, their keys and items; None after the end.
+
+        Where images are asked about: one item a label, to which its images are put.
+        """
         with reading(self._engine) as session:
             labels = session.exec(
                 select(Label)
@@ -337,7 +356,10 @@ class RunEngine:
             ).all()
             if not labels:
                 return None
-            return labels[-1].position, service.items_of(session, plan, labels, run.samples)
+            samples = run.samples if run.images is None else 1
+            texts = service.source_texts(session, run, labels) if plan.rewrites else None
+            items = service.items_of(session, plan, labels, samples, texts)
+            return labels[-1].position, [label.key for label in labels], items
 
     async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
         me = asyncio.current_task()
@@ -385,6 +407,8 @@ class RunEngine:
         if generation.status is not GenerationStatus.FAILED:
             work.failed_in_row = 0
             return
+        if not generation.calls:
+            return  # an image that cannot be read says nothing of the server
         work.failed_in_row += 1
         if work.failed_in_row >= FAILURES_IN_A_ROW:
             work.halt(

@@ -12,10 +12,17 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.errors import (
+    InvalidInput,
+    LanguageModelError,
+    ModelBusy,
+    QuestionRefused,
+    UnreadableImage,
+)
 from enrich_service.core.settings import Settings
 from enrich_service.enrichment.addresses import check_host
 from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
+from enrich_service.enrichment.images import SIDE, ImageFile, data_url
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
     LONGEST_WAIT,
@@ -65,6 +72,11 @@ class Plan:
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
         return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
 
+    @cached_property
+    def rewrites(self) -> bool:
+        """Whether the prompt works on texts that are there, such as to translate them."""
+        return "texts" in variables_of(self.version)
+
     def item(
         self,
         name: str,
@@ -73,11 +85,15 @@ class Plan:
         sample_index: int = 0,
         label_id: int | None = None,
         confusable: Sequence[str] = (),
+        image: ImageFile | None = None,
+        texts: Sequence[str] = (),
+        parent_id: int | None = None,
     ) -> "Item":
-        """One label to be asked about, with its dedupe key.
+        """One label, or one image of it, to be asked about, with its dedupe key.
 
         `confusable`: names of the labels it is easily taken for; part of the question, and so of
-        the key, where the prompt reads them.
+        the key, where the prompt reads them. Of an image, its bytes and its size as sent are.
+        `texts`: of the generation `parent_id`, to be worked on; part of the key.
         """
         parts: list[Any] = [name, context, sample_index]
         near = tuple(confusable) if self.compares else ()
@@ -85,13 +101,19 @@ class Plan:
             parts.append(near)
         if self.variables:
             parts.append(dict(self.variables))
+        if image is not None:
+            parts.append({"image": image.hash, "side": SIDE})
+        if texts:
+            parts.append({"texts": list(texts)})
         key = hashlib.sha256(f"{self._head},{_JSON(parts)[1:]}".encode()).hexdigest()
-        return Item(name, context, sample_index, label_id, key, near)
+        return Item(
+            name, context, sample_index, label_id, key, near, image, tuple(texts), parent_id
+        )
 
 
 @dataclass(frozen=True)
 class Item:
-    """One label and sample; `key` is the same wherever and whenever the same is asked."""
+    """One label or image, and sample; `key` is the same wherever and whenever the same is asked."""
 
     name: str
     context: str | None
@@ -99,6 +121,9 @@ class Item:
     label_id: int | None
     key: str
     confusable: tuple[str, ...] = ()
+    image: ImageFile | None = None
+    texts: tuple[str, ...] = ()
+    parent_id: int | None = None
 
 
 def open_model(settings: Settings) -> LanguageModel:
@@ -232,14 +257,20 @@ class Enricher:
         taken = await self._taken_by(version.id)
         model = self.model
         parameters = dict(plan.parameters)
+        picture = unreadable = None
+        if item.image is not None:
+            try:
+                picture = await asyncio.to_thread(data_url, item.image)
+            except UnreadableImage as error:
+                unreadable = str(error)
         wrong: tuple[str, ...] = ()
         bad = ""
         for attempt in range(1, ATTEMPTS + 1):
             question = Question(
-                label=item.name,
+                label=item.image.name if item.image else item.name,
                 prompt=plan.prompt,
                 model=plan.model,
-                messages=_messages(plan, item, bad, wrong),
+                messages=_messages(plan, item, bad, wrong, picture),
                 parameters=dict(parameters),
                 schema=version.output_schema,
                 sample_index=item.sample_index,
@@ -252,8 +283,11 @@ class Enricher:
                 label_id=item.label_id,
                 label_name=item.name,
                 label_context=item.context,
+                image=item.image.name if item.image else None,
+                image_hash=item.image.hash if item.image else None,
                 run_id=run_id,
                 prompt_version_id=version.id,
+                parent_id=item.parent_id,
                 dedupe_key=item.key,
                 sample_index=item.sample_index,
                 attempt=attempt,
@@ -261,8 +295,11 @@ class Enricher:
                 requested_model=plan.model,
                 parameters=dict(parameters),
                 variables=dict(plan.variables),
-                messages=list(question.messages),
+                messages=_kept(question.messages, item.image),
             )
+            if unreadable is not None:
+                generation.problems, generation.calls = [unreadable], 0
+                return await self.ledger.store(generation)
             try:
                 reply = await ask_patiently(
                     model, question, self.turnstile, urgent=urgent, tries=tries
@@ -279,6 +316,7 @@ class Enricher:
                 return await self.ledger.store(generation)
             found = self._judge(plan, item, reply, taken)
             _record(generation, reply, found, self.settings.prices)
+            generation.messages = _kept(reply.messages, item.image)
             last = attempt == ATTEMPTS
             if found.accepted:
                 generation.status = GenerationStatus.ACCEPTED
@@ -313,25 +351,50 @@ class Enricher:
         )
 
 
+def _kept(messages: Sequence[dict[str, Any]], image: ImageFile | None) -> list[dict[str, Any]]:
+    """The messages as they are stored: an image by its hash, its bytes stay in its file."""
+    if image is None:
+        return list(messages)
+    shown = {"type": "image_url", "image_url": {"url": f"sha256:{image.hash}"}}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message
+        | {"content": [shown if "image_url" in part else part for part in message["content"]]}
+        for message in messages
+    ]
+
+
 def _messages(
-    plan: Plan, item: Item, bad: str, problems: Sequence[str]
+    plan: Plan, item: Item, bad: str, problems: Sequence[str], picture: str | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """The prompt for a label, and after a bad answer that answer and what was wrong with it."""
+    """The prompt for a label, and after a bad answer that answer and what was wrong with it.
+
+    `picture`: an image to be shown with it, as a data URL.
+    """
     about = {
         "label": item.name,
         "context": item.context,
         "labels": item.confusable,
+        "texts": item.texts,
         "problems": tuple(problems),
     }
     text = render(plan.version, {**about, **plan.variables})
-    messages = [{"role": "user", "content": text.user}]
+    asked = text.user
+    if problems and not bad:  # many chat templates allow no two user messages in a row
+        asked += "\n\n" + correction(problems)
+    content: str | list[dict[str, Any]] = asked
+    if picture is not None:
+        content = [
+            {"type": "text", "text": asked},
+            {"type": "image_url", "image_url": {"url": picture}},
+        ]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if text.system:
         messages.insert(0, {"role": "system", "content": text.system})
     if problems and bad:
         messages.append({"role": "assistant", "content": bad})
         messages.append({"role": "user", "content": correction(problems)})
-    elif problems:  # many chat templates allow no two user messages in a row
-        messages[-1]["content"] += "\n\n" + correction(problems)
     return tuple(messages)
 
 
@@ -352,7 +415,6 @@ def _record(
     prices: Prices,
 ) -> None:
     generation.raw_reply = reply.text
-    generation.messages = list(reply.messages)
     generation.response_format = reply.response_format
     generation.latency_ms = reply.latency_ms
     generation.finish_reason = reply.finish_reason

@@ -13,6 +13,7 @@ import base64
 import email.utils
 import json
 import random
+import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
@@ -36,6 +37,7 @@ FIRST_BACKOFF: Final = 0.5  # seconds, doubled on each try
 LONGEST_BACKOFF: Final = 8.0
 ROOM: Final = 512  # tokens of an answer, where the prompt sets no limit
 CHARACTERS_A_TOKEN: Final = 4  # of English
+IMAGE_TOKENS: Final = 300  # of an image of 512 pixels a side, roughly; servers count differently
 RESERVED_PARAMETERS: Final = frozenset(
     {"messages", "model", "n", "response_format", "stream", "stream_options", "tools", "functions"}
 )
@@ -57,8 +59,22 @@ class Question:
     def tokens(self) -> int:
         """What the call may use at most, as servers count it: the text's size and max_tokens."""
         room = next((v for k, v in self.parameters.items() if k.startswith("max_")), ROOM)
-        size = sum(len(json.dumps(message["content"])) for message in self.messages)
-        return size // CHARACTERS_A_TOKEN + (room if isinstance(room, int) else ROOM)
+        parts = [part for message in self.messages for part in parts_of(message)]
+        size = sum(len(json.dumps(part["text"])) for part in parts if "text" in part)
+        images = IMAGE_TOKENS * self.images
+        return size // CHARACTERS_A_TOKEN + images + (room if isinstance(room, int) else ROOM)
+
+    @property
+    def images(self) -> int:
+        """How many images it shows."""
+        parts = [part for message in self.messages for part in parts_of(message)]
+        return sum("image_url" in part for part in parts)
+
+
+def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message: texts, images. Most messages are one text."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 @dataclass(frozen=True)
@@ -194,6 +210,12 @@ class ChatModel:
             try:
                 reply = await self._send(question, asked, server.length_parameter, calls)
             except openai.APIStatusError as error:
+                if question.images and _lacks_vision(error):
+                    said = _cut(self._masked(_said(error)))
+                    raise LanguageModelError(
+                        f"the model {question.model!r} at {self.provider} takes no images: name a "
+                        f"vision model with --model or ENRICH_LLM_MODEL ({said})"
+                    ) from None
                 if _wants_other_length(error) and server.length_parameter == "max_tokens":
                     server.length_parameter = "max_completion_tokens"
                     continue
@@ -315,6 +337,21 @@ def _root_cause(error: BaseException) -> str:
 
 def _wants_other_length(error: openai.APIStatusError) -> bool:
     return error.status_code == 400 and "max_completion_tokens" in str(error.body)
+
+
+# As OpenAI, llama.cpp, vLLM and others put it. One image that is refused is not meant.
+_NO_VISION = re.compile(
+    r"image_url is only supported|not a multi-?modal model|\bmmproj\b|at most 0 image"
+    r"|(?:images?|vision|multi-?modal)(?: inputs?| data)? (?:is|are) not (?:supported|enabled)"
+    r"|not support (?:\w+ )?(?:image|vision|multi-?modal)|no (?:vision|image) (?:support|input)"
+    r"|only (?:supports? )?text\b|text[- ]only|input should be 'text'",
+    re.IGNORECASE,
+)
+
+
+def _lacks_vision(error: openai.APIStatusError) -> bool:
+    """Whether the server says that the model takes no images at all."""
+    return error.status_code not in (401, 403, 429) and bool(_NO_VISION.search(str(error.body)))
 
 
 def _rejects_format(error: openai.APIStatusError, confirmed: bool) -> bool:

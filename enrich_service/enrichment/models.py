@@ -7,10 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, Index, text
-from sqlmodel import Field, SQLModel
+from sqlalchemy import JSON, ColumnElement, Index, text
+from sqlmodel import Field, SQLModel, col, func
 
 from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.enrichment.validators import ENGLISH
 
 
 class RunState(StrEnum):
@@ -35,13 +36,14 @@ class Run(SQLModel, table=True):
     model: str
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
     variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
-    samples: int = 1  # generations per label; sample indices 0 … samples − 1
+    images: str | None = None  # folder of class folders, where images are asked about
+    samples: int = 1  # generations per label or image; sample indices 0 … samples − 1
     concurrency: int = 8
     # A run that would spend more pauses; None is no limit.
     budget_usd: float | None = None
     budget_tokens: int | None = None
     # Counted in the transaction that stores the generation, so that they agree after a kill.
-    total: int = 0  # labels × samples
+    total: int = 0  # labels (or images) × samples
     cached: int = 0  # answered by a generation that another run or request had made
     accepted: int = 0
     rejected: int = 0
@@ -59,6 +61,17 @@ class Run(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class RunText(SQLModel, table=True):
+    """What a run that works on texts, such as a translation, is given for a label."""
+
+    __tablename__ = "run_text"
+
+    run_id: int = Field(foreign_key="run.id", primary_key=True)
+    label_id: int = Field(foreign_key="label.id", primary_key=True)
+    texts: list[str] = Field(sa_type=JSON)
+    generation_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
 
 
 class RunFinding(SQLModel, table=True):
@@ -118,13 +131,16 @@ class Generation(SQLModel, table=True):
     label_id: int | None = Field(default=None, foreign_key="label.id", index=True)
     label_name: str
     label_context: str | None = None
+    image: str | None = None  # CLASS/FILE below the run's folder, where an image was asked about
+    image_hash: str | None = Field(default=None, index=True)  # SHA-256 of its bytes
     run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
     prompt_version_id: int | None = Field(default=None, foreign_key="prompt_version.id")
     dedupe_key: str | None = Field(default=None, index=True)
     sample_index: int = 0
     attempt: int = 1
     calls: int = 1  # requests sent for this answer, transport retries included
-    parent_id: int | None = Field(default=None, foreign_key="generation.id")  # edits
+    # Of an edit or a translation: the text that it stands in for, or was made of.
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")
     provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
     requested_model: str | None = None
     resolved_model: str | None = None
@@ -145,6 +161,17 @@ class Generation(SQLModel, table=True):
     latency_ms: float | None = None
     author: str = ""
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+# The language of a generation's texts, in any query that reads it.
+LANGUAGE: ColumnElement[str] = func.coalesce(
+    col(Generation.variables)["language"].as_string(), ENGLISH
+)
+
+
+def language_of(asked: Generation | Run) -> str:
+    """The language of the texts of a generation, or of a run."""
+    return str(asked.variables.get("language", ENGLISH))
 
 
 class ReviewAction(StrEnum):

@@ -14,10 +14,12 @@ from sqlmodel import Session, col, select
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_text
 from enrich_service.enrichment.models import (
+    LANGUAGE,
     Generation,
     GenerationStatus,
     ReviewAction,
     TextReview,
+    language_of,
 )
 from enrich_service.enrichment.schemas import ReviewView
 
@@ -90,6 +92,8 @@ def _check(session: Session, generation: Generation, action: ReviewAction) -> No
             name=generation.label_name,
             context=generation.label_context,
             label_id=generation.label_id,
+            language=language_of(generation),
+            image_hash=generation.image_hash,
         )
 
 
@@ -99,11 +103,23 @@ def _is(session: Session, generation: Generation, condition: ColumnElement[bool]
 
 
 def check_unlocked(
-    session: Session, *, kind: str, name: str, context: str | None, label_id: int | None
+    session: Session,
+    *,
+    kind: str,
+    name: str,
+    context: str | None,
+    label_id: int | None,
+    language: str,
+    image_hash: str | None,
 ) -> None:
-    """Raise Conflict where the label has a locked text of this kind: no other would be used."""
+    """Raise Conflict where the label, or the image, has a locked text of this kind and language.
+
+    No release that takes texts of the language would use another.
+    """
     same_label = and_(
         col(Generation.kind) == kind,
+        LANGUAGE.is_not_distinct_from(language),
+        col(Generation.image_hash).is_not_distinct_from(image_hash),
         col(Generation.label_name) == name,
         col(Generation.label_context).is_not_distinct_from(context),
     )

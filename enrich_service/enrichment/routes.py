@@ -84,7 +84,7 @@ def create_run(
 ) -> RunView:
     """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
     plan = service.choose(session, body, settings, enricher.model.source)
-    run = service.create_run(session, body, plan, settings.prices)
+    run = service.create_run(session, body, plan, settings.prices, roots=settings.image_roots)
     view = service.run_view(session, run)
     session.commit()
     runs.wake()
@@ -97,7 +97,7 @@ def estimate_run(
 ) -> RunEstimate:
     """Tell how many calls, tokens and dollars a run would take, without asking anything."""
     plan = service.choose(session, body, settings, enricher.model.source)
-    return service.estimate(session, body, plan, settings.prices)
+    return service.estimate(session, body, plan, settings.prices, roots=settings.image_roots)
 
 
 @router.get("/runs", summary="List runs", responses=problems(404))

@@ -12,6 +12,7 @@ from enrich_service.enrichment.models import (
     ReviewAction,
     RunState,
 )
+from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.schemas import PromptKind
 
 _TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
@@ -21,6 +22,7 @@ _GENERATION: dict[str, Any] = {
     "label": "harlequin duck",
     "context": "a bird",
     "label_id": 4,
+    "image": None,
     "kind": "description",
     "text": _TEXT,
     "status": "accepted",
@@ -64,7 +66,7 @@ class Choice(BaseModel):
     ] = 1
     language: Annotated[
         str, Field(max_length=50, description="Language of the answer, if the prompt asks")
-    ] = "English"
+    ] = ENGLISH
 
 
 class NamedLabel(BaseModel):
@@ -169,7 +171,17 @@ class RunCreate(Choice):
     )
 
     label_set: str
-    samples: Annotated[int, Field(ge=1, le=100, description="Generations for each label")] = 1
+    images: Annotated[
+        str | None,
+        Field(
+            max_length=4096,
+            description="Folder with a folder of images for each label, named by its key, on the "
+            "service's machine below ENRICH_IMAGE_ROOTS; for prompts of the kind image_caption",
+        ),
+    ] = None
+    samples: Annotated[
+        int, Field(ge=1, le=100, description="Generations for each label or image")
+    ] = 1
     concurrency: Annotated[int, Field(ge=1, le=1000, description="Calls at one time")] = 16
     budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
     budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
@@ -201,6 +213,7 @@ class RunView(BaseModel):
                     "model": "gpt-4o-mini",
                     "parameters": {"temperature": 0.2},
                     "variables": {"language": "German"},
+                    "images": None,
                     "samples": 1,
                     "concurrency": 16,
                     "budget_usd": 2.5,
@@ -237,13 +250,14 @@ class RunView(BaseModel):
     model: str
     parameters: dict[str, JsonValue]
     variables: dict[str, JsonValue]
+    images: Annotated[str | None, Field(description="Folder of the images that are asked about")]
     samples: int
     concurrency: int
     budget_usd: float | None
     budget_tokens: int | None
     state: RunState
     error: Annotated[str | None, Field(description="Why it ended or paused before its end")]
-    total: Annotated[int, Field(description="Labels × samples")]
+    total: Annotated[int, Field(description="Labels, or images, × samples")]
     done: int
     cached: Annotated[int, Field(description="Had an answer already; nothing was paid")]
     accepted: int
@@ -320,6 +334,7 @@ class LabelTextIn(TextIn):
     )
 
     prompt: str = "visual-description"
+    language: Annotated[str, Field(max_length=50, description="Language of the text")] = ENGLISH
 
 
 class GenerationView(BaseModel):
@@ -331,6 +346,7 @@ class GenerationView(BaseModel):
     label: str
     context: str | None
     label_id: int | None
+    image: Annotated[str | None, Field(description="CLASS/FILE that it is a caption of")]
     kind: PromptKind
     text: str | None
     status: GenerationStatus
@@ -426,6 +442,7 @@ class GenerationDetail(GenerationView):
                     "attributes": {},
                     "parsed": {"description": _TEXT},
                     "raw_reply": '{"description": "The harlequin duck …"}',
+                    "image_hash": None,
                     "prompt_hash": "0c" * 32,
                     "dedupe_key": "1d" * 32,
                     "provider": "https://api.openai.com",
@@ -451,6 +468,7 @@ class GenerationDetail(GenerationView):
     attributes: dict[str, list[str]]
     parsed: dict[str, Any] | None
     raw_reply: str | None
+    image_hash: Annotated[str | None, Field(description="SHA-256 of the image's bytes")]
     prompt_hash: str | None
     dedupe_key: str | None
     provider: str | None

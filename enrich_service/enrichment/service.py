@@ -1,8 +1,9 @@
 """Runs, generations and people's edits: everything about them that needs only a session."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import aliased
@@ -15,8 +16,9 @@ from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
 from enrich_service.enrichment.enricher import Item, Plan, Prices
+from enrich_service.enrichment.images import Roots, checked_folder, images_of, names_of
 from enrich_service.enrichment.ledger import RESULTS
-from enrich_service.enrichment.llm import RESERVED_PARAMETERS
+from enrich_service.enrichment.llm import IMAGE_TOKENS, RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
     Generation,
     GenerationSource,
@@ -24,6 +26,8 @@ from enrich_service.enrichment.models import (
     Run,
     RunFinding,
     RunState,
+    RunText,
+    language_of,
 )
 from enrich_service.enrichment.schemas import (
     Choice,
@@ -35,7 +39,7 @@ from enrich_service.enrichment.schemas import (
     RunEstimate,
     RunView,
 )
-from enrich_service.enrichment.validators import Answer, check
+from enrich_service.enrichment.validators import ENGLISH, Answer, check
 from enrich_service.labels import service as labels
 from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
@@ -47,6 +51,7 @@ DEFAULT_ALIAS = "production"
 UNFINISHED = (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED)
 TOKENS_A_CHARACTER = 0.25  # of English, for prompts that have not been answered yet
 TOKENS_AN_ANSWER = 80
+IMAGES_A_PAGE = 200  # hashed at a time
 
 _States = Mapping[int | None, tuple[bool | None, bool]]  # as `reviews.states` gives them
 _OPINIONS = {
@@ -112,28 +117,88 @@ def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
     return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
 
 
+def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False) -> None:
+    """Raise InvalidInput unless a prompt about images or texts gets some, and no other does."""
+    if plan.rewrites and not texts:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on texts that are there: name a release that has them "
+            "(`enrich release translate RELEASE --language …`)"
+        )
+    if texts and not plan.rewrites:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on no text: name one that speaks of {{{{ texts }}}}, "
+            "such as translation"
+        )
+    if plan.kind == PromptKind.IMAGE_CAPTION and images is None:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} asks about images: start a run with a folder of them "
+            "(`enrich run start LABEL_SET --prompt … --images FOLDER`)"
+        )
+    if plan.kind != PromptKind.IMAGE_CAPTION and images is not None:
+        raise InvalidInput(
+            f"images: prompt {plan.prompt!r} gives a {plan.kind} of a label and looks at no image: "
+            "name a prompt of the kind image_caption, such as image-caption"
+        )
+
+
 # ------------------------------------------------------------------------------------------ runs
 
 
-def create_run(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> Run:
-    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price."""
+@dataclass(frozen=True)
+class SourceText:
+    """What a run is to work on for one label, and the generation that it came from, if known."""
+
+    texts: tuple[str, ...]
+    generation_id: int | None
+
+
+SourceTexts = Mapping[int, SourceText]  # by the id of the label
+
+
+def create_run(
+    session: Session,
+    body: RunCreate,
+    plan: Plan,
+    prices: Prices,
+    *,
+    roots: Roots = (),
+    texts: SourceTexts | None = None,
+) -> Run:
+    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price.
+
+    `roots`: where images may lie (see `images`). `texts`: what to work on; labels without are left
+    out.
+    """
     _check_budget(body.budget_usd, plan.model, prices)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
+    folder, count = _subject(session, label_set, body, plan, roots, texts)
     run = Run(
         label_set_id=label_set.id,
         prompt_version_id=plan.version.id,
         model=plan.model,
         parameters=dict(plan.parameters),
         variables=dict(plan.variables),
+        images=str(folder) if folder else None,
         samples=body.samples,
         concurrency=body.concurrency,
         budget_usd=body.budget_usd,
         budget_tokens=body.budget_tokens,
-        total=_count_labels(session, label_set.id) * body.samples,
+        total=count * body.samples,
         author=body.author,
     )
     session.add(run)
+    session.flush()
+    assert run.id is not None
+    session.add_all(
+        RunText(
+            run_id=run.id,
+            label_id=label_id,
+            texts=list(given.texts),
+            generation_id=given.generation_id,
+        )
+        for label_id, given in (texts or {}).items()
+    )
     session.flush()
     return run
 
@@ -146,9 +211,30 @@ def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
         )
 
 
-def _count_labels(session: Session, label_set_id: int) -> int:
-    counted = select(func.count()).select_from(Label).where(Label.label_set_id == label_set_id)
-    return session.exec(counted).one()
+def _subject(
+    session: Session,
+    label_set: LabelSet,
+    body: RunCreate,
+    plan: Plan,
+    roots: Roots,
+    texts: SourceTexts | None,
+) -> tuple[Path | None, int]:
+    """The folder of images that is asked about, if any, and how many images or labels there are."""
+    check_subject(plan, images=body.images, texts=texts is not None)
+    if texts is not None:
+        return None, len(texts)
+    if body.images is None:
+        counted = select(func.count()).select_from(Label).where(Label.label_set_id == label_set.id)
+        return None, session.exec(counted).one()
+    folder = checked_folder(body.images, roots)
+    keys = [label.key for label in labels.labels_of(session, label_set)]
+    count = sum(len(names_of(folder, key)) for key in keys)
+    if not count:
+        raise InvalidInput(
+            f"images: {body.images} has no image for any label of {label_set.name!r}: name the "
+            f"folder that holds the class folders, such as {keys[0]!r}"
+        )
+    return folder, count
 
 
 def get_run(session: Session, run_id: int) -> Run:
@@ -249,10 +335,45 @@ def _queue_again(session: Session, run: Run) -> Run:
     return run
 
 
+def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTexts:
+    """What a run is to work on for these labels."""
+    rows = session.exec(
+        select(RunText).where(
+            RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in found])
+        )
+    )
+    return {row.label_id: SourceText(tuple(row.texts), row.generation_id) for row in rows}
+
+
 def items_of(
-    session: Session, plan: Plan, found: Sequence[Label | LabelLine], samples: int
+    session: Session,
+    plan: Plan,
+    found: Sequence[Label | LabelLine],
+    samples: int,
+    texts: SourceTexts | None = None,
 ) -> list[Item]:
-    """What a run asks about labels of a label set: each of them `samples` times."""
+    """What a run asks about labels of a label set: each of them `samples` times.
+
+    `texts`: what it works on; labels without are left out.
+    """
+    if texts is not None:
+        given = [
+            (label, texts[label.id])
+            for label in found
+            if label.id is not None and label.id in texts
+        ]
+        return [
+            plan.item(
+                label.name,
+                label.context,
+                sample_index=i,
+                label_id=label.id,
+                texts=source.texts,
+                parent_id=source.generation_id,
+            )
+            for label, source in given
+            for i in range(samples)
+        ]
     near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
     return [
         plan.item(
@@ -267,15 +388,55 @@ def items_of(
     ]
 
 
-def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> RunEstimate:
+def image_items(
+    plan: Plan, label: Item, key: str, folder: Path, roots: Roots, samples: int
+) -> Iterator[list[Item]]:
+    """What a run asks about the images of a label, a page at a time: each of them `samples` times.
+
+    `label`: the item that would ask about the label alone; `key`: its folder. Reads every image.
+    """
+    for page in images_of(folder, key, roots, page=IMAGES_A_PAGE):
+        yield [
+            plan.item(
+                label.name,
+                label.context,
+                sample_index=i,
+                label_id=label.label_id,
+                confusable=label.confusable,
+                image=image,
+            )
+            for image in page
+            for i in range(samples)
+        ]
+
+
+def estimate(
+    session: Session,
+    body: RunCreate,
+    plan: Plan,
+    prices: Prices,
+    *,
+    roots: Roots = (),
+    texts: SourceTexts | None = None,
+) -> RunEstimate:
     """What the run would ask, by the means of earlier runs, or else by the prompt's size.
 
-    The means are over labels, so that what was asked again after a bad answer counts.
+    The means are over labels or images, so that what was asked again after a bad answer counts.
     """
     label_set = labels.get(session, body.label_set)
-    items = items_of(session, plan, labels.lines_of(session, label_set), body.samples)
-    keys = {item.key for item in items}
-    total = len(items)
+    folder, count = _subject(session, label_set, body, plan, roots, texts)
+    found = labels.lines_of(session, label_set)
+    if folder is None:
+        keys = {item.key for item in items_of(session, plan, found, body.samples, texts)}
+    else:
+        about = zip(found, items_of(session, plan, found, 1), strict=True)
+        keys = {
+            item.key
+            for label, item in about
+            for page in image_items(plan, item, label.key, folder, roots, body.samples)
+            for item in page
+        }
+    total = count * body.samples
     to_ask = len(keys) - count_results(session, keys)
     # From the runs' counters: the answers themselves would have to be read one by one.
     seen, prompt_sum, completion_sum = session.exec(
@@ -291,6 +452,7 @@ def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> R
     else:
         size = len(plan.version.system) + len(plan.version.user) + 40
         prompt_mean, completion_mean = size * TOKENS_A_CHARACTER, TOKENS_AN_ANSWER
+        prompt_mean += IMAGE_TOKENS if folder else 0
         basis = "a guess from the length of the prompt: nothing has been answered yet"
     prompt_tokens = round(to_ask * float(prompt_mean))
     completion_tokens = round(to_ask * float(completion_mean))
@@ -308,7 +470,7 @@ def estimate(session: Session, body: RunCreate, plan: Plan, prices: Prices) -> R
 
 @dataclass(frozen=True)
 class Failures:
-    """The labels of a run that got no text for one reason, the first of them by name."""
+    """The labels or images of a run without a text for one reason, the first of them by name."""
 
     reason: str  # the rule that was broken, or what the server said
     labels: int
@@ -318,20 +480,27 @@ class Failures:
 
 
 def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
-    """Why labels of a run have no text, the most frequent reason first.
+    """Why labels or images of a run have no text, the most frequent reason first.
 
-    A call that failed counts until the same question is answered.
+    A call that failed counts until the same question is answered, or the image once it is mended.
     """
     answered = aliased(Generation)
     open_ = and_(
         col(Generation.status) == GenerationStatus.FAILED,
         ~exists().where(
-            col(answered.dedupe_key) == col(Generation.dedupe_key),
+            or_(
+                col(answered.dedupe_key) == col(Generation.dedupe_key),
+                and_(col(answered.run_id) == run_id, col(answered.image) == col(Generation.image)),
+            ),
             col(answered.status).in_(RESULTS),
         ),
     )
     rows = session.exec(
-        select(Generation.label_name, Generation.problems, Generation.id)
+        select(
+            func.coalesce(Generation.image, Generation.label_name),
+            Generation.problems,
+            Generation.id,
+        )
         .where(
             Generation.run_id == run_id,
             or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
@@ -533,7 +702,8 @@ def edit_generation(
         text=text,
         parsed=parsed,
         author=author,
-        parent_id=parent.id,
+        parent=parent,
+        language=language_of(parent),
     )
 
 
@@ -545,21 +715,26 @@ def write_text(
     text: str | None,
     parsed: Mapping[str, Any] | None,
     author: str,
+    language: str = ENGLISH,
 ) -> Generation:
     """A person's own text for a label of a label set."""
     label, _ = labels.label(session, label_id)
     version = _version(session, Choice(prompt=prompt))
+    kind = session.get_one(Prompt, version.prompt_id).kind
+    if kind == PromptKind.IMAGE_CAPTION:
+        raise InvalidInput(f"prompt {prompt!r} is about images: edit the caption of one instead")
     return _write(
         session,
         version=version,
-        kind=session.get_one(Prompt, version.prompt_id).kind,
+        kind=kind,
         label_id=label_id,
         name=label.name,
         context=label.context,
         text=text,
         parsed=parsed,
         author=author,
-        parent_id=None,
+        parent=None,
+        language=check_line("language", language, limit=50),
     )
 
 
@@ -574,14 +749,25 @@ def _write(
     text: str | None,
     parsed: Mapping[str, Any] | None,
     author: str,
-    parent_id: int | None,
+    parent: Generation | None,
+    language: str,
 ) -> Generation:
-    reviews.check_unlocked(session, kind=kind, name=name, context=context, label_id=label_id)
+    reviews.check_unlocked(
+        session,
+        kind=kind,
+        name=name,
+        context=context,
+        label_id=label_id,
+        language=language,
+        image_hash=parent.image_hash if parent else None,
+    )
     content = _content(kind, text, parsed)
     texts = texts_of(kind, content)
     for written in texts:
         check_text("The text", written, limit=20_000)
-    answer = Answer(name, context, kind, raw="", parsed=content, texts=texts, others={})
+    answer = Answer(
+        name, context, kind, raw="", parsed=content, texts=texts, others={}, language=language
+    )
     # A person may say more or less than the prompt asks of a model; only the form must be right.
     form = check([{"rule": "empty"}, {"rule": "control"}], answer)
     if form.problems:
@@ -594,7 +780,10 @@ def _write(
         label_name=name,
         label_context=context,
         prompt_version_id=version.id,
-        parent_id=parent_id,
+        image=parent.image if parent else None,
+        image_hash=parent.image_hash if parent else None,
+        parent_id=parent.id if parent else None,
+        variables={} if language == ENGLISH else {"language": language},
         parsed=content,
         flags=list(check([{"rule": "length"}], answer).flags),
         calls=0,
@@ -618,7 +807,7 @@ def _content(kind: str, text: str | None, parsed: Mapping[str, Any] | None) -> d
         raise InvalidInput(
             'attributes are edited as parsed, e.g. {"parsed": {"shape": "round"}}, not as text'
         )
-    if kind == PromptKind.DESCRIPTION:
+    if kind in (PromptKind.DESCRIPTION, PromptKind.IMAGE_CAPTION):
         return {kind: " ".join(text.split())}
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     if not lines:

@@ -1,17 +1,20 @@
 """`enrich import` and `enrich export`."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
 from sqlmodel import Session
 
 from contract import Release
-from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.console import Json, database, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
-from enrich_service.exchange import class_lists, csv_files, manifest, service
+from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported
 from enrich_service.labels import service as label_service
 from enrich_service.prompts.schemas import PromptKind
@@ -169,13 +172,18 @@ def import_sentences(
     _import_lists(PromptKind.SENTENCES, file, label_set, author, check_texts, json)
 
 
-def _write(lines: Iterable[str], output: Path | None) -> None:
-    if output is None:
-        for line in lines:
-            typer.echo(line, nl=False)
-        return
-    with output.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
+def _write(lines: Iterable[str], output: Path | None) -> int:
+    """Write lines to a file or standard output; how many there were."""
+    count = 0
+    with (
+        nullcontext() if output is None else output.open("w", encoding="utf-8", newline="") as file
+    ):
+        for count, line in enumerate(lines, start=1):  # noqa: B007 - the last number is wanted
+            if file is None:
+                typer.echo(line, nl=False)
+            else:
+                file.write(line)
+    return count
 
 
 @export_app.command("jsonl")
@@ -247,6 +255,23 @@ def export_sentences(release: ReleaseName, output: Target = None) -> None:
     """Write the sentences of a release as JSON, as CuPL has it."""
     with read_session() as session:
         _write([class_lists.written(class_lists.sentences(_release(session, release)))], output)
+
+
+@export_app.command("captions")
+def export_captions(
+    run_id: Annotated[int, typer.Argument(help="A run over images.")], output: Target = None
+) -> None:
+    """Write captions of images as training with L_cap reads them: one JSON object a line."""
+    with database() as engine:
+        total, lines = captions.caption_lines(engine, run_id, None)
+        bar = track(lines, "captions", total, console=Console(stderr=True), transient=True)
+        written = _write(bar, output)
+    if written < total:
+        typer.echo(
+            f"enrich: {total - written} of {total} have no caption: `enrich run resume {run_id}` "
+            "asks for what is missing",
+            err=True,
+        )
 
 
 @export_app.command("release")

@@ -9,10 +9,16 @@ from sqlalchemy import Engine
 
 from contract import Release
 from enrich_service.core.database import reading
-from enrich_service.core.dependencies import EngineDep, Id, ReadSession, WriteSession
+from enrich_service.core.dependencies import (
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.problems import problems
-from enrich_service.exchange import class_lists, csv_files, manifest, service
+from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.labels import service as label_service
 from enrich_service.prompts.schemas import PromptKind
@@ -196,6 +202,25 @@ def export_sentences(release_id: Id, session: ReadSession) -> dict[str, list[str
 def export_release_csv(release_id: Id, session: ReadSession) -> StreamingResponse:
     """The texts of a release, a label a line."""
     return _download(csv_files.release_csv(_release(session, release_id)), "release.csv")
+
+
+@router.get(
+    "/runs/{run_id}/captions.jsonl",
+    summary="Captions of images",
+    response_class=StreamingResponse,
+    responses=problems(404, 409)
+    | {
+        200: {
+            "description": "One JSON object a line, as training with L_cap reads them",
+            "content": {NDJSON: {"example": '{"image":"n1/12.jpg","caption":"A teal …"}\n'}},
+        }
+    },
+)
+def export_captions(run_id: Id, engine: EngineDep, settings: SettingsDep) -> StreamingResponse:
+    """The captions of the images that a run asked about, those of earlier runs too."""
+    _, lines = captions.caption_lines(engine, run_id, settings.image_roots)
+    headers = {"Content-Disposition": 'attachment; filename="captions.jsonl"'}
+    return StreamingResponse(lines, media_type=NDJSON, headers=headers)
 
 
 @router.get(

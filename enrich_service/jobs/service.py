@@ -19,7 +19,7 @@ from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, LeaseLost, NotFound, UserError
 from enrich_service.core.text import check_line, check_text
 from enrich_service.enrichment import service as runs
-from enrich_service.enrichment.models import Run, RunState
+from enrich_service.enrichment.models import Run, RunState, language_of
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import EventIn
 from enrich_service.releases import service as release_service
@@ -249,6 +249,7 @@ def _release_of(session: Session, run: Run) -> int | None:
         label_set=seen.label_set,
         name=f"run-{run.id}",
         sources=[source],
+        languages=[language_of(run)],
         message=f"What run {run.id} gave",
     )
     return row.id

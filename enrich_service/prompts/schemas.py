@@ -8,12 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class PromptKind(StrEnum):
-    """Which field of a release the answers fill."""
+    """Which field of a release the answers fill; captions of images go into a file of their own."""
 
     DESCRIPTION = "description"
     ATTRIBUTES = "attributes"
     SENTENCES = "sentences"
     CAPTIONS = "captions"
+    IMAGE_CAPTION = "image_caption"
+
+
+RELEASED_KINDS = tuple(kind for kind in PromptKind if kind is not PromptKind.IMAGE_CAPTION)
 
 
 _CONTENT: dict[str, Any] = {

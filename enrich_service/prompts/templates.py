@@ -21,6 +21,7 @@ VARIABLES: Mapping[str, tuple[Any, str]] = {
     "label": ("", "name of the class"),
     "context": (None, "what kind of thing it is, e.g. 'a bird species'; may be none"),
     "labels": ((), "names of the labels that are most easily confused with it"),
+    "texts": ((), "texts of the label to work on, such as to translate"),
     "n": (1, "how many sentences or captions are asked for"),
     "language": ("English", "language of the answer"),
     "problems": ((), "what was wrong with the answer before; empty at first"),

@@ -3,9 +3,15 @@
 from typing import Annotated
 
 import typer
+from sqlmodel import Session
 
-from enrich_service.core.console import Json, read_session, show, write_session
-from enrich_service.releases import service
+from enrich_service.core.console import Json, load_settings, read_session, show, write_session
+from enrich_service.enrichment import service as enrichment
+from enrich_service.enrichment.commands import Alias, Model, Version, carry_out, request
+from enrich_service.enrichment.models import GenerationSource, Run
+from enrich_service.enrichment.schemas import RunEstimate
+from enrich_service.releases import service, translations
+from enrich_service.releases.schemas import TranslationCreate
 
 app = typer.Typer(no_args_is_help=True, help="Releases: frozen texts for every label.")
 
@@ -17,6 +23,10 @@ def create(
     source: Annotated[
         list[str] | None,
         typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; several fill several fields."),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language of the texts; of several, the first that has one wins."),
     ] = None,
     message: Annotated[str, typer.Option(help="Why this release exists.")] = "",
     author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
@@ -35,6 +45,7 @@ def create(
             label_set=label_set,
             name=name,
             sources=[service.parse_source(given) for given in source or ()],
+            languages=language or (),
             message=message,
             author=author,
             allow_missing=allow_missing,
@@ -42,6 +53,50 @@ def create(
         )
         view = service.view(session, row)
     show(view, json=json)
+
+
+@app.command()
+def translate(
+    release: Annotated[str, typer.Argument(help="Name or id.")],
+    language: Annotated[str, typer.Option(help="Language of the new texts.")],
+    prompt: Annotated[str, typer.Option(help="A prompt that reads {{ texts }}.")] = "translation",
+    version: Version = None,
+    alias: Alias = None,
+    model: Model = None,
+    concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
+    budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
+    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Translate the texts of a release, in a run like any other. Ctrl-C pauses.
+
+    `enrich release create … --source translation@production --language …` freezes what it gave.
+    """
+    settings = load_settings()
+    body = request(
+        TranslationCreate,
+        prompt=prompt,
+        version=version,
+        alias=alias,
+        model=model,
+        language=language,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        author=author,
+    )
+
+    def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
+        release_id = service.named(session, release)
+        found = translations.prepared(session, release_id, body, settings, source)
+        make = enrichment.estimate if estimate else enrichment.create_run
+        return make(session, found.body, found.plan, settings.prices, texts=found.texts)
+
+    carry_out(settings, begin, estimate=estimate, json=json)
 
 
 @app.command("list")

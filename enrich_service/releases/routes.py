@@ -5,10 +5,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Response
 
 from contract import Release
-from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
+from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.problems import problems
-from enrich_service.releases import service
-from enrich_service.releases.schemas import RELEASE_EXAMPLE, ReleaseCreate, ReleaseDiff, ReleaseView
+from enrich_service.enrichment import service as runs_service
+from enrich_service.enrichment.routes import EnricherDep, RunsDep
+from enrich_service.enrichment.schemas import RunView
+from enrich_service.releases import service, translations
+from enrich_service.releases.schemas import (
+    RELEASE_EXAMPLE,
+    ReleaseCreate,
+    ReleaseDiff,
+    ReleaseView,
+    TranslationCreate,
+)
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 
@@ -28,6 +37,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
         label_set=body.label_set,
         name=body.name,
         sources=body.sources,
+        languages=body.languages,
         message=body.message,
         author=body.author,
         allow_missing=body.allow_missing,
@@ -89,6 +99,34 @@ def read_release(
     if body is None:
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)
+
+
+@router.post(
+    "/{release_id}/translations",
+    status_code=201,
+    summary="Translate a release",
+    responses=problems(404, 409),
+)
+def translate_release(
+    release_id: Id,
+    body: TranslationCreate,
+    session: WriteSession,
+    settings: SettingsDep,
+    enricher: EnricherDep,
+    runs: RunsDep,
+) -> RunView:
+    """Queue a run that translates the texts of a release; each new text knows the old one.
+
+    A release of the prompt and the language then freezes what it gave.
+    """
+    found = translations.prepared(session, release_id, body, settings, enricher.model.source)
+    run = runs_service.create_run(
+        session, found.body, found.plan, settings.prices, texts=found.texts
+    )
+    view = runs_service.run_view(session, run)
+    session.commit()
+    runs.wake()
+    return view
 
 
 @router.get("/{release_id}/diff", summary="Compare two releases", responses=problems(404))

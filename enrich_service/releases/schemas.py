@@ -5,6 +5,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from enrich_service.enrichment.schemas import Choice
+
 _SUMMARY: dict[str, Any] = {
     "id": 1,
     "name": "ducks-1",
@@ -90,6 +92,14 @@ class ReleaseCreate(BaseModel):
     label_set: str
     name: str
     sources: Annotated[list[ReleaseSource], Field(max_length=20)] = []
+    languages: Annotated[
+        list[str],
+        Field(
+            max_length=20,
+            description="Languages of the texts; the first that has one for a label wins. Absent: "
+            "the only one there is; a release never mixes languages that it does not name",
+        ),
+    ] = []
     message: str = ""
     author: str = ""
     allow_missing: Annotated[
@@ -98,6 +108,23 @@ class ReleaseCreate(BaseModel):
     approved_only: Annotated[
         bool, Field(description="Take only texts that a person approved or locked")
     ] = False
+
+
+class TranslationCreate(Choice):
+    """A run over the texts of a release, such as their translation into another language."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"language": "German", "author": "ada"}]}
+    )
+
+    prompt: Annotated[str, Field(description="A prompt that reads {{ texts }}")] = "translation"
+    language: Annotated[str, Field(max_length=50, description="Language of the new texts")]
+    concurrency: Annotated[int, Field(ge=1, le=1000, description="Calls at one time")] = 16
+    budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
+    budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
+        None
+    )
+    author: Annotated[str, Field(max_length=200)] = ""
 
 
 class ReleaseView(BaseModel):

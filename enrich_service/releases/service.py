@@ -7,6 +7,8 @@ Which text a label gets, for each field that is asked for:
    over the samples, in their order);
 4. else the newest imported text.
 Texts that a person rejected are never taken; where only approved ones are asked for, no others are.
+All of it holds within one language: of several that a release names, the first that has a text
+for a label wins, and where none is named and there are several, the release is refused.
 A generation belongs to a label by its id, or, where it was made for no label set or another one,
 by the label's name and context: a text that was paid for once serves every label set.
 """
@@ -23,15 +25,20 @@ from sqlmodel import Session, col, select
 
 from contract import Release, ReleaseLabel, TextSource, release_hash
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
-from enrich_service.core.text import check_name, check_text, shortened
+from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.models import (
+    LANGUAGE,
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+)
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Prompt, PromptVersion
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import RELEASED_KINDS, PromptKind
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import LabelChange, ReleaseDiff, ReleaseSource, ReleaseView
 
@@ -56,6 +63,7 @@ def create(
     label_set: str,
     name: str,
     sources: Sequence[ReleaseSource] = (),
+    languages: Sequence[str] = (),
     message: str = "",
     author: str = "",
     allow_missing: bool = False,
@@ -63,23 +71,40 @@ def create(
 ) -> tuple[ReleaseRow, bool]:
     """Freeze a release, and say whether it is new: name and texts of an old one give that again.
 
-    Raises Conflict where a label has no text, or the name belongs to other texts.
+    Raises Conflict where a label has no text, the texts are in several languages and none is
+    named, or the name belongs to other texts.
     """
+    wanted = [check_line("A language", one, limit=50) for one in languages]
     chosen = label_service.get(session, label_set)
     labels = label_service.labels_of(session, chosen)
     asked = [_resolved(session, source) for source in sources]
-    asked = asked or [_Asked(kind) for kind in PromptKind]
+    asked = asked or [_Asked(kind) for kind in RELEASED_KINDS]
+    if images := [
+        one.prompt.name for one in asked if one.prompt and one.kind not in RELEASED_KINDS
+    ]:
+        raise InvalidInput(
+            f"sources: {images[0]!r} writes captions of images, which no release holds: "
+            "`enrich export captions` writes them to a file for training"
+        )
     texts: dict[int, dict[str, Any]] = defaultdict(dict)
     origins: dict[tuple[int, str], list[TextSource]] = {}
+    spoken: dict[str, str] = {}  # case does not make another language
     for want in asked:
-        found = _choose(session, chosen, want, approved_only=approved_only)
-        for label_id, (value, origin) in found.items():
-            if want.kind not in texts[label_id]:  # the first source that has a text wins
-                texts[label_id][want.kind] = value
-                origins[label_id, want.kind] = origin
+        candidates = _candidates(session, chosen, want, approved_only=approved_only)
+        spoken |= {row.language.casefold(): row.language for row in candidates}
+        for found in _by_language(want.kind, candidates, wanted):
+            for label_id, (value, origin) in found.items():
+                if want.kind not in texts[label_id]:  # the first source that has a text wins
+                    texts[label_id][want.kind] = value
+                    origins[label_id, want.kind] = origin
+    if not wanted and len(spoken) > 1:
+        raise Conflict(
+            f"The texts are in several languages ({', '.join(sorted(spoken.values()))}): name "
+            f'the one to take, e.g. "languages": ["{min(spoken.values())}"], or --language.'
+        )
     if not allow_missing:
         kinds = [want.kind for want in asked] if sources else []
-        _demand_texts(labels, texts, kinds, approved_only=approved_only)
+        _demand_texts(labels, texts, kinds, wanted, approved_only=approved_only)
     frozen = tuple(
         ReleaseLabel(
             key=label.key, name=label.name, context=label.context, **texts.get(_id(label), {})
@@ -138,6 +163,7 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(PromptVersion.number).label("prompt_version"),
     col(PromptVersion.content_hash).label("prompt_hash"),
     reviews.LOCKED.label("locked"),
+    LANGUAGE.label("language"),
 )
 SAME_LABEL = and_(
     col(Generation.label_name) == col(Label.name),
@@ -153,7 +179,7 @@ def _candidates(
     *,
     approved_only: bool,
     only: Sequence[int] | None = None,
-) -> Iterable[Row[Any]]:
+) -> Sequence[Row[Any]]:
     """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
     human = and_(
         or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
@@ -185,31 +211,39 @@ def _candidates(
         query = query.where(reviews.APPROVED)
     if only is not None:
         query = query.where(col(Label.id).in_(only))
-    return session.execute(query)
+    return session.execute(query).all()
 
 
 def current(
     session: Session, label_set: LabelSet, source: ReleaseSource, only: Sequence[int]
 ) -> dict[int, tuple[Any, list[TextSource]]]:
-    """What a release from `source` would take now for the labels with these ids, and from where."""
+    """What a release from `source` would take now for the labels with these ids, and from where.
+
+    In whatever language: the newest text is shown.
+    """
     want = _resolved(session, source)
-    return _choose(session, label_set, want, approved_only=False, only=only)
+    candidates = _candidates(session, label_set, want, approved_only=False, only=only)
+    return _choose(want.kind, candidates)
 
 
-def _choose(
-    session: Session,
-    label_set: LabelSet,
-    want: _Asked,
-    *,
-    approved_only: bool,
-    only: Sequence[int] | None = None,
-) -> dict[int, tuple[Any, list[TextSource]]]:
-    """For each label that has one, the chosen text of `want` and where it came from."""
+def _by_language(
+    kind: str, candidates: Sequence[Row[Any]], languages: Sequence[str]
+) -> Iterable[dict[int, tuple[Any, list[TextSource]]]]:
+    """What is chosen in each of `languages` in turn; without any, of all candidates."""
+    if not languages:
+        yield _choose(kind, candidates)
+    for wanted in languages:
+        spoken = wanted.casefold()
+        yield _choose(kind, [row for row in candidates if row.language.casefold() == spoken])
+
+
+def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, list[TextSource]]]:
+    """For each label that has one, the chosen text of `kind` and where it came from."""
     locked: dict[int, Row[Any]] = {}
     edits: dict[int, Row[Any]] = {}
     imports: dict[int, Row[Any]] = {}
     samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
-    for row in _candidates(session, label_set, want, approved_only=approved_only, only=only):
+    for row in candidates:
         if row.locked and row.of_label in (None, row.for_label):
             locked[row.for_label] = row
         elif row.source == GenerationSource.PERSON or (
@@ -230,13 +264,13 @@ def _choose(
             rows = [edits[label_id]]
         elif label_id not in samples:
             rows = [imports[label_id]]
-        elif want.kind in _UNION_KINDS:
+        elif kind in _UNION_KINDS:
             rows = [row for _, row in sorted(samples[label_id].items())]
         else:
             rows = [list(samples[label_id].values())[-1]]
-        value = _field_value(want.kind, [row.parsed or {} for row in rows])
+        value = _field_value(kind, [row.parsed or {} for row in rows])
         if value:
-            chosen[label_id] = (value, [_cited(want.kind, row) for row in rows])
+            chosen[label_id] = (value, [_cited(kind, row) for row in rows])
     return chosen
 
 
@@ -269,6 +303,7 @@ def _cited(field: str, row: Row[Any]) -> TextSource:
         resolved_model=row.resolved_model,
         author=row.author or None,
         created_at=row.created_at,
+        language=row.language,
     )
 
 
@@ -276,9 +311,11 @@ def _demand_texts(
     labels: Sequence[Label],
     texts: dict[int, dict[str, Any]],
     kinds: Sequence[str],
+    languages: Sequence[str],
     *,
     approved_only: bool,
 ) -> None:
+    spoken = f" in {' or '.join(languages)}" if languages else ""
     for kind in dict.fromkeys(kinds) or (None,):
         missing = [
             label.name
@@ -291,7 +328,7 @@ def _demand_texts(
             what = f"approved {kind or 'text'}" if approved_only else kind or "text"
             remedy = "Approve" if approved_only else "Run the prompt for them, write or import"
             raise Conflict(
-                f"{len(missing)} of {len(labels)} labels have no {what}: {named}{more}. "
+                f"{len(missing)} of {len(labels)} labels have no {what}{spoken}: {named}{more}. "
                 f'{remedy} texts, or say "allow_missing": true.'
             )
 

@@ -83,9 +83,11 @@ def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
     version = PromptVersion(prompt_id=0, number=0, content_hash=digest, **content)
     name = body.against.prompt if body.against else "playground"
     choice = Choice(model=body.model, parameters=body.parameters)
-    return service.plan_with(
+    plan = service.plan_with(
         name, body.kind, version, choice, enricher.settings, enricher.model.source
     )
+    service.check_subject(plan)
+    return plan
 
 
 def _look_up(enricher: Enricher, saved: VersionName) -> None:

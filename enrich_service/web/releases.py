@@ -14,7 +14,7 @@ from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
-from enrich_service.prompts.schemas import DiffRow
+from enrich_service.prompts.schemas import RELEASED_KINDS, DiffRow
 from enrich_service.releases import service
 from enrich_service.releases.schemas import LabelChange, ReleaseCreate, ReleaseSource
 from enrich_service.web.forms import Form, SentForm, done, fitting
@@ -54,7 +54,8 @@ def choose_release(
 def _form(
     request: Request, session: Session, given: Form, error: UserError | None = None
 ) -> HTMLResponse:
-    prompts = prompt_service.listing(session, limit=None)
+    listed = prompt_service.listing(session, limit=None)
+    prompts = [one for one in listed if one.kind in RELEASED_KINDS]
     chosen = {one.name: given.get(f"from {one.name}", "") for one in prompts}
     default = next((one for one in prompts if one.name == _DEFAULT_PROMPT), None)
     if error is None and default is not None:
@@ -83,6 +84,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                 {key: form[key] for key in kept if key in form}
                 | {
                     "sources": _sources(form),
+                    "languages": [form["language"]] if form.get("language") else [],
                     "allow_missing": form.ticked("allow_missing"),
                     "approved_only": form.ticked("approved_only"),
                 },
@@ -92,6 +94,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                 label_set=body.label_set,
                 name=body.name,
                 sources=body.sources,
+                languages=body.languages,
                 message=body.message,
                 author=body.author,
                 allow_missing=body.allow_missing,

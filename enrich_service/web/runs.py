@@ -28,6 +28,7 @@ from enrich_service.enrichment.routes import PROGRESS_SECONDS, EnricherDep, Runs
 from enrich_service.enrichment.schemas import RunCreate, RunResume, RunView
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
+from enrich_service.prompts.schemas import RELEASED_KINDS
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page, render
 
@@ -88,6 +89,7 @@ def _form(
     error: UserError | None = None,
 ) -> HTMLResponse:
     estimate = None
+    listed = prompt_service.listing(session, limit=None)
     if error is None and "label_set" in given and "prompt" in given:
         try:
             body = fitting(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
@@ -104,7 +106,7 @@ def _form(
         estimate=estimate,
         chosen={name: given[name] for name in _CHOSEN if name in given},
         label_sets=label_service.listing(session, limit=None),
-        prompts=prompt_service.listing(session, limit=None),
+        prompts=[one for one in listed if one.kind in RELEASED_KINDS],  # the rest needs a folder
         default_model=settings.llm_model,
     )
 

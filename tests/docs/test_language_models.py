@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
@@ -30,6 +31,10 @@ def shell(tmp_path, monkeypatch):
     """Do what lines of a shell say (`export` and `enrich`); gives all that they print."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    for key in ("harlequin_duck", "surf_scoter"):
+        folder = tmp_path / "photos" / "train" / key
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), "black" if key == "surf_scoter" else "blue").save(folder / "1.png")
     for name, text in blocks("json"):
         (tmp_path / name).write_text(text, "utf-8")
 
@@ -77,11 +82,8 @@ def test_the_enrich_commands_beside_foreign_ones_run_too(shell, text):
 
 def test_the_variables_that_the_page_names_are_settings():
     named = set(re.findall(r"\b(?:ENRICH|OPENAI)_[A-Z_]+", PAGE))
-    known = {
-        name
-        for field in ("llm_url", "llm_api_key", "llm_model", "llm_concurrency", "prices")
-        for name in environment_names(field)
-    }
+    fields = ("llm_url", "llm_api_key", "llm_model", "llm_concurrency", "prices", "image_roots")
+    known = {name for field in fields for name in environment_names(field)}
     assert named == known
 
 

@@ -18,6 +18,7 @@ from enrich_service.enrichment.models import (
     GenerationSource,
     GenerationStatus,
     ReviewAction,
+    language_of,
 )
 from enrich_service.jobs import service as jobs
 from enrich_service.labels import service as labels
@@ -94,6 +95,29 @@ def test_every_step_down_and_up_again_keeps_the_rows_of_the_tables_that_stay(eng
     with reading(engine) as session:
         texts = [generation.parsed for generation in session.exec(select(Generation)).all()]
         assert texts[0] == {"description": "A mallard with ünïcode"}
+
+
+def test_edits_of_an_older_service_get_the_language_of_what_they_stand_in_for(engine):
+    command.downgrade(alembic_config(engine), "0006")
+    insert = text(
+        "INSERT INTO generation (id, source, status, kind, label_name, parent_id, variables, "
+        "sample_index, attempt, calls, parameters, messages, problems, flags, author, created_at) "
+        "VALUES (:id, :source, 'accepted', 'description', 'teal', :parent, :variables, "
+        "0, 1, 1, '{}', '[]', '[]', '[]', '', '2026-01-02 03:04:05')"
+    )
+    german = '{"language": "German", "n": 2}'
+    rows = [(1, "model", None, german), (2, "model", None, "{}")]
+    rows += [(3, "person", 1, "{}"), (4, "person", 3, "{}"), (5, "person", 2, "{}")]
+    with writing(engine) as session:
+        for id, source, parent, variables in rows:
+            values = {"id": id, "source": source, "parent": parent, "variables": variables}
+            session.execute(insert, values)
+    command.upgrade(alembic_config(engine), "head")
+    with reading(engine) as session:
+        found = session.exec(select(Generation).order_by(Generation.id)).all()
+    assert [language_of(one) for one in found] == ["German", "English"] + ["German"] * 2 + [
+        "English"
+    ]
 
 
 USERS = {"label_set", "label", "generation", "release", "job", "job_event"}

@@ -1,5 +1,6 @@
 """A service that asks the local language-model server, both real and both new for each test."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from enrich_service.cli import app
 from enrich_service.core.settings import Settings
 from tests.conftest import running
 from tests.llm_server import LlmServer
@@ -43,6 +46,21 @@ def connect(model: LlmServer, tmp_path: Path) -> Iterator[Callable[..., httpx.Cl
 @pytest.fixture
 def client(connect: Callable[..., httpx.Client]) -> httpx.Client:
     return connect()
+
+
+@pytest.fixture
+def enrich(tmp_path, monkeypatch, model):
+    """Run `enrich` on an empty data folder with the local model; gives the finished call."""
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+    monkeypatch.setenv("ENRICH_LLM_MODEL", "small")
+    monkeypatch.setenv("ENRICH_PRICES", '{"small": [1, 10]}')
+    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def data_of(call):
+    assert call.exit_code == 0, call.output
+    return json.loads(call.stdout)
 
 
 def add_labels(client: httpx.Client, names: list[str], label_set: str = "birds") -> None:

@@ -5,27 +5,11 @@ import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from enrich_service.cli import app
 from tests.llm_server import Answer
+from tests.service.enrichment.conftest import data_of
 
 REPLY = json.dumps({"description": "The teal has a green stripe behind its eye and grey flanks."})
-
-
-@pytest.fixture
-def enrich(tmp_path, monkeypatch, model):
-    """Run `enrich` on an empty data folder with the local model; gives the finished call."""
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("OPENAI_BASE_URL", model.url)
-    monkeypatch.setenv("ENRICH_LLM_MODEL", "small")
-    monkeypatch.setenv("ENRICH_PRICES", '{"small": [1, 10]}')
-    return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-def data_of(call):
-    assert call.exit_code == 0, call.output
-    return json.loads(call.stdout)
 
 
 def birds(n):

@@ -29,7 +29,8 @@ def test_the_papers_prompts_and_three_lists_are_there_and_found_by_tag(client):
     assert {name: found[name]["kind"] for name in KINDS} == KINDS
     paper = client.get("/v1/prompts", params={"tag": "paper"}).json()
     assert {one["name"] for one in paper} == {"standard", "succinct", "detailed", "distinct"}
-    for name in KINDS:
+    assert found["image-caption"]["kind"] == "image_caption"
+    for name in (*KINDS, "image-caption"):
         assert found[name]["aliases"][0]["name"] == "production"
 
 

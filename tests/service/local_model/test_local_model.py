@@ -7,12 +7,14 @@ import sys
 
 import httpx
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
 from enrich_service.core.settings import Settings
 from enrich_service.local_model import server
 from tests.conftest import running
+from tests.service.enrichment.conftest import wait_for
 
 SMALL = {
     "name": "small",
@@ -83,6 +85,26 @@ def test_names_are_described_with_real_tokens_and_released(local, tmp_path):
             "/v1/releases", json={"label_set": "two", "name": "r", "sources": [source]}
         )
         assert release.status_code == 201
+
+
+@pytest.mark.local_llm
+def test_a_real_server_that_sees_nothing_is_told_in_one_line(local, tmp_path):
+    folder = tmp_path / "photos" / "teal"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (20, 20), (number, 80, 80)).save(folder / f"{number}.png")
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        llm_url=local["url"],
+        llm_model=local["model"],
+        image_roots=(tmp_path,),
+    )
+    with running(settings) as url, httpx.Client(base_url=url, timeout=60) as client:
+        client.post("/v1/label-sets", json={"name": "one", "labels": [{"name": "teal"}]})
+        body = {"label_set": "one", "prompt": "image-caption", "images": str(folder.parent)}
+        run = wait_for(client, client.post("/v1/runs", json=body).json()["id"])
+    assert (run["state"], run["accepted"]) == ("failed", 0)
+    assert "takes no images: name a vision model" in run["error"]
 
 
 @pytest.mark.local_llm

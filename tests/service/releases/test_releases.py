@@ -4,7 +4,14 @@ from sqlalchemy import insert
 from contract import Release, release_hash
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, NotFound
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment import service as enrichment
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    ReviewAction,
+)
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
@@ -184,6 +191,69 @@ def test_only_texts_of_one_model_can_be_asked_for(world):
         sources=[ReleaseSource(prompt="my-description", version=1, model="a")],
     )
     assert [one.description for one in releases.parsed(row).labels] == ["mallard by a", "teal by a"]
+
+
+GERMAN = {"language": "German"}
+
+
+def test_texts_of_two_languages_never_hide_each_other(world):
+    for name in ("mallard", "teal"):
+        world.says(name, f"{name}, auf Deutsch", variables=GERMAN)
+    assert world.texts("only-german") == ["mallard, auf Deutsch", "teal, auf Deutsch"]
+    world.says("mallard", "mallard, in English")
+    with pytest.raises(Conflict, match=r'\(English, German\): .* "languages": \["English"\]'):
+        world.release()
+    german, _ = world.release(languages=["german"])
+    assert [one.description for one in german.labels] == [
+        "mallard, auf Deutsch",
+        "teal, auf Deutsch",
+    ]
+    assert {source.language for source in german.sources} == {"German"}
+    with pytest.raises(Conflict, match="1 of 2 labels have no description in English: 'teal'"):
+        world.release("english", languages=["English"])
+    assert world.texts("both", languages=["English", "German"]) == [
+        "mallard, in English",
+        "teal, auf Deutsch",
+    ]
+
+
+def test_languages_of_different_fields_are_not_mixed_either(world):
+    for name in ("mallard", "teal"):
+        world.says(name, f"{name} in English")
+        world.says(name, [f"{name}, auf Deutsch"], kind="captions", variables=GERMAN)
+    with pytest.raises(Conflict, match="English, German"):
+        world.release(sources=["description@1", "captions@1"])
+
+
+def test_a_persons_text_wins_in_its_own_language_alone(world):
+    made = world.says("mallard", "auf Deutsch", variables=GERMAN)
+    world.says("mallard", "in English")
+    edit = enrichment.edit_generation(world.session, made, text="besser", parsed=None, author="ada")
+    assert edit.variables == GERMAN
+    reviews.review(world.session, [edit.id], ReviewAction.LOCK)
+    written = enrichment.write_text(
+        world.session,
+        world.ids["teal"],
+        prompt="my-description",
+        text="von Hand",
+        parsed=None,
+        author="ada",
+        language="German",
+    )
+    assert written.variables == GERMAN
+    assert world.texts("g", languages=["German"]) == ["besser", "von Hand"]
+    assert world.texts("e", languages=["English"], allow_missing=True) == ["in English", None]
+    with pytest.raises(Conflict, match="locked"):
+        enrichment.edit_generation(world.session, made, text="noch", parsed=None, author="")
+    english = enrichment.write_text(
+        world.session,
+        world.ids["mallard"],
+        prompt="my-description",
+        text="by hand",
+        parsed=None,
+        author="",
+    )
+    assert english.variables == {}
 
 
 def test_the_same_texts_have_the_same_hash_under_any_name(world):

@@ -1,0 +1,126 @@
+"""Images that a vision model is asked about: where they lie, and what is sent of them.
+
+Notable:
+- An image is known by the hash of its bytes, so that a renamed folder asks nothing again. Hashing
+  reads a file once; only an image that has no caption yet is read again and decoded.
+- What is sent is small: the longest side has `SIDE` pixels at most. A vision model sees no more of
+  a photo without being paid for it, and a request of 100 images a second stays within a few MB.
+"""
+
+import base64
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from contract import IMAGE_SUFFIXES
+from enrich_service.core.errors import InvalidInput, UnreadableImage
+
+SIDE: Final = 512  # pixels of the longest side, as sent
+QUALITY: Final = 85  # of the JPEG, out of 95
+_MOST_PIXELS: Final = 100_000_000  # of the file; a small file may claim to be huge
+
+Roots = Sequence[Path] | None  # folders that images may lie in; None: anywhere
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image of a class; `name` is CLASS/FILE. `problem`: why it cannot be read, if so."""
+
+    name: str
+    path: Path
+    hash: str  # SHA-256 of its bytes; of its name where they cannot be read
+    problem: str | None = None
+
+
+def checked_folder(given: str, roots: Roots) -> Path:
+    """The folder of class folders that was `given`. Raises InvalidInput unless it may be read."""
+    folder = Path(given).absolute()
+    if roots is not None and not _is_inside(folder, roots):
+        if not roots:
+            raise InvalidInput(
+                "images: the service may read no images: set ENRICH_IMAGE_ROOTS to the folders "
+                "that they lie in, or use `enrich run start --images`"
+            )
+        raise InvalidInput(
+            f"images: {given} is not below {' or '.join(map(str, roots))}: put the images there, "
+            "or name their folder in ENRICH_IMAGE_ROOTS"
+        )
+    if not folder.is_dir():
+        raise InvalidInput(f"images: there is no folder {given}")
+    return folder
+
+
+def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether `path` lies in a root, wherever its links lead."""
+    return any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+
+
+def names_of(folder: Path, key: str) -> list[str]:
+    """The images of the class `key`, as CLASS/FILE, sorted; none where it has no folder."""
+    found = []
+    for inner, _, files in os.walk(folder / key):
+        below = Path(inner).relative_to(folder).as_posix()
+        found += [f"{below}/{f}" for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
+def images_of(folder: Path, key: str, roots: Roots, *, page: int) -> Iterator[list[ImageFile]]:
+    """The hashed images of the class `key`, `page` at a time."""
+    names = names_of(folder, key)
+    for start in range(0, len(names), page):
+        yield [_hashed(folder, name, roots) for name in names[start : start + page]]
+
+
+def _hashed(folder: Path, name: str, roots: Roots) -> ImageFile:
+    path = folder / name
+    problem = None
+    if roots is not None and not _is_inside(path, roots):
+        problem = "its link leads out of the folder"
+    else:
+        try:
+            with path.open("rb") as file:
+                if not file.seek(0, os.SEEK_END):
+                    raise OSError(0, "it is empty")  # many may be, and each is to be named
+                file.seek(0)
+                return ImageFile(name, path, hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            problem = str(error.strerror)
+    return ImageFile(name, path, hashlib.sha256(name.encode()).hexdigest(), problem)
+
+
+def data_url(image: ImageFile) -> str:
+    """The image as it is sent: a JPEG of at most `SIDE` pixels a side, upright, in RGB.
+
+    Raises:
+        UnreadableImage: it is gone, cut off, no image, too large, or no longer what was hashed.
+    """
+    if image.problem is not None:
+        raise UnreadableImage(image.name, image.problem)
+    try:
+        data = image.path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != image.hash:
+            raise UnreadableImage(image.name, "it was changed while the run went on")
+        with Image.open(BytesIO(data)) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                size = f"{opened.width} × {opened.height}"
+                raise UnreadableImage(image.name, f"{size} pixels are too many")
+            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
+            small = ImageOps.exif_transpose(opened).convert("RGB")
+            small.thumbnail((SIDE, SIDE))
+    except UnidentifiedImageError:
+        raise UnreadableImage(image.name, "it is no image") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise UnreadableImage(image.name, " ".join(said.split())) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImage(image.name, "it has too many pixels") from None
+    sent = BytesIO()
+    small.save(sent, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(sent.getvalue()).decode()

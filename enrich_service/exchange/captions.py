@@ -1,0 +1,113 @@
+"""Captions of images on their way to training: one JSON object a line (`contract.ImageCaption`).
+
+An image gets what a release would give a label: the caption that a person locked, else the newest
+that a person wrote, else the newest of each sample of the run's prompt version, model and language.
+Images are found again by their bytes, so the captions of earlier runs and of renamed folders count.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Engine, or_
+from sqlmodel import col
+
+from contract import ImageCaption
+from enrich_service.core.database import reading
+from enrich_service.core.errors import Conflict
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment.answers import texts_of
+from enrich_service.enrichment.images import Roots, checked_folder, images_of
+from enrich_service.enrichment.models import (
+    LANGUAGE,
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    Run,
+    language_of,
+)
+from enrich_service.enrichment.service import IMAGES_A_PAGE, get_run
+from enrich_service.labels.models import LabelLine, LabelSet
+from enrich_service.labels.service import lines_of
+from enrich_service.prompts.schemas import PromptKind
+
+
+def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:
+    """How many captions the run was to give, and those that there are, as lines of JSON.
+
+    Reads every image. `roots`: where images may lie (see `images`).
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: it asked about no images, or there is no caption yet.
+        InvalidInput: its folder is gone, or may not be read.
+    """
+    with reading(engine) as session:
+        run = get_run(session, run_id)
+        if run.images is None:
+            raise Conflict(f"Run {run_id} asked about labels, not about images.")
+        label_set = session.get_one(LabelSet, run.label_set_id)
+        classes = lines_of(session, label_set)
+        session.expunge(run)
+    lines = _lines(engine, run, checked_folder(run.images, roots), classes, roots)
+    first = next(lines, None)
+    if first is None:
+        raise Conflict(f"Run {run_id} has no caption yet: `enrich run resume {run_id}` goes on.")
+    return run.total, chain([first], lines)
+
+
+def _lines(
+    engine: Engine, run: Run, folder: Path, classes: Sequence[LabelLine], roots: Roots
+) -> Iterator[str]:
+    for one in classes:
+        for page in images_of(folder, one.key, roots, page=IMAGES_A_PAGE):
+            found = _captions(engine, run, one, {image.hash for image in page})
+            for image in page:
+                for caption in found.get(image.hash, ()):
+                    line = ImageCaption(image=image.name, caption=caption)
+                    yield line.model_dump_json() + "\n"
+
+
+def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict[str, list[str]]:
+    """The captions of the images with these hashes, in the order of their samples."""
+    human = col(Generation.source).in_((GenerationSource.PERSON, GenerationSource.IMPORT))
+    columns: tuple[Any, ...] = (
+        col(Generation.image_hash),
+        col(Generation.sample_index),
+        col(Generation.source),
+        col(Generation.parsed),
+        reviews.LOCKED,
+    )
+    query = (
+        sa.select(*columns)
+        .where(
+            col(Generation.image_hash).in_(hashes),
+            col(Generation.label_name) == of.name,
+            col(Generation.label_context).is_not_distinct_from(of.context),
+            col(Generation.prompt_version_id) == run.prompt_version_id,
+            col(Generation.status) == GenerationStatus.ACCEPTED,
+            or_(human, col(Generation.requested_model) == run.model),
+            LANGUAGE.is_not_distinct_from(language_of(run)),
+            ~reviews.REJECTED,
+        )
+        .order_by(col(Generation.id))
+    )
+    samples: dict[str, dict[int, str]] = defaultdict(dict)
+    persons: dict[str, str] = {}
+    locked: dict[str, str] = {}
+    with reading(engine) as session:
+        for digest, sample, source, parsed, is_locked in session.execute(query):
+            for text in texts_of(PromptKind.IMAGE_CAPTION, parsed):
+                if is_locked:
+                    locked[digest] = text
+                elif source == GenerationSource.PERSON:
+                    persons[digest] = text
+                else:
+                    samples[digest][sample] = text
+    chosen = {
+        digest: [text for _, text in sorted(of_it.items())] for digest, of_it in samples.items()
+    }
+    return chosen | {digest: [text] for digest, text in (persons | locked).items()}

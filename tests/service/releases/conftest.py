@@ -1,0 +1,1 @@
+from tests.service.enrichment.conftest import client, connect, enrich, model  # noqa: F401
