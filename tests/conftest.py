@@ -59,7 +59,10 @@ def clean_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=POSTGRES is not None)
 def on_postgres() -> Iterator[None]:
-    """Every data folder has a database of its own on the server that ENRICH_TEST_POSTGRES names."""
+    """Every data folder has a database of its own on the server that ENRICH_TEST_POSTGRES names.
+
+    Of this process, and of those that it starts.
+    """
     import sqlalchemy as sa
 
     from enrich_service.core.settings import Settings
@@ -67,19 +70,28 @@ def on_postgres() -> Iterator[None]:
     assert POSTGRES is not None
     server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
 
-    def url_of(settings: Settings) -> str:
-        if settings.database_url is not None:
-            return settings.database_url
-        folder = str(settings.data_dir.absolute())
-        name = f"enrich_{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
+    def database_of(folder: Path) -> str:
+        digest = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()
+        name = f"enrich_{digest[:16]}"
         with server.connect() as connection:
             there = sa.text("SELECT 1 FROM pg_database WHERE datname = :name")
             if connection.execute(there, {"name": name}).first() is None:
                 connection.execute(sa.text(f"CREATE DATABASE {name}"))
         return server.url.set(database=name).render_as_string(hide_password=False)
 
+    def url_of(settings: Settings) -> str:
+        return settings.database_url or database_of(settings.data_dir)
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, env=None, **options) -> None:
+            env = dict(os.environ if env is None else env)
+            if (folder := env.get("ENRICH_DATA_DIR")) and "DATABASE_URL" not in env:
+                env["DATABASE_URL"] = database_of(Path(folder))
+            super().__init__(*args, env=env, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Settings, "sqlalchemy_url", property(url_of))
+        patch.setattr(subprocess, "Popen", Popen)
         yield
     server.dispose()
 

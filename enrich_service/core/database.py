@@ -4,6 +4,8 @@ Notable:
 - SQLite runs in WAL mode with foreign keys on; each connection is set up the same way.
 - A writer begins with BEGIN IMMEDIATE: a deferred transaction that reads first and writes later
   fails at once with SQLITE_BUSY_SNAPSHOT, whatever busy_timeout says.
+- There is one writer at a time on PostgreSQL too, by an advisory lock: what a writer has read (the
+  last version of a prompt, whether a name is free) stays true until it commits, on both databases.
 - The names of constraints follow one convention, so that batch migrations can find them.
 """
 
@@ -17,11 +19,12 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, Enum, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine
 
 from enrich_service.core.errors import Conflict, InvalidInput, StorageFull, Unavailable, UserError
+from enrich_service.core.text import shortened
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
@@ -30,6 +33,9 @@ SQLModel.metadata.naming_convention = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+BUSY_SECONDS = 30  # that a writer waits for the others
+_WRITER_LOCK = 0x77726974  # any number that nobody else takes
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -74,7 +80,7 @@ def make_engine(url: str) -> Engine:
     options: dict[str, Any] = {"pool_size": 10, "max_overflow": 80, "hide_parameters": True}
     if not url.startswith("sqlite"):
         try:
-            return create_engine(url, pool_pre_ping=True, **options)
+            engine = create_engine(url, pool_pre_ping=True, **options)
         except ModuleNotFoundError as error:
             raise InvalidInput(
                 f"DATABASE_URL needs the package {error.name}, which is not installed: install the "
@@ -85,7 +91,17 @@ def make_engine(url: str) -> Engine:
                 "DATABASE_URL names no database: write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/NAME"
             ) from None
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": 30}, **options)
+
+        @event.listens_for(engine, "begin")
+        def wait_for_turn(connection: Connection) -> None:
+            if connection.get_execution_options().get("write", False):
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+
+        return engine
+    engine = create_engine(
+        url, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}, **options
+    )
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:  # noqa: ANN401 - a DBAPI connection
@@ -108,6 +124,8 @@ def make_engine(url: str) -> Engine:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """A session that sees one consistent state of the database and changes nothing."""
+    if engine.dialect.name == "postgresql":  # it would look anew for each statement
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with Session(engine, expire_on_commit=False) as session:
         yield session
 
@@ -122,6 +140,9 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+_BUSY = f"The database was busy for {BUSY_SECONDS} seconds: try again."
+
+
 def storage_error(error: BaseException) -> UserError | None:
     """What an error of the database or the disk means to the user; None: it is a defect."""
     if isinstance(error, IntegrityError):
@@ -134,7 +155,7 @@ def storage_error(error: BaseException) -> UserError | None:
         if code == sqlite3.SQLITE_READONLY:
             return Unavailable("The database is read-only: make its file and folder writable.")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Unavailable("The database was busy for 30 seconds: try again.")
+            return Unavailable(_BUSY)
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
             return Unavailable(f"The database cannot be read or written ({cause}): check its disk.")
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -146,6 +167,22 @@ def storage_error(error: BaseException) -> UserError | None:
             )
         if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             return Unavailable(f"The data folder cannot be written ({cause.strerror}).")
-    elif isinstance(error, DBAPIError) and error.connection_invalidated:
-        return Unavailable("The database does not answer: start it, or check DATABASE_URL.")
+    elif isinstance(error, DBAPIError):
+        return _postgres_error(error)
+    return None
+
+
+def _postgres_error(error: DBAPIError) -> UserError | None:
+    match getattr(error.orig, "sqlstate", None):
+        case "55P03":  # lock_not_available
+            return Unavailable(_BUSY)
+        case "53100":  # disk_full
+            return StorageFull("The disk of the database is full: free some space and try again.")
+        case "25006":  # read_only_sql_transaction
+            return Unavailable("The database is read-only: let its user write, or ask its primary.")
+    if isinstance(error, OperationalError) or error.connection_invalidated:
+        said = shortened(" ".join(str(error.orig).split()), 200)
+        return Unavailable(
+            f"The database does not answer: start it or check DATABASE_URL ({said})."
+        )
     return None

@@ -19,6 +19,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -89,6 +90,7 @@ class RunEngine:
         self._works: dict[int, Work] = {}
         self._awake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Begin to look for runs."""
@@ -97,8 +99,10 @@ class RunEngine:
     async def stop(self) -> None:
         """Let go of all runs, so that another process can take them up at once."""
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            # Not cancelled: a thread that looks at the table would go on, and could claim a run.
+            self._stopping = True
+            self._awake.set()
+            await self._watching
         for work in self._works.values():
             work.stop.set()
         tasks = [work.task for work in self._works.values() if work.task]
@@ -113,7 +117,7 @@ class RunEngine:
         return self._works.get(run_id)
 
     async def _watch(self) -> None:
-        while True:
+        while not self._stopping:
             try:
                 if self._clock.was_set():
                     await asyncio.to_thread(self._put_leases_right)
@@ -131,12 +135,10 @@ class RunEngine:
                     log.warning("cannot look after the runs: %s", known)
                 else:
                     log.exception("cannot look after the runs; trying again")
-            self._awake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK):
                     await self._awake.wait()
-            except TimeoutError:
-                pass
+            self._awake.clear()
 
     def _put_leases_right(self) -> None:
         """Let no lease end before its owner can renew it, nor last for longer than a whole one.

@@ -190,6 +190,7 @@ class Enricher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.ledger.flush()
         if self._model is not None:
             await self._model.aclose()
 

@@ -52,6 +52,11 @@ class Ledger:
         """Add to a run's counters without a generation: `cached`, `failed`, `calls`."""
         await self._enter(None, run_id, dict(counts))
 
+    async def flush(self) -> None:
+        """Wait until everything that was handed in is stored, or known not to be."""
+        if self._writer is not None:
+            await self._writer
+
     async def _enter(
         self, generation: Generation | None, run_id: int | None, counts: dict[str, int | float]
     ) -> Generation | None:

@@ -69,9 +69,9 @@ def create(
     return row
 
 
-def get(session: Session, job_id: int, *, lock: bool = False) -> JobRow:
-    """The job with this id; else NotFound. `lock`: nobody else changes it in this transaction."""
-    row = session.get(JobRow, job_id, with_for_update=lock)
+def get(session: Session, job_id: int) -> JobRow:
+    """The job with this id; else NotFound."""
+    row = session.get(JobRow, job_id)
     if row is None:
         raise NotFound(f"There is no job {job_id}. GET /v1/jobs lists them.")
     return row
@@ -116,7 +116,7 @@ def cancel(session: Session, job_id: int) -> JobRow:
 
     Raises Conflict where the job has succeeded or failed; cancelling twice is no error.
     """
-    row = get(session, job_id, lock=True)
+    row = get(session, job_id)
     if row.state in (JobState.SUCCEEDED, JobState.FAILED):
         raise Conflict(f"Job {job_id} has {row.state.value} already.")
     if row.state is JobState.CANCELLED:
@@ -134,7 +134,7 @@ def retry(session: Session, job_id: int) -> JobRow:
 
     It goes on from its last checkpoint. Raises Conflict where it has not ended, or succeeded.
     """
-    row = get(session, job_id, lock=True)
+    row = get(session, job_id)
     if row.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"Job {job_id} is {row.state}: only failed and cancelled jobs are retried.")
     row.attempts, row.cancel_requested, row.finished_at, row.error = 0, False, None, None
@@ -168,7 +168,6 @@ def claim(
         )
         .order_by(col(JobRow.priority).desc(), col(JobRow.id))
         .limit(1)
-        .with_for_update(skip_locked=True)  # PostgreSQL; in SQLite there is one writer anyway
         .scalar_subquery()
     )
     expires = now + timedelta(seconds=lease_seconds)
@@ -223,7 +222,6 @@ def _release_runs(session: Session) -> None:
             col(JobRow.release_id).is_(None),
             col(Run.state).in_((RunState.SUCCEEDED, *_FRUITLESS)),
         )
-        .with_for_update(skip_locked=True, of=JobRow)
     ).all()
     for row, run in waiting:
         if run.state in _FRUITLESS:
@@ -258,9 +256,7 @@ def _release_of(session: Session, run: Run) -> int | None:
 def _take_back(session: Session, now: datetime) -> None:
     """Put jobs whose lease has ended back into the queue, or end them."""
     expired = session.exec(
-        select(JobRow)
-        .where(col(JobRow.state).in_(HELD), col(JobRow.lease_expires_at) < now)
-        .with_for_update(skip_locked=True)
+        select(JobRow).where(col(JobRow.state).in_(HELD), col(JobRow.lease_expires_at) < now)
     ).all()
     for row in expired:
         worker = row.worker
@@ -290,8 +286,8 @@ def _has_expired(row: JobRow, now: datetime) -> bool:
 
 
 def held(session: Session, job_id: int, fence: int) -> JobRow:
-    """The job, locked, if it is still held by the lease with `fence`; else LeaseLost."""
-    row = get(session, job_id, lock=True)
+    """The job, if it is still held by the lease with `fence`; else LeaseLost."""
+    row = get(session, job_id)
     if row.state.is_final:
         raise LeaseLost(f"Job {job_id} has ended ({row.state.value}): stop working on it.")
     if row.fence != fence or row.state not in HELD:
@@ -368,7 +364,7 @@ def finish(
     One that ran out of memory is told the next smaller batch size, and if its owner allowed it,
     and it has an attempt left, queued with that.
     """
-    row = get(session, job_id, lock=True)
+    row = get(session, job_id)
     if row.state is state and row.fence == fence:
         return row  # the answer to the first time was lost
     row = held(session, job_id, fence)
