@@ -210,6 +210,8 @@ class Enricher:
             task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id))
             asked = self._asked[item.key] = _Asked(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
+        elif urgent:  # it may have waited behind a whole run until now
+            self.turnstile.hurry(item.key)
         asked.waiting += 1
         try:
             return await asyncio.shield(asked.task)
@@ -240,6 +242,7 @@ class Enricher:
 
     def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
         del self._asked[key]
+        self.turnstile.forget(key)
         if not task.cancelled():
             task.exception()  # seen: whoever waited has it, and perhaps none waits any more
 

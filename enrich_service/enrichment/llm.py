@@ -433,7 +433,6 @@ class Pace:
 
 @dataclass
 class _Place:
-    urgent: bool
     tokens: int
     key: str
     given: asyncio.Future[None]
@@ -442,7 +441,7 @@ class _Place:
 class Turnstile:
     """At most `capacity` calls at a time, and so many calls and tokens a minute.
 
-    Who is urgent goes before all who are not.
+    Who is urgent goes before all who are not. `hurry` makes a key urgent that was not.
     """
 
     def __init__(
@@ -457,6 +456,7 @@ class Turnstile:
         self._urgent: deque[_Place] = deque()
         self._patient: deque[_Place] = deque()
         self._inside: Counter[str] = Counter()
+        self._hurried: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
@@ -464,8 +464,8 @@ class Turnstile:
         self, *, urgent: bool, tokens: int = 0, key: str = ""
     ) -> AsyncIterator[None]:
         """Hold one place, for a call that is expected to use so many tokens."""
-        place = _Place(urgent, tokens, key, asyncio.get_running_loop().create_future())
-        (self._urgent if urgent else self._patient).append(place)
+        place = _Place(tokens, key, asyncio.get_running_loop().create_future())
+        (self._urgent if urgent or key in self._hurried else self._patient).append(place)
         self._admit()
         try:
             await place.given
@@ -481,6 +481,18 @@ class Turnstile:
     def holds(self, key: str) -> bool:
         """Whether a call with this key has been let in and is not out again."""
         return self._inside[key] > 0
+
+    def hurry(self, key: str) -> None:
+        """From now on, and where they wait already, calls with this key are urgent."""
+        self._hurried.add(key)
+        for place in [place for place in self._patient if place.key == key]:
+            self._patient.remove(place)
+            self._urgent.append(place)
+        self._admit()
+
+    def forget(self, key: str) -> None:
+        """No more calls with this key will come."""
+        self._hurried.discard(key)
 
     def settle(self, *, calls: int, tokens: int) -> None:
         """Correct what was taken for a call, once it is known what it used."""

@@ -298,6 +298,20 @@ def test_describe_goes_before_a_run(connect, model):
     client.post(f"/v1/runs/{run}/cancel")
 
 
+def test_describe_hurries_what_a_run_has_in_its_queue_already(connect, model):
+    client = connect(llm_concurrency=1)
+    model.latency = 0.1
+    add_labels(client, birds(60))
+    run = start_run(client, concurrency=60)["id"]
+    until(lambda: model.calls)
+    labels = [{"name": "bird 55"}]
+    (one,) = client.post("/v1/describe", json={"labels": labels}).json()
+    assert one["status"] == "accepted"
+    assert [call.label for call in model.requests].index("bird 55") < 30
+    assert model.calls["bird 55"] == 1
+    client.post(f"/v1/runs/{run}/cancel")
+
+
 def test_an_estimate_asks_nothing_and_learns_from_what_was_answered(client, model):
     add_labels(client, birds(10))
     body = {"label_set": "birds", "samples": 2}
