@@ -1,11 +1,11 @@
 """The student: any timm model, with a linear projection into the teacher's embedding space.
 
 Notable:
-- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 stem becomes 3 × 3 of the
-  same stride, and at 32 px and below its max-pooling goes too: 16 × 16 positions either way reach
-  the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens gets smaller ones.
-  Students that start from trained weights keep their stem and patches: those weights are worth
-  more.
+- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes two of
+  3 × 3, the first of them at every pixel, and at 32 px and below its max-pooling goes too: 16 × 16
+  positions either way reach the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens
+  gets smaller ones. Students that start from trained weights keep their stem and patches: those
+  weights are worth more.
 - The weights travel as safetensors; what is needed to build the network stands in the header.
 """
 
@@ -213,12 +213,21 @@ def _patch_size(image_size: int) -> int:
 def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
     conv = getattr(backbone, "conv1", None)
     if image_size <= SMALL and isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7):
-        backbone.conv1 = nn.Conv2d(
-            conv.in_channels, conv.out_channels, kernel_size=3, stride=2, padding=1, bias=False
+        half = conv.out_channels // 2
+        backbone.conv1 = nn.Sequential(
+            _conv(conv.in_channels, half, stride=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            _conv(half, conv.out_channels, stride=2),
         )
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     if image_size <= TINY and hasattr(backbone, "maxpool"):
         backbone.maxpool = nn.Identity()
+
+
+def _conv(channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 @torch.inference_mode()

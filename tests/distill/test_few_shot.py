@@ -171,7 +171,7 @@ def test_retrieval_is_measured_for_teacher_and_student_on_what_was_not_drawn(
 def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(charm_run, charm_world):
     done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 1)
     assert done.exit_code == 0, done.stderr
-    assert "finetune, 15 unseen classes, 1 draw (epochs 5, learning_rate 0.0004)" in done.stdout
+    assert "finetune, 15 unseen classes, 1 draw (epochs 5, learning_rate 0.002)" in done.stdout
     (row,) = (line for line in done.stdout.splitlines() if "student" in line)
     assert row.split("│")[2].strip() == "2" and row.split("│")[-3].strip() == "60"
 

@@ -73,7 +73,10 @@ def test_a_resnets_stem_leaves_enough_of_a_small_image(size, expected):
     student = build_student("resnet18", 8, image_size=size)
 
     assert positions(student, size) == expected
-    assert student.backbone.conv1.kernel_size == ((3, 3) if size <= 64 else (7, 7))
+    first = next(each for each in student.backbone.modules() if isinstance(each, nn.Conv2d))
+    assert (first.kernel_size, first.stride) == (
+        ((3, 3), (1, 1)) if size <= 64 else ((7, 7), (2, 2))
+    )
 
 
 @pytest.mark.parametrize(
