@@ -30,6 +30,7 @@ from enrich_service.enrichment.enricher import Enricher
 from enrich_service.keys.gate import Gate
 from enrich_service.operation.metrics import Metrics
 from enrich_service.operation.requests import Requests
+from enrich_service.releases.frozen import Frozen
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.clock = Clock()
     app.state.enricher = enricher
     app.state.runs = runs
+    app.state.frozen = Frozen(engine)
     app.state.metrics = Metrics(engine)
     problems.install(app)
     enrich_service.web.errors.install(app)

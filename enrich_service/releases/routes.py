@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from contract import Release
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
@@ -11,6 +11,7 @@ from enrich_service.enrichment import service as runs_service
 from enrich_service.enrichment.routes import EnricherDep, RunsDep
 from enrich_service.enrichment.schemas import RunView
 from enrich_service.releases import service, translations
+from enrich_service.releases.frozen import Frozen
 from enrich_service.releases.schemas import (
     RELEASE_EXAMPLE,
     ReleaseCreate,
@@ -87,16 +88,17 @@ def list_releases(
         304: {"description": "You have it already (If-None-Match)"},
     },
 )
-def read_release(
+async def read_release(
     release_id: Id,
-    session: ReadSession,
+    request: Request,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The release as it was frozen, byte for byte. Its ETag is its hash."""
     known = [tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")]
-    digest, body = service.body(session, release_id, known)
+    frozen: Frozen = request.app.state.frozen
+    digest, body = await frozen.read(release_id)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
-    if body is None:
+    if digest in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)
 

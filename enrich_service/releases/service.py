@@ -403,15 +403,10 @@ def named(session: Session, name_or_id: str) -> int:
     return found
 
 
-def body(session: Session, release_id: int, known: Sequence[str] = ()) -> tuple[str, bytes | None]:
-    """Hash and bytes of a release; no bytes where the caller knows that hash."""
-    digest = session.exec(select(ReleaseRow.hash).where(ReleaseRow.id == release_id)).one_or_none()
-    if digest is None:
-        get(session, release_id)  # says what is wrong
-    assert digest is not None
-    if digest in known or "*" in known:
-        return digest, None
-    return digest, session.exec(select(ReleaseRow.body).where(ReleaseRow.id == release_id)).one()
+def body(session: Session, release_id: int) -> tuple[str, bytes]:
+    """Hash and bytes of a release. Raises NotFound."""
+    row = get(session, release_id)
+    return row.hash, row.body
 
 
 def view(session: Session, row: ReleaseRow) -> ReleaseView:

@@ -264,12 +264,12 @@ def test_a_label_that_is_put_off_for_long_is_parked_while_the_others_go_on(clien
 )
 def test_the_limits_of_the_operator_slow_a_run_down(connect, model, limits):
     client = connect(**limits)
-    add_labels(client, birds(20))
-    run = wait_for(client, start_run(client, concurrency=20)["id"])
-    assert run["accepted"] == 20
+    add_labels(client, birds(40))
+    run = wait_for(client, start_run(client, concurrency=40)["id"])
+    assert run["accepted"] == 40
     times = [call.at for call in model.requests]
-    # 10 calls (of 70 tokens) a second, the first ten or so at once.
-    assert max(times) - min(times) >= 0.4
+    # 10 calls (of 70 tokens) a second, the first ten or so at once: 3 s but for a busy machine.
+    assert max(times) - min(times) >= 1
 
 
 def test_a_paused_run_drops_what_only_waits_for_its_turn(connect, model):
