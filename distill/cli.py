@@ -248,7 +248,7 @@ def train(
     from distill.seeds import run_seeds
     from distill.train import Interrupted
 
-    stop = {"asked": False}
+    stop, parent = {"asked": False}, os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
     signal.signal(signal.SIGINT, lambda *_: stop.update(asked=True))
     with bars() as bar:
@@ -275,7 +275,8 @@ def train(
             "cache": cache,
             "resume": resume,
             "on_event": on_event,
-            "should_stop": lambda: stop["asked"],
+            # The worker that reads the events may be killed: end then, with a checkpoint.
+            "should_stop": lambda: stop["asked"] or (events and os.getppid() != parent),
         }
         try:
             if numbers is None:

@@ -4,8 +4,11 @@ Notable:
 - Training runs as a child in a process group of its own, so that a cancel is a kill.
 - A thread of its own renews the lease. When the service says that the lease is lost, the child is
   killed and nothing more is sent.
-- Events are numbered and sent in order. While the service is away they wait; one that is sent twice
-  is stored once. Progress that has not been sent yet is replaced by newer progress.
+- The training writes its events into a file of the work folder, and they are sent from there, in
+  order, each numbered by its line: one that is sent twice is stored once. While the service is away
+  they wait, and when the worker was killed, the next attempt in that folder sends them.
+- A training whose worker was killed writes its checkpoint and ends.
+- Results go up in chunks, each where the service says that the last one ended.
 - The work folder is named after the job: another attempt goes on from the checkpoint in it. A lock,
   which the child inherits, keeps two trainings out of one folder even when a worker was killed and
   its child still runs.
@@ -14,6 +17,7 @@ Notable:
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -21,15 +25,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, TypeVar
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, NonNegativeInt, PositiveInt, ValidationError
 from rich.console import Console
 
 from contract import EventKind, Job, Lease
@@ -58,6 +61,7 @@ LONGEST_BACKOFF: Final = 15.0  # seconds
 BATCH: Final = 500  # events a request
 LONGEST_MESSAGE: Final = 10_000  # characters of a log event
 
+M = TypeVar("M", bound=BaseModel)
 notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -70,6 +74,13 @@ class Renewed(BaseModel):
 
     expires_at: AwareDatetime
     cancel_requested: bool
+
+
+class Upload(BaseModel):
+    """How much of a file is at the service, and how much it wants to be sent next, in bytes."""
+
+    offset: NonNegativeInt
+    chunk: PositiveInt
 
 
 class Service:
@@ -104,10 +115,10 @@ class Service:
         path: str,
         *,
         body: object = None,
-        file: Path | None = None,
+        content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """Send one request: `body` as JSON, or `file` in chunks.
+        """Send one request: `body` as JSON, or `content` as it is.
 
         Raises:
             LeaseLost: the service answers 409, or knows the job no more.
@@ -115,10 +126,7 @@ class Service:
             ServiceError: it refuses.
         """
         try:
-            with file.open("rb") if file else contextlib.nullcontext() as content:
-                response = self._http.request(
-                    method, path, json=body, content=content, headers=headers
-                )
+            response = self._http.request(method, path, json=body, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise ServiceAway(
                 f"the service at {self.shown} does not answer ({error or type(error).__name__}): "
@@ -126,7 +134,7 @@ class Service:
             ) from None
         detail = _detail(response)
         match response.status_code:
-            case 200 | 201 | 204:
+            case 200 | 201 | 202 | 204:
                 return response
             case 409:
                 raise LeaseLost(detail)
@@ -158,6 +166,37 @@ class Service:
                     raise
             self._stop.wait(wait)
             wait = min(2 * wait, LONGEST_BACKOFF)
+
+    def upload(self, path: str, file: Path, media_type: str) -> None:
+        """Store `file` under `path`, in chunks that go on where the service says.
+
+        Patience begins anew with what has arrived. Raises as `patiently`.
+        """
+        with file.open("rb") as content:
+            headers = {
+                "Content-Type": media_type,
+                "X-Content-SHA256": hashlib.file_digest(content, "sha256").hexdigest(),
+            }
+            size = content.seek(0, os.SEEK_END)
+            question = headers | {"Content-Range": f"bytes */{size}"}
+            answer = self.patiently("PUT", path, headers=question)
+            stuck, until = -1, 0.0  # where a chunk did not get through, and for how long it may not
+            while answer.status_code == httpx.codes.ACCEPTED:
+                here = _read_as(Upload, answer, self)
+                content.seek(here.offset)
+                piece = content.read(here.chunk)
+                span = f"bytes {here.offset}-{here.offset + len(piece) - 1}/{size}"
+                try:
+                    answer = self.once(
+                        "PUT", path, content=piece, headers=headers | {"Content-Range": span}
+                    )
+                except ServiceAway:
+                    if here.offset > stuck:
+                        stuck, until = here.offset, time.monotonic() + self.patience
+                    if self._stop.is_set() or time.monotonic() > until:
+                        raise
+                    self._stop.wait(GATHER_SECONDS)
+                    answer = self.patiently("PUT", path, headers=question)
 
 
 CLAIM: Final = "/v1/jobs/claim"
@@ -231,8 +270,12 @@ def memory_gb() -> float:
 
 
 def _lease(answer: httpx.Response, service: Service) -> Lease:
+    return _read_as(Lease, answer, service)
+
+
+def _read_as(model: type[M], answer: httpx.Response, service: Service) -> M:
     try:
-        return Lease.model_validate_json(answer.content)
+        return model.model_validate_json(answer.content)
     except ValidationError:
         raise ServiceError(
             f"{service.shown} answers, but not as an enrichment service of this version: check "
@@ -259,57 +302,87 @@ def _asked_to_stop(stop: threading.Event) -> Iterator[None]:
 
 
 class Outbox:
-    """Events on their way to the service, in order, by a thread of its own."""
+    """The events in files of a job's folder, on their way to the service by a thread of its own.
 
-    def __init__(self, post: Callable[[list[dict[str, Any]]], None]) -> None:
-        self._post = post
-        self._waiting: deque[dict[str, Any]] = deque()
-        self._changed = threading.Condition()
+    `unsent`: files of attempts that were killed, each with the fence of its lease; they go first.
+    `current`: the file that the training writes now. A file is deleted when all of it was sent.
+    """
+
+    def __init__(
+        self,
+        unsent: Sequence[tuple[int, Path]],
+        current: tuple[int, Path],
+        post: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        self._unsent, self._current, self._post = unsent, current, post
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="events")
         self._thread.start()
 
-    def add(self, event: dict[str, Any]) -> None:
-        """Let `event` wait its turn. It takes the place of progress in the same phase."""
-        with self._changed:
-            if self._waiting and _is_progress_in_one_phase(self._waiting[-1], event):
-                self._waiting.pop()
-            self._waiting.append(event)
-            self._changed.notify()
-
     def close(self) -> None:
-        """Send what is left; returns when there is nothing more to do."""
-        with self._changed:
-            self._closed.set()
-            self._changed.notify()
+        """Send what is left: the training has ended. Returns when there is nothing more to do."""
+        self._closed.set()
         self._thread.join()
 
     def _run(self) -> None:
+        with contextlib.suppress(LeaseLost, ServiceAway):
+            for fence, file in self._unsent:
+                self._send(fence, file, lambda: True)
+            self._send(*self._current, self._closed.is_set)
+
+    def _send(self, fence: int, file: Path, is_whole: Callable[[], bool]) -> None:
+        """Send the events in `file` as they come, until it is whole and all are sent."""
         sent = 0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._closed.is_set())
-            self._closed.wait(GATHER_SECONDS)
-            with self._changed:
-                count = min(BATCH, len(self._waiting))
-                batch = [self._waiting.popleft() for _ in range(count)]
-            if not batch:
-                return
-            for number, event in enumerate(batch, start=sent + 1):
-                event["worker_seq"] = number
-            sent += len(batch)
-            try:
+        with file.open("rb") as content:
+            while True:
+                whole = is_whole()
+                lines = _lines(content, whole)
+                events = [
+                    event(line) | {"fence": fence, "worker_seq": number}
+                    for number, line in enumerate(lines, start=sent + 1)
+                ]
+                sent += len(lines)
+                self._deliver(_without_old_progress(events, is_over=fence != self._current[0]))
+                if whole and not lines:
+                    break
+                if not whole and len(lines) < BATCH:
+                    self._closed.wait(GATHER_SECONDS)
+        file.unlink()
+
+    def _deliver(self, batch: list[dict[str, Any]]) -> None:
+        try:
+            if batch:
                 self._post(batch)
-            except LeaseLost:
-                return
-            except ServiceError as error:
-                notes.print(f"{len(batch)} events were not stored: {error}")
+        except (LeaseLost, ServiceAway):
+            raise
+        except ServiceError as error:  # asking again would be in vain
+            notes.print(f"{len(batch)} events were not stored: {error}")
 
 
-def _is_progress_in_one_phase(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    if old["kind"] is not EventKind.PROGRESS or new["kind"] is not EventKind.PROGRESS:
-        return False
-    return bool(old["data"].get("phase") == new["data"].get("phase"))
+def _lines(content: IO[bytes], whole: bool) -> list[bytes]:
+    """The next lines of a file, at most `BATCH`; of one that grows, none that is cut off yet."""
+    lines = list(itertools.islice(content, BATCH))
+    if lines and not whole and not lines[-1].endswith(b"\n"):
+        content.seek(-len(lines.pop()), os.SEEK_CUR)
+    return lines
+
+
+def _without_old_progress(events: list[dict[str, Any]], is_over: bool) -> list[dict[str, Any]]:
+    """`events` without progress that newer progress in its phase follows, or that `is_over`."""
+    kept: list[dict[str, Any]] = []
+    for new in events:
+        progress = new["kind"] is EventKind.PROGRESS
+        if progress and kept and _are_of_one_phase(kept[-1], new):
+            kept.pop()
+        if not (progress and is_over):
+            kept.append(new)
+    return kept
+
+
+def _are_of_one_phase(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether progress in a phase is followed by newer progress in it."""
+    kinds = {old["kind"], new["kind"]}
+    return kinds == {EventKind.PROGRESS} and old["data"].get("phase") == new["data"].get("phase")
 
 
 class Attempt:
@@ -383,11 +456,10 @@ class Attempt:
 
     def _hand_in(self) -> None:
         try:
-            for name, media_type in PICTURES.items():
-                if (self.folder / name).exists():
-                    self._upload(self.folder / name, media_type)
-            for name, media_type in ARTIFACTS.items():
-                self._upload(self.folder / name, media_type)
+            drawn = {name: kind for name, kind in PICTURES.items() if (self.folder / name).exists()}
+            for name, media_type in (drawn | ARTIFACTS).items():
+                path = f"{self.path}/artifacts/{name}?fence={self.lease.fence}"
+                self.service.upload(path, self.folder / name, media_type)
         except (LeaseLost, ServiceAway):
             raise
         except ServiceError as error:  # asking again would be in vain
@@ -410,28 +482,21 @@ class Attempt:
         self.service.patiently("POST", f"{self.path}/finish", body=body)
         self._say(f"{state}: {error}" if error else state)
 
-    def _upload(self, file: Path, media_type: str) -> None:
-        with file.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-        self.service.patiently(
-            "PUT",
-            f"{self.path}/artifacts/{file.name}?fence={self.lease.fence}",
-            file=file,
-            headers={"Content-Type": media_type, "X-Content-SHA256": sha256},
-        )
-
     def _say(self, words: str) -> None:
         notes.print(f"job {self.lease.job.id}: {words}")
 
     def _post(self, events: list[dict[str, Any]]) -> None:
         body = {"fence": self.lease.fence, "events": events}
-        if self.lost.is_set():
-            raise LeaseLost("the lease is lost")
-        try:
-            self.service.patiently("POST", f"{self.path}/events", body=body)
-        except LeaseLost:
-            self.lost.set()
-            raise
+        while not self.lost.is_set():
+            try:
+                self.service.patiently("POST", f"{self.path}/events", body=body)
+                return
+            except LeaseLost:
+                self.lost.set()
+            except ServiceAway:
+                if self.stop.is_set() or self.away.is_set():
+                    raise
+        raise LeaseLost("the lease is lost")
 
     def _renew(self) -> None:
         """Renew the lease at a third of its time; learn that it is lost, or of a cancel."""
@@ -513,20 +578,19 @@ class Attempt:
         # The training talks to nobody: it needs no key.
         environment = {name: v for name, v in os.environ.items() if name != "ENRICH_API_KEY"}
         errors = self.folder / "stderr.log"
-        with errors.open("wb") as stderr:
+        unsent = self._unsent()
+        events = self.folder / f"events-{self.lease.fence}.jsonl"
+        with errors.open("wb") as stderr, events.open("ab") as stdout:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=stderr,
                 env=environment,
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-        assert child.stdout is not None
-        outbox = Outbox(self._post)
-        reading = threading.Thread(target=_read, args=(child.stdout, outbox), name="output")
-        reading.start()
+        outbox = Outbox(unsent, (self.lease.fence, events), self._post)
         try:
             while child.poll() is None and not self._reason_to_stop(0.2):
                 pass
@@ -536,10 +600,13 @@ class Attempt:
         finally:
             _signal(child, signal.SIGKILL)  # whatever is left of the group
             status = child.wait()
-            reading.join()
-            child.stdout.close()
             outbox.close()
         return status, _last_words(status, errors)
+
+    def _unsent(self) -> list[tuple[int, Path]]:
+        """What earlier attempts here have not told, the oldest first, each with its fence."""
+        found = self.folder.glob("events-*.jsonl")
+        return sorted((int(file.stem.removeprefix("events-")), file) for file in found)
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         """Give the child its time of grace, unless the lease is lost meanwhile."""
@@ -559,12 +626,6 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Send a signal to the whole process group of the child."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
-
-
-def _read(output: IO[bytes], outbox: Outbox) -> None:
-    """Pass the child's events on, one a line."""
-    for line in output:
-        outbox.add(event(line))
 
 
 def event(line: bytes) -> dict[str, Any]:

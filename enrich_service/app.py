@@ -1,6 +1,5 @@
 """The web application: what it is made of, and what runs while it lives."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -69,11 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics(engine)
     problems.install(app)
     enrich_service.web.errors.install(app)
-    app.add_middleware(
-        BodyLimit,
-        limit=settings.max_body_bytes,
-        streamed=re.compile(r"/v1/jobs/[^/]+/artifacts/[^/]+"),
-    )
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(
         Gate, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
     )

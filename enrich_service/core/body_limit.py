@@ -1,26 +1,20 @@
 """No request body is read beyond a limit. (FastAPI's own limit answers in plain text.)"""
 
-import re
-
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """Middleware that refuses bodies above `limit` bytes with 413.
+    """Middleware that refuses bodies above `limit` bytes with 413."""
 
-    Paths that match `streamed` keep a limit of their own while they read.
-    """
-
-    def __init__(self, app: ASGIApp, *, limit: int, streamed: re.Pattern[str]) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
         self.app = app
         self.limit = limit
-        self.streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with its body limited."""
-        if scope["type"] != "http" or self.streamed.fullmatch(scope["path"]):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "0")

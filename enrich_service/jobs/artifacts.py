@@ -1,18 +1,12 @@
 """What jobs leave behind: files under their SHA-256, so that equal ones are kept once."""
 
-import fcntl
-import hashlib
-import os
 import re
-import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from anyio import to_thread
 from sqlmodel import Session, col, select
 
-from enrich_service.core.errors import InvalidInput, NotFound, TooLarge
+from enrich_service.core.errors import InvalidInput, NotFound
 from enrich_service.core.text import shortened
 from enrich_service.jobs import service
 from enrich_service.jobs.models import JobArtifact
@@ -44,64 +38,6 @@ def check_media_type(media_type: str) -> str:
 def location(folder: Path, sha256: str) -> Path:
     """Where the artifact with this hash lies."""
     return folder / sha256[:2] / sha256
-
-
-async def receive(
-    chunks: AsyncIterator[bytes], folder: Path, *, sha256: str | None, limit: int
-) -> tuple[str, int]:
-    """Write a body to its place in `folder`: whole and on disk, or not at all.
-
-    Returns its SHA-256 and its size in bytes. Raises InvalidInput where it does not have the hash
-    that was announced, TooLarge above `limit` bytes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
-    descriptor, incoming = _incoming(folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > limit:
-                    raise TooLarge(f"An artifact has at most {limit} bytes.")
-                digest.update(chunk)
-                await to_thread.run_sync(file.write, chunk)
-            file.flush()
-            await to_thread.run_sync(os.fsync, file.fileno())
-        found = digest.hexdigest()
-        if sha256 is not None and found != sha256.lower():
-            raise InvalidInput(
-                f"The body has the SHA-256 {found}, not {shortened(sha256, 70)}: send it again."
-            )
-        target = location(folder, found)
-        target.parent.mkdir(exist_ok=True)
-        incoming.replace(target)
-        _sync_folder(target.parent)
-    finally:
-        incoming.unlink(missing_ok=True)
-    return found, size
-
-
-def _incoming(folder: Path) -> tuple[int, Path]:
-    """A new file, locked while it is written; those that nobody locks a kill has left: away."""
-    for left in folder.glob("incoming-*"):
-        with suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-    while True:
-        descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, Path(name)
-        os.close(descriptor)  # another process saw it before the lock
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename within `folder` outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def record(

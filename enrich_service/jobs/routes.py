@@ -6,7 +6,7 @@ from typing import Annotated
 from anyio import sleep
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
@@ -23,10 +23,10 @@ from enrich_service.core.dependencies import (
     WorkSession,
     WriteSession,
 )
-from enrich_service.core.errors import NotFound
+from enrich_service.core.errors import InvalidInput, NotFound
 from enrich_service.core.problems import problems
 from enrich_service.core.settings import Settings
-from enrich_service.jobs import artifacts, reports, service
+from enrich_service.jobs import artifacts, reports, service, uploads
 from enrich_service.jobs.models import JobArtifact
 from enrich_service.jobs.schemas import (
     EVENT_EXAMPLE,
@@ -42,6 +42,7 @@ from enrich_service.jobs.schemas import (
     Finish,
     Heartbeat,
     Renewed,
+    Upload,
 )
 from enrich_service.labels.schemas import Confusable
 
@@ -212,10 +213,11 @@ def _news(engine: Engine, job_id: int, after: int) -> tuple[list[Event], bool]:
 @router.put(
     "/{job_id}/artifacts/{name}",
     summary="Store an artifact",
-    responses=problems(404, 409, 413),
+    response_model=ArtifactView,
+    responses=problems(404, 409, 413)
+    | {202: {"model": Upload, "description": "There is more to send"}},
     openapi_extra={
         "requestBody": {
-            "required": True,
             "content": {
                 "application/octet-stream": {
                     "schema": {"type": "string", "format": "binary"},
@@ -234,19 +236,37 @@ async def store_artifact(
     settings: SettingsDep,
     content_type: Annotated[str, Header()] = "application/octet-stream",
     x_content_sha256: Annotated[
-        str | None, Header(pattern="^[0-9A-Fa-f]{64}$", description="SHA-256 of the body")
+        str | None, Header(pattern="^[0-9A-Fa-f]{64}$", description="SHA-256 of the whole file")
     ] = None,
-) -> ArtifactView:
-    """Store a file of a job whose lease the worker holds; whole, or not at all."""
+    content_range: Annotated[
+        str | None,
+        Header(description="For a chunk: bytes FIRST-LAST/TOTAL, or bytes */TOTAL to ask for more"),
+    ] = None,
+) -> ArtifactView | Response:
+    """Store a file of a job whose lease the worker holds; whole, or not at all.
+
+    A large one comes in chunks, under the hash of the whole: ask with 'Content-Range: bytes
+    */TOTAL' and no body where to begin, and go on where each answer says (202) until the file is
+    whole (200). After a connection broke, ask again.
+    """
     artifacts.check_artifact_name(name)
     artifacts.check_media_type(content_type)
+    sha256 = x_content_sha256 and x_content_sha256.lower()
+    chunk = uploads.read_range(content_range) if content_range is not None else None
     await run_in_threadpool(_check_lease, engine, job_id, fence)
-    sha256, size = await artifacts.receive(
-        request.stream(),
-        settings.artifact_dir,
-        sha256=x_content_sha256,
-        limit=settings.max_artifact_bytes,
-    )
+    folder, limit = settings.artifact_dir, settings.max_artifact_bytes
+    if chunk is None:
+        sha256, size = await uploads.receive(request.stream(), folder, sha256=sha256, limit=limit)
+    elif sha256 is None:
+        raise InvalidInput("A chunk needs the header X-Content-SHA256, the hash of the whole file.")
+    else:
+        size = await uploads.receive_chunk(
+            request.stream(), folder, chunk, job_id=job_id, sha256=sha256, limit=limit
+        )
+        if size < chunk.total:
+            audit.settle(request)  # the last one is the change
+            more = Upload(offset=size, chunk=min(uploads.CHUNK, settings.max_body_bytes))
+            return JSONResponse(more.model_dump(), 202)
     return await run_in_threadpool(
         _record_artifact,
         engine,

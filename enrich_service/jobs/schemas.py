@@ -134,6 +134,10 @@ class EventIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     worker_seq: Annotated[int, Field(ge=1, le=MAX_FENCE)]
+    fence: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_FENCE, description="The earlier lease that it is from, if it is"),
+    ] = None
     kind: EventKind
     data: dict[str, JsonValue]
     at: Annotated[AwareDatetime | None, Field(description="Absent: when it is stored")] = None
@@ -179,6 +183,15 @@ class Finish(BaseModel):
     state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
     error: Annotated[str | None, Field(description="One line, for a failed job")] = None
     out_of_memory: Annotated[bool, Field(description="That is why it failed")] = False
+
+
+class Upload(BaseModel):
+    """How far an artifact that comes in chunks has got."""
+
+    model_config = _example(offset=4_194_304, chunk=4_194_304)
+
+    offset: Annotated[int, Field(description="Bytes that are here: go on there")]
+    chunk: Annotated[int, Field(description="Bytes to send at a time")]
 
 
 class ArtifactView(BaseModel):

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, func, select
 
 from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, LeaseLost, NotFound, UserError
+from enrich_service.core.errors import Conflict, InvalidInput, LeaseLost, NotFound, UserError
 from enrich_service.core.text import check_line, check_text
 from enrich_service.enrichment import service as runs
 from enrich_service.enrichment.models import Run, RunState, language_of
@@ -316,15 +316,16 @@ def heartbeat(session: Session, job_id: int, fence: int, lease_seconds: float) -
 def add_events(session: Session, job_id: int, fence: int, events: Sequence[EventIn]) -> int:
     """Append a worker's events in order, those left out that are there; how many were new.
 
+    A worker that goes on in the folder of one that was killed brings what that one had not sent.
     Raises LeaseLost.
     """
     row = held(session, job_id, fence)
     _start(session, row)
     stored = set(
         session.exec(
-            select(JobEvent.worker_seq).where(
+            select(JobEvent.fence, JobEvent.worker_seq).where(
                 JobEvent.job_id == job_id,
-                JobEvent.fence == fence,
+                col(JobEvent.fence).in_({event.fence or fence for event in events}),
                 col(JobEvent.worker_seq).in_([event.worker_seq for event in events]),
             )
         )
@@ -332,13 +333,18 @@ def add_events(session: Session, job_id: int, fence: int, events: Sequence[Event
     seq = _last_seq(session, job_id)
     new: list[dict[str, Any]] = []
     for event in events:
-        if event.worker_seq not in stored:
-            stored.add(event.worker_seq)
+        made_under = event.fence or fence
+        if made_under > fence:
+            raise InvalidInput(
+                f"No event can be from the lease {made_under}: the job is at {fence}."
+            )
+        if (made_under, event.worker_seq) not in stored:
+            stored.add((made_under, event.worker_seq))
             new.append(
                 {
                     "job_id": job_id,
                     "seq": seq + len(new) + 1,
-                    "fence": fence,
+                    "fence": made_under,
                     "worker_seq": event.worker_seq,
                     "kind": event.kind,
                     "data": event.data,
