@@ -401,6 +401,55 @@ def test_what_a_killed_service_left_of_an_upload_goes_with_the_next_one(client, 
     living.unlink()
 
 
+def put_chunk(client, lease, whole, span, content=b"", sha256=None):
+    sha256 = sha256 or hashlib.sha256(whole).hexdigest()
+    headers = {"Content-Range": f"bytes {span}/{len(whole)}", "X-Content-SHA256": sha256}
+    return put(client, lease, "chunks.json", content, **headers)
+
+
+def test_an_artifact_in_chunks_goes_on_where_it_broke_off(client, lease):
+    whole = bytes(range(256)) * 40
+
+    def is_there():
+        names = [one["name"] for one in client.get(f"/v1/jobs/{lease.job.id}/artifacts").json()]
+        return "chunks.json" in names
+
+    def offset(answer):
+        assert answer.status_code == 202, answer.text
+        return answer.json()["offset"]
+
+    assert offset(put_chunk(client, lease, whole, "*")) == 0
+    assert offset(put_chunk(client, lease, whole, "0-3999", whole[:4000])) == 4000
+    # What is sent twice, or begins elsewhere, changes nothing.
+    assert offset(put_chunk(client, lease, whole, "0-3999", whole[:4000])) == 4000
+    assert offset(put_chunk(client, lease, whole, "5000-5999", whole[5000:6000])) == 4000
+    assert offset(put_chunk(client, lease, whole, "*")) == 4000
+    assert not is_there()
+    last = put_chunk(client, lease, whole, f"4000-{len(whole) - 1}", whole[4000:])
+    assert (last.status_code, last.json()["size"]) == (200, len(whole))
+    found = client.get(f"/v1/jobs/{lease.job.id}/artifacts/chunks.json")
+    assert found.content == whole
+    # Who asks once more, perhaps of another name, need send nothing.
+    assert put_chunk(client, lease, whole, "*").status_code == 200
+
+
+def test_chunks_that_do_not_make_the_announced_file_are_refused_and_gone(client, lease):
+    whole = b"x" * 3000
+    before = files(client)
+    wrong = {"sha256": "0" * 64}
+    assert put_chunk(client, lease, whole, "0-1999", whole[:2000], **wrong).status_code == 202
+    refused = put_chunk(client, lease, whole, "2000-2999", whole[2000:], **wrong)
+    assert refused.status_code == 422 and "send it again" in refused.json()["detail"]
+    assert files(client) == before
+    for span in ("5-2", "0-9999", "words", "-", "0-3000"):
+        assert put_chunk(client, lease, whole, span).status_code == 422, span
+    longer = put_chunk(client, lease, whole, "0-9", b"y" * 11)
+    assert "longer than its Content-Range" in longer.json()["detail"]
+    nameless = put(client, lease, "chunks.json", b"ab", **{"Content-Range": "bytes 0-1/4"})
+    assert "X-Content-SHA256" in nameless.json()["detail"]
+    assert put_chunk(client, lease, b"x" * 100_001, "*").status_code == 413
+
+
 def test_a_report_that_is_not_there_yet_is_a_404(client, lease):
     assert client.get(f"/v1/jobs/{lease.job.id}/report").status_code == 404
     assert client.get("/v1/jobs/999999/report").status_code == 404
