@@ -7,6 +7,7 @@ Notable:
   same one, started again) goes on. What is stored is never asked for again.
 - Labels are read in pages and wait in a short queue, so memory does not grow with the label set.
 - A label that the server puts off for long is parked while the others go on.
+- What a run sent as a batch is looked after until its answers are in, whatever became of the run.
 """
 
 import asyncio
@@ -17,22 +18,22 @@ import os
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sqlalchemy import Engine
-from sqlmodel import and_, col, or_, select, true, update
+from sqlmodel import and_, col, exists, or_, select, true, update
 
 from enrich_service.core.clock import Clock
 from enrich_service.core.database import reading, storage_error, utcnow, writing
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.enrichment import service
+from enrich_service.enrichment.batches import BatchRun
 from enrich_service.enrichment.enricher import Enricher, Item, Plan
 from enrich_service.enrichment.images import checked_folder
-from enrich_service.enrichment.models import GenerationStatus, Run, RunState
+from enrich_service.enrichment.models import Batch, Run, RunMode, RunState
+from enrich_service.enrichment.work import Work
 from enrich_service.labels.models import Label
 
 PAGE = 500  # labels read at a time
@@ -40,38 +41,10 @@ TRIES = 6  # calls for one answer, while the server has passing faults
 FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
 GRACE = 5.0  # seconds that calls in flight have to end when a run stops
 LOOK = 0.5  # seconds between looks at the table
+PATIENCE = 60.0  # seconds until a batch is looked after again where that was not possible
 OPEN_STATES = (RunState.QUEUED, RunState.RUNNING)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Work:
-    """One run in this process."""
-
-    run: Run
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-    reason: str | None = None  # why it stopped before its end
-    pause: bool = False  # it stopped to be resumed by a person
-    parked: list[tuple[float, int, Item]] = field(default_factory=list)  # heap by due time
-    spent_usd: float = 0.0
-    spent_tokens: int = 0
-    failed_in_row: int = 0
-    finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
-    task: asyncio.Task[None] | None = None
-    asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
-
-    def rate(self) -> float | None:
-        """Labels that ended, per second, over the last 200; None before there are two."""
-        if len(self.finished) < 2:
-            return None
-        return (len(self.finished) - 1) / max(1e-9, time.monotonic() - self.finished[0])
-
-    def halt(self, reason: str, *, pause: bool = False) -> None:
-        """Ask no more; the first reason stands."""
-        if not self.stop.is_set():
-            self.reason, self.pause = reason, pause
-            self.stop.set()
 
 
 class RunEngine:
@@ -88,6 +61,7 @@ class RunEngine:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._clock = Clock()
         self._works: dict[int, Work] = {}
+        self._put_off: dict[int, float] = {}  # runs whose batches are to wait, until when
         self._awake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
@@ -104,9 +78,14 @@ class RunEngine:
             self._awake.set()
             await self._watching
         for work in self._works.values():
+            work.state = None
             work.stop.set()
         tasks = [work.task for work in self._works.values() if work.task]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=GRACE + 1.0)
+            for task in late:  # a long upload, say, which is found again or made anew
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
         """Look at the table now."""
@@ -124,11 +103,14 @@ class RunEngine:
                     self._clock.note()
                 states = await asyncio.to_thread(self._renew, list(self._works))
                 for run_id, work in list(self._works.items()):
-                    if states.get(run_id) is not RunState.RUNNING:
+                    work.state = states.get(run_id)
+                    if work.state is not RunState.RUNNING:
                         work.stop.set()  # paused, cancelled, or taken over by another process
                 for run in await asyncio.to_thread(self._claim):
                     assert run.id is not None
-                    work = self._works[run.id] = Work(run)
+                    work = self._works[run.id] = Work(run, run.state)
+                    if run.state is not RunState.RUNNING:
+                        work.stop.set()  # there are batches to be taken in, and no more
                     work.task = asyncio.create_task(self._run(work))
             except Exception as error:
                 if known := storage_error(error):
@@ -176,10 +158,16 @@ class RunEngine:
         return {run.id: run.state for run in rows if run.id is not None}
 
     def _claim(self) -> list[Run]:
-        """Make every open run that nobody holds one's own."""
+        """Make every run that is open, or has batches under way, and nobody holds one's own."""
         now = utcnow()
+        put_off = [run_id for run_id, until in self._put_off.items() if until > time.monotonic()]
+        under_way = exists().where(
+            col(Batch.run_id) == col(Run.id),
+            col(Batch.ended_at).is_(None),
+            col(Run.id).not_in(put_off),
+        )
         free = and_(
-            col(Run.state).in_(OPEN_STATES),
+            or_(col(Run.state).in_(OPEN_STATES), under_way),
             or_(
                 col(Run.owner).is_(None),
                 # One's own too, if how it ended could not be stored.
@@ -195,9 +183,13 @@ class RunEngine:
             session.exec(
                 update(Run)
                 .where(col(Run.id).in_(ids), free)
+                .values(owner=self._owner, owner_expires_at=now + self._lease)
+            )
+            mine = and_(col(Run.id).in_(ids), col(Run.owner) == self._owner)
+            session.exec(
+                update(Run)
+                .where(mine, col(Run.state).in_(OPEN_STATES))
                 .values(
-                    owner=self._owner,
-                    owner_expires_at=now + self._lease,
                     state=RunState.RUNNING,
                     started_at=utcnow(),
                     error=None,
@@ -205,8 +197,7 @@ class RunEngine:
                     failed=0,
                 )
             )
-            mine = select(Run).where(col(Run.id).in_(ids), Run.owner == self._owner)
-            return list(session.exec(mine))
+            return list(session.exec(select(Run).where(mine)))
 
     async def _run(self, work: Work) -> None:
         run = work.run
@@ -215,11 +206,17 @@ class RunEngine:
             plan = await asyncio.to_thread(self._plan, run)
             work.spent_usd = run.cost_usd or 0.0
             work.spent_tokens = run.prompt_tokens + run.completion_tokens
-            await self._ask_all(work, plan)
+            if run.mode is RunMode.BATCH:
+                missing = self._missing(work, plan)
+                await BatchRun(self._engine, self._enricher, work, plan, missing).ask_all()
+            else:
+                await self._ask_all(work, plan)
         except UserError as error:
             work.halt(str(error))
+            self._put_off[run.id] = time.monotonic() + PATIENCE
         except Exception as error:
             log.exception("run %s failed", run.id)
+            self._put_off[run.id] = time.monotonic() + PATIENCE
             work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
         finally:
             try:
@@ -384,7 +381,7 @@ class RunEngine:
     async def _ask(self, item: Item, work: Work, plan: Plan) -> None:
         run = work.run
         assert run.id is not None
-        if _over_budget(work):
+        if not work.within_budget():
             work.halt(
                 f"the budget of the run is spent ({work.spent_tokens} tokens, "
                 f"${work.spent_usd:.4f}): raise it and resume",
@@ -404,14 +401,7 @@ class RunEngine:
         if generation.run_id != run.id:
             await self._enricher.ledger.count(run.id, cached=1)
             return
-        work.spent_usd += generation.cost_usd or 0.0
-        work.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
-        if generation.status is not GenerationStatus.FAILED:
-            work.failed_in_row = 0
-            return
-        if not generation.calls:
-            return  # an image that cannot be read says nothing of the server
-        work.failed_in_row += 1
+        work.note(generation)
         if work.failed_in_row >= FAILURES_IN_A_ROW:
             work.halt(
                 f"{work.failed_in_row} labels in a row got no answer, the last because "
@@ -420,10 +410,3 @@ class RunEngine:
 
 
 _order = itertools.count()  # breaks ties between items that are due at the same moment
-
-
-def _over_budget(work: Work) -> bool:
-    run = work.run
-    return (run.budget_usd is not None and work.spent_usd >= run.budget_usd) or (
-        run.budget_tokens is not None and work.spent_tokens >= run.budget_tokens
-    )

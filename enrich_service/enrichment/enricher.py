@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,9 @@ MORE_ROOM = 2  # factor on max_tokens after an answer that was cut off
 KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reason
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_PROTOCOL = "protocol: "  # what the problem of a reply that is no answer at all begins with
 
+Outcome = Reply | ModelBusy | QuestionRefused
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 
@@ -124,6 +126,28 @@ class Item:
     image: ImageFile | None = None
     texts: tuple[str, ...] = ()
     parent_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One attempt at an answer: what is asked, after what came of the attempts before it."""
+
+    number: int  # from 1 to ATTEMPTS
+    parameters: Mapping[str, Any]
+    bad: str = ""  # an answer that could not be used, and why
+    wrong: tuple[str, ...] = ()
+
+    def after(self, answer: Generation) -> "Turn":
+        """The next attempt, after an answer that could not be used."""
+        number = min(self.number + 1, ATTEMPTS)
+        if answer.finish_reason == "length":
+            name = next((n for n in self.parameters if n.startswith("max_")), "max_tokens")
+            room = MORE_ROOM * int(self.parameters.get(name, ROOM))
+            return Turn(number, {**self.parameters, name: room}, self.bad, self.wrong)
+        if answer.problems[0].startswith(_PROTOCOL):
+            return replace(self, number=number)
+        bad = (answer.raw_reply or "")[:KEPT_OF_BAD_ANSWER]
+        return Turn(number, self.parameters, bad, tuple(answer.problems))
 
 
 def open_model(settings: Settings) -> LanguageModel:
@@ -228,15 +252,7 @@ class Enricher:
         Raises:
             LanguageModelError: there was no answer.
         """
-        question = Question(
-            label=item.name,
-            prompt=plan.prompt,
-            model=plan.model,
-            messages=_messages(plan, item, "", ()),
-            parameters=dict(plan.parameters),
-            schema=plan.version.output_schema,
-            sample_index=item.sample_index,
-        )
+        question = self.question(plan, item, Turn(1, plan.parameters))
         reply = await ask_patiently(self.model, question, self.turnstile, urgent=True, tries=tries)
         return reply, self._judge(plan, item, reply, taken)
 
@@ -256,92 +272,105 @@ class Enricher:
     async def _answer(
         self, plan: Plan, item: Item, urgent: bool, tries: int, run_id: int | None
     ) -> Generation:
-        version = plan.version
-        assert version.id is not None
-        taken = await self._taken_by(version.id)
-        model = self.model
-        parameters = dict(plan.parameters)
+        turn = Turn(1, plan.parameters)
         picture = unreadable = None
         if item.image is not None:
             try:
                 picture = await asyncio.to_thread(data_url, item.image)
             except UnreadableImage as error:
-                unreadable = str(error)
-        wrong: tuple[str, ...] = ()
-        bad = ""
-        for attempt in range(1, ATTEMPTS + 1):
-            question = Question(
-                label=item.image.name if item.image else item.name,
-                prompt=plan.prompt,
-                model=plan.model,
-                messages=_messages(plan, item, bad, wrong, picture),
-                parameters=dict(parameters),
-                schema=version.output_schema,
-                sample_index=item.sample_index,
-                key=item.key,
-            )
-            generation = Generation(
-                source=model.source,
-                status=GenerationStatus.FAILED,
-                kind=plan.kind,
-                label_id=item.label_id,
-                label_name=item.name,
-                label_context=item.context,
-                image=item.image.name if item.image else None,
-                image_hash=item.image.hash if item.image else None,
-                run_id=run_id,
-                prompt_version_id=version.id,
-                parent_id=item.parent_id,
-                dedupe_key=item.key,
-                sample_index=item.sample_index,
-                attempt=attempt,
-                provider=model.provider,
-                requested_model=plan.model,
-                parameters=dict(parameters),
-                variables=dict(plan.variables),
-                messages=_kept(question.messages, item.image),
-            )
+                unreadable = QuestionRefused(str(error), calls=0)
+        while True:
+            question = self.question(plan, item, turn, picture)
+            outcome: Outcome
             if unreadable is not None:
-                generation.problems, generation.calls = [unreadable], 0
-                return await self.ledger.store(generation)
+                return await self.settle(plan, item, turn, question, unreadable, run_id=run_id)
             try:
-                reply = await ask_patiently(
-                    model, question, self.turnstile, urgent=urgent, tries=tries
+                outcome = await ask_patiently(
+                    self.model, question, self.turnstile, urgent=urgent, tries=tries
                 )
             except ModelBusy as busy:
                 if busy.unreachable:
                     raise LanguageModelError(str(busy)) from None
                 if busy.retry_after is not None and busy.retry_after > LONGEST_WAIT:
                     raise
-                generation.problems, generation.calls = [str(busy)], busy.calls
-                return await self.ledger.store(generation)
+                outcome = busy
             except QuestionRefused as refused:
-                generation.problems, generation.calls = [str(refused)], refused.calls
-                return await self.ledger.store(generation)
-            found = self._judge(plan, item, reply, taken)
-            _record(generation, reply, found, self.settings.prices)
-            generation.messages = _kept(reply.messages, item.image)
-            last = attempt == ATTEMPTS
-            if found.accepted:
-                generation.status = GenerationStatus.ACCEPTED
-                taken.add(item.name, plan.kind, found.texts)
-            elif not last:
-                generation.status = GenerationStatus.RETRIED
-            elif reply.problem is None:
-                generation.status = GenerationStatus.REJECTED
-            stored = await self.ledger.store(generation)
-            if found.accepted or last:
+                outcome = refused
+            stored = await self.settle(plan, item, turn, question, outcome, run_id=run_id)
+            if stored.status is not GenerationStatus.RETRIED:
                 return stored
-            if found.cut_off:
-                name = next((n for n in parameters if n.startswith("max_")), "max_tokens")
-                parameters[name] = MORE_ROOM * int(parameters.get(name, ROOM))
-            elif reply.problem is None:
-                bad, wrong = reply.text[:KEPT_OF_BAD_ANSWER], found.problems
-        raise AssertionError("ATTEMPTS is at least 1")
+            turn = turn.after(stored)
+
+    def question(self, plan: Plan, item: Item, turn: Turn, picture: str | None = None) -> Question:
+        """What is asked about `item` in one attempt. `picture`: its image as a data URL."""
+        return Question(
+            label=item.image.name if item.image else item.name,
+            prompt=plan.prompt,
+            model=plan.model,
+            messages=_messages(plan, item, turn.bad, turn.wrong, picture),
+            parameters=dict(turn.parameters),
+            schema=plan.version.output_schema,
+            sample_index=item.sample_index,
+            key=item.key,
+        )
+
+    async def settle(
+        self,
+        plan: Plan,
+        item: Item,
+        turn: Turn,
+        question: Question,
+        outcome: Outcome,
+        *,
+        run_id: int | None,
+        batch_id: int | None = None,
+    ) -> Generation:
+        """Judge what came of `question`, and store it.
+
+        Gives what is stored for the item now; `retried` means that the next turn is to be asked.
+        `batch_id`: the batch that the question was sent with.
+        """
+        assert plan.version.id is not None
+        taken = await self._taken_by(plan.version.id)
+        generation = Generation(
+            source=self.model.source,
+            status=GenerationStatus.FAILED,
+            kind=plan.kind,
+            label_id=item.label_id,
+            label_name=item.name,
+            label_context=item.context,
+            image=item.image.name if item.image else None,
+            image_hash=item.image.hash if item.image else None,
+            run_id=run_id,
+            prompt_version_id=plan.version.id,
+            parent_id=item.parent_id,
+            dedupe_key=item.key,
+            sample_index=item.sample_index,
+            attempt=turn.number,
+            provider=self.model.provider,
+            requested_model=plan.model,
+            parameters=dict(turn.parameters),
+            variables=dict(plan.variables),
+            messages=_kept(question.messages, item.image),
+        )
+        if not isinstance(outcome, Reply):
+            generation.problems, generation.calls = [str(outcome)], outcome.calls
+            return await self.ledger.store(generation, batch_id)
+        found = self._judge(plan, item, outcome, taken)
+        _record(generation, outcome, found, self.settings.prices)
+        generation.messages = _kept(outcome.messages, item.image)
+        if found.accepted:
+            generation.status = GenerationStatus.ACCEPTED
+            taken.add(item.name, plan.kind, found.texts)
+        elif turn.number < ATTEMPTS:
+            generation.status = GenerationStatus.RETRIED
+        elif outcome.problem is None:
+            generation.status = GenerationStatus.REJECTED
+        return await self.ledger.store(generation, batch_id)
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
-            return Judgement(None, (), (f"protocol: {reply.problem}",), ())
+            return Judgement(None, (), (f"{_PROTOCOL}{reply.problem}",), ())
         return judge(
             reply,
             label=item.name,
@@ -407,9 +436,8 @@ def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
         return None
-    return (
-        price[0] * (used.prompt_tokens or 0) + price[1] * (used.completion_tokens or 0)
-    ) / 1_000_000
+    full = price[0] * (used.prompt_tokens or 0) + price[1] * (used.completion_tokens or 0)
+    return used.price_share * full / 1_000_000
 
 
 def _record(

@@ -14,11 +14,17 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel, col, func, select, update
+from sqlmodel import Session, SQLModel, col, delete, func, select, update
 
 from enrich_service.core.database import reading, storage_error, writing
 from enrich_service.enrichment.answers import Taken, texts_of
-from enrich_service.enrichment.models import Generation, GenerationStatus, Run, RunFinding
+from enrich_service.enrichment.models import (
+    BatchRequest,
+    Generation,
+    GenerationStatus,
+    Run,
+    RunFinding,
+)
 
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
@@ -28,6 +34,7 @@ class _Entry:
     generation: Generation | None
     run_id: int | None
     counts: dict[str, int | float]
+    request: tuple[int, str] | None  # the batch and the key of what is under way no longer
     stored: asyncio.Future[Generation | None]
 
 
@@ -39,18 +46,25 @@ class Ledger:
         self._pending: list[_Entry] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def store(self, generation: Generation) -> Generation:
+    async def store(self, generation: Generation, batch_id: int | None = None) -> Generation:
         """Store a generation and count it in its run.
 
         Gives the stored row; where another process had a result for the key first, that one.
+        `batch_id`: the batch that asked for it, and now asks for it no longer.
         """
-        stored = await self._enter(generation, generation.run_id, _counts(generation))
+        request = (batch_id, generation.dedupe_key or "") if batch_id is not None else None
+        stored = await self._enter(generation, generation.run_id, _counts(generation), request)
         assert stored is not None
         return stored
 
-    async def count(self, run_id: int, **counts: int) -> None:
-        """Add to a run's counters without a generation: `cached`, `failed`, `calls`."""
-        await self._enter(None, run_id, dict(counts))
+    async def count(
+        self, run_id: int, *, request: tuple[int, str] | None = None, **counts: int
+    ) -> None:
+        """Add to a run's counters without a generation: `cached`, `failed`, `calls`.
+
+        `request`: the batch and the key of what that batch asks for no longer.
+        """
+        await self._enter(None, run_id, dict(counts), request)
 
     async def flush(self) -> None:
         """Wait until everything that was handed in is stored, or known not to be."""
@@ -58,9 +72,14 @@ class Ledger:
             await self._writer
 
     async def _enter(
-        self, generation: Generation | None, run_id: int | None, counts: dict[str, int | float]
+        self,
+        generation: Generation | None,
+        run_id: int | None,
+        counts: dict[str, int | float],
+        request: tuple[int, str] | None,
     ) -> Generation | None:
-        entry = _Entry(generation, run_id, counts, asyncio.get_running_loop().create_future())
+        stored = asyncio.get_running_loop().create_future()
+        entry = _Entry(generation, run_id, counts, request, stored)
         self._pending.append(entry)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
@@ -88,9 +107,12 @@ class Ledger:
             lambda: defaultdict(int)
         )
         findings: Counter[tuple[int, str, str]] = Counter()
+        settled: defaultdict[int, list[str]] = defaultdict(list)  # keys by batch
         with writing(self._engine) as session:
             for entry in batch:
                 counts = entry.counts
+                if entry.request is not None:
+                    settled[entry.request[0]].append(entry.request[1])
                 if entry.generation is None:
                     rows.append(None)
                 else:
@@ -104,6 +126,14 @@ class Ledger:
                         totals[entry.run_id][name] += value
             for (run_id, verdict, rule), answers in findings.items():
                 _add_finding(session, run_id, verdict, rule, answers)
+            for batch_id, keys in settled.items():
+                for some in _chunks(keys):
+                    session.exec(
+                        delete(BatchRequest).where(
+                            col(BatchRequest.batch_id) == batch_id,
+                            col(BatchRequest.dedupe_key).in_(some),
+                        )
+                    )
             for run_id, total in totals.items():
                 session.exec(
                     update(Run)

@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -56,13 +56,13 @@ class Question:
     sample_index: int = 0
     key: str = ""  # the dedupe key
 
-    def tokens(self) -> int:
-        """What the call may use at most, as servers count it: the text's size and max_tokens."""
+    def most_tokens(self) -> tuple[int, int]:
+        """What the call may use at most, as servers count it: the text's size, and max_tokens."""
         room = next((v for k, v in self.parameters.items() if k.startswith("max_")), ROOM)
         parts = [part for message in self.messages for part in parts_of(message)]
         size = sum(len(json.dumps(part["text"])) for part in parts if "text" in part)
-        images = IMAGE_TOKENS * self.images
-        return size // CHARACTERS_A_TOKEN + images + (room if isinstance(room, int) else ROOM)
+        asked = size // CHARACTERS_A_TOKEN + IMAGE_TOKENS * self.images
+        return asked, room if isinstance(room, int) else ROOM
 
     @property
     def images(self) -> int:
@@ -84,7 +84,7 @@ class Reply:
     text: str
     messages: tuple[dict[str, Any], ...]  # as sent
     response_format: str
-    latency_ms: float
+    latency_ms: float | None  # None: nobody waited for it
     finish_reason: str | None = None
     refusal: str | None = None
     resolved_model: str | None = None
@@ -94,6 +94,7 @@ class Reply:
     completion_tokens: int | None = None
     problem: str | None = None
     calls: int = 1
+    price_share: float = 1.0  # of the price by the token
 
 
 class LanguageModel(Protocol):
@@ -181,7 +182,7 @@ class ChatModel:
         if password := urlsplit(self.base_url).password:
             sent = f"{urlsplit(self.base_url).username}:{password}"
             self._secrets += [password, base64.b64encode(sent.encode()).decode()]
-        self._client = openai.AsyncOpenAI(
+        self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
             max_retries=0,
@@ -197,55 +198,56 @@ class ChatModel:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self.client.close()
 
     async def ask(self, question: Question) -> Reply:
         """Ask once, stepping down in response format until the server takes the question."""
-        key = (question.model, json.dumps(question.schema, sort_keys=True))
-        server = self._servers.setdefault(key, _Server())
+        server = self._server(question)
         calls = 0
         asked = server.format
         while True:
             calls += 1
             try:
-                reply = await self._send(question, asked, server.length_parameter, calls)
-            except openai.APIStatusError as error:
-                if question.images and _lacks_vision(error):
-                    said = _cut(self._masked(_said(error)))
-                    raise LanguageModelError(
-                        f"the model {question.model!r} at {self.provider} takes no images: name a "
-                        f"vision model with --model or ENRICH_LLM_MODEL ({said})"
-                    ) from None
-                if _wants_other_length(error) and server.length_parameter == "max_tokens":
-                    server.length_parameter = "max_completion_tokens"
-                    continue
-                if _rejects_format(error, server.confirmed) and asked + 1 < len(FORMATS):
-                    asked += 1
-                    continue
-                raise self._explain(error, question, calls) from None
-            except openai.APITimeoutError:
-                raise ModelBusy(
-                    f"{self.provider} did not answer within {self.timeout:g} s", calls=calls
-                ) from None
-            except openai.APIConnectionError as error:
-                raise ModelBusy(
-                    f"cannot reach {self.shown} ({_root_cause(error)}): "
-                    "check OPENAI_BASE_URL and that the server is running",
-                    calls=calls,
-                    unreachable=True,
-                ) from None
+                reply = await self._send(question, asked, calls)
+            except openai.APIError as error:
+                if isinstance(error, openai.APIStatusError):
+                    if question.images and _lacks_vision(error):
+                        raise LanguageModelError(
+                            f"the model {question.model!r} at {self.provider} takes no images: "
+                            "name a vision model with --model or ENRICH_LLM_MODEL "
+                            f"({self.said(error.body or error.message)})"
+                        ) from None
+                    if _wants_other_length(error) and server.length_parameter == "max_tokens":
+                        server.length_parameter = "max_completion_tokens"
+                        continue
+                    if _rejects_format(error, server.confirmed) and asked + 1 < len(FORMATS):
+                        asked += 1
+                        continue
+                unknown = (
+                    f"{self.provider} does not know the model {question.model!r}: name another "
+                    "with --model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL"
+                )
+                raise self.explained(error, unknown, calls) from None
             if reply.problem is None:
                 server.format, server.confirmed = max(asked, server.format), True
             return reply
 
-    async def _send(
-        self, question: Question, asked: int, length_parameter: str, calls: int
-    ) -> Reply:
+    def _server(self, question: Question) -> _Server:
+        key = (question.model, json.dumps(question.schema, sort_keys=True))
+        return self._servers.setdefault(key, _Server())
+
+    def format_for(self, question: Question) -> str | None:
+        """The response format in which the server has answered such a question; None: not yet."""
+        server = self._server(question)
+        return FORMATS[server.format] if server.confirmed else None
+
+    def body(self, question: Question, fmt: str) -> dict[str, Any]:
+        """What is sent to ask `question`, with its answer wanted in the response format `fmt`."""
         messages = [dict(message) for message in question.messages]
-        body = dict(question.parameters)
+        body = {"model": question.model, **question.parameters}
         if "max_tokens" in body:
-            body[length_parameter] = body.pop("max_tokens")
-        match FORMATS[asked]:
+            body[self._server(question).length_parameter] = body.pop("max_tokens")
+        match fmt:
             case "json_schema":
                 body["response_format"] = {
                     "type": "json_schema",
@@ -253,7 +255,7 @@ class ChatModel:
                 }
             case "json_object":
                 body["response_format"] = {"type": "json_object"}
-        if FORMATS[asked] != "json_schema":
+        if fmt != "json_schema":
             messages.append(
                 {
                     "role": "system",
@@ -262,28 +264,44 @@ class ChatModel:
                 }
             )
             messages = _one_system_message(messages)
-        started = time.perf_counter()
-        response = await self._client.chat.completions.with_raw_response.create(
-            model=question.model,
-            messages=[],
-            extra_body={**body, "messages": messages},
-        )
-        text = self._masked(response.http_response.text)
-        return _read(
-            text, tuple(messages), FORMATS[asked], (time.perf_counter() - started) * 1000, calls
-        )
+        return {**body, "messages": messages}
 
-    def _masked(self, text: str) -> str:
+    async def _send(self, question: Question, asked: int, calls: int) -> Reply:
+        body = self.body(question, FORMATS[asked])
+        started = time.perf_counter()
+        response = await self.client.chat.completions.with_raw_response.create(
+            model=question.model, messages=[], extra_body=body
+        )
+        text = self.masked(response.http_response.text)
+        took = (time.perf_counter() - started) * 1000
+        return read_completion(text, tuple(body["messages"]), FORMATS[asked], took, calls)
+
+    def masked(self, text: str) -> str:
         """`text` of the server without our secrets: some servers and proxies repeat them."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
-    def _explain(
-        self, error: openai.APIStatusError, question: Question, calls: int
-    ) -> LanguageModelError:
-        """The one line that says what is wrong, and whether asking again may help."""
-        status, said = error.status_code, _cut(self._masked(_said(error)))
+    def explained(self, error: openai.APIError, unknown: str, calls: int = 1) -> LanguageModelError:
+        """The one line that says what is wrong, and whether asking again may help.
+
+        `unknown`: what a 404 means.
+        """
+        if isinstance(error, openai.APITimeoutError):
+            return ModelBusy(
+                f"{self.provider} did not answer within {self.timeout:g} s", calls=calls
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return ModelBusy(
+                f"cannot reach {self.shown} ({_root_cause(error)}): "
+                "check OPENAI_BASE_URL and that the server is running",
+                calls=calls,
+                unreachable=True,
+            )
+        said = self.said(error.body or error.message)
+        if not isinstance(error, openai.APIStatusError):
+            return LanguageModelError(f"{self.provider} answers what nobody understands ({said})")
+        status = error.status_code
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
                 f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
@@ -296,33 +314,31 @@ class ChatModel:
             )
             return LanguageModelError(f"{self.provider} refuses the key: {remedy} ({said})")
         if status == 404:
-            return LanguageModelError(
-                f"{self.provider} does not know the model {question.model!r}: name another with "
-                f"--model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL ({said})"
-            )
+            return LanguageModelError(f"{unknown} ({said})")
         if 300 <= status < 400:
-            target = self._masked(error.response.headers.get("location", "elsewhere"))
+            target = self.masked(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
                 f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
+        return self.unanswered(status, said, calls, retry_after(error.response.headers))
+
+    def unanswered(
+        self, status: int, said: str, calls: int, wait: float | None = None
+    ) -> ModelBusy | QuestionRefused:
+        """What a status means that tells of no more than this one question."""
+        line = f"{self.provider} answers {status} ({said})"
         if status in (408, 409, 429) or status >= 500:
-            return ModelBusy(
-                f"{self.provider} answers {status} ({said})",
-                calls=calls,
-                retry_after=retry_after(error.response.headers),
-            )
-        return QuestionRefused(f"{self.provider} answers {status} ({said})", calls=calls)
+            return ModelBusy(line, calls=calls, retry_after=wait)
+        return QuestionRefused(line, calls=calls)
 
-
-def _said(error: openai.APIStatusError) -> str:
-    """The server's own words, on one line."""
-    body = error.body
-    if isinstance(body, dict):
-        inner = body.get("error")
-        if isinstance(inner, dict):
-            body = inner
-        body = body.get("message") or body.get("detail") or inner or body
-    return " ".join(str(body or error.message).split())
+    def said(self, body: object) -> str:
+        """The server's own words in the body of an error, on one line and without our secrets."""
+        if isinstance(body, dict):
+            inner = body.get("error")
+            if isinstance(inner, dict):
+                body = inner
+            body = body.get("message") or body.get("detail") or inner or body
+        return _cut(self.masked(" ".join(str(body).split())))
 
 
 def _cut(words: str) -> str:
@@ -373,8 +389,12 @@ def _one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": system}] + [m for m in messages if m["role"] != "system"]
 
 
-def _read(
-    body: str, messages: tuple[dict[str, Any], ...], fmt: str, latency_ms: float, calls: int
+def read_completion(
+    body: str,
+    messages: tuple[dict[str, Any], ...],
+    fmt: str,
+    latency_ms: float | None,
+    calls: int,
 ) -> Reply:
     """The parts of a chat completion that are kept; a body that is none is kept whole."""
     try:
@@ -538,7 +558,7 @@ async def ask_patiently(
         QuestionRefused, LanguageModelError: as `LanguageModel.ask`.
     """
     calls = 0
-    expected = question.tokens()
+    expected = sum(question.most_tokens())
     for attempt in range(1, tries + 1):
         try:
             async with turnstile(urgent=urgent, tokens=expected, key=question.key):
@@ -561,11 +581,5 @@ async def ask_patiently(
         else:
             used = (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
             turnstile.settle(calls=reply.calls - 1, tokens=used - expected if used else 0)
-            return _with_calls(reply, calls)
+            return replace(reply, calls=reply.calls + calls) if calls else reply
     raise AssertionError("tries is at least 1")
-
-
-def _with_calls(reply: Reply, earlier: int) -> Reply:
-    if not earlier:
-        return reply
-    return Reply(**{**reply.__dict__, "calls": reply.calls + earlier})

@@ -25,6 +25,13 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class RunMode(StrEnum):
+    """How a run asks: one call after another, or by files whose answers come within a day."""
+
+    LIVE = "live"
+    BATCH = "batch"
+
+
 class Run(SQLModel, table=True):
     """The enrichment of a label set with one prompt version and model config."""
 
@@ -36,6 +43,7 @@ class Run(SQLModel, table=True):
     model: str
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
     variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
+    mode: RunMode = Field(default=RunMode.LIVE, sa_type=enum_column(RunMode))
     images: str | None = None  # folder of class folders, where images are asked about
     samples: int = 1  # generations per label or image; sample indices 0 … samples − 1
     concurrency: int = 8
@@ -72,6 +80,44 @@ class RunText(SQLModel, table=True):
     label_id: int = Field(foreign_key="label.id", primary_key=True)
     texts: list[str] = Field(sa_type=JSON)
     generation_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
+
+
+class Batch(SQLModel, table=True):
+    """A file of questions of a run, which the provider answers at its leisure and half the price.
+
+    Its row is there before anything is sent, so that nothing is sent twice.
+    """
+
+    __tablename__ = "batch"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(foreign_key="run.id", index=True)
+    name: str  # of the file, by which it is found again at the provider
+    provider: str
+    file_id: str | None = None  # at the provider, once it is there
+    remote_id: str | None = None  # of the batch at the provider, once it is there
+    response_format: str  # as Generation.response_format
+    status: str = "preparing"  # later as the provider says
+    requests: int
+    completed: int = 0  # as the provider counts
+    failed: int = 0
+    error: str | None = None  # why it came to nothing, or cannot be looked at for now
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # its answers are in
+
+
+class BatchRequest(SQLModel, table=True):
+    """One question that is under way in a batch; its row goes when its answer is stored."""
+
+    __tablename__ = "batch_request"
+
+    batch_id: int = Field(foreign_key="batch.id", primary_key=True)
+    dedupe_key: str = Field(primary_key=True, index=True)
+    label_id: int = Field(foreign_key="label.id")
+    sample_index: int
+    confusable: list[str] = Field(default_factory=list, sa_type=JSON)  # as they were when asked
+    texts: list[str] = Field(default_factory=list, sa_type=JSON)  # to be worked on, if any
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
 
 
 class RunFinding(SQLModel, table=True):
