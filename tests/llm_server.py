@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from tests.llm_batches import Batches
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -98,6 +100,7 @@ class LlmServer:
         self.calls: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()  # good answers sent, by label
         self.in_flight = self.most_in_flight = 0
+        self.batching: Batches | None = Batches(self._answer_line)  # None: knows no batches
         self._scripts: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._socket = socket.create_server((host, port))
         self.port = self._socket.getsockname()[1]
@@ -157,7 +160,7 @@ class LlmServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its response; False once the connection is over."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        _method, path, _version = head[0].split(" ")
+        method, path, _version = head[0].split(" ")
         headers = {
             name.lower(): value.strip()
             for name, _, value in (line.partition(":") for line in head[1:] if line)
@@ -173,14 +176,16 @@ class LlmServer:
                 writer, 200, json.dumps({"calls": self.calls, "answered": self.answered})
             )
             return True
+        if self.batching and path.startswith(("/v1/files", "/v1/batches")):
+            if (answered := self.batching.handle(method, path, headers, raw)) is None:
+                return False
+            await self._write(writer, *answered)
+            return True
         if not path.endswith("/chat/completions"):
             await self._write(writer, 404, '{"detail": "Not Found"}')
             return True
-        body = json.loads(raw)
-        label = label_of(body)
-        self.calls[label] += 1
-        call = Call(label, path, headers, body, self.calls[label])
-        self.requests.append(call)
+        call = self._called(path, headers, json.loads(raw))
+        label = call.label
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -201,15 +206,30 @@ class LlmServer:
             self.answered[label] += 1
         return True
 
+    def _called(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> Call:
+        label = label_of(body)
+        self.calls[label] += 1
+        call = Call(label, path, headers, body, self.calls[label])
+        self.requests.append(call)
+        return call
+
+    def _answer_line(self, body: dict[str, Any]) -> tuple[int, str]:
+        """Status and body for a question of a batch."""
+        call = self._called("/v1/batches", {"authorization": f"Bearer {self.key}"}, body)
+        answer = self._decide(call)
+        if answer == Answer():
+            self.answered[call.label] += 1
+        return answer.status, self._body(call, answer)
+
     async def _write(
         self,
         writer: asyncio.StreamWriter,
         status: int,
-        text: str,
+        text: str | bytes,
         content_type: str = "application/json",
         headers: dict[str, str] | None = None,
     ) -> None:
-        payload = text.encode()
+        payload = text.encode() if isinstance(text, str) else text
         lines = [f"HTTP/1.1 {status} .", f"Content-Type: {content_type}"]
         lines += [f"Content-Length: {len(payload)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]

@@ -19,7 +19,7 @@ import secrets
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
@@ -38,7 +38,7 @@ from enrich_service.enrichment.batch_api import (
     BatchUnknown,
 )
 from enrich_service.enrichment.enricher import Enricher, Item, Plan, Turn
-from enrich_service.enrichment.llm import ChatModel
+from enrich_service.enrichment.llm import ChatModel, Question
 from enrich_service.enrichment.models import (
     Batch,
     BatchRequest,
@@ -116,8 +116,9 @@ class BatchRun:
                 if self._due.get(batch.id or 0, 0.0) <= time.monotonic():
                     await self._look_at(batch)
             batches = await asyncio.to_thread(self._under_way)
-            if self._asks and all(batch.remote_id for batch in batches):
-                await self._send(wait=bool(batches) and self._has_budget)
+            at_rest = all(batch.remote_id for batch in batches)
+            if self._asks and at_rest and not (batches and self._has_budget):
+                await self._send()
                 batches = await asyncio.to_thread(self._under_way)
             if self._work.reason and self._work.pause:
                 return  # nobody waits for what a person has to mend first
@@ -156,54 +157,62 @@ class BatchRun:
 
     # ------------------------------------------------------------------------------------ sending
 
-    async def _send(self, *, wait: bool) -> None:
+    async def _send(self) -> None:
         """Send what is missing, in as many batches as it takes and as the budget allows."""
-        if wait:
-            return
         api, part = self._api(), None
         most_usd, most_tokens = 0.0, 0
-        price = self._enricher.settings.prices.get(self._plan.model, (0.0, 0.0))
         self._again.extend(self._elsewhere)
         self._elsewhere.clear()
-        async for item, turn in self._to_ask():
-            question = self._enricher.question(self._plan, item, turn)
-            fmt = api.model.format_for(question)
-            if fmt is None:
-                await self._ask_live(item)
-                if not self._asks:
-                    return
-                continue
-            tokens = question.most_tokens()
-            usd = PRICE_SHARE * sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
-            if self._has_budget and not self._work.within_budget(
-                usd=most_usd + usd, tokens=most_tokens + sum(tokens)
-            ):
-                self._again.appendleft(item)
-                if not most_tokens:
-                    self._work.halt(
-                        "what is left of the run's budget may not be enough for one more question "
-                        f"({self._work.spent_tokens} tokens, ${self._work.spent_usd:.4f} are "
-                        "spent): raise it and resume",
-                        pause=True,
-                    )
-                break
-            most_usd, most_tokens = most_usd + usd, most_tokens + sum(tokens)
-            line = api.line(question, fmt)
-            if part is not None and not self._takes(part, line):
-                await self._send_part(api, part)
-                part = None
-                if not self._asks:
-                    return
-            part = part or _Part(fmt)
-            part.add(item, line)
+        async with aclosing(self._to_ask()) as to_ask:
+            async for item, turn in to_ask:
+                question = self._enricher.question(self._plan, item, turn)
+                fmt = api.model.format_for(question)
+                if fmt is None:
+                    await self._ask_live(item)
+                    if not self._asks:
+                        return
+                    continue
+                usd, tokens = self._most(question)
+                if not self._work.within_budget(usd=most_usd + usd, tokens=most_tokens + tokens):
+                    self._again.appendleft(item)
+                    if not most_tokens:
+                        self._halt_for_budget()
+                    break
+                most_usd, most_tokens = most_usd + usd, most_tokens + tokens
+                line = api.line(question, fmt)
+                if part is not None and not self._takes(part, line):
+                    await self._send_part(api, part)
+                    part = None
+                    if not self._asks:
+                        return
+                part = part or _Part(fmt)
+                part.add(item, line)
         if part is not None and self._asks:
             await self._send_part(api, part)
+
+    def _most(self, question: Question) -> tuple[float, int]:
+        """What a question may cost at the very worst, in dollars and in tokens."""
+        price = self._enricher.settings.prices.get(self._plan.model, (0.0, 0.0))
+        tokens = question.most_tokens()
+        full = sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
+        return PRICE_SHARE * full, sum(tokens)
+
+    def _halt_for_budget(self) -> None:
+        spent = f"{self._work.spent_tokens} tokens, ${self._work.spent_usd:.4f} are spent"
+        self._work.halt(
+            "what is left of the run's budget may not be enough for one more question "
+            f"({spent}): raise it and resume",
+            pause=True,
+        )
 
     def _takes(self, part: _Part, line: bytes) -> bool:
         return len(part.items) < self._most_requests and part.size + len(line) <= self._most_bytes
 
-    async def _to_ask(self) -> AsyncIterator[tuple[Item, Turn]]:
-        """What has no result and is not under way, each with the attempt that is its next."""
+    async def _to_ask(self) -> AsyncGenerator[tuple[Item, Turn]]:
+        """What has no result and is not under way, each with the attempt that is its next.
+
+        What is not taken of it, once it is closed, comes with the next call.
+        """
         while page := await self._page():
             keys = [item.key for item in page]
             owners = await self._enricher.ledger.owners(keys)
@@ -212,12 +221,17 @@ class BatchRun:
             others = sum(owners.get(key, self._run_id) != self._run_id for key in keys)
             if others:
                 await self._enricher.ledger.count(self._run_id, cached=others)
-            for item in page:
-                if item.key in asked:
-                    if asked[item.key] != self._run_id:
-                        self._elsewhere.append(item)
-                elif item.key not in owners:
-                    yield item, turns[item.key]
+            left = deque(page)
+            try:
+                while left:
+                    item = left.popleft()
+                    if item.key in asked:
+                        if asked[item.key] != self._run_id:
+                            self._elsewhere.append(item)
+                    elif item.key not in owners:
+                        yield item, turns[item.key]
+            finally:
+                self._again.extendleft(reversed(left))
 
     async def _page(self) -> list[Item]:
         page: list[Item] = []
@@ -233,12 +247,16 @@ class BatchRun:
     async def _ask_live(self, item: Item) -> None:
         """Ask one question of the server that has not answered such a one yet."""
         generation = await self._enricher.answer(
-            self._plan, item, urgent=False, tries=TRIES, run_id=self._run_id
+            self._plan,
+            item,
+            urgent=False,
+            tries=TRIES,
+            run_id=self._run_id,
+            note=self._work.note,
         )
         if generation.run_id != self._run_id:
             await self._enricher.ledger.count(self._run_id, cached=1)
             return
-        self._work.note(generation)
         if self._work.failed_in_row == TRIES:
             self._work.halt(
                 f"{TRIES} labels in a row got no answer, the last because {generation.problems[0]}"

@@ -33,7 +33,13 @@ from enrich_service.enrichment import describe as describing
 from enrich_service.enrichment import service
 from enrich_service.enrichment.engine import OPEN_STATES, RunEngine
 from enrich_service.enrichment.enricher import Enricher
-from enrich_service.enrichment.models import GenerationSource, GenerationStatus, Run, RunState
+from enrich_service.enrichment.models import (
+    GenerationSource,
+    GenerationStatus,
+    Run,
+    RunMode,
+    RunState,
+)
 from enrich_service.enrichment.schemas import (
     Described,
     DescribeRequest,
@@ -138,6 +144,12 @@ def start(
             help="Folder of class folders named by the labels' keys: ask about each image.",
         ),
     ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch", help="Ask by the provider's Batch API: within a day, for half the price."
+        ),
+    ] = False,
     samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
@@ -160,6 +172,7 @@ def start(
         n=n,
         language=language,
         images=images and str(images),
+        mode=RunMode.BATCH if batch else RunMode.LIVE,
         samples=samples,
         concurrency=concurrency,
         budget_usd=budget_usd,

@@ -390,7 +390,7 @@ class RunEngine:
             return
         try:
             generation = await self._enricher.answer(
-                plan, item, urgent=False, tries=TRIES, run_id=run.id
+                plan, item, urgent=False, tries=TRIES, run_id=run.id, note=work.note
             )
         except ModelBusy as busy:
             await self._enricher.ledger.count(run.id, calls=busy.calls)
@@ -401,7 +401,6 @@ class RunEngine:
         if generation.run_id != run.id:
             await self._enricher.ledger.count(run.id, cached=1)
             return
-        work.note(generation)
         if work.failed_in_row >= FAILURES_IN_A_ROW:
             work.halt(
                 f"{work.failed_in_row} labels in a row got no answer, the last because "

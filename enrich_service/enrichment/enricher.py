@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -219,11 +219,19 @@ class Enricher:
             await self._model.aclose()
 
     async def answer(
-        self, plan: Plan, item: Item, *, urgent: bool, tries: int, run_id: int | None = None
+        self,
+        plan: Plan,
+        item: Item,
+        *,
+        urgent: bool,
+        tries: int,
+        run_id: int | None = None,
+        note: Callable[[Generation], None] = lambda _: None,
     ) -> Generation:
         """The result for `item`, or a `failed` generation where there was no answer.
 
-        Whoever asks what is being asked already shares its answer.
+        Whoever asks what is being asked already shares its answer. `note` is told of every answer
+        that is stored for the one who asked first, so of the bad ones too.
 
         Raises:
             ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
@@ -231,7 +239,7 @@ class Enricher:
         """
         asked = self._asked.get(item.key)
         if asked is None:
-            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id))
+            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note))
             asked = self._asked[item.key] = _Asked(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
         elif urgent:  # it may have waited behind a whole run until now
@@ -270,7 +278,13 @@ class Enricher:
         return await asyncio.shield(reading)
 
     async def _answer(
-        self, plan: Plan, item: Item, urgent: bool, tries: int, run_id: int | None
+        self,
+        plan: Plan,
+        item: Item,
+        urgent: bool,
+        tries: int,
+        run_id: int | None,
+        note: Callable[[Generation], None],
     ) -> Generation:
         turn = Turn(1, plan.parameters)
         picture = unreadable = None
@@ -283,7 +297,9 @@ class Enricher:
             question = self.question(plan, item, turn, picture)
             outcome: Outcome
             if unreadable is not None:
-                return await self.settle(plan, item, turn, question, unreadable, run_id=run_id)
+                stored = await self.settle(plan, item, turn, question, unreadable, run_id=run_id)
+                note(stored)
+                return stored
             try:
                 outcome = await ask_patiently(
                     self.model, question, self.turnstile, urgent=urgent, tries=tries
@@ -297,6 +313,8 @@ class Enricher:
             except QuestionRefused as refused:
                 outcome = refused
             stored = await self.settle(plan, item, turn, question, outcome, run_id=run_id)
+            if stored.run_id == run_id:  # else another process had it first
+                note(stored)
             if stored.status is not GenerationStatus.RETRIED:
                 return stored
             turn = turn.after(stored)

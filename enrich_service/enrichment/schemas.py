@@ -10,6 +10,7 @@ from enrich_service.enrichment.models import (
     GenerationSource,
     GenerationStatus,
     ReviewAction,
+    RunMode,
     RunState,
 )
 from enrich_service.enrichment.validators import ENGLISH
@@ -179,6 +180,13 @@ class RunCreate(Choice):
             "service's machine below ENRICH_IMAGE_ROOTS; for prompts of the kind image_caption",
         ),
     ] = None
+    mode: Annotated[
+        RunMode,
+        Field(
+            description="batch: by files of questions that the provider answers within a day, for "
+            "half the price (OpenAI's Batch API)"
+        ),
+    ] = RunMode.LIVE
     samples: Annotated[
         int, Field(ge=1, le=100, description="Generations for each label or image")
     ] = 1
@@ -199,6 +207,20 @@ class RunResume(BaseModel):
     budget_tokens: Annotated[int | None, Field(gt=0)] = None
 
 
+class BatchView(BaseModel):
+    """A file of questions of a run in the mode batch, and how far the provider is with it."""
+
+    id: int
+    remote_id: Annotated[str | None, Field(description="The batch's id at the provider")]
+    status: Annotated[str, Field(description="As the provider says; 'preparing' before that")]
+    requests: int
+    completed: Annotated[int, Field(description="As the provider counts")]
+    failed: Annotated[int, Field(description="As the provider counts")]
+    error: Annotated[str | None, Field(description="Why it came to nothing, or waits")]
+    created_at: datetime
+    ended_at: Annotated[datetime | None, Field(description="When its answers were taken in")]
+
+
 class RunView(BaseModel):
     """A run and how far it is. `done` = cached + accepted + rejected + failed, out of `total`."""
 
@@ -214,6 +236,8 @@ class RunView(BaseModel):
                     "parameters": {"temperature": 0.2},
                     "variables": {"language": "German"},
                     "images": None,
+                    "mode": "live",
+                    "batches": [],
                     "samples": 1,
                     "concurrency": 16,
                     "budget_usd": 2.5,
@@ -251,6 +275,8 @@ class RunView(BaseModel):
     parameters: dict[str, JsonValue]
     variables: dict[str, JsonValue]
     images: Annotated[str | None, Field(description="Folder of the images that are asked about")]
+    mode: RunMode
+    batches: Annotated[list[BatchView], Field(description="Where the mode is batch")]
     samples: int
     concurrency: int
     budget_usd: float | None

@@ -15,21 +15,25 @@ from enrich_service.core.settings import Settings
 from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.answers import attributes_of, texts_of
+from enrich_service.enrichment.batch_api import PRICE_SHARE
 from enrich_service.enrichment.enricher import Item, Plan, Prices
 from enrich_service.enrichment.images import Roots, checked_folder, images_of, names_of
 from enrich_service.enrichment.ledger import RESULTS
 from enrich_service.enrichment.llm import IMAGE_TOKENS, RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
+    Batch,
     Generation,
     GenerationSource,
     GenerationStatus,
     Run,
     RunFinding,
+    RunMode,
     RunState,
     RunText,
     language_of,
 )
 from enrich_service.enrichment.schemas import (
+    BatchView,
     Choice,
     GenerationDetail,
     GenerationPage,
@@ -170,6 +174,7 @@ def create_run(
     out.
     """
     _check_budget(body.budget_usd, plan.model, prices)
+    _check_mode(body, plan)
     label_set = labels.get(session, body.label_set)
     assert label_set.id is not None and plan.version.id is not None
     folder, count = _subject(session, label_set, body, plan, roots, texts)
@@ -180,6 +185,7 @@ def create_run(
         parameters=dict(plan.parameters),
         variables=dict(plan.variables),
         images=str(folder) if folder else None,
+        mode=body.mode,
         samples=body.samples,
         concurrency=body.concurrency,
         budget_usd=body.budget_usd,
@@ -208,6 +214,20 @@ def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
         raise InvalidInput(
             f"budget_usd: what {model!r} costs is not known, so the budget would never be spent: "
             "give its price in ENRICH_PRICES, or a budget in tokens"
+        )
+
+
+def _check_mode(body: RunCreate, plan: Plan) -> None:
+    if body.mode is RunMode.LIVE:
+        return
+    if body.images is not None:
+        raise InvalidInput(
+            "mode: images are asked about live, since a file of them would soon be too large for a "
+            "batch: leave out --batch"
+        )
+    if plan.source is GenerationSource.REPLAY:
+        raise InvalidInput(
+            "mode: a replay file answers at once and takes no batches: leave out --batch"
         )
 
 
@@ -261,11 +281,19 @@ def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None 
         prompt=session.get_one(Prompt, version.prompt_id).name,
         prompt_version=version.number,
         done=run.cached + run.accepted + run.rejected + run.failed,
+        batches=_batches(session, run),
         problems={one.rule: one.answers for one in found if one.verdict == "problem"},
         flags={one.rule: one.answers for one in found if one.verdict == "flag"},
         parked=parked,
         rate=rate,
     )
+
+
+def _batches(session: Session, run: Run) -> list[BatchView]:
+    if run.mode is RunMode.LIVE:
+        return []
+    found = session.exec(select(Batch).where(Batch.run_id == run.id).order_by(col(Batch.id)))
+    return [BatchView.model_validate(batch.model_dump()) for batch in found]
 
 
 def list_runs(
@@ -423,6 +451,7 @@ def estimate(
 
     The means are over labels or images, so that what was asked again after a bad answer counts.
     """
+    _check_mode(body, plan)
     label_set = labels.get(session, body.label_set)
     folder, count = _subject(session, label_set, body, plan, roots, texts)
     found = labels.lines_of(session, label_set)
@@ -457,13 +486,15 @@ def estimate(
     prompt_tokens = round(to_ask * float(prompt_mean))
     completion_tokens = round(to_ask * float(completion_mean))
     price = prices.get(plan.model)
+    share = PRICE_SHARE if body.mode is RunMode.BATCH else 1.0
     return RunEstimate(
         total=total,
         cached=total - to_ask,
         to_ask=to_ask,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        cost_usd=price and (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
+        cost_usd=price
+        and share * (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
         basis=basis,
     )
 

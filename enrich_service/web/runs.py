@@ -35,7 +35,7 @@ from enrich_service.web.page import csv_file, page, render
 router = APIRouter()
 SIZE = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
-_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "samples")
+_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples")
 
 
 def view(session: Session, runs: RunEngine, run: Run) -> RunView:

@@ -212,6 +212,14 @@ def test_a_spent_budget_pauses_and_a_raised_one_goes_on(client, model):
     assert set(model.calls.values()) == {1}
 
 
+def test_bad_answers_are_spent_too(client, model):
+    add_labels(client, birds(30))
+    model.behave = lambda call: Answer(content="no JSON") if call.number < 3 else None
+    run = wait_for(client, start_run(client, concurrency=1, budget_tokens=70 * 9)["id"])
+    assert run["state"] == "paused"
+    assert run["accepted"] == 3  # of three calls each
+
+
 def test_a_budget_in_money_pauses_too(client, model):
     add_labels(client, birds(10))
     model.latency = 0.01

@@ -1,0 +1,208 @@
+"""Runs by the Batch API: what is sent, what is paid, and what a kill or a bad day leaves."""
+
+import os
+import signal
+
+import httpx
+import pytest
+
+from enrich_service.enrichment import batches
+from tests.llm_batches import Fate
+from tests.llm_server import Answer
+from tests.service.enrichment.conftest import add_labels, data_of, start_run, wait_for
+from tests.service.enrichment.test_runs import birds, generations, serving, until
+
+
+def batch_run(client, labels=6, **body):
+    add_labels(client, birds(labels))
+    return start_run(client, mode="batch", **body)
+
+
+def asked_twice(model):
+    return {label: count for label, count in model.calls.items() if count > 1}
+
+
+def test_a_run_by_batch_sends_one_file_and_pays_half(client, model):
+    run = wait_for(client, batch_run(client)["id"])
+
+    assert (run["state"], run["accepted"], run["mode"]) == ("succeeded", 6, "batch")
+    # The first label is asked live: a wrong model or key would else be told after a day.
+    [batch] = run["batches"]
+    assert (batch["status"], batch["requests"], batch["completed"]) == ("completed", 5, 5)
+    assert batch["ended_at"] and batch["error"] is None
+    [sent] = model.batching.batches.values()
+    rows = generations(client, run_id=run["id"])
+    keys = {client.get(f"/v1/generations/{row['id']}").json()["dedupe_key"] for row in rows}
+    lines = model.batching.lines(sent)
+    assert {line["custom_id"] for line in lines} < keys and len(lines) == 5
+    assert lines[0]["body"]["response_format"]["type"] == "json_schema"
+    full = (50 * 1.0 + 20 * 10.0) / 1_000_000
+    assert run["cost_usd"] == pytest.approx(full + 5 * full / 2)
+    page = client.get(f"/runs/{run['id']}").text
+    assert sent.id in page and "by batch, for half the price" in page
+    assert not asked_twice(model)
+
+
+def test_an_estimate_is_of_half_the_price(client, model):
+    add_labels(client, birds(4))
+    live, batch = (
+        client.post("/v1/runs/estimate", json={"label_set": "birds", "mode": mode}).json()
+        for mode in ("live", "batch")
+    )
+    assert batch["cost_usd"] == pytest.approx(live["cost_usd"] / 2) and live["cost_usd"] > 0
+    assert not model.calls and not model.batching.files
+
+
+def test_what_is_too_much_for_one_file_goes_into_several(client, model, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_REQUESTS", 4)
+    run = wait_for(client, batch_run(client, labels=12)["id"])
+    assert (run["state"], run["accepted"]) == ("succeeded", 12)
+    assert [one["requests"] for one in run["batches"]] == [4, 4, 3]
+    assert not asked_twice(model)
+
+
+def test_no_file_is_larger_than_a_provider_takes(client, model, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_BYTES", 5000)
+    run = wait_for(client, batch_run(client, labels=9)["id"])
+    assert run["accepted"] == 9 and len(run["batches"]) > 1
+    inputs = [model.batching.files[one.input_file_id] for one in model.batching.batches.values()]
+    assert all(len(file.content) <= 5000 for file in inputs)
+
+
+def test_bad_answers_are_asked_again_in_the_next_batch(client, model):
+    names = birds(6)
+    model.script(names[2], Answer(content="no JSON at all"))
+    model.script(names[3], Answer(finish_reason="length"))
+    model.script(names[4], *(3 * [Answer(content='{"description": "As an AI, I cannot."}')]))
+    run = wait_for(client, batch_run(client)["id"])
+
+    assert (run["state"], run["accepted"], run["rejected"]) == ("succeeded", 5, 1)
+    assert [one["requests"] for one in run["batches"]] == [5, 3, 1]
+    assert {label: model.calls[label] for label in names[2:5]} == {
+        names[2]: 2,
+        names[3]: 2,
+        names[4]: 3,
+    }
+    again = [call for call in model.requests if call.label == names[3]][1]
+    assert again.body["max_tokens"] > model.requests[1].body["max_tokens"]
+
+
+def test_questions_that_fail_on_their_own_are_told_and_retried(client, model):
+    names = birds(6)
+    model.script(names[2], Answer(400, body='{"error": {"message": "that is a bad question"}}'))
+    model.script(names[3], *(3 * [Answer(500)]))
+    run = wait_for(client, batch_run(client)["id"])
+
+    assert (run["state"], run["accepted"], run["failed"]) == ("failed", 4, 2)
+    assert model.calls[names[3]] == 3
+    client.post(f"/v1/runs/{run['id']}/retry")
+    run = wait_for(client, run["id"])
+    assert (run["state"], run["accepted"], run["failed"]) == ("succeeded", 6, 0)
+
+
+def test_what_an_expired_batch_has_answered_is_taken_in(client, model):
+    model.batching.fates.append(Fate(expires_after=2))
+    run = wait_for(client, batch_run(client)["id"])
+    assert (run["state"], run["accepted"], run["failed"]) == ("failed", 3, 3)
+    failed = generations(client, status="failed")[0]["id"]
+    assert "expired" in client.get(f"/v1/generations/{failed}").json()["problems"][0]
+
+    client.post(f"/v1/runs/{run['id']}/retry")
+    run = wait_for(client, run["id"])
+    assert (run["state"], run["accepted"]) == ("succeeded", 6)
+    assert [one["status"] for one in run["batches"]] == ["expired", "completed"]
+    assert not asked_twice(model)
+
+
+def test_a_batch_that_is_refused_ends_the_run_with_one_line(client, model):
+    model.batching.fates.append(Fate(fails="the model is not for batches"))
+    run = wait_for(client, batch_run(client)["id"])
+    assert run["state"] == "failed" and "the model is not for batches" in run["error"]
+    assert "\n" not in run["error"]
+    client.post(f"/v1/runs/{run['id']}/retry")
+    assert wait_for(client, run["id"])["accepted"] == 6
+
+
+def test_a_server_without_batches_is_told_in_one_line(client, model):
+    model.batching = None
+    run = wait_for(client, batch_run(client)["id"])
+    assert run["state"] == "failed" and "takes no batches" in run["error"]
+    assert run["accepted"] == 1 and "\n" not in run["error"]
+
+
+def test_a_cancelled_run_cancels_its_batch(client, model):
+    model.batching.fates.append(Fate(seconds=60))
+    run = batch_run(client)
+    until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
+    client.post(f"/v1/runs/{run['id']}/cancel")
+    until(lambda: [one.status for one in model.batching.batches.values()] == ["cancelled"])
+    until(lambda: client.get(f"/v1/runs/{run['id']}").json()["batches"][0]["ended_at"])
+    run = client.get(f"/v1/runs/{run['id']}").json()
+    assert (run["state"], run["accepted"], run["failed"]) == ("cancelled", 1, 0)
+
+    client.post(f"/v1/runs/{run['id']}/retry")
+    assert wait_for(client, run["id"])["accepted"] == 6
+
+
+def test_two_runs_over_the_same_labels_ask_once(client, model):
+    model.batching.fates.append(Fate(seconds=2))
+    first = batch_run(client)
+    until(lambda: model.batching.batches)
+    second = start_run(client, mode="batch")
+    both = [wait_for(client, run["id"]) for run in (first, second)]
+    assert [run["state"] for run in both] == ["succeeded", "succeeded"]
+    assert (both[0]["accepted"], both[1]["cached"]) == (6, 6)
+    assert not asked_twice(model)
+
+
+def test_no_more_is_sent_than_the_budget_allows_at_the_worst(client, model):
+    run = wait_for(client, batch_run(client, labels=20, budget_tokens=1000)["id"])
+    assert run["state"] == "paused" and "budget" in run["error"]
+    assert 1 < run["accepted"] < 20
+    assert run["prompt_tokens"] + run["completion_tokens"] <= 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [({"prompt": "image-caption", "images": "/nowhere"}, "asked about live")],
+)
+def test_what_no_batch_can_ask_is_refused(client, body, said):
+    add_labels(client, birds(2))
+    answer = client.post("/v1/runs", json={"label_set": "birds", "mode": "batch", **body})
+    assert answer.status_code == 422 and said in answer.json()["detail"]
+    assert client.get("/v1/runs").json() == []
+
+
+@pytest.mark.parametrize("moment", ["in progress", "upload", "create"])
+def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
+    """At the latter two the provider did what it was asked for, and nobody was told."""
+    environment = {
+        "ENRICH_DATA_DIR": str(tmp_path / "data"),
+        "OPENAI_BASE_URL": model.url,
+        "ENRICH_LLM_MODEL": "small",
+        "ENRICH_RUN_LEASE_SECONDS": "1",
+    }
+    model.batching.fates.append(Fate(seconds=3))
+    if moment != "in progress":
+        model.batching.lost_answers.append(moment)
+    with serving(environment) as (process, url), httpx.Client(base_url=url, timeout=30) as client:
+        run = batch_run(client)["id"]
+        if moment == "in progress":
+            until(lambda: any(b.status == "in_progress" for b in model.batching.batches.values()))
+        else:
+            until(lambda: not model.batching.lost_answers)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with serving(environment) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
+        found = wait_for(client, run, seconds=60)
+    assert (found["state"], found["accepted"]) == ("succeeded", 6)
+    assert len(model.batching.batches) == 1
+    assert not asked_twice(model)
+
+
+def test_the_command_asks_by_batch_and_says_what_it_would_cost(enrich, model):
+    data_of(enrich("labels", "add", "birds", *birds(4), "--json"))
+    estimate = data_of(enrich("run", "start", "birds", "--batch", "--estimate", "--json"))
+    run = data_of(enrich("run", "start", "birds", "--batch", "--json"))
+    assert (run["state"], run["accepted"], run["mode"]) == ("succeeded", 4, "batch")
+    assert estimate["cost_usd"] > 0 and len(run["batches"]) == 1
