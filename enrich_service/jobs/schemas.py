@@ -58,6 +58,7 @@ REPORT_EXAMPLE: dict[str, Any] = {
     "release_hash": "4be2" * 16,
     "label_set": "ducks",
     "teacher": "hf-hub:bench/lite0-minilm",
+    "teacher_fingerprint": "5c" * 32,
     "teacher_dim": 512,
     "student_parameters": 11439168,
     "epochs": [],
@@ -78,6 +79,8 @@ REPORT_EXAMPLE: dict[str, Any] = {
             "classes": 200,
             "mean_cosine": 0.012,
             "mean_nearest_cosine": 0.41,
+            "effective_rank": 96.2,
+            "singular_values": [9.1, 6.7, 5.2],
         }
     ],
     "pulled_apart": [],

@@ -17,7 +17,7 @@ ALONE = [sys.executable]
 
 
 @pytest.fixture
-def start(colour_images, colour_teacher, colours, cache, tmp_path):
+def start(colour_images, colour_teacher, colours, tmp_path):
     """A function that starts `distill train` on its own or by torchrun; the process."""
     (tmp_path / "release.json").write_text(colours.model_dump_json())
 
@@ -35,7 +35,7 @@ def start(colour_images, colour_teacher, colours, cache, tmp_path):
         path = tmp_path / f"{out}.json"
         path.write_text(json.dumps(config))
         words = ["-m", "distill", "train", "--config", path, "--out", tmp_path / out]
-        words += ["--release", tmp_path / "release.json", "--cache", cache, *more]
+        words += ["--release", tmp_path / "release.json", "--cache", tmp_path / "cache", *more]
         return subprocess.Popen(
             [*launcher, *map(str, words)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,7 +1,9 @@
 import pytest
 
+from contract import Report
 from enrich_service.app import create_app
 from enrich_service.core.settings import Settings
+from enrich_service.jobs.schemas import REPORT_EXAMPLE
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,7 @@ def test_every_error_is_declared_as_a_problem_document(document):
                 schema = answer["content"]["application/problem+json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Problem"}
     assert "Problem" in document["components"]["schemas"]
+
+
+def test_the_example_of_a_report_is_one():
+    Report.model_validate(REPORT_EXAMPLE)
