@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 LINE_KEYS = {"custom_id", "method", "url", "body"}
+MOST_LINES = 50_000
 Answered = tuple[int, str]  # status and body of a completion
 
 
@@ -20,6 +21,7 @@ class Fate:
 
     seconds: float = 0.0  # that it is in progress
     expires_after: int | None = None  # questions that are answered before it expires
+    cancelled_after: int = 0  # questions that are answered before it is cancelled, if it is
     fails: str | None = None  # what its validation says
 
 
@@ -28,6 +30,7 @@ class _File:
     id: str
     name: str
     content: bytes
+    purpose: str = "batch"
     at: float = field(default_factory=time.time)
 
     def view(self) -> dict[str, Any]:
@@ -37,7 +40,7 @@ class _File:
             "bytes": len(self.content),
             "created_at": int(self.at),
             "filename": self.name,
-            "purpose": "batch",
+            "purpose": self.purpose,
             "status": "processed",
         }
 
@@ -94,7 +97,9 @@ class Batches:
             case "POST", ["files"]:
                 return self._done("upload", self._upload(headers, raw))
             case "GET", ["files"]:
-                return _page([one.view() for one in self.files.values()], query)
+                purpose = query.get("purpose", [""])[0]
+                found = [one.view() for one in self.files.values()]
+                return _page([one for one in found if purpose in ("", one["purpose"])], query)
             case "GET", ["files", file_id, "content"] if file_id in self.files:
                 return 200, self.files[file_id].content
             case "POST", ["batches"]:
@@ -128,8 +133,8 @@ class Batches:
         file = self._put(name, content if isinstance(content, bytes) else b"")
         return _json(file.view())
 
-    def _put(self, name: str, content: bytes) -> _File:
-        file = _File(f"file-{len(self.files) + 1}", name, content)
+    def _put(self, name: str, content: bytes, purpose: str = "batch") -> _File:
+        file = _File(f"file-{len(self.files) + 1}", name, content, purpose)
         self.files[file.id] = file
         return file
 
@@ -149,13 +154,23 @@ class Batches:
 
     def lines(self, batch: _Batch) -> list[dict[str, Any]]:
         """The questions of a batch."""
-        content = self.files[batch.input_file_id].content.decode()
-        return [json.loads(line) for line in content.splitlines()]
+        content = self.files[batch.input_file_id].content
+        return [json.loads(line) for line in content.split(b"\n") if line]
+
+    def uploads(self) -> list[str]:
+        """The names of all files of questions, in the order in which they came."""
+        return [file.name for file in self.files.values() if file.purpose == "batch"]
 
     def _wrong(self, batch: _Batch) -> str | None:
         lines = self.lines(batch)
+        if not 0 < len(lines) <= MOST_LINES:
+            return "no line, or too many"
         if any(line.keys() != LINE_KEYS for line in lines):
             return "a line has other keys"
+        if {(line["method"], line["url"]) for line in lines} != {("POST", "/v1/chat/completions")}:
+            return "a line is for another endpoint"
+        if len({line["body"].get("model") for line in lines}) > 1:
+            return "the lines name more than one model"
         if len({line["custom_id"] for line in lines}) < len(lines):
             return "a custom_id stands twice"
         if any(not re.fullmatch(r".{1,64}", line["custom_id"]) for line in lines):
@@ -173,7 +188,7 @@ class Batches:
             batch.errors = [{"code": "invalid", "message": problem, "line": 1, "param": None}]
             return
         if batch.status == "cancelling":
-            self._end(batch, "cancelled", 0, lines)
+            self._end(batch, "cancelled", batch.fate.cancelled_after, lines)
             return
         batch.status = "in_progress"
         if time.time() - batch.at < batch.fate.seconds:
@@ -203,9 +218,9 @@ class Batches:
         batch.completed, batch.failed, batch.status = len(good), len(bad), status
         # The order of the answers is not that of the questions.
         if good:
-            batch.output_file_id = self._put("output", _jsonl(good[::-1])).id
+            batch.output_file_id = self._put("output", _jsonl(good[::-1]), "batch_output").id
         if bad:
-            batch.error_file_id = self._put("errors", _jsonl(bad)).id
+            batch.error_file_id = self._put("errors", _jsonl(bad), "batch_output").id
 
 
 def _jsonl(lines: list[dict[str, Any]]) -> bytes:
@@ -217,12 +232,12 @@ def _json(body: dict[str, Any], status: int = 200) -> tuple[int, bytes]:
 
 
 def _page(found: list[dict[str, Any]], query: dict[str, list[str]]) -> tuple[int, bytes]:
-    """A page of a list, the newest first, after the id `after`."""
-    newest = found[::-1]
+    """A page of a list, the newest first unless `order` is asc, after the id `after`."""
+    listed = found if query.get("order") == ["asc"] else found[::-1]
     if after := query.get("after"):
-        newest = newest[[one["id"] for one in newest].index(after[0]) + 1 :]
+        listed = listed[[one["id"] for one in listed].index(after[0]) + 1 :]
     limit = int(query.get("limit", ["20"])[0])
-    page = newest[:limit]
-    more = len(newest) > limit
+    page = listed[:limit]
+    more = len(listed) > limit
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
     return _json({"object": "list", "data": page, "has_more": more} | ends)

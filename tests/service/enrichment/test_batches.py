@@ -144,6 +144,42 @@ def test_a_cancelled_run_cancels_its_batch(client, model):
     assert wait_for(client, run["id"])["accepted"] == 6
 
 
+def test_what_a_cancelled_batch_has_answered_is_kept(client, model, enrich):
+    model.batching.fates.append(Fate(seconds=60, cancelled_after=2))
+    run = batch_run(client)["id"]
+    until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
+    # By the command, which only writes it down: the service that works on the run tells it.
+    assert data_of(enrich("run", "cancel", run, "--json"))["state"] == "cancelled"
+    until(lambda: client.get(f"/v1/runs/{run}").json()["batches"][0]["ended_at"])
+    found = client.get(f"/v1/runs/{run}").json()
+    assert (found["state"], found["accepted"], found["failed"]) == ("cancelled", 3, 0)
+
+    client.post(f"/v1/runs/{run}/retry")
+    assert wait_for(client, run)["accepted"] == 6
+    assert not asked_twice(model)
+
+
+def test_a_paused_run_takes_in_what_it_sent_and_goes_on(client, model):
+    model.batching.fates.append(Fate(seconds=1.5))
+    run = batch_run(client)["id"]
+    until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
+    client.post(f"/v1/runs/{run}/pause")
+    until(lambda: client.get(f"/v1/runs/{run}").json()["accepted"] == 6)
+    assert client.get(f"/v1/runs/{run}").json()["state"] == "paused"
+    client.post(f"/v1/runs/{run}/resume", json={})
+    assert wait_for(client, run, "succeeded")["accepted"] == 6
+    assert len(model.batching.batches) == 1 and not asked_twice(model)
+
+
+@pytest.mark.parametrize("step", ["upload", "create"])
+def test_what_the_provider_did_and_could_not_tell_is_not_done_again(client, model, step):
+    model.batching.lost_answers.append(step)
+    run = wait_for(client, batch_run(client)["id"])
+    assert (run["state"], run["accepted"], len(run["batches"])) == ("succeeded", 6, 1)
+    assert len(model.batching.uploads()) == len(model.batching.batches) == 1
+    assert not asked_twice(model)
+
+
 def test_two_runs_over_the_same_labels_ask_once(client, model):
     model.batching.fates.append(Fate(seconds=2))
     first = batch_run(client)
@@ -173,6 +209,16 @@ def test_what_no_batch_can_ask_is_refused(client, body, said):
     assert client.get("/v1/runs").json() == []
 
 
+def test_a_replay_file_takes_no_batches(connect, tmp_path):
+    replies = tmp_path / "replies.jsonl"
+    replies.write_text('{"label": "bird 0", "prompt": "visual-description", "reply": "x"}\n')
+    client = connect(llm_url=f"replay:{replies}")
+    add_labels(client, birds(2))
+    answer = client.post("/v1/runs", json={"label_set": "birds", "mode": "batch"})
+    assert answer.status_code == 422 and "replay file" in answer.json()["detail"]
+    assert client.get("/v1/runs").json() == []
+
+
 @pytest.mark.parametrize("moment", ["in progress", "upload", "create"])
 def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
     """At the latter two the provider did what it was asked for, and nobody was told."""
@@ -196,7 +242,7 @@ def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
     with serving(environment) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
         found = wait_for(client, run, seconds=60)
     assert (found["state"], found["accepted"]) == ("succeeded", 6)
-    assert len(model.batching.batches) == 1
+    assert len(model.batching.uploads()) == len(model.batching.batches) == 1
     assert not asked_twice(model)
 
 
