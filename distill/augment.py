@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCALE: Final = (0.5, 1.0)  # share of the image's area that a crop keeps
+SCALE: Final = (0.35, 1.0)  # share of the image's area that a crop keeps
 RATIO: Final = (3 / 4, 4 / 3)  # width to height of a crop
 JITTER: Final = 0.3  # brightness and contrast are scaled by up to this much either way
 

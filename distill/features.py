@@ -30,6 +30,7 @@ from distill.tensor_file import DamagedFile, cached_tensor, read_tensor, write_r
 CPU_BATCH: Final = 8
 BATCH: Final = 128  # on an accelerator
 AHEAD: Final = 4  # batches decoded ahead of the teacher
+VIEWS_SEED: Final = 0
 log = logging.getLogger(__name__)
 
 
@@ -64,19 +65,19 @@ def view_embeddings(
     split: Split,
     views: int,
     *,
-    seed: int,
     cache: Path,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `seed` draws for each image, [images, views, 6] for `augment.see`, and what the teacher
+    """What is drawn for each image, [images, views, 6] for `augment.see`, and what the teacher
     makes of it: raw features [images, views, dim] float32, memory-mapped from `cache`.
 
-    The teacher sees each view at its own size, cut from the middle square that students see.
+    The teacher sees each view at its own size, cut from the middle square that students see. The
+    views are the same in every run, whatever its seed, so that the teacher looks at them once.
 
     Raises:
         DataError: an image cannot be read, or the cache folder cannot be written.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(VIEWS_SEED)
     drawn = draw(len(split) * views, generator)
     shape = (len(split), views, teacher.dim)
     seen = hashlib.sha256(drawn.numpy().data).hexdigest()

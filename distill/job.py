@@ -208,7 +208,6 @@ def _prepare(
             teacher,
             splits["train"],
             config.teacher_views,
-            seed=config.seed,
             cache=cache,
             progress=progress("Teacher features, views"),
         )

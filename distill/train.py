@@ -52,18 +52,19 @@ class TrainingData:
     views: Tensor | None = None  # [images, views, 6]: what was drawn for each stored view
 
     def look(
-        self, batch: Tensor, generator: torch.Generator, device: torch.device
+        self, batch: Tensor, epoch: int, generator: torch.Generator, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Views [share, 3, size, size] of this process's share of the images, and what the teacher
         made of all of them [batch, dim].
 
-        Either fresh views, beside features of the clean images, or one of each image's stored ones.
+        Either fresh views, beside features of the clean images, or one of each image's stored ones:
+        with every epoch the next one, so that all are seen before one comes again.
         """
         own = share(len(batch))
         pixels = self.pixels[batch[own]].to(device)
         if self.views is None:
             return see(pixels, draw(len(batch), generator)[own]), self.teacher[batch].to(device)
-        one = torch.randint(self.views.shape[1], (len(batch),), generator=generator)
+        one = (batch + epoch) % self.views.shape[1]
         return see(pixels, self.views[batch, one][own]), self.teacher[batch, one].to(device)
 
 
@@ -146,7 +147,7 @@ def train(
             generator = _generator(config.seed, epoch, step)
             # For the student's dropout, which is to differ between the shares.
             torch.manual_seed(generator.initial_seed() + processes().process_index)
-            images, teacher = data.look(batch, generator, device)
+            images, teacher = data.look(batch, epoch, generator, device)
             rate = learning_rate(config, epoch * steps + step, steps, total)
             for group in optimiser.param_groups:
                 group["lr"] = rate

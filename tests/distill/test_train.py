@@ -401,7 +401,7 @@ def test_fewer_images_than_a_batch_make_one_batch():
     assert [round(epoch.images_per_second * epoch.seconds) for epoch in epochs] == [5, 5]
 
 
-def test_of_stored_views_each_step_sees_one_an_image_with_the_teachers_feature_of_it():
+def test_each_epoch_sees_the_next_stored_view_with_the_teachers_feature_of_it():
     data = make_data(8)
     generator = torch.Generator().manual_seed(0)
     views = torch.stack([draw(8, generator) for _ in range(3)], dim=1)
@@ -409,12 +409,16 @@ def test_of_stored_views_each_step_sees_one_an_image_with_the_teachers_feature_o
     data = dataclasses.replace(data, views=views, teacher=features)
     batch = torch.tensor([5, 2, 7])
 
-    images, teacher = data.look(batch, torch.Generator().manual_seed(1), torch.device("cpu"))
-    chosen = [
-        next(view for view in range(3) if teacher[row].equal(features[image, view]))
-        for row, image in enumerate(batch.tolist())
-    ]
-    assert images.equal(see(data.pixels[batch], views[batch, chosen]))
+    seen = []
+    for epoch in range(3):
+        images, teacher = data.look(batch, epoch, generator, torch.device("cpu"))
+        chosen = [
+            next(view for view in range(3) if teacher[row].equal(features[image, view]))
+            for row, image in enumerate(batch.tolist())
+        ]
+        assert images.equal(see(data.pixels[batch], views[batch, chosen]))
+        seen.append(chosen)
+    assert all(set(of_one) == {0, 1, 2} for of_one in zip(*seen, strict=True))
     epochs = run(make_config(epochs=1), data)
     assert outcome(epochs) == outcome(run(make_config(epochs=1), data))
 
