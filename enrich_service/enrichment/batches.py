@@ -78,7 +78,8 @@ class _Part:
 class BatchRun:
     """The batches of one run in this process, from the first question to the last answer.
 
-    `missing`: the run's items that have no result. `most_requests`, `most_bytes`: of one file.
+    `missing`: the run's items that have no result, some at a time. `most_requests`, `most_bytes`:
+    of one file.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class BatchRun:
         enricher: Enricher,
         work: Work,
         plan: Plan,
-        missing: AsyncIterator[Item],
+        missing: AsyncIterator[list[Item]],
         *,
         most_requests: int | None = None,
         most_bytes: int | None = None,
@@ -99,7 +100,6 @@ class BatchRun:
         self._most_requests = most_requests or MOST_REQUESTS
         self._most_bytes = most_bytes or MOST_BYTES
         self._again: deque[Item] = deque()  # to be asked in the next batch
-        self._elsewhere: list[Item] = []  # under way for another run
         self._tries: Counter[str] = Counter()  # by key, that ended in a passing fault
         self._due: dict[int, float] = {}  # when to look at a batch, monotonic
 
@@ -122,7 +122,7 @@ class BatchRun:
                 batches = await asyncio.to_thread(self._under_way)
             if self._work.reason and self._work.pause:
                 return  # nobody waits for what a person has to mend first
-            if not batches and not (self._asks and self._elsewhere):
+            if not batches and not (self._asks and self._work.elsewhere):
                 return
             if not await self._wait(batches):
                 return
@@ -161,8 +161,7 @@ class BatchRun:
         """Send what is missing, in as many batches as it takes and as the budget allows."""
         api, part = self._api(), None
         most_usd, most_tokens = 0.0, 0
-        self._again.extend(self._elsewhere)
-        self._elsewhere.clear()
+        self._again.extend(await self._work.elsewhere.give_back())
         async with aclosing(self._to_ask()) as to_ask:
             async for item, turn in to_ask:
                 question = self._enricher.question(self._plan, item, turn)
@@ -216,7 +215,7 @@ class BatchRun:
         while page := await self._page():
             keys = [item.key for item in page]
             owners = await self._enricher.ledger.owners(keys)
-            asked = await asyncio.to_thread(self._asked_by, keys)
+            free = {item.key for item in await self._work.elsewhere.keep(page)}
             turns = await asyncio.to_thread(self._turns, keys)
             others = sum(owners.get(key, self._run_id) != self._run_id for key in keys)
             if others:
@@ -225,10 +224,7 @@ class BatchRun:
             try:
                 while left:
                     item = left.popleft()
-                    if item.key in asked:
-                        if asked[item.key] != self._run_id:
-                            self._elsewhere.append(item)
-                    elif item.key not in owners:
+                    if item.key in free and item.key not in owners:
                         yield item, turns[item.key]
             finally:
                 self._again.extendleft(reversed(left))
@@ -239,7 +235,7 @@ class BatchRun:
             page.append(self._again.popleft())
         while len(page) < PAGE:
             try:
-                page.append(await anext(self._missing))
+                page.extend(await anext(self._missing))
             except StopAsyncIteration:
                 break
         return page
@@ -446,17 +442,6 @@ class BatchRun:
                     .where(Batch.run_id == self._run_id, col(Batch.ended_at).is_(None))
                     .order_by(col(Batch.id))
                 )
-            )
-
-    def _asked_by(self, keys: list[str]) -> dict[str, int]:
-        """The run whose batch is asking for each of the keys that are under way."""
-        with reading(self._engine) as session:
-            return dict(
-                session.exec(
-                    select(BatchRequest.dedupe_key, Batch.run_id)
-                    .join(Batch, col(Batch.id) == col(BatchRequest.batch_id))
-                    .where(col(BatchRequest.dedupe_key).in_(keys))
-                ).all()
             )
 
     def _requests(self, batch: Batch, keys: list[str] | None) -> list[Item]:

@@ -1,9 +1,10 @@
 """Texts for a few labels, while the caller waits."""
 
 import asyncio
+from collections.abc import Mapping
 
 from enrich_service.core.database import reading
-from enrich_service.core.errors import InvalidInput, LanguageModelError
+from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
 from enrich_service.core.text import check_line
 from enrich_service.enrichment import service
 from enrich_service.enrichment.answers import attributes_of, texts_of
@@ -15,6 +16,7 @@ from enrich_service.prompts.schemas import PromptKind
 
 TRIES = 3  # calls for one answer: someone waits
 SAMPLES = 16  # samples of one label that `refresh` can make
+NoAnswer = LanguageModelError | Conflict
 
 
 async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]:
@@ -22,6 +24,7 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
 
     Raises:
         LanguageModelError: not one label could be answered, for a reason that concerns all.
+        Conflict: nor this, since a run by batch is asking for it and an answer takes up to a day.
     """
     named = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)
@@ -32,16 +35,18 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
         ]
         for label in named
     ]
-    known = await enricher.ledger.results({item.key for items in samples for item in items})
+    keys = {item.key for items in samples for item in items}
+    known = await enricher.ledger.results(keys)
+    in_batches = await enricher.ledger.in_batches(keys - known.keys())
     outcomes = await asyncio.gather(
-        *(_one(enricher, plan, items, known, refresh=body.refresh) for items in samples)
+        *(_one(enricher, plan, items, known, in_batches, refresh=body.refresh) for items in samples)
     )
-    errors = [outcome for outcome in outcomes if isinstance(outcome, LanguageModelError)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, NoAnswer)]
     if len(errors) == len(outcomes):
         raise errors[0]
     return [
         _failed(enricher, plan, label, outcome)
-        if isinstance(outcome, LanguageModelError)
+        if isinstance(outcome, NoAnswer)
         else _described(plan, *outcome)
         for label, outcome in zip(named, outcomes, strict=True)
     ]
@@ -71,16 +76,24 @@ async def _one(
     enricher: Enricher,
     plan: Plan,
     samples: list[Item],
-    known: dict[str, Generation],
+    known: Mapping[str, Generation],
+    in_batches: Mapping[str, tuple[int, int]],
     *,
     refresh: bool,
-) -> tuple[Generation, bool] | LanguageModelError:
+) -> tuple[Generation, bool] | NoAnswer:
     """The generation for a label, and whether it was there already; or why there is none."""
     results = [known[item.key] for item in samples if item.key in known]
     if not refresh and results:
         accepted = [row for row in results if row.status is GenerationStatus.ACCEPTED]
         return (accepted or results)[-1], True
-    item = next((item for item in samples if item.key not in known), None)
+    asked = next((in_batches[item.key] for item in samples if item.key in in_batches), None)
+    if not refresh and asked:
+        return Conflict(
+            f"run {asked[1]} is asking for {samples[0].name!r} by batch: wait for its answer, "
+            "or pay for another sample now with refresh"
+        )
+    taken = known.keys() | in_batches.keys()
+    item = next((item for item in samples if item.key not in taken), None)
     if item is None:
         raise InvalidInput(
             f"{samples[0].name!r} has {SAMPLES} samples of this prompt and model already: "
@@ -121,9 +134,7 @@ def _attributes(kind: str, parsed: dict[str, object] | None) -> dict[str, list[s
     return {name: list(values) for name, values in attributes_of(parsed).items()}
 
 
-def _failed(
-    enricher: Enricher, plan: Plan, label: NamedLabel, error: LanguageModelError
-) -> Described:
+def _failed(enricher: Enricher, plan: Plan, label: NamedLabel, error: NoAnswer) -> Described:
     return Described(
         label=label.name,
         context=label.context,

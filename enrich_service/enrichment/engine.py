@@ -8,6 +8,7 @@ Notable:
 - Labels are read in pages and wait in a short queue, so memory does not grow with the label set.
 - A label that the server puts off for long is parked while the others go on.
 - What a run sent as a batch is looked after until its answers are in, whatever became of the run.
+- What another run's batch is asking is waited for, last of all.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -30,6 +31,7 @@ from enrich_service.core.database import reading, storage_error, utcnow, writing
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.enrichment import service
 from enrich_service.enrichment.batches import BatchRun
+from enrich_service.enrichment.elsewhere import Elsewhere
 from enrich_service.enrichment.enricher import Enricher, Item, Plan
 from enrich_service.enrichment.images import checked_folder
 from enrich_service.enrichment.models import Batch, Run, RunMode, RunState
@@ -108,7 +110,8 @@ class RunEngine:
                         work.stop.set()  # paused, cancelled, or taken over by another process
                 for run in await asyncio.to_thread(self._claim):
                     assert run.id is not None
-                    work = self._works[run.id] = Work(run, run.state)
+                    elsewhere = Elsewhere(self._enricher.ledger, run.id)
+                    work = self._works[run.id] = Work(run, elsewhere, run.state)
                     if run.state is not RunState.RUNNING:
                         work.stop.set()  # there are batches to be taken in, and no more
                     work.task = asyncio.create_task(self._run(work))
@@ -289,15 +292,26 @@ class RunEngine:
 
     async def _feed(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
         """Put every item without a result in the queue, parked ones again when they are due."""
-        async for item in self._missing(work, plan):
-            while len(work.parked) >= work.run.concurrency:  # the server has enough for now
-                await self._unpark(queue, work)
-            await queue.put(item)
+        async for items in self._missing(work, plan):
+            for item in await work.elsewhere.keep(items):
+                while len(work.parked) >= work.run.concurrency:  # the server has enough for now
+                    await self._unpark(queue, work)
+                await queue.put(item)
         while True:
             await queue.join()
-            if not work.parked:
+            if work.parked:
+                await self._unpark(queue, work)
+            elif work.elsewhere:
+                for item in await self._back(work):
+                    await queue.put(item)
+            else:
                 return
-            await self._unpark(queue, work)
+
+    async def _back(self, work: Work) -> list[Item]:
+        """What has still no result of what another run's batch was asking, once that has ended."""
+        while not (items := await work.elsewhere.give_back()):
+            await asyncio.sleep(LOOK)
+        return await work.elsewhere.keep(await self._without_result(work, items))
 
     async def _unpark(self, queue: asyncio.Queue[Item], work: Work) -> None:
         due, _, item = work.parked[0]
@@ -305,25 +319,29 @@ class RunEngine:
         heapq.heappop(work.parked)
         await queue.put(item)
 
-    async def _missing(self, work: Work, plan: Plan) -> AsyncIterator[Item]:
-        """The run's items that have no result yet; those of other runs are counted as cached."""
-        run = work.run
-        assert run.id is not None
+    async def _missing(self, work: Work, plan: Plan) -> AsyncIterator[list[Item]]:
+        """The run's items that have no result yet, some at a time."""
         seen: set[bytes] = set()  # a label may stand twice in a set, an image twice in a folder
-        async for items in self._pages(run, plan):
-            owners = await self._enricher.ledger.owners({item.key for item in items})
-            cached, missing = 0, []
+        async for items in self._pages(work.run, plan):
+            new = []
             for item in items:
                 short = bytes.fromhex(item.key)[:16]
-                if short in seen or owners.get(item.key, run.id) != run.id:
-                    cached += 1
-                elif item.key not in owners:
-                    missing.append(item)
+                if short not in seen:
+                    new.append(item)
                 seen.add(short)
-            if cached:
-                await self._enricher.ledger.count(run.id, cached=cached)
-            for item in missing:
-                yield item
+            yield await self._without_result(work, new, repeated=len(items) - len(new))
+
+    async def _without_result(
+        self, work: Work, items: Sequence[Item], *, repeated: int = 0
+    ) -> list[Item]:
+        """Those of `items` that have none; what others have, and the repeated, count as cached."""
+        run = work.run
+        assert run.id is not None
+        owners = await self._enricher.ledger.owners([item.key for item in items])
+        cached = repeated + sum(owner != run.id for owner in owners.values())
+        if cached:
+            await self._enricher.ledger.count(run.id, cached=cached)
+        return [item for item in items if item.key not in owners]
 
     async def _pages(self, run: Run, plan: Plan) -> AsyncIterator[list[Item]]:
         """All that the run asks, some labels or some images at a time."""

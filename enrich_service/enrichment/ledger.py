@@ -19,6 +19,7 @@ from sqlmodel import Session, SQLModel, col, delete, func, select, update
 from enrich_service.core.database import reading, storage_error, writing
 from enrich_service.enrichment.answers import Taken, texts_of
 from enrich_service.enrichment.models import (
+    Batch,
     BatchRequest,
     Generation,
     GenerationStatus,
@@ -175,6 +176,31 @@ class Ledger:
                 )
                 if key
             }
+
+    async def in_batches(self, keys: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The batch that is asking each key that is under way, and the run of that batch."""
+        return await asyncio.to_thread(self._in_batches, keys)
+
+    def _in_batches(self, keys: Collection[str]) -> dict[str, tuple[int, int]]:
+        with reading(self._engine) as session:
+            return {
+                key: (batch_id, run_id)
+                for some in _chunks(keys)
+                for key, batch_id, run_id in session.exec(
+                    select(BatchRequest.dedupe_key, BatchRequest.batch_id, Batch.run_id)
+                    .join(Batch, col(Batch.id) == col(BatchRequest.batch_id))
+                    .where(col(BatchRequest.dedupe_key).in_(some))
+                )
+            }
+
+    async def open_batches(self, ids: Collection[int]) -> set[int]:
+        """Those of the batches that have not ended."""
+        return await asyncio.to_thread(self._open_batches, ids)
+
+    def _open_batches(self, ids: Collection[int]) -> set[int]:
+        open_ones = select(Batch.id).where(col(Batch.id).in_(ids), col(Batch.ended_at).is_(None))
+        with reading(self._engine) as session:
+            return {batch_id for batch_id in session.exec(open_ones) if batch_id is not None}
 
     async def taken(self, prompt_version_id: int) -> Taken:
         """What the accepted generations of a prompt version have given to which label."""

@@ -15,7 +15,7 @@ from enrich_service.enrichment import reviews, service
 from enrich_service.enrichment.describe import describe
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
-from enrich_service.enrichment.models import GenerationSource, GenerationStatus, Run, RunState
+from enrich_service.enrichment.models import GenerationSource, GenerationStatus, RunState
 from enrich_service.enrichment.schemas import (
     Described,
     DescribeRequest,
@@ -55,17 +55,10 @@ def _show(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
     runs.wake()  # what was just changed is to begin now
     with reading(engine) as session:
         run = service.get_run(session, run_id)
-        return _view(session, runs, run)
+        return service.run_view(session, run, runs.work(run_id))
 
 
-def _view(session: ReadSession, runs: RunEngine, run: Run) -> RunView:
-    work = runs.work(run.id or 0)
-    if work is None:
-        return service.run_view(session, run)
-    return service.run_view(session, run, parked=len(work.parked), rate=work.rate())
-
-
-@router.post("/describe", summary="Describe class names now", responses=problems(404))
+@router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
 async def describe_labels(body: DescribeRequest, enricher: EnricherDep) -> list[Described]:
     """Give the texts of up to 100 class names, in their order; stored ones cost nothing.
 
@@ -111,13 +104,13 @@ def list_runs(
 ) -> list[RunView]:
     """List runs, the newest first."""
     found = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=offset)
-    return [_view(session, runs, run) for run in found]
+    return [service.run_view(session, run, runs.work(run.id or 0)) for run in found]
 
 
 @router.get("/runs/{run_id}", summary="Show a run", responses=problems(404))
 def show_run(run_id: int, session: ReadSession, runs: RunsDep) -> RunView:
     """Show a run: its state, its counts, what it cost so far."""
-    return _view(session, runs, service.get_run(session, run_id))
+    return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
 
 
 def _existing_run(run_id: int, session: ReadSession) -> int:
@@ -151,7 +144,7 @@ async def follow_run(
 
 def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
     with reading(engine) as session:
-        return _view(session, runs, service.get_run(session, run_id))
+        return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
 
 
 @router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))

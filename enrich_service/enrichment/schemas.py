@@ -251,6 +251,7 @@ class RunView(BaseModel):
                     "rejected": 2,
                     "failed": 0,
                     "parked": 0,
+                    "elsewhere": 0,
                     "calls": 105,
                     "prompt_tokens": 15000,
                     "completion_tokens": 4200,
@@ -290,6 +291,7 @@ class RunView(BaseModel):
     rejected: Annotated[int, Field(description="Every answer was bad")]
     failed: Annotated[int, Field(description="Got no answer; a retry asks again")]
     parked: Annotated[int, Field(description="Put off, since the server asked for it")]
+    elsewhere: Annotated[int, Field(description="Waits for what another run's batch is asking")]
     calls: Annotated[int, Field(description="Requests sent, repeated ones included")]
     prompt_tokens: int
     completion_tokens: int

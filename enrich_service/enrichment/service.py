@@ -44,6 +44,7 @@ from enrich_service.enrichment.schemas import (
     RunView,
 )
 from enrich_service.enrichment.validators import ENGLISH, Answer, check
+from enrich_service.enrichment.work import Work
 from enrich_service.labels import service as labels
 from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
@@ -265,8 +266,8 @@ def get_run(session: Session, run_id: int) -> Run:
     return run
 
 
-def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None = None) -> RunView:
-    """`run` as it crosses the wire; `parked` and `rate` are known where it is worked on."""
+def run_view(session: Session, run: Run, work: Work | None = None) -> RunView:
+    """`run` as it crosses the wire, with what is known of it where it is worked on."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
     found = session.exec(
         select(RunFinding)
@@ -284,8 +285,9 @@ def run_view(session: Session, run: Run, *, parked: int = 0, rate: float | None 
         batches=_batches(session, run),
         problems={one.rule: one.answers for one in found if one.verdict == "problem"},
         flags={one.rule: one.answers for one in found if one.verdict == "flag"},
-        parked=parked,
-        rate=rate,
+        parked=len(work.parked) if work else 0,
+        elsewhere=len(work.elsewhere) if work else 0,
+        rate=work.rate() if work else None,
     )
 
 

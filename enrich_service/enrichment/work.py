@@ -5,6 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from enrich_service.enrichment.elsewhere import Elsewhere
 from enrich_service.enrichment.enricher import Item
 from enrich_service.enrichment.models import Generation, GenerationStatus, Run, RunState
 
@@ -14,6 +15,7 @@ class Work:
     """One run in this process."""
 
     run: Run
+    elsewhere: Elsewhere  # what other runs' batches are asking
     state: RunState | None = RunState.RUNNING  # as last seen; None: it is this process's no longer
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None  # why it stopped before its end

@@ -12,7 +12,6 @@ from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.web.page import page
-from enrich_service.web.runs import view as run_view
 
 router = APIRouter()
 LATELY = 30  # runs and jobs that are looked through
@@ -24,7 +23,7 @@ _MOVING = (RunState.QUEUED, RunState.RUNNING)
 def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResponse:
     """What goes on, the newest first."""
     lately = [
-        run_view(session, runs, run)
+        enrichment_service.run_view(session, run, runs.work(run.id or 0))
         for run in enrichment_service.list_runs(
             session, label_set=None, state=None, limit=LATELY, offset=0
         )

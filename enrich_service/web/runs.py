@@ -23,7 +23,6 @@ from enrich_service.core.dependencies import (
 from enrich_service.core.errors import UserError
 from enrich_service.enrichment import service
 from enrich_service.enrichment.engine import RunEngine
-from enrich_service.enrichment.models import Run
 from enrich_service.enrichment.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
 from enrich_service.enrichment.schemas import RunCreate, RunResume, RunView
 from enrich_service.labels import service as label_service
@@ -38,14 +37,6 @@ Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 _CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples")
 
 
-def view(session: Session, runs: RunEngine, run: Run) -> RunView:
-    """`run` with what this process knows of it."""
-    work = runs.work(run.id or 0)
-    if work is None:
-        return service.run_view(session, run)
-    return service.run_view(session, run, parked=len(work.parked), rate=work.rate())
-
-
 @router.get("/runs", response_class=HTMLResponse)
 def list_runs(
     request: Request, session: ReadSession, runs: RunsDep, offset: Offset = 0
@@ -55,7 +46,7 @@ def list_runs(
     return page(
         request,
         "runs/list.html",
-        runs=[view(session, runs, run) for run in found[:SIZE]],
+        runs=[service.run_view(session, run, runs.work(run.id or 0)) for run in found[:SIZE]],
         more=len(found) > SIZE,
         first=offset,
         size=SIZE,
@@ -67,7 +58,10 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
     """All runs as a table."""
     found = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
     columns = tuple(RunView.model_fields)
-    rows = [view(session, runs, run).model_dump(mode="json") for run in found]
+    rows = [
+        service.run_view(session, run, runs.work(run.id or 0)).model_dump(mode="json")
+        for run in found
+    ]
     return csv_file("runs.csv", columns, ([row[name] for name in columns] for row in rows))
 
 
@@ -136,7 +130,7 @@ def create_run(
 @router.get("/runs/{run_id}", response_class=HTMLResponse)
 def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) -> HTMLResponse:
     """A run, its progress, its failures."""
-    run = view(session, runs, service.get_run(session, run_id))
+    run = service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
     return page(
         request,
         "runs/show.html",
@@ -194,7 +188,7 @@ async def follow_run(
 
 def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
     with reading(engine) as session:
-        return view(session, runs, service.get_run(session, run_id))
+        return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
 
 
 @router.post("/runs/{run_id}/pause")

@@ -191,6 +191,33 @@ def test_two_runs_over_the_same_labels_ask_once(client, model):
     assert not asked_twice(model)
 
 
+def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
+    model.batching.fates.append(Fate(seconds=60, cancelled_after=2))
+    batch = batch_run(client)
+    until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
+
+    add_labels(client, [*birds(6), "knot"], "more birds")
+    live = start_run(client, label_set="more birds")
+    until(lambda: client.get(f"/v1/runs/{live['id']}").json()["elsewhere"] == 5)
+    run = client.get(f"/v1/runs/{live['id']}").json()
+    assert (run["state"], run["cached"], run["accepted"]) == ("running", 1, 1)
+    assert "5 being asked by another run" in client.get(f"/runs/{live['id']}").text
+
+    name = birds(6)[1]
+    refused = client.post("/v1/describe", json={"labels": [name]})
+    assert refused.status_code == 409
+    assert f"run {batch['id']} is asking for {name!r} by batch" in refused.json()["detail"]
+    refused, known = client.post("/v1/describe", json={"labels": [name, birds(6)[0]]}).json()
+    assert (refused["status"], known["status"]) == ("failed", "accepted")
+    [new] = client.post("/v1/describe", json={"labels": [name], "refresh": True}).json()
+    assert new["status"] == "accepted" and model.calls[name] == 1
+
+    client.post(f"/v1/runs/{batch['id']}/cancel")  # two it had answered by then
+    run = wait_for(client, live["id"])
+    assert (run["state"], run["cached"], run["accepted"]) == ("succeeded", 3, 4)
+    assert asked_twice(model) == {name: 2}
+
+
 def test_no_more_is_sent_than_the_budget_allows_at_the_worst(client, model):
     run = wait_for(client, batch_run(client, labels=20, budget_tokens=1000)["id"])
     assert run["state"] == "paused" and "budget" in run["error"]
