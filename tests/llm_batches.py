@@ -86,6 +86,7 @@ class Batches:
         self.files: dict[str, _File] = {}
         self.batches: dict[str, _Batch] = {}
         self.fates: deque[Fate] = deque()  # of the next batches, in order
+        self.room: int | None = None  # questions that may be under way together
         self.lost_answers: deque[str] = deque()  # "upload", "create": done, and nobody is told
 
     def handle(
@@ -177,6 +178,10 @@ class Batches:
             return "a custom_id is too long"
         return None
 
+    def _too_many(self, batch: _Batch) -> bool:
+        under_way = [one for one in self.batches.values() if one.status == "in_progress"]
+        return self.room is not None and sum(one.total for one in [*under_way, batch]) > self.room
+
     def _advance(self, batch: _Batch) -> None:
         """Go on by as much as has happened until now."""
         if batch.status not in ("validating", "in_progress", "cancelling"):
@@ -186,6 +191,11 @@ class Batches:
         if problem := batch.fate.fails or self._wrong(batch):
             batch.status = "failed"
             batch.errors = [{"code": "invalid", "message": problem, "line": 1, "param": None}]
+            return
+        if batch.status == "validating" and self._too_many(batch):
+            batch.status = "failed"
+            said = f"Enqueued token limit reached. Limit: {self.room} questions."
+            batch.errors = [{"code": "token_limit_exceeded", "message": said}]
             return
         if batch.status == "cancelling":
             self._end(batch, "cancelled", batch.fate.cancelled_after, lines)

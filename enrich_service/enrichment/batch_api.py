@@ -24,6 +24,8 @@ ENDPOINT: Final = "/v1/chat/completions"
 UPLOAD_SECONDS: Final = 600.0  # that the server may think about a file
 CLOCKS_DIFFER: Final = 3600.0  # seconds, at most, between ours and the server's
 
+QUEUE_FULL: Final = "token_limit_exceeded"  # a batch's error: too much is under way already
+
 ENDED: Final = frozenset({"completed", "expired", "failed", "cancelled"})
 STOPPABLE: Final = frozenset({"validating", "in_progress"})
 

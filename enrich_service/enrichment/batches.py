@@ -11,6 +11,8 @@ Notable:
   key, model or parameter is told at once and not after a day, and so is the response format.
 - What was sent is paid for, so it is looked after whatever became of the run. A cancelled run
   cancels its batches, and takes in what they had answered by then.
+- What does not fit into the provider's queue is sent again, one batch at a time, smaller ones where
+  it was the only one.
 - With a budget one batch is under way at a time, and no more is sent than fits at the very worst.
 """
 
@@ -33,6 +35,7 @@ from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRe
 from enrich_service.enrichment.batch_api import (
     ENDED,
     PRICE_SHARE,
+    QUEUE_FULL,
     STOPPABLE,
     BatchApi,
     BatchUnknown,
@@ -57,6 +60,7 @@ TRIES: Final = 3  # of one call, and of one question while the server has passin
 SHORTEST_WAIT: Final = 0.5  # seconds between looks at a batch, at first
 LONGEST_WAIT: Final = 60.0
 WAIT_SHARE: Final = 0.05  # of a batch's age, between the two
+FULL_WAIT: Final = 60.0  # seconds before something is sent again into a full queue
 TICK: Final = 0.2  # seconds between looks at what became of the run
 
 
@@ -102,6 +106,8 @@ class BatchRun:
         self._again: deque[Item] = deque()  # to be asked in the next batch
         self._tries: Counter[str] = Counter()  # by key, that ended in a passing fault
         self._due: dict[int, float] = {}  # when to look at a batch, monotonic
+        self._one_at_a_time = work.run.budget_usd is not None or work.run.budget_tokens is not None
+        self._not_before = 0.0  # when to send the next batch, monotonic
 
     async def ask_all(self) -> None:
         """Ask what is missing and take in the answers, until there is nothing left to wait for.
@@ -116,13 +122,12 @@ class BatchRun:
                 if self._due.get(batch.id or 0, 0.0) <= time.monotonic():
                     await self._look_at(batch)
             batches = await asyncio.to_thread(self._under_way)
-            at_rest = all(batch.remote_id for batch in batches)
-            if self._asks and at_rest and not (batches and self._has_budget):
+            if self._asks and self._may_send(batches):
                 await self._send()
                 batches = await asyncio.to_thread(self._under_way)
             if self._work.reason and self._work.pause:
                 return  # nobody waits for what a person has to mend first
-            if not batches and not (self._asks and self._work.elsewhere):
+            if not batches and not (self._asks and (self._again or self._work.elsewhere)):
                 return
             if not await self._wait(batches):
                 return
@@ -131,9 +136,11 @@ class BatchRun:
     def _asks(self) -> bool:
         return self._work.state is RunState.RUNNING and not self._work.stop.is_set()
 
-    @property
-    def _has_budget(self) -> bool:
-        return self._work.run.budget_usd is not None or self._work.run.budget_tokens is not None
+    def _may_send(self, under_way: Collection[Batch]) -> bool:
+        if self._one_at_a_time and under_way:
+            return False
+        at_rest = all(batch.remote_id for batch in under_way)
+        return at_rest and self._not_before <= time.monotonic()
 
     def _api(self) -> BatchApi:
         model = self._enricher.model
@@ -182,7 +189,8 @@ class BatchRun:
                 if part is not None and not self._takes(part, line):
                     await self._send_part(api, part)
                     part = None
-                    if not self._asks:
+                    if self._one_at_a_time or not self._asks:
+                        self._again.appendleft(item)
                         return
                 part = part or _Part(fmt)
                 part.add(item, line)
@@ -379,9 +387,11 @@ class BatchRun:
                             return
                 await self._settle_all(api, batch, some)
         if remote.status == "failed":
-            why = "; ".join(
-                str(error.message) for error in (remote.errors and remote.errors.data) or ()
-            )
+            errors = (remote.errors and remote.errors.data) or ()
+            why = "; ".join(str(error.message) for error in errors)
+            if batch.requests > 1 and any(error.code == QUEUE_FULL for error in errors):
+                await self._send_less(batch, api.model.said(why))
+                return
             said = f"{batch.provider} refused the batch {batch.remote_id}: {api.model.said(why)}"
             self._work.halt(f"{said}; mend it and retry the run")
             await asyncio.to_thread(self._close, batch, said)
@@ -392,6 +402,22 @@ class BatchRun:
                 refused = {"error": {"message": said}}
                 await self._settle_all(api, batch, {item.key: refused for item in left})
         await asyncio.to_thread(self._close, batch, None)
+
+    async def _send_less(self, batch: Batch, said: str) -> None:
+        """Ask what found no room in the provider's queue once more, in smaller pieces."""
+        if len(await asyncio.to_thread(self._under_way)) == 1:  # it was not for another of the run
+            self._most_requests = max(1, batch.requests // 2)
+            self._not_before = time.monotonic() + FULL_WAIT
+        self._one_at_a_time = True
+        self._again.extend(
+            await asyncio.to_thread(self._requests, batch, None, most=batch.requests)
+        )
+        await asyncio.to_thread(
+            self._close,
+            batch,
+            f"{batch.provider} had no room for it ({said}): it is sent again, "
+            "smaller and one batch at a time",
+        )
 
     async def _settle_all(
         self, api: BatchApi, batch: Batch, lines: Mapping[str, Mapping[str, Any]]
@@ -444,13 +470,15 @@ class BatchRun:
                 )
             )
 
-    def _requests(self, batch: Batch, keys: list[str] | None) -> list[Item]:
+    def _requests(
+        self, batch: Batch, keys: list[str] | None, *, most: int = TAKEN_IN
+    ) -> list[Item]:
         """What a batch asks still: of the keys, or else the next ones."""
         found = (
             select(BatchRequest, Label)
             .join(Label, col(Label.id) == col(BatchRequest.label_id))
             .where(BatchRequest.batch_id == batch.id)
-            .limit(TAKEN_IN)
+            .limit(most)
         )
         if keys is not None:
             found = found.where(col(BatchRequest.dedupe_key).in_(keys))

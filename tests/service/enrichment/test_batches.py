@@ -123,6 +123,34 @@ def test_a_batch_that_is_refused_ends_the_run_with_one_line(client, model):
     assert wait_for(client, run["id"])["accepted"] == 6
 
 
+def test_what_finds_no_room_in_the_queue_is_sent_in_smaller_batches(client, model, monkeypatch):
+    monkeypatch.setattr(batches, "FULL_WAIT", 0.5)
+    model.batching.room = 3
+    run = wait_for(client, batch_run(client, labels=8)["id"])
+    assert (run["state"], run["accepted"], run["failed"]) == ("succeeded", 8, 0)
+    found = [(one["requests"], one["status"]) for one in run["batches"]]
+    assert found == [(7, "failed"), *[(3, "completed")] * 2, (1, "completed")]
+    assert "no room" in run["batches"][0]["error"] and not asked_twice(model)
+
+
+def test_of_several_batches_those_that_find_no_room_wait_for_the_others(client, model, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_REQUESTS", 3)
+    model.batching.room = 4
+    model.batching.fates.append(Fate(seconds=1.0))
+    run = wait_for(client, batch_run(client, labels=10)["id"])
+    assert (run["state"], run["accepted"]) == ("succeeded", 10)
+    completed = [one["requests"] for one in run["batches"] if one["status"] == "completed"]
+    assert completed == [3, 3, 3] and not asked_twice(model)
+
+
+def test_a_question_that_alone_finds_no_room_ends_the_run(client, model, monkeypatch):
+    monkeypatch.setattr(batches, "FULL_WAIT", 0.0)
+    model.batching.room = 0
+    run = wait_for(client, batch_run(client, labels=4)["id"])
+    assert run["state"] == "failed" and "Enqueued token limit reached" in run["error"]
+    assert [one["requests"] for one in run["batches"]] == [3, 1]
+
+
 def test_a_server_without_batches_is_told_in_one_line(client, model):
     model.batching = None
     run = wait_for(client, batch_run(client)["id"])
