@@ -8,15 +8,22 @@ from fastapi.responses import HTMLResponse, Response
 from sqlmodel import Session
 
 from contract import Release, ReleaseLabel, TextSource
-from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
+from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import UserError
+from enrich_service.enrichment import service as run_service
+from enrich_service.enrichment.routes import EnricherDep, RunsDep
 from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.schemas import RELEASED_KINDS, DiffRow
-from enrich_service.releases import service
-from enrich_service.releases.schemas import LabelChange, ReleaseCreate, ReleaseSource
+from enrich_service.releases import service, translations
+from enrich_service.releases.schemas import (
+    LabelChange,
+    ReleaseCreate,
+    ReleaseSource,
+    TranslationCreate,
+)
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page
 
@@ -131,6 +138,49 @@ def show_release(
     offset: Offset = 0,
 ) -> HTMLResponse:
     """A release's texts, a page at a time, and who uses it."""
+    return _show(request, session, release_id, search=search, offset=offset)
+
+
+@router.post("/releases/{release_id}/translations")
+def translate_release(
+    request: Request,
+    release_id: Id,
+    form: SentForm,
+    session: WriteSession,
+    settings: SettingsDep,
+    enricher: EnricherDep,
+    runs: RunsDep,
+) -> Response:
+    """Queue a run that translates its texts."""
+    try:
+        with session.begin_nested():
+            found = translations.prepared(
+                session,
+                release_id,
+                fitting(TranslationCreate, form),
+                settings,
+                enricher.model.source,
+            )
+            run = run_service.create_run(
+                session, found.body, found.plan, settings.prices, texts=found.texts
+            )
+    except UserError as error:
+        return _show(request, session, release_id, given=form, error=error)
+    session.commit()
+    runs.wake()
+    return done(f"/runs/{run.id}", form)
+
+
+def _show(
+    request: Request,
+    session: Session,
+    release_id: int,
+    *,
+    search: str = "",
+    offset: int = 0,
+    given: Form | None = None,
+    error: UserError | None = None,
+) -> HTMLResponse:
     row = service.get(session, release_id)
     release = service.parsed(row)
     wanted = search.casefold()
@@ -148,6 +198,9 @@ def show_release(
     return page(
         request,
         "releases/show.html",
+        status=error.status if error else 200,
+        error=error,
+        given=given or {},
         release=service.view(session, row),
         labels=[(label, texts_of(label), sources.get(label.key, ())) for label in shown],
         total=len(labels),

@@ -27,14 +27,13 @@ from enrich_service.enrichment.routes import PROGRESS_SECONDS, EnricherDep, Runs
 from enrich_service.enrichment.schemas import RunCreate, RunResume, RunView
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
-from enrich_service.prompts.schemas import RELEASED_KINDS
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
 SIZE = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
-_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples")
+_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples", "images")
 
 
 @router.get("/runs", response_class=HTMLResponse)
@@ -83,12 +82,13 @@ def _form(
     error: UserError | None = None,
 ) -> HTMLResponse:
     estimate = None
-    listed = prompt_service.listing(session, limit=None)
     if error is None and "label_set" in given and "prompt" in given:
         try:
             body = fitting(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
             plan = service.choose(session, body, settings, enricher.model.source)
-            estimate = service.estimate(session, body, plan, settings.prices)
+            estimate = service.estimate(
+                session, body, plan, settings.prices, roots=settings.image_roots
+            )
         except UserError as refusal:
             error = refusal
     return page(
@@ -100,7 +100,8 @@ def _form(
         estimate=estimate,
         chosen={name: given[name] for name in _CHOSEN if name in given},
         label_sets=label_service.listing(session, limit=None),
-        prompts=[one for one in listed if one.kind in RELEASED_KINDS],  # the rest needs a folder
+        prompts=prompt_service.listing(session, limit=None),
+        image_roots=settings.image_roots,
         default_model=settings.llm_model,
     )
 
@@ -119,7 +120,9 @@ def create_run(
         with session.begin_nested():
             body = fitting(RunCreate, form)
             plan = service.choose(session, body, settings, enricher.model.source)
-            run = service.create_run(session, body, plan, settings.prices)
+            run = service.create_run(
+                session, body, plan, settings.prices, roots=settings.image_roots
+            )
     except UserError as error:
         return _form(request, session, settings, enricher, form, error)
     session.commit()

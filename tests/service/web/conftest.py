@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -46,13 +47,19 @@ def model() -> Iterator[LlmServer]:
 
 
 @pytest.fixture(scope="module")
-def service(start_service, model, tmp_path_factory) -> Iterator[httpx.Client]:
+def image_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+@pytest.fixture(scope="module")
+def service(start_service, model, tmp_path_factory, image_root) -> Iterator[httpx.Client]:
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("pages"),
         llm_url=model.url,
         llm_model="small",
         prices=PRICES,
         event_poll_seconds=0.05,
+        image_roots=(image_root,),
     )
     with httpx.Client(base_url=start_service(settings), timeout=30) as client:
         yield client

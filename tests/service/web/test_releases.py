@@ -4,6 +4,7 @@ import io
 import pytest
 
 from contract import ReleaseLabel, release_hash
+from tests.service.enrichment.conftest import wait_for
 from tests.service.web.conftest import EVIL
 
 NAMES = ["mallard", "teal", EVIL]
@@ -78,6 +79,18 @@ def test_a_release_that_cannot_be_is_refused_with_what_was_typed(browser, frozen
     assert '<option value="@production" selected>' in chosen
     made = browser.submit("/releases/new", "/releases", **form, allow_missing="yes")
     assert made.status_code == 200 and "none: bare names" in made.text
+
+
+def test_a_release_is_translated_by_a_form(browser, frozen, service, model):
+    model.answers["teal"] = '{"description": "Die Krickente trägt einen grünen Streifen."}'
+    page = browser.submit(frozen, f"{frozen}/translations", language="German", author="ada")
+    run = wait_for(service, int(page.url.path.rpartition("/")[2]))
+    assert (run["variables"], run["author"]) == ({"language": "German"}, "ada")
+    texts = service.get("/v1/generations", params={"run_id": run["id"]}).json()["items"]
+    assert "Die Krickente trägt einen grünen Streifen." in [text["text"] for text in texts]
+    page = browser.submit(frozen, f"{frozen}/translations", language="German", prompt="attributes")
+    assert page.status_code == 422
+    assert "texts" in page.text and 'value="German"' in page.text and "<details open>" in page.text
 
 
 def test_the_list_shows_releases_and_leads_to_them(browser, frozen):

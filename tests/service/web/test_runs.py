@@ -5,7 +5,9 @@ import threading
 
 import httpx
 import pytest
+from PIL import Image
 
+from tests.llm_batches import Fate
 from tests.llm_server import Answer
 from tests.service.enrichment.conftest import wait_for
 from tests.service.web.conftest import EVIL
@@ -70,6 +72,34 @@ def test_labels_without_a_text_are_grouped_by_reason(browser, service, model):
     assert all(name in page for name in ("knot", "dunlin", "&lt;img")) and EVIL not in page
     assert "state=rejected" in page
     assert "3 labels of waders" in browser.get("/").text  # needs a person
+
+
+def test_a_run_by_batch_is_started_and_its_batches_are_followed(browser, service, model):
+    labels = [{"name": f"tern {n}"} for n in range(4)]
+    service.post("/v1/label-sets", json={"name": "terns", "labels": labels})
+    model.batching.fates.append(Fate(seconds=2))
+    chosen = "/runs/new?label_set=terns&prompt=visual-description&mode=batch"
+    page = browser.submit(chosen, "/runs", model="large")
+    found = [text for _, name, text in events(service, f"{page.url.path}/live") if name != "end"]
+    assert any("<h2>Batches</h2>" in text and "in_progress" in text for text in found)
+    assert "completed" in found[-1] and "4 of 4" in found[-1]
+    assert service.get(f"/v1/runs/{run_id(page)}").json()["mode"] == "batch"
+
+
+def test_captions_of_a_folder_of_images_are_asked_for(browser, service, image_root):
+    labels = [{"key": "p1", "name": "phalarope"}]
+    service.post("/v1/label-sets", json={"name": "phalaropes", "labels": labels})
+    (image_root / "train" / "p1").mkdir(parents=True)
+    for shade in (40, 140):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(image_root / "train" / "p1" / f"{shade}.png")
+    chosen = "/runs/new?label_set=phalaropes&prompt=image-caption"
+    assert "asks about images: start a run with a folder" in browser.get(chosen).text
+    outside = browser.get(f"{chosen}&images=/etc")
+    assert outside.status_code == 422 and "ENRICH_IMAGE_ROOTS" in outside.text
+    chosen = f"{chosen}&images={image_root / 'train'}"
+    assert "<dt>Images × samples</dt><dd>2</dd>" in browser.get(chosen).text
+    run = wait_for(service, run_id(browser.submit(chosen, "/runs")))
+    assert (run["state"], run["accepted"]) == ("succeeded", 2)
 
 
 @pytest.fixture
