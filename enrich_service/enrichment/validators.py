@@ -41,6 +41,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from enrich_service.core.errors import InvalidInput
+from enrich_service.enrichment.answer_schema import SchemaValidator
 
 ENGLISH = "English"
 
@@ -605,9 +606,9 @@ def _validator(schema_json: str) -> Draft202012Validator:
     """The compiled schema. Raises InvalidInput if it is none, or points outside itself."""
     loaded = json.loads(schema_json)
     try:
-        Draft202012Validator.check_schema(loaded)
+        SchemaValidator.check_schema(loaded)
         # An empty registry: nothing is ever fetched from the address that a schema names.
-        validator = Draft202012Validator(loaded, registry=Registry())
+        validator = SchemaValidator(loaded, registry=Registry())
         validator.is_valid({})
     except SchemaError as error:
         raise InvalidInput(f"Rule schema: no JSON schema: {_quote(error.message, 160)}") from error

@@ -16,6 +16,7 @@ from sqlmodel import Session, col, delete, func, select
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
+from enrich_service.enrichment.answer_schema import check_patterns
 from enrich_service.enrichment.validators import check_rules
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
@@ -104,6 +105,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
         raise InvalidInput(
             f"The output schema is no JSON Schema: {where}: {shortened(error.message, 200)}"
         ) from error
+    check_patterns(schema)
     if schema.get("type") != "object":
         raise InvalidInput('The output schema must describe an object: {"type": "object", …}')
     for reference in _references(schema):

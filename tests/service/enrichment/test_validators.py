@@ -413,6 +413,14 @@ def test_the_schema_says_where_the_reply_is_wrong():
     assert problem == "schema: at the object: 'description' is a required property"
 
 
+def test_no_pattern_in_a_schema_takes_for_ever():
+    schema = {"properties": {"description": {"pattern": "^(a+)+$"}}}
+    options = {"schema": schema}
+    assert not problems("schema", parsed={"description": "a" * 40}, options=options)
+    (problem,) = problems("schema", parsed={"description": "a" * 40 + "!"}, options=options)
+    assert problem.startswith("schema: at description: 'aaa") and "does not match" in problem
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [

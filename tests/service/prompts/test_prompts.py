@@ -71,6 +71,11 @@ BAD = [
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "("}}}},
         "no JSON Schema",
     ),
+    (
+        {"output_schema": {"type": "object", "properties": {"a": {"pattern": "(?=b)"}}}},
+        "leave out look-around",
+    ),
+    ({"output_schema": {"type": "object", "patternProperties": {"^a": {}}}}, "patternProperties"),
     ({"user": "{{ label.__class__ }}"}, "attribute access"),
     ({"system": "{{ label['__class__'] }}"}, "Getitem is not allowed"),
     ({"user": "{% for a in range(1000000000) %}x{% endfor %}"}, "range(N) up to 100"),
