@@ -7,12 +7,13 @@ import typer
 from contract import JobState
 from enrich_service.core.console import (
     Json,
+    database,
     load_settings,
     read_session,
     show,
     write_session,
 )
-from enrich_service.jobs import reports, service
+from enrich_service.jobs import reports, retention, service
 
 app = typer.Typer(no_args_is_help=True, help="Training jobs.")
 
@@ -70,3 +71,28 @@ def retry(job_id: int, json: Json = False) -> None:
     with write_session() as session:
         view = service.view(session, service.retry(session, job_id))
     show(view, json=json, columns=("id", "state", "attempts"))
+
+
+@app.command()
+def prune(
+    weights: Annotated[
+        float | None,
+        typer.Option(min=0, help="Students and text banks of jobs that ended so many days ago."),
+    ] = None,
+    logs: Annotated[
+        float | None,
+        typer.Option(min=0, help="Log lines and progress of jobs that ended so many days ago."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Take it away, not only count it.")] = False,
+    json: Json = False,
+) -> None:
+    """Count what old jobs have left, and take it away with --yes, while the service goes on.
+
+    Reports, pictures, epochs and states stay. Files that belong to no job go too after a day.
+    """
+    settings = load_settings()
+    with database(settings) as engine:
+        left = retention.prune(
+            engine, settings.artifact_dir, weights_days=weights, log_days=logs, remove=yes
+        )
+    show(left, json=json)

@@ -112,6 +112,7 @@ async def receive_chunk(
         raise TooLarge(f"An artifact has at most {limit} bytes.")
     target = location(folder, sha256)
     if target.is_file() and target.stat().st_size == chunk.total:
+        os.utime(target)  # it is wanted: see retention
         return chunk.total
     folder.mkdir(parents=True, exist_ok=True)
     growing = folder / f"upload-{job_id}-{sha256}-{chunk.total}"
