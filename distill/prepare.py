@@ -12,7 +12,7 @@ Notable:
 """
 
 import hashlib
-import os
+import secrets
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def prepare(
         classes={split: len({key for key, _ in images}) for split, images in splits.items()},
         copied=copy,
     )
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         for done, (target, source) in enumerate(sources.items(), start=1):

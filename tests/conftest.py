@@ -41,7 +41,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this user may not mount a small file system")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
