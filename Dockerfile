@@ -19,7 +19,7 @@ COPY pyproject.toml requirements.lock README.md ./
 # The dependencies come first, for an empty package: they change less often than the code.
 FROM build AS build-service
 RUN mkdir contract && \
-    pip install --constraint requirements.lock '.[service,postgres]' && \
+    pip install --constraint requirements.lock '.[service,postgres,otel]' && \
     rm -r contract
 COPY contract contract
 COPY enrich_service enrich_service

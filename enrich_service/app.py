@@ -24,6 +24,7 @@ from enrich_service.core.clock import Clock
 from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
+from enrich_service.core.traces import telemetry
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
 from enrich_service.keys.gate import Gate
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # web.docs serves it without another site's scripts
         redoc_url=None,
+        telemetry=telemetry(),
     )
     app.state.settings = settings
     app.state.engine = engine

@@ -28,6 +28,7 @@ import openai
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.core.text import without_password
+from enrich_service.core.traces import model_call
 from enrich_service.enrichment.addresses import GuardedTransport
 from enrich_service.enrichment.models import GenerationSource
 
@@ -267,6 +268,18 @@ class ChatModel:
         return {**body, "messages": messages}
 
     async def _send(self, question: Question, asked: int, calls: int) -> Reply:
+        with model_call(self.provider, question.model) as span:
+            reply = await self._post(question, asked, calls)
+            span.set_attributes(
+                {
+                    "gen_ai.response.model": reply.resolved_model or "",
+                    "gen_ai.usage.input_tokens": reply.prompt_tokens or 0,
+                    "gen_ai.usage.output_tokens": reply.completion_tokens or 0,
+                }
+            )
+            return reply
+
+    async def _post(self, question: Question, asked: int, calls: int) -> Reply:
         body = self.body(question, FORMATS[asked])
         started = time.perf_counter()
         response = await self.client.chat.completions.with_raw_response.create(

@@ -1,0 +1,56 @@
+"""OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) names a collector.
+
+FastAPI makes a span of each request; a call of a language model is one within it, or stands alone
+where a run asks. Neither texts nor what an error says go into a span: keys may stand there.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Final
+
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from enrich_service.core.errors import InvalidInput
+
+VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_tracer = trace.get_tracer("enrich_service")
+
+
+def telemetry() -> TelemetryConfig:
+    """What FastAPI is to tell: the requests, without their parts, if a collector is named.
+
+    Raises InvalidInput where one is, and the packages that send to it are not installed.
+    """
+    named = next((name for name in VARIABLES if os.environ.get(name)), None)
+    if named and find_spec("opentelemetry.sdk") is None:
+        raise InvalidInput(
+            f"{named} is set, but what sends traces is not installed: install the extra `otel`, or "
+            "unset it"
+        )
+    return {"auto_configure": True, "operation_spans": False, "metrics": False, "logs": False}
+
+
+@contextmanager
+def model_call(provider: str, model: str) -> Iterator[Span]:
+    """A span of one call of a language model, in OpenTelemetry's words for generative AI."""
+    with _tracer.start_as_current_span(
+        f"chat {model}",
+        kind=SpanKind.CLIENT,
+        attributes={
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": provider,
+            "gen_ai.request.model": model,
+        },
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield span
+        except Exception as error:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+            raise
