@@ -41,7 +41,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from enrich_service.core.errors import InvalidInput
-from enrich_service.enrichment.answer_schema import SchemaValidator
+from enrich_service.prompts.answer_schema import SchemaValidator
 
 ENGLISH = "English"
 

@@ -16,8 +16,8 @@ from sqlmodel import Session, col, delete, func, select
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
-from enrich_service.enrichment.answer_schema import check_patterns
 from enrich_service.enrichment.validators import check_rules
+from enrich_service.prompts.answer_schema import check_patterns
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
