@@ -7,6 +7,7 @@
   and sends the key as the password of HTTP Basic (the user name can be anything).
 - GET needs the scope read, everything else write; some routers ask for admin.
 - /healthz, /readyz and /static are open.
+- Who was let in is known for a second: so long may a key live on that another process revoked.
 
 A page of another site can make a browser send requests here. Such requests change nothing, and
 before the first key they are not answered at all: the browser tells on the page with the headers
@@ -39,6 +40,7 @@ from enrich_service.keys import service
 from enrich_service.keys.rate_limit import RateLimit
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+KNOWN_FOR = 1.0  # seconds for which a caller is let in without another look at the table
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Gate:
         self.limit = RateLimit(settings.rate_limit)
         self.admitting = CapacityLimiter(4)  # threads of its own: routes never wait for them
         self.noted: dict[int, float] = {}  # key → when its use was noted, monotonic
+        # Secret → who showed it, and when that was looked up, monotonic. None: there are no keys.
+        self.known: dict[str | None, tuple[Caller, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its caller in `request.state.caller`, or refuse it."""
@@ -74,9 +78,7 @@ class Gate:
         request = Request(scope)
         try:
             check_site(request, self.settings.cors_origins)
-            request.state.caller = await to_thread.run_sync(
-                self._admit, request, limiter=self.admitting
-            )
+            request.state.caller = await self._admit(request)
         except UserError as error:
             await (await self.refusal(request, error))(scope, receive, send)
             return
@@ -85,25 +87,47 @@ class Gate:
             return
 
         async def audited(message: Message) -> None:
-            if (
-                message["type"] == "http.response.start"
-                and message["status"] < 400
-                and not audit.is_settled(request)
-            ):
-                await run_in_threadpool(self._record, request)
+            if message["type"] == "http.response.start":
+                self.known.clear()  # it may have made or revoked a key
+                if message["status"] < 400 and not audit.is_settled(request):
+                    await run_in_threadpool(self._record, request)
             await send(message)
 
         await self.app(scope, receive, audited)
 
-    def _admit(self, request: Request) -> Caller:
+    async def _admit(self, request: Request) -> Caller:
         """The caller of `request`. Raises Unauthorized, Forbidden or TooManyRequests."""
+        secret = secret_of(request.headers)
+        now = time.monotonic()
+        # Until a key exists nobody needs one, so whoever shows one then is nobody too.
+        for shown in (secret, None):
+            known, then = self.known.get(shown, (NOBODY, float("-inf")))
+            if now - then < KNOWN_FOR:
+                break
+        else:
+            known = await to_thread.run_sync(self._look_up, secret, limiter=self.admitting)
+            self.known[secret if known.key_id is not None else None] = (known, now)
+        if known.key_id is None:
+            if not self.settings.allow_remote:
+                check_is_local(request)
+            return known
+        self.limit.take(known.key_id)
+        needed = caller.Scope.READ if request.method in SAFE_METHODS else caller.Scope.WRITE
+        if not known.scope.includes(needed):
+            raise Forbidden(
+                f"The key {known.name!r} has the scope {known.scope}; this needs {needed}."
+            )
+        if now - self.noted.get(known.key_id, float("-inf")) >= service.LAST_USE.total_seconds():
+            self.noted[known.key_id] = now
+            await to_thread.run_sync(self._note_use, known.key_id, limiter=self.admitting)
+        return known
+
+    def _look_up(self, secret: str | None) -> Caller:
+        """Whose key `secret` is; NOBODY while there are no keys. Raises Unauthorized."""
         try:
             with reading(self.engine) as session:
                 if not service.exist(session):
-                    if not self.settings.allow_remote:
-                        check_is_local(request)
                     return NOBODY
-                secret = secret_of(request.headers)
                 if secret is None:
                     raise Unauthorized(
                         "This service needs an API key: send it as 'Authorization: Bearer KEY', "
@@ -115,19 +139,9 @@ class Gate:
             if known is None:
                 raise
             raise known from error
-        assert key.id is not None
-        self.limit.take(key.id)
-        needed = caller.Scope.READ if request.method in SAFE_METHODS else caller.Scope.WRITE
-        if not key.scope.includes(needed):
-            raise Forbidden(f"The key {key.name!r} has the scope {key.scope}; this needs {needed}.")
-        self._note_use(key.id)
         return Caller(key.id, key.name, key.scope)
 
     def _note_use(self, key_id: int) -> None:
-        now = time.monotonic()
-        if now - self.noted.get(key_id, float("-inf")) < service.LAST_USE.total_seconds():
-            return
-        self.noted[key_id] = now
         try:
             with writing(self.engine) as session:
                 service.note_use(session, key_id)

@@ -226,9 +226,12 @@ def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
 
     add_labels(client, [*birds(6), "knot"], "more birds")
     live = start_run(client, label_set="more birds")
-    until(lambda: client.get(f"/v1/runs/{live['id']}").json()["elsewhere"] == 5)
-    run = client.get(f"/v1/runs/{live['id']}").json()
-    assert (run["state"], run["cached"], run["accepted"]) == ("running", 1, 1)
+
+    def live_run():
+        return client.get(f"/v1/runs/{live['id']}").json()
+
+    until(lambda: (live_run()["elsewhere"], live_run()["accepted"]) == (5, 1))
+    assert (live_run()["state"], live_run()["cached"]) == ("running", 1)
     assert "5 being asked by another run" in client.get(f"/runs/{live['id']}").text
 
     name = birds(6)[1]

@@ -15,6 +15,7 @@ from enrich_service.core.settings import Settings
 from enrich_service.keys import service as keys
 from tests.conftest import running
 from tests.llm_server import LlmServer
+from tests.service.enrichment.test_runs import until
 
 
 @pytest.fixture
@@ -154,6 +155,17 @@ def test_a_key_that_expired_or_was_revoked_opens_nothing_and_the_service_stays_c
 
 
 @pytest.mark.sqlite
+def test_what_another_process_did_to_the_keys_is_known_within_a_moment(client, enrich):
+    """Who was let in is remembered, so a key is not looked up at each request."""
+    assert client.get("/v1/label-sets").status_code == 200
+    made = enrich("keys", "create", "ann", "--scope", "read")
+    until(lambda: client.get("/v1/label-sets").status_code == 401)
+    key = bearer(made["key"])
+    assert client.get("/v1/label-sets", headers=key).status_code == 200
+    enrich("keys", "revoke", made["id"])
+    until(lambda: client.get("/v1/label-sets", headers=key).status_code == 401)
+
+
 def test_the_key_itself_is_written_nowhere(client, enrich, tmp_path):
     key = enrich("keys", "create", "ann")["key"]
     add_ducks(client, headers=bearer(key))
