@@ -264,7 +264,7 @@ class LlmServer:
             content = content[: len(content) // 2]
         return json.dumps(
             {
-                "id": f"chatcmpl-{sum(self.calls.values())}",
+                "id": f"chatcmpl-{len(self.requests)}",
                 "object": "chat.completion",
                 "created": int(time.time()),
                 "model": f"{call.body['model']}-2026-01-01",

@@ -41,6 +41,7 @@ from enrich_service.labels.models import Label
 PAGE = 500  # labels read at a time
 TRIES = 6  # calls for one answer, while the server has passing faults
 FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
+SPARE = 4  # for so many calls at a time there is one more worker, to ask while others store
 GRACE = 5.0  # seconds that calls in flight have to end when a run stops
 LOOK = 0.5  # seconds between looks at the table
 PATIENCE = 60.0  # seconds until a batch is looked after again where that was not possible
@@ -260,7 +261,7 @@ class RunEngine:
         queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=work.run.concurrency)
         workers = [
             asyncio.create_task(self._ask_from(queue, work, plan))
-            for _ in range(work.run.concurrency)
+            for _ in range(work.run.concurrency + work.run.concurrency // SPARE)
         ]
         feeder = asyncio.create_task(self._feed(queue, work, plan))
         stopped = asyncio.create_task(work.stop.wait())
@@ -408,7 +409,13 @@ class RunEngine:
             return
         try:
             generation = await self._enricher.answer(
-                plan, item, urgent=False, tries=TRIES, run_id=run.id, note=work.note
+                plan,
+                item,
+                urgent=False,
+                tries=TRIES,
+                run_id=run.id,
+                note=work.note,
+                place=work.places,
             )
         except ModelBusy as busy:
             await self._enricher.ledger.count(run.id, calls=busy.calls)

@@ -5,13 +5,15 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine
 
+from enrich_service.core.database import utcnow
 from enrich_service.core.errors import (
     InvalidInput,
     LanguageModelError,
@@ -46,6 +48,8 @@ KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reaso
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _PROTOCOL = "protocol: "  # what the problem of a reply that is no answer at all begins with
+
+_ANYWHERE: Final = nullcontext()
 
 Outcome = Reply | ModelBusy | QuestionRefused
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
@@ -227,11 +231,13 @@ class Enricher:
         tries: int,
         run_id: int | None = None,
         note: Callable[[Generation], None] = lambda _: None,
+        place: AbstractAsyncContextManager[None] = _ANYWHERE,
     ) -> Generation:
         """The result for `item`, or a `failed` generation where there was no answer.
 
         Whoever asks what is being asked already shares its answer. `note` is told of every answer
-        that is stored for the one who asked first, so of the bad ones too.
+        that is stored for the one who asked first, so of the bad ones too. `place` is entered for
+        each call, and left while its answer is judged and stored.
 
         Raises:
             ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
@@ -239,7 +245,7 @@ class Enricher:
         """
         asked = self._asked.get(item.key)
         if asked is None:
-            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note))
+            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note, place))
             asked = self._asked[item.key] = _Asked(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
         elif urgent:  # it may have waited behind a whole run until now
@@ -285,6 +291,7 @@ class Enricher:
         tries: int,
         run_id: int | None,
         note: Callable[[Generation], None],
+        place: AbstractAsyncContextManager[None],
     ) -> Generation:
         turn = Turn(1, plan.parameters)
         picture = unreadable = None
@@ -301,9 +308,10 @@ class Enricher:
                 note(stored)
                 return stored
             try:
-                outcome = await ask_patiently(
-                    self.model, question, self.turnstile, urgent=urgent, tries=tries
-                )
+                async with place:
+                    outcome = await ask_patiently(
+                        self.model, question, self.turnstile, urgent=urgent, tries=tries
+                    )
             except ModelBusy as busy:
                 if busy.unreachable:
                     raise LanguageModelError(str(busy)) from None
@@ -370,6 +378,10 @@ class Enricher:
             parameters=dict(turn.parameters),
             variables=dict(plan.variables),
             messages=_kept(question.messages, item.image),
+            # Given, since SQLModel takes long to find out how to make what is not.
+            problems=[],
+            flags=[],
+            created_at=utcnow(),
         )
         if not isinstance(outcome, Reply):
             generation.problems, generation.calls = [str(outcome)], outcome.calls

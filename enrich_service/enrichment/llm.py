@@ -282,10 +282,9 @@ class ChatModel:
     async def _post(self, question: Question, asked: int, calls: int) -> Reply:
         body = self.body(question, FORMATS[asked])
         started = time.perf_counter()
-        response = await self.client.chat.completions.with_raw_response.create(
-            model=question.model, messages=[], extra_body=body
-        )
-        text = self.masked(response.http_response.text)
+        # Past the SDK's typed method, which takes as long again to look through the messages.
+        response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+        text = self.masked(response.text)
         took = (time.perf_counter() - started) * 1000
         return read_completion(text, tuple(body["messages"]), FORMATS[asked], took, calls)
 

@@ -26,7 +26,11 @@ class Work:
     failed_in_row: int = 0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
     task: asyncio.Task[None] | None = None
+    places: asyncio.Semaphore = field(init=False)  # as many calls as the run makes at a time
     asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
+
+    def __post_init__(self) -> None:
+        self.places = asyncio.Semaphore(self.run.concurrency)
 
     def rate(self) -> float | None:
         """Labels that ended, per second, over the last 200; None before there are two."""
