@@ -27,6 +27,7 @@ from benchmarks._photos import DATA, ROOT, SHARED, TEACHER, skip_without_photos
 from contract import FewShot, LossWeights, Release, Report, TrainConfig
 
 SHOTS, DRAWS = 5, 3
+FINETUNED = {"optimiser": "adamw", "learning_rate": 1e-3}  # muon's steps would undo the weights
 
 # L_mse has 8 times its usual weight: so the seen photos' features are nearest to the teacher's.
 ALL = {"cls": 1, "mse": 8, "im_cst": 1, "vlprox": 1}
@@ -64,6 +65,8 @@ def run(
     from distill.student import FILE, load_student
 
     settings = {"text_strategy": "name+description", **RUNGS[rung]}
+    if options.weights:
+        settings |= FINETUNED
     config = TrainConfig(
         data=str(DATA),
         teacher=TEACHER,
