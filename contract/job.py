@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from contract.release import Release
 
@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
     student: Annotated[
         str, AfterValidator(_check_student), Field(description="Any timm model name")
     ] = "resnet18"
-    pretrained: Annotated[bool, Field(description="Start from timm's own weights")] = False
+    pretrained: Annotated[StrictBool, Field(description="Start from timm's own weights")] = False
     weights: Annotated[
         str | None,
         Field(description="Start from this safetensors file instead, which names layers as timm"),
@@ -80,12 +80,12 @@ class TrainConfig(BaseModel):
     ] = None
     losses: LossWeights = LossWeights()
     adaptive_weights: Annotated[
-        bool, Field(description="Learn the weights of the losses, from those given on")
+        StrictBool, Field(description="Learn the weights of the losses, from those given on")
     ] = False
     temperature: Annotated[float, Field(gt=0)] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
-        bool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
+        StrictBool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
     ] = True
     image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
     epochs: Annotated[int, Field(ge=1)] = 12
@@ -157,7 +157,7 @@ class Needs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    gpu: bool = False
+    gpu: StrictBool = False
     memory_gb: Annotated[float, Field(ge=0, description="Main memory, in GiB")] = 0
 
 
@@ -176,7 +176,7 @@ class JobCreate(BaseModel):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     needs: Needs = Needs()
     shrink_batch: Annotated[
-        bool, Field(description="Out of memory: try again with half the batch size")
+        StrictBool, Field(description="Out of memory: try again with half the batch size")
     ] = False
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
@@ -86,9 +87,22 @@ def _describe_keys(document: dict[str, Any]) -> None:
             continue
         for operation in methods.values():
             operation["security"] = [{"key": []}, {}]
-            refusals = problems(401, 403, 429, *((413,) if "requestBody" in operation else ()))
+            of_bodies = (400, 413) if "requestBody" in operation else ()
+            refusals = problems(401, 403, 429, *of_bodies)
             for status, response in refusals.items():
                 operation["responses"].setdefault(str(status), response)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path of `request` knows: Starlette tells those of one route alone."""
+    return [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def install(app: FastAPI) -> None:
@@ -124,7 +138,12 @@ def install(app: FastAPI) -> None:
         title = HTTPStatus(error.status_code).phrase
         detail = error.detail if error.detail and error.detail != title else ""
         detail = detail or f"{title}: {request.method} {request.url.path}"
-        return _answer(error.status_code, title, detail, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_allowed(request))
+        elif detail == "There was an error parsing the body":  # all that FastAPI says of it
+            detail = "The body is not what its Content-Type says: JSON in UTF-8, or a whole form."
+        return _answer(error.status_code, title, detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     def gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:

@@ -9,7 +9,14 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
 from enrich_service.core.database import reading
-from enrich_service.core.dependencies import EngineDep, ReadSession, SettingsDep, WriteSession
+from enrich_service.core.dependencies import (
+    MAX_ID,
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
 from enrich_service.core.problems import problems
 from enrich_service.enrichment import reviews, service
 from enrich_service.enrichment.describe import describe
@@ -107,13 +114,13 @@ def list_runs(
     return [service.run_view(session, run, runs.work(run.id or 0)) for run in found]
 
 
-@router.get("/runs/{run_id}", summary="Show a run", responses=problems(404))
-def show_run(run_id: int, session: ReadSession, runs: RunsDep) -> RunView:
+@router.get("/runs/{run_id:int}", summary="Show a run", responses=problems(404))
+def show_run(run_id: Id, session: ReadSession, runs: RunsDep) -> RunView:
     """Show a run: its state, its counts, what it cost so far."""
     return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
 
 
-def _existing_run(run_id: int, session: ReadSession) -> int:
+def _existing_run(run_id: Id, session: ReadSession) -> int:
     service.get_run(session, run_id)
     return run_id
 
@@ -148,7 +155,7 @@ def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
 
 
 @router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))
-def pause_run(run_id: int, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+def pause_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
     """Ask no more until it is resumed. Calls in flight come in and are kept."""
     service.pause_run(session, run_id)
     session.commit()
@@ -157,7 +164,7 @@ def pause_run(run_id: int, session: WriteSession, engine: EngineDep, runs: RunsD
 
 @router.post("/runs/{run_id}/resume", summary="Resume a run", responses=problems(404, 409))
 def resume_run(
-    run_id: int,
+    run_id: Id,
     session: WriteSession,
     engine: EngineDep,
     settings: SettingsDep,
@@ -171,7 +178,7 @@ def resume_run(
 
 
 @router.post("/runs/{run_id}/cancel", summary="Cancel a run", responses=problems(404, 409))
-def cancel_run(run_id: int, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
     """Stop a run. What was answered stays, and a retry takes it up again."""
     service.cancel_run(session, run_id)
     session.commit()
@@ -179,7 +186,7 @@ def cancel_run(run_id: int, session: WriteSession, engine: EngineDep, runs: Runs
 
 
 @router.post("/runs/{run_id}/retry", summary="Retry a run", responses=problems(404, 409))
-def retry_run(run_id: int, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
     """Ask the labels of a failed or cancelled run that have no answer; stored ones cost nothing."""
     service.retry_run(session, run_id)
     session.commit()
@@ -190,15 +197,17 @@ def retry_run(run_id: int, session: WriteSession, engine: EngineDep, runs: RunsD
 def list_generations(
     session: ReadSession,
     label: Annotated[str | None, Query(description="Exact name of the label")] = None,
-    label_id: int | None = None,
-    run_id: int | None = None,
+    label_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    run_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
     prompt: str | None = None,
-    version: Annotated[int | None, Query(description="Of `prompt`")] = None,
+    version: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Of `prompt`")] = None,
     status: GenerationStatus | None = None,
     source: GenerationSource | None = None,
     flagged: Annotated[bool | None, Query(description="With flags, or without")] = None,
     opinion: Annotated[Opinion | None, Query(description="What people think of it")] = None,
-    before: Annotated[int | None, Query(description="Older than this id: the next page")] = None,
+    before: Annotated[
+        int | None, Query(ge=1, le=MAX_ID, description="Older than this id: the next page")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> GenerationPage:
     """List generations, the newest first: every answer, the bad and the failed ones too."""
@@ -219,7 +228,7 @@ def list_generations(
 
 
 @router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
-def show_generation(generation_id: int, session: ReadSession) -> GenerationDetail:
+def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
     """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
     return service.generation_detail(session, service.get_generation(session, generation_id))
 
@@ -230,7 +239,7 @@ def show_generation(generation_id: int, session: ReadSession) -> GenerationDetai
     summary="Edit a text",
     responses=problems(404, 409),
 )
-def edit_generation(generation_id: int, body: TextIn, session: WriteSession) -> GenerationDetail:
+def edit_generation(generation_id: Id, body: TextIn, session: WriteSession) -> GenerationDetail:
     """Store a person's text in place of what a generation says; both are kept, the edit wins."""
     edit = service.edit_generation(session, generation_id, **body.model_dump())
     return service.generation_detail(session, edit)
@@ -251,7 +260,7 @@ def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
 @router.get(
     "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
 )
-def list_reviews(generation_id: int, session: ReadSession) -> list[ReviewView]:
+def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
     """List who said what of a text, the newest first."""
     return reviews.log_of(session, generation_id)
 
@@ -262,7 +271,7 @@ def list_reviews(generation_id: int, session: ReadSession) -> list[ReviewView]:
     summary="Write a text for a label",
     responses=problems(404, 409),
 )
-def write_text(label_id: int, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
+def write_text(label_id: Id, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
     """Store a person's own text for a label of a label set."""
     edit = service.write_text(session, label_id, **body.model_dump())
     return service.generation_detail(session, edit)

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
 from enrich_service.enrichment.models import (
     GenerationSource,
@@ -99,7 +99,7 @@ class DescribeRequest(Choice):
 
     labels: Annotated[list[str | NamedLabel], Field(min_length=1, max_length=100)]
     refresh: Annotated[
-        bool, Field(description="Ask for a new sample, though there is an answer already")
+        StrictBool, Field(description="Ask for a new sample, though there is an answer already")
     ] = False
 
 
@@ -413,7 +413,9 @@ class ReviewIn(BaseModel):
         },
     )
 
-    generations: Annotated[list[int], Field(min_length=1, max_length=1000)]
+    generations: Annotated[
+        list[Annotated[int, Field(ge=1, le=2**31 - 1)]], Field(min_length=1, max_length=1000)
+    ]
     action: ReviewAction
     reason: str = ""
     author: str = ""

@@ -112,7 +112,7 @@ def claim_job(
     return lease if lease is not None else Response(status_code=204)
 
 
-@router.get("/{job_id}", summary="Show a job", responses=problems(404) | _JOB)
+@router.get("/{job_id:int}", summary="Show a job", responses=problems(404) | _JOB)
 def show_job(job_id: Id, session: ReadSession) -> Job:
     """Show a job."""
     return service.view(session, service.get(session, job_id))

@@ -4,7 +4,15 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    field_validator,
+)
 
 from contract import EventKind, JobState
 
@@ -108,9 +116,9 @@ class Claim(BaseModel):
     model_config = _example(worker="gpu-1", gpu=True, memory_gb=64)
 
     worker: Annotated[str, Field(description="What people call the worker")]
-    gpu: Annotated[bool, Field(description="It has a GPU")] = False
+    gpu: Annotated[StrictBool, Field(description="It has a GPU")] = False
     memory_gb: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="Its main memory in GiB")
+        float, Field(ge=0, strict=True, allow_inf_nan=False, description="Its main memory in GiB")
     ] = 0
 
 
@@ -185,7 +193,7 @@ class Finish(BaseModel):
     fence: Fence
     state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
     error: Annotated[str | None, Field(description="One line, for a failed job")] = None
-    out_of_memory: Annotated[bool, Field(description="That is why it failed")] = False
+    out_of_memory: Annotated[StrictBool, Field(description="That is why it failed")] = False
 
 
 class Upload(BaseModel):

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
 
 class PromptKind(StrEnum):
@@ -190,10 +190,11 @@ class AliasPut(BaseModel):
     reason: str = ""
     author: str = ""
     protected: Annotated[
-        bool | None, Field(description="Set or lift the protection; absent: leave it")
+        StrictBool | None, Field(description="Set or lift the protection; absent: leave it")
     ] = None
     confirm: Annotated[
-        bool, Field(description="Yes, move it although it is protected (a reason is needed too)")
+        StrictBool,
+        Field(description="Yes, move it although it is protected (a reason is needed too)"),
     ] = False
 
 
@@ -207,7 +208,7 @@ class AliasRollback(BaseModel):
 
     reason: str = ""
     author: str = ""
-    confirm: Annotated[bool, Field(description="Yes, although it is protected")] = False
+    confirm: Annotated[StrictBool, Field(description="Yes, although it is protected")] = False
 
 
 class AliasMoveView(BaseModel):
@@ -312,4 +313,4 @@ class ArchivePut(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"archived": True}]})
 
-    archived: bool
+    archived: StrictBool

@@ -79,7 +79,7 @@ def list_releases(
 
 
 @router.get(
-    "/{release_id}",
+    "/{release_id:int}",
     summary="Read a release",
     response_model=Release,
     responses=problems(404)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from enrich_service.enrichment.schemas import Choice
 
@@ -103,10 +103,11 @@ class ReleaseCreate(BaseModel):
     message: str = ""
     author: str = ""
     allow_missing: Annotated[
-        bool, Field(description="Labels without text are no error (bare names are a release too)")
+        StrictBool,
+        Field(description="Labels without text are no error (bare names are a release too)"),
     ] = False
     approved_only: Annotated[
-        bool, Field(description="Take only texts that a person approved or locked")
+        StrictBool, Field(description="Take only texts that a person approved or locked")
     ] = False
 
 
