@@ -3,10 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 
 class ReleaseLabel(BaseModel):
@@ -42,7 +41,7 @@ class TextSource(BaseModel):
     requested_model: str | None = None
     resolved_model: str | None = None
     author: str | None = None
-    created_at: datetime | None = None
+    created_at: AwareDatetime | None = None
     language: str | None = None
 
 
@@ -57,7 +56,7 @@ class Release(BaseModel):
     hash: str
     message: str = ""
     author: str = ""
-    created_at: datetime
+    created_at: AwareDatetime
     labels: tuple[ReleaseLabel, ...]
     sources: tuple[TextSource, ...] = ()
 

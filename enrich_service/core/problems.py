@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
+from enrich_service.core.text import place
 
 MEDIA_TYPE = "application/problem+json"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # what an operator's machine asks needs no key
@@ -124,10 +125,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def does_not_fit(_request: Request, error: RequestValidationError) -> JSONResponse:
-        found = [
-            {"at": ".".join(str(part) for part in item["loc"]), "message": item["msg"]}
-            for item in error.errors()
-        ]
+        found = [{"at": place(item["loc"]), "message": item["msg"]} for item in error.errors()]
         detail = f"{found[0]['at']}: {found[0]['message']}"
         if len(found) > 1:
             detail += f" (and {len(found) - 1} more)"

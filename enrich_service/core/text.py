@@ -2,6 +2,9 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from pydantic import ValidationError
 
 from enrich_service.core.errors import InvalidInput
 
@@ -53,6 +56,23 @@ def check_text(what: str, value: str, *, limit: int) -> str:
 def shortened(value: str, limit: int = 60) -> str:
     """`value` quoted and cut for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")
+
+
+def place(parts: Iterable[int | str]) -> str:
+    """Where something stands in a JSON document, on one line: `labels.0.name`."""
+    return ".".join(
+        part if len(part) <= 60 and part.isprintable() else shortened(part)
+        for part in map(str, parts)
+    )
+
+
+def first_misfit(error: ValidationError, whole: str) -> str:
+    """The first thing that does not fit, on one line: `labels.0.name: Field required`.
+
+    `whole` stands in place of the place where that is the whole document.
+    """
+    first = error.errors(include_url=False)[0]
+    return f"{place(first['loc']) or whole}: {first['msg']}"
 
 
 def without_password(url: str) -> str:

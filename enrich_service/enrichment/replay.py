@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from enrich_service.core.errors import InvalidInput, QuestionRefused
+from enrich_service.core.text import first_misfit
 from enrich_service.enrichment.llm import Question, Reply
 from enrich_service.enrichment.models import GenerationSource
 
@@ -61,9 +62,7 @@ class ReplayModel:
         try:
             return RecordedReply.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            reason = f"{where}: {first['msg']}" if where else first["msg"]
+            reason = first_misfit(error, "a reply")
             raise InvalidInput(f"{self._path}, line {number}: {reason}") from None
 
     async def ask(self, question: Question) -> Reply:

@@ -14,6 +14,7 @@ from sqlmodel import Session
 from contract import Release
 from enrich_service.core.console import Json, database, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import first_misfit
 from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported
 from enrich_service.labels import service as label_service
@@ -91,9 +92,8 @@ def import_release(
     try:
         release = Release.model_validate_json(_read(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InvalidInput(f"{file} is no release: {where}: {first['msg']}") from error
+        reason = first_misfit(error, "the file")
+        raise InvalidInput(f"{file} is no release: {reason}") from error
     with write_session() as session:
         row, _ = release_service.take_in(session, release, name=name, label_set=label_set)
         view = release_service.view(session, row)

@@ -11,6 +11,7 @@ from sqlmodel import Session
 from contract import Release, ReleaseLabel, release_hash
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import first_misfit
 from enrich_service.exchange.schemas import GenerationRecord, Imported
 from enrich_service.exchange.service import Importer, generation_records
 from enrich_service.releases import service as release_service
@@ -126,6 +127,5 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
 def _first(error: Exception) -> str:
     """The first thing that is wrong, on one line."""
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the row'}: {first['msg']}"
+        return first_misfit(error, "the row")
     return f"a cell is no JSON: {error}"

@@ -1,9 +1,8 @@
 """Lines of the export, and what an import did."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
 
 from contract import Release
 from enrich_service.enrichment.models import Generation, ReviewAction
@@ -37,7 +36,7 @@ class VersionRecord(VersionCreate):
     tags: list[str] = Field(default_factory=list)
     number: int
     content_hash: str
-    created_at: datetime
+    created_at: AwareDatetime
 
 
 class AliasRecord(BaseModel):
@@ -74,6 +73,7 @@ _fields: dict[str, Any] = {
     for name, field in Generation.model_fields.items()
     if name not in _ROW_IDS and field.default_factory is not None
 }
+_fields["created_at"] = (AwareDatetime, _fields["created_at"][1])
 GENERATION_FIELDS = tuple(_fields)
 GenerationRecord = create_model("GenerationRecord", __base__=_GenerationBase, **_fields)
 
@@ -86,7 +86,7 @@ class ReviewRecord(BaseModel):
     action: ReviewAction
     reason: str
     author: str
-    at: datetime
+    at: AwareDatetime
 
 
 class ReleaseRecord(BaseModel):
@@ -168,7 +168,7 @@ class Manifest(BaseModel):
     labels: int
     message: str
     author: str
-    created_at: datetime
+    created_at: AwareDatetime
     texts: Annotated[dict[str, int], Field(description="How many, by field and source")]
     models: list[ModelUse]
     prompts: Annotated[list[VersionRecord], Field(description="Every version that was used, whole")]

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from contract import Release
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import check_text, shortened
+from enrich_service.core.text import check_text, first_misfit, shortened
 from enrich_service.enrichment.answers import Taken, texts_of
 from enrich_service.enrichment.models import (
     Generation,
@@ -316,9 +316,8 @@ class Importer:
                     raise InvalidInput(f"there is no record {shortened(str(kind))}")
                 self.take(model.model_validate_json(line))
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                where = ".".join(str(part) for part in first["loc"]) or "the record"
-                raise InvalidInput(f"Line {number}: {where}: {first['msg']}") from error
+                reason = first_misfit(error, "the record")
+                raise InvalidInput(f"Line {number}: {reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InvalidInput(f"Line {number} is no JSON: {error}") from error
             except InvalidInput as error:

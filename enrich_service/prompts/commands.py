@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import first_misfit
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import PromptCreate, VersionCreate
 
@@ -62,9 +63,7 @@ def add(body: Body, json: Json = False) -> None:
     try:
         given = PromptCreate.model_validate_json(body.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InvalidInput(f"{body}: {where}: {first['msg']}") from error
+        raise InvalidInput(f"{body}: {first_misfit(error, 'the file')}") from error
     with write_session() as session:
         names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
         if given.name not in names:

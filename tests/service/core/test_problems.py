@@ -58,3 +58,10 @@ def test_a_method_that_a_path_does_not_know_is_answered_with_all_that_it_knows(
 ):
     found = service.request("PATCH", path)
     assert (found.status_code, found.headers["allow"]) == (405, allowed)
+
+
+def test_where_a_body_does_not_fit_is_told_on_one_short_line(service):
+    found = service.post("/v1/label-sets", json={"name": "a", "labels": [], "x\n" * 5000: 1})
+    assert found.status_code == 422
+    detail = found.json()["detail"]
+    assert "Extra inputs are not permitted" in detail and "\n" not in detail and len(detail) < 300
