@@ -1,5 +1,5 @@
-# Three images from one lock file: `api` serves (no torch), `worker` trains, `llm` is a small
-# language model for those who have no other.
+# Four images from one lock file: `api` serves (no torch), `worker` trains, `ray` trains as a node
+# of a Ray cluster, `llm` is a small language model for those who have no other.
 #   docker build --target api .        docker build --target worker .
 # TORCH_INDEX: an index to take torch and torchvision from, such as PyTorch's own for CPU builds,
 # which are much smaller. Empty: the ordinary index, whose Linux builds bring CUDA and run on CPUs
@@ -65,11 +65,23 @@ RUN mkdir contract && \
     rm -r contract
 COPY contract contract
 COPY distill distill
-RUN pip install --no-deps --force-reinstall . && \
-    pip uninstall --yes pip
+RUN pip install --no-deps --force-reinstall .
+
+FROM build-worker AS build-ray
+RUN pip install --constraint requirements.lock 'enrich-distill[ray]'
+
+FROM base AS ray
+COPY --from=build-ray /opt/enrich /opt/enrich
+USER enrich
+WORKDIR /data
+ENV HF_HOME=/data/hf-home MPLCONFIGDIR=/tmp RAY_USAGE_STATS_ENABLED=0
+CMD ["ray", "start", "--block", "--address", "ray-head:6379"]
+
+FROM build-worker AS build-only-worker
+RUN pip uninstall --yes pip
 
 FROM base AS worker
-COPY --from=build-worker /opt/enrich /opt/enrich
+COPY --from=build-only-worker /opt/enrich /opt/enrich
 USER enrich
 WORKDIR /data
 ENV HF_HOME=/data/hf-home MPLCONFIGDIR=/tmp

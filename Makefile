@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MODEL  := $(VENV)/.model-installed
 
-.PHONY: install demo test postgres-test compose-test lint bench clean
+.PHONY: install demo test postgres-test compose-test ray-test lint bench clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ postgres-test: $(STAMP)
 
 compose-test: $(STAMP)
 	$(BIN)/pytest -m compose -s tests/compose
+
+ray-test: $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[ray]'
+	$(BIN)/pytest -m ray tests/distill/test_on_ray.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

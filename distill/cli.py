@@ -44,6 +44,8 @@ DataRootOption = Annotated[
 ]
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
 OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
+# A job that needs more than a Ray cluster has waits there, until its autoscaler has brought it.
+WHOLE_CLUSTER = {"gpu": True, "memory_gb": 1_000_000}
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 app.command("few-shot")(cli_study.few_shot)
@@ -356,15 +358,23 @@ def worker(
     work_dir: Annotated[Path, typer.Option(help="Checkpoints and results.")] = Path("distill-out"),
     name: Annotated[str, typer.Option(help="What the service calls this worker.")] = "",
     data_root: DataRootOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Let a Ray cluster train: its job server, like http://head:8265."),
+    ] = None,
+    ray_processes: Annotated[int, typer.Option(min=1, help="Of a training on Ray.")] = 1,
 ) -> None:
     """Take training jobs from the service, one after the other."""
-    from distill.worker import work
+    from distill.worker import TRAIN, work
 
+    on_ray = (sys.executable, "-m", "distill.on_ray.submit", "--address", ray or "")
     work(
         service,
         work_dir=work_dir,
         once=once,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         api_key=os.environ.get("ENRICH_API_KEY"),
+        command=(*on_ray, "--processes", str(ray_processes)) if ray else TRAIN,
+        offers=WHOLE_CLUSTER if ray else None,
         data_roots=data_root or (),
     )

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -217,13 +217,15 @@ def work(
     once: bool = False,
     api_key: str | None = None,
     command: Sequence[str] = TRAIN,
+    offers: Mapping[str, Any] | None = None,
     data_roots: Sequence[Path] = (),
 ) -> None:
     """Take jobs until SIGTERM or SIGINT; with `once`, until there is nothing left to do.
 
     A worker that is asked to stop lets the training write its checkpoint and leaves the job to the
-    end of its lease. `command` trains: it gets the options of `distill train`. With `data_roots`,
-    jobs may read images and teachers in these folders alone.
+    end of its lease. `command` trains: it gets the options of `distill train`. `offers`: what it
+    has for jobs that need it, by default what this machine has. With `data_roots`, jobs may read
+    images and teachers in these folders alone.
 
     Raises:
         ServiceError: the service does not answer at the start, stays away too long, or refuses.
@@ -232,7 +234,7 @@ def work(
     command = [*command, *(part for root in data_roots for part in ("--data-root", str(root)))]
     stop = threading.Event()
     service = Service(service_url, api_key, stop)
-    claim = {"worker": name, "gpu": has_gpu(), "memory_gb": memory_gb()}
+    claim = {"worker": name, **(offers or {"gpu": has_gpu(), "memory_gb": memory_gb()})}
     with contextlib.closing(service), _asked_to_stop(stop):
         # A wrong address is said at once; only a service that was there is waited for.
         answer = service.once("POST", CLAIM, body=claim)

@@ -66,13 +66,10 @@ def place(parts: Iterable[int | str]) -> str:
     )
 
 
-def first_misfit(error: ValidationError, whole: str) -> str:
-    """The first thing that does not fit, on one line: `labels.0.name: Field required`.
-
-    `whole` stands in place of the place where that is the whole document.
-    """
+def first_misfit(error: ValidationError) -> str:
+    """The first thing that does not fit, on one line: `labels.0.name: Field required`."""
     first = error.errors(include_url=False)[0]
-    return f"{place(first['loc']) or whole}: {first['msg']}"
+    return ": ".join(filter(None, (place(first["loc"]), first["msg"])))
 
 
 def without_password(url: str) -> str:

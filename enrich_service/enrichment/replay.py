@@ -62,7 +62,7 @@ class ReplayModel:
         try:
             return RecordedReply.model_validate_json(line)
         except ValidationError as error:
-            reason = first_misfit(error, "a reply")
+            reason = first_misfit(error)
             raise InvalidInput(f"{self._path}, line {number}: {reason}") from None
 
     async def ask(self, question: Question) -> Reply:

@@ -92,7 +92,7 @@ def import_release(
     try:
         release = Release.model_validate_json(_read(file))
     except ValidationError as error:
-        reason = first_misfit(error, "the file")
+        reason = first_misfit(error)
         raise InvalidInput(f"{file} is no release: {reason}") from error
     with write_session() as session:
         row, _ = release_service.take_in(session, release, name=name, label_set=label_set)

@@ -127,5 +127,5 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
 def _first(error: Exception) -> str:
     """The first thing that is wrong, on one line."""
     if isinstance(error, ValidationError):
-        return first_misfit(error, "the row")
+        return first_misfit(error)
     return f"a cell is no JSON: {error}"

@@ -92,7 +92,7 @@ def read_folder(session: Session, folder: Path) -> Imported:
     except OSError as error:
         raise InvalidInput(f"Cannot read {error.filename}: {error.strerror}") from error
     except ValidationError as error:
-        raise InvalidInput(f"{folder}: {first_misfit(error, 'a file')}") from error
+        raise InvalidInput(f"{folder}: {first_misfit(error)}") from error
     if release.hash != listed.hash:
         raise InvalidInput(f"The manifest in {folder} is that of another release")
     importer = service.Importer(session)

@@ -316,7 +316,7 @@ class Importer:
                     raise InvalidInput(f"there is no record {shortened(str(kind))}")
                 self.take(model.model_validate_json(line))
             except ValidationError as error:
-                reason = first_misfit(error, "the record")
+                reason = first_misfit(error)
                 raise InvalidInput(f"Line {number}: {reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InvalidInput(f"Line {number} is no JSON: {error}") from error

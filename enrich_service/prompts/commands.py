@@ -63,7 +63,7 @@ def add(body: Body, json: Json = False) -> None:
     try:
         given = PromptCreate.model_validate_json(body.read_bytes())
     except ValidationError as error:
-        raise InvalidInput(f"{body}: {first_misfit(error, 'the file')}") from error
+        raise InvalidInput(f"{body}: {first_misfit(error)}") from error
     with write_session() as session:
         names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
         if given.name not in names:

@@ -27,6 +27,7 @@ from contract import Report
 from distill import worker
 from distill.errors import LeaseLost, ServiceError
 from distill.memory import is_out_of_memory
+from distill.on_ray import submit
 from tests.distill.conftest import COLOURS
 
 LEASE_SECONDS = 4.0
@@ -191,6 +192,14 @@ def test_another_worker_goes_on_where_one_was_ended(service, address, work_dir, 
     assert told == list(range(1, 41))  # none is missing, none told twice
     report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)
     assert [epoch.epoch for epoch in report.epochs] == list(range(1, 41))
+
+
+def test_without_ray_its_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray.job_submission", None)  # as if it were not there
+    options = ["--address", "http://127.0.0.1:8265", "--processes", "2", "--out", str(tmp_path)]
+    assert submit.main(options) == 1
+    said = "distill: --ray needs the extra `ray`: pip install 'enrich-distill[ray]'\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_worker_that_slept_through_its_lease_stops_writing(service, address, work_dir, queue_job):

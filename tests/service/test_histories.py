@@ -1,7 +1,7 @@
 """Histories made up by hypothesis: whatever is asked in whatever order, a simple model agrees.
 
-Two models, each beside a running service: prompts with their aliases and releases, and the queue of
-jobs with its workers. Histories are the same in each run; HISTORIES=500 makes more and other ones.
+They are the same in each run; HISTORIES=500 makes more and other ones. Those of jobs are made up in
+jobs/test_jobs.py.
 """
 
 import itertools
@@ -11,14 +11,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import httpx
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -197,159 +195,5 @@ class Registry(RuleBasedStateMachine):
         assert len({next(iter(found)) for found in hashes.values()}) == len(hashes)
 
 
-@dataclass
-class JobModel:
-    id: int
-    priority: int
-    gpu: bool
-    max_attempts: int
-    state: str = "queued"
-    attempts: int = 0
-    fence: int = 0
-    cancelling: bool = False
-    events: list[tuple[int, int]] = field(default_factory=list)  # fence, worker_seq
-
-    @property
-    def held(self):
-        return self.state in ("leased", "running")
-
-
-class Queue(RuleBasedStateMachine):
-    """Jobs, and workers that hold them, fall silent, come back, and say things twice."""
-
-    def __init__(self, client, release):
-        super().__init__()
-        self.client, self.release = client, release
-        self.jobs: list[JobModel] = []
-
-    @rule(priority=st.integers(-1, 1), gpu=st.booleans(), max_attempts=st.integers(1, 2))
-    def queue(self, priority, gpu, max_attempts):
-        body = {
-            "release_id": self.release,
-            "config": {"data": "photos", "teacher": "ViT-B-32@openai"},
-            "priority": priority,
-            "needs": {"gpu": gpu},
-            "max_attempts": max_attempts,
-        }
-        status, found = sent(self.client, "POST", "/v1/jobs", body)
-        assert (status, found["state"]) == (201, "queued")
-        self.jobs.append(JobModel(found["id"], priority, gpu, max_attempts))
-
-    @rule(gpu=st.booleans())
-    def claim(self, gpu):
-        status, found = sent(self.client, "POST", "/v1/jobs/claim", {"worker": "w", "gpu": gpu})
-        waiting = [job for job in self.jobs if job.state == "queued" and (gpu or not job.gpu)]
-        if not waiting:
-            assert status == 204
-            return
-        job = min(waiting, key=lambda job: (-job.priority, job.id))
-        job.state, job.attempts, job.fence = "leased", job.attempts + 1, job.fence + 1
-        assert (status, found["job"]["id"], found["fence"]) == (200, job.id, job.fence)
-
-    def some(self, data):
-        """A job, and a fence that is its own or one that ended."""
-        job = data.draw(st.sampled_from(self.jobs), "job")
-        return job, data.draw(st.integers(max(1, job.fence - 1), max(1, job.fence)), "fence")
-
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def heartbeat(self, data):
-        job, fence = self.some(data)
-        path = f"/v1/jobs/{job.id}/heartbeat"
-        status, found = sent(self.client, "POST", path, {"fence": fence})
-        if not job.held or fence != job.fence:
-            assert status == 409
-        else:
-            job.state = "running"
-            assert (status, found["cancel_requested"]) == (200, job.cancelling)
-
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), numbers=st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    def tell(self, data, numbers):
-        job, fence = self.some(data)
-        events = [{"worker_seq": n, "kind": "log", "data": {"message": str(n)}} for n in numbers]
-        body = {"fence": fence, "events": events}
-        status, found = sent(self.client, "POST", f"/v1/jobs/{job.id}/events", body)
-        if not job.held or fence != job.fence:
-            assert status == 409
-            return
-        job.state = "running"
-        new = [n for n in dict.fromkeys(numbers) if (fence, n) not in job.events]
-        job.events += [(fence, n) for n in new]
-        assert (status, found["stored"]) == (200, len(new))
-
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data(), state=st.sampled_from(["succeeded", "failed", "cancelled"]))
-    def finish(self, data, state):
-        job, fence = self.some(data)
-        body = {"fence": fence, "state": state}
-        status, _ = sent(self.client, "POST", f"/v1/jobs/{job.id}/finish", body)
-        if job.state == state and fence == job.fence:
-            assert status == 200  # said twice, as when the first answer was lost
-        elif not job.held or fence != job.fence:
-            assert status == 409
-        else:
-            assert status == 200
-            job.state = state
-
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def cancel(self, data):
-        job, _ = self.some(data)
-        status, _ = sent(self.client, "POST", f"/v1/jobs/{job.id}/cancel")
-        assert status == (409 if job.state in ("succeeded", "failed") else 200)
-        if job.state == "queued":
-            job.state = "cancelled"
-            job.cancelling = True
-        elif job.held:
-            job.cancelling = True
-
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def retry(self, data):
-        job, _ = self.some(data)
-        status, _ = sent(self.client, "POST", f"/v1/jobs/{job.id}/retry")
-        if job.state in ("failed", "cancelled"):
-            assert status == 200
-            job.state, job.attempts, job.cancelling = "queued", 0, False
-        else:
-            assert status == 409
-
-    @invariant()
-    def jobs_are_as_the_model_says(self):
-        for job in self.jobs:
-            seen = self.client.get(f"/v1/jobs/{job.id}").json()
-            assert (seen["state"], seen["attempts"], seen["cancel_requested"]) == (
-                job.state,
-                job.attempts,
-                job.cancelling,
-            )
-            events = self.client.get(f"/v1/jobs/{job.id}/events").json()
-            assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-            told = [event["data"]["message"] for event in events if event["kind"] == "log"]
-            assert told == [str(number) for _, number in job.events]
-
-    def teardown(self):
-        for job in self.jobs:  # so that the next history's workers are not given them
-            if job.state == "queued":
-                sent(self.client, "POST", f"/v1/jobs/{job.id}/cancel")
-            elif job.held:
-                body = {"fence": job.fence, "state": "cancelled"}
-                sent(self.client, "POST", f"/v1/jobs/{job.id}/finish", body)
-
-
 def test_versions_aliases_and_releases_are_what_their_history_makes_them(service):
     run_state_machine_as_test(lambda: Registry(service), settings=HISTORIES)
-
-
-@pytest.fixture
-def release(service):
-    """The release that all jobs are about."""
-    labels = [{"name": "mallard"}]
-    assert sent(service, "POST", "/v1/label-sets", {"name": "ducks", "labels": labels})[0] == 201
-    body = {"name": "ducks-1", "label_set": "ducks", "allow_missing": True}
-    return sent(service, "POST", "/v1/releases", body)[1]["id"]
-
-
-def test_no_history_of_jobs_and_workers_confuses_the_queue(service, release):
-    run_state_machine_as_test(lambda: Queue(service, release), settings=HISTORIES)

