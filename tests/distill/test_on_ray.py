@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
+pytest.importorskip("ray", reason="Ray is not installed: make ray-test installs it")
 
 from contract import Report
 from tests.distill.test_worker import (
@@ -75,8 +76,6 @@ class Cluster:
     """A head that trains nothing, and nodes of one CPU each."""
 
     def __init__(self, stack: ExitStack) -> None:
-        if not RAY.exists():
-            pytest.skip("Ray is not installed: make ray-test installs it")
         self._stack = stack
         self._port, dashboard = free_port(), free_port()
         self.jobs = f"http://127.0.0.1:{dashboard}"
