@@ -6,6 +6,7 @@ Notable:
 - Alone, everything here does nothing.
 """
 
+import atexit
 from datetime import timedelta
 from functools import cache
 from typing import Final
@@ -24,7 +25,11 @@ def processes() -> PartialState:
 
     Meets the others where torchrun started several: over gloo on CPUs, over NCCL on GPUs.
     """
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    if state.num_processes > 1:
+        # Gloo's threads that still run when the interpreter ends abort the whole process.
+        atexit.register(state.destroy_process_group)
+    return state
 
 
 def share(batch: int) -> slice:
