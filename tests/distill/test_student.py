@@ -25,6 +25,8 @@ def positions(student, size):
         ("test_vit", 50),
         ("test_efficientnet", 64),
         ("test_convnext", 48),
+        ("mobilevit_xxs", 64),  # convolutions and attention
+        ("levit_128s", 224),
         ("test_mambaout", 64),  # gives more features than its config says
         ("resnet18", 64),
     ],
