@@ -25,6 +25,13 @@ pytestmark = pytest.mark.compose
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "tests/compose/override.yml")
 EPOCHS = 30
+CONFIG = {
+    "data": "/images/world",
+    "teacher": "local-dir:/images/teacher",
+    "text_strategy": "name",
+    "student": "test_resnet",
+    "image_size": 32,
+}
 MOST_ADDED = 150e6  # bytes that the api image may add to its base
 
 
@@ -99,14 +106,20 @@ def images():
         pytest.skip("there is no Docker with Compose v2 here")
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine answers")
-    run("docker", "compose", "--profile", "local-llm", "build", "api", "worker", "llm")
+    profiles = ("--profile", "local-llm", "--profile", "ray")
+    run("docker", "compose", *profiles, "build", "api", "worker", "llm", "ray-head")
+
+
+def write_images(folder: Path) -> None:
+    """A small world and its teacher, where jobs find them below /images."""
+    write_world(folder / "images" / "world", train=40, val_on_train=10, val=10)
+    shutil.copytree(ROOT / "demo" / "teacher", folder / "images" / "teacher")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compose")
-    write_world(folder / "images" / "world", train=40, val_on_train=10, val=10)
-    shutil.copytree(ROOT / "demo" / "teacher", folder / "images" / "teacher")
+    write_images(folder)
     return Stack(folder, "all", OPENAI_BASE_URL="http://llm-test:8080/v1", ENRICH_LLM_MODEL="small")
 
 
@@ -156,14 +169,7 @@ def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, cli
         "sources": [{"prompt": "visual-description", "alias": "production"}],
     }
     release = client.post("/v1/releases", json=body).json()
-    config = {
-        "data": "/images/world",
-        "teacher": "local-dir:/images/teacher",
-        "text_strategy": "name",
-        "student": "test_resnet",
-        "image_size": 32,
-        "epochs": EPOCHS,
-    }
+    config = CONFIG | {"epochs": EPOCHS}
     body = {"release_id": release["id"], "config": config, "max_attempts": 5}
     job = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['id']}"
 
@@ -258,6 +264,25 @@ def test_the_profile_postgres_migrates_and_keeps_rows_over_kills_and_restarts(tm
         found = json.loads(stack.compose(*profile, "exec", "api", "enrich", "doctor", "--json"))
         assert [one for one in found if one["verdict"] == "failed"] == []
         assert password not in stack.compose(*profile, "logs", "api")
+
+
+def test_the_profile_ray_trains_a_job_on_two_nodes(tmp_path):
+    write_images(tmp_path)
+    stack = Stack(tmp_path, "ray")
+    with stack.up("--profile", "ray") as client:
+        stack.compose("stop", "worker")  # or it might take the job
+        labels = json.loads((tmp_path / "images/world/labels.json").read_text())
+        body = {"name": "charms", "labels": labels}
+        assert client.post("/v1/label-sets", json=body).status_code == 201
+        body = {"name": "names", "label_set": "charms", "allow_missing": True}
+        release = client.post("/v1/releases", json=body).json()["id"]
+        config = CONFIG | {"epochs": 2}
+        body = {"release_id": release, "config": config}
+        job = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['id']}"
+        stack.wait(lambda: client.get(job).json()["state"] in ("succeeded", "failed"), 600)
+        assert client.get(job).json()["error"] is None
+        assert "training in 2 processes on Ray" in client.get(f"{job}/events").text
+        assert len(client.get(f"{job}/report").json()["epochs"]) == 2
 
 
 def test_the_gpu_override_asks_for_one_gpu_a_worker():
