@@ -26,8 +26,10 @@ COPY enrich_service enrich_service
 COPY migrations migrations
 RUN pip install --no-deps --force-reinstall .
 
+# What packages bring to test themselves is left out: the image stays small.
 FROM build-service AS build-api
-RUN pip uninstall --yes pip setuptools
+RUN pip uninstall --yes pip setuptools && \
+    find /opt/enrich -type d '(' -name tests -o -name testing ')' -prune -exec rm -r {} +
 
 FROM base AS api
 COPY --from=build-api /opt/enrich /opt/enrich
