@@ -370,11 +370,11 @@ def worker(
     on_ray = (sys.executable, "-m", "distill.on_ray.submit", "--address", ray or "")
     work(
         service,
-        work_dir=work_dir,
+        work_dir=work_dir.absolute(),  # a Ray job runs in another folder
         once=once,
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         api_key=os.environ.get("ENRICH_API_KEY"),
         command=(*on_ray, "--processes", str(ray_processes)) if ray else TRAIN,
         offers=WHOLE_CLUSTER if ray else None,
-        data_roots=data_root or (),
+        data_roots=[root.absolute() for root in data_root or ()],
     )

@@ -67,7 +67,7 @@ def fit(options: argparse.Namespace, folder: RayFolder) -> None:
             resources_per_worker={"CPU": 1, "memory": int(needs.memory_gb * 2**30)},
         ),
         run_config=RunConfig(
-            name="run",
+            name=folder.submission(),  # of an earlier one Ray would restore its state
             storage_path=str(folder.path),
             failure_config=FailureConfig(max_failures=STARTS_AGAIN),
         ),
