@@ -166,6 +166,7 @@ def test_what_another_process_did_to_the_keys_is_known_within_a_moment(client, e
     until(lambda: client.get("/v1/label-sets", headers=key).status_code == 401)
 
 
+@pytest.mark.sqlite
 def test_the_key_itself_is_written_nowhere(client, enrich, tmp_path):
     key = enrich("keys", "create", "ann")["key"]
     add_ducks(client, headers=bearer(key))
