@@ -154,7 +154,6 @@ def test_a_key_that_expired_or_was_revoked_opens_nothing_and_the_service_stays_c
     assert client.get("/v1/jobs", headers=bearer(enrich("keys", "create", "new")["key"])).is_success
 
 
-@pytest.mark.sqlite
 def test_what_another_process_did_to_the_keys_is_known_within_a_moment(client, enrich):
     """Who was let in is remembered, so a key is not looked up at each request."""
     assert client.get("/v1/label-sets").status_code == 200
