@@ -21,8 +21,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.enrichment_rate import CONCURRENCY, language_model, run_over
-from demo.stack import BIN, Service, started, stop_tidily, wait_for_address
+from benchmarks.enrichment_rate import CONCURRENCY, run_over, service_asking
+from demo.stack import stop_tidily
 
 SCRIPTS = Path(__file__).parent / "_peers"
 PEERS = {"curator": "with_curator.py", "distilabel": "with_distilabel.py"}
@@ -68,18 +68,9 @@ def main() -> None:
     stop_tidily()
     rates: dict[str, list[float]] = {"ours": [], **{peer: [] for peer in PEERS}}
     with (
-        tempfile.TemporaryDirectory() as name,
-        language_model("--latency", str(options.latency)) as url,
-        started(
-            "service",
-            [str(BIN / "enrich"), "serve", "--port", "0"],
-            Path(name),
-            ENRICH_DATA_DIR=str(Path(name) / "data"),
-            OPENAI_BASE_URL=url,
-            ENRICH_LLM_CONCURRENCY=str(CONCURRENCY),
-        ) as process,
+        tempfile.TemporaryDirectory() as folder,
+        service_asking(options.latency) as (service, url),
     ):
-        service = Service(process, wait_for_address(process))
         for n in range(options.rounds):
             labels = [f"kind {n} {k} of teal" for k in range(options.labels)]
             asked = {"name": f"round {n}", "labels": [{"name": label} for label in labels]}
@@ -90,8 +81,7 @@ def main() -> None:
             rates["ours"].append(options.labels / seconds)
             for peer in PEERS:
                 python = options.peers.absolute()
-                rates[peer].append(ask_with(peer, python, url, labels, Path(name)))
-        service.close()
+                rates[peer].append(ask_with(peer, python, url, labels, Path(folder)))
     ideal = CONCURRENCY / options.latency
     table = Table(
         "", "labels/s (median)", "least", "most", "of the ideal", "ours is",

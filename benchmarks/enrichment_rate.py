@@ -38,6 +38,26 @@ def language_model(*options: str) -> Iterator[str]:
             server.terminate()
 
 
+@contextmanager
+def service_asking(latency: float) -> Iterator[tuple[Service, str]]:
+    """A service in a folder of its own, and the address of the language model that it asks."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        language_model("--latency", str(latency)) as url,
+        started(
+            "service",
+            [str(BIN / "enrich"), "serve", "--port", "0"],
+            Path(folder),
+            ENRICH_DATA_DIR=str(Path(folder) / "data"),
+            OPENAI_BASE_URL=url,
+            ENRICH_LLM_CONCURRENCY=str(CONCURRENCY),
+        ) as process,
+    ):
+        service = Service(process, wait_for_address(process))
+        yield service, url
+        service.close()
+
+
 def peak_mib(process: Process) -> float:
     """The most memory that the process has held, in MiB (Linux)."""
     status = Path(f"/proc/{process.popen.pid}/status").read_text()
@@ -74,19 +94,7 @@ def main() -> None:
         title=f"{options.latency * 1000:.0f} ms a call, {CONCURRENCY} at a time: "
         f"the ideal is {ideal:.0f} labels/s",
     )  # fmt: skip
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        language_model("--latency", str(options.latency)) as url,
-        started(
-            "service",
-            [str(BIN / "enrich"), "serve", "--port", "0"],
-            Path(folder),
-            ENRICH_DATA_DIR=str(Path(folder) / "data"),
-            OPENAI_BASE_URL=url,
-            ENRICH_LLM_CONCURRENCY=str(CONCURRENCY),
-        ) as process,
-    ):
-        service = Service(process, wait_for_address(process))
+    with service_asking(options.latency) as (service, _):
         for name, count in (("few", options.labels), ("many", options.labels * options.times)):
             labels = [{"name": f"{name} kind {n} of teal"} for n in range(count)]
             service.post("/v1/label-sets", {"name": name, "labels": labels})
@@ -95,11 +103,10 @@ def main() -> None:
                 sys.exit(f"enrichment_rate: {run['accepted']} of {count} accepted: {run['error']}")
             share = f"{100 * count / seconds / ideal:.1f} %"
             cells = (f"{seconds:.1f}", f"{count / seconds:.0f}", share, str(run["calls"]))
-            table.add_row(name, str(count), *cells, f"{peak_mib(process):.0f}")
+            table.add_row(name, str(count), *cells, f"{peak_mib(service.process):.0f}")
         run, seconds = run_over(service, "many")
         cells = (f"{seconds:.1f}", f"{run['total'] / seconds:.0f}", "", str(run["calls"]))
-        table.add_row("many, again", str(run["total"]), *cells, f"{peak_mib(process):.0f}")
-        service.close()
+        table.add_row("many, again", str(run["total"]), *cells, f"{peak_mib(service.process):.0f}")
     Console().print(table)
 
 

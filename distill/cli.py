@@ -6,7 +6,6 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,8 +41,6 @@ DataRootOption = Annotated[
     list[Path] | None,
     typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
 ]
-INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, a checkpoint is there
-OUT_OF_MEMORY = 71  # EX_OSERR: a smaller batch may fit
 # A job that needs more than a Ray cluster has waits there, until its autoscaler has brought it.
 WHOLE_CLUSTER = {"gpu": True, "memory_gb": 1_000_000}
 
@@ -245,10 +242,11 @@ def train(
     chosen = release_given(release, labels, descriptions)
     numbers = None if seeds is None else parse_seeds(seeds)
     from distill.job import run_job
-    from distill.memory import is_out_of_memory
+    from distill.memory import is_out_of_memory, out_of_memory
     from distill.processes import processes
     from distill.seeds import run_seeds
     from distill.train import Interrupted
+    from distill.worker import INTERRUPTED, OUT_OF_MEMORY, event_line
 
     stop, parent = {"asked": False}, os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
@@ -258,8 +256,7 @@ def train(
 
         def on_event(kind: EventKind, data: dict[str, Any]) -> None:
             if events:
-                line = {"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()}
-                print(json.dumps(line), flush=True)  # noqa: T201
+                print(event_line(kind, data), flush=True)  # noqa: T201
             elif kind is EventKind.PROGRESS:
                 phase = data["phase"]
                 if phase not in shown:
@@ -296,11 +293,8 @@ def train(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            print(  # noqa: T201
-                f"distill: out of memory with a batch_size of {settings.batch_size}: use a smaller "
-                "one, or a machine with more memory",
-                file=sys.stderr,
-            )
+            said = out_of_memory(settings.batch_size)
+            print(f"distill: {said}", file=sys.stderr)  # noqa: T201
             raise typer.Exit(OUT_OF_MEMORY) from None
     if processes().is_main_process and not events:
         print_accuracies(report.accuracies)

@@ -630,6 +630,11 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
+def event_line(kind: EventKind, data: Mapping[str, Any]) -> str:
+    """What a training says of an event, for `event` to read."""
+    return json.dumps({"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()})
+
+
 def event(line: bytes) -> dict[str, Any]:
     """The event in a line of the child; what is none, such as a library's words, is a log event."""
     text = line.decode(errors="replace").strip()

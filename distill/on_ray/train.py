@@ -6,9 +6,7 @@ job's folder. What a user has to mend is no reason to start again: it is written
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +17,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from contract import EventKind, Job, Release, TrainConfig
 from distill.errors import UserError
 from distill.job import run_job
-from distill.memory import is_out_of_memory
+from distill.memory import is_out_of_memory, out_of_memory
 from distill.on_ray.folder import Listener, Outcome, RayFolder
 from distill.processes import WAIT, processes
 from distill.roots import check_roots
 from distill.train import Interrupted
-from distill.worker import INTERRUPTED, OUT_OF_MEMORY
+from distill.worker import INTERRUPTED, OUT_OF_MEMORY, event_line
 
 STARTS_AGAIN: Final = 3  # after a process or a node was lost
 
@@ -85,9 +83,8 @@ def train_together(options: dict[str, str]) -> None:
     release = Release.model_validate_json(Path(options["release"]).read_bytes())
 
     def tell(kind: EventKind, data: Mapping[str, Any]) -> None:
-        line = {"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()}
         with folder.events.open("a") as events:
-            print(json.dumps(line), file=events)
+            print(event_line(kind, data), file=events)
 
     outcome = Outcome(0)
     if processes().is_main_process:
@@ -111,8 +108,7 @@ def train_together(options: dict[str, str]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        said = f"distill: out of memory with a batch_size of {config.batch_size}"
-        folder.end(Outcome(OUT_OF_MEMORY, said))
+        folder.end(Outcome(OUT_OF_MEMORY, f"distill: {out_of_memory(config.batch_size)}"))
         raise
     if processes().is_main_process:
         folder.end(outcome)
