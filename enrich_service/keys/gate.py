@@ -97,16 +97,7 @@ class Gate:
 
     async def _admit(self, request: Request) -> Caller:
         """The caller of `request`. Raises Unauthorized, Forbidden or TooManyRequests."""
-        secret = secret_of(request.headers)
-        now = time.monotonic()
-        # Until a key exists nobody needs one, so whoever shows one then is nobody too.
-        for shown in (secret, None):
-            known, then = self.known.get(shown, (NOBODY, float("-inf")))
-            if now - then < KNOWN_FOR:
-                break
-        else:
-            known = await to_thread.run_sync(self._look_up, secret, limiter=self.admitting)
-            self.known[secret if known.key_id is not None else None] = (known, now)
+        known = await self._known(secret_of(request.headers))
         if known.key_id is None:
             if not self.settings.allow_remote:
                 check_is_local(request)
@@ -117,10 +108,23 @@ class Gate:
             raise Forbidden(
                 f"The key {known.name!r} has the scope {known.scope}; this needs {needed}."
             )
+        now = time.monotonic()
         if now - self.noted.get(known.key_id, float("-inf")) >= service.LAST_USE.total_seconds():
             self.noted[known.key_id] = now
             await to_thread.run_sync(self._note_use, known.key_id, limiter=self.admitting)
         return known
+
+    async def _known(self, secret: str | None) -> Caller:
+        """Whose key `secret` is, as it was a moment ago. Raises as `_look_up`."""
+        now = time.monotonic()
+        # Until a key exists nobody needs one, so whoever shows one then is nobody too.
+        for shown in (secret, None):
+            known, then = self.known.get(shown, (NOBODY, float("-inf")))
+            if now - then < KNOWN_FOR:
+                return known
+        found = await to_thread.run_sync(self._look_up, secret, limiter=self.admitting)
+        self.known[secret if found.key_id is not None else None] = (found, now)
+        return found
 
     def _look_up(self, secret: str | None) -> Caller:
         """Whose key `secret` is; NOBODY while there are no keys. Raises Unauthorized."""
