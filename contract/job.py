@@ -88,6 +88,13 @@ class TrainConfig(BaseModel):
         StrictBool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
     ] = True
     image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
+    output_stride: Annotated[
+        Literal[8, 16, 32],
+        Field(
+            description="Pixels, a side, for each position of a CNN's last feature map: less sees "
+            "small images better and takes longer"
+        ),
+    ] = 32
     epochs: Annotated[int, Field(ge=1)] = 12
     batch_size: Annotated[int, Field(ge=2, description="Images, of each process")] = 128
     accumulate: Annotated[

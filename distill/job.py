@@ -109,6 +109,7 @@ def run_job(
         image_size=config.image_size,
         pretrained=config.pretrained,
         weights=Path(config.weights) if config.weights is not None else None,
+        output_stride=config.output_stride,
     )
     epochs = train(
         config,

@@ -6,6 +6,9 @@ Notable:
   positions either way reach the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens
   gets smaller ones. Students that start from trained weights keep their stem and patches: those
   weights are worth more.
+- A CNN halves its grid down to one position for 32 × 32 pixels, which leaves 2 × 2 of an image of
+  64. With an output stride of 16 or 8 the last stages keep their grid, and their convolutions are
+  dilated to see as far as before, as timm does it.
 - The weights travel as safetensors; what is needed to build the network stands in the header.
 """
 
@@ -26,6 +29,7 @@ from distill.weights import safetensors_only
 FILE: Final = "student.safetensors"
 SMALL, TINY = 64, 32  # pixels: where the stem changes
 TOKENS: Final = 8  # a ViT's least grid, a side
+OUTPUT_STRIDE: Final = 32  # pixels for each position of a CNN's last feature map, a side
 EVALUATION_BATCH: Final = 256
 
 
@@ -35,9 +39,18 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, features: int, dim: int, *, adapted: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        dim: int,
+        *,
+        adapted: bool,
+        output_stride: int = OUTPUT_STRIDE,
+    ) -> None:
         super().__init__()
         self.adapted = adapted  # to the image size, as students that start from scratch are
+        self.output_stride = output_stride
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
         config: dict[str, Any] = backbone.default_cfg  # type: ignore[assignment]
@@ -86,7 +99,13 @@ class MultiView(nn.Module):
 
 
 def build_student(
-    name: str, dim: int, *, image_size: int, pretrained: bool = False, weights: Path | None = None
+    name: str,
+    dim: int,
+    *,
+    image_size: int,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    output_stride: int = OUTPUT_STRIDE,
 ) -> Student:
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 
@@ -95,7 +114,7 @@ def build_student(
 
     Raises:
         ModelError: timm does not know the name, has no weights for it at hand, the file does not
-            fit, or the model cannot take images of that size.
+            fit, or the model cannot take images of that size or have that output stride.
     """
     known = _known(name)
     if pretrained and not (known and known.has_weights):
@@ -104,17 +123,19 @@ def build_student(
             "pretrained = false, or choose another student"
         )
     if weights is not None:
-        return _build_from(name, dim, image_size, weights)
+        return _build_from(name, dim, image_size, output_stride, weights)
     missing = (
         f"cannot get pretrained weights for the student {name}: check the connection to the hub, "
         "or train from scratch with pretrained = false"
     )
     if pretrained:
-        return _build(name, dim, image_size, adapt=False, unfit=missing, pretrained=True)
-    return _build(name, dim, image_size, adapt=True)
+        return _build(
+            name, dim, image_size, output_stride, adapt=False, unfit=missing, pretrained=True
+        )
+    return _build(name, dim, image_size, output_stride, adapt=True)
 
 
-def _build_from(name: str, dim: int, image_size: int, path: Path) -> Student:
+def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: Path) -> Student:
     """The student with the weights in the file `path`, which timm fits to the image size."""
     try:
         found = load_file(path)
@@ -127,6 +148,7 @@ def _build_from(name: str, dim: int, image_size: int, path: Path) -> Student:
         name,
         dim,
         image_size,
+        output_stride,
         adapt=False,
         unfit=unfit,
         pretrained=True,
@@ -149,6 +171,7 @@ def _build(
     name: str,
     dim: int,
     image_size: int,
+    output_stride: int,
     *,
     adapt: bool,
     unfit: str | None = None,
@@ -158,6 +181,8 @@ def _build(
     settings: dict[str, Any] = {"num_classes": 0, **options}
     if known and known.fixed_input_size:
         settings["img_size"] = image_size
+    if output_stride != OUTPUT_STRIDE:
+        settings["output_stride"] = output_stride
     too_small = (
         f"the student {name} cannot take images of {image_size} px: choose another image_size "
         "or student"
@@ -167,6 +192,11 @@ def _build(
         with safetensors_only():
             backbone = timm.create_model(name, **settings)
     except Exception as error:
+        if output_stride != OUTPUT_STRIDE and isinstance(error, TypeError | AssertionError):
+            raise ModelError(
+                f"the student {name} cannot have an output stride of {output_stride}: leave "
+                f"output_stride at {OUTPUT_STRIDE}, or choose a CNN such as resnet18"
+            ) from None
         raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
     try:
         if adapt:
@@ -177,7 +207,7 @@ def _build(
         features = _features(backbone, image_size)
     except Exception as error:
         raise ModelError(f"{too_small} ({_one_line(error)})") from error
-    student = Student(backbone, features, dim, adapted=adapt)
+    student = Student(backbone, features, dim, adapted=adapt, output_stride=output_stride)
     return student.to(memory_format=torch.channels_last)
 
 
@@ -248,7 +278,7 @@ def save_student(
         DataError: the file cannot be written.
     """
     header = {"student": name, "dim": str(dim), "image_size": str(image_size), "teacher": teacher}
-    header["adapted"] = str(student.adapted)
+    header |= {"adapted": str(student.adapted), "output_stride": str(student.output_stride)}
     partial = path.with_suffix(".partial")
     weights = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
     try:
@@ -273,7 +303,8 @@ def load_student(path: Path) -> tuple[Student, int]:
             header = file.metadata() or {}
         size = int(header["image_size"])
         adapted = header.get("adapted", "True") == "True"
-        student = _build(header["student"], int(header["dim"]), size, adapt=adapted)
+        stride = int(header.get("output_stride", OUTPUT_STRIDE))
+        student = _build(header["student"], int(header["dim"]), size, stride, adapt=adapted)
         student.load_state_dict(load_file(path))
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
         raise ModelError(f"{path} is cut off or no student: train it again") from None

@@ -238,6 +238,25 @@ def test_a_student_that_kept_its_stem_is_saved_and_loaded_again(tmp_path):
         torch.testing.assert_close(load_student(out)[0].encode(pixels), student.encode(pixels))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_convnext", "test_efficientnet"])
+def test_a_smaller_output_stride_keeps_more_positions_and_is_saved_with_the_student(name, tmp_path):
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for stride in (32, 16, 8):
+        student = build_student(name, 8, image_size=64, output_stride=stride).eval()
+        with torch.inference_mode():
+            grid = student.backbone.forward_features(pixels / 255).shape[-2:]
+        assert grid == (64 // stride, 64 // stride)
+        out = tmp_path / "student.safetensors"
+        save_student(student, out, name=name, dim=8, image_size=64, teacher="any")
+        torch.testing.assert_close(load_student(out)[0].encode(pixels), student.encode(pixels))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vgg11"])
+def test_a_student_that_can_have_no_other_output_stride_is_refused(name):
+    with pytest.raises(ModelError, match="output stride of 16: leave output_stride at 32, or"):
+        build_student(name, 8, image_size=64, output_stride=16)
+
+
 def test_weights_of_another_network_are_refused_with_the_layers_that_differ(tmp_path):
     def refused(path):
         with pytest.raises(ModelError) as error:
