@@ -42,6 +42,9 @@ PAGE = 500  # labels read at a time
 TRIES = 6  # calls for one answer, while the server has passing faults
 FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
 SPARE = 4  # for so many calls at a time there is one more worker, to ask while others store
+# Seconds between the first calls of two workers, about as long as one keeps the processor busy:
+# what is asked at once is answered at once, and then each answer waits for all others, every time.
+APART = 0.003
 GRACE = 5.0  # seconds that calls in flight have to end when a run stops
 LOOK = 0.5  # seconds between looks at the table
 PATIENCE = 60.0  # seconds until a batch is looked after again where that was not possible
@@ -260,8 +263,8 @@ class RunEngine:
     async def _ask_all(self, work: Work, plan: Plan) -> None:
         queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=work.run.concurrency)
         workers = [
-            asyncio.create_task(self._ask_from(queue, work, plan))
-            for _ in range(work.run.concurrency + work.run.concurrency // SPARE)
+            asyncio.create_task(self._ask_from(queue, work, plan, after=number * APART))
+            for number in range(work.run.concurrency + work.run.concurrency // SPARE)
         ]
         feeder = asyncio.create_task(self._feed(queue, work, plan))
         stopped = asyncio.create_task(work.stop.wait())
@@ -379,9 +382,12 @@ class RunEngine:
             items = service.items_of(session, plan, labels, samples, texts)
             return labels[-1].position, [label.key for label in labels], items
 
-    async def _ask_from(self, queue: asyncio.Queue[Item], work: Work, plan: Plan) -> None:
+    async def _ask_from(
+        self, queue: asyncio.Queue[Item], work: Work, plan: Plan, *, after: float
+    ) -> None:
         me = asyncio.current_task()
         assert me is not None
+        await asyncio.sleep(after)
         while True:
             item = await queue.get()
             work.asking[me] = item
