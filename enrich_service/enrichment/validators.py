@@ -380,8 +380,7 @@ def language(
     if not answer.english:
         return _not_english(answer)
     for text in answer.texts:
-        letters = [c for c in text if c.isalpha()]
-        if letters and sum(map(_is_latin, letters)) < 0.8 * len(letters):
+        if not _latin(text):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
     for text in answer.prose:
         words = normalise(_without(text, answer.label)).split()
@@ -647,6 +646,8 @@ def _is_latin(letter: str) -> bool:
 
 
 def _latin(text: str) -> bool:
+    if text.isascii():
+        return True
     letters = [c for c in text if c.isalpha()]
     return sum(map(_is_latin, letters)) >= 0.8 * len(letters)
 
