@@ -31,11 +31,10 @@ FINETUNED = {"optimiser": "adamw", "learning_rate": 1e-3}  # muon's steps would 
 
 # L_mse has 8 times its usual weight: so the seen photos' features are nearest to the teacher's.
 ALL = {"cls": 1, "mse": 8, "im_cst": 1, "vlprox": 1}
-# Twice as many steps on as many images, and 4 × 4 positions in place of 2 × 2 in the last stage;
-# two thirds more time.
+# 4 × 4 positions in place of 2 × 2 in the last stage, and twice as many steps on as many images.
 FINER = {"output_stride": 16, "batch_size": 64}
 
-# Each rung is the one before and one thing more; the last four stand beside the full method.
+# Each rung is the one before and one thing more, the finer one two; the last four stand beside.
 CLS = {"cls": 1, "mse": 0, "im_cst": 0, "vlprox": 0}
 RUNGS: dict[str, dict[str, Any]] = {
     "cls": {"losses": CLS, "text_strategy": "name"},

@@ -46,7 +46,7 @@ class Student(nn.Module):
         dim: int,
         *,
         adapted: bool,
-        output_stride: int = OUTPUT_STRIDE,
+        output_stride: int,
     ) -> None:
         super().__init__()
         self.adapted = adapted  # to the image size, as students that start from scratch are

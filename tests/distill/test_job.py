@@ -15,6 +15,7 @@ from contract import EventKind, Release, Report, SeedsReport, TrainConfig
 from distill.cli import app, parse_seeds
 from distill.errors import DataError, ModelError, TextError, UserError
 from distill.job import run_job
+from distill.student import load_student
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +178,14 @@ def test_a_teacher_no_better_than_chance_stops_the_run(job, tiny_teacher):
 
 
 def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
-    report = job(text_strategy="name", teacher_views=2, output_stride=16, epochs=2)
+    report = job(text_strategy="name", teacher_views=2, epochs=2)
     assert report.config.teacher_views == 2
     assert report.epochs[-1].losses["mse"] > 0
+
+
+def test_the_student_of_a_job_has_the_output_stride_of_its_configuration(job, tmp_path):
+    job(text_strategy="name", output_stride=16)
+    assert load_student(tmp_path / "out" / "student.safetensors")[0].output_stride == 16
 
 
 def test_several_seeds_make_a_report_each_and_one_of_all(
