@@ -70,6 +70,7 @@ class _Prepared:
     pixels: Mapping[SplitName, Tensor]
     found: Preflight
     teacher: Teacher
+    student: Student
     banks: Mapping[str, TextBank]  # plain names, the chosen strategy, the control
     bank: TextBank  # the chosen one
     features: Mapping[SplitName, Tensor]  # the teacher's, of the clean images
@@ -103,17 +104,9 @@ def run_job(
     tell = on_event if first else _tell_nobody
     with processes().main_process_first():  # what it has encoded, the others find in the cache
         prepared = _prepare(config, release, out, cache=cache, on_event=tell)
-    student = build_student(
-        config.student,
-        prepared.teacher.dim,
-        image_size=config.image_size,
-        pretrained=config.pretrained,
-        weights=Path(config.weights) if config.weights is not None else None,
-        output_stride=config.output_stride,
-    )
     epochs = train(
         config,
-        student,
+        prepared.student,
         _training_data(prepared),
         checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
         resume=resume,
@@ -122,7 +115,7 @@ def run_job(
         should_stop=should_stop,
     )
     if first:
-        _report(config, release, out, prepared, student, epochs, started)
+        _report(config, release, out, prepared, epochs, started)
     processes().wait_for_everyone()
     return read_report(out)
 
@@ -164,6 +157,14 @@ def _prepare(
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     teacher = load_teacher(config.teacher)
+    student = build_student(  # before anything is encoded: it may be impossible
+        config.student,
+        teacher.dim,
+        image_size=config.image_size,
+        pretrained=config.pretrained,
+        weights=Path(config.weights) if config.weights is not None else None,
+        output_stride=config.output_stride,
+    )
     found, pixels = preflight(
         config, release, splits, teacher, cache=cache, progress=progress, log=log
     )
@@ -215,7 +216,9 @@ def _prepare(
     rows = _accuracies("teacher", splits, features, banks)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
-    return _Prepared(splits, pixels, found, teacher, banks, bank, features, views, captions, rows)
+    return _Prepared(
+        splits, pixels, found, teacher, student, banks, bank, features, views, captions, rows
+    )
 
 
 def _training_data(prepared: _Prepared) -> TrainingData:
@@ -239,12 +242,12 @@ def _report(
     release: Release,
     out: Path,
     prepared: _Prepared,
-    student: Student,
     epochs: tuple[Epoch, ...],
     started: datetime,
 ) -> None:
     """Write the student to `out`, and what it was worth."""
     splits, features, bank = prepared.splits, prepared.features, prepared.bank
+    student = prepared.student
     teacher, before = prepared.teacher, prepared.banks["name"]
     save_student(
         student,

@@ -183,6 +183,14 @@ def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
     assert report.epochs[-1].losses["mse"] > 0
 
 
+def test_a_student_that_cannot_be_built_is_told_before_the_teacher_looks_at_an_image(job):
+    with pytest.raises(ModelError, match="timm knows no student 'resnet81'"):
+        job(student="resnet81")
+    with pytest.raises(ModelError, match="vgg11 cannot have an output stride of 16"):
+        job(student="vgg11", output_stride=16)
+    assert job.log == []
+
+
 def test_the_student_of_a_job_has_the_output_stride_of_its_configuration(job, tmp_path):
     job(text_strategy="name", output_stride=16)
     assert load_student(tmp_path / "out" / "student.safetensors")[0].output_stride == 16
