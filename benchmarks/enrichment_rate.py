@@ -1,13 +1,16 @@
 """How much of the ideal rate a run reaches, what it takes in memory, and what a rerun costs.
 
 A local server answers every call after 200 ms; with 64 calls at a time the ideal is 320 labels a
-second. The run is repeated with ten times the labels (time should grow as much, memory should not),
-and then once more over the same labels, which are all answered by then.
+second. A bare client that posts one same body over and over, and does nothing else, shows what of
+it can be reached here. The run is repeated with ten times the labels (time should grow as much,
+memory should not), and then once more over the same labels, which are all answered by then.
 
     python -m benchmarks.enrichment_rate [--labels 2000] [--times 10] [--latency 0.2]
 """
 
 import argparse
+import asyncio
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -17,10 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from rich.console import Console
 from rich.table import Table
 
 from demo.stack import BIN, Process, Service, started, stop_tidily, wait_for_address
+from enrich_service.enrichment.engine import APART
 
 ROOT = Path(__file__).resolve().parents[1]
 CONCURRENCY = 64
@@ -81,6 +86,23 @@ def run_over(service: Service, label_set: str) -> tuple[dict[str, Any], float]:
     return run, time.perf_counter() - began
 
 
+async def bare_seconds(url: str, calls: int) -> float:
+    """How long so many calls take a client that looks at no answer."""
+    body = {"model": "any", "messages": [{"role": "user", "content": "Describe a duck. " * 60}]}
+    left = itertools.count(calls, -1)
+    began = time.perf_counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask(after: float) -> None:
+            await asyncio.sleep(after)
+            while next(left) > 0:
+                async with session.post(f"{url}/chat/completions", json=body) as answer:
+                    await answer.read()
+
+        await asyncio.gather(*(ask(number * APART) for number in range(CONCURRENCY)))
+    return time.perf_counter() - began
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=int, default=2000)
@@ -94,7 +116,11 @@ def main() -> None:
         title=f"{options.latency * 1000:.0f} ms a call, {CONCURRENCY} at a time: "
         f"the ideal is {ideal:.0f} labels/s",
     )  # fmt: skip
-    with service_asking(options.latency) as (service, _):
+    with service_asking(options.latency) as (service, url):
+        seconds = asyncio.run(bare_seconds(url, options.labels))
+        rate = options.labels / seconds
+        cells = (f"{seconds:.1f}", f"{rate:.0f}", f"{100 * rate / ideal:.1f} %")
+        table.add_row("a bare client", str(options.labels), *cells, str(options.labels), "")
         for name, count in (("few", options.labels), ("many", options.labels * options.times)):
             labels = [{"name": f"{name} kind {n} of teal"} for n in range(count)]
             service.post("/v1/label-sets", {"name": name, "labels": labels})

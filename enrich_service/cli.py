@@ -1,5 +1,6 @@
 """The `enrich` command."""
 
+import gc
 from typing import Annotated, Any
 
 import typer
@@ -27,11 +28,15 @@ from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
 from enrich_service.trials import commands as trials
 
+GARBAGE = 20_000  # objects more than there were, after which those in cycles are looked for
+
 
 class _Commands(TyperGroup):
     """Tells a user's mistake in one line on standard error, and exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base class has it
+        # An answer makes thousands of objects that are soon gone again without being looked for.
+        gc.set_threshold(GARBAGE)
         try:
             return super().invoke(ctx)
         except UserError as error:
