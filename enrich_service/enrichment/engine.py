@@ -41,7 +41,7 @@ from enrich_service.labels.models import Label
 PAGE = 500  # labels read at a time
 TRIES = 6  # calls for one answer, while the server has passing faults
 FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
-SPARE = 2  # for so many calls at a time there is one more worker, to ask while others store
+SPARE = 4  # for so many calls at a time there is one more worker, to ask while others store
 # Seconds between the first calls of two workers, about as long as one keeps the processor busy:
 # what is asked at once is answered at once, and then each answer waits for all others, every time.
 APART = 0.003
