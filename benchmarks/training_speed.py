@@ -1,6 +1,6 @@
 """Images a second in training: this trainer against a plain loop written the reference way.
 
-Both train the same network at the same size on the same photos with the same losses and teacher
+All train the same network at the same size on the same photos with the same losses and teacher
 features from memory. The plain loop decodes, crops and flips each image with PIL in two loader
 workers and computes in float32, channels first. The sides take turns; medians are compared, and the
 time of each is shown by what it was spent on. The ratio is between two that use AdamW; the third is
@@ -35,6 +35,8 @@ from distill.student import Student, build_student
 
 SIZE, BATCH, DIM = 64, 128, 512
 WORKERS = 2
+PLAIN = "plain loop"
+OURS = {"distill, AdamW": "adamw", "distill, Muon": "muon"}  # by their optimisers
 
 
 class Clock:
@@ -154,19 +156,19 @@ def main() -> None:
     # Speed does not depend on what the features say.
     teacher = nn.functional.normalize(torch.randn(len(split), DIM), dim=1)
     text = nn.functional.normalize(torch.randn(len(split.keys), DIM), dim=1)
-    rates: dict[str, list[float]] = {"plain loop": [], "distill, AdamW": [], "distill, Muon": []}
+    rates: dict[str, list[float]] = {name: [] for name in (PLAIN, *OURS)}
     clocks = {name: Clock() for name in rates}
     config = TrainConfig(data=str(DATA), teacher="", student=options.student)
     for _ in range(options.rounds):
         for name, seen in rates.items():
             student = build_student(config.student, DIM, image_size=SIZE).train()
             began = time.perf_counter()
-            if name == "plain loop":
-                done = plain(split, student, teacher, text, clocks[name])
-            else:
-                choice = {"optimiser": name.removeprefix("distill, ").lower()}
-                optimiser = make_optimiser(config.model_copy(update=choice), student)
+            if name in OURS:
+                choice = config.model_copy(update={"optimiser": OURS[name]})
+                optimiser = make_optimiser(choice, student)
                 done = ours(pixels, split, student, teacher, text, optimiser, clocks[name])
+            else:
+                done = plain(split, student, teacher, text, clocks[name])
             seen.append(done / (time.perf_counter() - began))
     table = Table(
         "", "images/s (median)", "least", "most", "data", "network", "losses", "optimiser",
@@ -182,7 +184,7 @@ def main() -> None:
             *(f"{share:.1f} %" for share in shares),
         )  # fmt: skip
     Console().print(table)
-    ratio = median(rates["distill, AdamW"]) / median(rates["plain loop"])
+    ratio = median(rates["distill, AdamW"]) / median(rates[PLAIN])
     print(f"ratio of the medians, both with AdamW: {ratio:.2f}")
 
 

@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     optimiser: Annotated[
         Literal["adamw", "sgd", "muon"],
-        Field(description="On equal images, muon gets further; it takes half as long again"),
+        Field(description="On equal images, muon gets further; its steps take longer"),
     ] = "muon"
     schedule: Annotated[
         Literal["cosine", "steps", "one-cycle"],
