@@ -116,23 +116,25 @@ def main() -> None:
         title=f"{options.latency * 1000:.0f} ms a call, {CONCURRENCY} at a time: "
         f"the ideal is {ideal:.0f} labels/s",
     )  # fmt: skip
+
+    def timed(count: int, seconds: float) -> tuple[str, str, str, str]:
+        rate = count / seconds
+        return str(count), f"{seconds:.1f}", f"{rate:.0f}", f"{100 * rate / ideal:.1f} %"
+
     with service_asking(options.latency) as (service, url):
         seconds = asyncio.run(bare_seconds(url, options.labels))
-        rate = options.labels / seconds
-        cells = (f"{seconds:.1f}", f"{rate:.0f}", f"{100 * rate / ideal:.1f} %")
-        table.add_row("a bare client", str(options.labels), *cells, str(options.labels), "")
+        table.add_row("a bare client", *timed(options.labels, seconds), str(options.labels), "")
         for name, count in (("few", options.labels), ("many", options.labels * options.times)):
             labels = [{"name": f"{name} kind {n} of teal"} for n in range(count)]
             service.post("/v1/label-sets", {"name": name, "labels": labels})
             run, seconds = run_over(service, name)
             if run["accepted"] != count:
                 sys.exit(f"enrichment_rate: {run['accepted']} of {count} accepted: {run['error']}")
-            share = f"{100 * count / seconds / ideal:.1f} %"
-            cells = (f"{seconds:.1f}", f"{count / seconds:.0f}", share, str(run["calls"]))
-            table.add_row(name, str(count), *cells, f"{peak_mib(service.process):.0f}")
+            peak = f"{peak_mib(service.process):.0f}"
+            table.add_row(name, *timed(count, seconds), str(run["calls"]), peak)
         run, seconds = run_over(service, "many")
-        cells = (f"{seconds:.1f}", f"{run['total'] / seconds:.0f}", "", str(run["calls"]))
-        table.add_row("many, again", str(run["total"]), *cells, f"{peak_mib(service.process):.0f}")
+        cells = *timed(run["total"], seconds)[:3], "", str(run["calls"])
+        table.add_row("many, again", *cells, f"{peak_mib(service.process):.0f}")
     Console().print(table)
 
 
