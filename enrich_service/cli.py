@@ -35,8 +35,6 @@ class _Commands(TyperGroup):
     """Tells a user's mistake in one line on standard error, and exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base class has it
-        # An answer makes thousands of objects that are soon gone again without being looked for.
-        gc.set_threshold(GARBAGE)
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -51,6 +49,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Class names in; versioned and released texts out.",
 )
+
+
+@app.callback()
+def _before_any_command() -> None:
+    # An answer makes thousands of objects that are soon gone again without being looked for.
+    gc.set_threshold(GARBAGE)
+
+
 app.command()(enrichment.describe)
 app.command("try")(trials.try_)
 app.command()(trials.compare)
