@@ -448,13 +448,19 @@ class BatchRun:
                 self._again.append(item)
                 return
         generation = await self._enricher.settle(
-            self._plan, item, turn, question, outcome, run_id=self._run_id, batch_id=batch.id
+            self._plan,
+            item,
+            turn,
+            question,
+            outcome,
+            run_id=self._run_id,
+            note=self._work.note,
+            batch_id=batch.id,
         )
         self._work.finished.append(time.monotonic())
         if generation.run_id != self._run_id:
             await ledger.count(self._run_id, cached=1)
             return
-        self._work.note(generation)
         if generation.status is GenerationStatus.RETRIED:
             self._again.append(item)
 

@@ -34,14 +34,21 @@ from enrich_service.enrichment.batches import BatchRun
 from enrich_service.enrichment.elsewhere import Elsewhere
 from enrich_service.enrichment.enricher import Enricher, Item, Plan
 from enrich_service.enrichment.images import checked_folder
-from enrich_service.enrichment.models import Batch, Run, RunMode, RunState
-from enrich_service.enrichment.work import Work
+from enrich_service.enrichment.models import (
+    Batch,
+    Generation,
+    GenerationStatus,
+    Run,
+    RunMode,
+    RunState,
+)
+from enrich_service.enrichment.work import Place, Work
 from enrich_service.labels.models import Label
 
 PAGE = 500  # labels read at a time
 TRIES = 6  # calls for one answer, while the server has passing faults
 FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
-SPARE = 4  # for so many calls at a time there is one more worker, to ask while others store
+WORKERS = 2  # for each call at a time: while one asks, the other stores or waits to ask
 # Seconds between the first calls of two workers, about as long as one keeps the processor busy:
 # what is asked at once is answered at once, and then each answer waits for all others, every time.
 APART = 0.003
@@ -264,7 +271,7 @@ class RunEngine:
         queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=work.run.concurrency)
         workers = [
             asyncio.create_task(self._ask_from(queue, work, plan, after=number * APART))
-            for number in range(work.run.concurrency + work.run.concurrency // SPARE)
+            for number in range(work.run.concurrency * WORKERS)
         ]
         feeder = asyncio.create_task(self._feed(queue, work, plan))
         stopped = asyncio.create_task(work.stop.wait())
@@ -391,19 +398,22 @@ class RunEngine:
         while True:
             item = await queue.get()
             work.asking[me] = item
+            place = Place(work.places)
             try:
+                await place.take()
                 if not work.stop.is_set():
-                    await self._ask(item, work, plan)
+                    await self._ask(item, work, plan, place)
             except UserError as error:
                 work.halt(str(error))
             except Exception as error:
                 log.exception("run %s, label %r", work.run.id, item.name)
                 work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
             finally:
+                place.leave()
                 del work.asking[me]
                 queue.task_done()
 
-    async def _ask(self, item: Item, work: Work, plan: Plan) -> None:
+    async def _ask(self, item: Item, work: Work, plan: Plan, place: Place) -> None:
         run = work.run
         assert run.id is not None
         if not work.within_budget():
@@ -413,15 +423,15 @@ class RunEngine:
                 pause=True,
             )
             return
+
+        def note(answer: Generation) -> None:
+            work.note(answer)
+            if answer.status is not GenerationStatus.RETRIED:
+                place.leave()  # while it is stored another may ask
+
         try:
             generation = await self._enricher.answer(
-                plan,
-                item,
-                urgent=False,
-                tries=TRIES,
-                run_id=run.id,
-                note=work.note,
-                place=work.places,
+                plan, item, urgent=False, tries=TRIES, run_id=run.id, note=note
             )
         except ModelBusy as busy:
             await self._enricher.ledger.count(run.id, calls=busy.calls)
@@ -432,7 +442,8 @@ class RunEngine:
         if generation.run_id != run.id:
             await self._enricher.ledger.count(run.id, cached=1)
             return
-        if work.failed_in_row >= FAILURES_IN_A_ROW:
+        failed = generation.status is GenerationStatus.FAILED
+        if failed and work.failed_in_row >= FAILURES_IN_A_ROW:
             work.halt(
                 f"{work.failed_in_row} labels in a row got no answer, the last because "
                 f"{generation.problems[0]}"

@@ -5,11 +5,10 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -48,8 +47,6 @@ KEPT_OF_BAD_ANSWER = 2000  # characters that go back to the model with the reaso
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _PROTOCOL = "protocol: "  # what the problem of a reply that is no answer at all begins with
-
-_ANYWHERE: Final = nullcontext()
 
 Outcome = Reply | ModelBusy | QuestionRefused
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
@@ -231,13 +228,11 @@ class Enricher:
         tries: int,
         run_id: int | None = None,
         note: Callable[[Generation], None] = lambda _: None,
-        place: AbstractAsyncContextManager[None] = _ANYWHERE,
     ) -> Generation:
         """The result for `item`, or a `failed` generation where there was no answer.
 
         Whoever asks what is being asked already shares its answer. `note` is told of every answer
-        that is stored for the one who asked first, so of the bad ones too. `place` is entered for
-        each call, and left while its answer is judged and stored.
+        that the one who asked first has paid for, so of the bad ones too, before it is stored.
 
         Raises:
             ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
@@ -245,7 +240,7 @@ class Enricher:
         """
         asked = self._asked.get(item.key)
         if asked is None:
-            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note, place))
+            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note))
             asked = self._asked[item.key] = _Asked(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
         elif urgent:  # it may have waited behind a whole run until now
@@ -291,7 +286,6 @@ class Enricher:
         tries: int,
         run_id: int | None,
         note: Callable[[Generation], None],
-        place: AbstractAsyncContextManager[None],
     ) -> Generation:
         turn = Turn(1, plan.parameters)
         picture = unreadable = None
@@ -304,14 +298,13 @@ class Enricher:
             question = self.question(plan, item, turn, picture)
             outcome: Outcome
             if unreadable is not None:
-                stored = await self.settle(plan, item, turn, question, unreadable, run_id=run_id)
-                note(stored)
-                return stored
+                return await self.settle(
+                    plan, item, turn, question, unreadable, run_id=run_id, note=note
+                )
             try:
-                async with place:
-                    outcome = await ask_patiently(
-                        self.model, question, self.turnstile, urgent=urgent, tries=tries
-                    )
+                outcome = await ask_patiently(
+                    self.model, question, self.turnstile, urgent=urgent, tries=tries
+                )
             except ModelBusy as busy:
                 if busy.unreachable:
                     raise LanguageModelError(str(busy)) from None
@@ -320,9 +313,9 @@ class Enricher:
                 outcome = busy
             except QuestionRefused as refused:
                 outcome = refused
-            stored = await self.settle(plan, item, turn, question, outcome, run_id=run_id)
-            if stored.run_id == run_id:  # else another process had it first
-                note(stored)
+            stored = await self.settle(
+                plan, item, turn, question, outcome, run_id=run_id, note=note
+            )
             if stored.status is not GenerationStatus.RETRIED:
                 return stored
             turn = turn.after(stored)
@@ -349,11 +342,13 @@ class Enricher:
         outcome: Outcome,
         *,
         run_id: int | None,
+        note: Callable[[Generation], None],
         batch_id: int | None = None,
     ) -> Generation:
         """Judge what came of `question`, and store it.
 
         Gives what is stored for the item now; `retried` means that the next turn is to be asked.
+        `note` is told before it is stored: a budget is to know at once what was spent.
         `batch_id`: the batch that the question was sent with.
         """
         assert plan.version.id is not None
@@ -385,6 +380,7 @@ class Enricher:
         )
         if not isinstance(outcome, Reply):
             generation.problems, generation.calls = [str(outcome)], outcome.calls
+            note(generation)
             return await self.ledger.store(generation, batch_id)
         found = self._judge(plan, item, outcome, taken)
         _record(generation, outcome, found, self.settings.prices)
@@ -396,6 +392,7 @@ class Enricher:
             generation.status = GenerationStatus.RETRIED
         elif outcome.problem is None:
             generation.status = GenerationStatus.REJECTED
+        note(generation)
         return await self.ledger.store(generation, batch_id)
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:

@@ -1,4 +1,4 @@
-"""One run, as the process that works on it knows it."""
+"""One run, as the process that works on it knows it, and the places of those who ask for it."""
 
 import asyncio
 import time
@@ -8,6 +8,29 @@ from dataclasses import dataclass, field
 from enrich_service.enrichment.elsewhere import Elsewhere
 from enrich_service.enrichment.enricher import Item
 from enrich_service.enrichment.models import Generation, GenerationStatus, Run, RunState
+
+
+class Place:
+    """A worker's place among those who ask the server, of which a run has so many.
+
+    Who meets an error keeps it until that is dealt with: the next one would ask before the run is
+    stopped.
+    """
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._taken = False
+
+    async def take(self) -> None:
+        """Wait until there is one."""
+        await self._places.acquire()
+        self._taken = True
+
+    def leave(self) -> None:
+        """Let the next one have it, unless it was left before."""
+        if self._taken:
+            self._taken = False
+            self._places.release()
 
 
 @dataclass

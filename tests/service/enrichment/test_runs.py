@@ -14,7 +14,7 @@ import pytest
 
 from enrich_service.core.database import make_engine, utcnow, writing
 from enrich_service.core.settings import Settings
-from enrich_service.enrichment.engine import SPARE
+from enrich_service.enrichment.engine import WORKERS
 from enrich_service.enrichment.models import Run, RunState
 from tests.llm_server import Answer, faulty
 from tests.service.enrichment.conftest import add_labels, start_run, wait_for
@@ -410,8 +410,8 @@ def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twic
         asked_again = {label for label in before if model.calls[label] > before[label]}
         assert len(generations(client, run_id=run, status="accepted")) == 80
     # What was in flight or not yet stored at the moment of the kill is paid for and lost.
-    assert len(asked_again) <= 4 + 4 // SPARE
-    assert sum(model.calls.values()) <= 80 + 4 + 4 // SPARE
+    assert len(asked_again) <= 4 * WORKERS
+    assert sum(model.calls.values()) <= 80 + 4 * WORKERS
 
 
 def test_a_run_whose_owner_died_before_the_clock_was_put_back_is_taken_up(connect, model, tmp_path):
