@@ -37,11 +37,8 @@ FINETUNED = {"optimiser": "adamw", "learning_rate": 1e-3}  # muon's steps would 
 ALL = {"cls": 1, "mse": 8, "im_cst": 1, "vlprox": 1}
 # 4 × 4 positions in place of 2 × 2 in the last stage, and twice as many steps on as many images.
 FINER = {"output_stride": 16, "batch_size": 64}
-# At 0.07 even the teacher's own features leave L_cls high, so it never stops to pull at them. At
-# first it pulls here a little less than with a weight of 1 at 0.07, and hardly where it is right.
-COOLER = {"losses": ALL | {"cls": 0.2}, "cls_temperature": 0.02}
 
-# Each rung is the one before and one thing more, finer and cooler two; the last three stand beside.
+# Each rung is the one before and one thing more, the finer one two; the last three stand beside.
 CLS = {"cls": 1, "mse": 0, "im_cst": 0, "vlprox": 0}
 RUNGS: dict[str, dict[str, Any]] = {
     "cls": {"losses": CLS, "text_strategy": "name"},
@@ -50,7 +47,6 @@ RUNGS: dict[str, dict[str, Any]] = {
     "descriptions": {"losses": CLS | {"im_cst": 1, "vlprox": 1}},
     "mse": {"losses": ALL},
     "finer": {"losses": ALL, **FINER},
-    "cooler": {**COOLER, **FINER},
     "shuffled": {"losses": ALL},
     "adaptive": {"losses": ALL, "adaptive_weights": True},
     "cls-descriptions": {"losses": CLS},
@@ -62,7 +58,6 @@ TITLES = {
     "descriptions": "+ descriptions",
     "mse": "+ L_mse × 8",
     "finer": "+ output stride 16, batches of 64",
-    "cooler": "+ L_cls × 0.2 at a temperature of 0.02",
     "shuffled": "L_mse × 8, descriptions shuffled",
     "adaptive": "L_mse × 8, weights learned from there on",
     "cls-descriptions": "L_cls alone, descriptions",

@@ -83,14 +83,6 @@ class TrainConfig(BaseModel):
         StrictBool, Field(description="Learn the weights of the losses, from those given on")
     ] = False
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    cls_temperature: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="Of L_cls alone, in place of `temperature`: a lower one stops pulling at "
-            "images once they are classified, and leaves more of the teacher's space as it is",
-        ),
-    ] = None
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
         StrictBool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")

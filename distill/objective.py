@@ -67,11 +67,6 @@ class Balance(nn.Module):
         return self.fixed if self.log_variance is None else self.fixed * (-self.log_variance).exp()
 
 
-def _cls(batch: Batch, config: TrainConfig) -> Tensor:
-    temperature = config.cls_temperature or config.temperature
-    return losses.l_cls(batch.student, batch.text, batch.targets, temperature=temperature)
-
-
 def _vlprox(batch: Batch, config: TrainConfig) -> Tensor:
     return losses.l_vlprox(
         batch.student,
@@ -100,7 +95,7 @@ def _cap(batch: Batch, config: TrainConfig) -> Tensor:
 
 GAUSSIAN: Final = frozenset({"mse", "mse_unnormalised"})  # likelihoods of a squared distance
 LOSSES: Final[dict[str, Callable[[Batch, TrainConfig], Tensor]]] = {
-    "cls": _cls,
+    "cls": lambda b, c: losses.l_cls(b.student, b.text, b.targets, temperature=c.temperature),
     "mse": lambda b, _: losses.l_mse(b.student, b.teacher),
     "mse_unnormalised": lambda b, _: losses.l_mse_unnormalised(b.student, b.teacher),
     "im_cst": lambda b, c: losses.l_im_cst(b.student, b.teacher, temperature=c.temperature),
