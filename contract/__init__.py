@@ -19,6 +19,7 @@ from contract.job import (
     Lease,
     LossWeights,
     Needs,
+    TestViews,
     TextStrategy,
     TrainConfig,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "SplitCount",
     "SplitName",
     "Spread",
+    "TestViews",
     "TextDiagnostics",
     "TextPlane",
     "TextSource",

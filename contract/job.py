@@ -29,6 +29,7 @@ def _check_student(name: str) -> str:
 
 
 TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
+TestViews = Literal["whole", "centre", "ten-crop"]
 
 
 class LossWeights(BaseModel):
@@ -95,6 +96,14 @@ class TrainConfig(BaseModel):
             "small images better and takes longer"
         ),
     ] = 32
+    test_views: Annotated[
+        TestViews,
+        Field(
+            description="What the finished student sees of an image: the whole, its centre at the "
+            "scale of the training crops, or ten crops, which costs ten times as much and is more "
+            "accurate"
+        ),
+    ] = "centre"
     epochs: Annotated[int, Field(ge=1)] = 12
     batch_size: Annotated[int, Field(ge=2, description="Images, of each process")] = 128
     accumulate: Annotated[

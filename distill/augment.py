@@ -1,10 +1,11 @@
-"""Random views of a batch of images, drawn for all images at once.
+"""Views of a batch of images: random ones to train on, fixed ones to test on.
 
 Everything random comes from one generator, so that (seed, epoch, step) decides what is seen and a
 resumed run sees the same. What was drawn can also be kept, so that the teacher sees it too.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contract import TestViews
+
 SCALE: Final = (0.35, 1.0)  # share of the image's area that a crop keeps
 RATIO: Final = (3 / 4, 4 / 3)  # width to height of a crop
 JITTER: Final = 0.3  # brightness and contrast are scaled by up to this much either way
+TEST_EXTENT: Final = 7 / 8  # side of a crop to test on, as 224 pixels of 256
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Views:
         mirror = torch.rand(images, generator=generator) < 0.5
         extent[:, 0] = torch.where(mirror, -extent[:, 0], extent[:, 0])
         return cls(centre, extent)
+
+    def repeat(self, images: int) -> "Views":
+        """The one view of these, of so many images."""
+        return Views(self.centre.expand(images, -1), self.extent.expand(images, -1))
 
     def apply(self, images: Tensor, size: int) -> Tensor:
         """The views [batch, 3, size, size] of `images` [batch, 3, height, width], bilinear."""
@@ -84,6 +92,29 @@ def see(pixels: Tensor, drawn: Tensor) -> Tensor:
     images = pixels.float().div_(255)
     seen = Views(drawn[:, :2], drawn[:, 2:4]).apply(images, images.shape[-1])
     return Jitter(drawn[:, 4], drawn[:, 5]).apply(seen)
+
+
+def fixed_views(images: Tensor, views: TestViews) -> Iterator[Tensor]:
+    """What is seen in a test of `images` [batch, 3, size, size], uint8 or in [0, 1]: one or more
+    tensors of the same shape, in [0, 1].
+
+    In a random crop things look larger than in the whole image, and a network is most accurate at
+    the size that it was trained at (Touvron et al., NeurIPS 2019, arXiv 1906.06423). So a test
+    takes the centre, or the centre and the four corners, each as it is and mirrored (Krizhevsky
+    et al., NeurIPS 2012).
+    """
+    if images.dtype == torch.uint8:
+        images = images.float().div_(255)
+    if views == "whole":
+        yield images
+        return
+    margin = 1 - TEST_EXTENT
+    corners = [(x, y) for y in (-margin, margin) for x in (-margin, margin)]
+    ten = views == "ten-crop"
+    for centre in [(0.0, 0.0), *(corners if ten else ())]:
+        for mirror in (1, -1) if ten else (1,):
+            one = Views(torch.tensor([centre]), torch.tensor([[mirror * TEST_EXTENT, TEST_EXTENT]]))
+            yield one.repeat(len(images)).apply(images, images.shape[-1])
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:

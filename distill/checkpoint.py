@@ -33,8 +33,9 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         """SHA-256 of what must not change between a run and its continuation."""
-        # The folder may be mounted elsewhere on the next worker.
-        config = self.config.model_dump_json(exclude={"data"})
+        # The folder may be mounted elsewhere on the next worker, and what a test looks at changes
+        # no weight.
+        config = self.config.model_dump_json(exclude={"data", "test_views"})
         return hashlib.sha256(f"{config}{self.release_hash}".encode()).hexdigest()
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:

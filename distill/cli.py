@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, Report, SeedsReport, Spread, TrainConfig
+from contract import EventKind, Report, SeedsReport, Spread, TestViews, TrainConfig
 from distill import cli_data, cli_study
 from distill.console import (
     CACHE,
@@ -100,6 +100,14 @@ def evaluate(
     text_bank: Annotated[
         Path | None, typer.Option(help="A text bank in the place of a release.")
     ] = None,
+    test_views: Annotated[
+        TestViews | None,
+        typer.Option(help="What the student sees of an image; by default what its run says."),
+    ] = None,
+    normalised: Annotated[
+        bool,
+        typer.Option("--normalised", help="Standardise each class's scores, as the report does."),
+    ] = False,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -109,6 +117,9 @@ def evaluate(
     from distill.data import SPLIT_WORDS, load_pixels, scan_split
     from distill.evaluate import accuracy
     from distill.features import image_features
+    from distill.report import NORMALISED
+    from distill.score_norm import FILE as NORM_FILE
+    from distill.score_norm import ScoreNorm
     from distill.student import FILE, load_student
     from distill.teacher import load_teacher
     from distill.text_bank import TextBank, build_text_bank
@@ -116,6 +127,9 @@ def evaluate(
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     word = SPLIT_WORDS[split]
+    if student is None and (test_views or normalised):
+        raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
+    norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
     if text_bank is None:
         chosen = release_given(release, labels, descriptions)
         images = scan_split(data, word, {label.key for label in chosen.labels})
@@ -137,9 +151,10 @@ def evaluate(
         else:
             network, size = load_student(student / FILE)
             pixels = load_pixels(images, size, cache, bar("Pixels"))
-            features = network.encode(torch.from_numpy(pixels))
+            features = network.encode(torch.from_numpy(pixels), test_views)
     who: Literal["teacher", "student"] = "teacher" if student is None else "student"
-    result = accuracy(who, word, features, images.targets, images.keys, bank)
+    text = NORMALISED if normalised else None
+    result = accuracy(who, word, features, images.targets, images.keys, bank, text=text, norm=norm)
     show(result, as_json, f"{who} on {word} classes")
 
 

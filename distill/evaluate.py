@@ -9,6 +9,7 @@ from torch import Tensor
 from contract import Accuracy, Imitation
 from distill import metrics
 from distill.errors import DataError, TextError
+from distill.score_norm import ScoreNorm
 from distill.text_bank import TextBank
 
 NEIGHBOURS: Final = 10  # images that M_neigh compares, where there are so many others
@@ -16,11 +17,11 @@ NEAREST_TEXTS: Final = 10  # texts that M_vlalign compares, where there are so m
 MOST_IMAGES: Final = 100_000  # time grows with the square
 
 
-def predict(features: Tensor, text: Tensor) -> Tensor:
+def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Tensor:
     """The class index [images] whose text has the largest cosine with each image feature.
 
     `features` [images, dim] need no normalisation, `text` [classes, dim] is unit. Ties go to the
-    smallest index.
+    smallest index. With `norm`, cosines are compared as it standardises them.
 
     Raises:
         TextError: the two have different dimensions.
@@ -33,7 +34,8 @@ def predict(features: Tensor, text: Tensor) -> Tensor:
         )
     if not bool(features.isfinite().all()):
         raise DataError("the image features hold NaN or infinity: the model is damaged or diverged")
-    return (features @ text.T).argmax(dim=1)
+    scores = features @ text.T if norm is None else norm.scores(features, text)
+    return scores.argmax(dim=1)
 
 
 def score(found: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
@@ -56,17 +58,18 @@ def accuracy(
     bank: TextBank,
     *,
     text: str | None = None,
+    norm: ScoreNorm | None = None,
 ) -> Accuracy:
     """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
 
     `features` [images, dim], `targets` [images] index `keys`. `text` names the bank in the result,
-    by default its title.
+    by default its title. `norm` is as in `predict`.
 
     Raises:
         TextError: the bank lacks a class, or has another dimension.
         DataError: a feature is not finite.
     """
-    found = predict(features, bank.select(keys).features)
+    found = predict(features, bank.select(keys).features, norm)
     top1, mean_per_class = score(found, targets, len(keys))
     return Accuracy(
         model=model,

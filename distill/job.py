@@ -44,7 +44,9 @@ from distill.pictures import draw_similarity, draw_thumbnails
 from distill.preflight import SPLITS, preflight, scan_splits
 from distill.processes import processes
 from distill.releases import shuffle_texts
-from distill.report import CONTROL, read_report, write_report
+from distill.report import CONTROL, NORMALISED, read_report, write_report
+from distill.score_norm import FILE as SCORE_NORM_FILE
+from distill.score_norm import ScoreNorm
 from distill.student import FILE as STUDENT_FILE
 from distill.student import Student, build_student, save_student
 from distill.teacher import Teacher, load_teacher
@@ -165,6 +167,7 @@ def _prepare(
         weights=Path(config.weights) if config.weights is not None else None,
         output_stride=config.output_stride,
     )
+    student.test_views = config.test_views
     found, pixels = preflight(
         config, release, splits, teacher, cache=cache, progress=progress, log=log
     )
@@ -213,7 +216,8 @@ def _prepare(
             cache=cache,
             progress=progress("Teacher features, views"),
         )
-    rows = _accuracies("teacher", splits, features, banks)
+    norm = ScoreNorm.of(features["train"])
+    rows = _accuracies("teacher", splits, features, banks, bank, norm)
     for row in rows:
         log(f"teacher, {row.text}, {row.split}: {row.top1:.1f} % top-1")
     return _Prepared(
@@ -257,8 +261,13 @@ def _report(
         image_size=config.image_size,
         teacher=config.teacher,
     )
-    learned = {word: student.encode(prepared.pixels[word]) for word in SPLITS}
-    student_rows = _accuracies("student", splits, learned, prepared.banks)
+    learned = {
+        word: student.encode(prepared.pixels[word], student.one_view if word == "train" else None)
+        for word in SPLITS
+    }
+    norm = ScoreNorm.of(learned["train"])
+    norm.save(out / SCORE_NORM_FILE)
+    student_rows = _accuracies("student", splits, learned, prepared.banks, bank, norm)
     diagnostics = tuple(
         diagnose(each.features, each.names, text) for text, each in prepared.banks.items()
     )
@@ -332,12 +341,26 @@ def _accuracies(
     splits: Mapping[SplitName, Split],
     features: Mapping[SplitName, Tensor],
     banks: Mapping[str, TextBank],
+    chosen: TextBank,
+    norm: ScoreNorm,
 ) -> tuple[Accuracy, ...]:
+    """Of each bank by its cosines, and of the chosen one by scores that `norm` standardises."""
+    ways: list[tuple[str, TextBank, ScoreNorm | None]] = [
+        *((text, bank, None) for text, bank in banks.items()),
+        (NORMALISED, chosen, norm),
+    ]
     return tuple(
         accuracy(
-            model, word, features[word], splits[word].targets, splits[word].keys, bank, text=text
+            model,
+            word,
+            features[word],
+            splits[word].targets,
+            splits[word].keys,
+            bank,
+            text=text,
+            norm=by,
         )
-        for text, bank in banks.items()
+        for text, bank, by in ways
         for word in EVALUATED
     )
 

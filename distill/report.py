@@ -22,11 +22,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from contract import Accuracy, Report, SeedsReport
+from contract import Accuracy, Report, SeedsReport, TestViews
 from distill.errors import DataError
 from distill.pictures import chain
 
-CONTROL: Final = "shuffled"
+CONTROL: Final = "shuffled"  # the texts of the run, dealt out to the wrong classes
+NORMALISED: Final = "normalised"  # the texts of the run, and scores as `ScoreNorm` makes them
 WORDS: Final = {
     "name": "names",
     "name+description": "descriptions",
@@ -34,6 +35,12 @@ WORDS: Final = {
     "ensemble": "many texts",
     "captions": "captions",
     CONTROL: "shuffled control",
+    NORMALISED: "scores normalised",
+}
+VIEWS: Final[Mapping[TestViews, str]] = {
+    "whole": "the whole of each image",
+    "centre": "the centre of each image, seven eighths of a side",
+    "ten-crop": "ten crops of each image, whose features were averaged",
 }
 NAMED_CLASSES: Final = 40  # up to so many classes have their names beside the heat map
 # Drawn in colours that nothing else has, which then become the variables of the page's style.
@@ -111,6 +118,7 @@ def render(
     return _templates.get_template("report.html").render(
         report=report,
         words=WORDS,
+        views=VIEWS,
         worths=[worth for model in ("student", "teacher") if (worth := _worth(report, model))],
         headline=headline(report),
         rows=_table(report.accuracies),

@@ -9,20 +9,24 @@ Notable:
 - A CNN halves its grid down to one position for 32 × 32 pixels, which leaves 2 × 2 of an image of
   64. With an output stride of 16 or 8 the last stages keep their grid, and their convolutions are
   dilated to see as far as before, as timm does it.
-- The weights travel as safetensors; what is needed to build the network stands in the header.
+- The weights travel as safetensors; what is needed to build the network, and to test it as it was
+  tested when it was trained, stands in the header.
 """
 
 import difflib
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from contract import TestViews
+from distill.augment import fixed_views
 from distill.errors import DataError, ModelError
 from distill.weights import safetensors_only
 
@@ -34,10 +38,14 @@ EVALUATION_BATCH: Final = 256
 
 
 class Student(nn.Module):
-    """uint8 or [0, 1] images [batch, 3, size, size] → features [batch, dim], not normalised."""
+    """uint8 or [0, 1] images [batch, 3, size, size] → features [batch, dim], not normalised.
+
+    `test_views` is what `encode` looks at.
+    """
 
     mean: Tensor
     std: Tensor
+    test_views: TestViews = "whole"
 
     def __init__(
         self,
@@ -68,13 +76,28 @@ class Student(nn.Module):
         )
         return features
 
+    @property
+    def one_view(self) -> TestViews:
+        """A single view, for where the student's own would take too long."""
+        return "whole" if self.test_views == "whole" else "centre"
+
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size]."""
+    def encode(self, pixels: Tensor, views: TestViews | None = None) -> Tensor:
+        """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
+
+        `views` stands in for the student's own. Of several, the mean of their unit features.
+        """
         self.eval()
         device = self.projection.weight.device
         batches = torch.split(pixels, EVALUATION_BATCH)
-        return torch.cat([self(batch.to(device)).float().cpu() for batch in batches])
+        seen = views or self.test_views
+        return torch.cat([self._test(batch.to(device), seen).float().cpu() for batch in batches])
+
+    def _test(self, images: Tensor, views: TestViews) -> Tensor:
+        features: list[Tensor] = [self(view) for view in fixed_views(images, views)]
+        if len(features) == 1:
+            return features[0]
+        return torch.stack([normalize(each, dim=1) for each in features]).mean(dim=0)
 
 
 class MultiView(nn.Module):
@@ -279,6 +302,7 @@ def save_student(
     """
     header = {"student": name, "dim": str(dim), "image_size": str(image_size), "teacher": teacher}
     header |= {"adapted": str(student.adapted), "output_stride": str(student.output_stride)}
+    header |= {"test_views": student.test_views}
     partial = path.with_suffix(".partial")
     weights = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
     try:
@@ -306,6 +330,9 @@ def load_student(path: Path) -> tuple[Student, int]:
         stride = int(header.get("output_stride", OUTPUT_STRIDE))
         student = _build(header["student"], int(header["dim"]), size, stride, adapt=adapted)
         student.load_state_dict(load_file(path))
+        if (views := header.get("test_views", "whole")) not in get_args(TestViews):
+            raise ValueError(views)
+        student.test_views = cast("TestViews", views)
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
         raise ModelError(f"{path} is cut off or no student: train it again") from None
     return student, size

@@ -182,7 +182,7 @@ def train(
                 raise Interrupted
             if time.monotonic() - kept > CHECKPOINT_SECONDS:
                 kept = keep(epoch, step + 1)
-        seen = _check_finite(config, student.encode(data.seen_pixels))
+        seen = _check_finite(config, student.encode(data.seen_pixels, student.one_view))
         hits = predict(seen, data.seen_text) == data.seen_targets
         means = {name: value / steps for name, value in sums.items()}
         epochs.append(

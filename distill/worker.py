@@ -46,6 +46,7 @@ ARTIFACTS: Final = {
     "report.html": "text/html; charset=utf-8",
     "student.safetensors": "application/octet-stream",
     "text_bank.safetensors": "application/octet-stream",
+    "score_norm.safetensors": "application/octet-stream",
 }
 # What a report may name besides; a job on bare names, or without pairs, leaves some out.
 PICTURES: Final = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.augment import JITTER, RATIO, SCALE, Jitter, Views, augment, draw, see
+from distill.augment import JITTER, RATIO, SCALE, Jitter, Views, augment, draw, fixed_views, see
 
 
 def generator(seed: int = 0):
@@ -109,3 +109,42 @@ def test_a_larger_copy_of_an_image_gives_the_same_view():
     seen = see(large.to(torch.uint8), drawn)
     reduced = torch.nn.functional.avg_pool2d(seen, 2)
     torch.testing.assert_close(reduced, see(smooth.to(torch.uint8), drawn), atol=0.02, rtol=0)
+
+
+def ramp(size: int = 32) -> torch.Tensor:
+    """An image whose red is the place from left to right and whose green from top to bottom."""
+    place = (torch.arange(size) + 0.5) / size
+    return torch.stack([place.expand(size, size), place[:, None].expand(size, size)] * 2)[None, :3]
+
+
+def middle(view: torch.Tensor) -> list[float]:
+    return [round(float(value), 2) for value in view[0, :2].mean(dim=(1, 2))]
+
+
+def test_the_whole_image_is_seen_as_it_is(pixels):
+    (view,) = fixed_views(pixels, "whole")
+    assert view.equal(pixels.float() / 255)
+
+
+def test_the_centre_shows_seven_eighths_of_each_side():
+    (view,) = fixed_views(ramp(), "centre")
+
+    assert view.shape == ramp().shape
+    assert middle(view) == [0.5, 0.5]
+    width = view[0, 0, 0, -1] - view[0, 0, 0, 0]
+    assert width == pytest.approx(7 / 8 * 31 / 32, abs=1e-3)
+
+
+def test_ten_crops_are_the_centre_and_the_corners_each_also_mirrored():
+    views = list(fixed_views(ramp().expand(3, -1, -1, -1), "ten-crop"))
+
+    assert len(views) == 10
+    assert {tuple(middle(view)) for view in views} == {
+        (0.5, 0.5),
+        *((x, y) for x in (0.44, 0.56) for y in (0.44, 0.56)),
+    }
+    for plain, mirrored in zip(views[::2], views[1::2], strict=True):
+        assert plain.shape == (3, 3, 32, 32)
+        torch.testing.assert_close(mirrored, plain.flip(3))
+    assert min(float(view.min()) for view in views) < 0.02  # up to the edge, and no further
+    assert min(float(view.min()) for view in views) >= ramp().min() - 1e-6

@@ -28,7 +28,7 @@ def cache(tmp_path_factory) -> Path:
 def job(colour_images, colour_teacher, colours, cache, tmp_path) -> Callable[..., Report]:
     """A function that runs a job of one epoch; `job.log` is what it said."""
 
-    def run(release: Release = colours, **config: object) -> Report:
+    def run(release: Release = colours, *, resume: bool = False, **config: object) -> Report:
         values = {
             "data": str(colour_images),
             "teacher": colour_teacher,
@@ -49,6 +49,7 @@ def job(colour_images, colour_teacher, colours, cache, tmp_path) -> Callable[...
             cache=cache,
             on_event=on_event,
             should_stop=lambda: False,
+            resume=resume,
         )
 
     run.log = []
@@ -62,7 +63,7 @@ def test_every_strategy_with_texts_is_measured_beside_names_and_shuffled_texts(j
     assert rows == {
         (model, text, split)
         for model in ("teacher", "student")
-        for text in ("name", strategy, "shuffled")
+        for text in ("name", strategy, "shuffled", "normalised")
         for split in ("seen", "unseen")
     }
 
@@ -237,3 +238,42 @@ def test_several_seeds_make_a_report_each_and_one_of_all(
 def test_seeds_that_are_no_list_of_different_numbers_are_refused(seeds):
     with pytest.raises(UserError, match="is no list of different seeds: give them as in"):
         parse_seeds(seeds)
+
+
+def test_a_finished_run_is_tested_otherwise_without_training_again(job, tmp_path):
+    before = job(epochs=2)
+    assert before.config.test_views == "centre"
+    again = job(epochs=2, test_views="ten-crop", resume=True)
+
+    assert again.epochs == before.epochs
+    assert load_student(tmp_path / "out" / "student.safetensors")[0].test_views == "ten-crop"
+    assert again.imitation != before.imitation
+
+
+def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tmp_path, cache):
+    report = job(test_views="ten-crop")
+    (tmp_path / "release.json").write_text(colours.model_dump_json())
+    words = ["evaluate", "--data", report.config.data, "--teacher", report.config.teacher]
+    words += ["--student", str(tmp_path / "out"), "--release", str(tmp_path / "release.json")]
+    words += ["--cache", str(cache), "--json"]
+
+    def top1(*more: str) -> dict:
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    rows = {(r.text, r.split): r for r in report.accuracies if r.model == "student"}
+    for split in ("seen", "unseen"):
+        assert top1("--split", split) == rows["name+description", split].model_dump()
+        found = top1("--split", split, "--normalised")
+        assert found == rows["normalised", split].model_dump()
+    whole = top1("--split", "seen", "--test-views", "whole")
+    assert whole in [row.model_dump() for row in job(test_views="whole", resume=True).accuracies]
+
+
+def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images, colour_teacher):
+    words = ["evaluate", "--data", str(colour_images), "--teacher", colour_teacher]
+    for more in (["--normalised"], ["--test-views", "centre"]):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 1
+        assert "are for a student: give --student FOLDER" in result.stderr

@@ -5,7 +5,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.functional import normalize
 
+from distill.augment import fixed_views
 from distill.errors import DataError, ModelError
 from distill.student import MultiView, build_student, load_student, save_student
 
@@ -68,6 +70,35 @@ def test_encoding_many_images_is_the_same_as_encoding_each():
     assert features.shape == (300, 8)
     single = torch.cat([student.encode(pixels[place : place + 1]) for place in (0, 255, 256, 299)])
     torch.testing.assert_close(features[[0, 255, 256, 299]], single, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+def test_of_several_test_views_the_unit_features_are_averaged(views):
+    student = build_student("test_resnet", 8, image_size=32)
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        whole = student.eval()(pixels)
+        seen = [student(view) for view in fixed_views(pixels, views)]
+    unit = sum(each / each.norm(dim=1, keepdim=True) for each in seen) / len(seen)
+
+    student.test_views = views
+    found = student.encode(pixels)
+    torch.testing.assert_close(found if len(seen) > 1 else normalize(found), unit)
+    assert not found.allclose(whole, atol=1e-4)
+    torch.testing.assert_close(student.encode(pixels, "whole"), whole)
+
+
+def test_a_student_is_tested_again_as_it_was_tested(tmp_path):
+    student = build_student("test_resnet", 8, image_size=32)
+    student.test_views = "ten-crop"
+    path = tmp_path / "student.safetensors"
+    save_student(student, path, name="test_resnet", dim=8, image_size=32, teacher="any")
+
+    assert load_student(path)[0].test_views == "ten-crop"
+    content = path.read_bytes().replace(b'"ten-crop"', b'"six-crop"')
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="no student: train it again"):
+        load_student(path)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(224, 56), (96, 24), (64, 16), (32, 16)])
