@@ -184,6 +184,7 @@ class LlmServer:
         if not path.endswith("/chat/completions"):
             await self._write(writer, 404, '{"detail": "Not Found"}')
             return True
+        arrived = time.monotonic()
         call = self._called(path, headers, json.loads(raw))
         label = call.label
         self.in_flight += 1
@@ -193,15 +194,14 @@ class LlmServer:
             if answer.hang:
                 await reader.read()  # until the client gives up
                 return False
-            if wait := self.latency + answer.delay:
-                await asyncio.sleep(wait)
+            body = self._body(call, answer)
+            if wait := self.latency + answer.delay:  # what it takes to answer is within it
+                await asyncio.sleep(arrived + wait - time.monotonic())
         finally:
             self.in_flight -= 1
         if answer.reset:
             return False
-        await self._write(
-            writer, answer.status, self._body(call, answer), answer.content_type, answer.headers
-        )
+        await self._write(writer, answer.status, body, answer.content_type, answer.headers)
         if answer == Answer():
             self.answered[label] += 1
         return True
