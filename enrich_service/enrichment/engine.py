@@ -36,13 +36,12 @@ from enrich_service.enrichment.enricher import Enricher, Item, Plan
 from enrich_service.enrichment.images import checked_folder
 from enrich_service.enrichment.models import (
     Batch,
-    Generation,
     GenerationStatus,
     Run,
     RunMode,
     RunState,
 )
-from enrich_service.enrichment.work import Place, Work
+from enrich_service.enrichment.work import Work
 from enrich_service.labels.models import Label
 
 PAGE = 500  # labels read at a time
@@ -234,6 +233,7 @@ class RunEngine:
             work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
         finally:
             try:
+                await self._enricher.ledger.flush()  # whoever sees the end sees all answers
                 await asyncio.to_thread(self._finish, work)
             except Exception:
                 log.exception("cannot store how run %s ended", run.id)
@@ -398,40 +398,24 @@ class RunEngine:
         while True:
             item = await queue.get()
             work.asking[me] = item
-            place = Place(work.places)
             try:
-                await place.take()
                 if not work.stop.is_set():
-                    await self._ask(item, work, plan, place)
+                    await self._ask(item, work, plan)
             except UserError as error:
                 work.halt(str(error))
             except Exception as error:
                 log.exception("run %s, label %r", work.run.id, item.name)
                 work.halt(f"the service has a defect ({type(error).__name__}); its log tells more")
             finally:
-                place.leave()
                 del work.asking[me]
                 queue.task_done()
 
-    async def _ask(self, item: Item, work: Work, plan: Plan, place: Place) -> None:
+    async def _ask(self, item: Item, work: Work, plan: Plan) -> None:
         run = work.run
         assert run.id is not None
-        if not work.within_budget():
-            work.halt(
-                f"the budget of the run is spent ({work.spent_tokens} tokens, "
-                f"${work.spent_usd:.4f}): raise it and resume",
-                pause=True,
-            )
-            return
-
-        def note(answer: Generation) -> None:
-            work.note(answer)
-            if answer.status is not GenerationStatus.RETRIED:
-                place.leave()  # while it is stored another may ask
-
         try:
             generation = await self._enricher.answer(
-                plan, item, urgent=False, tries=TRIES, run_id=run.id, note=note
+                plan, item, urgent=False, tries=TRIES, run_id=run.id, note=work.note, group=work
             )
         except ModelBusy as busy:
             await self._enricher.ledger.count(run.id, calls=busy.calls)

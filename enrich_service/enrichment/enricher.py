@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from enrich_service.enrichment.llm import (
     LONGEST_WAIT,
     ROOM,
     ChatModel,
+    Group,
     LanguageModel,
     Question,
     Reply,
@@ -228,11 +229,13 @@ class Enricher:
         tries: int,
         run_id: int | None = None,
         note: Callable[[Generation], None] = lambda _: None,
+        group: Group | None = None,
     ) -> Generation:
         """The result for `item`, or a `failed` generation where there was no answer.
 
         Whoever asks what is being asked already shares its answer. `note` is told of every answer
-        that the one who asked first has paid for, so of the bad ones too, before it is stored.
+        that the one who asked first has paid for, so of the bad ones too, before it is stored and
+        before another call of the `group` is let in.
 
         Raises:
             ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
@@ -240,7 +243,7 @@ class Enricher:
         """
         asked = self._asked.get(item.key)
         if asked is None:
-            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note))
+            task = asyncio.create_task(self._answer(plan, item, urgent, tries, run_id, note, group))
             asked = self._asked[item.key] = _Asked(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
         elif urgent:  # it may have waited behind a whole run until now
@@ -262,8 +265,14 @@ class Enricher:
             LanguageModelError: there was no answer.
         """
         question = self.question(plan, item, Turn(1, plan.parameters))
-        reply = await ask_patiently(self.model, question, self.turnstile, urgent=True, tries=tries)
-        return reply, self._judge(plan, item, reply, taken)
+        return await ask_patiently(
+            self.model,
+            question,
+            self.turnstile,
+            urgent=True,
+            tries=tries,
+            judge=lambda reply: (reply, self._judge(plan, item, reply, taken)),
+        )
 
     def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
         del self._asked[key]
@@ -271,8 +280,10 @@ class Enricher:
         if not task.cancelled():
             task.exception()  # seen: whoever waited has it, and perhaps none waits any more
 
-    async def _taken_by(self, version_id: int) -> Taken:
-        """What labels have been given by a prompt version, read once."""
+    async def _taken_by(self, plan: Plan) -> Taken:
+        """What labels have been given by the prompt version of `plan`, read once."""
+        version_id = plan.version.id
+        assert version_id is not None
         reading = self._taken.get(version_id)
         if reading is None or (reading.done() and reading.exception() is not None):
             reading = self._taken[version_id] = asyncio.create_task(self.ledger.taken(version_id))
@@ -286,7 +297,9 @@ class Enricher:
         tries: int,
         run_id: int | None,
         note: Callable[[Generation], None],
+        group: Group | None,
     ) -> Generation:
+        taken = await self._taken_by(plan)
         turn = Turn(1, plan.parameters)
         picture = unreadable = None
         if item.image is not None:
@@ -296,27 +309,33 @@ class Enricher:
                 unreadable = QuestionRefused(str(error), calls=0)
         while True:
             question = self.question(plan, item, turn, picture)
-            outcome: Outcome
-            if unreadable is not None:
-                return await self.settle(
-                    plan, item, turn, question, unreadable, run_id=run_id, note=note
-                )
+            noted = partial(
+                self._noted, plan, item, turn, question, taken=taken, run_id=run_id, note=note
+            )
             try:
-                outcome = await ask_patiently(
-                    self.model, question, self.turnstile, urgent=urgent, tries=tries
+                if unreadable is not None:
+                    raise unreadable
+                generation = await ask_patiently(
+                    self.model,
+                    question,
+                    self.turnstile,
+                    urgent=urgent,
+                    tries=tries,
+                    judge=noted,
+                    keeps=_is_asked_again,
+                    group=group,
+                    kept=turn.number > 1,
                 )
             except ModelBusy as busy:
                 if busy.unreachable:
                     raise LanguageModelError(str(busy)) from None
                 if busy.retry_after is not None and busy.retry_after > LONGEST_WAIT:
                     raise
-                outcome = busy
+                generation = noted(busy)
             except QuestionRefused as refused:
-                outcome = refused
-            stored = await self.settle(
-                plan, item, turn, question, outcome, run_id=run_id, note=note
-            )
-            if stored.status is not GenerationStatus.RETRIED:
+                generation = noted(refused)
+            stored = await self.ledger.store(generation)
+            if not _is_asked_again(stored):
                 return stored
             turn = turn.after(stored)
 
@@ -351,8 +370,25 @@ class Enricher:
         `note` is told before it is stored: a budget is to know at once what was spent.
         `batch_id`: the batch that the question was sent with.
         """
-        assert plan.version.id is not None
-        taken = await self._taken_by(plan.version.id)
+        taken = await self._taken_by(plan)
+        generation = self._noted(
+            plan, item, turn, question, outcome, taken=taken, run_id=run_id, note=note
+        )
+        return await self.ledger.store(generation, batch_id)
+
+    def _noted(
+        self,
+        plan: Plan,
+        item: Item,
+        turn: Turn,
+        question: Question,
+        outcome: Outcome,
+        *,
+        taken: Taken,
+        run_id: int | None,
+        note: Callable[[Generation], None],
+    ) -> Generation:
+        """What came of `question`, judged, of which `note` has been told."""
         generation = Generation(
             source=self.model.source,
             status=GenerationStatus.FAILED,
@@ -381,7 +417,7 @@ class Enricher:
         if not isinstance(outcome, Reply):
             generation.problems, generation.calls = [str(outcome)], outcome.calls
             note(generation)
-            return await self.ledger.store(generation, batch_id)
+            return generation
         found = self._judge(plan, item, outcome, taken)
         _record(generation, outcome, found, self.settings.prices)
         generation.messages = _kept(outcome.messages, item.image)
@@ -393,7 +429,7 @@ class Enricher:
         elif outcome.problem is None:
             generation.status = GenerationStatus.REJECTED
         note(generation)
-        return await self.ledger.store(generation, batch_id)
+        return generation
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
@@ -409,6 +445,10 @@ class Enricher:
             n=plan.variables.get("n"),
             language=plan.variables.get("language", ENGLISH),
         )
+
+
+def _is_asked_again(answer: Generation) -> bool:
+    return answer.status is GenerationStatus.RETRIED
 
 
 def _kept(messages: Sequence[dict[str, Any]], image: ImageFile | None) -> list[dict[str, Any]]:

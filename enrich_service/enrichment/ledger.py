@@ -72,7 +72,7 @@ class Ledger:
     async def flush(self) -> None:
         """Wait until everything that was handed in is stored, or known not to be."""
         if self._writer is not None:
-            await self._writer
+            await asyncio.shield(self._writer)
 
     async def _enter(
         self,

@@ -16,10 +16,10 @@ import random
 import re
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -32,6 +32,7 @@ from enrich_service.core.traces import model_call
 from enrich_service.enrichment.addresses import GuardedTransport
 from enrich_service.enrichment.models import GenerationSource
 
+Judged = TypeVar("Judged")
 FORMATS: Final = ("json_schema", "json_object", "text")
 LONGEST_WAIT: Final = 120.0  # seconds of Retry-After that are waited out; longer ones are parked
 FIRST_BACKOFF: Final = 0.5  # seconds, doubled on each try
@@ -465,17 +466,37 @@ class Pace:
         self._free_at = start + units * self._seconds_each
 
 
-@dataclass
-class _Place:
+class Group(Protocol):
+    """Calls that belong together, as those of a run do."""
+
+    inside: int  # how many of them are let in, or about to be let in again
+
+    def lets_in(self) -> bool:
+        """Whether one more of its calls may be made now."""
+
+    def halt(self, reason: str) -> None:
+        """Let none in any more."""
+
+
+@dataclass(eq=False)
+class Place:
+    """One call's place, which its group may keep for the next call about the same label."""
+
     tokens: int
     key: str
-    given: asyncio.Future[None]
+    group: Group | None
+    kept: bool  # by the call before
+    given: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    keep: bool = False
 
 
 class Turnstile:
     """At most `capacity` calls at a time, and so many calls and tokens a minute.
 
-    Who is urgent goes before all who are not. `hurry` makes a key urgent that was not.
+    Who is urgent goes before all who are not, and does not wait for its group to let it in; nor
+    does a call whose place was kept. `hurry` makes a key urgent that was not.
     """
 
     def __init__(
@@ -487,28 +508,42 @@ class Turnstile:
     ) -> None:
         self._free = capacity
         self._calls, self._tokens = Pace(calls_per_minute), Pace(tokens_per_minute)
-        self._urgent: deque[_Place] = deque()
-        self._patient: deque[_Place] = deque()
+        self._urgent: deque[Place] = deque()
+        self._patient: deque[Place] = deque()
         self._inside: Counter[str] = Counter()
         self._hurried: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def __call__(
-        self, *, urgent: bool, tokens: int = 0, key: str = ""
-    ) -> AsyncIterator[None]:
-        """Hold one place, for a call that is expected to use so many tokens."""
-        place = _Place(tokens, key, asyncio.get_running_loop().create_future())
-        (self._urgent if urgent or key in self._hurried else self._patient).append(place)
+        self,
+        *,
+        urgent: bool,
+        tokens: int = 0,
+        key: str = "",
+        group: Group | None = None,
+        kept: bool = False,
+    ) -> AsyncIterator[Place]:
+        """Hold one place, for a call that is expected to use so many tokens.
+
+        `kept`: the call before, about the same label, set `keep` on its place.
+        """
+        place = Place(tokens, key, group, kept)
+        at_once = urgent or kept or key in self._hurried
+        (self._urgent if at_once else self._patient).append(place)
         self._admit()
         try:
             await place.given
         except asyncio.CancelledError:
-            if place.given.done() and not place.given.cancelled():
+            if place.given.cancelled():
+                (self._urgent if place in self._urgent else self._patient).remove(place)
+                if group is not None and kept:
+                    group.inside -= 1
+            else:
                 self._leave(place)  # the place had just been given
             raise
         try:
-            yield
+            yield place
         finally:
             self._leave(place)
 
@@ -535,27 +570,39 @@ class Turnstile:
         self._admit()
 
     def _admit(self) -> None:
-        while self._free and (queue := self._urgent or self._patient):
-            if queue[0].given.done():  # cancelled while it waited
-                queue.popleft()
-                continue
+        while self._free and (place := self._next()) is not None:
             if wait := max(self._calls.wait(), self._tokens.wait()):
                 if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
                 return
-            place = queue.popleft()
+            (self._urgent if self._urgent else self._patient).remove(place)
             self._free -= 1
             self._inside[place.key] += 1
+            if place.group is not None and not place.kept:
+                place.group.inside += 1
             self._calls.take(1)
             self._tokens.take(place.tokens)
             place.given.set_result(None)
+
+    def _next(self) -> Place | None:
+        """Who is to be let in next, of those whose group lets them in."""
+        if self._urgent:
+            return self._urgent[0]
+        full: Group | None = None  # mostly one run waits, with all that it has
+        for place in self._patient:
+            if place.group is None or (place.group is not full and place.group.lets_in()):
+                return place
+            full = place.group
+        return None
 
     def _ring(self) -> None:
         self._timer = None
         self._admit()
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: Place) -> None:
         self._free += 1
+        if place.group is not None and not place.keep:
+            place.group.inside -= 1
         self._inside[place.key] -= 1
         if not self._inside[place.key]:
             del self._inside[place.key]
@@ -563,9 +610,23 @@ class Turnstile:
 
 
 async def ask_patiently(
-    model: LanguageModel, question: Question, turnstile: Turnstile, *, urgent: bool, tries: int
-) -> Reply:
+    model: LanguageModel,
+    question: Question,
+    turnstile: Turnstile,
+    *,
+    urgent: bool,
+    tries: int,
+    judge: Callable[[Reply], Judged],
+    keeps: Callable[[Judged], bool] = lambda _: False,
+    group: Group | None = None,
+    kept: bool = False,
+) -> Judged:
     """Ask until there is an answer: exponential backoff with jitter, Retry-After honoured.
+
+    Gives what `judge` makes of it before another call is let in, so that whoever lets calls in
+    knows what this one has cost. Where `keeps` says so the group keeps the place, for the same
+    question in other words, which then comes with `kept`. An error that ends a run halts `group`
+    as early.
 
     Raises:
         ModelBusy: asked `tries` times in vain, or told to wait longer than `LONGEST_WAIT`.
@@ -575,8 +636,15 @@ async def ask_patiently(
     expected = sum(question.most_tokens())
     for attempt in range(1, tries + 1):
         try:
-            async with turnstile(urgent=urgent, tokens=expected, key=question.key):
-                reply = await model.ask(question)
+            async with turnstile(
+                urgent=urgent, tokens=expected, key=question.key, group=group, kept=kept
+            ) as place:
+                kept = False
+                reply = await _ask_for(group, model, question)
+                if calls:
+                    reply = replace(reply, calls=reply.calls + calls)
+                judged = judge(reply)
+                place.keep = keeps(judged)
         except ModelBusy as busy:
             calls += busy.calls
             turnstile.settle(calls=busy.calls - 1, tokens=-expected)
@@ -595,5 +663,16 @@ async def ask_patiently(
         else:
             used = (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
             turnstile.settle(calls=reply.calls - 1, tokens=used - expected if used else 0)
-            return replace(reply, calls=reply.calls + calls) if calls else reply
+            return judged
     raise AssertionError("tries is at least 1")
+
+
+async def _ask_for(group: Group | None, model: LanguageModel, question: Question) -> Reply:
+    try:
+        return await model.ask(question)
+    except (ModelBusy, QuestionRefused):
+        raise
+    except LanguageModelError as error:  # no question of the run would be answered
+        if group is not None:
+            group.halt(str(error))
+        raise

@@ -1,4 +1,4 @@
-"""One run, as the process that works on it knows it, and the places of those who ask for it."""
+"""One run, as the process that works on it knows it."""
 
 import asyncio
 import time
@@ -8,29 +8,6 @@ from dataclasses import dataclass, field
 from enrich_service.enrichment.elsewhere import Elsewhere
 from enrich_service.enrichment.enricher import Item
 from enrich_service.enrichment.models import Generation, GenerationStatus, Run, RunState
-
-
-class Place:
-    """A worker's place among those who ask the server, of which a run has so many.
-
-    Who meets an error keeps it until that is dealt with: the next one would ask before the run is
-    stopped.
-    """
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places = places
-        self._taken = False
-
-    async def take(self) -> None:
-        """Wait until there is one."""
-        await self._places.acquire()
-        self._taken = True
-
-    def leave(self) -> None:
-        """Let the next one have it, unless it was left before."""
-        if self._taken:
-            self._taken = False
-            self._places.release()
 
 
 @dataclass
@@ -49,11 +26,8 @@ class Work:
     failed_in_row: int = 0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
     task: asyncio.Task[None] | None = None
-    places: asyncio.Semaphore = field(init=False)  # as many calls as the run makes at a time
+    inside: int = 0  # calls being made
     asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
-
-    def __post_init__(self) -> None:
-        self.places = asyncio.Semaphore(self.run.concurrency)
 
     def rate(self) -> float | None:
         """Labels that ended, per second, over the last 200; None before there are two."""
@@ -66,6 +40,18 @@ class Work:
         if not self.stop.is_set():
             self.reason, self.pause = reason, pause
             self.stop.set()
+
+    def lets_in(self) -> bool:
+        """Whether one more call may be made; a spent budget stops the run."""
+        if self.stop.is_set() or self.inside >= self.run.concurrency:
+            return False
+        if not self.within_budget():
+            self.halt(
+                f"the budget of the run is spent ({self.spent_tokens} tokens, "
+                f"${self.spent_usd:.4f}): raise it and resume",
+                pause=True,
+            )
+        return not self.stop.is_set()
 
     def note(self, generation: Generation) -> None:
         """Add up what an answer of the run cost, and whether it was one."""

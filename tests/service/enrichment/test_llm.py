@@ -2,6 +2,7 @@ import asyncio
 import email.utils
 import json
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -55,7 +56,9 @@ def ask(
     async def main() -> Reply:
         model = ChatModel(url, key, timeout)
         try:
-            return await ask_patiently(model, question(), Turnstile(1), urgent=True, tries=tries)
+            return await ask_patiently(
+                model, question(), Turnstile(1), urgent=True, tries=tries, judge=lambda reply: reply
+            )
         finally:
             await model.aclose()
 
@@ -322,3 +325,144 @@ def test_what_was_not_used_is_given_back_and_who_is_urgent_goes_first_under_a_li
     asyncio.run(main())
     assert order.index("describe") <= 3
     assert len(order) == 41
+
+
+@dataclass
+class Two:
+    """A group of which two calls at a time are let in, until it is halted."""
+
+    inside: int = 0
+    reason: str | None = None
+
+    def lets_in(self) -> bool:
+        return self.reason is None and self.inside < 2
+
+    def halt(self, reason: str) -> None:
+        self.reason = reason
+
+
+def test_of_a_group_no_more_are_let_in_than_it_says_while_others_pass() -> None:
+    order: list[str] = []
+
+    async def call(turnstile: Turnstile, name: str, run: Two | None, urgent: bool = False) -> None:
+        async with turnstile(urgent=urgent, group=run):
+            order.append(name)
+            await asyncio.sleep(0.05)
+
+    async def main() -> int:
+        turnstile, run = Turnstile(100), Two()
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(call(turnstile, f"run {number}", run))
+            group.create_task(call(turnstile, "another", None))
+            await asyncio.sleep(0.01)
+            assert order == ["run 0", "run 1", "another"]
+            group.create_task(call(turnstile, "describe", run, urgent=True))
+        return run.inside
+
+    assert asyncio.run(main()) == 0
+    assert order == ["run 0", "run 1", "another", "describe", "run 2", "run 3"]
+
+
+def test_a_place_that_is_kept_goes_to_nobody_else_of_the_group() -> None:
+    order: list[str] = []
+
+    async def call(turnstile: Turnstile, name: str, run: Two) -> None:
+        async with turnstile(urgent=False, group=run):
+            order.append(name)
+
+    async def twice(turnstile: Turnstile, run: Two) -> None:
+        async with turnstile(urgent=False, group=run) as place:
+            await asyncio.sleep(0.01)
+            place.keep = True
+        await asyncio.sleep(0.01)  # the first answer is stored
+        async with turnstile(urgent=False, group=run, kept=True):
+            order.append("again")
+
+    async def main() -> int:
+        turnstile, run = Turnstile(100), Two(inside=1)  # one is busy with something else
+        async with asyncio.TaskGroup() as group:
+            group.create_task(twice(turnstile, run))
+            group.create_task(call(turnstile, "next", run))
+        return run.inside
+
+    assert asyncio.run(main()) == 1
+    assert order == ["again", "next"]
+
+
+def test_a_kept_place_is_free_when_its_call_is_cancelled() -> None:
+    async def main() -> int:
+        turnstile, run = Turnstile(1), Two(inside=1)
+
+        async def again() -> None:
+            async with turnstile(urgent=False, group=run, kept=True):
+                pass
+
+        async with turnstile(urgent=False):
+            waiting = asyncio.create_task(again())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        return run.inside
+
+    assert asyncio.run(main()) == 0
+
+
+def test_an_answer_is_judged_before_the_next_call_is_let_in() -> None:
+    said: list[str] = []
+
+    class Run(Two):
+        def lets_in(self) -> bool:
+            said.append("may another be asked?")
+            return super().lets_in()
+
+    async def main(url: str) -> None:
+        model, turnstile, run = ChatModel(url, None), Turnstile(1), Run()
+
+        async def call() -> None:
+            await ask_patiently(
+                model,
+                question(),
+                turnstile,
+                urgent=False,
+                tries=1,
+                judge=lambda _: said.append("judged"),
+                group=run,
+            )
+
+        await asyncio.gather(call(), call())
+        await model.aclose()
+
+    with LlmServer() as server:
+        asyncio.run(main(server.url))
+    assert said == ["may another be asked?", "judged"] * 2
+
+
+def test_an_error_that_ends_a_run_lets_no_other_of_its_calls_in() -> None:
+    body = json.dumps({"error": {"message": "You exceeded it", "code": "insufficient_quota"}})
+
+    async def main(url: str) -> Two:
+        model, turnstile, run = ChatModel(url, None), Turnstile(1), Two()
+        calls = [
+            asyncio.create_task(
+                ask_patiently(
+                    model, question(), turnstile, urgent=False, tries=1, judge=id, group=run
+                )
+            )
+            for _ in range(3)
+        ]
+        await asyncio.wait(calls, timeout=1)
+        assert [call.done() for call in calls] == [True, False, False]
+        for call in calls[1:]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await model.aclose()
+        return run
+
+    with LlmServer() as server:
+        server.script("*", Answer(status=429, body=body))
+        run = asyncio.run(main(server.url))
+        assert len(server.requests) == 1
+    assert run.reason is not None and "quota" in run.reason
+    assert run.inside == 0
