@@ -253,8 +253,11 @@ class Enricher:
             return await asyncio.shield(asked.task)
         finally:
             asked.waiting -= 1
-            if not asked.waiting and not asked.task.done():
-                asked.task.cancel()
+            if not asked.task.done():
+                if asked.waiting:  # it may belong to a run that lets nothing in any more
+                    self.turnstile.hurry(item.key)
+                else:
+                    asked.task.cancel()
 
     async def try_out(
         self, plan: Plan, item: Item, taken: Taken, *, tries: int

@@ -293,6 +293,20 @@ def test_a_paused_run_drops_what_only_waits_for_its_turn(connect, model):
     assert sum(model.calls.values()) == asked
 
 
+def test_a_run_that_shares_the_questions_of_a_paused_one_goes_on_with_them(client, model):
+    add_labels(client, birds(6))
+    model.latency = 1.0  # longer than it takes to see the pause
+    paused = start_run(client, concurrency=1)["id"]  # has one question under way and one in hand
+    until(lambda: model.in_flight)
+    run = start_run(client, concurrency=3)["id"]
+    until(lambda: model.in_flight == 4)
+    client.post(f"/v1/runs/{paused}/pause")
+
+    run = wait_for(client, run)
+    assert (run["state"], run["accepted"] + run["cached"]) == ("succeeded", 6)
+    assert sum(model.calls.values()) == 6
+
+
 def test_describe_goes_before_a_run(connect, model):
     client = connect(llm_concurrency=2)
     model.latency = 0.1
