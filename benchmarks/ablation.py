@@ -100,12 +100,12 @@ def run(
     runs = options.out / f"{options.student}-{options.epochs}"
     out = runs / f"{rung}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    trained = runs / f"{TRAINED}-{seed}" / "checkpoint.safetensors"
-    if rung == TEN_CROP and trained.is_file():
-        shutil.copy(trained, out)
     texts = shuffle_texts(release, seed) if rung == "shuffled" else release
     if not (out / "report.json").is_file() or read_report(out).config != config:
         say(f"{rung}, seed {seed}: training")
+        trained = runs / f"{TRAINED}-{seed}" / "checkpoint.safetensors"
+        if rung == TEN_CROP and trained.is_file():
+            shutil.copy(trained, out)
         run_job(
             config,
             texts,
@@ -219,6 +219,7 @@ def main() -> None:
     first = next(iter(results.values()))[:1]
     text = first[0][0].config.text_strategy
     table.add_row(f"teacher, {text}", *row(first, "teacher", text), "", "", "")
+    table.add_row("teacher, scores normalised", *row(first, "teacher", NORMALISED)[:2])
     for rung, found in results.items():
         table.add_row(TITLES[rung], *row(found, "student", found[0][0].config.text_strategy))
         if rung == TEN_CROP:

@@ -39,12 +39,11 @@ class Views:
         extent[:, 0] = torch.where(mirror, -extent[:, 0], extent[:, 0])
         return cls(centre, extent)
 
-    def repeat(self, images: int) -> "Views":
-        """The one view of these, of so many images."""
-        return Views(self.centre.expand(images, -1), self.extent.expand(images, -1))
-
     def apply(self, images: Tensor, size: int) -> Tensor:
-        """The views [batch, 3, size, size] of `images` [batch, 3, height, width], bilinear."""
+        """The views [batch, 3, size, size] of `images` [batch, 3, height, width], bilinear.
+
+        A single view is that of all images.
+        """
         transform = torch.zeros(len(images), 2, 3)
         transform[:, 0, 0], transform[:, 1, 1] = self.extent.unbind(1)
         transform[:, :, 2] = self.centre
@@ -114,7 +113,7 @@ def fixed_views(images: Tensor, views: TestViews) -> Iterator[Tensor]:
     for centre in [(0.0, 0.0), *(corners if ten else ())]:
         for mirror in (1, -1) if ten else (1,):
             one = Views(torch.tensor([centre]), torch.tensor([[mirror * TEST_EXTENT, TEST_EXTENT]]))
-            yield one.repeat(len(images)).apply(images, images.shape[-1])
+            yield one.apply(images, images.shape[-1])
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:

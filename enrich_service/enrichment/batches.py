@@ -5,7 +5,7 @@ Notable:
   and a request leaves them in the transaction that stores its answer: whenever the process is
   killed, nothing is sent twice and no answer is counted twice. What the provider got and we were
   not told of is found again there, by the name of the file.
-- An answer is judged and stored as a live one is (`Enricher.settle`). What is to be asked again
+- An answer is judged and stored as a live one is (`Enricher.noted`). What is to be asked again
   goes into the next batch.
 - The first label is asked live, where the server has not answered such a question yet: a wrong
   key, model or parameter is told at once and not after a day, and so is the response format.
@@ -447,16 +447,17 @@ class BatchRun:
                 await ledger.count(self._run_id, request=request, calls=outcome.calls)
                 self._again.append(item)
                 return
-        generation = await self._enricher.settle(
+        generation = self._enricher.noted(
             self._plan,
             item,
             turn,
             question,
             outcome,
+            taken=await self._enricher.taken_by(self._plan),
             run_id=self._run_id,
             note=self._work.note,
-            batch_id=batch.id,
         )
+        generation = await ledger.store(generation, batch.id)
         self._work.finished.append(time.monotonic())
         if generation.run_id != self._run_id:
             await ledger.count(self._run_id, cached=1)

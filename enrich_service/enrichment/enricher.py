@@ -283,7 +283,7 @@ class Enricher:
         if not task.cancelled():
             task.exception()  # seen: whoever waited has it, and perhaps none waits any more
 
-    async def _taken_by(self, plan: Plan) -> Taken:
+    async def taken_by(self, plan: Plan) -> Taken:
         """What labels have been given by the prompt version of `plan`, read once."""
         version_id = plan.version.id
         assert version_id is not None
@@ -302,7 +302,7 @@ class Enricher:
         note: Callable[[Generation], None],
         group: Group | None,
     ) -> Generation:
-        taken = await self._taken_by(plan)
+        taken = await self.taken_by(plan)
         turn = Turn(1, plan.parameters)
         picture = unreadable = None
         if item.image is not None:
@@ -313,7 +313,7 @@ class Enricher:
         while True:
             question = self.question(plan, item, turn, picture)
             noted = partial(
-                self._noted, plan, item, turn, question, taken=taken, run_id=run_id, note=note
+                self.noted, plan, item, turn, question, taken=taken, run_id=run_id, note=note
             )
             try:
                 if unreadable is not None:
@@ -355,31 +355,7 @@ class Enricher:
             key=item.key,
         )
 
-    async def settle(
-        self,
-        plan: Plan,
-        item: Item,
-        turn: Turn,
-        question: Question,
-        outcome: Outcome,
-        *,
-        run_id: int | None,
-        note: Callable[[Generation], None],
-        batch_id: int | None = None,
-    ) -> Generation:
-        """Judge what came of `question`, and store it.
-
-        Gives what is stored for the item now; `retried` means that the next turn is to be asked.
-        `note` is told before it is stored: a budget is to know at once what was spent.
-        `batch_id`: the batch that the question was sent with.
-        """
-        taken = await self._taken_by(plan)
-        generation = self._noted(
-            plan, item, turn, question, outcome, taken=taken, run_id=run_id, note=note
-        )
-        return await self.ledger.store(generation, batch_id)
-
-    def _noted(
+    def noted(
         self,
         plan: Plan,
         item: Item,
@@ -391,7 +367,10 @@ class Enricher:
         run_id: int | None,
         note: Callable[[Generation], None],
     ) -> Generation:
-        """What came of `question`, judged, of which `note` has been told."""
+        """What came of `question`, judged, to be stored; `retried` asks for the next turn.
+
+        `note` is told before it is stored: a budget is to know at once what was spent.
+        """
         generation = Generation(
             source=self.model.source,
             status=GenerationStatus.FAILED,

@@ -536,7 +536,7 @@ class Turnstile:
             await place.given
         except asyncio.CancelledError:
             if place.given.cancelled():
-                (self._urgent if place in self._urgent else self._patient).remove(place)
+                self._queue(place).remove(place)
                 if group is not None and kept:
                     group.inside -= 1
             else:
@@ -575,7 +575,7 @@ class Turnstile:
                 if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
                 return
-            (self._urgent if self._urgent else self._patient).remove(place)
+            self._queue(place).remove(place)
             self._free -= 1
             self._inside[place.key] += 1
             if place.group is not None and not place.kept:
@@ -583,6 +583,10 @@ class Turnstile:
             self._calls.take(1)
             self._tokens.take(place.tokens)
             place.given.set_result(None)
+
+    def _queue(self, place: Place) -> deque[Place]:
+        """Where it waits."""
+        return self._urgent if place in self._urgent else self._patient
 
     def _next(self) -> Place | None:
         """Who is to be let in next, of those whose group lets them in."""
