@@ -18,7 +18,6 @@ unseen ones, at which nobody looks.
 """
 
 import argparse
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -29,8 +28,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._photos import DATA, ROOT, SHARED, TEACHER, skip_without_photos
+from benchmarks._lite import STUDENT, lite_weights
+from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
 from contract import FewShot, LossWeights, Release, Report, TrainConfig
+from distill.few_shot import few_shot
+from distill.job import run_job
+from distill.releases import release_from_pairs, shuffle_texts
+from distill.report import NORMALISED, read_report
+from distill.student import FILE, load_student
 
 SHOTS, DRAWS = 5, 3
 FINETUNED = {"optimiser": "adamw", "learning_rate": 1e-3}  # muon's steps would undo the weights
@@ -78,12 +83,6 @@ def run(
     rung: str, seed: int, options: argparse.Namespace, release: Release, say: Callable[[str], None]
 ) -> tuple[Report, FewShot]:
     """Train one rung with one seed, unless that was done before; its report and few-shot result."""
-    from distill.few_shot import few_shot
-    from distill.job import run_job
-    from distill.releases import shuffle_texts
-    from distill.report import read_report
-    from distill.student import FILE, load_student
-
     settings = {"text_strategy": "name+description", "test_views": "whole", **RUNGS[rung]}
     if options.weights:
         settings |= FINETUNED
@@ -185,11 +184,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
     options = parser.parse_args()
     skip_without_photos("ablation")
-    os.environ.setdefault("HF_HOME", str(SHARED / "hf-home"))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from distill.releases import release_from_pairs
-    from distill.report import NORMALISED
-
     options.weights, options.data, unseen = None, DATA, "unseen"
     if options.held_out is not None:
         keys = sorted(entry.name for entry in (DATA / "train").iterdir())
@@ -198,8 +192,6 @@ def main() -> None:
         options.out /= f"held-out-{options.held_out}"
         options.data, unseen = held_out(options.out / "data", keys, options.held_out), "held-out"
     if options.pretrained:
-        from benchmarks._lite import STUDENT, lite_weights
-
         options.student, options.weights = STUDENT, lite_weights(options.out)
     release = release_from_pairs(DATA / "label2text.txt", DATA / "chatgpt.txt")
     console = Console()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks._photos import DATA, ROOT, SHARED, TEACHER, skip_without_photos
+from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
 from contract import Accuracy, Report, TextStrategy, TrainConfig
 from demo.stack import BIN, Service, finish_run, follow, started, stop_tidily, wait_for_address
 from tests.llm_server import LlmServer
@@ -58,7 +58,7 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
         label["name"]: json.dumps({"description": line})
         for label, line in zip(labels, lines, strict=True)
     }
-    settings = {"ENRICH_DATA_DIR": str(work / "data"), "HF_HOME": str(SHARED / "hf-home")}
+    settings = {"ENRICH_DATA_DIR": str(work / "data")}
     columns = (TextColumn("{task.description:26}"), BarColumn(), MofNCompleteColumn())
     with (
         LlmServer(answers=answers) as model,

@@ -8,7 +8,6 @@ Images: one image folder through a DataLoader, float32, batches of 64, against
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -145,5 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()
