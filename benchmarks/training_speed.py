@@ -29,7 +29,7 @@ from contract import TrainConfig
 from distill import losses
 from distill.augment import RATIO, SCALE, augment
 from distill.data import Split, load_pixels, open_image, scan_split
-from distill.precision import bfloat16_is_quick
+from distill.precision import training_precision
 from distill.schedule import make_optimiser
 from distill.student import Student, build_student
 
@@ -121,13 +121,12 @@ def ours(
     clock: Clock,
 ) -> int:
     """An epoch with the steps of `distill.train`; the number of images."""
-    half = bfloat16_is_quick(torch.device("cpu"))
     order, generator = torch.randperm(len(pixels)), torch.Generator()
     for start in range(0, len(pixels) - BATCH + 1, BATCH):
         with clock("data"):
             batch = order[start : start + BATCH]
             images = augment(pixels[batch], generator)
-        with clock("network"), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with clock("network"), training_precision(torch.device("cpu")):
             output = student(images)
         with clock("losses"):
             loss = step_losses(output.float(), teacher[batch], text, split.targets[batch])

@@ -24,7 +24,7 @@ from distill.checkpoint import Checkpoint, flatten, restore
 from distill.errors import CheckpointError, DataError, DistillError, UserError
 from distill.evaluate import predict
 from distill.objective import Balance, Batch, measure
-from distill.precision import bfloat16_is_quick
+from distill.precision import training_precision
 from distill.processes import anywhere, gather, processes, share
 from distill.schedule import learning_rate, make_optimiser
 from distill.student import Student
@@ -106,7 +106,6 @@ def train(
         cpu=processes().device.type == "cpu", gradient_accumulation_steps=config.accumulate
     )
     device = accelerator.device
-    half = bfloat16_is_quick(device)
     student, text = student.to(device), data.text.to(device)
     network = accelerator.prepare_model(student)  # shares gradients, where there are processes
     balance = Balance(config).to(device)
@@ -152,7 +151,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with accelerator.accumulate(network):
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                with training_precision(device):
                     output = network(images)
                 features = Batch(
                     student=_check_finite(config, gather(output.float())),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from contract import LossWeights, TrainConfig
-from distill import losses
+from distill import losses, precision
 from distill import train as module
 from distill.augment import draw, see
 from distill.checkpoint import Checkpoint
@@ -130,7 +130,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_and_those_of_weight_0_are_le
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_the_losses_of_the_first_step_are_those_of_the_formulas(trusted, monkeypatch):
-    monkeypatch.setattr(module, "bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
     data = make_data(8)
     config = make_config(epochs=1, vlprox_k=3, vlprox_filter=trusted, temperature=0.1)
     # One batch holds all images, so that their order changes no mean but which view each gets.
@@ -357,7 +357,7 @@ def test_a_training_that_diverges_in_its_last_step_keeps_no_checkpoint_of_it(che
 
 
 def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch):
-    monkeypatch.setattr(module, "bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
     data = make_data()
     one_view = draw(len(data.pixels), torch.Generator().manual_seed(0))[:, None]
     data = dataclasses.replace(data, views=one_view, teacher=data.teacher[:, None])

@@ -1,0 +1,47 @@
+"""What trains in bfloat16, and what does not."""
+
+import pytest
+import torch
+from timm.layers import create_conv2d
+from torch import nn
+from torch.testing import assert_close
+
+from distill import precision
+from distill.precision import training_precision
+
+CPU = torch.device("cpu")
+IMAGES = torch.rand(2, 8, 6, 6)
+DEPTHWISE = nn.Conv2d(8, 8, 3, groups=8)
+TENSORFLOW = create_conv2d(8, 16, 3, stride=2, padding="same", groups=4)  # with timm's own padding
+POINTWISE = nn.Conv2d(8, 16, 1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: True)
+
+
+@pytest.mark.parametrize("grouped", [DEPTHWISE, TENSORFLOW])
+def test_grouped_convolutions_train_in_float32(quick, grouped):
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), grouped)
+
+    with training_precision(CPU):
+        middle = network[0](IMAGES)
+        output = network[1](middle)
+    output.square().mean().backward()
+
+    assert (middle.dtype, output.dtype) == (torch.bfloat16, torch.float32)
+    assert_close(output, grouped(middle.float()))  # what float32 gives
+    assert all(parameter.grad.any() for parameter in network.parameters())
+
+
+def test_other_layers_train_in_bfloat16(quick):
+    with training_precision(CPU):
+        assert POINTWISE(IMAGES).dtype == torch.bfloat16
+        assert nn.Linear(6, 3)(IMAGES).dtype == torch.bfloat16
+
+
+def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
+    with training_precision(CPU):
+        assert DEPTHWISE(IMAGES).dtype == POINTWISE(IMAGES).dtype == torch.float32
