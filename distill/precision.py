@@ -1,13 +1,15 @@
-"""Where bfloat16 is quicker than float32."""
+"""What networks are quick in: bfloat16 or float32, and which kernels."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+TOKENS: Final = 256  # up to which attention keeps its weights, whose number grows as their square
 
 
 def bfloat16_is_quick(device: torch.device) -> bool:
@@ -23,17 +25,17 @@ def training_precision(device: torch.device) -> Iterator[None]:
     quick = bfloat16_is_quick(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=quick):
         if quick and device.type == "cpu":
-            with _GroupedInFloat32():
+            with _QuickBackward():
                 yield
         else:
             yield
 
 
-class _GroupedInFloat32(TorchFunctionMode):
-    """Convolutions of several groups stay in float32, as depthwise ones are.
+class _QuickBackward(TorchFunctionMode):
+    """Goes around what has a slow backward pass in bfloat16 on a CPU.
 
-    Their backward pass in bfloat16 is slow on a CPU: so slow that networks made of them, such as
-    MobileNets, would train more slowly than without bfloat16.
+    Networks of depthwise convolutions, such as MobileNets, would train more slowly with bfloat16
+    than without, and ViTs hardly more quickly. The forward passes are quick either way.
     """
 
     def __torch_function__(
@@ -43,13 +45,35 @@ class _GroupedInFloat32(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        call = _conv2d if func is functional.conv2d else func
-        return call(*args, **(kwargs or {}))
+        return _QUICK.get(func, func)(*args, **(kwargs or {}))
 
 
 def _conv2d(input: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:  # noqa: ANN401
-    """As torch's own, out of autocast where `weight` [out, in / groups, height, width] tells so."""
+    """As torch's own, in float32 where `weight` [out, in / groups, height, width] has groups."""
     if weight.shape[1] == input.shape[-3]:
         return functional.conv2d(input, weight, *rest, **more)
     with torch.autocast("cpu", enabled=False):
         return functional.conv2d(input.float(), weight, *rest, **more)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    **more: Any,  # noqa: ANN401
+) -> Tensor:
+    """As torch's own of [..., tokens, dim], one product after the other where that is all."""
+    if attn_mask is not None or dropout_p or any(more.values()) or key.shape[-2] > TOKENS:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, **more
+        )
+    weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.mT, dim=-1)
+    return weights @ value
+
+
+_QUICK: Final[dict[Any, Callable[..., Tensor]]] = {
+    functional.conv2d: _conv2d,
+    functional.scaled_dot_product_attention: _attention,
+}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.layers import create_conv2d
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from distill import precision
@@ -45,3 +46,22 @@ def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
     monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
     with training_precision(CPU):
         assert DEPTHWISE(IMAGES).dtype == POINTWISE(IMAGES).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"attn_mask": None, "dropout_p": 0.0}, {"is_causal": True}, {"scale": 0.5},
+     {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])}],
+)  # fmt: skip
+def test_attention_gives_what_that_of_torch_gives(quick, settings):
+    query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
+    expected = scaled_dot_product_attention(query, key, value, **settings)
+    expected_slopes = torch.autograd.grad(expected.square().sum(), (query, key, value))
+
+    with training_precision(CPU):
+        output = scaled_dot_product_attention(query, key, value, **settings)
+    slopes = torch.autograd.grad(output.float().square().sum(), (query, key, value))
+
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    assert_close(slopes, expected_slopes, rtol=0.1, atol=0.1)
