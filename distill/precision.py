@@ -62,12 +62,14 @@ def _attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
+    *rest: Any,  # noqa: ANN401
     **more: Any,  # noqa: ANN401
 ) -> Tensor:
     """As torch's own of [..., tokens, dim], one product after the other where that is all."""
-    if attn_mask is not None or dropout_p or any(more.values()) or key.shape[-2] > TOKENS:
+    plain = attn_mask is None and not dropout_p and not any((*rest, *more.values()))
+    if not plain or key.shape[-2] > TOKENS:
         return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, **more
+            query, key, value, attn_mask, dropout_p, *rest, **more
         )
     weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.mT, dim=-1)
     return weights @ value

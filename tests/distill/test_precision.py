@@ -1,6 +1,7 @@
 """What trains in bfloat16, and what does not."""
 
 import pytest
+import timm
 import torch
 from timm.layers import create_conv2d
 from torch import nn
@@ -50,9 +51,14 @@ def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"attn_mask": None, "dropout_p": 0.0}, {"is_causal": True}, {"scale": 0.5},
-     {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])}],
-)  # fmt: skip
+    [
+        {},
+        {"attn_mask": None, "dropout_p": 0.0},
+        {"is_causal": True},
+        {"scale": 0.5},
+        {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])},
+    ],
+)
 def test_attention_gives_what_that_of_torch_gives(quick, settings):
     query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
     expected = scaled_dot_product_attention(query, key, value, **settings)
@@ -65,3 +71,17 @@ def test_attention_gives_what_that_of_torch_gives(quick, settings):
     assert output.dtype == torch.bfloat16
     assert_close(output.float(), expected, rtol=0.02, atol=0.02)
     assert_close(slopes, expected_slopes, rtol=0.1, atol=0.1)
+
+
+def test_a_mobilenet_and_a_vit_train_within_as_without(quick):
+    for name in ("mobilenetv3_small_050", "test_vit"):
+        torch.manual_seed(0)
+        network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
+        size = network.pretrained_cfg["input_size"][-1]
+        images = torch.rand(2, 3, size, size)
+        expected = network(images)
+        with training_precision(CPU):
+            output = network(images)
+        assert_close(output.float(), expected, rtol=0.1, atol=0.1)
+        output.float().square().mean().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
