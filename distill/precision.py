@@ -1,7 +1,7 @@
 """What networks are quick in: bfloat16 or float32, and which kernels."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -23,12 +23,9 @@ def bfloat16_is_quick(device: torch.device) -> bool:
 def training_precision(device: torch.device) -> Iterator[None]:
     """A network that is called within computes in bfloat16 where that is quicker, by autocast."""
     quick = bfloat16_is_quick(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=quick):
-        if quick and device.type == "cpu":
-            with _QuickBackward():
-                yield
-        else:
-            yield
+    kernels = _QuickBackward() if quick and device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=quick), kernels:
+        yield
 
 
 class _QuickBackward(TorchFunctionMode):

@@ -73,15 +73,20 @@ def test_attention_gives_what_that_of_torch_gives(quick, settings):
     assert_close(slopes, expected_slopes, rtol=0.1, atol=0.1)
 
 
-def test_a_mobilenet_and_a_vit_train_within_as_without(quick):
-    for name in ("mobilenetv3_small_050", "test_vit"):
-        torch.manual_seed(0)
-        network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
-        size = network.pretrained_cfg["input_size"][-1]
-        images = torch.rand(2, 3, size, size)
-        expected = network(images)
-        with training_precision(CPU):
-            output = network(images)
-        assert_close(output.float(), expected, rtol=0.1, atol=0.1)
-        output.float().square().mean().backward()
-        assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_vit"])
+def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(quick, name):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
+    images = torch.rand(2, *network.pretrained_cfg["input_size"])
+
+    def output_and_slopes():
+        output = network(images).float()
+        slopes = torch.autograd.grad(output.square().sum(), list(network.parameters()))
+        return output, torch.cat([slope.flatten() for slope in slopes])
+
+    expected = output_and_slopes()
+    with training_precision(CPU):
+        found = output_and_slopes()
+
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours - exact).norm() < 0.05 * exact.norm()
