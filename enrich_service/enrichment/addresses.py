@@ -99,6 +99,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self) -> None:
+        # Here, where mostly a thread waits, since it reads files while an event loop would stand.
+        self._tls = httpx2.create_ssl_context()
         self._session: aiohttp.ClientSession | None = None  # opened where there is an event loop
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -106,7 +108,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,  # who asks bounds the calls
-                    ssl=httpx2.create_ssl_context(),
+                    ssl=self._tls,
                     resolver=_Resolver(),
                     socket_factory=_socket,
                 ),
