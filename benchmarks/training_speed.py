@@ -11,9 +11,11 @@ the trainer with Muon, its default, whose steps cost more and get further.
 
 import argparse
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +31,7 @@ from contract import TrainConfig
 from distill import losses
 from distill.augment import RATIO, SCALE, augment
 from distill.data import Split, load_pixels, open_image, scan_split
+from distill.memory import keep_freed_memory
 from distill.precision import training_precision
 from distill.schedule import make_optimiser
 from distill.student import Student, build_student
@@ -43,7 +46,7 @@ class Clock:
     """Seconds by what they were spent on."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: Counter[str] = Counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -90,7 +93,14 @@ def plain(split: Split, student: Student, teacher: Tensor, text: Tensor, clock: 
     student = student.to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     photos = Photos(split, student.mean, student.std)
-    loader = DataLoader(photos, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+    loader = DataLoader(
+        photos,
+        BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        drop_last=True,
+        multiprocessing_context="fork",  # they begin at once, in place of importing torch first
+    )
     batches, done = iter(loader), 0
     while True:
         with clock("data"):
@@ -139,6 +149,30 @@ def ours(
     return len(pixels) // BATCH * BATCH
 
 
+def epoch(name: str, student_name: str, images: int, cache: Path) -> tuple[float, Counter[str]]:
+    """An epoch of one side; images a second, and the seconds of each part."""
+    whole = scan_split(DATA, "train")
+    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    chosen = chosen[:images].sort().values
+    split = Split("train", whole.keys, tuple(whole.paths[i] for i in chosen), whole.targets[chosen])
+    # Speed does not depend on what the features say.
+    teacher = nn.functional.normalize(torch.randn(len(split), DIM), dim=1)
+    text = nn.functional.normalize(torch.randn(len(split.keys), DIM), dim=1)
+    student = build_student(student_name, DIM, image_size=SIZE).train()
+    clock = Clock()
+    if name == PLAIN:
+        began = time.perf_counter()
+        done = plain(split, student, teacher, text, clock)
+    else:
+        keep_freed_memory()
+        pixels = torch.from_numpy(load_pixels(split, SIZE, cache))
+        config = TrainConfig(data=str(DATA), teacher="", student=student_name, optimiser=OURS[name])
+        optimiser = make_optimiser(config, student)
+        began = time.perf_counter()
+        done = ours(pixels, split, student, teacher, text, optimiser, clock)
+    return done / (time.perf_counter() - began), clock.seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2560, help="an epoch; 12000 are all")
@@ -147,36 +181,23 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "bench-out" / "cache")
     options = parser.parse_args()
     skip_without_photos("training_speed")
-    whole = scan_split(DATA, "train")
-    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    chosen = chosen[: options.images].sort().values
-    split = Split("train", whole.keys, tuple(whole.paths[i] for i in chosen), whole.targets[chosen])
-    pixels = torch.from_numpy(load_pixels(split, SIZE, options.cache))
-    # Speed does not depend on what the features say.
-    teacher = nn.functional.normalize(torch.randn(len(split), DIM), dim=1)
-    text = nn.functional.normalize(torch.randn(len(split.keys), DIM), dim=1)
     rates: dict[str, list[float]] = {name: [] for name in (PLAIN, *OURS)}
-    clocks = {name: Clock() for name in rates}
-    config = TrainConfig(data=str(DATA), teacher="", student=options.student)
-    for _ in range(options.rounds):
-        for name, seen in rates.items():
-            student = build_student(config.student, DIM, image_size=SIZE).train()
-            began = time.perf_counter()
-            if name in OURS:
-                choice = config.model_copy(update={"optimiser": OURS[name]})
-                optimiser = make_optimiser(choice, student)
-                done = ours(pixels, split, student, teacher, text, optimiser, clocks[name])
-            else:
-                done = plain(split, student, teacher, text, clocks[name])
-            seen.append(done / (time.perf_counter() - began))
+    parts: dict[str, Counter[str]] = {name: Counter() for name in rates}
+    # A process for each epoch, since what it does with freed memory holds for all of it.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart:
+        for _ in range(options.rounds):
+            for name in rates:
+                asked = (name, options.student, options.images, options.cache)
+                rate, seconds = apart.submit(epoch, *asked).result()
+                rates[name].append(rate)
+                parts[name].update(seconds)
     table = Table(
         "", "images/s (median)", "least", "most", "data", "network", "losses", "optimiser",
-        title=f"{options.student}, {SIZE} px, batch {BATCH}, {len(split)} images, "
+        title=f"{options.student}, {SIZE} px, batch {BATCH}, {options.images} images, "
         f"{options.rounds} rounds, {torch.get_num_threads()} threads",
     )  # fmt: skip
     for name, seen in rates.items():
-        seconds = clocks[name].seconds
-        shares = [100 * seconds[part] / sum(seconds.values()) for part in
+        shares = [100 * parts[name][part] / parts[name].total() for part in
                   ("data", "network", "losses", "optimiser")]  # fmt: skip
         table.add_row(
             name, f"{median(seen):.0f}", f"{min(seen):.0f}", f"{max(seen):.0f}",

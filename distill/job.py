@@ -40,6 +40,7 @@ from distill.diagnose import diagnose, pulled_apart, text_plane
 from distill.errors import DataError
 from distill.evaluate import accuracy, imitation
 from distill.features import image_embeddings, view_embeddings
+from distill.memory import keep_freed_memory
 from distill.pictures import draw_similarity, draw_thumbnails
 from distill.preflight import SPLITS, preflight, scan_splits
 from distill.processes import processes
@@ -101,6 +102,7 @@ def run_job(
         Interrupted: `should_stop` came true; a checkpoint in `out` lets it go on.
     """
     started = datetime.now(UTC)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     first = processes().is_main_process
     tell = on_event if first else _tell_nobody

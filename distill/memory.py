@@ -1,6 +1,25 @@
-"""When a training needed more memory than there was."""
+"""What a training does with memory, and what to tell when there was too little."""
+
+import ctypes
+import sys
+from typing import Final
 
 import torch
+
+_TRIM_THRESHOLD: Final = -1  # mallopt(3)
+_MMAP_THRESHOLD: Final = -3
+
+
+def keep_freed_memory() -> None:
+    """From now on this process keeps what it frees, for what it will need next.
+
+    Without it each step of a training on a CPU asks the system anew for the memory of all its
+    activations, and waits until that is cleared: up to a fifth of its time. The process becomes
+    hardly larger, but stays as large as it was at its peak. Without glibc nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_THRESHOLD, 2**30)
 
 
 def out_of_memory(batch_size: int) -> str:

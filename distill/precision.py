@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from distill.convolution import Pair, conv2d
+
 TOKENS: Final = 256  # up to which attention keeps its weights, whose number grows as their square
 
 
@@ -23,17 +25,22 @@ def bfloat16_is_quick(device: torch.device) -> bool:
 def training_precision(device: torch.device) -> Iterator[None]:
     """A network that is called within computes in bfloat16 where that is quicker, by autocast."""
     quick = bfloat16_is_quick(device)
-    kernels = _QuickBackward() if quick and device.type == "cpu" else nullcontext()
+    kernels = nullcontext() if device.type != "cpu" else _Kernels(_BFLOAT16 if quick else _FLOAT32)
     with torch.autocast(device.type, torch.bfloat16, enabled=quick), kernels:
         yield
 
 
-class _QuickBackward(TorchFunctionMode):
-    """Goes around what has a slow backward pass in bfloat16 on a CPU.
+class _Kernels(TorchFunctionMode):
+    """Goes around what has a slow backward pass on a CPU; the forward passes are quick.
 
-    Networks of depthwise convolutions, such as MobileNets, would train more slowly with bfloat16
-    than without, and ViTs hardly more quickly. The forward passes are quick either way.
+    In bfloat16 networks of depthwise convolutions, such as MobileNets, would train more slowly than
+    in float32, and ViTs hardly more quickly. In either those train slowly whose last stages have
+    few places, such as ResNets on small images (see `distill.convolution`).
     """
+
+    def __init__(self, quick: Mapping[Any, Callable[..., Tensor]]) -> None:
+        self._quick = quick
+        super().__init__()
 
     def __torch_function__(
         self,
@@ -42,15 +49,26 @@ class _QuickBackward(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        return _QUICK.get(func, func)(*args, **(kwargs or {}))
+        return self._quick.get(func, func)(*args, **(kwargs or {}))
 
 
-def _conv2d(input: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:  # noqa: ANN401
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
     """As torch's own, in float32 where `weight` [out, in / groups, height, width] has groups."""
-    if weight.shape[1] == input.shape[-3]:
-        return functional.conv2d(input, weight, *rest, **more)
-    with torch.autocast("cpu", enabled=False):
-        return functional.conv2d(input.float(), weight, *rest, **more)
+    if groups > 1:
+        with torch.autocast("cpu", enabled=False):
+            return functional.conv2d(input.float(), weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled("cpu"):
+        input, weight = input.bfloat16(), weight.bfloat16()
+        bias = None if bias is None else bias.bfloat16()
+    return conv2d(input, weight, bias, stride, padding, dilation)
 
 
 def _attention(
@@ -72,7 +90,5 @@ def _attention(
     return weights @ value
 
 
-_QUICK: Final[dict[Any, Callable[..., Tensor]]] = {
-    functional.conv2d: _conv2d,
-    functional.scaled_dot_product_attention: _attention,
-}
+_FLOAT32: Final[dict[Any, Callable[..., Tensor]]] = {functional.conv2d: _conv2d}
+_BFLOAT16: Final = _FLOAT32 | {functional.scaled_dot_product_attention: _attention}
