@@ -30,6 +30,23 @@ def training_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
+class NoBfloat16(TorchFunctionMode):
+    """Whoever asks for bfloat16 by a keyword gets float32, for where the former is emulated."""
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own signature
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        given = {
+            name: torch.float32 if value is torch.bfloat16 else value
+            for name, value in (kwargs or {}).items()
+        }
+        return func(*args, **given)
+
+
 class _Kernels(TorchFunctionMode):
     """Goes around what has a slow backward pass on a CPU; the forward passes are quick.
 

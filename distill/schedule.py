@@ -1,12 +1,15 @@
 """Optimisers and learning rates, as functions of the config and the step."""
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.optim import Muon, param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
 from contract import TrainConfig
+from distill.precision import NoBfloat16, bfloat16_is_quick
 
 
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -20,9 +23,17 @@ def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=True)
     if config.optimiser == "muon":
-        muon: torch.optim.Optimizer = Muon(groups, lr=config.learning_rate)
-        return muon
+        return _Muon(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times quicker
+
+
+class _Muon(Muon):
+    """In float32 where bfloat16 is emulated, in which timm's would take thirty times as long."""
+
+    def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - torch's own signature
+        device = self.param_groups[0]["params"][0].device
+        with nullcontext() if bfloat16_is_quick(device) else NoBfloat16():
+            return super().step(closure)  # type: ignore[no-untyped-call]
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, total: int) -> float:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract import TrainConfig
+from distill import schedule
 from distill.cli import read_config, read_preset
 from distill.errors import UserError
 from distill.schedule import learning_rate, make_optimiser
@@ -82,3 +84,27 @@ def test_the_config_overrides_the_preset(tmp_path):
 def test_a_preset_that_is_none_is_answered_with_those_there_are():
     with pytest.raises(UserError, match="no preset 'cnn': choose resnet or vit"):
         read_preset("cnn")
+
+
+class Types(TorchDispatchMode):
+    """The types of all matrix products within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in func.name():
+            self.found |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("quick", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_computes_in_bfloat16_where_that_is_quick(monkeypatch, quick, expected):
+    monkeypatch.setattr(schedule, "bfloat16_is_quick", lambda _: quick)
+    model = nn.Linear(8, 8)
+    optimiser = make_optimiser(config(optimiser="muon"), model)
+    model(torch.randn(3, 8)).square().sum().backward()
+    with Types() as products:
+        optimiser.step()
+    assert products.found == {expected}
