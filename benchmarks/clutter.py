@@ -27,7 +27,7 @@ from demo.measure import recorded_descriptions
 from demo.world import SIZE, charms, render_clutter
 from distill.losses import l_asl, l_im_cst
 from distill.metrics import mean_average_precision
-from distill.precision import bfloat16_is_quick
+from distill.precision import training_precision
 from distill.student import MultiView, build_student
 from distill.teacher import Teacher, load_teacher
 from distill.text_bank import build_text_bank
@@ -94,13 +94,12 @@ def learn(
     optimiser = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.05, fused=True)
     steps = epochs * (len(pixels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
-    half = bfloat16_is_quick(torch.device("cpu"))
     for _ in range(epochs):
         model.train()
         order = torch.randperm(len(pixels))
         for start in range(0, len(pixels) - BATCH + 1, BATCH):
             batch = order[start : start + BATCH]
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with training_precision(torch.device("cpu")):
                 output = model(pixels[batch])
             output = output.float()
             loss = l_asl(output, text, shown[batch], threshold=threshold, **shape)

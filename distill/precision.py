@@ -25,38 +25,23 @@ def bfloat16_is_quick(device: torch.device) -> bool:
 def training_precision(device: torch.device) -> Iterator[None]:
     """A network that is called within computes in bfloat16 where that is quicker, by autocast."""
     quick = bfloat16_is_quick(device)
-    kernels = nullcontext() if device.type != "cpu" else _Kernels(_BFLOAT16 if quick else _FLOAT32)
+    kernels = nullcontext() if device.type != "cpu" else _Instead(_BFLOAT16 if quick else _FLOAT32)
     with torch.autocast(device.type, torch.bfloat16, enabled=quick), kernels:
         yield
 
 
-class NoBfloat16(TorchFunctionMode):
-    """Whoever asks for bfloat16 by a keyword gets float32, for where the former is emulated."""
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401 - torch's own signature
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        given = {
-            name: torch.float32 if value is torch.bfloat16 else value
-            for name, value in (kwargs or {}).items()
-        }
-        return func(*args, **given)
+@contextmanager
+def muon_precision(device: torch.device) -> Iterator[None]:
+    """timm's Muon, which asks for bfloat16 wherever it is, gets float32 where that is quicker."""
+    with nullcontext() if bfloat16_is_quick(device) else _Instead({Tensor.to: _to_float32}):
+        yield
 
 
-class _Kernels(TorchFunctionMode):
-    """Goes around what has a slow backward pass on a CPU; the forward passes are quick.
+class _Instead(TorchFunctionMode):
+    """Calls other functions in place of some of torch's."""
 
-    In bfloat16 networks of depthwise convolutions, such as MobileNets, would train more slowly than
-    in float32, and ViTs hardly more quickly. In either those train slowly whose last stages have
-    few places, such as ResNets on small images (see `distill.convolution`).
-    """
-
-    def __init__(self, quick: Mapping[Any, Callable[..., Tensor]]) -> None:
-        self._quick = quick
+    def __init__(self, functions: Mapping[Any, Callable[..., Tensor]]) -> None:
+        self._functions = functions
         super().__init__()
 
     def __torch_function__(
@@ -66,7 +51,14 @@ class _Kernels(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        return self._quick.get(func, func)(*args, **(kwargs or {}))
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
+
+
+def _to_float32(tensor: Tensor, *where: Any, **how: Any) -> Tensor:  # noqa: ANN401
+    """As torch's own, but to float32 in place of bfloat16."""
+    if how.get("dtype") is torch.bfloat16:
+        how["dtype"] = torch.float32
+    return tensor.to(*where, **how)
 
 
 def _conv2d(
@@ -107,5 +99,9 @@ def _attention(
     return weights @ value
 
 
+# They go around what has a slow backward pass on a CPU; the forward passes are quick. In bfloat16
+# networks of depthwise convolutions, such as MobileNets, would train more slowly than in float32,
+# and ViTs hardly more quickly. In either those train slowly whose last stages have few places, such
+# as ResNets on small images.
 _FLOAT32: Final[dict[Any, Callable[..., Tensor]]] = {functional.conv2d: _conv2d}
 _BFLOAT16: Final = _FLOAT32 | {functional.scaled_dot_product_attention: _attention}

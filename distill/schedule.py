@@ -1,7 +1,6 @@
 """Optimisers and learning rates, as functions of the config and the step."""
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from timm.optim import Muon, param_groups_weight_decay  # type: ignore[attr-defi
 from torch import nn
 
 from contract import TrainConfig
-from distill.precision import NoBfloat16, bfloat16_is_quick
+from distill.precision import muon_precision
 
 
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -31,8 +30,7 @@ class _Muon(Muon):
     """In float32 where bfloat16 is emulated, in which timm's would take thirty times as long."""
 
     def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - torch's own signature
-        device = self.param_groups[0]["params"][0].device
-        with nullcontext() if bfloat16_is_quick(device) else NoBfloat16():
+        with muon_precision(self.param_groups[0]["params"][0].device):
             return super().step(closure)  # type: ignore[no-untyped-call]
 
 

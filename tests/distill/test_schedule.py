@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract import TrainConfig
-from distill import schedule
+from distill import precision
 from distill.cli import read_config, read_preset
 from distill.errors import UserError
 from distill.schedule import learning_rate, make_optimiser
@@ -101,7 +101,7 @@ class Types(TorchDispatchMode):
 
 @pytest.mark.parametrize(("quick", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_muon_computes_in_bfloat16_where_that_is_quick(monkeypatch, quick, expected):
-    monkeypatch.setattr(schedule, "bfloat16_is_quick", lambda _: quick)
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: quick)
     model = nn.Linear(8, 8)
     optimiser = make_optimiser(config(optimiser="muon"), model)
     model(torch.randn(3, 8)).square().sum().backward()
