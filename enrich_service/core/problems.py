@@ -30,7 +30,8 @@ class Problem(BaseModel):
                     "type": "about:blank",
                     "title": "Not found",
                     "status": 404,
-                    "detail": "There is no label set 'birds'. List them with GET /v1/label-sets.",
+                    "detail": "There is no label set 'birds'. List them: `enrich labels list`, "
+                    "GET /v1/label-sets.",
                 }
             ]
         }

@@ -262,7 +262,7 @@ def get_run(session: Session, run_id: int) -> Run:
     """The run; else NotFound."""
     run = session.get(Run, run_id)
     if run is None:
-        raise NotFound(f"There is no run {run_id}. GET /v1/runs lists them.")
+        raise NotFound(f"There is no run {run_id}. List them: `enrich run list`, GET /v1/runs.")
     return run
 
 
@@ -589,7 +589,10 @@ def get_generation(session: Session, generation_id: int) -> Generation:
     """The generation; else NotFound."""
     found = session.get(Generation, generation_id)
     if found is None:
-        raise NotFound(f"There is no generation {generation_id}. GET /v1/generations lists them.")
+        raise NotFound(
+            f"There is no generation {generation_id}. List them: `enrich texts list`, "
+            "GET /v1/generations."
+        )
     return found
 
 

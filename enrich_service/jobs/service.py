@@ -73,7 +73,7 @@ def get(session: Session, job_id: int) -> JobRow:
     """The job with this id; else NotFound."""
     row = session.get(JobRow, job_id)
     if row is None:
-        raise NotFound(f"There is no job {job_id}. GET /v1/jobs lists them.")
+        raise NotFound(f"There is no job {job_id}. List them: `enrich jobs list`, GET /v1/jobs.")
     return row
 
 

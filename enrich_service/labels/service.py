@@ -146,7 +146,10 @@ def get(session: Session, name: str) -> LabelSet:
     """The label set called `name`; else NotFound."""
     label_set = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if label_set is None:
-        raise NotFound(f"There is no label set {shortened(name)}. GET /v1/label-sets lists them.")
+        raise NotFound(
+            f"There is no label set {shortened(name)}. List them: `enrich labels list`, "
+            "GET /v1/label-sets."
+        )
     return label_set
 
 

@@ -150,7 +150,10 @@ def get(session: Session, name: str) -> Prompt:
     """The prompt called `name`; else NotFound."""
     prompt = session.exec(select(Prompt).where(Prompt.name == name)).one_or_none()
     if prompt is None:
-        raise NotFound(f"There is no prompt {shortened(name)}. GET /v1/prompts lists them.")
+        raise NotFound(
+            f"There is no prompt {shortened(name)}. List them: `enrich prompts list`, "
+            "GET /v1/prompts."
+        )
     return prompt
 
 
@@ -417,7 +420,7 @@ def move_alias(
         if alias.protected and changes and not (confirm and reason.strip()):
             raise Conflict(
                 f"Alias {name!r} of prompt {prompt.name!r} is protected: "
-                'say "confirm": true and give a reason.'
+                'confirm with a reason: --confirm --reason, in a request "confirm" and "reason".'
             )
     alias.version_id = target.id
     if protected is not None:

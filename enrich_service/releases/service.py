@@ -329,7 +329,7 @@ def _demand_texts(
             remedy = "Approve" if approved_only else "Run the prompt for them, write or import"
             raise Conflict(
                 f"{len(missing)} of {len(labels)} labels have no {what}{spoken}: {named}{more}. "
-                f'{remedy} texts, or say "allow_missing": true.'
+                f'{remedy} texts, or allow it: --allow-missing, in a request "allow_missing": true.'
             )
 
 
@@ -389,7 +389,7 @@ def get(session: Session, release_id: int) -> ReleaseRow:
     """The release with this id; else NotFound."""
     row = session.get(ReleaseRow, release_id)
     if row is None:
-        raise NotFound(f"There is no release {release_id}. GET /v1/releases lists them.")
+        raise _no_release(str(release_id))
     return row
 
 
@@ -399,8 +399,14 @@ def named(session: Session, name_or_id: str) -> int:
     if found is None and name_or_id.isdecimal() and len(name_or_id) < 10:
         found = get(session, int(name_or_id)).id
     if found is None:
-        raise NotFound(f"There is no release {shortened(name_or_id)}. GET /v1/releases lists them.")
+        raise _no_release(shortened(name_or_id))
     return found
+
+
+def _no_release(name: str) -> NotFound:
+    return NotFound(
+        f"There is no release {name}. List them: `enrich release list`, GET /v1/releases."
+    )
 
 
 def body(session: Session, release_id: int) -> tuple[str, bytes]:

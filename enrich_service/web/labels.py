@@ -94,7 +94,9 @@ def _shown(
     if prompt is None:
         names = [one.name for one in prompt_service.listing(session, limit=None)]
         if not names:
-            raise NotFound("There is no prompt, so there are no texts: POST /v1/prompts makes one.")
+            raise NotFound(
+                "There is no prompt, so there are no texts: make one by `enrich prompts add`."
+            )
         prompt = _DEFAULT_PROMPT if _DEFAULT_PROMPT in names else names[0]
     choice = Choice(prompt=prompt, version=version)
     plan = enrichment_service.choose(session, choice, settings, GenerationSource.MODEL)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,31 @@ def test_a_mistake_is_told_in_one_line_and_exits_with_1(enrich, arguments, messa
     assert message in call.stderr
     assert call.stderr.count("\n") == 1
     assert call.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["labels", "show", "nix"],
+        ["prompts", "show", "nix"],
+        ["run", "show", "7"],
+        ["texts", "show", "7"],
+        ["export", "release", "nix"],
+        ["export", "release", "7"],
+        ["jobs", "show", "7"],
+    ],
+)
+def test_who_names_what_is_not_there_is_told_a_command_that_lists_what_is(enrich, arguments):
+    told = re.search(r"`enrich ([^`]+)`", enrich(*arguments).stderr)
+    assert told
+    data_of(enrich(*told[1].split(), "--json"))
+
+
+def test_a_release_that_lacks_texts_says_how_to_allow_it(enrich):
+    enrich("labels", "add", "ducks", "mallard")
+    refused = enrich("release", "create", "ducks", "r")
+    assert refused.exit_code == 1 and "--allow-missing" in refused.stderr
+    assert enrich("release", "create", "ducks", "r", "--allow-missing").exit_code == 0
 
 
 def test_a_setting_that_makes_no_sense_is_named(enrich, monkeypatch):
