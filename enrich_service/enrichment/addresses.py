@@ -92,15 +92,16 @@ def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
-    """Sends httpx2's requests by aiohttp, on connections that are judged.
+    """Sends httpx2's requests to `base_url` by aiohttp, on connections that are judged.
 
     aiohttp, since httpx2's own transport takes several times as much of the processor for a call:
     its parser is Python, and its pool looks at every open connection before and after each call.
     """
 
-    def __init__(self) -> None:
-        # Here, where mostly a thread waits, since it reads files while an event loop would stand.
-        self._tls = httpx2.create_ssl_context()
+    def __init__(self, base_url: str) -> None:
+        # Here, where mostly a thread waits, since it reads files for some 30 ms, in which an event
+        # loop would stand. Plain http needs none.
+        self._tls = httpx2.create_ssl_context() if urlsplit(base_url).scheme == "https" else True
         self._session: aiohttp.ClientSession | None = None  # opened where there is an event loop
 
     def _opened(self) -> aiohttp.ClientSession:

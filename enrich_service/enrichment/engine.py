@@ -375,12 +375,14 @@ class RunEngine:
 
         Where images are asked about: one item a label, to which its images are put.
         """
+        # At first no more than can be asked at once: they need not wait for the others.
+        size = PAGE if after >= 0 else min(PAGE, run.concurrency)
         with reading(self._engine) as session:
             labels = session.exec(
                 select(Label)
                 .where(Label.label_set_id == run.label_set_id, Label.position > after)
                 .order_by(col(Label.position))
-                .limit(PAGE)
+                .limit(size)
             ).all()
             if not labels:
                 return None

@@ -103,6 +103,7 @@ class Ledger:
                 for entry, row in zip(batch, rows, strict=True):
                     if not entry.stored.done():
                         entry.stored.set_result(row)
+                        await asyncio.sleep(0)  # answers go first, that have come meanwhile
         self._writer = None
 
     def _write(self, batch: list[_Entry]) -> list[Generation | None]:

@@ -191,7 +191,7 @@ class ChatModel:
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0)),
-                transport=GuardedTransport(),
+                transport=GuardedTransport(self.base_url),
             ),
         )
         self._endpoint = str(self.client.base_url.join("chat/completions"))
@@ -287,7 +287,8 @@ class ChatModel:
         # Past the SDK's typed method, which takes as long again to look through the messages, and
         # with the whole address, which is parsed once less.
         response = await self.client.post(self._endpoint, cast_to=httpx2.Response, body=body)
-        text = self.masked(response.text)
+        # JSON is UTF-8 (RFC 8259), whatever a header says of it.
+        text = self.masked(response.content.decode(errors="replace"))
         took = (time.perf_counter() - started) * 1000
         return read_completion(text, tuple(body["messages"]), FORMATS[asked], took, calls)
 

@@ -182,7 +182,9 @@ async def _language_model(settings: Settings) -> tuple[Verdict, str]:
         return "ok", f"answers come from the file {settings.llm_url.partition(':')[2]}"
     key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else "none"
     async with httpx2.AsyncClient(
-        transport=GuardedTransport(), timeout=LLM_SECONDS, follow_redirects=False
+        transport=GuardedTransport(settings.llm_url),
+        timeout=LLM_SECONDS,
+        follow_redirects=False,
     ) as client:
         try:
             answer = await client.get(
