@@ -8,6 +8,7 @@ ServiceError
 │   ├── Forbidden        403  its key does not open this, or it may not come from there
 │   ├── TooManyRequests  429  its key has asked too often
 │   ├── NotFound         404  the thing named does not exist
+│   │   └── NoSuch            it is not one of those that can be listed
 │   ├── Conflict         409  it does not fit what is there already
 │   │   └── LeaseLost    409  the job was given to another worker, or has ended
 │   ├── TooLarge         413  more bytes than are taken
@@ -90,6 +91,17 @@ class NotFound(UserError):
 
     status = 404
     title = "Not found"
+
+
+class NoSuch(NotFound):
+    """What was named is not one of its kind, of which there is a list.
+
+    `command` is what follows `enrich` to print that list, `route` what to GET: this may answer a
+    person who types as well as a program.
+    """
+
+    def __init__(self, what: str, command: str, route: str) -> None:
+        super().__init__(f"There is no {what}. List them: `enrich {command}`, GET {route}.")
 
 
 class Conflict(UserError):

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel, col, delete, func, select, update
 
 from enrich_service.core.database import reading, storage_error, writing
+from enrich_service.core.errors import NoSuch
 from enrich_service.enrichment.answers import Taken, texts_of
 from enrich_service.enrichment.models import (
     Batch,
@@ -103,7 +104,7 @@ class Ledger:
                 for entry, row in zip(batch, rows, strict=True):
                     if not entry.stored.done():
                         entry.stored.set_result(row)
-                        await asyncio.sleep(0)  # answers go first, that have come meanwhile
+                        await asyncio.sleep(0)  # answers that have come meanwhile go first
         self._writer = None
 
     def _write(self, batch: list[_Entry]) -> list[Generation | None]:
@@ -223,6 +224,14 @@ class Ledger:
             ):
                 taken.add(label, kind, texts_of(kind, parsed))
         return taken
+
+
+def get_generation(session: Session, generation_id: int) -> Generation:
+    """The generation; else NotFound."""
+    found = session.get(Generation, generation_id)
+    if found is None:
+        raise NoSuch(f"generation {generation_id}", "texts list", "/v1/generations")
+    return found
 
 
 def _findings(generation: Generation) -> Iterator[tuple[int, str, str]]:

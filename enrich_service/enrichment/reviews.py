@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, and_, exists, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
-from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.text import check_text
+from enrich_service.enrichment.ledger import get_generation
 from enrich_service.enrichment.models import (
     LANGUAGE,
     Generation,
@@ -61,9 +62,7 @@ def review(
         raise InvalidInput("generations: name each of them once")
     written = []
     for generation_id in generation_ids:
-        generation = session.get(Generation, generation_id)
-        if generation is None:
-            raise NotFound(f"There is no generation {generation_id}.")
+        generation = get_generation(session, generation_id)
         _check(session, generation, action)
         one = TextReview(generation_id=generation_id, action=action, reason=reason, author=author)
         session.add(one)
@@ -139,8 +138,7 @@ def check_unlocked(
 
 def log_of(session: Session, generation_id: int) -> list[ReviewView]:
     """All that was said of a text, the newest first."""
-    if session.get(Generation, generation_id) is None:
-        raise NotFound(f"There is no generation {generation_id}.")
+    get_generation(session, generation_id)
     rows = session.exec(
         select(TextReview)
         .where(TextReview.generation_id == generation_id)

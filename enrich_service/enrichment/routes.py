@@ -22,6 +22,7 @@ from enrich_service.enrichment import reviews, service
 from enrich_service.enrichment.describe import describe
 from enrich_service.enrichment.engine import RunEngine
 from enrich_service.enrichment.enricher import Enricher
+from enrich_service.enrichment.ledger import get_generation
 from enrich_service.enrichment.models import GenerationSource, GenerationStatus, RunState
 from enrich_service.enrichment.schemas import (
     Described,
@@ -230,7 +231,7 @@ def list_generations(
 @router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
 def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
     """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
-    return service.generation_detail(session, service.get_generation(session, generation_id))
+    return service.generation_detail(session, get_generation(session, generation_id))
 
 
 @router.post(

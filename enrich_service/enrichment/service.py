@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.settings import Settings
 from enrich_service.core.text import check_line, check_text, shortened
 from enrich_service.enrichment import reviews
@@ -18,7 +18,7 @@ from enrich_service.enrichment.answers import attributes_of, texts_of
 from enrich_service.enrichment.batch_api import PRICE_SHARE
 from enrich_service.enrichment.enricher import Item, Plan, Prices
 from enrich_service.enrichment.images import Roots, checked_folder, images_of, names_of
-from enrich_service.enrichment.ledger import RESULTS
+from enrich_service.enrichment.ledger import RESULTS, get_generation
 from enrich_service.enrichment.llm import IMAGE_TOKENS, RESERVED_PARAMETERS
 from enrich_service.enrichment.models import (
     Batch,
@@ -262,7 +262,7 @@ def get_run(session: Session, run_id: int) -> Run:
     """The run; else NotFound."""
     run = session.get(Run, run_id)
     if run is None:
-        raise NotFound(f"There is no run {run_id}. List them: `enrich run list`, GET /v1/runs.")
+        raise NoSuch(f"run {run_id}", "run list", "/v1/runs")
     return run
 
 
@@ -583,17 +583,6 @@ def count_results(session: Session, keys: Iterable[str]) -> int:
 
 
 # ----------------------------------------------------------------------------------- generations
-
-
-def get_generation(session: Session, generation_id: int) -> Generation:
-    """The generation; else NotFound."""
-    found = session.get(Generation, generation_id)
-    if found is None:
-        raise NotFound(
-            f"There is no generation {generation_id}. List them: `enrich texts list`, "
-            "GET /v1/generations."
-        )
-    return found
 
 
 def list_generations(

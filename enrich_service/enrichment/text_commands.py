@@ -6,6 +6,7 @@ import typer
 
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.enrichment import reviews, service
+from enrich_service.enrichment.ledger import get_generation
 from enrich_service.enrichment.models import GenerationStatus, ReviewAction
 from enrich_service.enrichment.schemas import Opinion
 
@@ -53,7 +54,7 @@ def list_(
 def show_(generation_id: int, json: Json = False) -> None:
     """Show a text with all that is known of how it came about."""
     with read_session() as session:
-        found = service.generation_detail(session, service.get_generation(session, generation_id))
+        found = service.generation_detail(session, get_generation(session, generation_id))
     show(found, json=json)
 
 

@@ -16,7 +16,7 @@ from sqlmodel import Session, col, func, select
 
 from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, InvalidInput, LeaseLost, NotFound, UserError
+from enrich_service.core.errors import Conflict, InvalidInput, LeaseLost, NoSuch, UserError
 from enrich_service.core.text import check_line, check_text
 from enrich_service.enrichment import service as runs
 from enrich_service.enrichment.models import Run, RunState, language_of
@@ -73,7 +73,7 @@ def get(session: Session, job_id: int) -> JobRow:
     """The job with this id; else NotFound."""
     row = session.get(JobRow, job_id)
     if row is None:
-        raise NotFound(f"There is no job {job_id}. List them: `enrich jobs list`, GET /v1/jobs.")
+        raise NoSuch(f"job {job_id}", "jobs list", "/v1/jobs")
     return row
 
 

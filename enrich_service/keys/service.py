@@ -11,7 +11,7 @@ from sqlmodel import Session, col, or_, select, update
 from enrich_service.core.audit import AuditEntry
 from enrich_service.core.caller import Scope
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import InvalidInput, NotFound, Unauthorized
+from enrich_service.core.errors import InvalidInput, NoSuch, Unauthorized
 from enrich_service.core.text import check_name
 from enrich_service.keys.models import ApiKey
 
@@ -77,7 +77,7 @@ def revoke(session: Session, key_id: int) -> ApiKey:
     """Make a key open nothing from now on. Revoking twice is no error."""
     key = session.get(ApiKey, key_id)
     if key is None:
-        raise NotFound(f"There is no API key {key_id}. `enrich keys list` lists them.")
+        raise NoSuch(f"API key {key_id}", "keys list", "/v1/keys")
     key.revoked_at = key.revoked_at or utcnow()
     session.add(key)
     return key

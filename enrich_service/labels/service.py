@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
 
 from enrich_service.core import spreadsheet
-from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, shortened
 from enrich_service.labels.models import ConfusableLabel, Label, LabelLine, LabelSet
 from enrich_service.labels.schemas import (
@@ -146,10 +146,7 @@ def get(session: Session, name: str) -> LabelSet:
     """The label set called `name`; else NotFound."""
     label_set = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if label_set is None:
-        raise NotFound(
-            f"There is no label set {shortened(name)}. List them: `enrich labels list`, "
-            "GET /v1/label-sets."
-        )
+        raise NoSuch(f"label set {shortened(name)}", "labels list", "/v1/label-sets")
     return label_set
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, delete, func, select
 
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment.validators import check_rules
 from enrich_service.prompts.answer_schema import check_patterns
@@ -150,10 +150,7 @@ def get(session: Session, name: str) -> Prompt:
     """The prompt called `name`; else NotFound."""
     prompt = session.exec(select(Prompt).where(Prompt.name == name)).one_or_none()
     if prompt is None:
-        raise NotFound(
-            f"There is no prompt {shortened(name)}. List them: `enrich prompts list`, "
-            "GET /v1/prompts."
-        )
+        raise NoSuch(f"prompt {shortened(name)}", "prompts list", "/v1/prompts")
     return prompt
 
 

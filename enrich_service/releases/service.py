@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Row, and_, or_
 from sqlmodel import Session, col, select
 
 from contract import Release, ReleaseLabel, TextSource, release_hash
-from enrich_service.core.errors import Conflict, InvalidInput, NotFound
+from enrich_service.core.errors import Conflict, InvalidInput, NoSuch
 from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment.models import (
@@ -389,7 +389,7 @@ def get(session: Session, release_id: int) -> ReleaseRow:
     """The release with this id; else NotFound."""
     row = session.get(ReleaseRow, release_id)
     if row is None:
-        raise _no_release(str(release_id))
+        raise NoSuch(f"release {release_id}", "release list", "/v1/releases")
     return row
 
 
@@ -399,14 +399,8 @@ def named(session: Session, name_or_id: str) -> int:
     if found is None and name_or_id.isdecimal() and len(name_or_id) < 10:
         found = get(session, int(name_or_id)).id
     if found is None:
-        raise _no_release(shortened(name_or_id))
+        raise NoSuch(f"release {shortened(name_or_id)}", "release list", "/v1/releases")
     return found
-
-
-def _no_release(name: str) -> NotFound:
-    return NotFound(
-        f"There is no release {name}. List them: `enrich release list`, GET /v1/releases."
-    )
 
 
 def body(session: Session, release_id: int) -> tuple[str, bytes]:

@@ -13,6 +13,7 @@ from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDe
 from enrich_service.core.errors import InvalidInput, NotFound, UserError
 from enrich_service.enrichment import reviews
 from enrich_service.enrichment import service as enrichment_service
+from enrich_service.enrichment.ledger import get_generation
 from enrich_service.enrichment.models import GenerationSource
 from enrich_service.enrichment.schemas import (
     Choice,
@@ -280,15 +281,11 @@ def _editable(session: Session, row: table.LabelText, prompt: PromptView) -> str
 
 
 def _view(session: Session, generation_id: int) -> GenerationView:
-    return enrichment_service.generation_view(
-        session, enrichment_service.get_generation(session, generation_id)
-    )
+    return enrichment_service.generation_view(session, get_generation(session, generation_id))
 
 
 def _detail(session: Session, generation_id: int) -> GenerationDetail:
-    return enrichment_service.generation_detail(
-        session, enrichment_service.get_generation(session, generation_id)
-    )
+    return enrichment_service.generation_detail(session, get_generation(session, generation_id))
 
 
 @router.post("/labels/{label_id}/texts")
