@@ -44,10 +44,12 @@ class Views:
 
         A single view is that of all images.
         """
-        transform = torch.zeros(len(images), 2, 3)
-        transform[:, 0, 0], transform[:, 1, 1] = self.extent.unbind(1)
-        transform[:, :, 2] = self.centre
-        grid = F.affine_grid(transform, [len(images), 3, size, size], align_corners=False)
+        # What F.affine_grid gives, without its product of matrices: there is nothing to rotate.
+        pixels = (2 * torch.arange(size) + 1) / size - 1
+        across, down = (self.centre[..., None] + self.extent[..., None] * pixels).unbind(1)
+        grid = torch.stack(
+            [across[:, None].expand(-1, size, -1), down[..., None].expand(-1, -1, size)], dim=-1
+        ).expand(len(images), -1, -1, -1)
         return F.grid_sample(
             images, grid.to(images), padding_mode="reflection", align_corners=False
         )
