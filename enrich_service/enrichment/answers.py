@@ -9,13 +9,12 @@ from enrich_service.enrichment.llm import Reply
 from enrich_service.enrichment.validators import (
     ENGLISH,
     Answer,
+    Check,
     Verdict,
     accepted_keys,
-    check,
     normalise,
+    prepare,
 )
-
-_FORM = ("schema", "count")
 
 
 @dataclass(frozen=True)
@@ -116,19 +115,36 @@ def attributes_of(parsed: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]
     }
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What the answers to one prompt version have to pass: first their form, then their content."""
+
+    form: Check
+    content: Check
+
+    @classmethod
+    def of(cls, schema: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> "Checks":
+        """Those of a prompt version. Raises InvalidInput for an unknown rule or a bad option."""
+        # As many texts as were asked for belong to the form.
+        form: list[Mapping[str, Any]] = [{"rule": "schema", "schema": schema}, {"rule": "count"}]
+        named = {rule["rule"] for rule in form}
+        return cls(
+            prepare(form), prepare([rule for rule in rules if rule.get("rule") not in named])
+        )
+
+
 def judge(
     reply: Reply,
+    checks: Checks,
     *,
     label: str,
     context: str | None,
     kind: str,
-    schema: Mapping[str, Any],
-    rules: Sequence[Mapping[str, Any]],
     taken: Taken,
     n: int | None = None,
     language: str = ENGLISH,
 ) -> Judgement:
-    """Read the reply and apply the prompt's rules; what breaks the schema goes no further."""
+    """Read the reply and apply the prompt's rules; what breaks the form goes no further."""
     if reply.refusal or reply.finish_reason == "content_filter":
         said = reply.refusal or "the server's content filter stopped the answer"
         return Judgement(None, (), (f"refusal: {said[:200]}",), ())
@@ -146,12 +162,11 @@ def judge(
         n=n,
         language=language,
     )
-    # The form first: the schema, and as many texts as were asked for.
-    verdict = check([{"rule": "schema", "schema": schema}, {"rule": "count"}], answer)
+    verdict = checks.form(answer)
     if cut_off and verdict.problems:
         verdict = Verdict((f"cut_off: the answer ended after {reply.completion_tokens} tokens",))
     if not verdict.problems:
-        verdict = check([rule for rule in rules if rule.get("rule") not in _FORM], answer)
+        verdict = checks.content(answer)
     return Judgement(parsed, texts, verdict.problems, verdict.flags, cut_off)
 
 

@@ -22,7 +22,7 @@ from enrich_service.core.errors import (
 )
 from enrich_service.core.settings import Settings
 from enrich_service.enrichment.addresses import check_host
-from enrich_service.enrichment.answers import Judgement, Taken, correction, judge
+from enrich_service.enrichment.answers import Checks, Judgement, Taken, correction, judge
 from enrich_service.enrichment.images import SIDE, ImageFile, data_url
 from enrich_service.enrichment.ledger import Ledger
 from enrich_service.enrichment.llm import (
@@ -75,6 +75,11 @@ class Plan:
         """The part of each key's text that is the same for all labels."""
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
         return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
+
+    @cached_property
+    def checks(self) -> Checks:
+        """What the answers have to pass."""
+        return Checks.of(self.version.output_schema, self.version.validators)
 
     @cached_property
     def rewrites(self) -> bool:
@@ -371,9 +376,23 @@ class Enricher:
 
         `note` is told before it is stored: a budget is to know at once what was spent.
         """
+        status, messages = GenerationStatus.FAILED, question.messages
+        if isinstance(outcome, Reply):
+            found = self._judge(plan, item, outcome, taken)
+            came, messages = self._came(plan, outcome, found), outcome.messages
+            if found.accepted:
+                status = GenerationStatus.ACCEPTED
+                taken.add(item.name, plan.kind, found.texts)
+            elif turn.number < ATTEMPTS:
+                status = GenerationStatus.RETRIED
+            elif outcome.problem is None:
+                status = GenerationStatus.REJECTED
+        else:
+            came = {"problems": [str(outcome)], "flags": [], "calls": outcome.calls}
+        # At once and whole, since SQLModel takes long to set a field, and to find out a default.
         generation = Generation(
             source=self.model.source,
-            status=GenerationStatus.FAILED,
+            status=status,
             kind=plan.kind,
             label_id=item.label_id,
             label_name=item.name,
@@ -390,39 +409,41 @@ class Enricher:
             requested_model=plan.model,
             parameters=dict(turn.parameters),
             variables=dict(plan.variables),
-            messages=_kept(question.messages, item.image),
-            # Given, since SQLModel takes long to find out how to make what is not.
-            problems=[],
-            flags=[],
+            messages=_kept(messages, item.image),
             created_at=utcnow(),
+            **came,
         )
-        if not isinstance(outcome, Reply):
-            generation.problems, generation.calls = [str(outcome)], outcome.calls
-            note(generation)
-            return generation
-        found = self._judge(plan, item, outcome, taken)
-        _record(generation, outcome, found, self.settings.prices)
-        generation.messages = _kept(outcome.messages, item.image)
-        if found.accepted:
-            generation.status = GenerationStatus.ACCEPTED
-            taken.add(item.name, plan.kind, found.texts)
-        elif turn.number < ATTEMPTS:
-            generation.status = GenerationStatus.RETRIED
-        elif outcome.problem is None:
-            generation.status = GenerationStatus.REJECTED
         note(generation)
         return generation
+
+    def _came(self, plan: Plan, reply: Reply, found: Judgement) -> dict[str, Any]:
+        """The fields of a generation that tell of an answer."""
+        return {
+            "raw_reply": reply.text,
+            "response_format": reply.response_format,
+            "latency_ms": reply.latency_ms,
+            "finish_reason": reply.finish_reason,
+            "resolved_model": reply.resolved_model,
+            "fingerprint": reply.fingerprint,
+            "response_id": reply.response_id,
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "calls": reply.calls,
+            "cost_usd": cost_usd(self.settings.prices, (plan.model, reply.resolved_model), reply),
+            "parsed": found.parsed,
+            "problems": list(found.problems),
+            "flags": list(found.flags),
+        }
 
     def _judge(self, plan: Plan, item: Item, reply: Reply, taken: Taken) -> Judgement:
         if reply.problem is not None:
             return Judgement(None, (), (f"{_PROTOCOL}{reply.problem}",), ())
         return judge(
             reply,
+            plan.checks,
             label=item.name,
             context=item.context,
             kind=plan.kind,
-            schema=plan.version.output_schema,
-            rules=plan.version.validators,
             taken=taken,
             n=plan.variables.get("n"),
             language=plan.variables.get("language", ENGLISH),
@@ -487,27 +508,3 @@ def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float
         return None
     full = price[0] * (used.prompt_tokens or 0) + price[1] * (used.completion_tokens or 0)
     return used.price_share * full / 1_000_000
-
-
-def _record(
-    generation: Generation,
-    reply: Reply,
-    found: Judgement,
-    prices: Prices,
-) -> None:
-    generation.raw_reply = reply.text
-    generation.response_format = reply.response_format
-    generation.latency_ms = reply.latency_ms
-    generation.finish_reason = reply.finish_reason
-    generation.resolved_model = reply.resolved_model
-    generation.fingerprint = reply.fingerprint
-    generation.response_id = reply.response_id
-    generation.prompt_tokens = reply.prompt_tokens
-    generation.completion_tokens = reply.completion_tokens
-    generation.calls = reply.calls
-    generation.cost_usd = cost_usd(
-        prices, (generation.requested_model, reply.resolved_model), reply
-    )
-    generation.parsed = found.parsed
-    generation.problems = list(found.problems)
-    generation.flags = list(found.flags)

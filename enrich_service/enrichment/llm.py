@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -57,6 +58,11 @@ class Question:
     schema: Mapping[str, Any]
     sample_index: int = 0
     key: str = ""  # the dedupe key
+
+    @cached_property
+    def schema_json(self) -> str:
+        """The schema in one way of writing it, by which it is looked up."""
+        return json.dumps(self.schema, sort_keys=True)
 
     def most_tokens(self) -> tuple[int, int]:
         """What the call may use at most, as servers count it: the text's size, and max_tokens."""
@@ -236,8 +242,7 @@ class ChatModel:
             return reply
 
     def _server(self, question: Question) -> _Server:
-        key = (question.model, json.dumps(question.schema, sort_keys=True))
-        return self._servers.setdefault(key, _Server())
+        return self._servers.setdefault((question.model, question.schema_json), _Server())
 
     def format_for(self, question: Question) -> str | None:
         """The response format in which the server has answered such a question; None: not yet."""

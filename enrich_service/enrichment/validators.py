@@ -31,7 +31,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 
 from jsonschema import Draft202012Validator
@@ -85,19 +85,29 @@ class Verdict:
 
 
 Rule = Callable[..., Verdict]
+Check = Callable[[Answer], Verdict]
 PASSED = Verdict()
 
 
 def check(rules: Sequence[Mapping[str, Any]], answer: Answer) -> Verdict:
     """Apply the rules in their order. Raises InvalidInput for an unknown rule or a bad option."""
-    problems: list[str] = []
-    flags: list[str] = []
-    for rule in rules:
-        name, options = _named(rule)
-        found = RULES[name](answer, **options)
-        problems += [f"{name}: {reason}" for reason in found.problems]
-        flags += [f"{name}: {reason}" for reason in found.flags]
-    return Verdict(tuple(problems), tuple(flags))
+    return prepare(rules)(answer)
+
+
+def prepare(rules: Sequence[Mapping[str, Any]]) -> Check:
+    """`check` for many answers: the rules are read once. Raises InvalidInput as it does."""
+    ready = [(name, partial(RULES[name], **options)) for name, options in map(_named, rules)]
+
+    def apply(answer: Answer) -> Verdict:
+        problems: list[str] = []
+        flags: list[str] = []
+        for name, rule in ready:
+            found = rule(answer)
+            problems += [f"{name}: {reason}" for reason in found.problems]
+            flags += [f"{name}: {reason}" for reason in found.flags]
+        return Verdict(tuple(problems), tuple(flags))
+
+    return apply
 
 
 def check_rules(rules: Sequence[Mapping[str, Any]]) -> None:
@@ -182,13 +192,14 @@ def empty(answer: Answer) -> Verdict:
     return PASSED
 
 
+# This one, and the next two, are looked for in small letters: see `_unlike`.
 _ERROR_TEXT = re.compile(
     r"""
       ^[^\w\n]*(?:
           (?:\w*error|exception)\b\s*(?:[:!.\d(]|$)   # "Error: …", "ValueError(…", "Error 500"
         | time(?:d\s+|-?)out\W*$
         | [45]\d\d\b.{0,40}\b(?:error|gateway|unavailable|forbidden|not\s+found|requests))
-    | ^[ \t]*File\s+".+",\s+line\s+\d+
+    | ^[ \t]*file\s+".+",\s+line\s+\d+
     | \b(?:
           (?:internal|network|server|connection|parse|syntax|unknown|unexpected)\s+
           (?:server\s+)?error\b
@@ -208,7 +219,7 @@ _ERROR_TEXT = re.compile(
         | verify\s+(?:that\s+)?you\s+are\s+(?:a\s+)?human\b)
     | <!doctype\s+html | <html\b | <\?xml
     """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+    re.VERBOSE | re.MULTILINE,
 )
 
 
@@ -241,7 +252,7 @@ _REFUSAL = re.compile(
       (?:is|are|about|to|on|needed|required)\b
     | \b(?:violates?|against)\s+(?:\w+\s+){0,3}(?:polic(?:y|ies)|guidelines)\b
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.VERBOSE,
 )
 
 
@@ -262,7 +273,7 @@ _CHATTER = re.compile(
       (?:descriptions?|sentences?|captions?|answers?|json|examples?)\b
     | \byour\s+(?:question|request|prompt|query)\b
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.VERBOSE,
 )
 
 
@@ -631,9 +642,12 @@ def _validator(schema_json: str) -> Draft202012Validator:
 
 
 def _unlike(pattern: re.Pattern[str], answer: Answer, reason: str) -> Verdict:
-    """A problem for each text (or for a reply without texts) in which the pattern is found."""
+    """A problem for each text (or reply without texts) in whose small letters the pattern is."""
     bodies = answer.texts or (answer.raw,)
-    found = [match.group() for text in bodies if (match := pattern.search(text))]
+    # Twice as quick as a pattern that takes capitals for small letters.
+    found = [
+        text[slice(*match.span())] for text in bodies if (match := pattern.search(text.lower()))
+    ]
     return Verdict(tuple(f'"{_quote(match)}" {reason}' for match in found))
 
 
@@ -687,6 +701,7 @@ _PLURALS = {
 }
 
 
+@lru_cache(maxsize=4096)
 def _singular(word: str) -> str:
     """A rough singular, the same for both numbers of a word; it need not be a word itself."""
     if word in _PLURALS:
@@ -711,6 +726,7 @@ def _spans(words: tuple[str, ...], name: tuple[str, ...]) -> Iterator[int]:
     return (i for i in range(len(words) - n + 1) if n and words[i : i + n] == name)
 
 
+@lru_cache(maxsize=4096)
 def _without(text: str, label: str) -> str:
     """The text's words without its label's name: "goldfish" is no golden colour."""
     words, name = normalise(text).split(), _words(label)
