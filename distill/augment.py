@@ -50,9 +50,7 @@ class Views:
         grid = torch.stack(
             [across[:, None].expand(-1, size, -1), down[..., None].expand(-1, -1, size)], dim=-1
         ).expand(len(images), -1, -1, -1)
-        return F.grid_sample(
-            images, grid.to(images), padding_mode="reflection", align_corners=False
-        )
+        return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)
