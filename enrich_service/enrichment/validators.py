@@ -192,7 +192,7 @@ def empty(answer: Answer) -> Verdict:
     return PASSED
 
 
-# This one, and the next two, are looked for in small letters: see `_unlike`.
+# This pattern and the next two ignore case, and are themselves in small letters: see `_search`.
 _ERROR_TEXT = re.compile(
     r"""
       ^[^\w\n]*(?:
@@ -219,7 +219,7 @@ _ERROR_TEXT = re.compile(
         | verify\s+(?:that\s+)?you\s+are\s+(?:a\s+)?human\b)
     | <!doctype\s+html | <html\b | <\?xml
     """,
-    re.VERBOSE | re.MULTILINE,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 
 
@@ -252,7 +252,7 @@ _REFUSAL = re.compile(
       (?:is|are|about|to|on|needed|required)\b
     | \b(?:violates?|against)\s+(?:\w+\s+){0,3}(?:polic(?:y|ies)|guidelines)\b
     """,
-    re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -273,7 +273,7 @@ _CHATTER = re.compile(
       (?:descriptions?|sentences?|captions?|answers?|json|examples?)\b
     | \byour\s+(?:question|request|prompt|query)\b
     """,
-    re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -642,13 +642,22 @@ def _validator(schema_json: str) -> Draft202012Validator:
 
 
 def _unlike(pattern: re.Pattern[str], answer: Answer, reason: str) -> Verdict:
-    """A problem for each text (or reply without texts) in whose small letters the pattern is."""
+    """A problem for each text (or for a reply without texts) in which the pattern is found."""
     bodies = answer.texts or (answer.raw,)
-    # Twice as quick as a pattern that takes capitals for small letters.
-    found = [
-        text[slice(*match.span())] for text in bodies if (match := pattern.search(text.lower()))
-    ]
+    found = [text[slice(*match.span())] for text in bodies if (match := _search(pattern, text))]
     return Verdict(tuple(f'"{_quote(match)}" {reason}' for match in found))
+
+
+def _search(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """`pattern.search(text)` of a pattern in small letters that ignores case; `text` in any."""
+    if text.isascii():  # most are, and to ignore case takes twice as long
+        return _heeding_case(pattern).search(text.lower())
+    return pattern.search(text)
+
+
+@lru_cache
+def _heeding_case(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(pattern.pattern, pattern.flags & ~re.IGNORECASE)
 
 
 def _units(kind: str, texts: Sequence[str]) -> Sequence[str]:

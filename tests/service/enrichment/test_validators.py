@@ -232,6 +232,12 @@ def test_an_error_message_is_no_description(text):
     assert problems("error_text", "goldfish", text)
 
 
+@pytest.mark.parametrize("text", ["I'M SORRY", "I'm ſorry"])  # an old s, and no other letter of it
+def test_capitals_and_odd_letters_hide_no_refusal_and_are_quoted_as_they_are(text):
+    (problem,) = problems("refusal", "goldfish", f"{text}, BUT NO.")
+    assert problem.startswith(f'refusal: "{text}"')
+
+
 def test_a_refusal_or_an_error_in_plain_text_is_seen_where_json_was_asked_for():
     rules = [{"rule": "refusal"}, {"rule": "error_text"}]
     assert check(rules, answer("goldfish", raw=REFUSALS[0])).problems[0].startswith("refusal: ")
