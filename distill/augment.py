@@ -23,7 +23,10 @@ TEST_EXTENT: Final = 7 / 8  # side of a crop to test on, as 224 pixels of 256
 
 @dataclass(frozen=True)
 class Views:
-    """Which part of each image is seen: centre and half extent in [−1, 1], extent < 0 mirrors."""
+    """Which part of each image is seen: centre and half extent in [−1, 1], extent < 0 mirrors.
+
+    No part reaches beyond its image.
+    """
 
     centre: Tensor  # [batch, 2] x, y
     extent: Tensor  # [batch, 2]

@@ -104,15 +104,12 @@ def _as_matrix(
         for count, step, pad in zip(places, stride, padding, strict=True)
     ]
     taps = weight.permute(0, 2, 3, 1)
-    if (
-        not any(padding)
-        or dilation != (1, 1)
-        or any(
-            start < 0 or start + length > window
-            for length, window, along in zip(size, taps.shape[1:3], starts, strict=True)
-            for start in along
-        )
-    ):
+    all_seen = all(
+        0 <= start <= window - length
+        for length, window, along in zip(size, taps.shape[1:3], starts, strict=True)
+        for start in along
+    )
+    if not (all_seen and any(padding) and dilation == (1, 1)):
         return None
     matrix = taps.new_empty(*places, len(taps), *size, taps.shape[-1])
     for block, (down, across) in zip(matrix.flatten(0, 1), product(*starts), strict=True):
