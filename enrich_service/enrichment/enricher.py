@@ -36,7 +36,12 @@ from enrich_service.enrichment.llm import (
     Turnstile,
     ask_patiently,
 )
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    new_generation,
+)
 from enrich_service.enrichment.replay import ReplayModel
 from enrich_service.enrichment.validators import ENGLISH
 from enrich_service.prompts.models import PromptVersion
@@ -389,8 +394,7 @@ class Enricher:
                 status = GenerationStatus.REJECTED
         else:
             came = {"problems": [str(outcome)], "flags": [], "calls": outcome.calls}
-        # At once and whole, since SQLModel takes long to set a field, and to find out a default.
-        generation = Generation(
+        generation = new_generation(
             source=self.model.source,
             status=status,
             kind=plan.kind,

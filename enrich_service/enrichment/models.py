@@ -7,7 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Index, text
+from sqlalchemy import JSON, ColumnElement, Index, inspect, text
+from sqlalchemy.orm import configure_mappers
 from sqlmodel import Field, SQLModel, col, func
 
 from enrich_service.core.database import UtcDateTime, enum_column, utcnow
@@ -207,6 +208,27 @@ class Generation(SQLModel, table=True):
     latency_ms: float | None = None
     author: str = ""
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+configure_mappers()  # without it a row made by the next has no attributes yet
+_new_row = inspect(Generation).class_manager.new_instance
+_DEFAULTS = {
+    name: field.default
+    for name, field in Generation.model_fields.items()
+    if field.default_factory is None and not field.is_required()
+}
+
+
+def new_generation(**values: Any) -> Generation:  # noqa: ANN401 - any column's
+    """`Generation(**values)`, where `values` has all dicts, all lists and the time.
+
+    Made in the way in which the ORM makes a row that it has read: SQLModel sets one field after the
+    other, which takes thirty times as long, and half as long as to judge the answer.
+    """
+    row: Generation = _new_row()
+    vars(row).update(_DEFAULTS)
+    vars(row).update(values)
+    return row
 
 
 # The language of a generation's texts, in any query that reads it.
