@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from typer.core import TyperGroup
 
@@ -99,8 +100,11 @@ def serve(
             err=True,
         )
     configure_log(settings.log_format)
+    service = create_app(settings)
+    for _ in iter_route_contexts(service.routes):
+        pass  # FastAPI puts each router's routes together when first asked for one, or here
     uvicorn.run(
-        create_app(settings),
+        service,
         host=host,
         port=settings.port if port is None else port,
         log_config=None,  # its lines go where all others go

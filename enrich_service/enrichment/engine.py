@@ -268,6 +268,7 @@ class RunEngine:
             run.finished_at = None if run.state is RunState.PAUSED else utcnow()
 
     async def _ask_all(self, work: Work, plan: Plan) -> None:
+        await self._enricher.taken_by(plan)  # or all workers would wait for it, and go on together
         queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=work.run.concurrency)
         workers = [
             asyncio.create_task(self._ask_from(queue, work, plan, after=number * APART))
@@ -396,11 +397,13 @@ class RunEngine:
     ) -> None:
         me = asyncio.current_task()
         assert me is not None
-        await asyncio.sleep(after)
         while True:
             item = await queue.get()
             work.asking[me] = item
             try:
+                if after:  # once there is something to ask
+                    await asyncio.sleep(after)
+                    after = 0.0
                 if not work.stop.is_set():
                     await self._ask(item, work, plan)
             except UserError as error:
