@@ -35,11 +35,13 @@ def has_example(document, media):
     return bool(fields) and all("example" in one or "examples" in one for one in fields)
 
 
-def test_every_route_has_a_summary_of_its_own_and_a_tag(document):
+def test_every_route_has_a_summary_of_its_own_and_a_tag_that_the_docs_know(document):
     summaries = [operation.get("summary") for _, operation in operations(document)]
     assert all(summaries)
     assert len(set(summaries)) == len(summaries)
     assert all(operation.get("tags") for _, operation in operations(document))
+    used = {tag for _, operation in operations(document) for tag in operation["tags"]}
+    assert used == {tag["name"] for tag in document["tags"]}
 
 
 def test_every_request_body_has_an_example(document):
