@@ -43,6 +43,7 @@ class Answer:
     delay: float = 0.0  # seconds, on top of the server's latency
     reset: bool = False  # the connection is dropped without a word
     hang: bool = False  # the connection stays open and silent
+    drip: float = 0.0  # seconds between two blanks, of which nothing but more comes
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,12 @@ class LlmServer:
             if answer.hang:
                 await reader.read()  # until the client gives up
                 return False
+            if answer.drip:
+                writer.write(b"HTTP/1.1 200 .\r\nContent-Length: 1000000\r\n\r\n")
+                while True:
+                    writer.write(b" ")
+                    await writer.drain()  # raises once the client has given up
+                    await asyncio.sleep(answer.drip)
             body = self._body(call, answer)
             if wait := self.latency + answer.delay:  # what it takes to answer is within it
                 await asyncio.sleep(arrived + wait - time.monotonic())

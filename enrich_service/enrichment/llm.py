@@ -291,7 +291,15 @@ class ChatModel:
         started = time.perf_counter()
         # Past the SDK's typed method, which takes as long again to look through the messages, and
         # with the whole address, which is parsed once less.
-        response = await self.client.post(self._endpoint, cast_to=httpx2.Response, body=body)
+        try:
+            async with asyncio.timeout(
+                self.timeout
+            ):  # of it all: some servers send blanks for ever
+                response = await self.client.post(
+                    self._endpoint, cast_to=httpx2.Response, body=body
+                )
+        except TimeoutError:
+            raise self._late(calls) from None
         # JSON is UTF-8 (RFC 8259), whatever a header says of it.
         text = self.masked(response.content.decode(errors="replace"))
         took = (time.perf_counter() - started) * 1000
@@ -309,9 +317,7 @@ class ChatModel:
         `unknown`: what a 404 means.
         """
         if isinstance(error, openai.APITimeoutError):
-            return ModelBusy(
-                f"{self.provider} did not answer within {self.timeout:g} s", calls=calls
-            )
+            return self._late(calls)
         if isinstance(error, openai.APIConnectionError):
             return ModelBusy(
                 f"cannot reach {self.shown} ({_root_cause(error)}): "
@@ -342,6 +348,9 @@ class ChatModel:
                 f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
         return self.unanswered(status, said, calls, retry_after(error.response.headers))
+
+    def _late(self, calls: int) -> ModelBusy:
+        return ModelBusy(f"{self.provider} did not answer within {self.timeout:g} s", calls=calls)
 
     def unanswered(
         self, status: int, said: str, calls: int, wait: float | None = None

@@ -98,9 +98,12 @@ def test_a_passing_fault_is_asked_again_and_counted(fault: Answer) -> None:
         assert server.calls["harlequin duck"] == 2
 
 
-def test_a_server_that_hangs_is_given_up_after_the_timeout_and_asked_again() -> None:
+@pytest.mark.parametrize("fault", [Answer(hang=True), Answer(drip=0.05)], ids=["hang", "drip"])
+def test_a_server_that_never_ends_is_given_up_after_the_timeout_and_asked_again(
+    fault: Answer,
+) -> None:
     with LlmServer() as server:
-        server.script("harlequin duck", Answer(hang=True))
+        server.script("harlequin duck", fault)
         assert ask(server, timeout=0.3).calls == 2
 
 
