@@ -88,6 +88,7 @@ def plan_with(
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
         raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
     parameters = {**defaults, **choice.parameters}
+    prompts.check_parameters(parameters)
     variables = _variables(choice, version)
     return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
 
@@ -716,7 +717,10 @@ def edit_generation(
     """A person's better text for what a generation says, with that generation as its parent."""
     parent = get_generation(session, generation_id)
     if parent.prompt_version_id is None:
-        raise Conflict(f"Generation {generation_id} belongs to no prompt and cannot be edited.")
+        raise Conflict(
+            f"Generation {generation_id} belongs to no prompt, so it cannot be edited: write a "
+            "text of its label instead (`enrich texts write`, POST /v1/labels/…/texts)."
+        )
     return _write(
         session,
         version=session.get_one(PromptVersion, parent.prompt_version_id),

@@ -9,8 +9,9 @@ from enrich_service.enrichment import reviews, service
 from enrich_service.enrichment.ledger import get_generation
 from enrich_service.enrichment.models import GenerationStatus, ReviewAction
 from enrich_service.enrichment.schemas import Opinion
+from enrich_service.enrichment.validators import ENGLISH
 
-app = typer.Typer(no_args_is_help=True, help="Texts: look, edit, approve, reject, lock.")
+app = typer.Typer(no_args_is_help=True, help="Texts: look, edit, write, approve, reject, lock.")
 
 Ids = Annotated[list[int], typer.Argument(help="Ids of generations.")]
 Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
@@ -67,6 +68,32 @@ def edit(generation_id: int, text: str, author: Author = "", json: Json = False)
         )
         view = service.generation_view(session, made)
     show(view, json=json, columns=("id", "label", "text", "parent_id", "author"))
+
+
+@app.command()
+def write(
+    label_id: Annotated[int, typer.Argument(help="Id of a label, as `enrich labels show` has it.")],
+    text: str,
+    prompt: Annotated[
+        str, typer.Option(help="That would have filled it in.")
+    ] = "visual-description",
+    language: Annotated[str, typer.Option(help="Of the text.")] = ENGLISH,
+    author: Author = "",
+    json: Json = False,
+) -> None:
+    """Store a text of your own for a label."""
+    with write_session() as session:
+        made = service.write_text(
+            session,
+            label_id,
+            prompt=prompt,
+            text=text,
+            parsed=None,
+            author=author,
+            language=language,
+        )
+        view = service.generation_view(session, made)
+    show(view, json=json, columns=("id", "label", "text", "prompt", "author"))
 
 
 def _say(action: ReviewAction, ids: list[int], reason: str, author: str, json: bool) -> None:

@@ -41,7 +41,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from enrich_service.core.errors import InvalidInput
-from enrich_service.prompts.answer_schema import SchemaValidator
+from enrich_service.prompts.answer_schema import SchemaValidator, check_references
 
 ENGLISH = "English"
 
@@ -319,9 +319,18 @@ _VISIBLE = re.compile(
 )
 
 
+def _is_template(text: str, label: str) -> bool:
+    """Whether something was to be filled in, which is not what the label's own name holds."""
+    if not _TEMPLATE.search(text):
+        return False
+    return not _TEMPLATE.search(label) or bool(_TEMPLATE.search(text.replace(label, "")))
+
+
 def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)] = 4) -> Verdict:
     """The text is no filler, has `min_words` words, and says something that one can see."""
-    hollow = [t for t in answer.texts if _FILLER.fullmatch(normalise(t)) or _TEMPLATE.search(t)]
+    hollow = [
+        t for t in answer.texts if _FILLER.fullmatch(normalise(t)) or _is_template(t, answer.label)
+    ]
     if answer.kind == "attributes":
         # "marks: none" is a fair answer for one attribute, not for all of them.
         found = tuple(f'the value "{_quote(t)}" is a placeholder' for t in hollow)
@@ -630,6 +639,7 @@ def _validator(schema_json: str) -> Draft202012Validator:
     loaded = json.loads(schema_json)
     try:
         SchemaValidator.check_schema(loaded)
+        check_references(loaded)
         # An empty registry: nothing is ever fetched from the address that a schema names.
         validator = SchemaValidator(loaded, registry=Registry())
         validator.is_valid({})

@@ -1,17 +1,24 @@
-"""JSON Schema for answers, whose regular expressions cannot hang the service.
+"""JSON Schema for answers that cannot hang the service.
 
 A pattern such as ^(a+)+$ takes Python's `re` for ever over a short text. RE2 matches in linear
 time; what it lacks for that, look-around and back-references, is refused when a prompt is saved.
+So is a schema that references make large: parts that each refer twice to the next one double the
+work of a check with every part.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import re2
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from enrich_service.core.errors import InvalidInput
+
+MOST_PARTS: Final = 5_000  # of a schema with its references written out
 
 
 def _match(
@@ -45,3 +52,47 @@ def check_patterns(schema: Any) -> None:  # noqa: ANN401 - any JSON
             ) from error
     for value in schema.values():
         check_patterns(value)
+
+
+def check_references(schema: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where references make `schema` too large to be checked in a moment."""
+    # The registry is empty, so that nothing is ever fetched from an address.
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    within: set[int] = {id(schema)}  # what is being written out
+    again: set[int] = set()  # of that, what was referred to from within
+    parts = 0
+
+    def write_out(part: Any) -> None:  # noqa: ANN401 - any JSON
+        nonlocal parts
+        if isinstance(part, list):
+            for value in part:
+                write_out(value)
+        if not isinstance(part, Mapping):
+            return
+        parts += 1
+        if parts > MOST_PARTS:
+            raise InvalidInput(
+                f"The output schema has more than {MOST_PARTS} parts once each reference in it is "
+                "written out: refer to fewer parts"
+            )
+        for value in part.values():
+            write_out(value)
+        if not isinstance(reference := part.get("$ref", part.get("$dynamicRef")), str):
+            return
+        try:
+            target = resolver.lookup(reference).contents
+        except Unresolvable:
+            return  # told elsewhere
+        if id(target) not in within:
+            within.add(id(target))
+            write_out(target)
+            within.remove(id(target))
+        elif id(target) in again:
+            raise InvalidInput(
+                f"The output schema refers to {reference!r} within itself more than once: write "
+                "out what an answer may hold"
+            )
+        else:
+            again.add(id(target))
+
+    write_out(schema)

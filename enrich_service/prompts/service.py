@@ -17,7 +17,7 @@ from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment.validators import check_rules
-from enrich_service.prompts.answer_schema import check_patterns
+from enrich_service.prompts.answer_schema import check_patterns, check_references
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
@@ -94,7 +94,18 @@ def check_content(
     for name in model_defaults:
         if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             raise InvalidInput(f"{shortened(name)} is no parameter that a prompt can set")
+    check_parameters(model_defaults)
     check_rules(validators)
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where a limit of tokens is none: an answer that is cut off doubles it."""
+    for name, value in parameters.items():
+        if name.startswith("max_") and not (type(value) is int and value > 0):
+            raise InvalidInput(
+                f"{name} is {shortened(json.dumps(value))}: give a whole number of tokens, or "
+                "leave it out"
+            )
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
@@ -114,6 +125,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
                 f"The output schema refers to {shortened(reference)}: only #/… is allowed"
             )
         _follow(reference, schema)
+    check_references(schema)
 
 
 def _follow(reference: str, schema: Mapping[str, Any]) -> None:

@@ -140,6 +140,12 @@ def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
     assert data_of(enrich("release", "create", "ducks", "r", "--approved-only", "--json"))
     for action in ("lock", "unlock", "reject"):
         assert enrich("texts", action, text["id"]).exit_code == 0
+    refused = enrich("texts", "edit", text["id"], "Better.")
+    assert refused.exit_code == 1
+    assert "`enrich texts write`" in refused.stderr  # it was imported, no prompt asked for it
+    (label,) = data_of(enrich("labels", "show", "ducks", "--json"))["items"]
+    own = "The wood duck has a white bridle and a crest that hangs over its neck."
+    assert data_of(enrich("texts", "write", label["id"], own, "--json"))["text"] == own
     log = data_of(enrich("texts", "log", text["id"], "--json"))
     assert [one["action"] for one in log] == ["reject", "unlock", "lock", "approve"]
     assert "wood duck" in enrich("texts", "list", "--opinion", "rejected").stdout
@@ -161,6 +167,7 @@ def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
         (["labels", "confusable", "nix"], "one of both"),
         (["texts", "approve", "7"], "no generation 7"),
         (["texts", "edit", "7", "x"], "no generation 7"),
+        (["texts", "write", "7", "x"], "no label 7"),
         (["serve", "--host", "0.0.0.0"], "ENRICH_ALLOW_REMOTE=1"),
     ],
 )

@@ -185,6 +185,7 @@ def test_instructions_in_a_label_travel_as_data(client, model):
         ({"labels": ["a"], "prompt": "nix"}, "no prompt 'nix'"),
         ({"labels": ["a"], "version": 9}, "no version 9"),
         ({"labels": ["a"], "parameters": {"messages": []}}, "'messages' belongs to the call"),
+        ({"labels": ["a"], "parameters": {"max_tokens": None}}, "give a whole number of tokens"),
     ],
 )
 def test_a_request_that_makes_no_sense_asks_and_stores_nothing(client, model, body, message):

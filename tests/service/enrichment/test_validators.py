@@ -249,6 +249,12 @@ def test_a_phrase_without_anything_to_see_is_a_placeholder(text):
     assert problems("placeholder", "goldfish", text)
 
 
+def test_what_the_label_itself_holds_is_no_placeholder():
+    label = "goldfish {{ 7*7 }}"
+    assert not problems("placeholder", label, f"A {label} has orange scales and red fins.")
+    assert problems("placeholder", label, f"A {label} has {{colour}} scales and red fins.")
+
+
 @pytest.mark.parametrize("text", CHATTY)
 def test_talk_to_the_reader_is_refused(text):
     assert problems("chatter", "goldfish", text)

@@ -49,6 +49,13 @@ def test_the_hash_covers_all_that_shapes_an_answer(change):
     assert content_hash(**content) == content_hash(**dict(reversed(content.items())))
 
 
+def doubling(parts):
+    """A small schema of parts that each refer twice to the next one."""
+    twice = {f"p{n}": {"allOf": [{"$ref": f"#/$defs/p{n + 1}"}] * 2} for n in range(parts)}
+    defs = twice | {f"p{parts}": {"type": "string"}}
+    return {"type": "object", "properties": {"a": {"$ref": "#/$defs/p0"}}, "$defs": defs}
+
+
 BAD = [
     ({"user": "{{ label"}, "user template, line 1"),
     ({"user": "{{ labl }}"}, "unknown variable 'labl'"),
@@ -75,6 +82,15 @@ BAD = [
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "(?=b)"}}}},
         "leave out look-around",
     ),
+    ({"output_schema": doubling(30)}, "more than 5000 parts"),
+    (
+        {"output_schema": {"type": "object", "properties": {"a": {"allOf": [{"$ref": "#"}] * 2}}}},
+        "'#' within itself more than once",
+    ),
+    (
+        {"validators": [{"rule": "schema", "schema": doubling(30)}]},
+        "more than 5000 parts",
+    ),
     ({"output_schema": {"type": "object", "patternProperties": {"^a": {}}}}, "patternProperties"),
     ({"user": "{{ label.__class__ }}"}, "attribute access"),
     ({"system": "{{ label['__class__'] }}"}, "Getitem is not allowed"),
@@ -85,6 +101,9 @@ BAD = [
     ({"kind": "poem"}, "kind"),
     ({"model_defaults": {"api_key": "x"}}, "'api_key' is no parameter"),
     ({"model_defaults": {"Temp!": 1}}, "no parameter"),
+    ({"model_defaults": {"max_tokens": None}}, "max_tokens is 'null': give a whole number"),
+    ({"model_defaults": {"max_completion_tokens": "lots"}}, "give a whole number of tokens"),
+    ({"model_defaults": {"max_tokens": 0}}, "give a whole number of tokens"),
     ({"validators": [{"rule": "no-such-rule"}]}, "no-such-rule"),
     ({"validators": [{}]}, "rule"),
 ]
