@@ -5,7 +5,7 @@
 the end every label must have a valid text, and no call may have been made for a label after its
 answer was stored; the language model's server counts.
 
-    python -m benchmarks.enrichment_faults [--labels 1000] [--kills 10] [--seed 0]
+    python -m benchmarks.enrichment_faults [--labels 2000] [--kills 10] [--seed 0]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.request import urlopen
 
-from benchmarks.enrichment_rate import language_model, wait
+from benchmarks.enrichment_rate import CONCURRENCY, language_model, wait
 from demo.stack import BIN, DemoError, Service, started, stop_tidily, wait_for_address
 
 FAULTS = {"429": 0.10, "500": 0.05, "reset": 0.02, "cut": 0.02, "hang": 0.01}
@@ -26,7 +26,7 @@ FAULTS = {"429": 0.10, "500": 0.05, "reset": 0.02, "cut": 0.02, "hang": 0.01}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--labels", type=int, default=1000)
+    parser.add_argument("--labels", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -44,6 +44,7 @@ def main() -> None:
             "OPENAI_BASE_URL": url,
             "ENRICH_LLM_TIMEOUT_SECONDS": "3",
             "ENRICH_RUN_LEASE_SECONDS": "2",
+            "ENRICH_LLM_CONCURRENCY": str(CONCURRENCY),
         }
         run = None
         for kills in range(options.kills + 1):
@@ -52,7 +53,9 @@ def main() -> None:
                 if run is None:
                     labels = [{"name": f"kind {n} of teal"} for n in range(options.labels)]
                     service.post("/v1/label-sets", {"name": "teals", "labels": labels})
-                    run = service.post("/v1/runs", {"label_set": "teals", "concurrency": 16})
+                    run = service.post(
+                        "/v1/runs", {"label_set": "teals", "concurrency": CONCURRENCY}
+                    )
                 if kills < options.kills:
                     time.sleep(dice.uniform(0.5, 3.0))
                     process.popen.kill()
@@ -86,7 +89,7 @@ def main() -> None:
     print(f"good answers sent: {sum(good.values())}; sent again after a kill lost them: {twice}")
     if len(texts) != options.labels or set(texts.values()) != {1}:
         sys.exit("enrichment_faults: a label has no text, or more than one")
-    if twice > 16 * options.kills:  # only what was in flight at a kill may be asked again
+    if twice > CONCURRENCY * options.kills:  # only what was in flight at a kill may be asked again
         sys.exit("enrichment_faults: more was asked again than was in flight at the kills")
 
 
