@@ -357,6 +357,8 @@ class ChatModel:
     ) -> ModelBusy | QuestionRefused:
         """What a status means that tells of no more than this one question."""
         line = f"{self.provider} answers {status} ({said})"
+        if wait is not None and wait > LONGEST_WAIT:
+            line += f" and asks to be left alone for {wait:.0f} s"
         if status in (408, 409, 429) or status >= 500:
             return ModelBusy(line, calls=calls, retry_after=wait)
         return QuestionRefused(line, calls=calls)

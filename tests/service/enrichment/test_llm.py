@@ -124,12 +124,13 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
     assert retry_after({}) is None
 
 
-def test_a_long_retry_after_is_not_waited_out() -> None:
+def test_a_long_retry_after_is_told_and_not_waited_out() -> None:
     with LlmServer() as server:
         server.script("harlequin duck", Answer(429, headers={"Retry-After": "3600"}))
         with pytest.raises(ModelBusy) as caught:
             ask(server)
     assert caught.value.retry_after == 3600
+    assert str(caught.value).endswith("asks to be left alone for 3600 s")
     assert server.calls["harlequin duck"] == 1
 
 
