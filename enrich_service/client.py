@@ -6,18 +6,20 @@
         client.wait_for_run(run.id)
         client.create_release(ReleaseCreate(label_set="ducks", name="ducks-1", sources=[…]))
 
-What goes in and what comes back are the models of the service itself, parsed and typed.
+What goes in and what comes back are the models of the service itself, parsed and typed; files go
+in and come back as bytes. A service that has keys wants one: `Client(URL, key=KEY)`.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, RootModel, TypeAdapter
 
 from contract import ImageCaption, Job, JobCreate, Release, Report
+from enrich_service.core.text import without_password
 from enrich_service.enrichment.models import ReviewAction, RunState
 from enrich_service.enrichment.schemas import (
     Described,
@@ -33,6 +35,8 @@ from enrich_service.enrichment.schemas import (
     RunView,
     TextIn,
 )
+from enrich_service.exchange.schemas import Imported, Manifest
+from enrich_service.keys.schemas import AuditView, KeyCreate, KeyCreated, KeyView
 from enrich_service.labels.schemas import (
     Confusable,
     LabelIn,
@@ -42,18 +46,29 @@ from enrich_service.labels.schemas import (
     LabelView,
 )
 from enrich_service.prompts.schemas import (
+    AliasMoveView,
     AliasPut,
+    AliasRollback,
     AliasView,
+    ArchivePut,
     PromptCreate,
     PromptView,
+    TagsPut,
     VersionCreate,
+    VersionDiff,
     VersionView,
 )
-from enrich_service.releases.schemas import ReleaseCreate, ReleaseView, TranslationCreate
+from enrich_service.releases.schemas import (
+    ReleaseCreate,
+    ReleaseDiff,
+    ReleaseView,
+    TranslationCreate,
+)
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 
 GOING_ON = (RunState.QUEUED, RunState.RUNNING)
 M = TypeVar("M", bound=BaseModel)
+Lists = RootModel[dict[str, list[str]]]
 
 
 class ClientError(Exception):
@@ -68,10 +83,18 @@ class ClientError(Exception):
 
 
 class Client:
-    """The service at `url`. Every method raises ClientError; `timeout` is in seconds for a call."""
+    """The service at `url`. Every method raises ClientError; `timeout` is in seconds for a call.
 
-    def __init__(self, url: str, *, timeout: float = 120.0) -> None:
-        self._http = httpx.Client(base_url=url.rstrip("/") + "/v1/", timeout=timeout)
+    `key`: an API key, where the service has keys; it wins over a password in `url`.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 120.0) -> None:
+        _check(url, key)
+        self._http = httpx.Client(
+            base_url=url.rstrip("/") + "/v1/",
+            auth=_bearer(key) if key else None,
+            timeout=timeout,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +118,10 @@ class Client:
         given = [LabelIn(name=one) if isinstance(one, str) else one for one in labels]
         return self._post("label-sets", LabelSetCreate(name=name, labels=given), LabelSetView)
 
+    def upload_label_set(self, name: str, csv: bytes) -> LabelSetView:
+        """A new label set of a CSV file with the columns key, name and context."""
+        return self._upload("label-sets/upload", {"file": csv}, LabelSetView, name=name)
+
     def label_sets(self) -> list[LabelSetView]:
         """Label sets by name (the first 1000)."""
         return self._list("label-sets", LabelSetView, limit=1000)
@@ -116,6 +143,10 @@ class Client:
         body = Confusable(confusable=confusable)
         return self._send("PUT", f"label-sets/{name}/confusable", body, Confusable)
 
+    def guess_confusable(self, name: str) -> Confusable:
+        """Take labels whose names end alike for confusable, where nothing is known yet."""
+        return self._post(f"label-sets/{name}/confusable/from-names", None, Confusable)
+
     def delete_label_set(self, name: str) -> None:
         """Delete a label set that nothing uses."""
         self._call("DELETE", f"label-sets/{name}")
@@ -126,26 +157,63 @@ class Client:
         """A new prompt with its version 1."""
         return self._post("prompts", prompt, VersionView)
 
-    def prompts(self, *, search: str = "", tag: str | None = None) -> list[PromptView]:
-        """Prompts by name (the first 1000)."""
-        return self._list("prompts", PromptView, search=search, tag=tag, limit=1000)
+    def prompts(
+        self, *, search: str = "", tag: str | None = None, archived: bool = False
+    ) -> list[PromptView]:
+        """Prompts by name (the first 1000); with `archived`, those too that are put away."""
+        found = {"search": search, "tag": tag, "archived": archived}
+        return self._list("prompts", PromptView, **found, limit=1000)
 
     def prompt(self, name: str) -> PromptView:
         """One prompt with its aliases."""
         return self._get(f"prompts/{name}", PromptView)
 
+    def archive_prompt(self, name: str) -> PromptView:
+        """Put a prompt away: it stays readable, and takes no new version."""
+        return self._send("PUT", f"prompts/{name}/archived", ArchivePut(archived=True), PromptView)
+
+    def unarchive_prompt(self, name: str) -> PromptView:
+        """Bring an archived prompt back."""
+        return self._send("PUT", f"prompts/{name}/archived", ArchivePut(archived=False), PromptView)
+
+    def tag_prompt(self, name: str, tags: Iterable[str]) -> PromptView:
+        """Give a prompt these tags in place of those it had."""
+        return self._send("PUT", f"prompts/{name}/tags", TagsPut(tags=list(tags)), PromptView)
+
     def add_version(self, name: str, version: VersionCreate) -> VersionView:
         """The next version of a prompt; the newest one where it has this very content."""
         return self._post(f"prompts/{name}/versions", version, VersionView)
+
+    def versions(self, name: str) -> list[VersionView]:
+        """All versions of a prompt, the newest first."""
+        return self._list(f"prompts/{name}/versions", VersionView)
 
     def version(self, name: str, which: int | str) -> VersionView:
         """A version of a prompt, by number or alias."""
         kind = "versions" if isinstance(which, int) else "aliases"
         return self._get(f"prompts/{name}/{kind}/{which}", VersionView)
 
+    def compare_versions(
+        self, name: str, before: int, after: int, *, context: int | None = None
+    ) -> VersionDiff:
+        """What changed between two versions; `context`: equal lines kept around a change."""
+        numbers = {"from": before, "to": after}
+        return self._get(f"prompts/{name}/diff", VersionDiff, **numbers, context=context)
+
     def move_alias(self, name: str, alias: str, move: AliasPut) -> AliasView:
         """Point an alias at a version."""
         return self._send("PUT", f"prompts/{name}/aliases/{alias}", move, AliasView)
+
+    def roll_back_alias(
+        self, name: str, alias: str, rollback: AliasRollback | None = None
+    ) -> AliasView:
+        """Put an alias back to where it was before its last move."""
+        body = rollback or AliasRollback()
+        return self._post(f"prompts/{name}/aliases/{alias}/rollback", body, AliasView)
+
+    def alias_moves(self, name: str, alias: str) -> list[AliasMoveView]:
+        """The moves of an alias, the newest first."""
+        return self._list(f"prompts/{name}/aliases/{alias}/moves", AliasMoveView)
 
     def try_prompt(self, trial: TrialRequest) -> Trial:
         """Ask a prompt that is not saved about a few labels."""
@@ -286,8 +354,7 @@ class Client:
         self, release: Release, *, name: str | None = None, label_set: str | None = None
     ) -> ReleaseView:
         """Take in a release that was made elsewhere."""
-        answer = self._call("POST", "releases/import", release, name=name, label_set=label_set)
-        return ReleaseView.model_validate_json(answer.content)
+        return self._post("releases/import", release, ReleaseView, name=name, label_set=label_set)
 
     def translate(self, release_id: int, translation: TranslationCreate) -> RunView:
         """Begin a run that translates the texts of a release."""
@@ -300,6 +367,10 @@ class Client:
     def release(self, release_id: int) -> Release:
         """A release with its texts."""
         return self._get(f"releases/{release_id}", Release)
+
+    def compare_releases(self, before: int, after: int) -> ReleaseDiff:
+        """The labels whose texts differ between two releases."""
+        return self._get(f"releases/{before}/diff", ReleaseDiff, to=after)
 
     def create_job(self, job: JobCreate) -> Job:
         """Queue the training of a student."""
@@ -327,45 +398,201 @@ class Client:
         """The report of a job."""
         return self._get(f"jobs/{job_id}/report", Report)
 
+    # -------------------------------------------------------------------------- imports, exports
+
+    def import_all(self, export: bytes) -> Imported:
+        """Take in what `export_all` gave: all of it or nothing."""
+        return self._post("import", export, Imported)
+
+    def import_generations_csv(self, csv: bytes) -> Imported:
+        """Take in what `generations_csv` gave; its prompts and label sets must be here already."""
+        return self._post("import/generations.csv", csv, Imported)
+
+    def import_release_csv(
+        self, csv: bytes, *, name: str, label_set: str, author: str = ""
+    ) -> ReleaseView:
+        """Make a release, and the label set where it does not exist, of the texts in a CSV file."""
+        named = {"name": name, "label_set": label_set, "author": author}
+        return self._post("import/release.csv", csv, ReleaseView, **named)
+
+    def import_pairs(
+        self,
+        name: str,
+        label2text: bytes,
+        descriptions: bytes | None = None,
+        *,
+        context: str | None = None,
+        author: str = "",
+        check_texts: bool = True,
+    ) -> Imported:
+        """Make a label set of the paper's label2text.txt, with the texts of its chatgpt.txt."""
+        files = {"label2text": label2text, "descriptions": descriptions}
+        told = {"context": context, "author": author, "check_texts": check_texts}
+        return self._upload("import/pairs", files, Imported, name=name, **told)
+
+    def import_lists(
+        self,
+        lists: dict[str, list[str]],
+        *,
+        label_set: str,
+        kind: Literal["attributes", "sentences"],
+        author: str = "",
+        check_texts: bool = True,
+    ) -> Imported:
+        """Take in the descriptors (attributes) or sentences of class names."""
+        told = {"kind": kind, "author": author, "check_texts": check_texts}
+        return self._post("import/lists", Lists(lists), Imported, label_set=label_set, **told)
+
+    def export_all(self, *, label_set: str | None = None) -> bytes:
+        """Label sets, prompts, generations and releases as JSONL; or what belongs to one set."""
+        return self._call("GET", "export", label_set=label_set).content
+
+    def generations_csv(self, *, label_set: str | None = None) -> bytes:
+        """All generations, or those that serve one label set, as CSV."""
+        return self._call("GET", "export/generations.csv", label_set=label_set).content
+
+    def labels_csv(self, name: str) -> bytes:
+        """The labels of a label set as CSV, as `upload_label_set` takes them."""
+        return self._call("GET", f"label-sets/{name}/labels.csv").content
+
+    def release_csv(self, release_id: int) -> bytes:
+        """The texts of a release as CSV, as `import_release_csv` takes them."""
+        return self._call("GET", f"releases/{release_id}/release.csv").content
+
+    def label2text(self, release_id: int) -> bytes:
+        """The labels of a release as the paper's label2text.txt has them."""
+        return self._call("GET", f"releases/{release_id}/label2text.txt").content
+
+    def descriptions(self, release_id: int) -> bytes:
+        """The descriptions of a release as the paper's chatgpt.txt has them."""
+        return self._call("GET", f"releases/{release_id}/chatgpt.txt").content
+
+    def descriptors(self, release_id: int) -> dict[str, list[str]]:
+        """The attributes of a release by class name, as classify-by-description has them."""
+        return self._get(f"releases/{release_id}/descriptors.json", Lists).root
+
+    def sentences(self, release_id: int) -> dict[str, list[str]]:
+        """The sentences of a release by class name, as CuPL has them."""
+        return self._get(f"releases/{release_id}/sentences.json", Lists).root
+
+    def manifest(self, release_id: int) -> Manifest:
+        """Where the texts of a release came from."""
+        return self._get(f"releases/{release_id}/manifest.json", Manifest)
+
+    # --------------------------------------------------------------------------------------- keys
+
+    def create_key(self, key: KeyCreate) -> KeyCreated:
+        """A new API key; the answer is the only place where it ever stands."""
+        return self._post("keys", key, KeyCreated)
+
+    def keys(self) -> list[KeyView]:
+        """All API keys, the newest first."""
+        return self._list("keys", KeyView)
+
+    def revoke_key(self, key_id: int) -> KeyView:
+        """Let a key open nothing from now on."""
+        return self._post(f"keys/{key_id}/revoke", None, KeyView)
+
+    def audit_log(self, *, key_id: int | None = None, before: int | None = None) -> list[AuditView]:
+        """Changes and who made them, the newest first (1000 of those older than `before`)."""
+        return self._list("audit", AuditView, key_id=key_id, before=before, limit=1000)
+
     # -------------------------------------------------------------------------------------- calls
 
     def _call(
         self,
         method: str,
         path: str,
-        body: BaseModel | None = None,
+        body: BaseModel | bytes | None = None,
         **query: Any,  # noqa: ANN401
     ) -> httpx.Response:
-        content = None if body is None else body.model_dump_json(exclude_unset=True)
+        if isinstance(body, BaseModel):
+            content: bytes | None = body.model_dump_json(exclude_unset=True).encode()
+            kind = "application/json"
+        else:
+            content, kind = body, "application/octet-stream"
+        return self._request(
+            method,
+            path,
+            content=content,
+            headers=None if content is None else {"Content-Type": kind},
+            params=_given(query),
+        )
+
+    def _upload(
+        self,
+        path: str,
+        files: dict[str, bytes | None],
+        model: type[M],
+        **form: Any,  # noqa: ANN401
+    ) -> M:
+        answer = self._request("POST", path, files=_given(files), data=_given(form))
+        return model.model_validate_json(answer.content)
+
+    def _request(self, method: str, path: str, **sent: Any) -> httpx.Response:  # noqa: ANN401
         try:
-            answer = self._http.request(
-                method,
-                path,
-                content=content,
-                headers={"Content-Type": "application/json"} if content else None,
-                params={name: value for name, value in query.items() if value is not None},
-            )
+            answer = self._http.request(method, path, **sent)
         except httpx.HTTPError as error:
             raise ClientError(
-                f"{self._http.base_url} does not answer ({error or type(error).__name__}): "
-                "check the address, and that the service runs"
+                f"{without_password(str(self._http.base_url))} does not answer "
+                f"({error or type(error).__name__}): check the address, and that the service runs"
             ) from error
         if answer.is_success:
             return answer
         raise ClientError(_detail(answer), answer.status_code)
 
-    def _send(self, method: str, path: str, body: BaseModel | None, model: type[M]) -> M:
-        return model.model_validate_json(self._call(method, path, body).content)
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | bytes | None,
+        model: type[M],
+        **query: Any,  # noqa: ANN401
+    ) -> M:
+        return model.model_validate_json(self._call(method, path, body, **query).content)
 
-    def _post(self, path: str, body: BaseModel | None, model: type[M]) -> M:
-        return self._send("POST", path, body, model)
+    def _post(
+        self,
+        path: str,
+        body: BaseModel | bytes | None,
+        model: type[M],
+        **query: Any,  # noqa: ANN401
+    ) -> M:
+        return self._send("POST", path, body, model, **query)
 
     def _get(self, path: str, model: type[M], **query: Any) -> M:  # noqa: ANN401
-        return model.model_validate_json(self._call("GET", path, None, **query).content)
+        return self._send("GET", path, None, model, **query)
 
     def _list(self, path: str, model: type[M], **query: Any) -> list[M]:  # noqa: ANN401
         found = self._call("GET", path, None, **query).json()
         return [model.model_validate(one) for one in found]
+
+
+def _check(url: str, key: str | None) -> None:
+    """Raises ClientError where nothing can be sent; it shows neither, as both may hold a key."""
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        address = httpx.URL()
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ClientError("the service's address must be like http://127.0.0.1:8000")
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ClientError("the API key has characters that no key has: copy it once more")
+
+
+def _bearer(key: str) -> Callable[[httpx.Request], httpx.Request]:
+    """Puts `key` into a request. A header alone would give way to a password in the address."""
+
+    def put(request: httpx.Request) -> httpx.Request:
+        request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    return put
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` without those that are None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _detail(answer: httpx.Response) -> str:

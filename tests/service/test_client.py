@@ -4,6 +4,7 @@ import pytest
 
 from contract import JobCreate, JobState, TrainConfig
 from enrich_service.client import Client, ClientError
+from enrich_service.core.caller import Scope
 from enrich_service.enrichment.models import ReviewAction, RunState
 from enrich_service.enrichment.schemas import (
     DescribeRequest,
@@ -12,8 +13,9 @@ from enrich_service.enrichment.schemas import (
     RunCreate,
     TextIn,
 )
+from enrich_service.keys.schemas import KeyCreate
 from enrich_service.labels.schemas import LabelIn
-from enrich_service.prompts.schemas import AliasPut, PromptCreate, VersionCreate
+from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.trials.schemas import TrialRequest
 from tests.llm_server import LlmServer
@@ -54,6 +56,8 @@ def test_the_way_from_names_to_a_job_is_a_dozen_lines(client):
     assert release.labels[0].description == "The teal is small."
     there = client.import_release(release, name="r2")
     assert (there.hash, len(client.releases(label_set="ducks"))) == (view.hash, 2)
+    models = ReleaseCreate(label_set="ducks", name="r3", sources=[STANDARD], allow_missing=True)
+    assert client.compare_releases(view.id, client.create_release(models).id).before == view
 
     config = TrainConfig(data="/data", teacher="hf-hub:a/b")
     job = client.create_job(JobCreate(release_id=view.id, config=config))
@@ -89,6 +93,86 @@ def test_prompts_are_made_tried_and_compared(client):
     client.create_label_set("unused", ["teal"])
     client.delete_label_set("unused")
     assert [one.name for one in client.label_sets()] == ["one"]
+
+
+def test_prompts_are_tagged_archived_and_rolled_back(client):
+    content = {"output_schema": {"type": "object", "properties": {"description": {}}}}
+    first = PromptCreate(name="mine", kind="description", user="Describe {{ label }}.", **content)
+    client.create_prompt(first)
+    client.add_version("mine", VersionCreate(user="Describe {{ label }} briefly.", **content))
+    assert [one.number for one in client.versions("mine")] == [2, 1]
+    (changed,) = client.compare_versions("mine", 1, 2, context=0).changed
+    assert changed.field == "user"
+
+    client.move_alias("mine", "production", AliasPut(version=1))
+    client.move_alias("mine", "production", AliasPut(version=2))
+    assert client.roll_back_alias("mine", "production").version == 1
+    client.move_alias("mine", "production", AliasPut(version=2, protected=True))
+    sure = AliasRollback(reason="more refusals", author="ada", confirm=True)
+    assert client.roll_back_alias("mine", "production", sure).version == 1
+    moves = client.alias_moves("mine", "production")
+    assert (len(moves), moves[0].reason, moves[0].author) == (5, "more refusals", "ada")
+
+    assert client.tag_prompt("mine", ["own", "short"]).tags == ["own", "short"]
+    assert client.archive_prompt("mine").archived_at
+    assert client.prompts(tag="own") == []
+    assert [one.name for one in client.prompts(tag="own", archived=True)] == ["mine"]
+    assert client.unarchive_prompt("mine").archived_at is None
+
+
+def test_files_go_in_and_come_back_as_they_were(client):
+    made = client.upload_label_set("up", b"key,name,context\nn1,common teal,\nn2,marbled teal,\n")
+    assert (made.labels, client.label_set("up")) == (2, made)
+    assert client.guess_confusable("up").confusable == {"n1": ["n2"], "n2": ["n1"]}
+    assert [one.key for one in client.labels("up")] == ["n1", "n2"]
+    assert client.labels_csv("up").splitlines()[1] == b"n1,common teal,"
+
+    names, texts = b"n1 1 mallard\nn2 2 smew\n", b"A green head.\nA white crest.\n"
+    assert client.import_pairs("bare", names).label_sets == ["bare"]
+    taken = client.import_pairs("pairs", names, texts, author="ada", check_texts=False)
+    assert (taken.generations, taken.rejected) == (2, 0)
+    one = client.create_release(ReleaseCreate(label_set="pairs", name="p1")).id
+    assert (client.label2text(one), client.descriptions(one)) == (names, texts)
+    again = client.import_release_csv(client.release_csv(one), name="p2", label_set="pairs")
+    assert client.compare_releases(one, again.id).differing == 0
+    assert client.manifest(one).texts == {"description by import": 2}
+
+    heads, crests = {"gadwall": ["a grey head"]}, {"gadwall": ["The gadwall has no crest."]}
+    client.import_lists(heads, label_set="lists", kind="attributes")
+    client.import_lists(crests, label_set="lists", kind="sentences", check_texts=False)
+    both = client.create_release(ReleaseCreate(label_set="lists", name="l1")).id
+    assert (client.descriptors(both), client.sentences(both)) == (heads, crests)
+
+    rows = client.generations_csv(label_set="lists")
+    assert client.import_generations_csv(rows).there_already == 2
+    assert len(client.export_all(label_set="lists")) < len(client.export_all())
+    assert client.import_all(client.export_all()).generations == 0
+
+
+def test_a_service_with_keys_is_asked_with_one(connect):  # noqa: F811
+    url = str(connect().base_url)
+    with Client(url) as anybody:
+        root = anybody.create_key(KeyCreate(name="root", scope=Scope.ADMIN))
+        with pytest.raises(ClientError, match="needs an API key") as told:
+            anybody.keys()
+        assert told.value.status == 401
+    with Client(url, key=root.key) as admin:
+        ann = admin.create_key(KeyCreate(name="ann"))
+        listed = admin.keys()
+        assert [one.name for one in listed] == ["ann", "root"]
+        with_password = url.replace("://", f"://any:{ann.key}@")
+        with Client(with_password) as client:
+            client.create_label_set("ducks", ["teal"])
+        with Client(with_password, key=root.key) as client:  # the key wins over the password
+            assert client.keys()[0].last_used_at
+        assert [one.action for one in admin.audit_log(key_id=ann.id)] == ["create_label_set"]
+        assert admin.revoke_key(ann.id).revoked_at
+        newest = admin.audit_log()[0]
+        assert (newest.who, newest.action) == ("root", "revoke_key")
+        assert newest not in admin.audit_log(before=newest.id)
+        with Client(with_password) as client, pytest.raises(ClientError) as told:
+            client.label_sets()
+        assert told.value.status == 401 and ann.key not in told.value.detail
 
 
 def test_a_run_is_paused_resumed_cancelled_and_retried(client, model):  # noqa: F811
@@ -128,3 +212,30 @@ def test_something_else_that_answers_is_told_with_its_status():
         with pytest.raises(ClientError) as told:
             client.prompts()
         assert (told.value.status, told.value.detail) == (404, "Not Found")
+
+
+def test_a_password_in_the_address_is_never_shown():
+    with LlmServer() as gone:
+        url = gone.url
+    with (
+        Client(url.replace("://", "://any:planted@")) as client,
+        pytest.raises(ClientError, match="does not answer") as told,
+    ):
+        client.prompts()
+    assert "planted" not in told.value.detail
+    assert url.replace("://", "://***@") in told.value.detail
+
+
+@pytest.mark.parametrize(
+    "url", ["any:planted@host", "ftp://any:planted@host", "http://any:planted/1@host", "host:80"]
+)
+def test_what_is_no_address_is_refused_at_once_and_not_shown(url):
+    with pytest.raises(ClientError, match=r"must be like http://127\.0\.0\.1:8000$"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["planted\n", "plänted", "pla nted"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key):
+    with pytest.raises(ClientError, match="characters that no key has") as told:
+        Client("http://127.0.0.1:1", key=key)
+    assert key not in told.value.detail
