@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -70,6 +71,20 @@ def first_misfit(error: ValidationError) -> str:
     """The first thing that does not fit, on one line: `labels.0.name: Field required`."""
     first = error.errors(include_url=False)[0]
     return ": ".join(filter(None, (place(first["loc"]), first["msg"])))
+
+
+def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """An `object_pairs_hook` for json: raises InvalidInput for a name with two of `what`."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise InvalidInput(f"The file has two {what} for {shortened(name)}")
+            names.add(name)
+        return dict(pairs)
+
+    return made
 
 
 def without_password(url: str) -> str:

@@ -13,7 +13,7 @@ from sqlmodel import Session, select
 
 from contract import Release, ReleaseLabel
 from enrich_service.core.errors import Conflict, InvalidInput
-from enrich_service.core.text import check_text, shortened
+from enrich_service.core.text import check_text, once, shortened
 from enrich_service.exchange.schemas import Imported
 from enrich_service.exchange.service import take_in_texts
 from enrich_service.labels import service as label_service
@@ -112,17 +112,8 @@ def import_lists(
 
 def read(data: str) -> dict[str, list[str]]:
     """The lists of such a file. Raises InvalidInput where it is no such JSON."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names: set[str] = set()
-        for name, _ in pairs:
-            if name in names:
-                raise InvalidInput(f"The file has two lists for {shortened(name)}")
-            names.add(name)
-        return dict(pairs)
-
     try:
-        return _FILE.validate_python(json.loads(data, object_pairs_hook=once), strict=True)
+        return _FILE.validate_python(json.loads(data, object_pairs_hook=once("lists")), strict=True)
     except (ValueError, RecursionError) as error:
         what = str(error)
         if isinstance(error, ValidationError):

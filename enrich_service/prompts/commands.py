@@ -1,5 +1,6 @@
 """`enrich prompts`."""
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import first_misfit
+from enrich_service.core.text import first_misfit, once
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import PromptCreate, VersionCreate
 
@@ -22,6 +23,19 @@ Confirm = Annotated[bool, typer.Option("--confirm", help="Yes, although it is pr
 Body = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="JSON file, as for POST /v1/prompts.")
 ]
+
+
+def read(file: Path) -> PromptCreate:
+    """The prompt in a JSON file. Raises InvalidInput where it is none, or has a field twice."""
+    try:
+        data = file.read_bytes()
+        given = PromptCreate.model_validate_json(data)
+    except OSError as error:
+        raise InvalidInput(f"Cannot read {file}: {error.strerror}") from error
+    except ValidationError as error:
+        raise InvalidInput(f"{file}: {first_misfit(error)}") from error
+    jsonlib.loads(data, object_pairs_hook=once("values"))  # pydantic takes the last of two
+    return given
 
 
 @app.command("list")
@@ -60,10 +74,7 @@ def versions(name: str, json: Json = False) -> None:
 @app.command()
 def add(body: Body, json: Json = False) -> None:
     """Create a prompt from a JSON file, or add its content as the next version."""
-    try:
-        given = PromptCreate.model_validate_json(body.read_bytes())
-    except ValidationError as error:
-        raise InvalidInput(f"{body}: {first_misfit(error)}") from error
+    given = read(body)
     with write_session() as session:
         names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
         if given.name not in names:
