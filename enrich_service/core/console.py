@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
@@ -17,7 +20,7 @@ from sqlmodel import Session
 from enrich_service.core.database import make_engine, reading, storage_error, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.prestart import prestart
-from enrich_service.core.settings import Settings
+from enrich_service.core.settings import Settings, environment_names
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -31,6 +34,12 @@ def load_settings() -> Settings:
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"ENRICH_{name.upper()}"
         raise InvalidInput(f"{variable}: {first['msg']}") from error
+    except SettingsError as error:
+        name = str(error).split('"')[1]  # the error has the field's name in its message alone
+        wanted = Settings.model_fields[name].description
+        raise InvalidInput(
+            f"{environment_names(name)[0]} is no JSON; it wants: {wanted}"
+        ) from error
 
 
 @contextmanager
@@ -62,6 +71,26 @@ def write_session() -> Iterator[Session]:
     """A writing session on the database of the environment."""
     with database() as engine, writing(engine) as session:
         yield session
+
+
+def working(what: str) -> Status:
+    """A spinner on standard error while a block runs; nothing where that is no terminal."""
+    return Console(stderr=True).status(what)
+
+
+def bars(*, hidden: bool = False) -> Progress:
+    """Progress bars on standard error; nothing where they are `hidden` or that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # Into a file, even no bar would be a line of its own.
+        disable=hidden or not console.is_terminal,
+    )
 
 
 def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence[str] = ()) -> None:

@@ -13,17 +13,17 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from enrich_service.core.console import (
     Json,
+    bars,
     database,
     load_settings,
     read_session,
     show,
+    working,
     write_session,
 )
 from enrich_service.core.database import reading, writing
@@ -118,7 +118,7 @@ def describe(
         async with open_enricher(engine, settings) as enricher:
             return await describing.describe(enricher, body)
 
-    with database(settings) as engine, Console(stderr=True).status("Asking"):
+    with database(settings) as engine, working("Asking"):
         found = asyncio.run(ask(engine))
     show(found, json=json, columns=("label", "status", "text"))
     for one in found:
@@ -200,7 +200,8 @@ def carry_out(
 
     async def go(engine: Engine) -> RunView | RunEstimate:
         async with open_enricher(engine, settings) as enricher:
-            with (reading if estimate else writing)(engine) as session:
+            opened = reading if estimate else writing
+            with working("Looking for what to ask"), opened(engine) as session:
                 made = begin(session, enricher.model.source)
                 if isinstance(made, RunEstimate):
                     return made
@@ -254,15 +255,9 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
         loop.add_signal_handler(number, asked.set)
     runs = RunEngine(engine, enricher, only=run.id)
     runs.start()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            bar = bars.add_task(f"run {run.id}, {run.prompt}", total=run.total)
+        with bars() as shown:
+            bar = shown.add_task(f"run {run.id}, {run.prompt}", total=run.total)
             while run.state in OPEN_STATES:
                 if asked.is_set():
                     await asyncio.to_thread(_pause, engine, run.id)
@@ -274,7 +269,7 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
                 except TimeoutError:
                     pass
                 run = await asyncio.to_thread(_view, engine, run.id)
-                bars.update(bar, completed=run.done, total=run.total)
+                shown.update(bar, completed=run.done, total=run.total)
     finally:
         await runs.stop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,18 +1,27 @@
 """`enrich import` and `enrich export`."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import track
+from rich.progress import open as open_with_bar
 from sqlmodel import Session
 
 from contract import Release
-from enrich_service.core.console import Json, database, read_session, show, write_session
+from enrich_service.core.console import (
+    Json,
+    bars,
+    database,
+    read_session,
+    show,
+    working,
+    write_session,
+)
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import first_misfit
 from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
@@ -31,11 +40,42 @@ Target = Annotated[
 ReleaseName = Annotated[str, typer.Argument(help="Name or id.")]
 
 
-def _read(path: Path) -> str:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises InvalidInput where what the block reads of `path` cannot be read."""
     try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8: save it as UTF-8") from error
+    except OSError as error:
+        raise InvalidInput(f"Cannot read {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> str:
+    with _reading(path):
         return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"Cannot read {path}: {error}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    with _reading(path):
+        return path.read_bytes()
+
+
+@contextmanager
+def _importing() -> Iterator[Session]:
+    with working("Importing"), write_session() as session:
+        yield session
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Raises InvalidInput where the block cannot write `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(
+            f"Cannot write {target} ({error.strerror}): choose another place"
+        ) from error
 
 
 @import_app.command()
@@ -51,7 +91,7 @@ def pairs(
     json: Json = False,
 ) -> None:
     """Import the paper's label2text.txt, and chatgpt.txt with one text a line."""
-    with write_session() as session:
+    with _importing() as session:
         done = service.import_pairs(
             session,
             name,
@@ -67,7 +107,17 @@ def pairs(
 @import_app.command("jsonl")
 def import_jsonl(file: File, json: Json = False) -> None:
     """Import what `enrich export jsonl` wrote: all of it or nothing."""
-    with write_session() as session, file.open(encoding="utf-8") as lines:
+    console = Console(stderr=True)
+    bar = open_with_bar(
+        file,
+        "r",
+        encoding="utf-8-sig",
+        description="Importing",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with _reading(file), bar as lines, write_session() as session:
         done = service.import_jsonl(session, lines)
     show(done, json=json)
 
@@ -85,7 +135,7 @@ def import_release(
     if file.is_dir():
         if name or label_set:
             raise InvalidInput("A folder is imported under its own names: import its release.json")
-        with write_session() as session:
+        with _importing() as session:
             done = manifest.read_folder(session, file)
         show(done, json=json)
         return
@@ -94,7 +144,7 @@ def import_release(
     except ValidationError as error:
         reason = first_misfit(error)
         raise InvalidInput(f"{file} is no release: {reason}") from error
-    with write_session() as session:
+    with _importing() as session:
         row, _ = release_service.take_in(session, release, name=name, label_set=label_set)
         view = release_service.view(session, row)
     show(view, json=json)
@@ -109,9 +159,10 @@ def import_release_csv(
     json: Json = False,
 ) -> None:
     """Make a release of the texts in a CSV file; the same texts have the same hash."""
-    with write_session() as session:
+    data = _bytes(file)
+    with _importing() as session:
         row, _ = csv_files.import_release_csv(
-            session, file.read_bytes(), name=name, label_set=label_set, author=author
+            session, data, name=name, label_set=label_set, author=author
         )
         view = release_service.view(session, row)
     show(view, json=json)
@@ -120,8 +171,9 @@ def import_release_csv(
 @import_app.command("generations")
 def import_generations(file: File, json: Json = False) -> None:
     """Import generations from CSV; the prompts and label sets that they name must be here."""
-    with write_session() as session:
-        done = csv_files.import_generations_csv(session, file.read_bytes())
+    data = _bytes(file)
+    with _importing() as session:
+        done = csv_files.import_generations_csv(session, data)
     show(done, json=json)
 
 
@@ -129,7 +181,7 @@ def _import_lists(
     kind: PromptKind, file: Path, label_set: str, author: str, check_texts: bool, json: bool
 ) -> None:
     lists = class_lists.read(_read(file))
-    with write_session() as session:
+    with _importing() as session:
         done: Imported = class_lists.import_lists(
             session,
             lists,
@@ -172,17 +224,24 @@ def import_sentences(
     _import_lists(PromptKind.SENTENCES, file, label_set, author, check_texts, json)
 
 
-def _write(lines: Iterable[str], output: Path | None) -> int:
-    """Write lines to a file or standard output; how many there were."""
+def _write(lines: Iterable[str], output: Path | None, total: int | None = None) -> int:
+    """Write lines to a file or standard output; how many there were.
+
+    Raises InvalidInput where the file cannot be written.
+    """
     count = 0
-    with (
-        nullcontext() if output is None else output.open("w", encoding="utf-8", newline="") as file
-    ):
-        for count, line in enumerate(lines, start=1):  # noqa: B007 - the last number is wanted
-            if file is None:
+    # Where the lines themselves are seen, a bar would stand between them.
+    with bars(hidden=output is None and sys.stdout.isatty()) as shown:
+        told = shown.track(lines, total, description="Writing")
+        if output is None:
+            for line in told:
                 typer.echo(line, nl=False)
-            else:
-                file.write(line)
+                count += 1
+        else:
+            with _writing(output), output.open("w", encoding="utf-8", newline="") as file:
+                for line in told:
+                    file.write(line)
+                    count += 1
     return count
 
 
@@ -212,7 +271,7 @@ def export_folder(
 
     `enrich import release FOLDER` takes it in elsewhere, with the same hash.
     """
-    with read_session() as session:
+    with read_session() as session, _writing(folder):
         found = manifest.write_folder(session, _release(session, release), folder)
     show(found, json=json, columns=("release", "hash", "labels", "texts", "models", "files"))
 
@@ -264,8 +323,7 @@ def export_captions(
     """Write captions of images as training with L_cap reads them: one JSON object a line."""
     with database() as engine:
         total, lines = captions.caption_lines(engine, run_id, None)
-        bar = track(lines, "captions", total, console=Console(stderr=True), transient=True)
-        written = _write(bar, output)
+        written = _write(lines, output, total)
     if written < total:
         typer.echo(
             f"enrich: {total - written} of {total} have no caption: `enrich run resume {run_id}` "
@@ -290,6 +348,7 @@ def export_pairs(
     """Write a release as the paper's label2text.txt and chatgpt.txt."""
     with read_session() as session:
         found = _release(session, release)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "label2text.txt").write_text(service.label2text(found), "utf-8")
-    (folder / "chatgpt.txt").write_text(service.descriptions(found), "utf-8")
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "label2text.txt").write_text(service.label2text(found), "utf-8")
+        (folder / "chatgpt.txt").write_text(service.descriptions(found), "utf-8")

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from sqlalchemy import Engine
 
-from enrich_service.core.console import Json, database, load_settings, read_session, show
+from enrich_service.core.console import Json, database, load_settings, read_session, show, working
 from enrich_service.core.errors import InvalidInput
 from enrich_service.enrichment.commands import open_enricher
-from enrich_service.prompts.schemas import PromptCreate
+from enrich_service.prompts.commands import read
 from enrich_service.releases.service import parse_source
 from enrich_service.trials import comparison, playground
 from enrich_service.trials.schemas import Trial, TrialRequest
@@ -35,8 +34,8 @@ def try_(
 ) -> None:
     """Try a prompt that is not saved. Its answers are shown and stored nowhere."""
     settings = load_settings()
+    prompt = read(file)
     try:
-        prompt = PromptCreate.model_validate_json(file.read_bytes())
         saved = parse_source(against) if against else None
         body = TrialRequest.model_validate(
             prompt.model_dump(include=_FIELDS)
@@ -55,7 +54,7 @@ def try_(
         async with open_enricher(engine, settings) as enricher:
             return await playground.try_prompt(enricher, body)
 
-    with database(settings) as engine, Console(stderr=True).status("Asking"):
+    with database(settings) as engine, working("Asking"):
         found = asyncio.run(ask(engine))
     if json:
         show(found, json=True)

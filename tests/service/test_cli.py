@@ -1,5 +1,6 @@
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -200,6 +201,71 @@ def test_who_names_what_is_not_there_is_told_a_command_that_lists_what_is(enrich
     data_of(enrich(*told[1].split(), "--json"))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jsonl", "bad"],
+        ["pairs", "x", "bad"],
+        ["pairs", "x", "l.txt", "bad"],
+        ["release", "bad"],
+        ["release-csv", "bad", "r", "x"],
+        ["generations", "bad"],
+        ["descriptors", "bad", "x"],
+        ["sentences", "bad", "x"],
+    ],
+)
+def test_a_file_that_is_not_utf8_is_told_in_one_line_and_leaves_nothing(
+    enrich, tmp_path, arguments
+):
+    (tmp_path / "l.txt").write_text("n1 1 teal\n")
+    (tmp_path / "bad").write_bytes('{"record":"enrich-export","format":1}\né'.encode("latin-1"))
+    call = enrich("import", *arguments)
+    assert call.exit_code == 1
+    assert call.stderr.startswith("enrich: ")
+    assert call.stderr.endswith("save it as UTF-8\n")
+    assert call.stderr.count("\n") == 1
+    assert data_of(enrich("labels", "list", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jsonl", "-o"],
+        ["release", "r", "-o"],
+        ["release-csv", "r", "-o"],
+        ["labels", "ducks", "-o"],
+        ["generations", "-o"],
+        ["descriptors", "r", "-o"],
+        ["sentences", "r", "-o"],
+        ["pairs", "r"],
+        ["folder", "r"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_in_one_line(enrich, tmp_path, arguments):
+    enrich("labels", "add", "ducks", "teal")
+    enrich("release", "create", "ducks", "r", "--allow-missing")
+    (tmp_path / "file").touch()
+    no_files = (tmp_path / "nix/x", "/") if "-o" in arguments else ()
+    for place in (tmp_path / "file/x", *no_files):
+        call = enrich("export", *arguments, place)
+        assert call.exit_code == 1
+        assert call.stderr.startswith(f"enrich: Cannot write {place} (")
+        assert call.stderr.endswith("choose another place\n")
+        assert call.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["prompts", "add"], ["try"]])
+def test_a_prompt_in_which_a_field_stands_twice_is_refused(enrich, tmp_path, command):
+    body = '{"name": "mine", "kind": "description", "user": "{{ label }}", "output_schema": %s}'
+    (tmp_path / "top.json").write_text(body.replace("{", '{"user": "a",', 1) % "{}")
+    (tmp_path / "below.json").write_text(body % '{"type": "object", "type": "object"}')
+    for file, field in (("top.json", "user"), ("below.json", "type")):
+        call = enrich(*command, file, *(["teal"] if command == ["try"] else []))
+        assert call.exit_code == 1
+        assert call.stderr == f"enrich: The file has two values for '{field}'\n"
+    assert "mine" not in [one["name"] for one in data_of(enrich("prompts", "list", "--json"))]
+
+
 def test_a_release_that_lacks_texts_says_how_to_allow_it(enrich):
     enrich("labels", "add", "ducks", "mallard")
     refused = enrich("release", "create", "ducks", "r")
@@ -212,6 +278,26 @@ def test_a_setting_that_makes_no_sense_is_named(enrich, monkeypatch):
     call = enrich("labels", "list")
     assert call.exit_code == 1
     assert call.stderr.startswith("enrich: ENRICH_LEASE_SECONDS")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "form"),
+    [
+        ("ENRICH_PRICES", "xx", '{"gpt-4o-mini": [0.15, 0.6]}'),
+        ("ENRICH_IMAGE_ROOTS", "/photos", '["/images"]'),
+        ("ENRICH_LLM_HOSTS", "localhost", '["api.openai.com"]'),
+        ("ENRICH_CORS_ORIGINS", "https://example.org", '["https://example.org"]'),
+    ],
+)
+def test_a_setting_that_is_no_json_is_named_with_the_form_that_is_wanted(
+    enrich, monkeypatch, variable, value, form
+):
+    monkeypatch.setenv(variable, value)
+    call = enrich("labels", "list")
+    assert call.exit_code == 1
+    assert call.stderr.startswith(f"enrich: {variable} is no JSON")
+    assert form in call.stderr
+    assert call.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -243,6 +329,32 @@ def test_settings_are_listed_and_secrets_are_masked(enrich, monkeypatch):
     found = {one["name"]: one for one in data_of(enrich("settings", "--json"))}
     assert found["llm_api_key"]["variables"] == ["ENRICH_LLM_API_KEY", "OPENAI_API_KEY"]
     assert found["lease_seconds"]["value"] == "60.0"
+
+
+def test_long_commands_show_how_far_they_are_on_a_terminal_alone(enrich, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("TERM", "xterm")
+    (tmp_path / "l.txt").write_text("n1 1 teal\n")
+    (tmp_path / "photos/n1").mkdir(parents=True)
+    (tmp_path / "photos/n1/1.jpg").write_bytes(b"any")
+    captions = ("--prompt", "image-caption", "--images", "photos")
+    for arguments, title in (
+        (("import", "pairs", "ducks", "l.txt", "--json"), "Importing"),
+        (("export", "jsonl"), "Writing"),
+        (("export", "jsonl", "-o", "all.jsonl"), "Writing"),
+        (("import", "jsonl", "all.jsonl", "--json"), "Importing"),
+        (("run", "start", "ducks", *captions, "--estimate", "--json"), "Looking for what to ask"),
+    ):
+        terminal, end = pty.openpty()
+        command = [sys.executable, "-m", "enrich_service.cli", *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, text=True, check=True)
+        os.close(end)
+        assert title in os.read(terminal, 4096).decode()
+        os.close(terminal)
+        if arguments[:2] != ("import", "pairs"):  # the label set is there by now
+            again = enrich(*arguments)
+            assert again.stderr == ""
+            assert again.stdout == done.stdout
 
 
 def test_serve_starts_migrates_answers_keeps_idle_connections_and_stops_at_a_signal(tmp_path):
