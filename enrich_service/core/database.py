@@ -166,7 +166,9 @@ def storage_error(error: BaseException) -> UserError | None:
                 "The disk of the data folder is full: free some space and try again."
             )
         if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            return Unavailable(f"The data folder cannot be written ({cause.strerror}).")
+            return Unavailable(
+                f"The data folder cannot be written ({cause.strerror}): check ENRICH_DATA_DIR."
+            )
     elif isinstance(error, DBAPIError):
         return _postgres_error(error)
     return None

@@ -51,10 +51,7 @@ def prestart(engine: Engine, settings: Settings) -> None:
     Raises Unavailable or StorageFull where folder or database cannot be used.
     """
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        database = engine.url.database
-        if engine.dialect.name == "sqlite" and database and not database.startswith("file:"):
-            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(engine, settings)
         config = alembic_config(engine)
         head = ScriptDirectory.from_config(config).get_current_head()
         # Under the lock from the first connection on: SQLite's switch to WAL waits for nobody.
@@ -70,6 +67,18 @@ def prestart(engine: Engine, settings: Settings) -> None:
         if known is None:
             raise
         raise known from error
+
+
+def _make_folders(engine: Engine, settings: Settings) -> None:
+    database = engine.url.database
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        if engine.dialect.name == "sqlite" and database and not database.startswith("file:"):
+            Path(database).parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as in /proc
+        raise Unavailable(
+            f"The data folder cannot be made ({error.strerror}): check ENRICH_DATA_DIR."
+        ) from error
 
 
 def _revision(engine: Engine) -> str | None:

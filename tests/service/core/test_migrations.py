@@ -188,11 +188,12 @@ def test_a_file_that_is_no_database_is_told_in_one_line(settings):
     engine.dispose()
 
 
-def test_a_data_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
+@pytest.mark.parametrize("place", ["file/data", "/proc/data"])
+def test_a_data_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, place):
     (tmp_path / "file").write_text("")
     from enrich_service.core.settings import Settings
 
-    settings = Settings(data_dir=tmp_path / "file" / "data")
+    settings = Settings(data_dir=tmp_path / place)
     engine = make_engine(settings.sqlalchemy_url)
     with pytest.raises(Unavailable, match="data folder"):
         prestart(engine, settings)
