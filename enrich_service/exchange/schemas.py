@@ -39,6 +39,26 @@ class VersionRecord(VersionCreate):
     created_at: AwareDatetime
 
 
+class ArchivedRecord(BaseModel):
+    """A prompt is archived; one that is not has no such line."""
+
+    record: Literal["archived"] = "archived"
+    prompt: str
+    at: AwareDatetime
+
+
+class MoveRecord(BaseModel):
+    """One move of an alias, the oldest first; `version` is a number in the file."""
+
+    record: Literal["alias_move"] = "alias_move"
+    prompt: str
+    name: str
+    version: int
+    reason: str
+    author: str
+    at: AwareDatetime
+
+
 class AliasRecord(BaseModel):
     """An alias, as it stood."""
 

@@ -20,16 +20,19 @@ from enrich_service.enrichment.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
+    Run,
     TextReview,
 )
 from enrich_service.enrichment.validators import DEFAULT_RULES, Answer, check
 from enrich_service.exchange.schemas import (
     GENERATION_FIELDS,
     AliasRecord,
+    ArchivedRecord,
     GenerationRecord,
     Header,
     Imported,
     LabelSetRecord,
+    MoveRecord,
     ReleaseRecord,
     ReviewRecord,
     VersionRecord,
@@ -38,12 +41,13 @@ from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
-from enrich_service.prompts.models import Alias, Prompt, PromptVersion
+from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 
 _SHOWN_PROBLEMS = 100
+_DELIVERED = "Delivered with the service"  # the first move's reason, from migrations/seeds.py
 _RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
 
@@ -173,10 +177,7 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
     yield from _export_prompts(session)
     for record in generation_records(session, label_set):
         yield _line(record)
-    said = select(TextReview).order_by(col(TextReview.id))
-    if label_set is not None:
-        said = said.join(Generation).where(_serves(chosen[0]))
-    for review in session.exec(said):
+    for review, _, _ in reviews(session, label_set):
         yield _line(
             ReviewRecord(
                 generation=review.generation_id,
@@ -216,6 +217,21 @@ def generation_records(session: Session, label_set: str | None = None) -> Iterat
         session.expunge(row)
 
 
+def reviews(
+    session: Session, label_set: str | None = None
+) -> Iterator[tuple[TextReview, str, str]]:
+    """What people said of texts (that serve one label set), each with the text's kind and label."""
+    query = (
+        sa.select(TextReview, col(Generation.kind), col(Generation.label_name))
+        .join(Generation, col(Generation.id) == col(TextReview.generation_id))
+        .order_by(col(TextReview.id))
+    )
+    if label_set is not None:
+        query = query.where(_serves(label_service.get(session, label_set)))
+    for said, kind, name in session.execute(query):
+        yield said, str(kind), name
+
+
 def _serves(label_set: LabelSet) -> sa.ColumnElement[bool]:
     """Generations that belong to a label of `label_set`, by id or by name and context."""
     return (
@@ -233,10 +249,23 @@ def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
         for version in reversed(prompt_service.versions(session, prompt)):
             yield _line(version_record(session, prompt, version))
+        # Behind the versions: an archived prompt takes none.
+        if prompt.archived_at is not None:
+            yield _line(ArchivedRecord(prompt=prompt.name, at=prompt.archived_at))
+        moves = select(AliasMove).where(AliasMove.prompt_id == prompt.id)
+        for move in session.exec(moves.order_by(col(AliasMove.id))):
+            yield _line(
+                MoveRecord(
+                    prompt=prompt.name,
+                    version=move.to_number,
+                    **move.model_dump(include={"name", "reason", "author", "at"}),
+                )
+            )
         aliases = session.exec(
             select(Alias, PromptVersion.content_hash)
             .join(PromptVersion, col(PromptVersion.id) == col(Alias.version_id))
             .where(Alias.prompt_id == prompt.id)
+            .order_by(Alias.name)
         )
         for alias, digest in aliases:
             yield _line(
@@ -268,6 +297,8 @@ _RECORDS: dict[str, type[BaseModel]] = {
     "enrich-export": Header,
     "label_set": LabelSetRecord,
     "prompt_version": VersionRecord,
+    "archived": ArchivedRecord,
+    "alias_move": MoveRecord,
     "alias": AliasRecord,
     "generation": GenerationRecord,
     "review": ReviewRecord,
@@ -278,7 +309,8 @@ _RECORDS: dict[str, type[BaseModel]] = {
 def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
     """Take in what `export_jsonl` wrote. Raises InvalidInput for the first line that does not fit.
 
-    What is there already is left as it is; nothing is overwritten.
+    What is there already is left as it is; nothing is overwritten. A prompt that came with the
+    service takes the archive and the moves of the file as long as nobody here has used it.
     """
     return Importer(session).run(lines)
 
@@ -294,6 +326,9 @@ class Importer:
         self.here = here
         self.done = Imported()
         self.versions: dict[str, int] = {}  # content hash → id
+        self.numbers: dict[tuple[str, int], int] = {}  # prompt, number in the file → number here
+        self.open: dict[str, bool] = {}  # prompt → new here, or still as it was delivered
+        self.moved: set[tuple[str, str]] = set()  # prompt, alias: the log of these is taken in
         self.generations: dict[int, int] = {}  # id in the file → id here
         self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
         if here:
@@ -333,6 +368,10 @@ class Importer:
             self._label_set(record)
         elif isinstance(record, VersionRecord):
             self._version(record)
+        elif isinstance(record, ArchivedRecord):
+            self._archived(record)
+        elif isinstance(record, MoveRecord):
+            self._move(record)
         elif isinstance(record, AliasRecord):
             self._alias(record)
         elif isinstance(record, ReleaseRecord):
@@ -375,6 +414,8 @@ class Importer:
             )
         author: dict[str, Any] = {"message": record.message, "author": record.author}
         found = self.session.exec(select(Prompt).where(Prompt.name == record.prompt)).one_or_none()
+        if record.prompt not in self.open:
+            self.open[record.prompt] = found is None or self._as_delivered(found)
         if found is None:
             _, version = prompt_service.create(
                 self.session,
@@ -403,15 +444,60 @@ class Importer:
             self.session.add(version)
         assert version.id is not None
         self.versions[record.content_hash] = version.id
+        self.numbers[record.prompt, record.number] = version.number
         self.note(self.done.prompt_versions, f"{record.prompt} {version.number}", new)
+
+    def _archived(self, record: ArchivedRecord) -> None:
+        prompt = prompt_service.get(self.session, record.prompt)
+        if self.open.get(record.prompt) and prompt.archived_at is None:
+            prompt.archived_at = record.at
+            self.session.add(prompt)
+            self.session.flush()
+
+    def _move(self, record: MoveRecord) -> None:
+        prompt = prompt_service.get(self.session, record.prompt)
+        if not (self.open.get(record.prompt) or self._takes(prompt, record.name)):
+            return
+        version = self.numbers.get((record.prompt, record.version))
+        if version is None:
+            raise InvalidInput(
+                f"alias {shortened(record.name)} of prompt {shortened(record.prompt)} moves to "
+                f"version {record.version}, which is not in the file"
+            )
+        prompt_service.move_alias(
+            self.session,
+            prompt,
+            record.name,
+            version,
+            **record.model_dump(include={"reason", "author"}),
+            at=record.at,
+        )
+        self.moved.add((record.prompt, record.name))
+
+    def _as_delivered(self, prompt: Prompt) -> bool:
+        """Has nobody touched or used a prompt that every new service has?"""
+        log = select(AliasMove.reason).where(AliasMove.prompt_id == prompt.id)
+        versions = [one.id for one in prompt_service.versions(self.session, prompt)]
+        uses = (
+            select(Run.id).where(col(Run.prompt_version_id).in_(versions)),
+            select(Generation.id).where(col(Generation.prompt_version_id).in_(versions)),
+        )
+        return (
+            self.session.exec(log).all() == [_DELIVERED]
+            and len(versions) == 1
+            and not any(self.session.exec(one.limit(1)).first() for one in uses)
+        )
+
+    def _takes(self, prompt: Prompt, alias: str) -> bool:
+        """Is an alias not here yet, or here since this import took its first move?"""
+        there = select(Alias.id).where(Alias.prompt_id == prompt.id, Alias.name == alias)
+        return (prompt.name, alias) in self.moved or self.session.exec(there).first() is None
 
     def _alias(self, record: AliasRecord) -> None:
         prompt = prompt_service.get(self.session, record.prompt)
-        there = self.session.exec(
-            select(Alias.id).where(Alias.prompt_id == prompt.id, Alias.name == record.name)
-        ).one_or_none()
         version = self.versions.get(record.content_hash)
-        if there is None and version is not None:
+        if version is not None and self._takes(prompt, record.name):
+            # Where its moves led already, this logs none; an older file has no moves.
             prompt_service.move_alias(
                 self.session,
                 prompt,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import jsonschema
@@ -404,8 +405,11 @@ def move_alias(
     author: str = "",
     protected: bool | None = None,
     confirm: bool = False,
+    at: datetime | None = None,
 ) -> AliasView:
     """Point alias `name` at `version`, and log the move. The same target again changes nothing.
+
+    `at`: when that was, if not now.
 
     Raises Conflict where a protected alias is moved without confirmation and reason.
     """
@@ -444,6 +448,7 @@ def move_alias(
                 to_number=version,
                 reason=reason,
                 author=author,
+                at=at or utcnow(),
             )
         )
     session.flush()

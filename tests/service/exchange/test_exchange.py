@@ -194,6 +194,106 @@ def test_importing_twice_adds_nothing(filled, elsewhere):
     assert exported(filled) == lines
 
 
+@pytest.fixture
+def moved(filled):
+    """`mine` with two aliases that two people moved in turn, and archived.
+
+    Of the prompts that every service has, one is archived and another's alias was moved.
+    """
+    with writing(filled) as session:
+        mine = prompts.get(session, "mine")
+        prompts.move_alias(session, mine, "production", 2, reason="shorter", author="ada")
+        prompts.move_alias(session, mine, "canary", 2, author="eve")
+        prompts.roll_back_alias(session, mine, "production", reason="worse", author="eve")
+        prompts.move_alias(session, mine, "production", 1, protected=True)
+        prompts.set_archived(session, mine, True)
+        prompts.set_archived(session, prompts.get(session, "attributes"), True)
+        given = prompts.get(session, "visual-description")
+        prompts.create_version(session, given, user="3", output_schema={"type": "object"})
+        prompts.move_alias(
+            session, given, "production", 2, reason="ours", author="ada", protected=True
+        )
+    return filled
+
+
+def lines_of(lines, prompt, *records):
+    """The lines of an export that speak of one prompt."""
+    found = [(line, json.loads(line)) for line in lines]
+    return [line for line, one in found if one.get("prompt") == prompt and one["record"] in records]
+
+
+PROMPT_RECORDS = ("prompt_version", "archived", "alias_move", "alias")
+
+
+def test_archived_prompts_and_every_move_of_an_alias_come_in_as_they_were(moved, elsewhere):
+    lines = exported(moved)
+    with writing(elsewhere) as session:
+        exchange.import_jsonl(session, lines)
+        mine = prompts.get(session, "mine")
+        log = prompts.alias_moves(session, mine, "production")
+        assert [(one.from_number, one.to_number, one.author, one.reason) for one in log] == [
+            (2, 1, "eve", "worse"),
+            (1, 2, "ada", "shorter"),
+            (None, 1, "", ""),
+        ]
+        assert mine.archived_at is not None
+    there = exported(elsewhere)
+    written = lines_of(lines, "mine", *PROMPT_RECORDS)
+    assert len(written) == 2 + 1 + 4 + 2
+    assert lines_of(there, "mine", *PROMPT_RECORDS) == written
+    # What every service has was there already, delivered at another time.
+    (archived,) = lines_of(lines, "attributes", "archived")
+    assert lines_of(there, "attributes", "archived") == [archived]
+    for record, count in (("alias_move", 2), ("alias", 1)):
+        written = lines_of(lines, "visual-description", record)
+        assert len(written) == count
+        assert lines_of(there, "visual-description", record)[-1] == written[-1]
+    for engine in (elsewhere, moved):
+        before = exported(engine)
+        with writing(engine) as session:
+            exchange.import_jsonl(session, lines)
+        assert exported(engine) == before
+
+
+def test_an_import_leaves_the_archive_and_the_log_of_what_is_in_use(moved, elsewhere):
+    lines = exported(moved)
+    with writing(elsewhere) as session:
+        exchange.import_jsonl(session, lines)
+        mine = prompts.get(session, "mine")
+        prompts.set_archived(session, mine, False)
+        prompts.move_alias(session, mine, "canary", 1, reason="safer", author="li")
+        given = prompts.get(session, "visual-description")
+        prompts.roll_back_alias(session, given, "production", reason="no", confirm=True)
+    before = exported(elsewhere)
+    with writing(elsewhere) as session:
+        exchange.import_jsonl(session, lines)
+    assert exported(elsewhere) == before
+
+
+def test_moves_name_the_same_texts_where_versions_have_other_numbers(moved, elsewhere):
+    with writing(elsewhere) as session:
+        prompts.create(
+            session, name="mine", kind="description", user="0", output_schema={"type": "object"}
+        )
+        exchange.import_jsonl(session, exported(moved))
+        log = prompts.alias_moves(session, prompts.get(session, "mine"), "production")
+        assert [(one.from_number, one.to_number) for one in log] == [(3, 2), (2, 3), (None, 2)]
+        assert prompts.resolve(session, "mine", alias="canary").user == "2"
+
+
+def test_an_older_export_without_archive_and_moves_comes_in(moved, elsewhere):
+    newer = ('"record":"archived"', '"record":"alias_move"')
+    lines = [line for line in exported(moved) if not any(one in line for one in newer)]
+    with writing(elsewhere) as session:
+        exchange.import_jsonl(session, lines)
+        mine = prompts.get(session, "mine")
+        assert mine.archived_at is None
+        assert prompts.view(session, mine).aliases[1].protected
+        for alias, number in (("production", 1), ("canary", 2)):
+            (move,) = prompts.alias_moves(session, mine, alias)
+            assert (move.to_number, move.reason, move.author) == (number, "import", "")
+
+
 def test_one_label_set_goes_out_alone(filled):
     records = [json.loads(line) for line in exported(filled, "others")]
     assert [one["name"] for one in records if one["record"] == "label_set"] == ["others"]
@@ -213,6 +313,7 @@ def damaged(lines, kind, **changes):
         ("generation", {"status": "splendid"}, "status"),
         ("generation", {"parent_id": 999}, "before its parent"),
         ("generation", {"strange": 1}, "strange"),
+        ("alias_move", {"version": 9}, "moves to version 9, which is not in the file"),
         ("review", {"generation": 999}, "a review names generation 999"),
         ("label_set", {"labels": [{"name": ""}]}, "empty"),
         ("label_set", {"record": "nonsense"}, "no record 'nonsense'"),
