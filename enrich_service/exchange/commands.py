@@ -302,6 +302,25 @@ def export_generations(
         _write(csv_files.generations_csv(session, label_set), output)
 
 
+@export_app.command("reviews")
+def export_reviews(
+    label_set: Annotated[str | None, typer.Option(help="Only of what serves it.")] = None,
+    output: Target = None,
+) -> None:
+    """Write who approved, rejected, locked or unlocked which text, when and why, as CSV."""
+    with read_session() as session:
+        _write(csv_files.reviews_csv(session, label_set), output)
+
+
+@export_app.command("confusable")
+def export_confusable(
+    label_set: Annotated[str, typer.Argument(help="Name.")], output: Target = None
+) -> None:
+    """Write which labels are easily confused as CSV, each label's nearest first."""
+    with read_session() as session:
+        _write(csv_files.confusable_csv(session, label_set), output)
+
+
 @export_app.command("descriptors")
 def export_descriptors(release: ReleaseName, output: Target = None) -> None:
     """Write the attributes of a release as JSON, as classify-by-description has it."""

@@ -1,4 +1,7 @@
-"""Releases and generations as CSV, both ways. Lists and objects stand in their cells as JSON."""
+"""Tables as CSV: releases and generations both ways, reviews and confusable labels going out.
+
+Lists and objects stand in their cells as JSON.
+"""
 
 import json
 from collections.abc import Iterator
@@ -13,13 +16,16 @@ from enrich_service.core import spreadsheet
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import first_misfit
 from enrich_service.exchange.schemas import GenerationRecord, Imported
-from enrich_service.exchange.service import Importer, generation_records
+from enrich_service.exchange.service import Importer, generation_records, reviews
+from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 
 _LISTS = ("attributes", "sentences", "captions")
 RELEASE_COLUMNS = ("key", "name", "context", "description", *_LISTS)
 GENERATION_COLUMNS = tuple(name for name in GenerationRecord.model_fields if name != "record")
+REVIEW_COLUMNS = ("generation", "kind", "label_name", "action", "reason", "author", "at")
+CONFUSABLE_COLUMNS = ("key", "confusable")
 
 
 def release_csv(release: Release) -> Iterator[str]:
@@ -97,6 +103,29 @@ def import_generations_csv(session: Session, data: bytes) -> Imported:
             raise InvalidInput(f"Row {number} of the CSV file: {error}") from error
     session.flush()
     return importer.done
+
+
+def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
+    """Who approved, rejected, locked or unlocked which text, when and why; the oldest first.
+
+    `generation` is the id in `generations_csv`, where edits stand as well, with their author.
+    """
+    rows = (
+        (
+            *(str(said.generation_id), kind, name),
+            *(said.action, said.reason, said.author, said.at.isoformat()),
+        )
+        for said, kind, name in reviews(session, label_set)
+    )
+    return spreadsheet.write(REVIEW_COLUMNS, rows)
+
+
+def confusable_csv(session: Session, label_set: str) -> Iterator[str]:
+    """Keys of labels and of those that each is confused with, a line a pair, the nearest first."""
+    labels = label_service.labels_of(session, label_service.get(session, label_set))
+    near = zip(labels, label_service.confusable_of(session, labels), strict=True)
+    rows = [(label.key, other.key) for label, others in near for other in others]
+    return spreadsheet.write(CONFUSABLE_COLUMNS, rows)
 
 
 def _is_structured(annotation: Any) -> bool:  # noqa: ANN401 - any type

@@ -31,6 +31,11 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv; charset=utf-8"
 _DUCKS = "key,name,context,description\nmallard,mallard,a bird,A duck with a green head.\n"
 _GENERATIONS = 'id,kind,source,status,label_name,parsed\n1,description,import,accepted,teal,"{}"\n'
+_REVIEWS = (
+    "generation,kind,label_name,action,reason,author,at\n"
+    "1,description,teal,approve,,ada,2026-01-02T03:04:05+00:00\n"
+)
+_CONFUSABLE = "key,confusable\nmallard,teal\n"
 _LISTS = {"application/json": {"example": {"teal": ["a green wing patch", "a chestnut head"]}}}
 
 
@@ -233,6 +238,39 @@ def export_labels(name: str, session: ReadSession) -> StreamingResponse:
     """The labels of a label set, as its upload takes them."""
     label_set = label_service.get(session, name)
     return _download(label_service.to_csv(session, label_set), "labels.csv")
+
+
+@router.get(
+    "/label-sets/{name}/confusable.csv",
+    summary="Confusable labels as CSV",
+    response_class=StreamingResponse,
+    responses=problems(404) | _csv("A line a pair; formulas neutralised", _CONFUSABLE),
+)
+def export_confusable(name: str, session: ReadSession) -> StreamingResponse:
+    """Which labels are easily confused, by key, each label's nearest first."""
+    return _download(csv_files.confusable_csv(session, name), "confusable.csv")
+
+
+def _review_lines(engine: Engine, label_set: str | None) -> Iterator[str]:
+    with reading(engine) as session:
+        yield from csv_files.reviews_csv(session, label_set)
+
+
+@router.get(
+    "/export/reviews.csv",
+    summary="Reviews as CSV",
+    response_class=StreamingResponse,
+    responses=problems(404) | _csv("A line each; formulas neutralised", _REVIEWS),
+)
+def export_reviews(
+    engine: EngineDep,
+    session: ReadSession,
+    label_set: Annotated[str | None, Query(description="Only of what serves it")] = None,
+) -> StreamingResponse:
+    """Who approved, rejected, locked or unlocked which text, when and why."""
+    if label_set is not None:
+        label_service.get(session, label_set)
+    return _download(_review_lines(engine, label_set), "reviews.csv")
 
 
 def _generation_lines(engine: Engine, label_set: str | None) -> Iterator[str]:

@@ -12,7 +12,13 @@ from sqlmodel import col, select
 from enrich_service.core import spreadsheet
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, InvalidInput
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.enrichment import reviews
+from enrich_service.enrichment.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    ReviewAction,
+)
 from enrich_service.exchange import class_lists, csv_files, manifest
 from enrich_service.exchange import service as exchange
 from enrich_service.labels import service as labels
@@ -134,6 +140,42 @@ def test_generations_go_out_as_csv_and_come_in_with_their_provenance(engine, els
             sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
         )
         assert row.hash == release.hash
+
+
+def test_reviews_go_out_as_csv_without_formulas(engine):
+    fill(engine)
+    with writing(engine) as session:
+        reviews.review(session, [1], ReviewAction.LOCK, reason="=1+1", author="@ada")
+        (said,) = reviews.log_of(session, 1)
+        labels.create(session, "others", [LabelIn(name="heron")])
+    with reading(engine) as session:
+        lines = list(csv_files.reviews_csv(session, "nasty"))
+        assert no_formula(cells(lines))
+        (row,) = spreadsheet.read("".join(lines).encode(), csv_files.REVIEW_COLUMNS, [])
+        assert row == {
+            "generation": "1",
+            "kind": "description",
+            "label_name": NASTY[0],
+            "action": "lock",
+            "reason": "=1+1",
+            "author": "@ada",
+            "at": said.at.isoformat(),
+        }
+        assert len(list(csv_files.reviews_csv(session, "others"))) == 1
+
+
+def test_confusable_labels_go_out_as_csv_without_formulas(engine):
+    keys = [f"{sign}{n}" for n, sign in enumerate("=+-@'")]
+    with writing(engine) as session:
+        chosen = labels.create(session, "x", [LabelIn(key=key, name=key) for key in keys])
+        near = {keys[0]: [keys[2], keys[1]], keys[4]: [keys[3]]}
+        labels.set_confusable(session, chosen, near)
+        lines = list(csv_files.confusable_csv(session, "x"))
+    assert no_formula(cells(lines))
+    columns = csv_files.CONFUSABLE_COLUMNS
+    rows = spreadsheet.read("".join(lines).encode(), columns, columns)
+    pairs = [(key, other) for key, others in near.items() for other in others]
+    assert [(row["key"], row["confusable"]) for row in rows] == pairs
 
 
 @pytest.mark.parametrize(
@@ -312,3 +354,10 @@ def test_the_formats_are_served_and_taken_over_http(service):
     taken = service.post("/v1/import/generations.csv", content=rows.content, headers=headers)
     assert (taken.status_code, taken.json()["there_already"]) == (200, 2)
     assert service.get("/v1/export/generations.csv?label_set=nix").status_code == 404
+    said = service.get("/v1/export/reviews.csv?label_set=http")
+    assert said.text.splitlines() == ["generation,kind,label_name,action,reason,author,at"]
+    assert service.get("/v1/export/reviews.csv?label_set=nix").status_code == 404
+    near = {"teal": ["=duck"]}
+    service.put("/v1/label-sets/http/confusable", json={"confusable": near}).raise_for_status()
+    pairs = service.get("/v1/label-sets/http/confusable.csv").text
+    assert pairs.splitlines() == ["key,confusable", "teal,'=duck"]
