@@ -451,6 +451,14 @@ class Client:
         """All generations, or those that serve one label set, as CSV."""
         return self._call("GET", "export/generations.csv", label_set=label_set).content
 
+    def reviews_csv(self, *, label_set: str | None = None) -> bytes:
+        """Who said what of which text, of all or of those that serve one label set, as CSV."""
+        return self._call("GET", "export/reviews.csv", label_set=label_set).content
+
+    def confusable_csv(self, name: str) -> bytes:
+        """Which labels of a label set are easily confused, as CSV."""
+        return self._call("GET", f"label-sets/{name}/confusable.csv").content
+
     def labels_csv(self, name: str) -> bytes:
         """The labels of a label set as CSV, as `upload_label_set` takes them."""
         return self._call("GET", f"label-sets/{name}/labels.csv").content

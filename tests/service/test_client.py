@@ -126,6 +126,8 @@ def test_files_go_in_and_come_back_as_they_were(client):
     assert client.guess_confusable("up").confusable == {"n1": ["n2"], "n2": ["n1"]}
     assert [one.key for one in client.labels("up")] == ["n1", "n2"]
     assert client.labels_csv("up").splitlines()[1] == b"n1,common teal,"
+    assert client.confusable_csv("up").splitlines() == [b"key,confusable", b"n1,n2", b"n2,n1"]
+    assert client.reviews_csv(label_set="up").splitlines()[1:] == []
 
     names, texts = b"n1 1 mallard\nn2 2 smew\n", b"A green head.\nA white crest.\n"
     assert client.import_pairs("bare", names).label_sets == ["bare"]
