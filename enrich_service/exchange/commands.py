@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -230,9 +231,13 @@ def _write(lines: Iterable[str], output: Path | None, total: int | None = None) 
     Raises InvalidInput where the file cannot be written.
     """
     count = 0
+    lines = iter(lines)
+    # A header and what follows, for which things are looked up: what is not there is told before a
+    # file is emptied.
+    first = list(islice(lines, 2))
     # Where the lines themselves are seen, a bar would stand between them.
     with bars(hidden=output is None and sys.stdout.isatty()) as shown:
-        told = shown.track(lines, total, description="Writing")
+        told = shown.track(chain(first, lines), total, description="Writing")
         if output is None:
             for line in told:
                 typer.echo(line, nl=False)

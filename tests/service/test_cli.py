@@ -261,6 +261,13 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(enrich, tmp_path, ar
         assert call.stderr.count("\n") == 1
 
 
+def test_an_export_of_what_is_not_there_leaves_an_older_file_as_it_is(enrich, tmp_path):
+    (tmp_path / "old.csv").write_text("kept")
+    call = enrich("export", "generations", "--label-set", "nix", "-o", "old.csv")
+    assert "no label set 'nix'" in call.stderr
+    assert (tmp_path / "old.csv").read_text() == "kept"
+
+
 @pytest.mark.parametrize("command", [["prompts", "add"], ["try"]])
 def test_a_prompt_in_which_a_field_stands_twice_is_refused(enrich, tmp_path, command):
     body = '{"name": "mine", "kind": "description", "user": "{{ label }}", "output_schema": %s}'
