@@ -201,7 +201,7 @@ class Enricher:
     turnstile: Turnstile = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.engine)
+        self.ledger = Ledger(self.engine, lambda: len(self._asked))
         self.turnstile = Turnstile(
             self.settings.llm_concurrency,
             calls_per_minute=self.settings.llm_calls_per_minute,

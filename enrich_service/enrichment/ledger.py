@@ -8,7 +8,8 @@ transaction that stores the generation, so the two never disagree, whenever the 
 import asyncio
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +44,16 @@ class _Entry:
 
 
 class Ledger:
-    """The only writer of generations that language models made."""
+    """The only writer of generations that language models made.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    `asked`: how many questions are being asked; once so many answers are here, none is waited for.
+    """
+
+    def __init__(self, engine: Engine, asked: Callable[[], int]) -> None:
+        self._engine, self._asked = engine, asked
+        self._all_here = asyncio.Event()
         self._pending: list[_Entry] = []
+        self._in_writing = 0
         self._writer: asyncio.Task[None] | None = None
 
     async def store(self, generation: Generation, batch_id: int | None = None) -> Generation:
@@ -85,14 +91,20 @@ class Ledger:
         stored = asyncio.get_running_loop().create_future()
         entry = _Entry(generation, run_id, counts, request, stored)
         self._pending.append(entry)
+        if len(self._pending) + self._in_writing >= self._asked():
+            self._all_here.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
         return await entry.stored
 
     async def _write_all(self) -> None:
         while self._pending:
-            await asyncio.sleep(GATHER)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER):
+                    await self._all_here.wait()
+            self._all_here.clear()
             batch, self._pending = self._pending, []
+            self._in_writing = len(batch)
             try:
                 rows = await asyncio.to_thread(self._write, batch)
             except Exception as error:
@@ -105,6 +117,7 @@ class Ledger:
                     if not entry.stored.done():
                         entry.stored.set_result(row)
                         await asyncio.sleep(0)  # answers that have come meanwhile go first
+            self._in_writing = 0
         self._writer = None
 
     def _write(self, batch: list[_Entry]) -> list[Generation | None]:
