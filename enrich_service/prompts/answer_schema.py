@@ -6,7 +6,7 @@ So is a schema that references make large: parts that each refer twice to the ne
 work of a check with every part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import re2
@@ -54,10 +54,16 @@ def check_patterns(schema: Any) -> None:  # noqa: ANN401 - any JSON
         check_patterns(value)
 
 
-def check_references(schema: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where references make `schema` too large to be checked in a moment."""
+def parts_of(schema: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Gives the part of `schema` that a reference leads to, or raises Unresolvable."""
     # The registry is empty, so that nothing is ever fetched from an address.
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    return lambda reference: resolver.lookup(reference).contents
+
+
+def check_references(schema: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where references make `schema` too large to be checked in a moment."""
+    part_at = parts_of(schema)
     within: set[int] = {id(schema)}  # what is being written out
     again: set[int] = set()  # of that, what was referred to from within
     parts = 0
@@ -80,13 +86,14 @@ def check_references(schema: Mapping[str, Any]) -> None:
         if not isinstance(reference := part.get("$ref", part.get("$dynamicRef")), str):
             return
         try:
-            target = resolver.lookup(reference).contents
+            target = part_at(reference)
         except Unresolvable:
             return  # told elsewhere
         if id(target) not in within:
             within.add(id(target))
             write_out(target)
             within.remove(id(target))
+            again.discard(id(target))  # it may stand elsewhere too, and refer to itself there
         elif id(target) in again:
             raise InvalidInput(
                 f"The output schema refers to {reference!r} within itself more than once: write "

@@ -8,9 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import jsonschema
-from referencing import Registry
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, delete, func, select
 
@@ -18,7 +16,7 @@ from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
 from enrich_service.enrichment.validators import check_rules
-from enrich_service.prompts.answer_schema import check_patterns, check_references
+from enrich_service.prompts.answer_schema import check_patterns, check_references, parts_of
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
@@ -131,8 +129,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 def _follow(reference: str, schema: Mapping[str, Any]) -> None:
     """Raise InvalidInput unless a reference within `schema` leads to a schema in the end."""
-    # The registry is empty, so that nothing is ever fetched from an address.
-    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    part_at = parts_of(schema)
     seen: set[str] = set()
     following: Any = reference
     while isinstance(following, str):
@@ -140,7 +137,7 @@ def _follow(reference: str, schema: Mapping[str, Any]) -> None:
             raise InvalidInput(f"The output schema refers to {shortened(reference)} in a circle")
         seen.add(following)
         try:
-            found = resolver.lookup(following).contents
+            found = part_at(following)
         except Unresolvable as error:
             raise InvalidInput(
                 f"The output schema refers to {shortened(following)}, which is not there"

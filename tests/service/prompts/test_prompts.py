@@ -133,8 +133,16 @@ def test_what_cannot_be_a_version_leaves_the_prompt_as_it_was(service, change, m
 def test_a_schema_may_refer_to_its_own_parts(service):
     schema = {
         "type": "object",
-        "properties": {"description": {"$ref": "#/$defs/text"}, "more": {"$ref": "#"}},
-        "$defs": {"text": {"type": "string"}},
+        "properties": {
+            "description": {"$ref": "#/$defs/text"},
+            "more": {"$ref": "#"},
+            "head": {"$ref": "#/$defs/part"},
+            "tail": {"$ref": "#/$defs/part"},
+        },
+        "$defs": {
+            "text": {"type": "string"},
+            "part": {"properties": {"of": {"items": {"$ref": "#/$defs/part"}}}},
+        },
     }
     body = BODY | {"name": "refers", "kind": "description", "output_schema": schema}
     assert service.post("/v1/prompts", json=body).status_code == 201
