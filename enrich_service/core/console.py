@@ -3,6 +3,7 @@
 import json as jsonlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,17 @@ def write_session() -> Iterator[Session]:
     """A writing session on the database of the environment."""
     with database() as engine, writing(engine) as session:
         yield session
+
+
+@contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """Raises InvalidInput where what the block reads of `path` cannot be read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8: save it as UTF-8") from error
+    except OSError as error:
+        raise InvalidInput(f"Cannot read {path}: {error.strerror}") from error
 
 
 def working(what: str) -> Status:

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import open as open_with_bar
 from sqlmodel import Session
 
 from contract import Release
@@ -19,6 +17,7 @@ from enrich_service.core.console import (
     bars,
     database,
     read_session,
+    reading_file,
     show,
     working,
     write_session,
@@ -41,24 +40,13 @@ Target = Annotated[
 ReleaseName = Annotated[str, typer.Argument(help="Name or id.")]
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raises InvalidInput where what the block reads of `path` cannot be read."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8: save it as UTF-8") from error
-    except OSError as error:
-        raise InvalidInput(f"Cannot read {path}: {error.strerror}") from error
-
-
 def _read(path: Path) -> str:
-    with _reading(path):
+    with reading_file(path):
         return path.read_text("utf-8-sig")
 
 
 def _bytes(path: Path) -> bytes:
-    with _reading(path):
+    with reading_file(path):
         return path.read_bytes()
 
 
@@ -108,17 +96,12 @@ def pairs(
 @import_app.command("jsonl")
 def import_jsonl(file: File, json: Json = False) -> None:
     """Import what `enrich export jsonl` wrote: all of it or nothing."""
-    console = Console(stderr=True)
-    bar = open_with_bar(
-        file,
-        "r",
-        encoding="utf-8-sig",
-        description="Importing",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with _reading(file), bar as lines, write_session() as session:
+    with (
+        reading_file(file),
+        bars() as shown,
+        shown.open(file, "r", encoding="utf-8-sig", description="Importing") as lines,
+        write_session() as session,
+    ):
         done = service.import_jsonl(session, lines)
     show(done, json=json)
 

@@ -1,11 +1,12 @@
 """Import and export over REST."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, File, Form, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy import Engine
+from sqlmodel import Session
 
 from contract import Release
 from enrich_service.core.database import reading
@@ -110,9 +111,21 @@ def import_everything(
     return service.import_jsonl(session, _text("The file", body).split("\n"))
 
 
-def _lines(engine: Engine, label_set: str | None) -> Iterator[str]:
-    with reading(engine) as session:
-        yield from service.export_jsonl(session, label_set)
+Exporter = Callable[[Session, str | None], Iterator[str]]
+
+
+def _lines(
+    export: Exporter, engine: Engine, session: Session, label_set: str | None
+) -> Iterator[str]:
+    """The lines of an export of all, or of what belongs to a label set. Raises NotFound at once."""
+    if label_set is not None:
+        label_service.get(session, label_set)
+    return _read(export, engine, label_set)
+
+
+def _read(export: Exporter, engine: Engine, label_set: str | None) -> Iterator[str]:
+    with reading(engine) as session:  # of its own: the request's ends before the answer does
+        yield from export(session, label_set)
 
 
 @router.get(
@@ -133,10 +146,8 @@ def export_everything(
     label_set: Annotated[str | None, Query(description="Only what belongs to it")] = None,
 ) -> StreamingResponse:
     """Label sets, prompts, generations with their provenance and releases, as JSONL."""
-    if label_set is not None:
-        label_service.get(session, label_set)
     return StreamingResponse(
-        _lines(engine, label_set),
+        _lines(service.export_jsonl, engine, session, label_set),
         media_type=NDJSON,
         headers={"Content-Disposition": 'attachment; filename="enrich-export.jsonl"'},
     )
@@ -251,11 +262,6 @@ def export_confusable(name: str, session: ReadSession) -> StreamingResponse:
     return _download(csv_files.confusable_csv(session, name), "confusable.csv")
 
 
-def _review_lines(engine: Engine, label_set: str | None) -> Iterator[str]:
-    with reading(engine) as session:
-        yield from csv_files.reviews_csv(session, label_set)
-
-
 @router.get(
     "/export/reviews.csv",
     summary="Reviews as CSV",
@@ -268,14 +274,7 @@ def export_reviews(
     label_set: Annotated[str | None, Query(description="Only of what serves it")] = None,
 ) -> StreamingResponse:
     """Who approved, rejected, locked or unlocked which text, when and why."""
-    if label_set is not None:
-        label_service.get(session, label_set)
-    return _download(_review_lines(engine, label_set), "reviews.csv")
-
-
-def _generation_lines(engine: Engine, label_set: str | None) -> Iterator[str]:
-    with reading(engine) as session:
-        yield from csv_files.generations_csv(session, label_set)
+    return _download(_lines(csv_files.reviews_csv, engine, session, label_set), "reviews.csv")
 
 
 @router.get(
@@ -290,9 +289,9 @@ def export_generations(
     label_set: Annotated[str | None, Query(description="Only what serves it")] = None,
 ) -> StreamingResponse:
     """All generations, a line each; lists and objects stand in their cells as JSON."""
-    if label_set is not None:
-        label_service.get(session, label_set)
-    return _download(_generation_lines(engine, label_set), "generations.csv")
+    return _download(
+        _lines(csv_files.generations_csv, engine, session, label_set), "generations.csv"
+    )
 
 
 @router.post(

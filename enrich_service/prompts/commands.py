@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.console import Json, read_session, reading_file, show, write_session
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import first_misfit, once
 from enrich_service.prompts import service
@@ -27,11 +27,10 @@ Body = Annotated[
 
 def read(file: Path) -> PromptCreate:
     """The prompt in a JSON file. Raises InvalidInput where it is none, or has a field twice."""
-    try:
+    with reading_file(file):
         data = file.read_bytes()
+    try:
         given = PromptCreate.model_validate_json(data)
-    except OSError as error:
-        raise InvalidInput(f"Cannot read {file}: {error.strerror}") from error
     except ValidationError as error:
         raise InvalidInput(f"{file}: {first_misfit(error)}") from error
     jsonlib.loads(data, object_pairs_hook=once("values"))  # pydantic takes the last of two
