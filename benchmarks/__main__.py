@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after the other: `python -m benchmarks [NAME …]`."""
+"""Runs benchmarks one after the other: `python -m benchmarks [speed.enrichment_rate …]`."""
 
 import pkgutil
 import runpy
@@ -8,8 +8,9 @@ import benchmarks
 
 
 def main() -> None:
-    names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
-    runnable = [name for name in names if not name.startswith("_")]
+    modules = pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
+    names = [module.name.removeprefix("benchmarks.") for module in modules if not module.ispkg]
+    runnable = [name for name in names if not name.rpartition(".")[2].startswith("_")]
     chosen = sys.argv[1:] or runnable
     for name in chosen:
         if name not in runnable:

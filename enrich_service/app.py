@@ -8,7 +8,6 @@ from typing import Final
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-import enrich_service.enrichment.routes
 import enrich_service.exchange.routes
 import enrich_service.jobs.routes
 import enrich_service.keys.routes
@@ -16,6 +15,7 @@ import enrich_service.labels.routes
 import enrich_service.operation.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
+import enrich_service.runs.routes
 import enrich_service.trials.routes
 import enrich_service.web.errors
 import enrich_service.web.routes
@@ -26,12 +26,12 @@ from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.core.traces import telemetry
-from enrich_service.enrichment.engine import RunEngine
-from enrich_service.enrichment.enricher import Enricher
 from enrich_service.keys.gate import Gate
 from enrich_service.operation.metrics import Metrics
 from enrich_service.operation.requests import Requests
 from enrich_service.releases.frozen import Frozen
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.scheduler import RunEngine
 
 # As /docs lists them: from labels to training.
 TAGS: Final = (
@@ -101,7 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.releases,  # first, as the most read: each route before it is tried, too
         enrich_service.labels,
         enrich_service.prompts,
-        enrich_service.enrichment,
+        enrich_service.runs,
         enrich_service.exchange,
         enrich_service.jobs,
         enrich_service.trials,

@@ -14,9 +14,8 @@ from enrich_service.core.console import Json, database, load_settings, show
 from enrich_service.core.database import reading
 from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.settings import Settings, environment_names, shown
-from enrich_service.enrichment import commands as enrichment
-from enrich_service.enrichment import text_commands as texts
 from enrich_service.exchange import commands as exchange
+from enrich_service.generations import commands as texts
 from enrich_service.jobs import commands as jobs
 from enrich_service.keys import commands as keys
 from enrich_service.keys.gate import is_loopback
@@ -27,6 +26,7 @@ from enrich_service.operation import commands as operation
 from enrich_service.operation.log import configure as configure_log
 from enrich_service.prompts import commands as prompts
 from enrich_service.releases import commands as releases
+from enrich_service.runs import commands as enrichment
 from enrich_service.trials import commands as trials
 
 GARBAGE = 20_000  # objects more than there were, after which those in cycles are looked for

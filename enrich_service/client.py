@@ -20,22 +20,8 @@ from pydantic import BaseModel, RootModel, TypeAdapter
 
 from contract import ImageCaption, Job, JobCreate, Release, Report
 from enrich_service.core.text import without_password
-from enrich_service.enrichment.models import ReviewAction, RunState
-from enrich_service.enrichment.schemas import (
-    Described,
-    DescribeRequest,
-    GenerationDetail,
-    GenerationView,
-    LabelTextIn,
-    ReviewIn,
-    ReviewView,
-    RunCreate,
-    RunEstimate,
-    RunResume,
-    RunView,
-    TextIn,
-)
 from enrich_service.exchange.schemas import Imported, Manifest
+from enrich_service.generations.models import ReviewAction, RunState
 from enrich_service.keys.schemas import AuditView, KeyCreate, KeyCreated, KeyView
 from enrich_service.labels.schemas import (
     Confusable,
@@ -63,6 +49,20 @@ from enrich_service.releases.schemas import (
     ReleaseDiff,
     ReleaseView,
     TranslationCreate,
+)
+from enrich_service.runs.schemas import (
+    Described,
+    DescribeRequest,
+    GenerationDetail,
+    GenerationView,
+    LabelTextIn,
+    ReviewIn,
+    ReviewView,
+    RunCreate,
+    RunEstimate,
+    RunResume,
+    RunView,
+    TextIn,
 )
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 

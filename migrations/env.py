@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import SQLModel
 
 import enrich_service.core.audit
-import enrich_service.enrichment.models
+import enrich_service.generations.models
 import enrich_service.jobs.models
 import enrich_service.keys.models
 import enrich_service.labels.models

@@ -56,7 +56,7 @@ def test_every_make_target_of_the_readme_exists():
 
 @pytest.mark.parametrize("program", ["enrich", "distill"])
 def test_every_command_and_option_that_the_readme_names_exists(program):
-    app = import_module("enrich_service.cli" if program == "enrich" else "distill.cli").app
+    app = import_module("enrich_service.cli" if program == "enrich" else "distill.cli.main").app
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.findall(rf"`({program} [^`]+)`", readme)
     assert len(named) > 5

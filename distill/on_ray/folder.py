@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from distill.whole_file import whole_file
+from distill.data.atomic_file import whole_file
 
 SILENCE_SECONDS: Final = 60.0  # of the submitter, after which nobody asks for the training any more
 LOOK_SECONDS: Final = 1.0  # between looks at its orders

@@ -15,13 +15,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from contract import EventKind, Job, Release, TrainConfig
+from distill.data.allowed_paths import check_roots
 from distill.errors import UserError
-from distill.job import run_job
-from distill.memory import is_out_of_memory, out_of_memory
 from distill.on_ray.folder import Listener, Outcome, RayFolder
-from distill.processes import WAIT, processes
-from distill.roots import check_roots
-from distill.train import Interrupted
+from distill.pipeline.job import run_job
+from distill.training.distributed import WAIT, processes
+from distill.training.loop import Interrupted
+from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
 from distill.worker import INTERRUPTED, OUT_OF_MEMORY, event_line
 
 STARTS_AGAIN: Final = 3  # after a process or a node was lost

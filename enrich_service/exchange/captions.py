@@ -18,10 +18,8 @@ from sqlmodel import col
 from contract import ImageCaption
 from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.answers import texts_of
-from enrich_service.enrichment.images import Roots, checked_folder, images_of
-from enrich_service.enrichment.models import (
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     LANGUAGE,
     Generation,
     GenerationSource,
@@ -29,10 +27,12 @@ from enrich_service.enrichment.models import (
     Run,
     language_of,
 )
-from enrich_service.enrichment.service import IMAGES_A_PAGE, get_run
 from enrich_service.labels.models import LabelLine, LabelSet
 from enrich_service.labels.service import lines_of
+from enrich_service.llm.images import Roots, checked_folder, images_of
 from enrich_service.prompts.schemas import PromptKind
+from enrich_service.runs.service import IMAGES_A_PAGE, get_run
+from enrich_service.validation.answers import texts_of
 
 
 def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
 
 from contract import Release
-from enrich_service.enrichment.models import Generation, ReviewAction
+from enrich_service.generations.models import Generation, ReviewAction
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import PromptKind, VersionCreate
 

@@ -15,15 +15,6 @@ from sqlmodel import Session, col, select
 from contract import Release
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import check_text, first_misfit, shortened
-from enrich_service.enrichment.answers import Taken, texts_of
-from enrich_service.enrichment.models import (
-    Generation,
-    GenerationSource,
-    GenerationStatus,
-    Run,
-    TextReview,
-)
-from enrich_service.enrichment.validators import DEFAULT_RULES, Answer, check
 from enrich_service.exchange.schemas import (
     GENERATION_FIELDS,
     AliasRecord,
@@ -37,6 +28,13 @@ from enrich_service.exchange.schemas import (
     ReviewRecord,
     VersionRecord,
 )
+from enrich_service.generations.models import (
+    Generation,
+    GenerationSource,
+    GenerationStatus,
+    Run,
+    TextReview,
+)
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
@@ -45,6 +43,8 @@ from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersio
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
+from enrich_service.validation.answers import Taken, texts_of
+from enrich_service.validation.rules import DEFAULT_RULES, Answer, check
 
 _SHOWN_PROBLEMS = 100
 _DELIVERED = "Delivered with the service"  # the first move's reason, from migrations/seeds.py

@@ -18,13 +18,13 @@ from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, LeaseLost, NoSuch, UserError
 from enrich_service.core.text import check_line, check_text
-from enrich_service.enrichment import service as runs
-from enrich_service.enrichment.models import Run, RunState, language_of
+from enrich_service.generations.models import Run, RunState, language_of
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import EventIn
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.runs import service as runs
 
 HELD = (JobState.LEASED, JobState.RUNNING)
 MAX_ERROR = 2000  # characters

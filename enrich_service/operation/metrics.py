@@ -14,7 +14,7 @@ from sqlmodel import Session, col, func, select
 
 from contract import JobState
 from enrich_service.core.database import reading, utcnow
-from enrich_service.enrichment.models import Generation, Run, RunState
+from enrich_service.generations.models import Generation, Run, RunState
 from enrich_service.jobs.models import JobRow
 
 LATEST = 1000  # generations over which the latency of language models is told

@@ -6,12 +6,12 @@ import typer
 from sqlmodel import Session
 
 from enrich_service.core.console import Json, load_settings, read_session, show, write_session
-from enrich_service.enrichment import service as enrichment
-from enrich_service.enrichment.commands import Alias, Model, Version, carry_out, request
-from enrich_service.enrichment.models import GenerationSource, Run
-from enrich_service.enrichment.schemas import RunEstimate
+from enrich_service.generations.models import GenerationSource, Run
 from enrich_service.releases import service, translations
 from enrich_service.releases.schemas import TranslationCreate
+from enrich_service.runs import service as enrichment
+from enrich_service.runs.commands import Alias, Model, Version, carry_out, request
+from enrich_service.runs.schemas import RunEstimate
 
 app = typer.Typer(no_args_is_help=True, help="Releases: frozen texts for every label.")
 

@@ -7,9 +7,6 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from contract import Release
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.problems import problems
-from enrich_service.enrichment import service as runs_service
-from enrich_service.enrichment.routes import EnricherDep, RunsDep
-from enrich_service.enrichment.schemas import RunView
 from enrich_service.releases import service, translations
 from enrich_service.releases.frozen import Frozen
 from enrich_service.releases.schemas import (
@@ -19,6 +16,9 @@ from enrich_service.releases.schemas import (
     ReleaseView,
     TranslationCreate,
 )
+from enrich_service.runs import service as runs_service
+from enrich_service.runs.routes import EnricherDep, RunsDep
+from enrich_service.runs.schemas import RunView
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 

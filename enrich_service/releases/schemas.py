@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from enrich_service.enrichment.schemas import Choice
+from enrich_service.runs.schemas import Choice
 
 _SUMMARY: dict[str, Any] = {
     "id": 1,

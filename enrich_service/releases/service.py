@@ -26,8 +26,8 @@ from sqlmodel import Session, col, select
 from contract import Release, ReleaseLabel, TextSource, release_hash
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch
 from enrich_service.core.text import check_line, check_name, check_text, shortened
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import (
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     LANGUAGE,
     Generation,
     GenerationSource,

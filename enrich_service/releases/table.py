@@ -13,18 +13,18 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, and_, or_
 from sqlmodel import Session, col, func, select
 
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import (
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
     TextReview,
 )
-from enrich_service.enrichment.service import line_of
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.releases import service
 from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.runs.service import line_of
 
 
 class TextState(StrEnum):

@@ -10,16 +10,16 @@ from sqlmodel import Session
 
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.settings import Settings
-from enrich_service.enrichment import service as enrichment
-from enrich_service.enrichment.enricher import Plan
-from enrich_service.enrichment.models import GenerationSource
-from enrich_service.enrichment.schemas import RunCreate
-from enrich_service.enrichment.service import SourceText, SourceTexts
+from enrich_service.generations.models import GenerationSource
 from enrich_service.labels import service as labels
 from enrich_service.labels.models import LabelSet
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service
 from enrich_service.releases.schemas import TranslationCreate
+from enrich_service.runs import service as enrichment
+from enrich_service.runs.enricher import Plan
+from enrich_service.runs.schemas import RunCreate
+from enrich_service.runs.service import SourceText, SourceTexts
 
 _KINDS = (PromptKind.DESCRIPTION, PromptKind.SENTENCES, PromptKind.CAPTIONS)
 

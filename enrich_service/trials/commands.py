@@ -10,9 +10,9 @@ from sqlalchemy import Engine
 
 from enrich_service.core.console import Json, database, load_settings, read_session, show, working
 from enrich_service.core.errors import InvalidInput
-from enrich_service.enrichment.commands import open_enricher
 from enrich_service.prompts.commands import read
 from enrich_service.releases.service import parse_source
+from enrich_service.runs.commands import open_enricher
 from enrich_service.trials import comparison, playground
 from enrich_service.trials.schemas import Trial, TrialRequest
 

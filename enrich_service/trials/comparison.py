@@ -16,10 +16,7 @@ from sqlmodel import Session, and_, col, select
 
 from contract import Release, Report
 from enrich_service.core.errors import Conflict, NotFound
-from enrich_service.enrichment import service as enrichment
-from enrich_service.enrichment.answers import texts_of
-from enrich_service.enrichment.models import Generation, GenerationSource, GenerationStatus
-from enrich_service.enrichment.validators import estimate_tokens
+from enrich_service.generations.models import Generation, GenerationSource, GenerationStatus
 from enrich_service.jobs import reports
 from enrich_service.jobs.models import JobArtifact, JobRow
 from enrich_service.labels import service as label_service
@@ -30,6 +27,7 @@ from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.runs import service as enrichment
 from enrich_service.trials.schemas import (
     ComparedLabel,
     ComparedSide,
@@ -37,6 +35,8 @@ from enrich_service.trials.schemas import (
     Comparison,
     SideDiagnostics,
 )
+from enrich_service.validation.answers import texts_of
+from enrich_service.validation.rules import estimate_tokens
 
 TEACHER_TOKENS = 77  # what CLIP reads
 JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics

@@ -12,17 +12,16 @@ from sqlmodel import col, select
 
 from enrich_service.core.database import reading
 from enrich_service.core.errors import LanguageModelError
-from enrich_service.enrichment import service
-from enrich_service.enrichment.answers import Judgement, Taken, attributes_of
-from enrich_service.enrichment.describe import TRIES, checked_label, describe
-from enrich_service.enrichment.enricher import Enricher, Plan, cost_usd
-from enrich_service.enrichment.llm import Reply
-from enrich_service.enrichment.models import Generation, GenerationStatus
-from enrich_service.enrichment.schemas import Choice, Described, DescribeRequest, NamedLabel
+from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.llm.chat_model import Reply
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases.schemas import VersionName
+from enrich_service.runs import service
+from enrich_service.runs.describe import TRIES, checked_label, describe
+from enrich_service.runs.enricher import Enricher, Plan, cost_usd
+from enrich_service.runs.schemas import Choice, Described, DescribeRequest, NamedLabel
 from enrich_service.trials.schemas import (
     Totals,
     Trial,
@@ -30,6 +29,7 @@ from enrich_service.trials.schemas import (
     Tried,
     TriedLabel,
 )
+from enrich_service.validation.answers import Judgement, Taken, attributes_of
 
 
 async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:

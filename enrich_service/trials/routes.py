@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query
 
 from enrich_service.core.dependencies import ReadSession, SettingsDep
 from enrich_service.core.problems import problems
-from enrich_service.enrichment.routes import EnricherDep
 from enrich_service.releases.service import parse_source
+from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import comparison, playground
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 

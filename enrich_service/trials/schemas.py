@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from contract import ConfusablePair
-from enrich_service.enrichment.models import GenerationStatus
-from enrich_service.enrichment.schemas import NamedLabel
+from enrich_service.generations.models import GenerationStatus
 from enrich_service.prompts.schemas import PromptKind, VersionContent
 from enrich_service.releases.schemas import VersionName
+from enrich_service.runs.schemas import NamedLabel
 
 _TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
 _TRIED: dict[str, Any] = {

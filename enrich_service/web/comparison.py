@@ -8,13 +8,13 @@ from fastapi.responses import HTMLResponse
 
 from enrich_service.core.dependencies import MAX_ID, ReadSession, SettingsDep
 from enrich_service.core.errors import UserError
-from enrich_service.enrichment.schemas import Choice
-from enrich_service.enrichment.service import DEFAULT_ALIAS
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.schemas import DiffRow, PromptView
 from enrich_service.releases.service import parse_source
+from enrich_service.runs.schemas import Choice
+from enrich_service.runs.service import DEFAULT_ALIAS
 from enrich_service.trials import comparison
 from enrich_service.trials.schemas import ComparedLabel, ComparedSide, ComparedText
 from enrich_service.web.page import page

@@ -5,12 +5,12 @@ from fastapi.responses import HTMLResponse
 
 from contract import EventKind, Job, JobState
 from enrich_service.core.dependencies import ReadSession
-from enrich_service.enrichment import service as enrichment_service
-from enrich_service.enrichment.models import RunState
-from enrich_service.enrichment.routes import RunsDep
+from enrich_service.generations.models import RunState
 from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
+from enrich_service.runs import service as enrichment_service
+from enrich_service.runs.routes import RunsDep
 from enrich_service.web.page import page
 
 router = APIRouter()

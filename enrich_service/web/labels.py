@@ -11,17 +11,9 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import InvalidInput, NotFound, UserError
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment import service as enrichment_service
-from enrich_service.enrichment.ledger import get_generation
-from enrich_service.enrichment.models import GenerationSource
-from enrich_service.enrichment.schemas import (
-    Choice,
-    GenerationDetail,
-    GenerationView,
-    ReviewIn,
-    TextIn,
-)
+from enrich_service.generations import reviews
+from enrich_service.generations.models import GenerationSource
+from enrich_service.generations.store import get_generation
 from enrich_service.labels import service
 from enrich_service.labels.models import LabelSet
 from enrich_service.labels.schemas import LabelIn
@@ -30,6 +22,8 @@ from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind, PromptView
 from enrich_service.releases import table
+from enrich_service.runs import service as enrichment_service
+from enrich_service.runs.schemas import Choice, GenerationDetail, GenerationView, ReviewIn, TextIn
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page
 

@@ -16,11 +16,11 @@ from sqlmodel import Session
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import MAX_ID, EngineDep, ReadSession, WriteSession
 from enrich_service.core.errors import InvalidInput, UserError
-from enrich_service.enrichment.enricher import Enricher
-from enrich_service.enrichment.routes import EnricherDep
 from enrich_service.prompts import service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.schemas import DiffRow, VersionCreate
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import playground
 from enrich_service.trials.schemas import TrialRequest, TriedLabel
 from enrich_service.web.forms import Form, SentForm, done, fitting

@@ -11,10 +11,10 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
 from enrich_service.core.errors import NotFound, UserError
-from enrich_service.enrichment import service as enrichment_service
 from enrich_service.prompts import service
 from enrich_service.prompts.models import AliasMove, PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
+from enrich_service.runs import service as enrichment_service
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import page
 

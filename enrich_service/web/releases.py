@@ -10,8 +10,6 @@ from sqlmodel import Session
 from contract import Release, ReleaseLabel, TextSource
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import UserError
-from enrich_service.enrichment import service as run_service
-from enrich_service.enrichment.routes import EnricherDep, RunsDep
 from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
@@ -24,6 +22,8 @@ from enrich_service.releases.schemas import (
     ReleaseSource,
     TranslationCreate,
 )
+from enrich_service.runs import service as run_service
+from enrich_service.runs.routes import EnricherDep, RunsDep
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page
 

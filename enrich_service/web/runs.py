@@ -21,12 +21,12 @@ from enrich_service.core.dependencies import (
     WriteSession,
 )
 from enrich_service.core.errors import UserError
-from enrich_service.enrichment import service
-from enrich_service.enrichment.engine import RunEngine
-from enrich_service.enrichment.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
-from enrich_service.enrichment.schemas import RunCreate, RunResume, RunView
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
+from enrich_service.runs import service
+from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
+from enrich_service.runs.scheduler import RunEngine
+from enrich_service.runs.schemas import RunCreate, RunResume, RunView
 from enrich_service.web.forms import Form, SentForm, done, fitting
 from enrich_service.web.page import csv_file, page, render
 

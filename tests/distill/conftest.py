@@ -228,7 +228,7 @@ def charm_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def charm_run(charm_world: Path, charm_release: Release) -> Path:
     """The folder of a finished run: a small student, an epoch of the demo's teacher."""
-    from distill.job import run_job
+    from distill.pipeline.job import run_job
 
     config = TrainConfig(
         data=str(charm_world),

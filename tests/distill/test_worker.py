@@ -26,8 +26,8 @@ import torch
 from contract import Report
 from distill import worker
 from distill.errors import LeaseLost, ServiceError
-from distill.memory import is_out_of_memory
 from distill.on_ray import submit
+from distill.training.malloc_tuning import is_out_of_memory
 from tests.distill.conftest import COLOURS
 
 LEASE_SECONDS = 4.0

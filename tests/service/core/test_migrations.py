@@ -12,8 +12,8 @@ from contract import TrainConfig
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Unavailable
 from enrich_service.core.prestart import alembic_config, prestart
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import (
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,

@@ -15,7 +15,7 @@ from enrich_service.core.settings import Settings
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from tests.llm_server import LlmServer
-from tests.service.enrichment.conftest import add_labels, start_run, wait_for
+from tests.service.llm_fixtures import add_labels, start_run, wait_for
 
 pytestmark = pytest.mark.sqlite
 

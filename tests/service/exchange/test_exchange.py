@@ -7,14 +7,14 @@ from sqlmodel import select
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import (
+from enrich_service.exchange import service as exchange
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
     ReviewAction,
 )
-from enrich_service.exchange import service as exchange
 from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases

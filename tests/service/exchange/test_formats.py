@@ -12,15 +12,15 @@ from sqlmodel import col, select
 from enrich_service.core import spreadsheet
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, InvalidInput
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment.models import (
+from enrich_service.exchange import class_lists, csv_files, manifest
+from enrich_service.exchange import service as exchange
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
     ReviewAction,
 )
-from enrich_service.exchange import class_lists, csv_files, manifest
-from enrich_service.exchange import service as exchange
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts

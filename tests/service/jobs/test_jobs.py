@@ -32,7 +32,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.releases import service as releases
 from tests.conftest import running
 from tests.llm_server import Answer, LlmServer
-from tests.service.enrichment.conftest import start_run, wait_for
+from tests.service.llm_fixtures import start_run, wait_for
 
 CONFIG = {"data": "/data", "teacher": "hf-hub:a/b"}
 SHORT = 0.5  # seconds

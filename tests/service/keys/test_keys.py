@@ -15,7 +15,7 @@ from enrich_service.core.settings import Settings
 from enrich_service.keys import service as keys
 from tests.conftest import running
 from tests.llm_server import LlmServer
-from tests.service.enrichment.test_runs import until
+from tests.service.runs.test_runs import until
 
 
 @pytest.fixture

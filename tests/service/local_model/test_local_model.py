@@ -16,7 +16,7 @@ from enrich_service.cli import app
 from enrich_service.core.settings import Settings
 from enrich_service.local_model import server
 from tests.conftest import running
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 
 SMALL = {
     "name": "small",

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from enrich_service.core.settings import Settings
 from tests.conftest import running
 from tests.llm_server import LlmServer
-from tests.service.enrichment.conftest import start_run, wait_for
+from tests.service.llm_fixtures import start_run, wait_for
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from enrich_service.cli import app
 from enrich_service.core.settings import Settings, environment_names
 from tests.llm_server import Answer, LlmServer
-from tests.service.enrichment.conftest import add_labels, start_run, wait_for
+from tests.service.llm_fixtures import add_labels, start_run, wait_for
 from tests.service.operation.test_observability import serving
 
 pytestmark = pytest.mark.sqlite

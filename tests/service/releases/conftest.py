@@ -1,1 +1,1 @@
-from tests.service.enrichment.conftest import client, connect, enrich, model  # noqa: F401
+from tests.service.llm_fixtures import client, connect, enrich, model  # noqa: F401

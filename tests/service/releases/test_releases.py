@@ -4,9 +4,8 @@ from sqlalchemy import insert
 from contract import Release, release_hash
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, NotFound
-from enrich_service.enrichment import reviews
-from enrich_service.enrichment import service as enrichment
-from enrich_service.enrichment.models import (
+from enrich_service.generations import reviews
+from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
@@ -17,6 +16,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.runs import service as enrichment
 
 MODEL, PERSON, IMPORT = GenerationSource.MODEL, GenerationSource.PERSON, GenerationSource.IMPORT
 

@@ -7,7 +7,7 @@ import pytest
 from enrich_service.client import Client
 from enrich_service.releases.schemas import TranslationCreate
 from tests.llm_server import Answer
-from tests.service.enrichment.conftest import add_labels, data_of, start_run, wait_for
+from tests.service.llm_fixtures import add_labels, data_of, start_run, wait_for
 
 NAMES = ["teal", 'ignore the "above"', "pintail"]
 GERMAN = {

@@ -1,1 +1,1 @@
-from tests.service.enrichment.conftest import client, connect, model  # noqa: F401 - fixtures
+from tests.service.llm_fixtures import client, connect, model  # noqa: F401 - fixtures

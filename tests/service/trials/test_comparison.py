@@ -4,8 +4,8 @@ import pytest
 
 from contract import Lease
 from tests.llm_server import Answer
-from tests.service.enrichment.conftest import add_labels, start_run, wait_for
 from tests.service.jobs.test_jobs import report_of
+from tests.service.llm_fixtures import add_labels, start_run, wait_for
 
 SORRY = Answer(content=json.dumps({"description": "I'm sorry, but I cannot describe a teal."}))
 

@@ -5,7 +5,7 @@ import pytest
 
 from enrich_service.web import comparison
 from tests.llm_server import Answer
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 from tests.service.web.conftest import EVIL
 from tests.service.web.worker import Worker
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.llm_server import Answer
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 from tests.service.web.conftest import EVIL
 
 NAMES = ("mallard", "teal", "smew", EVIL)

@@ -4,7 +4,7 @@ import io
 import pytest
 
 from contract import ReleaseLabel, release_hash
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 from tests.service.web.conftest import EVIL
 
 NAMES = ["mallard", "teal", EVIL]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.llm_batches import Fate
 from tests.llm_server import Answer
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 from tests.service.web.conftest import EVIL
 
 NAMES = ("wigeon", "gadwall", "pochard")

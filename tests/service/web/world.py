@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.llm_server import LlmServer
-from tests.service.enrichment.conftest import wait_for
+from tests.service.llm_fixtures import wait_for
 from tests.service.web.conftest import EVIL
 from tests.service.web.worker import Worker
 

@@ -1,0 +1,1 @@
+"""Kills, full disks, cut wires, made-up requests."""

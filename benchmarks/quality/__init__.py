@@ -1,0 +1,1 @@
+"""Accuracy and texts on real input."""

@@ -1,0 +1,1 @@
+"""Speed against named alternatives, side by side."""

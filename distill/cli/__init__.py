@@ -1,0 +1,5 @@
+"""The `distill` command."""
+
+from distill.cli.main import app
+
+__all__ = ["app"]

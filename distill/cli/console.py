@@ -1,0 +1,112 @@
+"""What the commands share: options, progress bars, one-line errors, tables and JSON."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from contract import Release, TextStrategy
+from distill.errors import TextError, UserError
+
+# torch, open_clip and timm take seconds to import: each command imports what it needs.
+
+notes = Console(stderr=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TeacherOption = Annotated[
+    str, typer.Option(help="NAME@TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.")
+]
+ReleaseOption = Annotated[Path | None, typer.Option(help="Release as JSON (`enrich export`).")]
+LabelsOption = Annotated[Path | None, typer.Option(help="The paper's label2text.txt.")]
+DescriptionsOption = Annotated[Path | None, typer.Option(help="The paper's chatgpt.txt.")]
+StrategyOption = Annotated[str | None, typer.Option(help="How texts become features.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+CacheOption = Annotated[Path, typer.Option(help="Where features and pixels are kept.")]
+CACHE = Path(".distill-cache")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake ends a command with one line on standard error and exit status 1."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            print(f"distill: {error}", file=sys.stderr)  # noqa: T201
+            raise typer.Exit(1) from None
+
+    return run
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars on standard error; yields a function from a title to its (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    # Into a file, even no bar would be a line of its own.
+    unseen = not notes.is_terminal
+    with Progress(*columns, console=notes, transient=True, disable=unseen) as progress:
+
+        def bar(title: str) -> Callable[[int, int], None]:
+            task = progress.add_task(title, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def show(document: BaseModel, as_json: bool, title: str) -> None:
+    """Print a document: as JSON for programs, as a table for people."""
+    if as_json:
+        print(document.model_dump_json())  # noqa: T201
+        return
+    table = Table(title=title, show_header=False)
+    for name, value in document.model_dump(mode="json").items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4f}")
+        elif not isinstance(value, list):
+            table.add_row(name, str(value))
+    Console().print(table)
+
+
+def release_given(release: Path | None, labels: Path | None, descriptions: Path | None) -> Release:
+    """The release that the options name: a JSON file, or the paper's pair."""
+    from distill.data.releases import read_release, release_from_pairs
+
+    if release is not None:
+        if labels is not None or descriptions is not None:
+            raise TextError("give either --release or --labels with --descriptions, not both")
+        return read_release(release)
+    if labels is None:
+        raise TextError("say which classes: --release FILE, or --labels FILE [--descriptions FILE]")
+    return release_from_pairs(labels, descriptions)
+
+
+def default_strategy(release: Release) -> TextStrategy:
+    """name+description where there are descriptions, else name."""
+    return "name+description" if any(x.description for x in release.labels) else "name"
+
+
+def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
+    """The strategy called `strategy`, or the one that suits the release."""
+    from distill.embeddings.text_bank import STRATEGIES
+
+    if strategy is None:
+        return default_strategy(release)
+    for known in STRATEGIES:
+        if strategy == known:
+            return known
+    raise TextError(f"there is no text strategy {strategy!r}: choose {', '.join(STRATEGIES)}")

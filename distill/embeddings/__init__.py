@@ -1,0 +1,1 @@
+"""Teacher features of texts and images, computed once and cached."""

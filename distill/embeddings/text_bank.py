@@ -1,0 +1,271 @@
+"""Text banks: the teacher's class text features for one release and one text strategy.
+
+    name               "a photo of {name}"
+    name+description   "a photo of {name} . {description}"          (Li et al., section 3.3)
+    attributes         mean over one prompt per attribute value      (Menon & Vondrick, 2210.07183)
+    ensemble           mean over all texts of the class              (CuPL, 2209.03320)
+    captions           mean over captions of typical images, as they stand, without the name
+
+A prompt longer than the teacher's context is never cut: it is encoded as the normalised mean over
+its sentences, each behind the class name where there is one, and the label is flagged.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from contract import Release, ReleaseLabel, TextStrategy
+from distill.data.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.errors import TextError, some
+from distill.models.teacher import Teacher
+
+log = logging.getLogger(__name__)
+STRATEGIES: tuple[TextStrategy, ...] = get_args(TextStrategy)
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """Unit features [classes, dim] float32, in the order of `keys`."""
+
+    features: Tensor
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    strategy: TextStrategy
+    teacher: str
+    release_hash: str
+    flagged: tuple[str, ...] = ()  # keys of labels with a text longer than the teacher's context
+    learned: int = 0  # context tokens that were learned, in the place of "a photo of"
+
+    @property
+    def title(self) -> str:
+        """What the texts are: the strategy, and whether their context was learned."""
+        return f"{self.strategy}, {self.learned} learned" if self.learned else self.strategy
+
+    def select(self, keys: Sequence[str]) -> "TextBank":
+        """The bank of `keys` alone, in their order.
+
+        Raises:
+            TextError: a key is not in the bank.
+        """
+        place = {key: index for index, key in enumerate(self.keys)}
+        if missing := [key for key in keys if key not in place]:
+            raise TextError(f"the text bank has no text for {some(missing)}")
+        rows = [place[key] for key in keys]
+        return TextBank(
+            self.features[rows],
+            tuple(keys),
+            tuple(self.names[row] for row in rows),
+            self.strategy,
+            self.teacher,
+            self.release_hash,
+            tuple(key for key in self.flagged if key in set(keys)),
+            self.learned,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the bank as safetensors, its words in the header.
+
+        Raises:
+            TextError: the file cannot be written.
+        """
+        words = {
+            "keys": json.dumps(self.keys),
+            "names": json.dumps(self.names),
+            "strategy": self.strategy,
+            "teacher": self.teacher,
+            "release_hash": self.release_hash,
+            "flagged": json.dumps(self.flagged),
+            "learned": str(self.learned),
+        }
+        try:
+            write_tensor(path, self.features, words)
+        except OSError as error:
+            raise TextError(
+                f"cannot write the text bank {path} ({error.strerror}): free some space or choose "
+                "another folder"
+            ) from None
+
+    @classmethod
+    def load(cls, path: Path) -> "TextBank":
+        """The bank at `path`.
+
+        Raises:
+            TextError: the file is missing, cut off or no text bank.
+        """
+        try:
+            features, words = read_tensor(path)
+            return cls(
+                features,
+                tuple(json.loads(words["keys"])),
+                tuple(json.loads(words["names"])),
+                TypeAdapter[TextStrategy](TextStrategy).validate_python(words["strategy"]),
+                words["teacher"],
+                words["release_hash"],
+                tuple(json.loads(words["flagged"])),
+                int(words.get("learned", 0)),
+            )
+        except FileNotFoundError:
+            raise TextError(
+                f"there is no text bank {path}: make it with `distill text-bank`"
+            ) from None
+        except (DamagedFile, KeyError, ValueError, OSError):
+            raise TextError(
+                f"{path} is cut off or no text bank: make it again with `distill text-bank`"
+            ) from None
+
+
+def has_text(label: ReleaseLabel, strategy: TextStrategy) -> bool:
+    """Whether the release has what `strategy` needs of `label`."""
+    return strategy == "name" or bool(_texts(label, strategy))
+
+
+def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
+    """The prompts that stand for `label` under `strategy`.
+
+    Raises:
+        TextError: the release has no text for the label that the strategy could use.
+    """
+    if strategy == "name":
+        return (f"a photo of {label.name}",)
+    texts = _texts(label, strategy)
+    if not texts:
+        raise TextError(
+            f"the label {label.key!r} ({label.name}) has no text for the strategy "
+            f"{strategy!r}: enrich it and release again, or use the strategy 'name'"
+        )
+    prefix = prefix_of(label, strategy)
+    return tuple(f"{prefix}{text}" for text in texts)
+
+
+def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
+    described = (label.description,) if label.description else ()
+    match strategy:
+        case "name":
+            return ()
+        case "name+description":
+            return described
+        case "attributes":
+            return tuple(
+                f"{name.replace('_', ' ')}: {value}"
+                for name, values in label.attributes.items()
+                for value in values
+            )
+        case "ensemble":
+            return (*described, *label.sentences, *label.captions)
+        case "captions":
+            return label.captions
+
+
+def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
+    """What stands before each text of the label, and before each sentence of a long one."""
+    return "" if strategy == "captions" else f"a photo of {label.name} . "
+
+
+def build_text_bank(
+    teacher: Teacher,
+    release: Release,
+    strategy: TextStrategy,
+    *,
+    keys: Sequence[str] | None = None,
+    cache: Path | None = None,
+) -> TextBank:
+    """The bank of `release` (or of its labels `keys`, in that order) under `strategy`.
+
+    With `cache`, a folder, the bank is computed once per teacher, texts and strategy; a damaged
+    file there is rebuilt.
+
+    Raises:
+        TextError: a key is not in the release, or its label lacks the text that is needed.
+    """
+    labels = {label.key: label for label in release.labels}
+    keys = tuple(labels if keys is None else keys)
+    if missing := [key for key in keys if key not in labels]:
+        raise TextError(
+            f"the release {release.name!r} has no label {some(missing)}: add it to the label set "
+            "and release again"
+        )
+    prompts = [prompts_of(labels[key], strategy) for key in keys]
+    path = None
+    if cache is not None:
+        content = json.dumps([teacher.fingerprint, strategy, keys, prompts])
+        path = cache / f"text-bank-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
+        if path.is_file():
+            try:
+                return TextBank.load(path)
+            except TextError as error:
+                log.warning("%s; it is only a cache, and is made again now", error)
+    flagged = [
+        key
+        for key, texts in zip(keys, prompts, strict=True)
+        if any(teacher.token_count(text) > teacher.context_length for text in texts)
+    ]
+    groups = [
+        (texts, prefix_of(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
+    ]
+    bank = TextBank(
+        encode_groups(teacher, groups),
+        keys,
+        tuple(labels[key].name for key in keys),
+        strategy,
+        teacher.name,
+        release.hash,
+        tuple(flagged),
+    )
+    if path is not None:
+        bank.save(path)
+    return bank
+
+
+def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]]) -> Tensor:
+    """The normalised mean over the texts of each group: unit features [groups, dim].
+
+    A group is its texts and the prefix that each of them begins with and that is repeated before
+    each sentence where a text is longer than the teacher's context.
+    """
+    parts = [[within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
+    flat = [piece for texts in parts for pieces in texts for piece in pieces]
+    encoded = iter(teacher.encode_text(flat))
+    rows = [
+        _mean(
+            torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])
+        )
+        for texts in parts
+    ]
+    return torch.stack(rows)
+
+
+def within_context(teacher: Teacher, text: str, prefix: str) -> tuple[str, ...]:
+    """`text`, or its sentences behind `prefix` where it is longer than the context.
+
+    A single sentence that is still too long is split at its clauses, then at its words.
+    """
+    if teacher.token_count(text) <= teacher.context_length:
+        return (text,)
+    body = text.removeprefix(prefix)
+    for pattern in (r"(?<=[.!?])\s+", r"(?<=[,;:])\s+"):
+        pieces = [piece for piece in re.split(pattern, body) if piece]
+        if len(pieces) > 1:
+            return tuple(
+                part for piece in pieces for part in within_context(teacher, prefix + piece, prefix)
+            )
+    words = body.split()
+    if len(words) < 2:
+        return (text,)
+    middle = len(words) // 2
+    halves = (" ".join(words[:middle]), " ".join(words[middle:]))
+    return tuple(part for half in halves for part in within_context(teacher, prefix + half, prefix))
+
+
+def _mean(features: Tensor) -> Tensor:
+    """The normalised mean [dim] of unit features [texts, dim]."""
+    return F.normalize(features.mean(dim=0), dim=-1)

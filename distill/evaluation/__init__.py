@@ -1,0 +1,1 @@
+"""What a model is worth: accuracy, diagnostics, explanations, the report."""

@@ -1,0 +1,109 @@
+"""What image features are worth: accuracy against a text bank, closeness to the teacher's."""
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from contract import Accuracy, Imitation
+from distill.embeddings.text_bank import TextBank
+from distill.errors import DataError, TextError
+from distill.evaluation.score_norm import ScoreNorm
+from distill.method import metrics
+
+NEIGHBOURS: Final = 10  # images that M_neigh compares, where there are so many others
+NEAREST_TEXTS: Final = 10  # texts that M_vlalign compares, where there are so many
+MOST_IMAGES: Final = 100_000  # time grows with the square
+
+
+def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Tensor:
+    """The class index [images] whose text has the largest cosine with each image feature.
+
+    `features` [images, dim] need no normalisation, `text` [classes, dim] is unit. Ties go to the
+    smallest index. With `norm`, cosines are compared as it standardises them.
+
+    Raises:
+        TextError: the two have different dimensions.
+        DataError: a feature is not finite.
+    """
+    if features.shape[1] != text.shape[1]:
+        raise TextError(
+            f"the image features have {features.shape[1]} dimensions and the text bank has "
+            f"{text.shape[1]}: make both with the same teacher"
+        )
+    if not bool(features.isfinite().all()):
+        raise DataError("the image features hold NaN or infinity: the model is damaged or diverged")
+    scores = features @ text.T if norm is None else norm.scores(features, text)
+    return scores.argmax(dim=1)
+
+
+def score(found: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
+    """Top-1 and mean per-class accuracy in percent, of the class indices `found` [images].
+
+    Classes without an image in `targets` [images] do not enter the mean.
+    """
+    hits = (found == targets).double()
+    images = torch.bincount(targets, minlength=classes)
+    per_class = torch.bincount(targets, weights=hits, minlength=classes) / images
+    return 100 * hits.mean().item(), 100 * per_class[images > 0].mean().item()
+
+
+def accuracy(
+    model: Literal["teacher", "student"],
+    split: Literal["seen", "unseen"],
+    features: Tensor,
+    targets: Tensor,
+    keys: Sequence[str],
+    bank: TextBank,
+    *,
+    text: str | None = None,
+    norm: ScoreNorm | None = None,
+) -> Accuracy:
+    """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
+
+    `features` [images, dim], `targets` [images] index `keys`. `text` names the bank in the result,
+    by default its title. `norm` is as in `predict`.
+
+    Raises:
+        TextError: the bank lacks a class, or has another dimension.
+        DataError: a feature is not finite.
+    """
+    found = predict(features, bank.select(keys).features, norm)
+    top1, mean_per_class = score(found, targets, len(keys))
+    return Accuracy(
+        model=model,
+        text=text or bank.title,
+        split=split,
+        top1=top1,
+        mean_per_class=mean_per_class,
+        images=len(targets),
+        classes=len(keys),
+    )
+
+
+def imitation(
+    split: Literal["train", "seen", "unseen"], student: Tensor, teacher: Tensor, text: Tensor
+) -> Imitation:
+    """How closely the student follows the teacher on the images of one split.
+
+    student, teacher [images, dim], text [classes, dim] of the classes of the split. Of more than
+    MOST_IMAGES images, that many evenly spaced ones are compared.
+    """
+    if len(student) > MOST_IMAGES:
+        part = torch.linspace(0, len(student) - 1, MOST_IMAGES, dtype=torch.float64).long()
+        student, teacher = student[part], teacher[part]
+    neighbours, texts = min(NEIGHBOURS, len(student) - 1), min(NEAREST_TEXTS, len(text))
+    reversed_pairs = metrics.m_vlalign(student, teacher, text, texts)
+    return Imitation(
+        split=split,
+        images=len(student),
+        m_rel=metrics.m_rel(student, teacher),
+        m_neigh=metrics.m_neigh(student, teacher, neighbours) if neighbours else None,
+        m_neigh_k=neighbours,
+        m_vlalign=reversed_pairs,
+        m_vlalign_normalised=reversed_pairs / max(1, texts * (texts - 1) // 2),
+        m_vlalign_k=texts,
+        feature_mse=metrics.feature_mse(student, teacher),
+        mean_angle=metrics.mean_angle(student, teacher),
+    )

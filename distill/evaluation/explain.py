@@ -1,0 +1,114 @@
+"""Predictions that explain themselves: a class is scored by each of its attributes.
+
+The score of a class is the mean cosine of the image with its attributes, "a photo of {name} .
+{attribute}" (Menon & Vondrick, arXiv 2210.07183). The text bank "attributes" keeps only the mean
+feature of a class; here each attribute keeps its own, so that one can see which of them fired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from contract import AttributeEvidence, ExplainedClass, Release
+from distill.embeddings.text_bank import encode_groups, prefix_of, prompts_of
+from distill.errors import DataError, TextError
+from distill.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class AttributeTexts:
+    """Each attribute of each class: unit features [attributes, dim], class after class."""
+
+    features: Tensor
+    owners: Tensor  # [attributes] indices into `keys`
+    attributes: tuple[str, ...]
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines [images, attributes] and class scores [images, classes] of image `features`.
+
+        `features` [images, dim] need no normalisation.
+
+        Raises:
+            TextError: the two have different dimensions.
+            DataError: a feature is not finite.
+        """
+        if features.shape[1] != self.features.shape[1]:
+            raise TextError(
+                f"the image features have {features.shape[1]} dimensions and the attribute texts "
+                f"{self.features.shape[1]}: make both with the same teacher"
+            )
+        if not bool(features.isfinite().all()):
+            raise DataError("the image features hold NaN or infinity: the model is damaged")
+        cosines = normalize(features, dim=1) @ self.features.T
+        counts = torch.bincount(self.owners, minlength=len(self.keys))
+        sums = cosines.new_zeros(len(cosines), len(self.keys))
+        return cosines, sums.index_add_(1, self.owners, cosines) / counts
+
+
+def encode_attributes(teacher: Teacher, release: Release) -> AttributeTexts:
+    """The attribute texts of every label of `release`.
+
+    Raises:
+        TextError: a label has no attributes.
+    """
+    prompts = [prompts_of(label, "attributes") for label in release.labels]
+    prefixes = [prefix_of(label, "attributes") for label in release.labels]
+    groups = [
+        ((text,), prefix) for texts, prefix in zip(prompts, prefixes, strict=True) for text in texts
+    ]
+    return AttributeTexts(
+        features=encode_groups(teacher, groups),
+        owners=torch.tensor([place for place, texts in enumerate(prompts) for _ in texts]),
+        attributes=tuple(text.removeprefix(prefix) for (text,), prefix in groups),
+        keys=tuple(label.key for label in release.labels),
+        names=tuple(label.name for label in release.labels),
+    )
+
+
+def explain(
+    features: Tensor, texts: AttributeTexts, top: int
+) -> tuple[tuple[ExplainedClass, ...], ...]:
+    """The `top` classes of each image, best first, with their attributes, strongest first.
+
+    An attribute's evidence is its cosine less the image's mean cosine with all attributes of all
+    classes; it fired where that is above 0. The mean evidence of a class is its score less that
+    same mean: what the class has over any text.
+
+    Raises:
+        TextError, DataError: as `AttributeTexts.scores`.
+    """
+    cosines, scores = texts.scores(features)
+    evidence = cosines - cosines.mean(dim=1, keepdim=True)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
+    return tuple(
+        tuple(
+            ExplainedClass(
+                key=texts.keys[place],
+                name=texts.names[place],
+                score=scores[image, place].item(),
+                attributes=_attributes(texts, place, cosines[image], evidence[image]),
+            )
+            for place in best[image].tolist()
+        )
+        for image in range(len(features))
+    )
+
+
+def _attributes(
+    texts: AttributeTexts, place: int, cosines: Tensor, evidence: Tensor
+) -> tuple[AttributeEvidence, ...]:
+    own: Sequence[int] = (texts.owners == place).nonzero()[:, 0].tolist()
+    return tuple(
+        AttributeEvidence(
+            attribute=texts.attributes[row],
+            cosine=cosines[row].item(),
+            evidence=evidence[row].item(),
+            fired=bool(evidence[row] > 0),
+        )
+        for row in sorted(own, key=lambda row: -evidence[row].item())
+    )

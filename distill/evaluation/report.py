@@ -1,0 +1,370 @@
+"""The report of a training job: report.json for machines, one self-contained report.html.
+
+The page loads nothing: charts are inline SVG whose colours are CSS variables, so that they follow
+the reader's light or dark mode, and similarities are pixels within them.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import matplotlib as mpl
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from contract import Accuracy, Report, SeedsReport, TestViews
+from distill.errors import DataError
+from distill.evaluation.pictures import chain
+
+CONTROL: Final = "shuffled"  # the texts of the run, dealt out to the wrong classes
+NORMALISED: Final = "normalised"  # the texts of the run, and scores as `ScoreNorm` makes them
+WORDS: Final = {
+    "name": "names",
+    "name+description": "descriptions",
+    "attributes": "attributes",
+    "ensemble": "many texts",
+    "captions": "captions",
+    CONTROL: "shuffled control",
+    NORMALISED: "scores normalised",
+}
+VIEWS: Final[Mapping[TestViews, str]] = {
+    "whole": "the whole of each image",
+    "centre": "the centre of each image, seven eighths of a side",
+    "ten-crop": "ten crops of each image, whose features were averaged",
+}
+NAMED_CLASSES: Final = 40  # up to so many classes have their names beside the heat map
+# Drawn in colours that nothing else has, which then become the variables of the page's style.
+INK, LINE, SERIES = "#010203", "#010204", tuple(f"#0103{n:02x}" for n in range(1, 7))
+VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
+    colour: f"--series-{n}" for n, colour in enumerate(SERIES, start=1)
+}
+
+_templates = Environment(
+    loader=PackageLoader("distill.evaluation", "."), autoescape=True, undefined=StrictUndefined
+)
+
+
+def read_report(folder: Path) -> Report:
+    """The report of the finished run in `folder`.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    path = folder / "report.json"
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+
+
+def write_report(
+    report: Report,
+    out: Path,
+    *,
+    similarity: Mapping[str, NDArray[np.float32]],
+    names: Sequence[str],
+) -> None:
+    """Write report.json and report.html to the folder `out`, each whole or not at all.
+
+    `similarity` maps a text strategy to its cosines [classes, classes], before enrichment first;
+    `names` are those of the classes, in the order of the rows.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    page = render(report, similarity=similarity, names=names)
+    _write(out, {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def write_seeds_report(report: SeedsReport, out: Path) -> None:
+    """Write seeds.json and seeds.html to the folder `out`, each whole or not at all.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    page = _templates.get_template("seeds.html").render(report=report, words=WORDS)
+    _write(out, {"seeds.html": page, "seeds.json": report.model_dump_json(indent=1) + "\n"})
+
+
+def _write(out: Path, files: Mapping[str, str]) -> None:
+    try:
+        for name, text in files.items():
+            partial = out / f"{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(out / name)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the report to {out} ({error.strerror}): make room or choose another "
+            "folder, then run `distill report` on it"
+        ) from None
+
+
+def render(
+    report: Report, *, similarity: Mapping[str, NDArray[np.float32]], names: Sequence[str]
+) -> str:
+    """The page of `report`; see `write_report`."""
+    order = chain(next(iter(similarity.values()))) if similarity else []
+    named = {each.text: each for each in report.diagnostics}
+    return _templates.get_template("report.html").render(
+        report=report,
+        words=WORDS,
+        views=VIEWS,
+        worths=[worth for model in ("student", "teacher") if (worth := _worth(report, model))],
+        headline=headline(report),
+        rows=_table(report.accuracies),
+        top=max((row.top1 for row in report.accuracies), default=0) or 1,
+        curves=_curves(report),
+        spectrum=_spectrum(report),
+        maps=_heat_maps(similarity, order, names),
+        order=[names[row] for row in order],
+        confusable=named[report.config.text_strategy].confusable
+        if report.config.text_strategy in named
+        else (),
+    )
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What enrichment was worth to one model on the unseen classes; accuracies are top-1 %."""
+
+    model: Literal["teacher", "student"]
+    classes: int
+    name: float
+    enriched: float
+    control: float | None
+    error: float  # two standard errors of the gain, in points
+
+    @property
+    def gain(self) -> float:
+        """Points won (or lost) over the bare name."""
+        return self.enriched - self.name
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the gain exceeds what chance in the choice of images would explain."""
+        return abs(self.gain) > self.error
+
+    @property
+    def is_beaten_by_control(self) -> bool:
+        """Whether texts dealt out to the wrong classes do as well: then it is not their content."""
+        return self.control is not None and self.control >= self.enriched - self.error
+
+
+def _worth(report: Report, model: Literal["teacher", "student"]) -> Worth | None:
+    rows = {
+        row.text: row for row in report.accuracies if row.model == model and row.split == "unseen"
+    }
+    enriched, name = rows.get(report.config.text_strategy), rows.get("name")
+    if enriched is None or name is None or report.config.text_strategy == "name":
+        return None
+    variance = _standard_error(name) ** 2 + _standard_error(enriched) ** 2
+    return Worth(
+        model=model,
+        classes=enriched.classes,
+        name=name.top1,
+        enriched=enriched.top1,
+        control=rows[CONTROL].top1 if CONTROL in rows else None,
+        error=2 * math.sqrt(variance),
+    )
+
+
+def _standard_error(row: Accuracy) -> float:
+    """Of a share of images, in points. It leaves out that the classes themselves are a sample."""
+    share = row.top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / row.images) if row.images else 0.0
+
+
+def headline(report: Report) -> str:
+    """One sentence on what enrichment was worth on classes never seen in training."""
+    worth = _worth(report, "student")
+    if worth is None:
+        row = next(
+            (r for r in report.accuracies if r.model == "student" and r.split == "unseen"), None
+        )
+        if row is None:
+            return "This run was not evaluated on unseen classes."
+        return (
+            f"Trained on {WORDS[report.config.text_strategy]} alone, the student recognises "
+            f"{row.top1:.1f} % of the images of {row.classes} classes that it never saw."
+        )
+    texts = WORDS[report.config.text_strategy]
+    numbers = f"from {worth.name:.1f} % with bare names to {worth.enriched:.1f} %"
+    if not worth.is_clear:
+        verdict = f"made no clear difference to the student: {numbers}"
+    elif worth.gain > 0:
+        verdict = f"lifted the student by {worth.gain:.1f} points, {numbers}"
+    else:
+        verdict = f"cost the student {-worth.gain:.1f} points, {numbers}"
+    sentence = f"On {worth.classes} classes never seen in training, {texts} {verdict}"
+    if worth.control is None:
+        return f"{sentence}."
+    if worth.is_clear and worth.gain > 0 and worth.is_beaten_by_control:
+        return (
+            f"{sentence}; but texts dealt out to the wrong classes reach {worth.control:.1f} %, "
+            "so the gain does not come from what the texts say."
+        )
+    return (
+        f"{sentence}; dealt out to the wrong classes, the same texts reach {worth.control:.1f} %."
+    )
+
+
+def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]]]:
+    """Model, text and the accuracies of each split, in the order of the report."""
+    table: dict[tuple[str, str], dict[str, Accuracy]] = {}
+    for row in rows:
+        table.setdefault((row.model, row.text), {})[row.split] = row
+    return [(model, text, splits) for (model, text), splits in table.items()]
+
+
+def _draw(
+    draw: Callable[[Axes], None], title: str, *, width: float = 4.4, height: float = 2.9
+) -> Markup:
+    """A chart as SVG. `draw` fills its axes; sizes are in inches of 72 px."""
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": title,
+            "font.size": 9,
+            "text.color": INK,
+            "text.parse_math": False,
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": LINE,
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.8,
+            "xtick.color": LINE,
+            "ytick.color": LINE,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "legend.frameon": False,
+        }
+    ):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_prop_cycle(color=SERIES)
+        draw(axes)
+        file = io.StringIO()
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.05,
+            metadata={"Date": None},
+        )
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # Groups of several charts on one page would share ids such as "axes_1"; nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    label = Markup(' role="img" aria-label="{}"').format(title)
+    return Markup(svg.replace("<svg", f"<svg{label}", 1))
+
+
+def _curves(report: Report) -> list[tuple[str, Markup]]:
+    """Title and chart of what happened epoch by epoch."""
+    if not report.epochs:
+        return []
+    epochs = [epoch.epoch for epoch in report.epochs]
+    marker = "o" if len(epochs) == 1 else None
+
+    def losses(axes: Axes) -> None:
+        for part in report.epochs[0].losses:
+            values = [epoch.losses.get(part, math.nan) for epoch in report.epochs]
+            axes.plot(epochs, values, marker=marker, label=f"L_{part.replace('_', '-')}")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper right", ncols=2)
+        _over_epochs(axes, epochs)
+
+    def seen(axes: Axes) -> None:
+        axes.plot(epochs, [epoch.seen_top1 for epoch in report.epochs], marker=marker)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("top-1 %")
+        _over_epochs(axes, epochs)
+
+    return [
+        ("Losses, mean over each epoch, unweighted", _draw(losses, "Losses per epoch")),
+        ("Accuracy on seen classes, validation images", _draw(seen, "Seen accuracy per epoch")),
+    ]
+
+
+def _over_epochs(axes: Axes, epochs: Sequence[int]) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(epochs) > 1:
+        axes.set_xlim(epochs[0], epochs[-1])
+
+
+def _spectrum(report: Report) -> Markup | None:
+    """The singular values of each bank's mean-centred features, on a log scale."""
+    if not any(each.singular_values for each in report.diagnostics):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for each in report.diagnostics:
+            values = np.asarray(each.singular_values)
+            # The mean-centred features have one singular value that is 0 but for rounding.
+            values = values[values > values.max(initial=0) * 1e-6]
+            axes.plot(range(1, len(values) + 1), values, label=WORDS.get(each.text, each.text))
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # by default powers of ten, written as TeX
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("rank")
+        axes.set_ylabel("singular value")
+        axes.legend(loc="lower left")
+
+    return _draw(draw, "Spectrum of the class texts")
+
+
+def _heat_maps(
+    similarity: Mapping[str, NDArray[np.float32]], order: Sequence[int], names: Sequence[str]
+) -> list[tuple[str, Markup]]:
+    """Strategy and chart of each matrix, all on one scale and in one order of classes."""
+    if len(order) < 2:
+        return []
+    off_diagonal = ~np.eye(len(order), dtype=bool)
+    values = np.concatenate([matrix[off_diagonal] for matrix in similarity.values()])
+    low, high = float(values.min()), float(values.max())
+    maps = []
+    for text, matrix in similarity.items():
+
+        def draw(axes: Axes, matrix: NDArray[np.float32] = matrix) -> None:
+            image = axes.imshow(
+                matrix[np.ix_(order, order)],
+                cmap="viridis",
+                vmin=low,
+                vmax=high,
+                interpolation="none",
+            )
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(False)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if len(order) <= NAMED_CLASSES:
+                shown = [_shortened(names[row]) for row in order]
+                axes.set_yticks(range(len(order)), shown, fontsize=min(8, 230 / len(order)))
+                axes.tick_params(length=0)
+            bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+            bar.outline.set_visible(False)
+
+        maps.append((text, _draw(draw, f"Similarity of class texts, {text}", width=5, height=4)))
+    return maps
+
+
+def _shortened(name: str, limit: int = 24) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -1,0 +1,342 @@
+"""The student: any timm model, with a linear projection into the teacher's embedding space.
+
+Notable:
+- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes two of
+  3 × 3, the first of them at every pixel, and at 32 px and below its max-pooling goes too: 16 × 16
+  positions either way reach the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens
+  gets smaller ones. Students that start from trained weights keep their stem and patches: those
+  weights are worth more.
+- A CNN halves its grid down to one position for 32 × 32 pixels, which leaves 2 × 2 of an image of
+  64. With an output stride of 16 or 8 the last stages keep their grid, and their convolutions are
+  dilated to see as far as before, as timm does it.
+- The weights travel as safetensors; what is needed to build the network, and to test it as it was
+  tested when it was trained, stands in the header.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any, Final, cast, get_args
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from contract import TestViews
+from distill.data.augment import fixed_views
+from distill.errors import DataError, ModelError
+from distill.models.safe_weights import safetensors_only
+
+FILE: Final = "student.safetensors"
+SMALL, TINY = 64, 32  # pixels: where the stem changes
+TOKENS: Final = 8  # a ViT's least grid, a side
+OUTPUT_STRIDE: Final = 32  # pixels for each position of a CNN's last feature map, a side
+EVALUATION_BATCH: Final = 256
+
+
+class Student(nn.Module):
+    """uint8 or [0, 1] images [batch, 3, size, size] → features [batch, dim], not normalised.
+
+    `test_views` is what `encode` looks at.
+    """
+
+    mean: Tensor
+    std: Tensor
+    test_views: TestViews = "whole"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        dim: int,
+        *,
+        adapted: bool,
+        output_stride: int,
+    ) -> None:
+        super().__init__()
+        self.adapted = adapted  # to the image size, as students that start from scratch are
+        self.output_stride = output_stride
+        self.backbone = backbone
+        self.projection = nn.Linear(features, dim)
+        config: dict[str, Any] = backbone.default_cfg  # type: ignore[assignment]
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(shape), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255)
+        images = (images - self.mean).div_(self.std)
+        features: Tensor = self.projection(
+            self.backbone(images.contiguous(memory_format=torch.channels_last))
+        )
+        return features
+
+    @property
+    def one_view(self) -> TestViews:
+        """A single view, for where the student's own would take too long."""
+        return "whole" if self.test_views == "whole" else "centre"
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, views: TestViews | None = None) -> Tensor:
+        """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
+
+        `views` stands in for the student's own. Of several, the mean of their unit features.
+        """
+        self.eval()
+        device = self.projection.weight.device
+        batches = torch.split(pixels, EVALUATION_BATCH)
+        seen = views or self.test_views
+        return torch.cat([self._test(batch.to(device), seen).float().cpu() for batch in batches])
+
+    def _test(self, images: Tensor, views: TestViews) -> Tensor:
+        features: list[Tensor] = [self(view) for view in fixed_views(images, views)]
+        if len(features) == 1:
+            return features[0]
+        return torch.stack([normalize(each, dim=1) for each in features]).mean(dim=0)
+
+
+class MultiView(nn.Module):
+    """Several views of a scene → one feature: the mean of what `student` projects each of them to.
+
+    uint8 or [0, 1] images [batch, views, 3, size, size] → features [batch, dim], not normalised.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
+        features: Tensor = self.student(images.flatten(0, 1))
+        return features.view(*images.shape[:2], -1).mean(dim=1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features [scenes, dim] float32 on the CPU of `pixels` [scenes, views, 3, size, size]."""
+        features = self.student.encode(pixels.flatten(0, 1))
+        return features.view(*pixels.shape[:2], -1).mean(dim=1)
+
+
+def build_student(
+    name: str,
+    dim: int,
+    *,
+    image_size: int,
+    pretrained: bool = False,
+    weights: Path | None = None,
+    output_stride: int = OUTPUT_STRIDE,
+) -> Student:
+    """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
+
+    It starts from scratch, from timm's own weights (`pretrained`), or from the safetensors file
+    `weights`, which has timm's names; a classifier in it is left out.
+
+    Raises:
+        ModelError: timm does not know the name, has no weights for it at hand, the file does not
+            fit, or the model cannot take images of that size or have that output stride.
+    """
+    known = _known(name)
+    if pretrained and not (known and known.has_weights):
+        raise ModelError(
+            f"timm has no pretrained weights for the student {name}: train it from scratch with "
+            "pretrained = false, or choose another student"
+        )
+    if weights is not None:
+        return _build_from(name, dim, image_size, output_stride, weights)
+    missing = (
+        f"cannot get pretrained weights for the student {name}: check the connection to the hub, "
+        "or train from scratch with pretrained = false"
+    )
+    if pretrained:
+        return _build(
+            name, dim, image_size, output_stride, adapt=False, unfit=missing, pretrained=True
+        )
+    return _build(name, dim, image_size, output_stride, adapt=True)
+
+
+def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: Path) -> Student:
+    """The student with the weights in the file `path`, which timm fits to the image size."""
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"cannot read the weights {path} ({_one_line(error)}): give a safetensors file"
+        ) from None
+    unfit = f"the weights {path} do not fit the student {name}"
+    student = _build(
+        name,
+        dim,
+        image_size,
+        output_stride,
+        adapt=False,
+        unfit=unfit,
+        pretrained=True,
+        pretrained_cfg_overlay={"state_dict": dict(found)},
+    )
+    # timm leaves at random what a file lacks, and drops what the model does not know.
+    classifier = student.backbone.default_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    wanted = student.backbone.state_dict().keys()
+    wrong = sorted(
+        wanted ^ {key for key in found if not key.startswith(tuple(f"{head}." for head in heads))}
+    )
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelError(f"{unfit}: it lacks or does not know {', '.join(wrong[:3])}{more}")
+    return student
+
+
+def _build(
+    name: str,
+    dim: int,
+    image_size: int,
+    output_stride: int,
+    *,
+    adapt: bool,
+    unfit: str | None = None,
+    **options: object,
+) -> Student:
+    known = _known(name)
+    settings: dict[str, Any] = {"num_classes": 0, **options}
+    if known and known.fixed_input_size:
+        settings["img_size"] = image_size
+    if output_stride != OUTPUT_STRIDE:
+        settings["output_stride"] = output_stride
+    too_small = (
+        f"the student {name} cannot take images of {image_size} px: choose another image_size "
+        "or student"
+    )
+    # timm, torch and the hub raise dozens of kinds.
+    try:
+        with safetensors_only():
+            backbone = timm.create_model(name, **settings)
+    except Exception as error:
+        if output_stride != OUTPUT_STRIDE and isinstance(error, TypeError | AssertionError):
+            raise ModelError(
+                f"the student {name} cannot have an output stride of {output_stride}: leave "
+                f"output_stride at {OUTPUT_STRIDE}, or choose a CNN such as resnet18"
+            ) from None
+        raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
+    try:
+        if adapt:
+            if _tokens(backbone) < TOKENS:
+                settings["patch_size"] = _patch_size(image_size)
+                backbone = timm.create_model(name, **settings)
+            _adapt_stem(backbone, image_size)
+        features = _features(backbone, image_size)
+    except Exception as error:
+        raise ModelError(f"{too_small} ({_one_line(error)})") from error
+    student = Student(backbone, features, dim, adapted=adapt, output_stride=output_stride)
+    return student.to(memory_format=torch.channels_last)
+
+
+def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
+    """What timm says of the model's weights and input; None where it says nothing."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise ModelError(
+            f"timm knows no student {name!r}"
+            + (f": did you mean {' or '.join(near)}?" if near else ": see timm.list_models()")
+        )
+    try:
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # 'resnet18.no_such_tag'
+        model = name.partition(".")[0]
+        tags = [each for each in timm.list_pretrained(f"{model}.*") if each.startswith(f"{model}.")]
+        raise ModelError(
+            f"timm knows no weights {name!r}: choose {' or '.join((model, *tags))}"
+        ) from None
+
+
+def _tokens(backbone: nn.Module) -> float:
+    """The shorter side of a ViT's grid of tokens; infinite for other networks."""
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    return min(grid) if isinstance(grid, tuple) else math.inf
+
+
+def _patch_size(image_size: int) -> int:
+    """Side of the patches that leave the fewest pixels over, and then of the largest such."""
+    return min(range(2, image_size // TOKENS + 1), key=lambda size: (image_size % size, -size))
+
+
+def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
+    conv = getattr(backbone, "conv1", None)
+    if image_size <= SMALL and isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7):
+        half = conv.out_channels // 2
+        backbone.conv1 = nn.Sequential(
+            _conv(conv.in_channels, half, stride=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            _conv(half, conv.out_channels, stride=2),
+        )
+    if image_size <= TINY and hasattr(backbone, "maxpool"):
+        backbone.maxpool = nn.Identity()
+
+
+def _conv(channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+@torch.inference_mode()
+def _features(backbone: nn.Module, image_size: int) -> int:
+    """How many features the backbone gives; not for every model what its config says."""
+    backbone.eval()
+    features: Tensor = backbone(torch.zeros(1, 3, image_size, image_size))
+    backbone.train()
+    return features.shape[1]
+
+
+def save_student(
+    student: Student, path: Path, *, name: str, dim: int, image_size: int, teacher: str
+) -> None:
+    """Write the weights to `path`, with what is needed to build the network in the header.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    header = {"student": name, "dim": str(dim), "image_size": str(image_size), "teacher": teacher}
+    header |= {"adapted": str(student.adapted), "output_stride": str(student.output_stride)}
+    header |= {"test_views": student.test_views}
+    partial = path.with_suffix(".partial")
+    weights = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
+    try:
+        save_file(weights, partial, metadata=header)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write the student {path} ({error}): free some space") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_student(path: Path) -> tuple[Student, int]:
+    """The student in the file `path`, and its image size in pixels.
+
+    Raises:
+        ModelError: the file is missing, cut off or no student.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no student {path}: train it first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        size = int(header["image_size"])
+        adapted = header.get("adapted", "True") == "True"
+        stride = int(header.get("output_stride", OUTPUT_STRIDE))
+        student = _build(header["student"], int(header["dim"]), size, stride, adapt=adapted)
+        student.load_state_dict(load_file(path))
+        if (views := header.get("test_views", "whole")) not in get_args(TestViews):
+            raise ValueError(views)
+        student.test_views = cast("TestViews", views)
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
+        raise ModelError(f"{path} is cut off or no student: train it again") from None
+    return student, size
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

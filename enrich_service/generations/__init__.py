@@ -1,0 +1,1 @@
+"""What language models and people wrote: tables, store, reviews."""

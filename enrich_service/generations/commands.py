@@ -1,0 +1,135 @@
+"""`enrich texts`: look at texts, edit them, and say what one thinks of them."""
+
+from typing import Annotated
+
+import typer
+
+from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.generations import reviews
+from enrich_service.generations.models import GenerationStatus, ReviewAction
+from enrich_service.generations.store import get_generation
+from enrich_service.runs import service
+from enrich_service.runs.schemas import Opinion
+from enrich_service.validation.rules import ENGLISH
+
+app = typer.Typer(no_args_is_help=True, help="Texts: look, edit, write, approve, reject, lock.")
+
+Ids = Annotated[list[int], typer.Argument(help="Ids of generations.")]
+Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
+Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
+
+
+@app.command("list")
+def list_(
+    label: Annotated[str | None, typer.Option(help="Exact name of the label.")] = None,
+    run: Annotated[int | None, typer.Option(help="Made by this run.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Made with this prompt.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version of the prompt.")] = None,
+    status: Annotated[GenerationStatus, typer.Option(help="With this status.")] = (
+        GenerationStatus.ACCEPTED
+    ),
+    opinion: Annotated[Opinion | None, typer.Option(help="What people think of it.")] = None,
+    before: Annotated[int | None, typer.Option(help="Older than this id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    json: Json = False,
+) -> None:
+    """List texts, the newest first."""
+    with read_session() as session:
+        page = service.list_generations(
+            session,
+            label=label,
+            run_id=run,
+            prompt=prompt,
+            version=version,
+            status=status,
+            opinion=opinion,
+            before=before,
+            limit=limit,
+        )
+    columns = ("id", "label", "kind", "text", "source", "approved", "locked", "flags")
+    show(page if json else page.items, json=json, columns=columns)
+    if not json and page.next_before is not None:
+        typer.echo(f"… older ones: go on with --before {page.next_before}")
+
+
+@app.command("show")
+def show_(generation_id: int, json: Json = False) -> None:
+    """Show a text with all that is known of how it came about."""
+    with read_session() as session:
+        found = service.generation_detail(session, get_generation(session, generation_id))
+    show(found, json=json)
+
+
+@app.command()
+def edit(generation_id: int, text: str, author: Author = "", json: Json = False) -> None:
+    """Store a better text in place of one; both are kept, the edit wins."""
+    with write_session() as session:
+        made = service.edit_generation(
+            session, generation_id, text=text, parsed=None, author=author
+        )
+        view = service.generation_view(session, made)
+    show(view, json=json, columns=("id", "label", "text", "parent_id", "author"))
+
+
+@app.command()
+def write(
+    label_id: Annotated[int, typer.Argument(help="Id of a label, as `enrich labels show` has it.")],
+    text: str,
+    prompt: Annotated[
+        str, typer.Option(help="That would have filled it in.")
+    ] = "visual-description",
+    language: Annotated[str, typer.Option(help="Of the text.")] = ENGLISH,
+    author: Author = "",
+    json: Json = False,
+) -> None:
+    """Store a text of your own for a label."""
+    with write_session() as session:
+        made = service.write_text(
+            session,
+            label_id,
+            prompt=prompt,
+            text=text,
+            parsed=None,
+            author=author,
+            language=language,
+        )
+        view = service.generation_view(session, made)
+    show(view, json=json, columns=("id", "label", "text", "prompt", "author"))
+
+
+def _say(action: ReviewAction, ids: list[int], reason: str, author: str, json: bool) -> None:
+    with write_session() as session:
+        written = reviews.review(session, ids, action, reason=reason, author=author)
+        found = [reviews.view(one) for one in written]
+    show(found, json=json)
+
+
+@app.command()
+def approve(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
+    """Approve texts, for releases that demand it."""
+    _say(ReviewAction.APPROVE, ids, reason, author, json)
+
+
+@app.command()
+def reject(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
+    """Reject texts: no release takes them."""
+    _say(ReviewAction.REJECT, ids, reason, author, json)
+
+
+@app.command()
+def lock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
+    """Lock texts: every release takes them, and nobody edits them."""
+    _say(ReviewAction.LOCK, ids, reason, author, json)
+
+
+@app.command()
+def unlock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
+    """Unlock texts."""
+    _say(ReviewAction.UNLOCK, ids, reason, author, json)
+
+
+@app.command()
+def log(generation_id: int, json: Json = False) -> None:
+    """Show who said what of a text, the newest first."""
+    with read_session() as session:
+        show(reviews.log_of(session, generation_id), json=json)

@@ -1,0 +1,263 @@
+"""Tables of runs, generations and what people say of them.
+
+A generation is never changed and never deleted.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, ColumnElement, Index, inspect, text
+from sqlalchemy.orm import configure_mappers
+from sqlmodel import Field, SQLModel, col, func
+
+from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.validation.rules import ENGLISH
+
+
+class RunState(StrEnum):
+    """queued → running → succeeded | failed | cancelled; `paused` can be resumed."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RunMode(StrEnum):
+    """How a run asks: one call after another, or by files whose answers come within a day."""
+
+    LIVE = "live"
+    BATCH = "batch"
+
+
+class Run(SQLModel, table=True):
+    """The enrichment of a label set with one prompt version and model config."""
+
+    __tablename__ = "run"
+
+    id: int | None = Field(default=None, primary_key=True)
+    label_set_id: int = Field(foreign_key="label_set.id", index=True)
+    prompt_version_id: int = Field(foreign_key="prompt_version.id", index=True)
+    model: str
+    parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
+    variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
+    mode: RunMode = Field(default=RunMode.LIVE, sa_type=enum_column(RunMode))
+    images: str | None = None  # folder of class folders, where images are asked about
+    samples: int = 1  # generations per label or image; sample indices 0 … samples − 1
+    concurrency: int = 8
+    # A run that would spend more pauses; None is no limit.
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    # Counted in the transaction that stores the generation, so that they agree after a kill.
+    total: int = 0  # labels (or images) × samples
+    cached: int = 0  # answered by a generation that another run or request had made
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0  # got no answer in the last pass; asked again by a retry
+    calls: int = 0  # requests sent, transport retries included
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None  # None while no call had a known price
+    state: RunState = Field(default=RunState.QUEUED, sa_type=enum_column(RunState))
+    error: str | None = None
+    # The process that works on the run renews this; a run whose time is over is taken up again.
+    owner: str | None = None
+    owner_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    author: str = ""
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class RunText(SQLModel, table=True):
+    """What a run that works on texts, such as a translation, is given for a label."""
+
+    __tablename__ = "run_text"
+
+    run_id: int = Field(foreign_key="run.id", primary_key=True)
+    label_id: int = Field(foreign_key="label.id", primary_key=True)
+    texts: list[str] = Field(sa_type=JSON)
+    generation_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
+
+
+class Batch(SQLModel, table=True):
+    """A file of questions of a run, which the provider answers at its leisure and half the price.
+
+    Its row is there before anything is sent, so that nothing is sent twice.
+    """
+
+    __tablename__ = "batch"
+
+    id: int | None = Field(default=None, primary_key=True)
+    run_id: int = Field(foreign_key="run.id", index=True)
+    name: str  # of the file, by which it is found again at the provider
+    provider: str
+    file_id: str | None = None  # at the provider, once it is there
+    remote_id: str | None = None  # of the batch at the provider, once it is there
+    response_format: str  # as Generation.response_format
+    status: str = "preparing"  # later as the provider says
+    requests: int
+    completed: int = 0  # as the provider counts
+    failed: int = 0
+    error: str | None = None  # why it came to nothing, or cannot be looked at for now
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # its answers are in
+
+
+class BatchRequest(SQLModel, table=True):
+    """One question that is under way in a batch; its row goes when its answer is stored."""
+
+    __tablename__ = "batch_request"
+
+    batch_id: int = Field(foreign_key="batch.id", primary_key=True)
+    dedupe_key: str = Field(primary_key=True, index=True)
+    label_id: int = Field(foreign_key="label.id")
+    sample_index: int
+    confusable: list[str] = Field(default_factory=list, sa_type=JSON)  # as they were when asked
+    texts: list[str] = Field(default_factory=list, sa_type=JSON)  # to be worked on, if any
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
+
+
+class RunFinding(SQLModel, table=True):
+    """How many answers of a run broke a rule, or were flagged by it."""
+
+    __tablename__ = "run_finding"
+
+    run_id: int = Field(foreign_key="run.id", primary_key=True)
+    verdict: str = Field(primary_key=True)  # problem | flag
+    rule: str = Field(primary_key=True)
+    answers: int
+
+
+class GenerationSource(StrEnum):
+    """Who wrote the text."""
+
+    MODEL = "model"
+    REPLAY = "replay"
+    PERSON = "person"
+    IMPORT = "import"
+
+
+class GenerationStatus(StrEnum):
+    """What became of one language-model call.
+
+    `retried` answers were bad and were asked again with the reason; `rejected` is the last of
+    them; `failed` calls brought no answer and are not a result.
+    """
+
+    ACCEPTED = "accepted"
+    RETRIED = "retried"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Generation(SQLModel, table=True):
+    """What one language-model call (or one person, or one import) gave for one label."""
+
+    __tablename__ = "generation"
+    __table_args__ = (
+        # At most one result for a key: whoever comes second finds it and pays nothing.
+        Index(
+            "uq_generation_result",
+            "dedupe_key",
+            unique=True,
+            sqlite_where=text("status IN ('accepted', 'rejected')"),
+            postgresql_where=text("status IN ('accepted', 'rejected')"),
+        ),
+        Index("ix_generation_label_prompt", "label_name", "prompt_version_id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    source: GenerationSource = Field(sa_type=enum_column(GenerationSource))
+    status: GenerationStatus = Field(sa_type=enum_column(GenerationStatus))
+    kind: str  # as Prompt.kind
+    # The label as it was when asked; label_id only where it belongs to a label set.
+    label_id: int | None = Field(default=None, foreign_key="label.id", index=True)
+    label_name: str
+    label_context: str | None = None
+    image: str | None = None  # CLASS/FILE below the run's folder, where an image was asked about
+    image_hash: str | None = Field(default=None, index=True)  # SHA-256 of its bytes
+    run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
+    prompt_version_id: int | None = Field(default=None, foreign_key="prompt_version.id")
+    dedupe_key: str | None = Field(default=None, index=True)
+    sample_index: int = 0
+    attempt: int = 1
+    calls: int = 1  # requests sent for this answer, transport retries included
+    # Of an edit or a translation: the text that it stands in for, or was made of.
+    parent_id: int | None = Field(default=None, foreign_key="generation.id")
+    provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
+    requested_model: str | None = None
+    resolved_model: str | None = None
+    fingerprint: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
+    messages: list[dict[str, Any]] = Field(default_factory=list, sa_type=JSON)  # as sent
+    response_format: str | None = None  # json_schema | json_object | text
+    raw_reply: str | None = None
+    parsed: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    problems: list[str] = Field(default_factory=list, sa_type=JSON)  # why it was not accepted
+    flags: list[str] = Field(default_factory=list, sa_type=JSON)  # accepted, but look at it
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: float | None = None
+    author: str = ""
+    created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
+
+
+configure_mappers()  # without it a row made by the next has no attributes yet
+_new_row = inspect(Generation).class_manager.new_instance
+_DEFAULTS = {
+    name: field.default
+    for name, field in Generation.model_fields.items()
+    if field.default_factory is None and not field.is_required()
+}
+
+
+def new_generation(**values: Any) -> Generation:  # noqa: ANN401 - any column's
+    """`Generation(**values)`, where `values` has all dicts, all lists and the time.
+
+    Made in the way in which the ORM makes a row that it has read: SQLModel sets one field after the
+    other, which is a good part of what an answer costs.
+    """
+    row: Generation = _new_row()
+    vars(row).update(_DEFAULTS | values)
+    return row
+
+
+# The language of a generation's texts, in any query that reads it.
+LANGUAGE: ColumnElement[str] = func.coalesce(
+    col(Generation.variables)["language"].as_string(), ENGLISH
+)
+
+
+def language_of(asked: Generation | Run) -> str:
+    """The language of the texts of a generation, or of a run."""
+    return str(asked.variables.get("language", ENGLISH))
+
+
+class ReviewAction(StrEnum):
+    """What a person says of a text."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+    LOCK = "lock"
+    UNLOCK = "unlock"
+
+
+class TextReview(SQLModel, table=True):
+    """One entry of the log of what people said of a text; nothing in it is ever changed."""
+
+    __tablename__ = "text_review"
+
+    id: int | None = Field(default=None, primary_key=True)
+    generation_id: int = Field(foreign_key="generation.id", index=True)
+    action: ReviewAction = Field(sa_type=enum_column(ReviewAction))
+    reason: str = ""
+    author: str = ""
+    at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

@@ -1,0 +1,166 @@
+"""What people think of texts: approve, reject, lock. A log that only grows; the last word counts.
+
+A rejected text goes into no release. A locked one goes into every release of its label and kind,
+whatever else there is, and nobody can edit around it before it is unlocked; whoever locks a text
+approves of it too.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, and_, exists, or_
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col, select
+
+from enrich_service.core.errors import Conflict, InvalidInput
+from enrich_service.core.text import check_text
+from enrich_service.generations.models import (
+    LANGUAGE,
+    Generation,
+    GenerationStatus,
+    ReviewAction,
+    TextReview,
+    language_of,
+)
+from enrich_service.generations.store import get_generation
+from enrich_service.runs.schemas import ReviewView
+
+
+def _stands(action: ReviewAction, undone_by: ReviewAction) -> ColumnElement[bool]:
+    """Whether the log of a generation holds `action`, and no `undone_by` after it."""
+    said, later = aliased(TextReview), aliased(TextReview)
+    undone = exists().where(
+        col(later.generation_id) == col(said.generation_id),
+        col(later.action) == undone_by,
+        col(later.id) > col(said.id),
+    )
+    return exists().where(
+        col(said.generation_id) == col(Generation.id), col(said.action) == action, ~undone
+    )
+
+
+# Conditions on a generation, for any query that reads it.
+LOCKED = _stands(ReviewAction.LOCK, ReviewAction.UNLOCK)
+REJECTED = _stands(ReviewAction.REJECT, ReviewAction.APPROVE)
+APPROVED = or_(_stands(ReviewAction.APPROVE, ReviewAction.REJECT), LOCKED)
+
+
+def review(
+    session: Session,
+    generation_ids: Sequence[int],
+    action: ReviewAction,
+    *,
+    reason: str = "",
+    author: str = "",
+) -> list[TextReview]:
+    """Say one thing of several texts; all of it is written into the log, or nothing.
+
+    Raises NotFound, or Conflict for what is no text, or is locked, or is not.
+    """
+    check_text("The reason", reason, limit=1000)
+    check_text("The author", author, limit=200)
+    if len(set(generation_ids)) < len(generation_ids):
+        raise InvalidInput("generations: name each of them once")
+    written = []
+    for generation_id in generation_ids:
+        generation = get_generation(session, generation_id)
+        _check(session, generation, action)
+        one = TextReview(generation_id=generation_id, action=action, reason=reason, author=author)
+        session.add(one)
+        session.flush()
+        written.append(one)
+    return written
+
+
+def _check(session: Session, generation: Generation, action: ReviewAction) -> None:
+    what = f"Generation {generation.id}"
+    if generation.status is not GenerationStatus.ACCEPTED:
+        raise Conflict(
+            f"{what} is {generation.status} and has no text for a release: edit it instead."
+        )
+    locked = _is(session, generation, LOCKED)
+    if action is ReviewAction.UNLOCK and not locked:
+        raise Conflict(f"{what} is not locked.")
+    if action is ReviewAction.REJECT and locked:
+        raise Conflict(f"{what} is locked: unlock it first.")
+    if action is ReviewAction.LOCK:
+        if _is(session, generation, REJECTED):
+            raise Conflict(f"{what} was rejected: approve it before you lock it.")
+        check_unlocked(
+            session,
+            kind=generation.kind,
+            name=generation.label_name,
+            context=generation.label_context,
+            label_id=generation.label_id,
+            language=language_of(generation),
+            image_hash=generation.image_hash,
+        )
+
+
+def _is(session: Session, generation: Generation, condition: ColumnElement[bool]) -> bool:
+    found = session.exec(select(Generation.id).where(Generation.id == generation.id, condition))
+    return found.first() is not None
+
+
+def check_unlocked(
+    session: Session,
+    *,
+    kind: str,
+    name: str,
+    context: str | None,
+    label_id: int | None,
+    language: str,
+    image_hash: str | None,
+) -> None:
+    """Raise Conflict where the label, or the image, has a locked text of this kind and language.
+
+    No release that takes texts of the language would use another.
+    """
+    same_label = and_(
+        col(Generation.kind) == kind,
+        LANGUAGE.is_not_distinct_from(language),
+        col(Generation.image_hash).is_not_distinct_from(image_hash),
+        col(Generation.label_name) == name,
+        col(Generation.label_context).is_not_distinct_from(context),
+    )
+    if label_id is not None:
+        same_label = and_(
+            same_label,
+            or_(col(Generation.label_id) == label_id, col(Generation.label_id).is_(None)),
+        )
+    found = session.exec(
+        select(Generation.id).where(same_label, LOCKED).order_by(col(Generation.id)).limit(1)
+    ).one_or_none()
+    if found is not None:
+        raise Conflict(
+            f"The {kind} of {name!r} is locked (generation {found}): unlock that one first."
+        )
+
+
+def log_of(session: Session, generation_id: int) -> list[ReviewView]:
+    """All that was said of a text, the newest first."""
+    get_generation(session, generation_id)
+    rows = session.exec(
+        select(TextReview)
+        .where(TextReview.generation_id == generation_id)
+        .order_by(col(TextReview.id).desc())
+    )
+    return [view(row) for row in rows]
+
+
+def view(row: TextReview) -> ReviewView:
+    """One entry of the log as it crosses the wire."""
+    return ReviewView(**row.model_dump())
+
+
+def states(
+    session: Session, generation_ids: Sequence[int | None]
+) -> dict[int | None, tuple[bool | None, bool]]:
+    """For each generation whether it is approved (None: nobody said), and whether it is locked."""
+    query = select(Generation.id, APPROVED, REJECTED, LOCKED).where(
+        col(Generation.id).in_(generation_ids),
+        col(Generation.id).in_(select(TextReview.generation_id)),
+    )
+    found: dict[int | None, tuple[bool | None, bool]] = dict.fromkeys(generation_ids, (None, False))
+    for generation_id, approved, rejected, locked in session.execute(query):
+        found[generation_id] = (True if approved else False if rejected else None, bool(locked))
+    return found

@@ -1,0 +1,173 @@
+"""The Batch API of an OpenAI-compatible server: a file of questions goes up, one of answers down.
+
+What the server says on the way is told as `llm` tells it; an answer is read as `llm` reads it.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import IO, Any, Final, TypeVar
+
+import httpx2
+import openai
+from openai.types import Batch as RemoteBatch
+from openai.types import FileObject
+
+from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.llm.chat_model import ChatModel, Question, Reply, read_completion
+
+PRICE_SHARE: Final = 0.5  # of the live price
+PURPOSE: Final = "batch"
+ENDPOINT: Final = "/v1/chat/completions"
+UPLOAD_SECONDS: Final = 600.0  # that the server may think about a file
+CLOCKS_DIFFER: Final = 3600.0  # seconds, at most, between ours and the server's
+
+QUEUE_FULL: Final = "token_limit_exceeded"  # a batch's error: too much is under way already
+
+ENDED: Final = frozenset({"completed", "expired", "failed", "cancelled"})
+STOPPABLE: Final = frozenset({"validating", "in_progress"})
+
+_T = TypeVar("_T", RemoteBatch, FileObject)
+
+
+class BatchUnknown(LanguageModelError):
+    """The server does not know the batch, or what became of it."""
+
+
+class BatchApi:
+    """What `model`'s server offers besides chat completions.
+
+    Every method raises ModelBusy where the server may answer later, and LanguageModelError where
+    something is to be mended first.
+    """
+
+    def __init__(self, model: ChatModel) -> None:
+        self.model = model
+        self._client = model.client
+
+    async def upload(self, name: str, lines: IO[bytes]) -> str:
+        """Put a file of questions (see `line`) there; gives its id."""
+        lines.seek(0)
+        with self._told(_no_batches(self.model)):
+            found = await self._client.files.create(
+                file=(name, lines),
+                purpose=PURPOSE,
+                timeout=httpx2.Timeout(UPLOAD_SECONDS, connect=10.0),
+            )
+        return self._checked(found).id
+
+    async def create(self, file_id: str, name: str) -> RemoteBatch:
+        """Have the questions of a file answered, within a day."""
+        with self._told(_no_batches(self.model)):
+            found = await self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=ENDPOINT,
+                completion_window="24h",
+                metadata={"file": name},
+            )
+        return self._checked(found)
+
+    async def file_named(self, name: str, since: datetime) -> str | None:
+        """The id of a file that was put there under `name`, not before `since`."""
+        with self._told(_no_batches(self.model)):
+            async for one in self._client.files.list(purpose=PURPOSE, order="desc", limit=100):
+                if one.filename == name:
+                    return one.id
+                if one.created_at < since.timestamp() - CLOCKS_DIFFER:
+                    break
+        return None
+
+    async def batch_of(self, file_id: str, since: datetime) -> RemoteBatch | None:
+        """The batch that answers the questions of a file, if there is one, not before `since`."""
+        with self._told(_no_batches(self.model)):
+            async for one in self._client.batches.list(limit=100):
+                if one.input_file_id == file_id:
+                    return one
+                if one.created_at < since.timestamp() - CLOCKS_DIFFER:
+                    break
+        return None
+
+    async def look(self, batch_id: str) -> RemoteBatch:
+        """How far a batch is. Raises BatchUnknown."""
+        with self._told(f"{self.model.provider} does not know the batch {batch_id}", BatchUnknown):
+            return self._checked(await self._client.batches.retrieve(batch_id))
+
+    async def cancel(self, batch_id: str) -> RemoteBatch:
+        """Ask no more of a batch; what it has answered can be had once it says `cancelled`."""
+        with self._told(f"{self.model.provider} does not know the batch {batch_id}", BatchUnknown):
+            return self._checked(await self._client.batches.cancel(batch_id))
+
+    async def lines(self, file_id: str) -> AsyncGenerator[dict[str, Any]]:
+        """The lines of a file of answers; what is no line of one is left out."""
+        unknown = f"{self.model.provider} does not know the file {file_id}"
+        with self._told(unknown, BatchUnknown):
+            async with self._client.files.with_streaming_response.content(file_id) as response:
+                rest = b""
+                # Not by the SDK's lines: those end at every character that breaks lines in Unicode.
+                async for chunk in response.iter_bytes():
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    for line in whole:
+                        if (read := self._read(line)) is not None:
+                            yield read
+                if (read := self._read(rest)) is not None:
+                    yield read
+
+    def _read(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            read = json.loads(self.model.masked(line.decode(errors="replace")))
+        except ValueError:
+            return None
+        return read if isinstance(read, dict) and isinstance(read.get("custom_id"), str) else None
+
+    def line(self, question: Question, fmt: str) -> bytes:
+        """A question as a line of a file; its `custom_id` is the dedupe key."""
+        request = {
+            "custom_id": question.key,
+            "method": "POST",
+            "url": ENDPOINT,
+            "body": self.model.body(question, fmt),
+        }
+        return json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+    def outcome(
+        self, line: Mapping[str, Any], question: Question, fmt: str
+    ) -> Reply | ModelBusy | QuestionRefused:
+        """What a line of a file of answers says of a question."""
+        response, error = line.get("response"), line.get("error")
+        if not isinstance(response, dict):
+            return QuestionRefused(f"the batch did not ask it: {self.model.said(error)}", calls=0)
+        status, body = response.get("status_code"), response.get("body")
+        if status != 200:
+            return self.model.unanswered(int(status or 500), self.model.said(body), 1)
+        messages = tuple(self.model.body(question, fmt)["messages"])
+        reply = read_completion(json.dumps(body, ensure_ascii=False), messages, fmt, None, 1)
+        return replace(reply, price_share=PRICE_SHARE)
+
+    @contextmanager
+    def _told(
+        self, unknown: str, kind: type[LanguageModelError] = LanguageModelError
+    ) -> Iterator[None]:
+        """Tell of the SDK's errors by ours; `unknown` and `kind`: what a 404 means."""
+        try:
+            yield
+        except openai.APIStatusError as error:
+            if error.status_code in (404, 405, 501):
+                said = self.model.said(error.body or error.message)
+                raise kind(f"{unknown} ({error.status_code}, {said})") from None
+            raise self.model.explained(error, unknown) from None
+        except openai.APIError as error:
+            raise self.model.explained(error, unknown) from None
+        except httpx2.HTTPError as error:
+            raise ModelBusy(f"{self.model.provider} broke off ({error!r})") from None
+
+    def _checked(self, found: _T) -> _T:
+        """`found`, which some servers that know no batches fill with something else."""
+        if not isinstance(getattr(found, "id", None), str):
+            raise LanguageModelError(_no_batches(self.model))
+        return found
+
+
+def _no_batches(model: ChatModel) -> str:
+    return f"{model.provider} takes no batches: leave out --batch (over REST the mode) to ask live"

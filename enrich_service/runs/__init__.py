@@ -1,0 +1,1 @@
+"""The enrichment of label sets: plans, scheduling, describing at once."""

@@ -1,0 +1,71 @@
+"""One run, as the process that works on it knows it."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from enrich_service.generations.models import Generation, GenerationStatus, Run, RunState
+from enrich_service.runs.enricher import Item
+from enrich_service.runs.other_batches import Elsewhere
+
+
+@dataclass
+class Work:
+    """One run in this process."""
+
+    run: Run
+    elsewhere: Elsewhere  # what other runs' batches are asking
+    state: RunState | None = RunState.RUNNING  # as last seen; None: it is this process's no longer
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    reason: str | None = None  # why it stopped before its end
+    pause: bool = False  # it stopped to be resumed by a person
+    parked: list[tuple[float, int, Item]] = field(default_factory=list)  # heap by due time
+    spent_usd: float = 0.0
+    spent_tokens: int = 0
+    failed_in_row: int = 0
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
+    task: asyncio.Task[None] | None = None
+    inside: int = 0  # calls being made
+    asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
+
+    def rate(self) -> float | None:
+        """Labels that ended, per second, over the last 200; None before there are two."""
+        if len(self.finished) < 2:
+            return None
+        return (len(self.finished) - 1) / max(1e-9, time.monotonic() - self.finished[0])
+
+    def halt(self, reason: str, *, pause: bool = False) -> None:
+        """Ask no more; the first reason stands."""
+        if not self.stop.is_set():
+            self.reason, self.pause = reason, pause
+            self.stop.set()
+
+    def lets_in(self) -> bool:
+        """Whether one more call may be made; a spent budget stops the run."""
+        if self.stop.is_set() or self.inside >= self.run.concurrency:
+            return False
+        if not self.within_budget():
+            self.halt(
+                f"the budget of the run is spent ({self.spent_tokens} tokens, "
+                f"${self.spent_usd:.4f}): raise it and resume",
+                pause=True,
+            )
+        return not self.stop.is_set()
+
+    def note(self, generation: Generation) -> None:
+        """Add up what an answer of the run cost, and whether it was one."""
+        self.spent_usd += generation.cost_usd or 0.0
+        self.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
+        if generation.status is not GenerationStatus.FAILED:
+            self.failed_in_row = 0
+        elif generation.calls:  # an image that cannot be read says nothing of the server
+            self.failed_in_row += 1
+
+    def within_budget(self, *, usd: float = 0.0, tokens: int = 0) -> bool:
+        """Whether something is left of the run's budgets, and so much may still be spent."""
+        run = self.run
+        return not (
+            (run.budget_usd is not None and self.spent_usd + usd >= run.budget_usd)
+            or (run.budget_tokens is not None and self.spent_tokens + tokens >= run.budget_tokens)
+        )

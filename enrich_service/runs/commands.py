@@ -1,0 +1,345 @@
+"""`enrich describe` and `enrich run`: the same work as the service's, in this process.
+
+A run lies in the database all the time: Ctrl-C pauses it, a kill leaves it to be resumed, and a
+service that uses the same database may take it over.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from enrich_service.core.console import (
+    Json,
+    bars,
+    database,
+    load_settings,
+    read_session,
+    show,
+    working,
+    write_session,
+)
+from enrich_service.core.database import reading, writing
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.settings import Settings
+from enrich_service.generations.models import (
+    GenerationSource,
+    GenerationStatus,
+    Run,
+    RunMode,
+    RunState,
+)
+from enrich_service.runs import describe as describing
+from enrich_service.runs import service
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.scheduler import OPEN_STATES, RunEngine
+from enrich_service.runs.schemas import Described, DescribeRequest, RunCreate, RunEstimate, RunView
+from enrich_service.validation.rules import ENGLISH
+
+INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
+LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
+
+app = typer.Typer(no_args_is_help=True, help="Enrichment of whole label sets.")
+_RUN_COLUMNS = ("id", "state", "label_set", "prompt", "prompt_version", "model", "done", "total")
+
+Prompt = Annotated[str, typer.Option(help="Name of the prompt.")]
+Version = Annotated[int | None, typer.Option(help="Number of its version.")]
+Alias = Annotated[str | None, typer.Option(help="Or an alias; default: production, if it has it.")]
+Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
+Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
+Language = Annotated[str, typer.Option(help="Language of the answer.")]
+B = TypeVar("B", bound=BaseModel)
+
+
+def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}") from None
+
+
+@asynccontextmanager
+async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
+    """An enricher whose language model is known to be set."""
+    enricher = Enricher(engine, settings)
+    enricher.model  # noqa: B018 - nothing is begun without a language model
+    try:
+        yield enricher
+    finally:
+        await enricher.aclose()
+
+
+def describe(
+    names: Annotated[list[str], typer.Argument(help="One to 100 class names.")],
+    context: Annotated[
+        str | None, typer.Option(help="What kind of thing they are, e.g. 'a bird'.")
+    ] = None,
+    prompt: Prompt = "visual-description",
+    version: Version = None,
+    alias: Alias = None,
+    model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask for a new sample of what is there already.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Describe class names now. What was answered before costs nothing."""
+    settings = load_settings()
+    body = request(
+        DescribeRequest,
+        labels=[{"name": name, "context": context} for name in names],
+        prompt=prompt,
+        version=version,
+        alias=alias,
+        model=model,
+        n=n,
+        language=language,
+        refresh=refresh,
+    )
+
+    async def ask(engine: Engine) -> list[Described]:
+        async with open_enricher(engine, settings) as enricher:
+            return await describing.describe(enricher, body)
+
+    with database(settings) as engine, working("Asking"):
+        found = asyncio.run(ask(engine))
+    show(found, json=json, columns=("label", "status", "text"))
+    for one in found:
+        if one.status is not GenerationStatus.ACCEPTED:
+            typer.echo(f"enrich: {one.label!r} {one.status}: {'; '.join(one.problems)}", err=True)
+    if any(one.status is not GenerationStatus.ACCEPTED for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def start(
+    label_set: str,
+    prompt: Prompt = "visual-description",
+    version: Version = None,
+    alias: Alias = None,
+    model: Model = None,
+    n: Texts = 1,
+    language: Language = ENGLISH,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of class folders named by the labels' keys: ask about each image.",
+        ),
+    ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch", help="Ask by the provider's Batch API: within a day, for half the price."
+        ),
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
+    concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
+    budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
+    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Enrich a label set, or caption images of it, and show how far it is. Ctrl-C pauses."""
+    settings = load_settings()
+    body = request(
+        RunCreate,
+        label_set=label_set,
+        prompt=prompt,
+        version=version,
+        alias=alias,
+        model=model,
+        n=n,
+        language=language,
+        images=images and str(images),
+        mode=RunMode.BATCH if batch else RunMode.LIVE,
+        samples=samples,
+        concurrency=concurrency,
+        budget_usd=budget_usd,
+        budget_tokens=budget_tokens,
+        author=author,
+    )
+
+    def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
+        plan = service.choose(session, body, settings, source)
+        if estimate:
+            return service.estimate(session, body, plan, settings.prices, roots=None)
+        return service.create_run(session, body, plan, settings.prices, roots=None)
+
+    carry_out(settings, begin, estimate=estimate, json=json)
+
+
+def carry_out(
+    settings: Settings,
+    begin: Callable[[Session, GenerationSource], Run | RunEstimate],
+    *,
+    estimate: bool,
+    json: bool,
+) -> None:
+    """Print the estimate that `begin` makes, or work on its run and print how that ended."""
+
+    async def go(engine: Engine) -> RunView | RunEstimate:
+        async with open_enricher(engine, settings) as enricher:
+            opened = reading if estimate else writing
+            with working("Looking for what to ask"), opened(engine) as session:
+                made = begin(session, enricher.model.source)
+                if isinstance(made, RunEstimate):
+                    return made
+                view = service.run_view(session, made)
+            return await _work(engine, enricher, view)
+
+    with database(settings) as engine:
+        found = asyncio.run(go(engine))
+        if isinstance(found, RunEstimate):
+            show(found, json=json)
+        else:
+            _report(engine, found, json=json)
+
+
+@app.command()
+def resume(
+    run_id: int,
+    budget_usd: Annotated[float | None, typer.Option(help="New budget.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="New budget.")] = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run that is paused, failed, cancelled or was cut off; nothing is asked twice."""
+    settings = load_settings()
+
+    async def go_on(engine: Engine) -> RunView:
+        async with open_enricher(engine, settings) as enricher:
+            with writing(engine) as session:
+                run = service.get_run(session, run_id)
+                if run.state is RunState.PAUSED:
+                    service.resume_run(
+                        session,
+                        run_id,
+                        settings.prices,
+                        budget_usd=budget_usd,
+                        budget_tokens=budget_tokens,
+                    )
+                elif run.state not in OPEN_STATES:
+                    service.retry_run(session, run_id)
+                view = service.run_view(session, run)
+            return await _work(engine, enricher, view)
+
+    with database(settings) as engine:
+        _report(engine, asyncio.run(go_on(engine)), json=json)
+
+
+async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
+    """Work on `run` until it ends, or until SIGINT or SIGTERM pauses it; how it stands then."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    runs = RunEngine(engine, enricher, only=run.id)
+    runs.start()
+    try:
+        with bars() as shown:
+            bar = shown.add_task(f"run {run.id}, {run.prompt}", total=run.total)
+            while run.state in OPEN_STATES:
+                if asked.is_set():
+                    await asyncio.to_thread(_pause, engine, run.id)
+                    asked.clear()
+                    runs.wake()
+                try:
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await asked.wait()
+                except TimeoutError:
+                    pass
+                run = await asyncio.to_thread(_view, engine, run.id)
+                shown.update(bar, completed=run.done, total=run.total)
+    finally:
+        await runs.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return await asyncio.to_thread(_view, engine, run.id)
+
+
+def _pause(engine: Engine, run_id: int) -> None:
+    with writing(engine) as session:
+        if service.get_run(session, run_id).state in OPEN_STATES:
+            service.pause_run(session, run_id)
+
+
+def _view(engine: Engine, run_id: int) -> RunView:
+    with reading(engine) as session:
+        return service.run_view(session, service.get_run(session, run_id))
+
+
+def _report(engine: Engine, run: RunView, *, json: bool) -> None:
+    """Print a run that stopped; the exit status says whether it is complete."""
+    show(run, json=json)
+    with reading(engine) as session:
+        groups = service.failures(session, run.id) if run.failed or run.rejected else []
+    for group in groups:
+        named = ", ".join(group.named) + (", …" if group.labels > len(group.named) else "")
+        typer.echo(f"enrich: {group.reason}: {group.labels}: {named}", err=True)
+    if run.state is RunState.PAUSED:
+        why = f" ({run.error})" if run.error else ""
+        typer.echo(
+            f"enrich: run {run.id} is paused at {run.done} of {run.total}{why}: "
+            f"`enrich run resume {run.id}` goes on",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    if run.state is not RunState.SUCCEEDED:
+        why = run.error or "cancelled"
+        typer.echo(
+            f"enrich: run {run.id} {run.state}: {why}; what was answered is kept, and "
+            f"`enrich run resume {run.id}` asks for the rest",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    label_set: Annotated[str | None, typer.Option(help="Only of this label set.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Only in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 100,
+    json: Json = False,
+) -> None:
+    """List runs, the newest first."""
+    with read_session() as session:
+        runs = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=0)
+        found = [service.run_view(session, run) for run in runs]
+    show(found, json=json, columns=_RUN_COLUMNS)
+
+
+@app.command("show")
+def show_(run_id: int, json: Json = False) -> None:
+    """Show a run."""
+    with read_session() as session:
+        show(service.run_view(session, service.get_run(session, run_id)), json=json)
+
+
+@app.command()
+def pause(run_id: int, json: Json = False) -> None:
+    """Pause a run, whoever works on it."""
+    with write_session() as session:
+        found = service.run_view(session, service.pause_run(session, run_id))
+    show(found, json=json, columns=_RUN_COLUMNS)
+
+
+@app.command()
+def cancel(run_id: int, json: Json = False) -> None:
+    """Cancel a run, whoever works on it; what was answered stays."""
+    with write_session() as session:
+        found = service.run_view(session, service.cancel_run(session, run_id))
+    show(found, json=json, columns=_RUN_COLUMNS)

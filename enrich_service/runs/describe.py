@@ -1,0 +1,155 @@
+"""Texts for a few labels, while the caller waits."""
+
+import asyncio
+from collections.abc import Mapping
+
+from enrich_service.core.database import reading
+from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
+from enrich_service.core.text import check_line
+from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.labels.service import MAX_NAME
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.runs import service
+from enrich_service.runs.enricher import Enricher, Item, Plan
+from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
+from enrich_service.validation.answers import attributes_of, texts_of
+
+TRIES = 3  # calls for one answer: someone waits
+SAMPLES = 16  # samples of one label that `refresh` can make
+NoAnswer = LanguageModelError | Conflict
+
+
+async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]:
+    """The texts of each label, in the order of the request; what is stored is not asked again.
+
+    Raises:
+        LanguageModelError: not one label could be answered, for a reason that concerns all.
+        Conflict: nor this, since a run by batch is asking for it and an answer takes up to a day.
+    """
+    named = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
+    plan = await asyncio.to_thread(_plan, enricher, body)
+    samples = [
+        [
+            plan.item(label.name, label.context, sample_index=i, confusable=label.confusable)
+            for i in range(SAMPLES)
+        ]
+        for label in named
+    ]
+    keys = {item.key for items in samples for item in items}
+    known = await enricher.ledger.results(keys)
+    in_batches = await enricher.ledger.in_batches(keys - known.keys())
+    outcomes = await asyncio.gather(
+        *(_one(enricher, plan, items, known, in_batches, refresh=body.refresh) for items in samples)
+    )
+    errors = [outcome for outcome in outcomes if isinstance(outcome, NoAnswer)]
+    if len(errors) == len(outcomes):
+        raise errors[0]
+    return [
+        _failed(enricher, plan, label, outcome)
+        if isinstance(outcome, NoAnswer)
+        else _described(plan, *outcome)
+        for label, outcome in zip(named, outcomes, strict=True)
+    ]
+
+
+def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
+    """The `number`-th label of a request; InvalidInput where its name cannot be one."""
+    if isinstance(label, str):
+        label = NamedLabel(name=label)
+    name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)
+    context = label.context.strip() if label.context else None
+    if context:
+        check_line(f"The context of label {number}", context, limit=MAX_NAME)
+    what = f"A label confused with label {number}"
+    confusable = [check_line(what, other, limit=MAX_NAME) for other in label.confusable]
+    return NamedLabel(name=name, context=context or None, confusable=confusable)
+
+
+def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:
+    with reading(enricher.engine) as session:
+        plan = service.choose(session, body, enricher.settings, enricher.model.source)
+    service.check_subject(plan)
+    return plan
+
+
+async def _one(
+    enricher: Enricher,
+    plan: Plan,
+    samples: list[Item],
+    known: Mapping[str, Generation],
+    in_batches: Mapping[str, tuple[int, int]],
+    *,
+    refresh: bool,
+) -> tuple[Generation, bool] | NoAnswer:
+    """The generation for a label, and whether it was there already; or why there is none."""
+    results = [known[item.key] for item in samples if item.key in known]
+    if not refresh and results:
+        accepted = [row for row in results if row.status is GenerationStatus.ACCEPTED]
+        return (accepted or results)[-1], True
+    asked = next((in_batches[item.key] for item in samples if item.key in in_batches), None)
+    if not refresh and asked:
+        return Conflict(
+            f"run {asked[1]} is asking for {samples[0].name!r} by batch: wait for its answer, "
+            "or pay for another sample now with refresh"
+        )
+    taken = known.keys() | in_batches.keys()
+    item = next((item for item in samples if item.key not in taken), None)
+    if item is None:
+        raise InvalidInput(
+            f"{samples[0].name!r} has {SAMPLES} samples of this prompt and model already: "
+            "change the prompt or the parameters"
+        )
+    try:
+        return await enricher.answer(plan, item, urgent=True, tries=TRIES), False
+    except LanguageModelError as error:
+        return error
+
+
+def _described(plan: Plan, row: Generation, cached: bool) -> Described:
+    accepted = row.status is GenerationStatus.ACCEPTED
+    parsed = row.parsed if accepted else None
+    return Described(
+        label=row.label_name,
+        context=row.label_context,
+        text=service.line_of(row.kind, parsed),
+        texts=list(texts_of(row.kind, parsed)),
+        attributes=_attributes(row.kind, parsed),
+        status=row.status,
+        cached=cached,
+        problems=row.problems,
+        flags=row.flags,
+        generation_id=row.id,
+        prompt=plan.prompt,
+        prompt_version=plan.version.number,
+        source=row.source,
+        provider=row.provider,
+        model=row.resolved_model or row.requested_model,
+        cost_usd=row.cost_usd,
+    )
+
+
+def _attributes(kind: str, parsed: dict[str, object] | None) -> dict[str, list[str]]:
+    if kind != PromptKind.ATTRIBUTES:
+        return {}
+    return {name: list(values) for name, values in attributes_of(parsed).items()}
+
+
+def _failed(enricher: Enricher, plan: Plan, label: NamedLabel, error: NoAnswer) -> Described:
+    return Described(
+        label=label.name,
+        context=label.context,
+        text=None,
+        texts=[],
+        attributes={},
+        status=GenerationStatus.FAILED,
+        cached=False,
+        problems=[str(error)],
+        flags=[],
+        generation_id=None,
+        prompt=plan.prompt,
+        prompt_version=plan.version.number,
+        source=plan.source,
+        provider=enricher.model.provider,
+        model=plan.model,
+        cost_usd=None,
+    )

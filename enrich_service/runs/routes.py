@@ -1,0 +1,279 @@
+"""Enrichment over REST."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy import Engine
+
+from enrich_service.core.database import reading
+from enrich_service.core.dependencies import (
+    MAX_ID,
+    EngineDep,
+    Id,
+    ReadSession,
+    SettingsDep,
+    WriteSession,
+)
+from enrich_service.core.problems import problems
+from enrich_service.generations import reviews
+from enrich_service.generations.models import GenerationSource, GenerationStatus, RunState
+from enrich_service.generations.store import get_generation
+from enrich_service.runs import service
+from enrich_service.runs.describe import describe
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.scheduler import RunEngine
+from enrich_service.runs.schemas import (
+    Described,
+    DescribeRequest,
+    GenerationDetail,
+    GenerationPage,
+    LabelTextIn,
+    Opinion,
+    ReviewIn,
+    ReviewView,
+    RunCreate,
+    RunEstimate,
+    RunResume,
+    RunView,
+    TextIn,
+)
+
+router = APIRouter(prefix="/v1", tags=["enrichment"])
+PROGRESS_SECONDS = 0.5  # between looks at a run whose progress is streamed
+
+
+def _enricher(request: Request) -> Enricher:
+    enricher: Enricher = request.app.state.enricher
+    return enricher
+
+
+def _runs(request: Request) -> RunEngine:
+    runs: RunEngine = request.app.state.runs
+    return runs
+
+
+EnricherDep = Annotated[Enricher, Depends(_enricher)]
+RunsDep = Annotated[RunEngine, Depends(_runs)]
+
+
+def _show(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
+    """The run as it is stored, with what this process knows of it."""
+    runs.wake()  # what was just changed is to begin now
+    with reading(engine) as session:
+        run = service.get_run(session, run_id)
+        return service.run_view(session, run, runs.work(run_id))
+
+
+@router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
+async def describe_labels(body: DescribeRequest, enricher: EnricherDep) -> list[Described]:
+    """Give the texts of up to 100 class names, in their order; stored ones cost nothing.
+
+    Goes before background runs. A label without an answer has the status `failed` and says why.
+    """
+    return await describe(enricher, body)
+
+
+@router.post("/runs", status_code=201, summary="Enrich a label set", responses=problems(404))
+def create_run(
+    body: RunCreate,
+    session: WriteSession,
+    settings: SettingsDep,
+    enricher: EnricherDep,
+    runs: RunsDep,
+) -> RunView:
+    """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
+    plan = service.choose(session, body, settings, enricher.model.source)
+    run = service.create_run(session, body, plan, settings.prices, roots=settings.image_roots)
+    view = service.run_view(session, run)
+    session.commit()
+    runs.wake()
+    return view
+
+
+@router.post("/runs/estimate", summary="Estimate a run", responses=problems(404))
+def estimate_run(
+    body: RunCreate, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
+) -> RunEstimate:
+    """Tell how many calls, tokens and dollars a run would take, without asking anything."""
+    plan = service.choose(session, body, settings, enricher.model.source)
+    return service.estimate(session, body, plan, settings.prices, roots=settings.image_roots)
+
+
+@router.get("/runs", summary="List runs", responses=problems(404))
+def list_runs(
+    session: ReadSession,
+    runs: RunsDep,
+    label_set: Annotated[str | None, Query(description="Of this label set alone")] = None,
+    state: Annotated[RunState | None, Query(description="In this state alone")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> list[RunView]:
+    """List runs, the newest first."""
+    found = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=offset)
+    return [service.run_view(session, run, runs.work(run.id or 0)) for run in found]
+
+
+@router.get("/runs/{run_id:int}", summary="Show a run", responses=problems(404))
+def show_run(run_id: Id, session: ReadSession, runs: RunsDep) -> RunView:
+    """Show a run: its state, its counts, what it cost so far."""
+    return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+
+
+def _existing_run(run_id: Id, session: ReadSession) -> int:
+    service.get_run(session, run_id)
+    return run_id
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    summary="Follow a run",
+    response_class=EventSourceResponse,
+    responses=problems(404),
+)
+async def follow_run(
+    run_id: Annotated[int, Depends(_existing_run)], engine: EngineDep, runs: RunsDep
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream a run's progress as server-sent events: each `progress` holds the whole run.
+
+    Ends when the run does; a paused run stays open.
+    """
+    last = None
+    while True:
+        view = await asyncio.to_thread(_look, engine, runs, run_id)
+        if view != last:
+            yield ServerSentEvent(event="progress", data=view)
+            last = view
+        if view.state not in service.UNFINISHED:
+            return
+        await asyncio.sleep(PROGRESS_SECONDS)
+
+
+def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
+    with reading(engine) as session:
+        return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+
+
+@router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))
+def pause_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+    """Ask no more until it is resumed. Calls in flight come in and are kept."""
+    service.pause_run(session, run_id)
+    session.commit()
+    return _show(engine, runs, run_id)
+
+
+@router.post("/runs/{run_id}/resume", summary="Resume a run", responses=problems(404, 409))
+def resume_run(
+    run_id: Id,
+    session: WriteSession,
+    engine: EngineDep,
+    settings: SettingsDep,
+    runs: RunsDep,
+    body: RunResume | None = None,
+) -> RunView:
+    """Go on with a paused run, if wanted with another budget."""
+    service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
+    session.commit()
+    return _show(engine, runs, run_id)
+
+
+@router.post("/runs/{run_id}/cancel", summary="Cancel a run", responses=problems(404, 409))
+def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+    """Stop a run. What was answered stays, and a retry takes it up again."""
+    service.cancel_run(session, run_id)
+    session.commit()
+    return _show(engine, runs, run_id)
+
+
+@router.post("/runs/{run_id}/retry", summary="Retry a run", responses=problems(404, 409))
+def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
+    """Ask the labels of a failed or cancelled run that have no answer; stored ones cost nothing."""
+    service.retry_run(session, run_id)
+    session.commit()
+    return _show(engine, runs, run_id)
+
+
+@router.get("/generations", summary="List generations", responses=problems(404))
+def list_generations(
+    session: ReadSession,
+    label: Annotated[str | None, Query(description="Exact name of the label")] = None,
+    label_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    run_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    prompt: str | None = None,
+    version: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Of `prompt`")] = None,
+    status: GenerationStatus | None = None,
+    source: GenerationSource | None = None,
+    flagged: Annotated[bool | None, Query(description="With flags, or without")] = None,
+    opinion: Annotated[Opinion | None, Query(description="What people think of it")] = None,
+    before: Annotated[
+        int | None, Query(ge=1, le=MAX_ID, description="Older than this id: the next page")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> GenerationPage:
+    """List generations, the newest first: every answer, the bad and the failed ones too."""
+    return service.list_generations(
+        session,
+        label=label,
+        label_id=label_id,
+        run_id=run_id,
+        prompt=prompt,
+        version=version,
+        status=status,
+        source=source,
+        flagged=flagged,
+        opinion=opinion,
+        before=before,
+        limit=limit,
+    )
+
+
+@router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
+def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
+    """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
+    return service.generation_detail(session, get_generation(session, generation_id))
+
+
+@router.post(
+    "/generations/{generation_id}/edits",
+    status_code=201,
+    summary="Edit a text",
+    responses=problems(404, 409),
+)
+def edit_generation(generation_id: Id, body: TextIn, session: WriteSession) -> GenerationDetail:
+    """Store a person's text in place of what a generation says; both are kept, the edit wins."""
+    edit = service.edit_generation(session, generation_id, **body.model_dump())
+    return service.generation_detail(session, edit)
+
+
+@router.post("/reviews", status_code=201, summary="Review texts", responses=problems(404, 409))
+def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
+    """Approve, reject, lock or unlock texts; all of them or none. Who and when is kept.
+
+    No release takes a rejected text; every release takes a locked one, and nobody can edit it.
+    """
+    written = reviews.review(
+        session, body.generations, body.action, reason=body.reason, author=body.author
+    )
+    return [reviews.view(one) for one in written]
+
+
+@router.get(
+    "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
+)
+def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
+    """List who said what of a text, the newest first."""
+    return reviews.log_of(session, generation_id)
+
+
+@router.post(
+    "/labels/{label_id}/texts",
+    status_code=201,
+    summary="Write a text for a label",
+    responses=problems(404, 409),
+)
+def write_text(label_id: Id, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
+    """Store a person's own text for a label of a label set."""
+    edit = service.write_text(session, label_id, **body.model_dump())
+    return service.generation_detail(session, edit)

@@ -1,0 +1,68 @@
+"""The teacher's features of stored views: of which pixels they are, and how they are kept."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.data.augment import see
+from distill.data.pixels import load_pixels
+from distill.data.splits import scan_split
+from distill.data.tensor_file import DamagedFile, read_tensor, write_rows
+from distill.embeddings.image_features import view_embeddings
+from distill.models.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher):
+    return load_teacher(tiny_teacher)
+
+
+@pytest.fixture
+def split(image_folder):
+    return scan_split(image_folder({"train": {"n1": 3, "n2": 2}}), "train")
+
+
+def test_each_stored_view_has_the_teachers_feature_of_those_pixels(teacher, split, tmp_path):
+    drawn, features = view_embeddings(teacher, split, 3, cache=tmp_path)
+    assert drawn.shape == (5, 3, 6) and features.shape == (5, 3, 32)
+    pixels = torch.from_numpy(load_pixels(split, teacher.image_size, tmp_path))
+    for view in range(3):
+        images = see(pixels, drawn[:, view])
+        expected = teacher.embed_image((images - 0.5) / 0.5)  # the tiny teacher's mean and std
+        torch.testing.assert_close(features[:, view], expected, atol=2e-2, rtol=2e-2)
+
+
+def test_views_are_encoded_once_and_a_damaged_cache_is_made_again(teacher, split, tmp_path):
+    drawn, features = view_embeddings(teacher, split, 2, cache=tmp_path)
+    (path,) = tmp_path.glob("views-*")
+    calls = []
+    again, _ = view_embeddings(
+        teacher, split, 2, cache=tmp_path, progress=lambda *_: calls.append(1)
+    )
+    assert again.equal(drawn) and not calls
+    expected = features.clone()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    assert view_embeddings(teacher, split, 2, cache=tmp_path)[1].equal(expected)
+
+
+def test_rows_written_one_by_one_are_a_safetensors_file(tmp_path):
+    rows = torch.randn(5, 2, 3)
+    path = tmp_path / "rows.safetensors"
+    write_rows(path, iter(rows.split(2)), rows.shape)
+    assert load_file(path)["tensor"].equal(rows)
+    assert read_tensor(path)[0].equal(rows)
+    with pytest.raises(OSError, match="a disk"):
+        write_rows(path, broken(rows), rows.shape)
+    assert read_tensor(path)[0].equal(rows)
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DamagedFile):
+        read_tensor(path)
+
+
+def broken(rows):
+    yield rows[:2]
+    raise OSError("a disk")

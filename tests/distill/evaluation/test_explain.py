@@ -1,0 +1,137 @@
+"""Predictions by attribute: the scores are those of the paper, and the command tells what fired."""
+
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from distill.cli.main import app
+from distill.embeddings.text_bank import TextBank
+from distill.errors import DataError, TextError
+from distill.evaluation.accuracy import accuracy
+from distill.evaluation.explain import AttributeTexts, encode_attributes, explain
+from distill.models.teacher import load_teacher
+from tests.distill.conftest import DEMO, make_release
+
+GENERATOR = torch.Generator().manual_seed(0)
+TEXTS = AttributeTexts(
+    features=torch.nn.functional.normalize(torch.randn(6, 4, generator=GENERATOR), dim=1),
+    owners=torch.tensor([0, 0, 0, 1, 2, 2]),
+    attributes=("a1", "a2", "a3", "b1", "c1", "c2"),
+    keys=("a", "b", "c"),
+    names=("A", "B", "C"),
+)
+IMAGES = torch.randn(5, 4, generator=GENERATOR) * 3
+
+
+def test_a_class_is_scored_by_the_mean_cosine_of_its_attributes():
+    for image, found in zip(IMAGES.tolist(), explain(IMAGES, TEXTS, 3), strict=True):
+        length = math.sqrt(sum(x * x for x in image))
+        cosines: dict[str, float] = {}
+        for name, row in zip(TEXTS.attributes, TEXTS.features.tolist(), strict=True):
+            cosines[name] = sum(x * y for x, y in zip(image, row, strict=True)) / length
+        level = sum(cosines.values()) / len(cosines)
+        expected = {}
+        for key in TEXTS.keys:
+            own = [value for name, value in cosines.items() if name[0] == key]
+            expected[key] = sum(own) / len(own)
+
+        ranked = sorted(TEXTS.keys, key=lambda key: -expected[key])
+        assert [each.key for each in found] == ranked
+        for each in found:
+            assert each.score == pytest.approx(expected[each.key], abs=1e-6)
+            assert {x.attribute for x in each.attributes} == {
+                n for n in cosines if n[0] == each.key
+            }
+            for x in each.attributes:
+                assert x.cosine == pytest.approx(cosines[x.attribute], abs=1e-6)
+                assert x.evidence == pytest.approx(cosines[x.attribute] - level, abs=1e-6)
+                assert x.fired == (cosines[x.attribute] > level)
+            evidence = [x.evidence for x in each.attributes]
+            assert evidence == sorted(evidence, reverse=True)
+            assert sum(evidence) / len(evidence) == pytest.approx(each.score - level, abs=1e-6)
+
+
+def test_no_more_classes_are_given_than_asked_for_or_than_there_are():
+    assert [len(found) for found in explain(IMAGES, TEXTS, 2)] == [2] * 5
+    assert [len(found) for found in explain(IMAGES, TEXTS, 9)] == [3] * 5
+
+
+def test_features_that_do_not_fit_are_refused():
+    with pytest.raises(TextError, match="7 dimensions and the attribute texts 4"):
+        explain(torch.ones(1, 7), TEXTS, 1)
+    with pytest.raises(DataError, match="NaN"):
+        explain(torch.full((1, 4), torch.nan), TEXTS, 1)
+
+
+def test_the_demos_teacher_tells_unseen_charms_by_their_attributes(charm_release, charm_world):
+    """Among all 51 classes, so that chance is 2 %."""
+    from distill.data.splits import scan_split
+    from distill.embeddings.image_features import image_features
+
+    teacher = load_teacher(f"local-dir:{DEMO / 'teacher'}")
+    split = scan_split(charm_world, "unseen")
+    features = image_features(teacher, split, cache=charm_world / "cache")
+    texts = encode_attributes(teacher, charm_release)
+    _, scores = texts.scores(features)
+    place = {key: row for row, key in enumerate(texts.keys)}
+    targets = torch.tensor([place[key] for key in split.keys])[split.targets]
+    by_attribute = (scores.argmax(dim=1) == targets).double().mean().item() * 100
+    # The mean feature of a class, not normalised, ranks as the mean cosine does.
+    sums = torch.zeros(len(texts.keys), teacher.dim).index_add_(0, texts.owners, texts.features)
+    means = sums / torch.bincount(texts.owners)[:, None]
+    bank = TextBank(means, texts.keys, texts.names, "attributes", teacher.name, "")
+    row = accuracy("teacher", "unseen", features, targets, texts.keys, bank)
+
+    assert by_attribute == pytest.approx(row.top1, abs=1.2)  # an image or so, by rounding
+    assert by_attribute > 20
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["explain", *(str(word) for word in words)])
+
+
+@pytest.fixture
+def picture(charm_world):
+    return next((charm_world / "val").glob("*/000.png"))
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_the_command_gives_classes_and_evidence_as_json(picture, charm_run, who):
+    model = {"teacher": ("--teacher", f"local-dir:{DEMO / 'teacher'}")}.get(
+        who, ("--student", charm_run)
+    )
+    release = ("--release", charm_run / "release.json")
+    done = run(picture, picture, *model, *release, "--top", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+
+    assert result["model"] == who
+    assert [image["image"] for image in result["images"]] == [str(picture)] * 2
+    first, second = result["images"][0]["classes"]
+    assert first["score"] >= second["score"]
+    assert any(each["attribute"].startswith("colours: ") for each in first["attributes"])
+
+
+def test_the_command_shows_a_table_of_what_fired(picture, charm_run):
+    done = run(picture, "--student", charm_run, "--release", charm_run / "release.json")
+    assert done.exit_code == 0, done.stderr
+    assert "attributes that fired" in done.stdout and "(+0." in done.stdout
+
+
+def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
+    whole = ("--release", charm_run / "release.json")
+    plain = tmp_path / "plain.json"
+    plain.write_text(make_release({"n1": "red fox"}).model_dump_json())
+    teacher = ("--teacher", f"local-dir:{DEMO / 'teacher'}")
+    for words, told in (
+        ((picture, *whole), "say who looks: --teacher NAME, or --student FOLDER"),
+        ((tmp_path / "none.png", *teacher, *whole), "none.png (it is gone)"),
+        ((picture, *teacher, "--release", plain), "'n1' (red fox) has no text for the strategy"),
+        ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
+    ):
+        done = run(*words)
+        assert done.exit_code == 1
+        assert told in done.stderr and done.stderr.count("\n") == 1, done.stderr

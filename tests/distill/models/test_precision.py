@@ -1,0 +1,94 @@
+"""What trains in bfloat16, and what does not."""
+
+import pytest
+import timm
+import torch
+from timm.layers import create_conv2d
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.testing import assert_close
+
+from distill.models import precision
+from distill.models.precision import training_precision
+
+CPU = torch.device("cpu")
+IMAGES = torch.rand(2, 8, 6, 6)
+DEPTHWISE = nn.Conv2d(8, 8, 3, groups=8)
+TENSORFLOW = create_conv2d(8, 16, 3, stride=2, padding="same", groups=4)  # with timm's own padding
+POINTWISE = nn.Conv2d(8, 16, 1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: True)
+
+
+@pytest.mark.parametrize("grouped", [DEPTHWISE, TENSORFLOW])
+def test_grouped_convolutions_train_in_float32(quick, grouped):
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), grouped)
+
+    with training_precision(CPU):
+        middle = network[0](IMAGES)
+        output = network[1](middle)
+    output.square().mean().backward()
+
+    assert (middle.dtype, output.dtype) == (torch.bfloat16, torch.float32)
+    assert_close(output, grouped(middle.float()))  # what float32 gives
+    assert all(parameter.grad.any() for parameter in network.parameters())
+
+
+def test_other_layers_train_in_bfloat16(quick):
+    with training_precision(CPU):
+        assert POINTWISE(IMAGES).dtype == torch.bfloat16
+        assert nn.Linear(6, 3)(IMAGES).dtype == torch.bfloat16
+
+
+def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
+    with training_precision(CPU):
+        assert DEPTHWISE(IMAGES).dtype == POINTWISE(IMAGES).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attn_mask": None, "dropout_p": 0.0},
+        {"is_causal": True},
+        {"scale": 0.5},
+        {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])},
+    ],
+)
+def test_attention_gives_what_that_of_torch_gives(quick, settings):
+    query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
+    expected = scaled_dot_product_attention(query, key, value, **settings)
+    expected_slopes = torch.autograd.grad(expected.square().sum(), (query, key, value))
+
+    with training_precision(CPU):
+        output = scaled_dot_product_attention(query, key, value, **settings)
+    slopes = torch.autograd.grad(output.float().square().sum(), (query, key, value))
+
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    assert_close(slopes, expected_slopes, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("mobilenetv3_small_050", 224), ("test_vit", 160), ("resnet10t", 64)]
+)
+def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(quick, name, size):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
+    images = torch.rand(2, 3, size, size)
+
+    def output_and_slopes():
+        output = network(images).float()
+        slopes = torch.autograd.grad(output.square().sum(), list(network.parameters()))
+        return output, torch.cat([slope.flatten() for slope in slopes])
+
+    expected = output_and_slopes()
+    with training_precision(CPU):
+        found = output_and_slopes()
+
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours - exact).norm() < 0.05 * exact.norm()

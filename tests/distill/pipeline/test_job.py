@@ -1,0 +1,279 @@
+"""One job from configuration and release to student and report, on images of plain colours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from typer.testing import CliRunner
+
+from contract import EventKind, Release, Report, SeedsReport, TrainConfig
+from distill.cli.main import app, parse_seeds
+from distill.errors import DataError, ModelError, TextError, UserError
+from distill.models.student import load_student
+from distill.pipeline.job import run_job
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """One for all tests: teacher features are computed once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def job(colour_images, colour_teacher, colours, cache, tmp_path) -> Callable[..., Report]:
+    """A function that runs a job of one epoch; `job.log` is what it said."""
+
+    def run(release: Release = colours, *, resume: bool = False, **config: object) -> Report:
+        values = {
+            "data": str(colour_images),
+            "teacher": colour_teacher,
+            "student": "test_resnet",
+            "image_size": 32,
+            "batch_size": 16,
+            "epochs": 1,
+        }
+
+        def on_event(kind: EventKind, data: dict) -> None:
+            if kind is EventKind.LOG:
+                run.log.append(data["message"])
+
+        return run_job(
+            TrainConfig(**(values | config)),
+            release,
+            tmp_path / "out",
+            cache=cache,
+            on_event=on_event,
+            should_stop=lambda: False,
+            resume=resume,
+        )
+
+    run.log = []
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["name+description", "attributes", "ensemble", "captions"])
+def test_every_strategy_with_texts_is_measured_beside_names_and_shuffled_texts(job, strategy):
+    report = job(text_strategy=strategy)
+    rows = {(row.model, row.text, row.split) for row in report.accuracies}
+    assert rows == {
+        (model, text, split)
+        for model in ("teacher", "student")
+        for text in ("name", strategy, "shuffled", "normalised")
+        for split in ("seen", "unseen")
+    }
+
+
+def test_the_control_deals_out_only_the_texts_of_classes_that_have_images(job, colours):
+    grey = colours.labels[0].model_copy(update={"key": "grey", "name": "grey", "description": None})
+    release = colours.model_copy(
+        update={
+            "labels": (
+                *colours.labels,
+                *[grey.model_copy(update={"key": f"grey-{n}"}) for n in range(20)],
+            )
+        }
+    )
+    assert "shuffled" in {row.text for row in job(release).accuracies}
+
+
+def test_the_report_says_how_closely_the_student_follows_on_each_split(job):
+    report = job(text_strategy="name")
+    assert [(row.split, row.images) for row in report.imitation] == [
+        ("train", 48),
+        ("seen", 48),
+        ("unseen", 48),
+    ]
+    assert [each.name for each in report.diagnostics[0].margins] == sorted(
+        ("red", "green", "blue")
+    ) + sorted(("yellow", "purple", "white"))
+
+
+def test_what_a_page_needs_to_draw_lies_beside_the_report(job, tmp_path):
+    report = job(text_strategy="name+description")
+    assert len(report.similarity.classes) == len(report.text_plane.classes) == 6
+    files = [one.file for one in report.similarity.pictures]
+    assert files == ["similarity-before.png", "similarity-after.png"]
+    assert all((tmp_path / "out" / name).is_file() for name in (*files, report.thumbnails.file))
+    # Images of unseen classes are for the test alone.
+    assert set(report.thumbnails.tiles) <= {"red", "green", "blue"}
+    bare = job(text_strategy="name")
+    assert bare.text_plane is None and len(bare.similarity.pictures) == 1
+
+
+def captions_file(folder: Path, count: int = 16) -> str:
+    lines = [
+        json.dumps({"image": f"train/{name}/{number}.png", "caption": f"a {name} thing {number}"})
+        for name in ("red", "green", "blue")
+        for number in range(count)
+    ]
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_captions_of_a_part_of_the_images_are_learned_from(job, tmp_path):
+    captions = captions_file(tmp_path, 10)
+    report = job(text_strategy="name", captions=captions, losses={"cap": 0.5})
+    assert report.epochs[0].losses["cap"] > 0
+    assert "captions for 30 of 48 training images" in job.log
+
+
+def test_captions_that_are_not_there_are_told_before_the_first_step(job):
+    with pytest.raises(TextError, match=r"cannot read the captions .*nowhere.jsonl .*correct"):
+        job(text_strategy="name", captions="nowhere.jsonl", losses={"cap": 1})
+
+
+def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job):
+    found = job(text_strategy="name").preflight
+    assert [(each.split, each.images, each.classes, each.fewest) for each in found.splits] == [
+        ("train", 48, 3, 16),
+        ("seen", 48, 3, 16),
+        ("unseen", 48, 3, 16),
+    ]
+    assert (found.teacher_sample, found.chance) == (48, pytest.approx(100 / 3))
+    assert found.teacher_top1 > 60
+    assert job.log[0].splitlines() == [
+        "train: 48 images of 3 classes, 16 to 16 a class",
+        "seen: 48 images of 3 classes, 16 to 16 a class",
+        "unseen: 48 images of 3 classes, 16 to 16 a class",
+        "unreadable images: none",
+        "classes without text: none",
+        f"teacher: {found.teacher_top1:.1f} % of 48 seen images right, 33.3 % by chance",
+    ]
+
+
+def test_all_that_is_wrong_is_named_at_once_before_the_teacher_is_asked(
+    job, colour_images, colours, tmp_path
+):
+    data = tmp_path / "images"
+    shutil.copytree(colour_images, data)
+    for image in ("train/red/0.png", "val/white/3.png"):
+        (data / image).write_bytes(b"no image")
+    bare = [label.model_copy(update={"description": None}) for label in colours.labels]
+    release = colours.model_copy(update={"labels": (bare[0], *colours.labels[1:5], bare[5])})
+
+    with pytest.raises(DataError, match=r"cannot read 2 images: .*0\.png .*3\.png") as error:
+        job(release, data=str(data))
+    assert "\n" not in str(error.value)
+    block = job.log[0]
+    assert "unreadable images: 2" in block and "val/white/3.png" in block
+    assert "classes without text: 2\n  red\n  white" in block
+    assert "teacher" not in block
+
+
+def test_classes_without_text_are_all_named(job, colours):
+    labels = tuple(label.model_copy(update={"description": None}) for label in colours.labels)
+    release = colours.model_copy(update={"labels": labels})
+    with pytest.raises(TextError, match=r"6 classes have no text .* and 3 more\): enrich them"):
+        job(release)
+
+
+def test_a_teacher_no_better_than_chance_stops_the_run(job, tiny_teacher):
+    with pytest.raises(ModelError, match=r"no more than chance \(33.3 %\): check that folders"):
+        job(text_strategy="name", teacher=tiny_teacher)
+
+
+def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
+    report = job(text_strategy="name", teacher_views=2, epochs=2)
+    assert report.config.teacher_views == 2
+    assert report.epochs[-1].losses["mse"] > 0
+
+
+def test_a_student_that_cannot_be_built_is_told_before_the_teacher_looks_at_an_image(job):
+    with pytest.raises(ModelError, match="timm knows no student 'resnet81'"):
+        job(student="resnet81")
+    with pytest.raises(ModelError, match="vgg11 cannot have an output stride of 16"):
+        job(student="vgg11", output_stride=16)
+    assert job.log == []
+
+
+def test_the_student_of_a_job_has_the_output_stride_of_its_configuration(job, tmp_path):
+    job(text_strategy="name", output_stride=16)
+    assert load_student(tmp_path / "out" / "student.safetensors")[0].output_stride == 16
+
+
+def test_several_seeds_make_a_report_each_and_one_of_all(
+    colour_images, colour_teacher, colours, cache, tmp_path
+):
+    config = {
+        "data": str(colour_images),
+        "teacher": colour_teacher,
+        "student": "test_resnet",
+        "image_size": 32,
+        "batch_size": 16,
+        "epochs": 6,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "release.json").write_text(colours.model_dump_json())
+    paths = ["--config", "config.json", "--release", "release.json", "--out", "out"]
+    paths = [str(tmp_path / each) if "." in each or each == "out" else each for each in paths]
+    words = ["train", *paths, "--cache", str(cache), "--seeds"]
+    result = CliRunner().invoke(app, [*words, "0,3"])
+    assert result.exit_code == 0, result.output
+    assert "±" in result.output
+
+    reports = [
+        Report.model_validate_json((tmp_path / "out" / f"seed-{seed}" / "report.json").read_bytes())
+        for seed in (0, 3)
+    ]
+    together = SeedsReport.model_validate_json((tmp_path / "out" / "seeds.json").read_bytes())
+    assert together.seeds == (0, 3)
+    assert [report.config.seed for report in reports] == [0, 3]
+    for place, row in enumerate(together.accuracies):
+        values = [report.accuracies[place].top1 for report in reports]
+        assert row.top1.values == tuple(values)
+        assert row.top1.mean == pytest.approx(sum(values) / 2)
+        assert row.top1.deviation == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    last = [sum(epoch.seen_top1 for epoch in report.epochs[1:]) / 5 for report in reports]
+    assert together.seen_top1_last_epochs.values == pytest.approx(last)
+    assert "0, 3" in (tmp_path / "out" / "seeds.html").read_text()
+
+
+@pytest.mark.parametrize("seeds", ["", "1,", "a", "1,1"])
+def test_seeds_that_are_no_list_of_different_numbers_are_refused(seeds):
+    with pytest.raises(UserError, match="is no list of different seeds: give them as in"):
+        parse_seeds(seeds)
+
+
+def test_a_finished_run_is_tested_otherwise_without_training_again(job, tmp_path):
+    before = job(epochs=2)
+    assert before.config.test_views == "centre"
+    again = job(epochs=2, test_views="ten-crop", resume=True)
+
+    assert again.epochs == before.epochs
+    assert load_student(tmp_path / "out" / "student.safetensors")[0].test_views == "ten-crop"
+    assert again.imitation != before.imitation
+
+
+def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tmp_path, cache):
+    report = job(test_views="ten-crop")
+    (tmp_path / "release.json").write_text(colours.model_dump_json())
+    words = ["evaluate", "--data", report.config.data, "--teacher", report.config.teacher]
+    words += ["--student", str(tmp_path / "out"), "--release", str(tmp_path / "release.json")]
+    words += ["--cache", str(cache), "--json"]
+
+    def top1(*more: str) -> dict:
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    rows = {(r.text, r.split): r for r in report.accuracies if r.model == "student"}
+    for split in ("seen", "unseen"):
+        assert top1("--split", split) == rows["name+description", split].model_dump()
+        found = top1("--split", split, "--normalised")
+        assert found == rows["normalised", split].model_dump()
+    whole = top1("--split", "seen", "--test-views", "whole")
+    assert whole in [row.model_dump() for row in job(test_views="whole", resume=True).accuracies]
+
+
+def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images, colour_teacher):
+    words = ["evaluate", "--data", str(colour_images), "--teacher", colour_teacher]
+    for more in (["--normalised"], ["--test-views", "centre"]):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 1
+        assert "are for a student: give --student FOLDER" in result.stderr
