@@ -88,7 +88,7 @@ def attack(address: str, key: str, seed: int, *options: str, report: Path) -> in
         ],
         cwd=report.parent,
         env={**os.environ, "SCHEMATHESIS_HOOKS": "benchmarks.faults._fuzz_hooks"}
-        | {"PYTHONPATH": str(HERE.parent)},
+        | {"PYTHONPATH": str(HERE.parents[1])},
         check=True,
     )
     return int(json.loads(report.read_text())["test_cases"]["generated"])
