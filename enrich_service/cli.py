@@ -1,39 +1,74 @@
-"""The `enrich` command."""
+"""The `enrich` command. Each of its commands imports its code when it runs."""
 
 import gc
 from typing import Annotated, Any
 
 import typer
-import uvicorn
-from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
 from typer.core import TyperGroup
 
-from enrich_service.app import create_app
-from enrich_service.core.console import Json, database, load_settings, show
-from enrich_service.core.database import reading
-from enrich_service.core.errors import InvalidInput, UserError
-from enrich_service.core.settings import Settings, environment_names, shown
-from enrich_service.exchange import commands as exchange
-from enrich_service.generations import commands as texts
-from enrich_service.jobs import commands as jobs
-from enrich_service.keys import commands as keys
-from enrich_service.keys.gate import is_loopback
-from enrich_service.keys.service import exist as keys_exist
-from enrich_service.labels import commands as labels
-from enrich_service.local_model import commands as local_model
-from enrich_service.operation import commands as operation
-from enrich_service.operation.log import configure as configure_log
-from enrich_service.prompts import commands as prompts
-from enrich_service.releases import commands as releases
-from enrich_service.runs import commands as enrichment
-from enrich_service.trials import commands as trials
+from enrich_service.core.errors import UserError
+from enrich_service.core.lazy_command import LazyCommand
 
-GARBAGE = 20_000  # objects more than there were, after which those in cycles are looked for
+GC_THRESHOLD = 20_000  # new objects between two searches for unreachable cycles
+
+# In the order of `enrich --help`: name, module and attribute below enrich_service, help.
+COMMANDS = (
+    ("serve", "serve:serve", "Run the service until it is stopped."),
+    (
+        "describe",
+        "runs.commands:describe",
+        "Describe class names now. What was answered before costs nothing.",
+    ),
+    (
+        "try",
+        "trials.commands:try_",
+        "Try a prompt that is not saved. Its answers are shown and stored nowhere.",
+    ),
+    (
+        "compare",
+        "trials.commands:compare",
+        "Compare two prompt versions, or two models, over a label set. Asks no model.",
+    ),
+    ("labels", "labels.commands:app", "Label sets: named lists of classes."),
+    ("prompts", "prompts.commands:app", "Prompts, their versions and aliases."),
+    ("run", "runs.commands:app", "Enrichment of whole label sets."),
+    ("texts", "generations.commands:app", "Texts: look, edit, write, approve, reject, lock."),
+    ("release", "releases.commands:app", "Releases: frozen texts for every label."),
+    ("import", "exchange.commands:import_app", "Take in texts from files."),
+    ("export", "exchange.commands:export_app", "Write texts to files."),
+    ("jobs", "jobs.commands:app", "Training jobs."),
+    (
+        "backup",
+        "operation.commands:backup",
+        "Copy the database to FILE and check the copy, while the service goes on.",
+    ),
+    (
+        "restore",
+        "operation.commands:restore",
+        "Put a backup in the place of the database. What was there is kept beside it.",
+    ),
+    (
+        "doctor",
+        "operation.commands:doctor",
+        "Look for what is wrong, or soon will be; the exit status is 1 if anything is.",
+    ),
+    ("keys", "keys.commands:app", "API keys, and what was done with them."),
+    ("llm", "local_model.commands:app", "A small real language model on this machine."),
+    (
+        "settings",
+        "operation.commands:settings",
+        "List all settings with the environment variables that set them; secrets are masked.",
+    ),
+)
 
 
 class _Commands(TyperGroup):
-    """Tells a user's mistake in one line on standard error, and exits with 1."""
+    """Prints a user's mistake as one line on standard error, and exits with 1."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
+        super().__init__(**options)
+        for name, target, summary in COMMANDS:
+            self.add_command(LazyCommand(name, f"enrich_service.{target}", summary))
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base class has it
         try:
@@ -52,93 +87,25 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # slow to import, and needed here alone
+
+        typer.echo(f"enrich {version('enrich-distill')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _before_any_command() -> None:
-    # An answer makes thousands of objects that are soon gone again without being looked for.
-    gc.set_threshold(GARBAGE)
-
-
-app.command()(enrichment.describe)
-app.command("try")(trials.try_)
-app.command()(trials.compare)
-app.add_typer(labels.app, name="labels")
-app.add_typer(prompts.app, name="prompts")
-app.add_typer(enrichment.app, name="run")
-app.add_typer(texts.app, name="texts")
-app.add_typer(releases.app, name="release")
-app.add_typer(exchange.import_app, name="import")
-app.add_typer(exchange.export_app, name="export")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
-app.command()(operation.backup)
-app.command()(operation.restore)
-app.command()(operation.doctor)
-app.add_typer(local_model.app, name="llm")
-
-
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address; default ENRICH_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
+def _before_any_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
-    """Run the service until it is stopped."""
-    settings = load_settings()
-    host = settings.host if host is None else host
-    with database(settings) as engine, reading(engine) as session:
-        guarded = keys_exist(session)
-    if not guarded:
-        if not is_loopback(host) and not settings.allow_remote:
-            raise InvalidInput(
-                f"{host} can be reached from other machines, and there is no API key yet: make one "
-                "with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
-                "behind a proxy that lets in whom you trust."
-            )
-        who = "whoever reaches it" if settings.allow_remote else "this machine alone"
-        typer.echo(
-            f"enrich: there is no API key yet, so the service lets in {who}, with every right; "
-            "`enrich keys create NAME` makes the first key",
-            err=True,
-        )
-    configure_log(settings.log_format)
-    service = create_app(settings)
-    for _ in iter_route_contexts(service.routes):
-        pass  # FastAPI puts each router's routes together when first asked for one, or here
-    uvicorn.run(
-        service,
-        host=host,
-        port=settings.port if port is None else port,
-        log_config=None,  # its lines go where all others go
-        access_log=False,
-        timeout_graceful_shutdown=5,  # streams of events never end by themselves
-        # Longer than clients and proxies keep theirs (a minute, mostly): who closes an idle
-        # connection must not be the service, or a request on its way to it is lost.
-        timeout_keep_alive=75,
-    )
-
-
-class _Setting(BaseModel):
-    name: str
-    value: str | None
-    variables: list[str]
-    description: str
-
-
-@app.command()
-def settings(json: Json = False) -> None:
-    """List all settings with the environment variables that set them; secrets are masked."""
-    now = load_settings()
-    show(
-        [
-            _Setting(
-                name=name,
-                value=shown(now, name),
-                variables=environment_names(name),
-                description=field.description or "",
-            )
-            for name, field in Settings.model_fields.items()
-        ],
-        json=json,
-    )
+    # An answer makes thousands of objects that are soon freed by their reference counts.
+    gc.set_threshold(GC_THRESHOLD)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,34 @@ import pytest
 POSTGRES = os.environ.get("ENRICH_TEST_POSTGRES")  # set by tests/on_postgres.sh
 
 
+IN_CI = bool(os.environ.get("CI"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of the tests that `make postgres-test` leaves out."""
     config.addinivalue_line("markers", "sqlite: about SQLite itself, its file or its locks")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A test that is skipped fails in CI, which must provide what the tests need."""
+    report = yield
+    return report if hasattr(report, "wasxfail") else fail_if_skipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    """A module that is skipped as a whole fails in CI too."""
+    return fail_if_skipped((yield))
+
+
+def fail_if_skipped(report):
+    """With the environment variable CI set, turn a skip into a failure that gives the reason."""
+    if IN_CI and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"Nothing may be skipped in CI. {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

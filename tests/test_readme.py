@@ -64,6 +64,7 @@ def test_every_command_and_option_that_the_readme_names_exists(program):
         command, words = typer.main.get_command(app), line.split()[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
+            command = command.load() if hasattr(command, "load") else command
         assert not getattr(command, "commands", {}) or not words, line
         known = {option for one in command.params for option in one.opts}
         assert {word for word in words if word.startswith("--")} <= known, line

@@ -6,12 +6,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from enrich_service.core.database import storage_error
@@ -19,14 +14,6 @@ from enrich_service.core.errors import Unavailable
 from enrich_service.core.settings import Settings
 
 _POSTGRES_LOCK = 0x656E7269  # any number that no one else takes
-
-
-def alembic_config(engine: Engine) -> Config:
-    """Alembic's configuration for `engine`; no .ini file is needed."""
-    config = Config()
-    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
-    config.attributes["engine"] = engine
-    return config
 
 
 @contextmanager
@@ -52,16 +39,13 @@ def prestart(engine: Engine, settings: Settings) -> None:
     """
     try:
         _make_folders(engine, settings)
-        config = alembic_config(engine)
-        head = ScriptDirectory.from_config(config).get_current_head()
         # Under the lock from the first connection on: SQLite's switch to WAL waits for nobody.
         with _alone(engine, settings):
-            if _revision(engine) != head:
-                command.upgrade(config, "head")
-    except CommandError as error:
-        raise Unavailable(
-            f"The database is of another version of this service ({error}): upgrade the service."
-        ) from error
+            if _revision(engine) != newest_revision():
+                # Alembic takes longer to import than most commands take to run.
+                from enrich_service.core.migrate import upgrade
+
+                upgrade(engine)
     except (DBAPIError, OSError) as error:
         known = storage_error(error)
         if known is None:
@@ -81,6 +65,15 @@ def _make_folders(engine: Engine, settings: Settings) -> None:
         ) from error
 
 
+def newest_revision() -> str:
+    """The revision of the newest migration: the number at the beginning of its file's name."""
+    names = (file.name for file in (files("migrations") / "versions").iterdir())
+    return max(name.partition("_")[0] for name in names if name[0].isdigit())
+
+
 def _revision(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return found

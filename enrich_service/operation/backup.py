@@ -17,7 +17,8 @@ from sqlalchemy.engine import make_url
 
 from enrich_service.core.database import make_engine, storage_error, utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound, Unavailable
-from enrich_service.core.prestart import alembic_config, prestart
+from enrich_service.core.migrate import alembic_config
+from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 
 BUSY_SECONDS = 30.0  # that writers of the service have to let go of the database

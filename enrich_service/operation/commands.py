@@ -1,11 +1,13 @@
-"""`enrich backup`, `enrich restore` and `enrich doctor`."""
+"""`enrich backup`, `enrich restore`, `enrich doctor` and `enrich settings`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from enrich_service.core.console import Json, load_settings, show
+from enrich_service.core.settings import Settings, environment_names, shown
 from enrich_service.operation import backup as backups
 from enrich_service.operation import doctor as doctors
 
@@ -35,3 +37,27 @@ def doctor(json: Json = False) -> None:
     show(found, json=json)
     if any(finding.verdict == "failed" for finding in found):
         raise typer.Exit(1)
+
+
+class _Setting(BaseModel):
+    name: str
+    value: str | None
+    variables: list[str]
+    description: str
+
+
+def settings(json: Json = False) -> None:
+    """List all settings with the environment variables that set them; secrets are masked."""
+    now = load_settings()
+    show(
+        [
+            _Setting(
+                name=name,
+                value=shown(now, name),
+                variables=environment_names(name),
+                description=field.description or "",
+            )
+            for name, field in Settings.model_fields.items()
+        ],
+        json=json,
+    )

@@ -18,7 +18,7 @@ from sqlmodel import select
 
 from enrich_service.core.database import make_engine, reading, storage_error, utcnow
 from enrich_service.core.errors import UserError
-from enrich_service.core.prestart import alembic_config
+from enrich_service.core.migrate import alembic_config
 from enrich_service.core.settings import MEBIBYTE, Settings
 from enrich_service.core.text import without_password
 from enrich_service.jobs.artifacts import location

@@ -78,7 +78,7 @@ def compare(
     offset: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Set two prompt versions, or two models, side by side over a label set. Nothing is asked."""
+    """Compare two prompt versions, or two models, over a label set. Asks no model."""
     with read_session() as session:
         found = comparison.compare(
             session,

@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
-pytest.importorskip("ray", reason="Ray is not installed: make ray-test installs it")
 
 from contract import Report
 from tests.distill.test_worker import (
@@ -34,6 +33,12 @@ pytestmark = pytest.mark.ray
 
 __all__ = ["address", "queue_job", "service", "work_dir"]
 RAY = Path(sys.executable).with_name("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_installed() -> None:
+    """Skips in a fixture and not at import: CI deselects these tests, and fails on any skip."""
+    pytest.importorskip("ray", reason="Ray is not installed: make ray-test installs it")
 
 
 def free_port() -> int:

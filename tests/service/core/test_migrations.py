@@ -11,7 +11,8 @@ from sqlmodel import SQLModel, select
 from contract import TrainConfig
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Unavailable
-from enrich_service.core.prestart import alembic_config, prestart
+from enrich_service.core.migrate import alembic_config
+from enrich_service.core.prestart import prestart
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
     Generation,

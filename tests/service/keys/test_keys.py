@@ -295,8 +295,8 @@ def test_no_other_site_may_read_unless_it_is_named(client):
 
 def test_serve_says_who_gets_in(tmp_path, monkeypatch):
     monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("enrich_service.cli.uvicorn.run", lambda *_, **__: None)
-    monkeypatch.setattr("enrich_service.cli.configure_log", lambda _: None)
+    monkeypatch.setattr("enrich_service.serve.uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("enrich_service.serve.configure_log", lambda _: None)
     call = CliRunner().invoke(app, ["serve"])
     assert "no API key yet" in call.stderr and "this machine alone" in call.stderr
     assert CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"]).exit_code == 1

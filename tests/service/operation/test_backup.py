@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from enrich_service.cli import app
 from enrich_service.core.database import make_engine
-from enrich_service.core.prestart import alembic_config
+from enrich_service.core.migrate import alembic_config
 from enrich_service.core.settings import Settings
 
 pytestmark = pytest.mark.sqlite

@@ -1,0 +1,31 @@
+"""Migrations with Alembic. Only what migrates imports this: Alembic is slow to import."""
+
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Engine
+
+from enrich_service.core.errors import Unavailable
+
+
+def alembic_config(engine: Engine) -> Config:
+    """Alembic's configuration for `engine`; no .ini file is needed."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
+    config.attributes["engine"] = engine
+    return config
+
+
+def upgrade(engine: Engine) -> None:
+    """Apply the migrations that are missing.
+
+    Raises Unavailable where the database has a revision that this version does not know.
+    """
+    try:
+        command.upgrade(alembic_config(engine), "head")
+    except CommandError as error:
+        raise Unavailable(
+            f"The database is of another version of this service ({error}): upgrade the service."
+        ) from error

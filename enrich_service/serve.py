@@ -1,0 +1,54 @@
+"""`enrich serve`."""
+
+from typing import Annotated
+
+import typer
+import uvicorn
+from fastapi.routing import iter_route_contexts
+
+from enrich_service.app import create_app
+from enrich_service.core.console import database, load_settings
+from enrich_service.core.database import reading
+from enrich_service.core.errors import InvalidInput
+from enrich_service.keys.gate import is_loopback
+from enrich_service.keys.service import exist as keys_exist
+from enrich_service.operation.log import configure as configure_log
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; default ENRICH_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
+) -> None:
+    """Run the service until it is stopped."""
+    settings = load_settings()
+    host = settings.host if host is None else host
+    with database(settings) as engine, reading(engine) as session:
+        guarded = keys_exist(session)
+    if not guarded:
+        if not is_loopback(host) and not settings.allow_remote:
+            raise InvalidInput(
+                f"{host} can be reached from other machines, and there is no API key yet: make one "
+                "with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
+                "behind a proxy that lets in whom you trust."
+            )
+        who = "whoever reaches it" if settings.allow_remote else "this machine alone"
+        typer.echo(
+            f"enrich: there is no API key yet, so the service lets in {who}, with every right; "
+            "`enrich keys create NAME` makes the first key",
+            err=True,
+        )
+    configure_log(settings.log_format)
+    service = create_app(settings)
+    for _ in iter_route_contexts(service.routes):
+        pass  # FastAPI puts each router's routes together when first asked for one, or here
+    uvicorn.run(
+        service,
+        host=host,
+        port=settings.port if port is None else port,
+        log_config=None,  # its lines go where all others go
+        access_log=False,
+        timeout_graceful_shutdown=5,  # streams of events never end by themselves
+        # Longer than clients and proxies keep theirs (a minute, mostly): who closes an idle
+        # connection must not be the service, or a request on its way to it is lost.
+        timeout_keep_alive=75,
+    )
