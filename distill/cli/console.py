@@ -32,6 +32,10 @@ StrategyOption = Annotated[str | None, typer.Option(help="How texts become featu
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 CacheOption = Annotated[Path, typer.Option(help="Where features and pixels are kept.")]
 CACHE = Path(".distill-cache")
+DataRootOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
+]
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:

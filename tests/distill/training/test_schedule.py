@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract import TrainConfig
-from distill.cli.main import read_config, read_preset
+from distill.cli.train import read_config, read_preset
 from distill.errors import UserError
 from distill.models import precision
 from distill.training.schedule import learning_rate, make_optimiser

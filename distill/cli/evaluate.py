@@ -1,0 +1,170 @@
+"""`distill evaluate`, and what concerns texts alone: `distill text-bank`, `distill diagnose`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from contract import TestViews
+from distill.cli.console import (
+    CACHE,
+    CacheOption,
+    DescriptionsOption,
+    JsonOption,
+    LabelsOption,
+    ReleaseOption,
+    StrategyOption,
+    TeacherOption,
+    bars,
+    notes,
+    one_line_errors,
+    release_given,
+    show,
+    strategy_given,
+)
+from distill.errors import TextError, UserError
+
+
+@one_line_errors
+def text_bank(
+    teacher: TeacherOption,
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: StrategyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode the texts of a release with a teacher."""
+    from distill.embeddings.text_bank import build_text_bank
+    from distill.models.teacher import load_teacher
+
+    chosen = release_given(release, labels, descriptions)
+    bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+    bank.save(out)
+    flagged = f", {len(bank.flagged)} longer than the context" if bank.flagged else ""
+    notes.print(f"{len(bank.keys)} classes, {bank.features.shape[1]} dimensions{flagged} → {out}")
+    if as_json:
+        summary = {
+            "file": str(out),
+            "classes": len(bank.keys),
+            "dim": bank.features.shape[1],
+            "strategy": bank.strategy,
+            "teacher": bank.teacher,
+            "release_hash": bank.release_hash,
+            "flagged": bank.flagged,
+        }
+        print(json.dumps(summary))  # noqa: T201
+
+
+@one_line_errors
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Folder with val_on_train/ (seen), val/ (unseen).")],
+    teacher: TeacherOption,
+    split: Annotated[str, typer.Option(help="val or unseen, val_on_train or seen.")] = "val",
+    student: Annotated[
+        Path | None, typer.Option(help="Folder of a training run; without it, the teacher's turn.")
+    ] = None,
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: StrategyOption = None,
+    text_bank: Annotated[
+        Path | None, typer.Option(help="A text bank in the place of a release.")
+    ] = None,
+    test_views: Annotated[
+        TestViews | None,
+        typer.Option(help="What the student sees of an image; by default what its run says."),
+    ] = None,
+    normalised: Annotated[
+        bool,
+        typer.Option("--normalised", help="Standardise each class's scores, as the report does."),
+    ] = False,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of a teacher or a student on one split, against the texts of a release."""
+    import torch
+
+    from distill.data.pixels import load_pixels
+    from distill.data.splits import SPLIT_WORDS, scan_split
+    from distill.embeddings.image_features import image_features
+    from distill.embeddings.text_bank import TextBank, build_text_bank
+    from distill.evaluation.accuracy import accuracy
+    from distill.evaluation.report import NORMALISED
+    from distill.evaluation.score_norm import FILE as NORM_FILE
+    from distill.evaluation.score_norm import ScoreNorm
+    from distill.models.student import FILE, load_student
+    from distill.models.teacher import load_teacher
+
+    if split not in SPLIT_WORDS:
+        raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
+    word = SPLIT_WORDS[split]
+    if student is None and (test_views or normalised):
+        raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
+    norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
+    if text_bank is None:
+        chosen = release_given(release, labels, descriptions)
+        images = scan_split(data, word, {label.key for label in chosen.labels})
+        model = load_teacher(teacher)
+        bank = build_text_bank(
+            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
+        )
+    else:
+        if release or labels or descriptions or strategy:
+            raise TextError("give either --text-bank or a release with its strategy, not both")
+        bank = TextBank.load(text_bank)
+        images = scan_split(data, word, bank.keys)
+        if bank.teacher != teacher:
+            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+        model = load_teacher(teacher)
+    with bars() as bar:
+        if student is None:
+            features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
+        else:
+            network, size = load_student(student / FILE)
+            pixels = load_pixels(images, size, cache, bar("Pixels"))
+            features = network.encode(torch.from_numpy(pixels), test_views)
+    who: Literal["teacher", "student"] = "teacher" if student is None else "student"
+    text = NORMALISED if normalised else None
+    result = accuracy(who, word, features, images.targets, images.keys, bank, text=text, norm=norm)
+    show(result, as_json, f"{who} on {word} classes")
+
+
+@one_line_errors
+def diagnose(
+    embeddings: Annotated[Path | None, typer.Option(help="An .npz file of text features.")] = None,
+    key: Annotated[str, typer.Option(help="Which array of the .npz file.")] = "name",
+    teacher: Annotated[str | None, typer.Option(help="Teacher that encodes the texts.")] = None,
+    release: ReleaseOption = None,
+    labels: LabelsOption = None,
+    descriptions: DescriptionsOption = None,
+    strategy: StrategyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How close class texts lie: cosines, spectrum, the most confusable pairs."""
+    from distill.evaluation.diagnostics import diagnose as diagnose_features
+    from distill.evaluation.diagnostics import read_embeddings
+
+    if embeddings is not None:
+        features, names = read_embeddings(embeddings, key)
+        text = key
+    elif teacher is not None:
+        from distill.embeddings.text_bank import build_text_bank
+        from distill.models.teacher import load_teacher
+
+        chosen = release_given(release, labels, descriptions)
+        bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+        features, names, text = bank.features, list(bank.names), bank.strategy
+    else:
+        raise TextError("give --embeddings FILE.npz, or --teacher with a release")
+    result = diagnose_features(features, names, text)
+    show(result, as_json, f"Text features '{text}'")
+    if not as_json:
+        table = Table("Most confusable", "", "cosine")
+        for pair in result.confusable:
+            table.add_row(pair.a, pair.b, f"{pair.cosine:.4f}")
+        Console().print(table)
