@@ -14,7 +14,7 @@ FROM base AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/enrich
 WORKDIR /src
-COPY pyproject.toml requirements.lock README.md ./
+COPY pyproject.toml requirements.lock README.md LICENSE ./
 
 # The dependencies come first, for an empty package: they change less often than the code.
 FROM build AS build-service
