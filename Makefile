@@ -10,7 +10,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[service,worker,otel,dev]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[service,worker,otel,postgres,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -26,9 +26,8 @@ $(MODEL): $(STAMP)
 test: $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
-postgres-test: $(STAMP)
-	$(BIN)/pip install --quiet --constraint requirements.lock 'psycopg[binary]'
-	tests/on_postgres.sh $(BIN)/python
+postgres-test: $(MODEL)
+	OMP_NUM_THREADS=1 tests/on_postgres.sh $(BIN)/python
 
 compose-test: $(STAMP)
 	$(BIN)/pytest -m compose -s tests/compose

@@ -19,5 +19,5 @@ trap stop EXIT
     -o "-h 127.0.0.1 -p $port -k $folder -c fsync=off -c max_connections=500" >/dev/null
 )
 export ENRICH_TEST_POSTGRES="postgresql+psycopg://enrich@127.0.0.1:$port/postgres"
-[ $# -gt 0 ] || set -- tests/service
-"$python" -m pytest -m "not slow and not compose and not sqlite" "$@"
+[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile tests/service
+"$python" -m pytest -m "not sqlite" "$@"
