@@ -32,6 +32,7 @@ from enrich_service.validation.rules import check_rules
 # Everything that shapes an answer, beside the prompt's kind.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
 MAX_JSON = 100_000  # bytes
+MAX_JSON_DEPTH = 60
 MAX_TAGS = 20
 MAX_TAG = 50  # characters
 _ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
@@ -83,6 +84,7 @@ def check_content(
         ("model defaults", model_defaults),
         ("validators", validators),
     ):
+        _check_depth(what, value)
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
         except ValueError as error:
@@ -95,6 +97,21 @@ def check_content(
             raise InvalidInput(f"{shortened(name)} is no parameter that a prompt can set")
     check_parameters(model_defaults)
     check_rules(validators)
+
+
+def _check_depth(what: str, value: Any) -> None:  # noqa: ANN401 - any JSON
+    """Raise InvalidInput where JSON is nested so deep that reading it would overflow the stack."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            child
+            for part in level
+            if isinstance(part, Mapping | list | tuple)
+            for child in (part.values() if isinstance(part, Mapping) else part)
+        ]
+        if not level:
+            return
+    raise InvalidInput(f"The {what}: JSON nested more than {MAX_JSON_DEPTH} deep")
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:

@@ -75,7 +75,7 @@ def _page(
         "prompts/playground.html",
         status=error.status if error else 200,
         prompt=service.view(session, service.get(session, name)),
-        given={"labels": _LABELS, **dict.fromkeys(FIELDS, ""), **given},
+        given={"labels": _LABELS, "against": "", **dict.fromkeys(FIELDS, ""), **given},
         fields=FIELDS,
         json_fields=_EMPTY,
         answers=answers,
@@ -132,7 +132,10 @@ async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest
         | {"kind": await asyncio.to_thread(kind), "labels": labels, "model": form.get("model")}
         | {"against": {"prompt": name, "version": form.get("against")}},
     )
-    service.check_content(**body.model_dump(include=set(service.CONTENT_FIELDS)))
+    # In a thread: it compiles the templates.
+    await asyncio.to_thread(
+        service.check_content, **body.model_dump(include=set(service.CONTENT_FIELDS))
+    )
     return [body.model_copy(update={"labels": [label]}) for label in body.labels]
 
 
@@ -144,7 +147,9 @@ def _content(form: Form) -> dict[str, Any]:
                 form.get(field) or ("[]" if field == "validators" else "{}")
             )
         except ValueError as error:
-            raise InvalidInput(f"{FIELDS[field]}: this is no JSON ({error})") from error
+            raise InvalidInput(f"{FIELDS[field]}: this is not JSON ({error})") from error
+        except RecursionError as error:
+            raise InvalidInput(f"{FIELDS[field]}: this JSON is nested too deep") from error
     return content
 
 

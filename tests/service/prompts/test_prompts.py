@@ -49,6 +49,13 @@ def test_the_hash_covers_all_that_shapes_an_answer(change):
     assert content_hash(**content) == content_hash(**dict(reversed(content.items())))
 
 
+def nested(depth):
+    schema = {"type": "string"}
+    for _ in range(depth):
+        schema = {"not": schema}
+    return {"type": "object"} | schema
+
+
 def doubling(parts):
     """A small schema of parts that each refer twice to the next one."""
     twice = {f"p{n}": {"allOf": [{"$ref": f"#/$defs/p{n + 1}"}] * 2} for n in range(parts)}
@@ -97,6 +104,16 @@ BAD = [
     ({"user": "{% for a in range(1000000000) %}x{% endfor %}"}, "range(N) up to 100"),
     ({"user": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"}, "Macro is not allowed"),
     ({"user": "x" * 20_001}, "20001 characters"),
+    ({"user": "{{ " + "n + " * 60 + "n }}"}, "nested more than 25 deep"),
+    (
+        {
+            "user": "{% for a in range(100) %}{% for b in range(100) %}"
+            "{{ '" + "zyxw" * 4000 + "'|sort|first }}{% endfor %}{% endfor %}"
+        },
+        "user template takes too much work",
+    ),
+    ({"output_schema": nested(150)}, "output schema: JSON nested more than 60 deep"),
+    ({"validators": [{"rule": "schema", "schema": nested(150)}]}, "validators: JSON nested more"),
     ({"tags": ["a\nb"]}, "control character"),
     ({"kind": "poem"}, "kind"),
     ({"model_defaults": {"api_key": "x"}}, "'api_key' is no parameter"),

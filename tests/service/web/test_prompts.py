@@ -12,6 +12,10 @@ SCHEMA = {
     "properties": {"description": {"type": "string"}},
     "required": ["description"],
 }
+SLOW = (
+    "{% for a in range(100) %}{% for b in range(100) %}"
+    "{{ '" + "zyxw" * 4000 + "'|sort|first }}{% endfor %}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,10 @@ def test_answers_are_streamed_as_they_come(browser, service, model):
     ("changed", "said"),
     [
         ({"user": "{{ nothing"}, "user"),
-        ({"validators": "[{"}, "Rules: this is no JSON"),
+        ({"validators": "[{"}, "Rules: this is not JSON"),
+        ({"output_schema": "[" * 20_000}, "Schema of the answer: this JSON is nested too deep"),
+        ({"output_schema": '{"not":' * 150 + "{}" + "}" * 150}, "JSON nested more than 60 deep"),
+        ({"user": SLOW}, "The user template takes too much work to fill in"),
         ({"labels": "\n".join("abcdefghijk")}, "at most 10"),
         ({"labels": ""}, "at least 1"),
     ],
@@ -147,6 +154,15 @@ def test_what_cannot_be_tried_is_said_and_kept_in_the_form(browser, service, cha
     page = browser.submit(url, url, **form)
     assert page.status_code == 422
     assert said in unescape(page.text)
+
+
+def test_a_version_with_too_deep_a_schema_is_refused_in_its_form(browser, service):
+    url = "/prompts/visual-description/playground"
+    form = content_of(service, "visual-description") | {"output_schema": "[" * 20_000}
+    token = re.search(r'name="form_token" value="([^"]+)', browser.get(url).text).group(1)
+    page = browser.post("/prompts/visual-description/versions", data=form | {"form_token": token})
+    assert page.status_code == 422
+    assert "this JSON is nested too deep" in page.text
 
 
 def test_what_was_tried_is_kept_as_the_next_version(browser, service):
