@@ -1,8 +1,20 @@
-"""No request body is read beyond a limit. (FastAPI's own limit answers in plain text.)"""
+"""No request body is read beyond a limit. (FastAPI's own limit answers in plain text.)
 
-from starlette.datastructures import Headers
+Most clients send their whole body before they read the answer. A server that answers and closes the
+connection meanwhile resets it, and the client never sees the 413. So the answer is sent at once,
+and the rest of the body is read and thrown away, up to a number of bytes and seconds.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DISCARDED_BYTES: Final = 1024**3
+DISCARDING_SECONDS: Final = 30.0
 
 
 class BodyLimit:
@@ -17,22 +29,49 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
         size = 0
+        read = refused = False
 
         async def limited() -> Message:
-            nonlocal size
+            nonlocal size, read
             if announced.isdigit() and int(announced) > self.limit:
                 raise self._refusal()
             message = await receive()
+            read = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self.limit:
                 raise self._refusal()
             return message
 
-        await self.app(scope, limited, send)
+        async def answer(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 413 and not read:
+                refused = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            elif refused and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                if headers.get("expect", "").lower() != "100-continue":  # else no body comes
+                    await _discard(receive)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self.app(scope, limited, answer)
 
     def _refusal(self) -> HTTPException:
         return HTTPException(
             413, f"A request body has at most {self.limit} bytes (ENRICH_MAX_BODY_BYTES)."
         )
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what is left of a body, within the limits above."""
+    left = DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARDING_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
