@@ -1,12 +1,15 @@
 """CSV that a spreadsheet program can open without running anything that stands in it.
 
-A cell that begins with = + - @, a tab or a carriage return would be taken for a formula (OWASP, CSV
-injection): it gets an apostrophe in front. So does a cell that begins with apostrophes and then one
+All CSV of the service is written here. A text that begins with = + - @ (plain or full-width, with
+or without blanks before it), a tab or a line end would be taken for a formula (OWASP, CSV
+injection): it gets an apostrophe in front. So does a text that begins with apostrophes and then one
 of these, and one apostrophe is taken away when such a cell is read: every text comes back equal.
+Numbers are written as they are.
 """
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -14,14 +17,15 @@ from itertools import chain
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import shortened
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_NEUTRALISED = re.compile(r"'+[=+\-@\t\r]")
+_START = r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
+_FORMULA = re.compile(f"'*{_START}")
+_NEUTRALISED = re.compile(f"'+{_START}")
 MAX_CELL = 10_000_000  # characters; Python's own limit is smaller than some raw replies
 
 
-def neutralised(cell: str) -> str:
-    """`cell` as it may stand in a spreadsheet."""
-    return "'" + cell if _FORMULA.match(cell) else cell
+def neutralised(text: str) -> str:
+    """`text` as it may stand in a spreadsheet."""
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def restored(cell: str) -> str:
@@ -29,11 +33,22 @@ def restored(cell: str) -> str:
     return cell[1:] if _NEUTRALISED.match(cell) else cell
 
 
-def write(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a CSV file, the names of the columns first."""
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return neutralised(value)
+    return json.dumps(value, ensure_ascii=False)  # of a number: that number
+
+
+def write(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """The lines of a CSV file, the names of the columns first.
+
+    A value is a text, a number, or a list or mapping that is written as JSON; None is left empty.
+    """
     for row in chain([columns], rows):
         line = io.StringIO()
-        csv.writer(line).writerow([neutralised(cell) for cell in row])
+        csv.writer(line).writerow([_cell(value) for value in row])
         yield line.getvalue()
 
 

@@ -31,8 +31,8 @@ CONFUSABLE_COLUMNS = ("key", "confusable")
 def release_csv(release: Release) -> Iterator[str]:
     """The texts of a release as lines of CSV, for `import_release_csv`."""
     rows = (
-        [label.key, label.name, label.context or "", label.description or ""]
-        + [_json(getattr(label, name)) if getattr(label, name) else "" for name in _LISTS]
+        [label.key, label.name, label.context, label.description]
+        + [getattr(label, name) or None for name in _LISTS]
         for label in release.labels
     )
     return spreadsheet.write(RELEASE_COLUMNS, rows)
@@ -76,7 +76,7 @@ def import_release_csv(
 def generations_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
     """All generations (of one label set) with their provenance, for `import_generations_csv`."""
     rows = (
-        [_cell(record[name]) for name in GENERATION_COLUMNS]
+        [record[name] for name in GENERATION_COLUMNS]
         for record in (
             one.model_dump(mode="json") for one in generation_records(session, label_set)
         )
@@ -112,7 +112,7 @@ def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]
     """
     rows = (
         (
-            *(str(said.generation_id), kind, name),
+            *(said.generation_id, kind, name),
             *(said.action, said.reason, said.author, said.at.isoformat()),
         )
         for said, kind, name in reviews(session, label_set)
@@ -137,12 +137,6 @@ _STRUCTURED = frozenset(
     for name, field in GenerationRecord.model_fields.items()
     if _is_structured(field.annotation)
 )
-
-
-def _cell(value: Any) -> str:  # noqa: ANN401 - any JSON
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else _json(value)
 
 
 def _value(name: str, cell: str) -> Any:  # noqa: ANN401 - any JSON

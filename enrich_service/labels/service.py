@@ -94,7 +94,7 @@ def from_csv(data: bytes) -> list[LabelIn]:
 
 def to_csv(session: Session, label_set: LabelSet) -> Iterator[str]:
     """The labels of `label_set` as lines of CSV, for `from_csv`."""
-    rows = ((one.key, one.name, one.context or "") for one in labels_of(session, label_set))
+    rows = ((label.key, label.name, label.context) for label in labels_of(session, label_set))
     return spreadsheet.write(_COLUMNS, rows)
 
 

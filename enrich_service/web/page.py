@@ -4,9 +4,7 @@ What a template prints is escaped; nothing inline runs or styles; all that a pag
 this service. A page can be read without any script.
 """
 
-import csv
 import hashlib
-import io
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from enrich_service.core import spreadsheet
 from enrich_service.core.caller import Caller
 
 PAGE_HEADERS = {
@@ -84,12 +83,8 @@ def _key_name(request: Request) -> str:
 
 def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
     """A table for download."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(rows)
     return Response(
-        text.getvalue(),
+        "".join(spreadsheet.write(columns, rows)),
         media_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )

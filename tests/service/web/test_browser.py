@@ -189,6 +189,20 @@ def test_a_table_is_copied_as_a_spreadsheet_takes_it(tab, world):
     assert len(lines) == 51
 
 
+def test_a_copied_table_has_no_formulas(tab, service):
+    names = ["=HYPERLINK(1)", "@x", "-1", "'=1"]
+    labels = [{"key": f"n{number}", "name": name} for number, name in enumerate(names)]
+    answer = service.post("/v1/label-sets", json={"name": "formulas", "labels": labels})
+    assert answer.status_code == 201, answer.text
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto("/label-sets/formulas")
+    press(tab, "Copy table")
+    press(tab, "Copied")
+    lines = tab.evaluate("navigator.clipboard.readText()").split("\n")
+    copied = [line.split("\t")[0] for line in lines[1:]]
+    assert [cell.split()[0] for cell in copied] == ["'=HYPERLINK(1)", "'@x", "'-1", "''=1"]
+
+
 def test_pages_can_be_read_without_scripts(chromium, service, world):
     context = chromium.new_context(base_url=str(service.base_url), java_script_enabled=False)
     tab = context.new_page()
