@@ -5,15 +5,21 @@ Notable:
   reads a file once; only an image that has no caption yet is read again and decoded.
 - What is sent is small: the longest side has `SIDE` pixels at most. A vision model sees no more of
   a photo without being paid for it, and a request of 100 images a second stays within a few MB.
+- A file says in its header how many pixels it has, whatever its size. Too many are refused before
+  anything is decoded, and of large images one is decoded at a time, so that the memory needed does
+  not grow with the number of images that are prepared at once.
+- Only regular files are opened: reading a named pipe would wait for ever.
 """
 
 import base64
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +30,11 @@ from enrich_service.core.errors import InvalidInput, UnreadableImage
 
 SIDE: Final = 512  # pixels of the longest side, as sent
 QUALITY: Final = 85  # of the JPEG, out of 95
-_MOST_PIXELS: Final = 100_000_000  # of the file; a small file may claim to be huge
+_MAX_PIXELS: Final = 64_000_000  # 256 MB decoded; the largest cameras of phones have 50 million
+_LARGE_PIXELS: Final = 4_000_000  # beyond, one image is decoded at a time
+_MAX_BYTES: Final = 200 * 1024**2
+# One thread for all of them: memory that was freed in one thread is not reused in another.
+_LARGE_IMAGES: Final = ThreadPoolExecutor(1, thread_name_prefix="large-images")
 
 Roots = Sequence[Path] | None  # folders that images may lie in; None: anywhere
 
@@ -85,7 +95,7 @@ def _hashed(folder: Path, name: str, roots: Roots) -> ImageFile:
         problem = "its link leads out of the folder"
     else:
         try:
-            with path.open("rb") as file:
+            with _opened(path) as file:
                 if not file.seek(0, os.SEEK_END):
                     raise OSError(0, "it is empty")  # many may be, and each is to be named
                 file.seek(0)
@@ -93,6 +103,19 @@ def _hashed(folder: Path, name: str, roots: Roots) -> ImageFile:
         except OSError as error:
             problem = str(error.strerror)
     return ImageFile(name, path, hashlib.sha256(name.encode()).hexdigest(), problem)
+
+
+def _opened(path: Path) -> BufferedReader:
+    """The file, for reading. Raises OSError unless it is a regular one of _MAX_BYTES at most."""
+    # A named pipe without a writer would keep even `open` waiting.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES:
+        return file
+    file.close()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "it is not a regular file")
+    raise OSError(0, f"it has more than {_MAX_BYTES // 1024**2} MiB")
 
 
 def data_url(image: ImageFile) -> str:
@@ -104,16 +127,12 @@ def data_url(image: ImageFile) -> str:
     if image.problem is not None:
         raise UnreadableImage(image.name, image.problem)
     try:
-        data = image.path.read_bytes()
+        with _opened(image.path) as file:
+            data = file.read()
         if hashlib.sha256(data).hexdigest() != image.hash:
             raise UnreadableImage(image.name, "it was changed while the run went on")
         with Image.open(BytesIO(data)) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                size = f"{opened.width} × {opened.height}"
-                raise UnreadableImage(image.name, f"{size} pixels are too many")
-            opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
-            small = ImageOps.exif_transpose(opened).convert("RGB")
-            small.thumbnail((SIDE, SIDE))
+            small = _reduced(image.name, opened)
     except UnidentifiedImageError:
         raise UnreadableImage(image.name, "it is no image") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
@@ -124,3 +143,22 @@ def data_url(image: ImageFile) -> str:
     sent = BytesIO()
     small.save(sent, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(sent.getvalue()).decode()
+
+
+def _reduced(name: str, opened: Image.Image) -> Image.Image:
+    """An image as it is sent. Nothing of it is decoded where it has too many pixels."""
+    pixels = opened.width * opened.height
+    if pixels > _MAX_PIXELS:
+        raise UnreadableImage(
+            name, f"{opened.width} × {opened.height} pixels are too many, {_MAX_PIXELS} are allowed"
+        )
+    if pixels > _LARGE_PIXELS:
+        return _LARGE_IMAGES.submit(_decoded, opened).result()
+    return _decoded(opened)
+
+
+def _decoded(opened: Image.Image) -> Image.Image:
+    opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
+    image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    return ImageOps.exif_transpose(image).convert("RGB")

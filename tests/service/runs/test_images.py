@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -140,6 +141,51 @@ def test_an_unreadable_image_is_a_failure_by_name_and_the_others_go_on(birds, mo
     assert (run["accepted"], run["failed"], len(model.requests)) == (4, 27, 4)
     assert "n0/1.png" in captions(birds, run["id"])
     assert "n0/1.png" not in birds.get(f"/runs/{run['id']}").text
+
+
+def test_what_is_no_regular_file_is_named_and_keeps_nobody_waiting(birds, model, photos):
+    os.mkfifo(photos / "n0" / "pipe.png")
+    (photos / "n0" / "link.png").symlink_to("pipe.png")
+    body = {"label_set": "birds", "prompt": "image-caption", "images": str(photos)}
+    assert birds.post("/v1/runs/estimate", json=body).json()["total"] == 7
+    run = wait_for(birds, ask(birds, photos)["id"])
+    assert (run["accepted"], run["failed"]) == (5, 2)
+    failed = birds.get("/v1/generations", params={"status": "failed"}).json()["items"]
+    assert {one["problems"][0].partition(": ")[2] for one in failed} == {
+        f"n0/{name}.png (it is not a regular file): mend or remove it" for name in ("pipe", "link")
+    }
+
+
+# Twelve at once in a process of its own; prints what it needed of memory, in MB.
+DECODE = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from enrich_service.core.errors import UnreadableImage
+from enrich_service.llm.images import data_url, images_of
+
+(images,) = images_of(Path(sys.argv[1]), "n0", None, page=100)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(12) as pool:
+    for reading in [pool.submit(data_url, images[0]) for _ in range(12)]:
+        if isinstance(reading.exception(), UnreadableImage):
+            print(reading.exception(), file=sys.stderr)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("side", "most"),
+    [(3000, 100), (9000, 20)],  # one of 3,000 px a side takes 36 MB; twelve would take 400
+    ids=["large", "too large"],
+)
+def test_large_images_are_decoded_one_at_a_time_and_huge_ones_not_at_all(tmp_path, side, most):
+    picture(tmp_path / "n0" / "0.png", 7, size=(side, side), compress_level=1)
+    call = [sys.executable, "-c", DECODE, str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=120)
+    assert int(done.stdout) < most
+    refused = "n0/0.png (9000 × 9000 pixels are too many, 64000000 are allowed)" in done.stderr
+    assert refused == (side == 9000)
 
 
 @pytest.mark.parametrize(
