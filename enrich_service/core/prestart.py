@@ -11,6 +11,11 @@ from sqlalchemy.exc import DBAPIError
 
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import Unavailable
+from enrich_service.core.private_files import (
+    make_private_database,
+    make_private_file,
+    make_private_folder,
+)
 from enrich_service.core.settings import Settings
 
 _POSTGRES_LOCK = 0x656E7269  # any number that no one else takes
@@ -27,7 +32,9 @@ def _alone(engine: Engine, settings: Settings) -> Iterator[None]:
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:n)"), {"n": _POSTGRES_LOCK})
         return
-    with (settings.data_dir / "migrate.lock").open("a") as lock:
+    file = settings.data_dir / "migrate.lock"
+    make_private_file(file)
+    with file.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -56,9 +63,10 @@ def prestart(engine: Engine, settings: Settings) -> None:
 def _make_folders(engine: Engine, settings: Settings) -> None:
     database = engine.url.database
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        if engine.dialect.name == "sqlite" and database and not database.startswith("file:"):
-            Path(database).parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.data_dir)
+        if engine.dialect.name == "sqlite" and database and not database.startswith((":", "file:")):
+            make_private_folder(Path(database).parent)
+            make_private_database(Path(database))
     except FileNotFoundError as error:  # as in /proc
         raise Unavailable(
             f"The data folder cannot be made ({error.strerror}): check ENRICH_DATA_DIR."

@@ -22,6 +22,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from enrich_service.core.errors import InvalidInput, TooLarge
+from enrich_service.core.private_files import make_private_folder
 from enrich_service.core.text import shortened
 from enrich_service.jobs.artifacts import location
 
@@ -64,7 +65,7 @@ async def receive(
     Returns its SHA-256 and its size in bytes. Raises InvalidInput where it does not have the hash
     that was announced, TooLarge above `limit` bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     size = 0
     descriptor, incoming = _incoming(folder)
     try:
@@ -114,7 +115,7 @@ async def receive_chunk(
     if target.is_file() and target.stat().st_size == chunk.total:
         os.utime(target)  # it is wanted: see retention
         return chunk.total
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     growing = folder / f"upload-{job_id}-{sha256}-{chunk.total}"
     position = chunk.start
     async for piece in body:
@@ -168,7 +169,7 @@ def _put_in_place(file: Path, folder: Path, sha256: str | None) -> str:
             )
         os.fsync(content.fileno())
     target = location(folder, found)
-    target.parent.mkdir(exist_ok=True)
+    make_private_folder(target.parent)
     file.replace(target)
     for changed in (target.parent, folder):
         descriptor = os.open(changed, os.O_RDONLY)

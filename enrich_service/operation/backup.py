@@ -19,6 +19,11 @@ from enrich_service.core.database import make_engine, storage_error, utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from enrich_service.core.migrate import alembic_config
 from enrich_service.core.prestart import prestart
+from enrich_service.core.private_files import (
+    make_private_database,
+    make_private_file,
+    make_private_folder,
+)
 from enrich_service.core.settings import Settings
 
 BUSY_SECONDS = 30.0  # that writers of the service have to let go of the database
@@ -85,6 +90,7 @@ def back_up(settings: Settings, target: Path) -> Backup:
     partial = target.with_name(f".{target.name}.partial")
     now = utcnow()
     try:
+        make_private_file(partial)
         with closing(_open(source)) as live, closing(sqlite3.connect(partial)) as copy:
             live.backup(copy)  # one read transaction: in WAL mode, writers do not wait for it
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, no companions
@@ -129,8 +135,9 @@ def restore(settings: Settings, backup: Path) -> Restored:
         finally:
             engine.dispose()
         try:
-            live.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(live.parent)
             before = _keep(settings, live) if live.exists() else None
+            make_private_database(live)
             with closing(_open(live)) as target:
                 given.backup(target)
         except (sqlite3.Error, OSError) as error:
