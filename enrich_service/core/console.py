@@ -20,6 +20,7 @@ from sqlmodel import Session
 
 from enrich_service.core.database import make_engine, reading, storage_error, writing
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.money import in_dollars
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings, environment_names
 
@@ -115,18 +116,20 @@ def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence
     if isinstance(plain, dict):
         table = Table(show_header=False, box=None)
         for name in columns or plain:
-            table.add_row(Text(name, style="bold"), Text(_cell(plain[name])))
+            table.add_row(Text(name, style="bold"), Text(_cell(name, plain[name])))
     else:
         names = columns or (list(plain[0]) if plain else ())
         table = Table(*names, box=None)
         for row in plain:
-            table.add_row(*(Text(_cell(row[name])) for name in names))
+            table.add_row(*(Text(_cell(name, row[name])) for name in names))
         if not plain:
             table = Table("nothing", box=None, show_header=True)
     console.print(table)
 
 
-def _cell(value: object) -> str:
+def _cell(name: str, value: object) -> str:
     if value is None:
         return ""
+    if name.endswith("_usd") and isinstance(value, int | float):
+        return in_dollars(value)
     return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
+from enrich_service.core.money import Dollars
 from enrich_service.generations.models import (
     GenerationSource,
     GenerationStatus,
@@ -146,7 +147,7 @@ class Described(BaseModel):
     source: GenerationSource
     provider: str | None
     model: str | None
-    cost_usd: float | None
+    cost_usd: Dollars | None
 
 
 class RunCreate(Choice):
@@ -295,7 +296,7 @@ class RunView(BaseModel):
     calls: Annotated[int, Field(description="Requests sent, repeated ones included")]
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
     problems: Annotated[dict[str, int], Field(description="Answers that broke a rule, by rule")]
     flags: Annotated[dict[str, int], Field(description="Answers that a rule flagged, by rule")]
     rate: Annotated[float | None, Field(description="Labels a second, lately")]
@@ -329,7 +330,7 @@ class RunEstimate(BaseModel):
     to_ask: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
     basis: Annotated[str, Field(description="Where the numbers of tokens come from")]
 
 
@@ -513,5 +514,5 @@ class GenerationDetail(GenerationView):
     calls: int
     prompt_tokens: int | None
     completion_tokens: int | None
-    cost_usd: float | None
+    cost_usd: Dollars | None
     latency_ms: float | None

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from contract import ConfusablePair
+from enrich_service.core.money import Dollars
 from enrich_service.generations.models import GenerationStatus
 from enrich_service.prompts.schemas import PromptKind, VersionContent
 from enrich_service.releases.schemas import VersionName
@@ -83,7 +84,7 @@ class Tried(BaseModel):
     attempts: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[float | None, Field(description="None without a price (ENRICH_PRICES)")]
+    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
     latency_ms: Annotated[float | None, Field(description="Of the last attempt")]
 
 
@@ -104,7 +105,7 @@ class Totals(BaseModel):
     failed: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: float | None
+    cost_usd: Dollars | None
 
 
 class Trial(BaseModel):
@@ -154,7 +155,7 @@ class ComparedText(BaseModel):
     attempts: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: float | None
+    cost_usd: Dollars | None
 
 
 class ComparedLabel(BaseModel):
@@ -201,7 +202,7 @@ class ComparedSide(BaseModel):
     calls: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: float | None
+    cost_usd: Dollars | None
     mean_latency_ms: float | None
     diagnostics: Annotated[
         SideDiagnostics | None,

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from enrich_service.core import spreadsheet
 from enrich_service.core.caller import Caller
+from enrich_service.core.money import in_dollars
 
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -122,7 +123,7 @@ def _number(value: float | None) -> str:
 def _dollars(value: float | None) -> str:
     if value is None:
         return "no price known"
-    return f"${value:.2f}" if value >= 1 or value == 0 else f"${value:.4g}"
+    return f"${in_dollars(value)}".replace("$<", "<$")
 
 
 def _duration(seconds: float | None) -> str:

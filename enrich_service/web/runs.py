@@ -61,6 +61,9 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
         service.run_view(session, run, runs.work(run.id or 0)).model_dump(mode="json")
         for run in found
     ]
+    for row in rows:
+        if row["cost_usd"] is not None:
+            row["cost_usd"] = round(row["cost_usd"], 3)  # a number still, to a tenth of a cent
     return csv_file("runs.csv", columns, ([row[name] for name in columns] for row in rows))
 
 

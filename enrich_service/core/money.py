@@ -1,0 +1,13 @@
+"""Amounts of money: sums of many small floats, which nobody wants to see to the last digit."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+# Of a view: US dollars, rounded to a millionth.
+Dollars = Annotated[float, AfterValidator(lambda value: round(value, 6))]
+
+
+def in_dollars(value: float) -> str:
+    """`value` for people, to a tenth of a cent: 0.004; what is less but not nothing: <0.001."""
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
