@@ -16,7 +16,7 @@ from openai.types import Batch as RemoteBatch
 from openai.types import FileObject
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
-from enrich_service.llm.chat_model import ChatModel, Question, Reply, read_completion
+from enrich_service.llm.chat_model import ChatModel, Question, Reply
 
 PRICE_SHARE: Final = 0.5  # of the live price
 PURPOSE: Final = "batch"
@@ -116,7 +116,7 @@ class BatchApi:
 
     def _read(self, line: bytes) -> dict[str, Any] | None:
         try:
-            read = json.loads(self.model.masked(line.decode(errors="replace")))
+            read = json.loads(line.decode(errors="replace"))
         except ValueError:
             return None
         return read if isinstance(read, dict) and isinstance(read.get("custom_id"), str) else None
@@ -142,7 +142,7 @@ class BatchApi:
         if status != 200:
             return self.model.unanswered(int(status or 500), self.model.said(body), 1)
         messages = tuple(self.model.body(question, fmt)["messages"])
-        reply = read_completion(json.dumps(body, ensure_ascii=False), messages, fmt, None, 1)
+        reply = self.model.read(json.dumps(body, ensure_ascii=False), messages, fmt, None, 1)
         return replace(reply, price_share=PRICE_SHARE)
 
     @contextmanager

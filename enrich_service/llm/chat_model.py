@@ -41,6 +41,7 @@ LONGEST_BACKOFF: Final = 8.0
 ROOM: Final = 512  # tokens of an answer, where the prompt sets no limit
 CHARACTERS_A_TOKEN: Final = 4  # of English
 IMAGE_TOKENS: Final = 300  # of an image of 512 pixels a side, roughly; servers count differently
+MIN_SECRET_CHARS: Final = 8  # a shorter key may be a part of any word, and is never masked
 RESERVED_PARAMETERS: Final = frozenset(
     {"messages", "model", "n", "response_format", "stream", "stream_options", "tools", "functions"}
 )
@@ -186,10 +187,11 @@ class ChatModel:
     def __post_init__(self) -> None:
         self.provider = provider_of(self.base_url)
         self.shown = without_password(self.base_url)
-        self._secrets = [self.api_key] if self.api_key else []
+        secrets = [self.api_key or ""]
         if password := urlsplit(self.base_url).password:
             sent = f"{urlsplit(self.base_url).username}:{password}"
-            self._secrets += [password, base64.b64encode(sent.encode()).decode()]
+            secrets += [password, base64.b64encode(sent.encode()).decode()]
+        self._secrets = [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS]
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
@@ -301,12 +303,27 @@ class ChatModel:
         except TimeoutError:
             raise self._late(calls) from None
         # JSON is UTF-8 (RFC 8259), whatever a header says of it.
-        text = self.masked(response.content.decode(errors="replace"))
+        text = response.content.decode(errors="replace")
         took = (time.perf_counter() - started) * 1000
-        return read_completion(text, tuple(body["messages"]), FORMATS[asked], took, calls)
+        return self.read(text, tuple(body["messages"]), FORMATS[asked], took, calls)
+
+    def read(
+        self,
+        body: str,
+        messages: tuple[dict[str, Any], ...],
+        fmt: str,
+        latency_ms: float | None,
+        calls: int,
+    ) -> Reply:
+        """The reply in the body of an answer. What a model wrote is never changed.
+
+        A body that is no chat completion is an error of the server, and is masked as one.
+        """
+        reply = read_completion(body, messages, fmt, latency_ms, calls)
+        return reply if reply.problem is None else replace(reply, text=self.masked(reply.text))
 
     def masked(self, text: str) -> str:
-        """`text` of the server without our secrets: some servers and proxies repeat them."""
+        """An error `text` of the server without our secrets, which some servers repeat."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -158,6 +158,30 @@ def test_a_wrong_key_is_named_by_its_variable_and_never_shown() -> None:
     assert "sk-secret-123" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["a", "black", "sk-secret-of-this-test"])
+def test_what_the_model_wrote_and_used_is_kept_as_it_is_whatever_the_key(key: str) -> None:
+    text = json.dumps({"description": f"A black duck, and {key} besides."})
+    with LlmServer(key=key) as server:
+        server.script("*", Answer(content=text))
+        reply = ask(server, key=key)
+    assert reply.text == text
+    assert (reply.prompt_tokens, reply.completion_tokens) == (50, 20)
+
+
+def test_a_short_key_does_not_garble_what_an_error_says() -> None:
+    body = json.dumps({"error": {"message": "prompt is too long"}})
+    with LlmServer() as server:
+        server.script("*", *[Answer(400, body=body)] * 3)
+        with pytest.raises(QuestionRefused, match=r"answers 400 .prompt is too long"):
+            ask(server, key="o")
+
+
+def test_a_body_that_is_no_completion_is_kept_without_the_key() -> None:
+    with LlmServer() as server:
+        server.script("*", Answer(body='{"you_sent": "Bearer sk-secret-123"}'))
+        assert ask(server, key="sk-secret-123").text == '{"you_sent": "Bearer ***"}'
+
+
 def test_an_unknown_model_is_named() -> None:
     with (
         LlmServer(model="large") as server,
