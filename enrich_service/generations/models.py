@@ -121,6 +121,16 @@ class BatchRequest(SQLModel, table=True):
     parent_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
 
 
+class Claim(SQLModel, table=True):
+    """A question that a process is asking now; others wait for its answer, or for its lease."""
+
+    __tablename__ = "generation_claim"
+
+    dedupe_key: str = Field(primary_key=True)
+    owner: str  # the process
+    expires_at: datetime = Field(sa_type=UtcDateTime)  # renewed while the question is being asked
+
+
 class RunFinding(SQLModel, table=True):
     """How many answers of a run broke a rule, or were flagged by it."""
 

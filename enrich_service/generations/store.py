@@ -3,26 +3,34 @@
 Notable: answers that arrive within a moment, or while a transaction is being written, share the
 next one, since a commit costs as much for one row as for fifty. A run's counters change in the
 transaction that stores the generation, so the two never disagree, whenever the process is killed.
+A question is claimed in such a transaction before it is asked, so that of several processes one
+asks it; the claims of a process that was killed end with its lease.
 """
 
 import asyncio
 import functools
+import os
+import secrets
+import socket
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Executable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel, col, delete, func, select, update
+from sqlmodel.sql.expression import SelectOfScalar
 
-from enrich_service.core.database import reading, storage_error, writing
-from enrich_service.core.errors import NoSuch
+from enrich_service.core.database import reading, storage_error, utcnow, writing
+from enrich_service.core.errors import NoSuch, ServiceError
 from enrich_service.generations.models import (
     Batch,
     BatchRequest,
+    Claim,
     Generation,
     GenerationStatus,
     Run,
@@ -34,38 +42,78 @@ GATHER = 0.01  # seconds in which answers gather before a transaction
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
 
+class ClaimedElsewhere(ServiceError):
+    """Another process is asking this question now: its answer is to be waited for."""
+
+
 @dataclass
 class _Entry:
-    generation: Generation | None
-    run_id: int | None
-    counts: dict[str, int | float]
-    request: tuple[int, str] | None  # the batch and the key of what is under way no longer
-    stored: asyncio.Future[Generation | None]
+    """Something to be written; `stored` becomes what came of it."""
+
+    generation: Generation | None = None
+    run_id: int | None = None
+    counts: dict[str, int | float] = field(default_factory=dict)
+    request: tuple[int, str] | None = None  # the batch and the key of what is under way no longer
+    accepted_texts: Taken | None = None  # of the prompt version, where labels may share no text
+    claim: str | None = None  # a dedupe key to be claimed
+    release: tuple[str, ...] = ()  # dedupe keys that are claimed no longer
+    renew: bool = False  # the leases of all that this process has claimed
+    stored: asyncio.Future[Generation | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+_Outcome = Generation | ClaimedElsewhere | None
 
 
 class Ledger:
     """The only writer of generations that language models made.
 
     `asked`: how many questions are being asked; once so many answers are here, none is waited for.
+    `lease_seconds`: after which the claims of a process that was killed end.
     """
 
-    def __init__(self, engine: Engine, asked: Callable[[], int]) -> None:
+    def __init__(
+        self, engine: Engine, asked: Callable[[], int], *, lease_seconds: float = 10.0
+    ) -> None:
         self._engine, self._asked = engine, asked
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._lease = timedelta(seconds=lease_seconds)
+        self._claimed: set[str] = set()
+        self._renewing: asyncio.Task[None] | None = None
         self._all_here = asyncio.Event()
         self._pending: list[_Entry] = []
         self._in_writing = 0
         self._writer: asyncio.Task[None] | None = None
+        # Of each prompt version whose texts are known: the newest generation that they hold.
+        self._newest_known: dict[int, int] = {}
 
-    async def store(self, generation: Generation, batch_id: int | None = None) -> Generation:
-        """Store a generation and count it in its run.
+    async def store(
+        self,
+        generation: Generation,
+        batch_id: int | None = None,
+        *,
+        accepted_texts: Taken | None = None,
+    ) -> Generation | None:
+        """Store a generation and count it in its run; unless it is asked again its claim ends.
 
         Gives the stored row; where another process had a result for the key first, that one.
-        `batch_id`: the batch that asked for it, and now asks for it no longer.
+        `batch_id`: the batch that asked for it, and now asks for it no longer. `accepted_texts`:
+        what `taken` gave, where no two labels may share a text. Then None says that another
+        process has stored the text for another label: nothing is stored, and the text is known.
         """
-        request = (batch_id, generation.dedupe_key or "") if batch_id is not None else None
-        stored = await self._enter(generation, generation.run_id, _counts(generation), request)
-        assert stored is not None
-        return stored
+        key = generation.dedupe_key or ""
+        over = generation.status is not GenerationStatus.RETRIED and key in self._claimed
+        return await self._enter(
+            _Entry(
+                generation,
+                generation.run_id,
+                _counts(generation),
+                request=(batch_id, key) if batch_id is not None else None,
+                accepted_texts=accepted_texts,
+                release=(key,) if over else (),
+            )
+        )
 
     async def count(
         self, run_id: int, *, request: tuple[int, str] | None = None, **counts: int
@@ -74,28 +122,55 @@ class Ledger:
 
         `request`: the batch and the key of what that batch asks for no longer.
         """
-        await self._enter(None, run_id, dict(counts), request)
+        await self._enter(_Entry(run_id=run_id, counts=dict(counts), request=request))
+
+    async def claim(self, key: str) -> Generation | None:
+        """Claim a question before it is asked, so that no other process asks it too.
+
+        Gives its result where there is one already: then nothing is claimed, or to be asked.
+
+        Raises:
+            ClaimedElsewhere: another process is asking it.
+        """
+        found = await self._enter(_Entry(claim=key))
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew())
+        return found
+
+    def release(self, *keys: str) -> None:
+        """Let others ask these questions, as far as this process has claimed them."""
+        if own := tuple(key for key in keys if key in self._claimed):
+            self._append(_Entry(release=own))
+
+    async def _renew(self) -> None:
+        while self._claimed:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            with suppress(Exception):  # told to those who store answers, and tried again
+                await self._enter(_Entry(renew=True))
 
     async def flush(self) -> None:
         """Wait until everything that was handed in is stored, or known not to be."""
         if self._writer is not None:
             await asyncio.shield(self._writer)
 
-    async def _enter(
-        self,
-        generation: Generation | None,
-        run_id: int | None,
-        counts: dict[str, int | float],
-        request: tuple[int, str] | None,
-    ) -> Generation | None:
-        stored = asyncio.get_running_loop().create_future()
-        entry = _Entry(generation, run_id, counts, request, stored)
+    async def aclose(self) -> None:
+        """Let go of all claims, once everything is stored."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await self.flush()
+        self.release(*self._claimed)
+        await self.flush()
+
+    async def _enter(self, entry: _Entry) -> Generation | None:
+        self._append(entry)
+        return await entry.stored
+
+    def _append(self, entry: _Entry) -> None:
         self._pending.append(entry)
         if len(self._pending) + self._in_writing >= self._asked():
             self._all_here.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
-        return await entry.stored
 
     async def _write_all(self) -> None:
         while self._pending:
@@ -106,30 +181,48 @@ class Ledger:
             batch, self._pending = self._pending, []
             self._in_writing = len(batch)
             try:
-                rows = await asyncio.to_thread(self._write, batch)
+                outcomes = await asyncio.to_thread(self._write, batch)
             except Exception as error:
                 known = storage_error(error) if isinstance(error, DBAPIError | OSError) else None
                 for entry in batch:
                     if not entry.stored.done():
                         entry.stored.set_exception(known or error)
+                        entry.stored.exception()  # nobody may wait for it
             else:
-                for entry, row in zip(batch, rows, strict=True):
-                    if not entry.stored.done():
-                        entry.stored.set_result(row)
-                        await asyncio.sleep(0)  # answers that have come meanwhile go first
+                for entry, outcome in zip(batch, outcomes, strict=True):
+                    await self._tell(entry, outcome)
             self._in_writing = 0
         self._writer = None
 
-    def _write(self, batch: list[_Entry]) -> list[Generation | None]:
-        rows: list[Generation | None] = []
+    async def _tell(self, entry: _Entry, outcome: _Outcome) -> None:
+        self._claimed.difference_update(entry.release)
+        if entry.claim is not None and outcome is None:
+            self._claimed.add(entry.claim)
+            if entry.stored.done():  # whoever wanted to ask was cancelled
+                self.release(entry.claim)
+        if entry.stored.done():
+            return
+        if isinstance(outcome, ClaimedElsewhere):
+            entry.stored.set_exception(outcome)
+        else:
+            entry.stored.set_result(outcome)
+        await asyncio.sleep(0)  # answers that have come meanwhile go first
+
+    def _write(self, batch: list[_Entry]) -> list[_Outcome]:
+        rows: list[_Outcome] = []
         totals: defaultdict[int, defaultdict[str, int | float]] = defaultdict(
             lambda: defaultdict(int)
         )
         findings: Counter[tuple[int, str, str]] = Counter()
         settled: defaultdict[int, list[str]] = defaultdict(list)  # keys by batch
         with writing(self._engine) as session:
+            self._read_new_texts(session, batch)
             for entry in batch:
                 counts = entry.counts
+                if _is_text_of_another_label(entry):
+                    entry.release = ()
+                    rows.append(None)
+                    continue
                 if entry.request is not None:
                     settled[entry.request[0]].append(entry.request[1])
                 if entry.generation is None:
@@ -159,7 +252,95 @@ class Ledger:
                     .where(col(Run.id) == run_id)
                     .values({name: _plus(name, value) for name, value in total.items() if value})
                 )
+            self._change_claims(session, batch, rows)
+        self._add_own_texts(batch, rows)
         return rows
+
+    def _change_claims(
+        self, session: Session, batch: list[_Entry], outcomes: list[_Outcome]
+    ) -> None:
+        """Release, renew and claim what `batch` wants; what came of each claim into `outcomes`."""
+        mine = col(Claim.owner) == self._owner
+        now = utcnow()
+        for some in _chunks(key for entry in batch for key in entry.release):
+            session.exec(delete(Claim).where(mine, col(Claim.dedupe_key).in_(some)))
+        if any(entry.renew for entry in batch):
+            session.exec(update(Claim).where(mine).values(expires_at=now + self._lease))
+        wanted = {entry.claim: i for i, entry in enumerate(batch) if entry.claim is not None}
+        if not wanted:
+            return
+        for some in _chunks(wanted):
+            for row in session.exec(_results_for(some)):
+                outcomes[wanted.pop(row.dedupe_key or "")] = row
+        for some in _chunks(wanted):
+            for key in session.exec(self._claimed_by_others(some, now)):
+                outcomes[wanted.pop(key)] = ClaimedElsewhere(key)
+        if wanted:
+            new = [
+                {"dedupe_key": key, "owner": self._owner, "expires_at": now + self._lease}
+                for key in wanted
+            ]
+            statement = _insert_claims(session.get_bind().dialect.name)
+            session.connection().execute(statement, new)
+
+    def _claimed_by_others(self, keys: list[str], now: datetime) -> SelectOfScalar[str]:
+        """Those that are claimed elsewhere.
+
+        A lease far in the future is from before the clock was set, and over.
+        """
+        expires_at = col(Claim.expires_at)
+        return select(Claim.dedupe_key).where(
+            col(Claim.dedupe_key).in_(keys),
+            col(Claim.owner) != self._owner,
+            expires_at > now,
+            expires_at <= now + 2 * self._lease,
+        )
+
+    async def claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
+        """The questions that other processes are asking now."""
+        return await asyncio.to_thread(self._claimed_elsewhere, keys)
+
+    def _claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
+        with reading(self._engine) as session:
+            return {
+                key
+                for some in _chunks(keys)
+                for key in session.exec(self._claimed_by_others(some, utcnow()))
+            }
+
+    def _read_new_texts(self, session: Session, batch: list[_Entry]) -> None:
+        """Learn which texts other processes have stored, of the prompt versions in `batch`.
+
+        There is one writer at a time, so what is read here stays true until this one commits.
+        """
+        for version_id, accepted_texts in {
+            entry.generation.prompt_version_id: entry.accepted_texts
+            for entry in batch
+            if entry.generation is not None and entry.accepted_texts is not None
+        }.items():
+            assert version_id is not None
+            newest = self._newest_known[version_id]
+            for label, kind, parsed in session.exec(
+                select(Generation.label_name, Generation.kind, Generation.parsed).where(
+                    col(Generation.id) > newest,
+                    Generation.prompt_version_id == version_id,
+                    Generation.status == GenerationStatus.ACCEPTED,
+                )
+            ):
+                accepted_texts.add(label, kind, texts_of(kind, parsed))
+
+    def _add_own_texts(self, batch: list[_Entry], rows: list[_Outcome]) -> None:
+        """Note what this process has stored, once it is committed, so that it is not read again."""
+        for entry, row in zip(batch, rows, strict=True):
+            if entry.accepted_texts is None or row is not entry.generation:
+                continue
+            assert isinstance(row, Generation)
+            assert row.prompt_version_id is not None and row.id is not None
+            if row.status is GenerationStatus.ACCEPTED:
+                texts = texts_of(row.kind, row.parsed)
+                entry.accepted_texts.add(row.label_name, row.kind, texts)
+            newest = self._newest_known[row.prompt_version_id]
+            self._newest_known[row.prompt_version_id] = max(newest, row.id)
 
     async def results(self, keys: Collection[str]) -> dict[str, Generation]:
         """The stored results (accepted or rejected) for dedupe keys."""
@@ -170,11 +351,7 @@ class Ledger:
             return {
                 row.dedupe_key: row
                 for some in _chunks(keys)
-                for row in session.exec(
-                    select(Generation).where(
-                        col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
-                    )
-                )
+                for row in session.exec(_results_for(some))
                 if row.dedupe_key
             }
 
@@ -227,6 +404,7 @@ class Ledger:
     def _taken(self, prompt_version_id: int) -> Taken:
         taken = Taken()
         with reading(self._engine) as session:
+            newest = session.exec(select(func.max(Generation.id))).one()
             for label, kind, parsed in session.exec(
                 select(Generation.label_name, Generation.kind, Generation.parsed)
                 .where(
@@ -236,7 +414,16 @@ class Ledger:
                 .execution_options(yield_per=1000)
             ):
                 taken.add(label, kind, texts_of(kind, parsed))
+        self._newest_known[prompt_version_id] = newest or 0
         return taken
+
+
+def _is_text_of_another_label(entry: _Entry) -> bool:
+    row, accepted_texts = entry.generation, entry.accepted_texts
+    if row is None or accepted_texts is None or row.status is not GenerationStatus.ACCEPTED:
+        return False
+    texts = texts_of(row.kind, row.parsed)
+    return accepted_texts.stored_for_another(row.label_name, row.kind, texts)
 
 
 def get_generation(session: Session, generation_id: int) -> Generation:
@@ -305,6 +492,20 @@ def _insert(session: Session, generation: Generation) -> Generation:
 
 
 _COLUMNS = tuple(name for name in Generation.model_fields if name != "id")
+
+
+def _results_for(keys: list[str]) -> SelectOfScalar[Generation]:
+    return select(Generation).where(
+        col(Generation.dedupe_key).in_(keys), col(Generation.status).in_(RESULTS)
+    )
+
+
+@functools.cache
+def _insert_claims(dialect: str) -> Executable:
+    """Insert claims, in place of those that have ended."""
+    insert = _insert_into(dialect, Claim)
+    new = {"owner": insert.excluded.owner, "expires_at": insert.excluded.expires_at}
+    return insert.on_conflict_do_update(index_elements=["dedupe_key"], set_=new)
 
 
 @functools.cache

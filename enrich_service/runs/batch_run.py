@@ -24,6 +24,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, Final
 
 from openai.types import Batch as RemoteBatch
@@ -39,6 +40,7 @@ from enrich_service.generations.models import (
     GenerationStatus,
     RunState,
 )
+from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.labels.models import Label
 from enrich_service.llm.batch_api import (
     ENDED,
@@ -250,14 +252,18 @@ class BatchRun:
 
     async def _ask_live(self, item: Item) -> None:
         """Ask one question of the server that has not answered such a one yet."""
-        generation = await self._enricher.answer(
-            self._plan,
-            item,
-            urgent=False,
-            tries=TRIES,
-            run_id=self._run_id,
-            note=self._work.note,
-        )
+        try:
+            generation = await self._enricher.answer(
+                self._plan,
+                item,
+                urgent=False,
+                tries=TRIES,
+                run_id=self._run_id,
+                note=self._work.note,
+            )
+        except ClaimedElsewhere:
+            self._work.elsewhere.add_claimed(item)
+            return
         if generation.run_id != self._run_id:
             await self._enricher.ledger.count(self._run_id, cached=1)
             return
@@ -447,17 +453,20 @@ class BatchRun:
                 await ledger.count(self._run_id, request=request, calls=outcome.calls)
                 self._again.append(item)
                 return
-        generation = self._enricher.noted(
+        taken = await self._enricher.taken_by(self._plan)
+        judged = partial(
+            self._enricher.noted,
             self._plan,
             item,
             turn,
             question,
             outcome,
-            taken=await self._enricher.taken_by(self._plan),
+            taken=taken,
             run_id=self._run_id,
-            note=self._work.note,
         )
-        generation = await ledger.store(generation, batch.id)
+        generation = await self._enricher.stored(
+            self._plan, judged(note=self._work.note), judged, taken, batch.id
+        )
         self._work.finished.append(time.monotonic())
         if generation.run_id != self._run_id:
             await ledger.count(self._run_id, cached=1)

@@ -7,6 +7,7 @@ from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
 from enrich_service.core.text import check_line
 from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.labels.service import MAX_NAME
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.runs import service
@@ -15,6 +16,7 @@ from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
 from enrich_service.validation.answers import attributes_of, texts_of
 
 TRIES = 3  # calls for one answer: someone waits
+POLL_INTERVAL_S = 0.2  # between looks at what another process is asking
 SAMPLES = 16  # samples of one label that `refresh` can make
 NoAnswer = LanguageModelError | Conflict
 
@@ -99,10 +101,13 @@ async def _one(
             f"{samples[0].name!r} has {SAMPLES} samples of this prompt and model already: "
             "change the prompt or the parameters"
         )
-    try:
-        return await enricher.answer(plan, item, urgent=True, tries=TRIES), False
-    except LanguageModelError as error:
-        return error
+    while True:
+        try:
+            return await enricher.answer(plan, item, urgent=True, tries=TRIES), False
+        except ClaimedElsewhere:  # until its answer is there, or its lease has ended
+            await asyncio.sleep(POLL_INTERVAL_S)
+        except LanguageModelError as error:
+            return error
 
 
 def _described(plan: Plan, row: Generation, cached: bool) -> Described:

@@ -87,6 +87,11 @@ class Plan:
         return Checks.of(self.version.output_schema, self.version.validators)
 
     @cached_property
+    def unique_texts(self) -> bool:
+        """Whether the prompt's rules let no two labels have the same text."""
+        return any(rule.get("rule") == "duplicate" for rule in self.version.validators)
+
+    @cached_property
     def rewrites(self) -> bool:
         """Whether the prompt works on texts that are there, such as to translate them."""
         return "texts" in variables_of(self.version)
@@ -201,7 +206,11 @@ class Enricher:
     turnstile: Turnstile = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.engine, lambda: len(self._asked))
+        self.ledger = Ledger(
+            self.engine,
+            lambda: len(self._asked),
+            lease_seconds=self.settings.run_lease_seconds,
+        )
         self.turnstile = Turnstile(
             self.settings.llm_concurrency,
             calls_per_minute=self.settings.llm_calls_per_minute,
@@ -226,7 +235,7 @@ class Enricher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.ledger.flush()
+        await self.ledger.aclose()
         if self._model is not None:
             await self._model.aclose()
 
@@ -248,6 +257,7 @@ class Enricher:
         before another call of the `group` is let in.
 
         Raises:
+            ClaimedElsewhere: another process is asking it; it may be asked for again later.
             ModelBusy: the server wants to be left alone for longer than `LONGEST_WAIT`.
             LanguageModelError: no question will be answered before something is mended.
         """
@@ -289,6 +299,7 @@ class Enricher:
 
     def _forget(self, key: str, task: asyncio.Task[Generation]) -> None:
         del self._asked[key]
+        self.ledger.release(key)
         self.turnstile.forget(key)
         if not task.cancelled():
             task.exception()  # seen: whoever waited has it, and perhaps none waits any more
@@ -312,8 +323,11 @@ class Enricher:
         note: Callable[[Generation], None],
         group: Group | None,
     ) -> Generation:
+        known = await self.ledger.claim(item.key)
+        if known is not None:
+            return known
         taken = await self.taken_by(plan)
-        turn = Turn(1, plan.parameters)
+        turn, kept = Turn(1, plan.parameters), False
         picture = unreadable = None
         if item.image is not None:
             try:
@@ -322,35 +336,57 @@ class Enricher:
                 unreadable = QuestionRefused(str(error), calls=0)
         while True:
             question = self.question(plan, item, turn, picture)
-            noted = partial(
-                self.noted, plan, item, turn, question, taken=taken, run_id=run_id, note=note
-            )
+            judged = partial(self.noted, plan, item, turn, question, taken=taken, run_id=run_id)
+            noted = partial(judged, note=note)
+            outcome: Outcome
             try:
                 if unreadable is not None:
                     raise unreadable
-                generation = await ask_patiently(
+                outcome, generation = await ask_patiently(
                     self.model,
                     question,
                     self.turnstile,
                     urgent=urgent,
                     tries=tries,
-                    judge=noted,
-                    keeps=_is_asked_again,
+                    judge=partial(_with_reply, noted),
+                    keeps=lambda both: _is_asked_again(both[1]),
                     group=group,
-                    kept=turn.number > 1,
+                    kept=kept,
                 )
+                kept = _is_asked_again(generation)
             except ModelBusy as busy:
                 if busy.unreachable:
                     raise LanguageModelError(str(busy)) from None
                 if busy.retry_after is not None and busy.retry_after > LONGEST_WAIT:
                     raise
-                generation = noted(busy)
+                outcome, generation, kept = busy, noted(busy), False
             except QuestionRefused as refused:
-                generation = noted(refused)
-            stored = await self.ledger.store(generation)
+                outcome, generation, kept = refused, noted(refused), False
+            stored = await self.stored(plan, generation, partial(judged, outcome), taken)
             if not _is_asked_again(stored):
                 return stored
             turn = turn.after(stored)
+
+    async def stored(
+        self,
+        plan: Plan,
+        generation: Generation,
+        judged_again: Callable[[], Generation],
+        taken: Taken,
+        batch_id: int | None = None,
+    ) -> Generation:
+        """The generation as it is stored: `judged_again` where its text is another label's by now.
+
+        Another process may have stored the same text after it was judged here.
+        """
+        accepted_texts = taken if plan.unique_texts else None
+        stored = await self.ledger.store(generation, batch_id, accepted_texts=accepted_texts)
+        if stored is None:
+            stored = await self.ledger.store(
+                judged_again(), batch_id, accepted_texts=accepted_texts
+            )
+        assert stored is not None, "an answer with another label's text was accepted twice"
+        return stored
 
     def question(self, plan: Plan, item: Item, turn: Turn, picture: str | None = None) -> Question:
         """What is asked about `item` in one attempt. `picture`: its image as a data URL."""
@@ -375,7 +411,7 @@ class Enricher:
         *,
         taken: Taken,
         run_id: int | None,
-        note: Callable[[Generation], None],
+        note: Callable[[Generation], None] = lambda _: None,
     ) -> Generation:
         """What came of `question`, judged, to be stored; `retried` asks for the next turn.
 
@@ -387,7 +423,7 @@ class Enricher:
             came, messages = self._came(plan, outcome, found), outcome.messages
             if found.accepted:
                 status = GenerationStatus.ACCEPTED
-                taken.add(item.name, plan.kind, found.texts)
+                taken.reserve(item.name, plan.kind, found.texts)
             elif turn.number < ATTEMPTS:
                 status = GenerationStatus.RETRIED
             elif outcome.problem is None:
@@ -452,6 +488,12 @@ class Enricher:
             n=plan.variables.get("n"),
             language=plan.variables.get("language", ENGLISH),
         )
+
+
+def _with_reply(
+    judge: Callable[[Outcome], Generation], reply: Reply
+) -> tuple[Outcome, Generation]:
+    return reply, judge(reply)
 
 
 def _is_asked_again(answer: Generation) -> bool:

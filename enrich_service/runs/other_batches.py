@@ -1,4 +1,4 @@
-"""What batches of other runs are asking: it is waited for, and not asked and paid for again."""
+"""What others are asking, by batch or in another process: it is waited for, not paid for again."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,37 @@ class Elsewhere:
 
     def __init__(self, ledger: Ledger, run_id: int) -> None:
         self._ledger, self._run_id = ledger, run_id
-        self._items: dict[int, list[Item]] = {}  # by batch
+        self._in_batches: dict[int, list[Item]] = {}
+        self._claimed: dict[str, Item] = {}  # by another process, by key
 
     def __len__(self) -> int:
-        return sum(map(len, self._items.values()))
+        return sum(map(len, self._in_batches.values())) + len(self._claimed)
 
     async def keep(self, items: Sequence[Item]) -> list[Item]:
-        """Those of `items` that no batch is asking; what another run's asks is kept here."""
-        asked = await self._ledger.in_batches([item.key for item in items])
+        """Those of `items` that nobody is asking; what another run asks is kept here."""
+        keys = [item.key for item in items]
+        in_batches = await self._ledger.in_batches(keys)
+        claimed = await self._ledger.claimed_elsewhere(keys)
         for item in items:
-            if item.key in asked:
-                batch_id, run_id = asked[item.key]
+            if item.key in in_batches:
+                batch_id, run_id = in_batches[item.key]
                 if run_id != self._run_id:
-                    self._items.setdefault(batch_id, []).append(item)
-        return [item for item in items if item.key not in asked]
+                    self._in_batches.setdefault(batch_id, []).append(item)
+            elif item.key in claimed:
+                self.add_claimed(item)
+        return [item for item in items if item.key not in in_batches and item.key not in claimed]
+
+    def add_claimed(self, item: Item) -> None:
+        """Keep an item that another process is asking about."""
+        self._claimed[item.key] = item
 
     async def give_back(self) -> list[Item]:
-        """What was kept and is in a batch that has ended since; it may have a result by now."""
-        if not self._items:
-            return []
-        ended = self._items.keys() - await self._ledger.open_batches(self._items)
-        return [item for batch_id in sorted(ended) for item in self._items.pop(batch_id)]
+        """What was kept and is being asked no longer; it may have a result by now."""
+        items: list[Item] = []
+        if self._in_batches:
+            ended = self._in_batches.keys() - await self._ledger.open_batches(self._in_batches)
+            items += [item for id_ in sorted(ended) for item in self._in_batches.pop(id_)]
+        if self._claimed:
+            ended_keys = self._claimed.keys() - await self._ledger.claimed_elsewhere(self._claimed)
+            items += [self._claimed.pop(key) for key in sorted(ended_keys)]
+        return items

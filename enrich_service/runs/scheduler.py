@@ -8,7 +8,7 @@ Notable:
 - Labels are read in pages and wait in a short queue, so memory does not grow with the label set.
 - A label that the server puts off for long is parked while the others go on.
 - What a run sent as a batch is looked after until its answers are in, whatever became of the run.
-- What another run's batch is asking is waited for, last of all.
+- What another run's batch or another process is asking is waited for, last of all.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from enrich_service.core.clock import Clock
 from enrich_service.core.database import reading, storage_error, utcnow, writing
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.generations.models import Batch, GenerationStatus, Run, RunMode, RunState
+from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.labels.models import Label
 from enrich_service.llm.images import checked_folder
 from enrich_service.runs import service
@@ -314,7 +315,7 @@ class RunEngine:
                 return
 
     async def _back(self, work: Work) -> list[Item]:
-        """What has still no result of what another run's batch was asking, once that has ended."""
+        """What has still no result of what was being asked elsewhere, once that has ended."""
         while not (items := await work.elsewhere.give_back()):
             await asyncio.sleep(LOOK)
         return await work.elsewhere.keep(await self._without_result(work, items))
@@ -416,6 +417,9 @@ class RunEngine:
             generation = await self._enricher.answer(
                 plan, item, urgent=False, tries=TRIES, run_id=run.id, note=work.note, group=work
             )
+        except ClaimedElsewhere:
+            work.elsewhere.add_claimed(item)
+            return
         except ModelBusy as busy:
             await self._enricher.ledger.count(run.id, calls=busy.calls)
             due = time.monotonic() + (busy.retry_after or 0.0)

@@ -292,7 +292,7 @@ class RunView(BaseModel):
     rejected: Annotated[int, Field(description="Every answer was bad")]
     failed: Annotated[int, Field(description="Got no answer; a retry asks again")]
     parked: Annotated[int, Field(description="Put off, since the server asked for it")]
-    elsewhere: Annotated[int, Field(description="Waits for what another run's batch is asking")]
+    elsewhere: Annotated[int, Field(description="Waits for what another run is asking")]
     calls: Annotated[int, Field(description="Requests sent, repeated ones included")]
     prompt_tokens: int
     completion_tokens: int

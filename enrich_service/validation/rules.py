@@ -155,6 +155,13 @@ def accepted_keys(label: str, kind: str, texts: Sequence[str]) -> tuple[str, ...
     return (*(key for key in keys if key), label_key(label))
 
 
+def text_keys(kind: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Those of `accepted_keys` that no two labels may share, by the rule `duplicate`."""
+    if kind == "image_caption":
+        return ()
+    return tuple(key for text in _units(kind, texts) if (key := normalise(text)))
+
+
 # ---------------------------------------------------------------------------- the reply as a whole
 
 
