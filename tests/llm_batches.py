@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 LINE_KEYS = {"custom_id", "method", "url", "body"}
 MOST_LINES = 50_000
-Answered = tuple[int, str]  # status and body of a completion
+Answered = tuple[int, str | bytes]  # status and body of a completion
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Answer:
 
     status: int = 200
     content: str | None = None  # the assistant's text; None: a fitting one is made up
-    body: str | None = None  # the whole body, in place of a completion
+    body: str | bytes | None = None  # the whole body, in place of a completion
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     finish_reason: str = "stop"
@@ -222,7 +222,7 @@ class LlmServer:
         self.requests.append(call)
         return call
 
-    def _answer_line(self, body: dict[str, Any]) -> tuple[int, str]:
+    def _answer_line(self, body: dict[str, Any]) -> tuple[int, str | bytes]:
         """Status and body for a question of a batch."""
         call = self._called("/v1/batches", {"authorization": f"Bearer {self.key}"}, body)
         answer = self._decide(call)
@@ -261,7 +261,7 @@ class LlmServer:
                 return self._scripts[name].popleft()
         return self.behave(call) or Answer()
 
-    def _body(self, call: Call, answer: Answer) -> str:
+    def _body(self, call: Call, answer: Answer) -> str | bytes:
         if answer.body is not None:
             return answer.body
         if answer.status != 200:

@@ -336,8 +336,12 @@ class ChatModel:
         if isinstance(error, openai.APITimeoutError):
             return self._late(calls)
         if isinstance(error, openai.APIConnectionError):
+            cause = _root_cause(error)
+            if isinstance(cause, QuestionRefused):
+                return QuestionRefused(str(cause), calls=calls)
+            said = " ".join(str(cause).split()) or type(cause).__name__
             return ModelBusy(
-                f"cannot reach {self.shown} ({_root_cause(error)}): "
+                f"cannot reach {self.shown} ({said}): "
                 "check OPENAI_BASE_URL and that the server is running",
                 calls=calls,
                 unreachable=True,
@@ -394,10 +398,10 @@ def _cut(words: str) -> str:
     return words if len(words) <= 200 else words[:199] + "…"
 
 
-def _root_cause(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    return error
 
 
 def _wants_other_length(error: openai.APIStatusError) -> bool:

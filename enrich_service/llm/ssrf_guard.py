@@ -16,7 +16,7 @@ import aiohttp
 import httpx2
 from aiohttp.abc import ResolveResult
 
-from enrich_service.core.errors import InvalidInput, LanguageModelError
+from enrich_service.core.errors import InvalidInput, LanguageModelError, QuestionRefused
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -25,6 +25,9 @@ METADATA: Final = frozenset(
     ipaddress.ip_address(address)
     for address in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
 )
+MAX_REPLY_BYTES: Final = 16 * 1024 * 1024  # of one answer, unpacked; a completion has a few kB
+MAX_FILE_BYTES: Final = 512 * 1024 * 1024  # of a file of answers to a batch
+_UNPACKED: Final = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE: Final = ipaddress.ip_network("::/96")
 
@@ -91,6 +94,31 @@ def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
+def _most_bytes(url: httpx2.URL) -> int:
+    return MAX_FILE_BYTES if url.path.endswith("/content") else MAX_REPLY_BYTES
+
+
+async def _read(answer: aiohttp.ClientResponse, most_bytes: int) -> httpx2.Response:
+    """The whole answer, unpacked as it comes, so that a small one cannot fill the memory."""
+    packed = "content-encoding" in answer.headers
+    if answer.content_length is not None and answer.content_length <= most_bytes and not packed:
+        content = await answer.read()
+        return httpx2.Response(answer.status, headers=answer.raw_headers, content=content)
+    coming = httpx2.Response(
+        answer.status, headers=answer.raw_headers, content=answer.content.iter_any()
+    )
+    unpacked = bytearray()
+    async for part in coming.aiter_bytes():
+        unpacked += part
+        if len(unpacked) > most_bytes:
+            raise QuestionRefused(
+                f"the answer of {answer.url.origin()} is larger than "
+                f"{most_bytes // 1024**2} MiB, so it is no answer of a language model"
+            )
+    headers = [(name, value) for name, value in answer.raw_headers if name.lower() not in _UNPACKED]
+    return httpx2.Response(answer.status, headers=headers, content=bytes(unpacked))
+
+
 class GuardedTransport(httpx2.AsyncBaseTransport):
     """Sends httpx2's requests to `base_url` by aiohttp, on connections that are judged.
 
@@ -119,7 +147,10 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         return self._session
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send the request and read the whole answer. Raises what httpx2 raises."""
+        """Send the request and read the whole answer. Raises what httpx2 raises.
+
+        And QuestionRefused where the answer is larger than any answer may be.
+        """
         limits = request.extensions.get("timeout", {})
         where = request.url  # its user and password are a header already
         try:
@@ -133,9 +164,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
                     sock_connect=limits.get("connect"), sock_read=limits.get("read")
                 ),
             ) as answer:
-                return httpx2.Response(
-                    answer.status, headers=answer.raw_headers, content=await answer.read()
-                )
+                return await _read(answer, _most_bytes(where))
         except aiohttp.ConnectionTimeoutError as error:
             raise httpx2.ConnectTimeout(str(error)) from error
         except TimeoutError as error:

@@ -2,6 +2,8 @@ import asyncio
 import email.utils
 import json
 import time
+import tracemalloc
+import zlib
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -263,6 +265,32 @@ def test_a_body_that_is_no_completion_is_kept_and_marked(answer: Answer) -> None
         reply = ask(server)
     assert reply.text == answer.body
     assert reply.problem == "the server's answer is not a chat completion"
+
+
+def packed(body: bytes, times: int = 1) -> Answer:
+    """`body`, so many times over, as a gzip reply."""
+    packer = zlib.compressobj(wbits=31)
+    parts = [packer.compress(body) for _ in range(times)]
+    return Answer(body=b"".join([*parts, packer.flush()]), headers={"Content-Encoding": "gzip"})
+
+
+def test_a_packed_reply_is_read() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "black"}}]}).encode()
+    with LlmServer() as server:
+        server.script("*", packed(body))
+        assert ask(server).text == "black"
+
+
+def test_a_small_reply_that_unpacks_to_200_mb_is_refused_before_it_fills_the_memory() -> None:
+    with LlmServer() as server:
+        server.script("*", packed(bytes(2**20), times=200))
+        tracemalloc.start()
+        with pytest.raises(QuestionRefused, match="is larger than 16 MiB"):
+            ask(server)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert server.calls.total() == 1
+    assert peak < 64 * 2**20
 
 
 def test_only_scheme_host_and_port_of_the_address_are_kept() -> None:
