@@ -6,8 +6,10 @@ service that uses the same database may take it over.
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -38,6 +40,7 @@ from enrich_service.generations.models import (
 )
 from enrich_service.runs import describe as describing
 from enrich_service.runs import service
+from enrich_service.runs.active_run import Work
 from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.scheduler import OPEN_STATES, RunEngine
 from enrich_service.runs.schemas import Described, DescribeRequest, RunCreate, RunEstimate, RunView
@@ -45,6 +48,7 @@ from enrich_service.validation.rules import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
 LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
+PROGRESS_INTERVAL_S = 10.0  # between lines of progress where standard error is no terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrichment of whole label sets.")
 _RUN_COLUMNS = ("id", "state", "label_set", "prompt", "prompt_version", "model", "done", "total")
@@ -220,21 +224,45 @@ def resume(
     """Go on with a run that is paused, failed, cancelled or was cut off; nothing is asked twice."""
     settings = load_settings()
 
+    def queue(session: Session) -> None:
+        run = service.get_run(session, run_id)
+        if run.state is RunState.PAUSED:
+            service.resume_run(
+                session,
+                run_id,
+                settings.prices,
+                budget_usd=budget_usd,
+                budget_tokens=budget_tokens,
+            )
+        elif run.state not in OPEN_STATES:
+            service.retry_run(session, run_id)
+
+    _go_on(settings, run_id, queue, json=json)
+
+
+@app.command()
+def retry(run_id: int, json: Json = False) -> None:
+    """Ask for the labels of a failed or cancelled run that have no answer; nothing is asked twice.
+
+    A run that is paused or was cut off is resumed.
+    """
+
+    def queue(session: Session) -> None:
+        service.retry_run(session, run_id)
+
+    _go_on(load_settings(), run_id, queue, json=json)
+
+
+def _go_on(
+    settings: Settings, run_id: int, queue: Callable[[Session], None], *, json: bool
+) -> None:
+    """Work on a stored run, once `queue` has queued it again, and print how that ended."""
+
     async def go_on(engine: Engine) -> RunView:
         async with open_enricher(engine, settings) as enricher:
             with writing(engine) as session:
-                run = service.get_run(session, run_id)
-                if run.state is RunState.PAUSED:
-                    service.resume_run(
-                        session,
-                        run_id,
-                        settings.prices,
-                        budget_usd=budget_usd,
-                        budget_tokens=budget_tokens,
-                    )
-                elif run.state not in OPEN_STATES:
-                    service.retry_run(session, run_id)
-                view = service.run_view(session, run)
+                queue(session)
+                view = service.run_view(session, service.get_run(session, run_id))
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
@@ -252,6 +280,7 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
     try:
         with bars() as shown:
             bar = shown.add_task(f"run {run.id}, {run.prompt}", total=run.total)
+            told_at = time.monotonic()
             while run.state in OPEN_STATES:
                 if asked.is_set():
                     await asyncio.to_thread(_pause, engine, run.id)
@@ -262,8 +291,11 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
                         await asked.wait()
                 except TimeoutError:
                     pass
-                run = await asyncio.to_thread(_view, engine, run.id)
+                run = await asyncio.to_thread(_view, engine, run.id, runs.work(run.id))
                 shown.update(bar, completed=run.done, total=run.total)
+                if shown.disable and time.monotonic() - told_at >= PROGRESS_INTERVAL_S:
+                    typer.echo(_progress_line(run), err=True)
+                    told_at = time.monotonic()
     finally:
         await runs.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -277,9 +309,22 @@ def _pause(engine: Engine, run_id: int) -> None:
             service.pause_run(session, run_id)
 
 
-def _view(engine: Engine, run_id: int) -> RunView:
+def _view(engine: Engine, run_id: int, work: Work | None = None) -> RunView:
     with reading(engine) as session:
-        return service.run_view(session, service.get_run(session, run_id))
+        return service.run_view(session, service.get_run(session, run_id), work)
+
+
+def _progress_line(run: RunView) -> str:
+    """How far a run is, for a log file."""
+    parts = [f"run {run.id}: {run.done} of {run.total}"]
+    if run.rate:
+        parts.append(f"{run.rate:.1f} a second")
+    if run.cost_usd is not None:
+        parts.append(f"${run.cost_usd:.4f} so far")
+    if run.rate:
+        left = timedelta(seconds=round((run.total - run.done) / run.rate))
+        parts.append(f"{left} left")
+    return "enrich: " + ", ".join(parts)
 
 
 def _report(engine: Engine, run: RunView, *, json: bool) -> None:
@@ -302,7 +347,7 @@ def _report(engine: Engine, run: RunView, *, json: bool) -> None:
         why = run.error or "cancelled"
         typer.echo(
             f"enrich: run {run.id} {run.state}: {why}; what was answered is kept, and "
-            f"`enrich run resume {run.id}` asks for the rest",
+            f"`enrich run retry {run.id}` asks for the rest",
             err=True,
         )
         raise typer.Exit(1)

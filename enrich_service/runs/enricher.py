@@ -490,9 +490,7 @@ class Enricher:
         )
 
 
-def _with_reply(
-    judge: Callable[[Outcome], Generation], reply: Reply
-) -> tuple[Outcome, Generation]:
+def _with_reply(judge: Callable[[Outcome], Generation], reply: Reply) -> tuple[Outcome, Generation]:
     return reply, judge(reply)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 
 import pytest
 
+from enrich_service.runs import commands
 from tests.llm_server import Answer
 from tests.service.llm_fixtures import data_of
 
@@ -81,6 +83,7 @@ def test_a_name_without_a_text_is_told_and_exits_with_1(enrich, model):
         (["run", "start", "nix", "--samples", "0"], "samples"),
         (["run", "resume", "7"], "no run 7"),
         (["run", "show", "7"], "no run 7"),
+        (["run", "retry", "7"], "no run 7"),
         (["run", "pause", "7"], "no run 7"),
         (["run", "cancel", "7"], "no run 7"),
     ],
@@ -133,9 +136,26 @@ def test_a_failed_run_says_how_to_ask_for_the_rest(enrich, model):
     call = enrich("run", "start", "birds", "--json")
     assert call.exit_code == 1
     assert json.loads(call.stdout)["failed"] == 1
-    assert "`enrich run resume 1` asks for the rest" in call.stderr
+    assert "`enrich run retry 1` asks for the rest" in call.stderr
     model.behave = lambda call: None
-    assert data_of(enrich("run", "resume", 1, "--json"))["accepted"] == 5
+    assert data_of(enrich("run", "retry", 1, "--json"))["accepted"] == 5
+    assert model.calls["bird 1"] == 1
+    again = enrich("run", "retry", 1)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.stderr == "enrich: Run 1 has an answer for every label.\n"
+
+
+def test_a_run_whose_output_is_a_file_tells_now_and_then_how_far_it_is(enrich, model, monkeypatch):
+    monkeypatch.setattr(commands, "PROGRESS_INTERVAL_S", 0.0)
+    model.latency = 0.3
+    data_of(enrich("labels", "add", "birds", *birds(8), "--json"))
+    call = enrich("run", "start", "birds", "--concurrency", 1, "--json")
+    assert json.loads(call.stdout)["accepted"] == 8
+    lines = [line for line in call.stderr.splitlines() if line.startswith("enrich: run 1: ")]
+    told = re.compile(
+        r"enrich: run 1: \d of 8, [\d.]+ a second, \$0\.00\d\d so far, 0:00:\d\d left"
+    )
+    assert any(told.fullmatch(line) for line in lines)
 
 
 def test_ctrl_c_pauses_a_run_that_resume_finishes(enrich, model):
