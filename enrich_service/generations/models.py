@@ -97,7 +97,9 @@ class Batch(SQLModel, table=True):
     provider: str
     file_id: str | None = None  # at the provider, once it is there
     remote_id: str | None = None  # of the batch at the provider, once it is there
+    # How the server takes such questions; a later process asks as this one did.
     response_format: str  # as Generation.response_format
+    length_parameter: str = "max_tokens"  # or max_completion_tokens
     status: str = "preparing"  # later as the provider says
     requests: int
     completed: int = 0  # as the provider counts

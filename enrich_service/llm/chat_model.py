@@ -251,6 +251,16 @@ class ChatModel:
         server = self._server(question)
         return FORMATS[server.format] if server.confirmed else None
 
+    def length_parameter_for(self, question: Question) -> str:
+        """The name by which the server takes the limit of an answer's tokens."""
+        return self._server(question).length_parameter
+
+    def remember(self, question: Question, fmt: str, length_parameter: str) -> None:
+        """Ask such questions as the server was asked before, by this process or another."""
+        server = self._server(question)
+        server.format, server.confirmed = FORMATS.index(fmt), True
+        server.length_parameter = length_parameter
+
     def body(self, question: Question, fmt: str) -> dict[str, Any]:
         """What is sent to ask `question`, with its answer wanted in the response format `fmt`."""
         messages = [dict(message) for message in question.messages]

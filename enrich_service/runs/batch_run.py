@@ -8,7 +8,8 @@ Notable:
 - An answer is judged and stored as a live one is (`Enricher.noted`). What is to be asked again
   goes into the next batch.
 - The first label is asked live, where the server has not answered such a question yet: a wrong
-  key, model or parameter is told at once and not after a day, and so is the response format.
+  key, model or parameter is told at once and not after a day, and so is the response format. Later
+  batches, of another process too, are asked as the ones before.
 - What was sent is paid for, so it is looked after whatever became of the run. A cancelled run
   cancels its batches, and takes in what they had answered by then.
 - What does not fit into the provider's queue is sent again, one batch at a time, smaller ones where
@@ -29,7 +30,7 @@ from typing import IO, Any, Final
 
 from openai.types import Batch as RemoteBatch
 from sqlalchemy import Engine
-from sqlmodel import col, delete, select, update
+from sqlmodel import col, delete, or_, select, update
 
 from enrich_service.core.database import reading, utcnow, writing
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused, UserError
@@ -38,6 +39,7 @@ from enrich_service.generations.models import (
     BatchRequest,
     Generation,
     GenerationStatus,
+    Run,
     RunState,
 )
 from enrich_service.generations.store import ClaimedElsewhere
@@ -71,6 +73,7 @@ class _Part:
     """A file of questions as it grows."""
 
     response_format: str
+    length_parameter: str
     file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
     items: list[Item] = field(default_factory=list)
     size: int = 0
@@ -175,6 +178,9 @@ class BatchRun:
             async for item, turn in to_ask:
                 question = self._enricher.question(self._plan, item, turn)
                 fmt = api.model.format_for(question)
+                if fmt is None and (earlier := await asyncio.to_thread(self._earlier_batch)):
+                    fmt = earlier.response_format
+                    api.model.remember(question, fmt, earlier.length_parameter)
                 if fmt is None:
                     await self._ask_live(item)
                     if not self._asks:
@@ -194,7 +200,7 @@ class BatchRun:
                     if self._one_at_a_time or not self._asks:
                         self._again.appendleft(item)
                         return
-                part = part or _Part(fmt)
+                part = part or _Part(fmt, api.model.length_parameter_for(question))
                 part.add(item, line)
         if part is not None and self._asks:
             await self._send_part(api, part)
@@ -294,6 +300,7 @@ class BatchRun:
             name=f"enrich-run-{self._run_id}-{secrets.token_hex(8)}.jsonl",
             provider=self._enricher.model.provider,
             response_format=part.response_format,
+            length_parameter=part.length_parameter,
             requests=len(part.items),
         )
         with writing(self._engine) as session:
@@ -485,6 +492,22 @@ class BatchRun:
                     .order_by(col(Batch.id))
                 )
             )
+
+    def _earlier_batch(self) -> Batch | None:
+        """The newest batch of such questions that the server has answered, or still may."""
+        with reading(self._engine) as session:
+            return session.exec(
+                select(Batch)
+                .join(Run, col(Run.id) == col(Batch.run_id))
+                .where(
+                    Batch.provider == self._enricher.model.provider,
+                    Run.model == self._plan.model,
+                    Run.prompt_version_id == self._plan.version.id,
+                    or_(col(Batch.completed) > 0, col(Batch.ended_at).is_(None)),
+                )
+                .order_by(col(Batch.id).desc())
+                .limit(1)
+            ).first()
 
     def _requests(
         self, batch: Batch, keys: list[str] | None, *, most: int = TAKEN_IN

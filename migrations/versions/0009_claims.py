@@ -17,7 +17,15 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("dedupe_key", name=op.f("pk_generation_claim")),
     )
+    with op.batch_alter_table("batch") as batch:
+        batch.add_column(
+            sa.Column("length_parameter", sa.String(), nullable=False, server_default="max_tokens")
+        )
+    with op.batch_alter_table("batch") as batch:  # the default was for the rows that were there
+        batch.alter_column("length_parameter", server_default=None)
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("batch") as batch:
+        batch.drop_column("length_parameter")
     op.drop_table("generation_claim")

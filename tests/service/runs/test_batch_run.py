@@ -1,5 +1,6 @@
 """Runs by the Batch API: what is sent, what is paid, and what a kill or a bad day leaves."""
 
+import json
 import os
 import signal
 
@@ -302,6 +303,25 @@ def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
     assert (found["state"], found["accepted"]) == ("succeeded", 6)
     assert len(model.batching.uploads()) == len(model.batching.batches) == 1
     assert not asked_twice(model)
+
+
+def test_a_later_process_asks_as_the_server_was_asked_before_and_nothing_live(enrich, model):
+    said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+
+    def behave(call):
+        if "max_tokens" in call.body:
+            return Answer(400, body=json.dumps({"error": {"message": said}}))
+        return None
+
+    model.behave, model.formats = behave, ("json_object", "text")
+    for label_set, count in (("birds", 4), ("fish", 3)):
+        names = [f"{label_set} {n}" for n in range(count)]
+        data_of(enrich("labels", "add", label_set, *names, "--json"))
+        run = data_of(enrich("run", "start", label_set, "--batch", "--json"))
+        assert (run["state"], run["accepted"]) == ("succeeded", count)
+        assert [batch["requests"] for batch in run["batches"]] == [3]
+    paths = [call.path for call in model.requests if call.label.startswith("fish")]
+    assert paths == 3 * ["/v1/batches"]
 
 
 def test_the_command_asks_by_batch_and_says_what_it_would_cost(enrich, model):
