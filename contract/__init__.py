@@ -4,7 +4,7 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.caption import IMAGE_SUFFIXES, ImageCaption
-from contract.event import Event, EventKind
+from contract.event import Event, EventKind, LogLine, Progress, check_event_data
 from contract.explanation import (
     AttributeEvidence,
     ExplainedClass,
@@ -69,10 +69,12 @@ __all__ = [
     "JobCreate",
     "JobState",
     "Lease",
+    "LogLine",
     "LossWeights",
     "Move",
     "Needs",
     "Preflight",
+    "Progress",
     "PromptLearning",
     "PulledApart",
     "Release",
@@ -93,5 +95,6 @@ __all__ = [
     "TextStrategy",
     "Thumbnails",
     "TrainConfig",
+    "check_event_data",
     "release_hash",
 ]

@@ -1,19 +1,58 @@
 """Progress of a job, in order and without gaps."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contract.report import Epoch
+
 
 class EventKind(StrEnum):
     """What an event tells."""
 
-    STATE = "state"  # data: {"state": …}
-    LOG = "log"  # data: {"message": …}
+    STATE = "state"  # data: {"state": …}; only the service writes these
+    LOG = "log"  # data: a `LogLine`
     EPOCH = "epoch"  # data: an `Epoch` of the report
-    PROGRESS = "progress"  # data: {"step": …, "steps": …, "phase": …}
+    PROGRESS = "progress"  # data: a `Progress`
+
+
+class LogLine(BaseModel):
+    """The data of a `log` event."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    message: str
+
+
+class Progress(BaseModel):
+    """The data of a `progress` event: how many steps of a phase are done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: str
+    step: Annotated[int, Field(ge=0, le=2**53)]
+    steps: Annotated[int, Field(ge=0, le=2**53)]
+
+
+_WORKER_EVENTS: Mapping[EventKind, type[BaseModel]] = {
+    EventKind.LOG: LogLine,
+    EventKind.EPOCH: Epoch,
+    EventKind.PROGRESS: Progress,
+}
+
+
+def check_event_data(kind: EventKind, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a worker's event in the form that its kind prescribes.
+
+    Raises pydantic's ValidationError, or ValueError for a kind that workers do not send.
+    """
+    model = _WORKER_EVENTS.get(kind)
+    if model is None:
+        raise ValueError(f"a worker sends no {kind.value} events")
+    return model.model_validate(data).model_dump(mode="json")
 
 
 class Event(BaseModel):

@@ -228,12 +228,16 @@ class Job(BaseModel):
 
 
 class Lease(BaseModel):
-    """A worker's time-limited claim. `fence` grows with each claim: an older one is refused."""
+    """A worker's time-limited claim.
+
+    `fence` is a random token that each claim makes anew. Every request of the worker about the job
+    repeats it, and one with the token of an earlier claim is refused.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     job: Job
     release: Release
-    fence: int
+    fence: str
     seconds: Annotated[float, Field(description="How long it lasts from now, and from a renewal")]
     expires_at: datetime  # by the service's clock

@@ -174,7 +174,7 @@ class Thumbnails(_Frozen):
 class Epoch(_Frozen):
     """One epoch of training; losses are means over its steps, unweighted."""
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=0, le=2**53)]
     learning_rate: float
     loss: float
     losses: dict[str, float]

@@ -313,8 +313,8 @@ class Outbox:
 
     def __init__(
         self,
-        unsent: Sequence[tuple[int, Path]],
-        current: tuple[int, Path],
+        unsent: Sequence[tuple[str, Path]],
+        current: tuple[str, Path],
         post: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         self._unsent, self._current, self._post = unsent, current, post
@@ -333,7 +333,7 @@ class Outbox:
                 self._send(fence, file, lambda: True)
             self._send(*self._current, self._closed.is_set)
 
-    def _send(self, fence: int, file: Path, is_whole: Callable[[], bool]) -> None:
+    def _send(self, fence: str, file: Path, is_whole: Callable[[], bool]) -> None:
         """Send the events in `file` as they come, until it is whole and all are sent."""
         sent = 0
         with file.open("rb") as content:
@@ -582,7 +582,8 @@ class Attempt:
         environment = {name: v for name, v in os.environ.items() if name != "ENRICH_API_KEY"}
         errors = self.folder / "stderr.log"
         unsent = self._unsent()
-        events = self.folder / f"events-{self.lease.fence}.jsonl"
+        newest = _events_number(unsent[-1][1]) if unsent else 0
+        events = self.folder / f"events-{newest + 1}-{self.lease.fence}.jsonl"
         with errors.open("wb") as stderr, events.open("ab") as stdout:
             child = subprocess.Popen(
                 command,
@@ -606,10 +607,10 @@ class Attempt:
             outbox.close()
         return status, _last_words(status, errors)
 
-    def _unsent(self) -> list[tuple[int, Path]]:
+    def _unsent(self) -> list[tuple[str, Path]]:
         """What earlier attempts here have not told, the oldest first, each with its fence."""
-        found = self.folder.glob("events-*.jsonl")
-        return sorted((int(file.stem.removeprefix("events-")), file) for file in found)
+        files = sorted(self.folder.glob("events-*-*.jsonl"), key=_events_number)
+        return [(file.stem.split("-", 2)[2], file) for file in files]
 
     def _await(self, child: subprocess.Popen[bytes]) -> None:
         """Give the child its time of grace, unless the lease is lost meanwhile."""
@@ -618,6 +619,10 @@ class Attempt:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(0.2)
                 return
+
+
+def _events_number(file: Path) -> int:
+    return int(file.stem.split("-", 2)[1])
 
 
 def _free_name(folder: Path) -> Path:

@@ -54,6 +54,27 @@ def check_text(what: str, value: str, *, limit: int) -> str:
     return value
 
 
+_INVISIBLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff"
+    f"{''.join(sorted(BIDI_CONTROLS))}]"
+)
+
+
+def escaped(value: str, limit: int) -> str:
+    """`value` with control and bidi characters as backslash escapes, cut to `limit` characters.
+
+    For what programs and models say, which is stored as far as it can be and never refused. Line
+    breaks and tabs stay.
+    """
+    cut = value if len(value) <= limit else value[: limit - 1] + "…"
+    shown = _INVISIBLE.sub(lambda found: _escape(found.group()), cut.replace("\r\n", "\n"))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _escape(character: str) -> str:
+    return f"\\u{ord(character):04x}"
+
+
 def shortened(value: str, limit: int = 60) -> str:
     """`value` quoted and cut for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")

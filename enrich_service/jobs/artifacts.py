@@ -43,7 +43,7 @@ def location(folder: Path, sha256: str) -> Path:
 def record(
     session: Session,
     job_id: int,
-    fence: int,
+    fence: str,
     *,
     name: str,
     media_type: str,

@@ -11,7 +11,7 @@ from enrich_service.core.database import UtcDateTime, enum_column, utcnow
 
 
 class JobRow(SQLModel, table=True):
-    """A training job. `fence` counts its claims: a worker with an older one is refused."""
+    """A training job. `fence`: the token of its newest claim, without which a worker is refused."""
 
     __tablename__ = "job"
 
@@ -26,7 +26,7 @@ class JobRow(SQLModel, table=True):
     needs_gpu: bool = False
     needs_memory_gb: float = 0.0
     shrink_batch: bool = False
-    fence: int = 0
+    fence: str | None = None
     cancel_requested: bool = False
     worker: str | None = None
     lease_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
@@ -50,7 +50,7 @@ class JobEvent(SQLModel, table=True):
     seq: int
     # Numbered by the worker within its lease, so that a post repeated after a lost answer is
     # stored once; the service's own events have none.
-    fence: int | None = None
+    fence: str | None = None
     worker_seq: int | None = None
     kind: EventKind = Field(sa_type=enum_column(EventKind))
     data: dict[str, Any] = Field(sa_type=JSON)

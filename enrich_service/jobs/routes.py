@@ -33,12 +33,12 @@ from enrich_service.jobs.schemas import (
     JOB_CREATE_EXAMPLE,
     JOB_EXAMPLE,
     LEASE_EXAMPLE,
-    MAX_FENCE,
     REPORT_EXAMPLE,
     ArtifactView,
     Claim,
     EventsIn,
     EventsStored,
+    Fence,
     Finish,
     Heartbeat,
     Renewed,
@@ -109,6 +109,7 @@ def claim_job(
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
     )
+    uploads.discard_ended(session, settings.artifact_dir)
     return lease if lease is not None else Response(status_code=204)
 
 
@@ -119,9 +120,11 @@ def show_job(job_id: Id, session: ReadSession) -> Job:
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409) | _JOB)
-def cancel_job(job_id: Id, session: WriteSession) -> Job:
+def cancel_job(job_id: Id, session: WriteSession, settings: SettingsDep) -> Job:
     """Cancel a job: at once where it waits, else its worker is told with the next heartbeat."""
-    return service.view(session, service.cancel(session, job_id))
+    row = service.cancel(session, job_id)
+    uploads.discard_ended(session, settings.artifact_dir)
+    return service.view(session, row)
 
 
 @router.post("/{job_id}/retry", summary="Retry a job", responses=problems(404, 409) | _JOB)
@@ -147,11 +150,12 @@ def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored
 
 
 @router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
-def finish_job(job_id: Id, body: Finish, session: WriteSession) -> Job:
+def finish_job(job_id: Id, body: Finish, session: WriteSession, settings: SettingsDep) -> Job:
     """End a job. Saying it again is no error; 409: the lease has ended."""
     row = service.finish(
         session, job_id, body.fence, body.state, body.error, out_of_memory=body.out_of_memory
     )
+    uploads.discard_ended(session, settings.artifact_dir)
     return service.view(session, row)
 
 
@@ -231,7 +235,7 @@ async def store_artifact(
     job_id: Id,
     name: str,
     request: Request,
-    fence: Annotated[int, Query(ge=1, le=MAX_FENCE)],
+    fence: Annotated[Fence, Query()],
     engine: EngineDep,
     settings: SettingsDep,
     content_type: Annotated[str, Header()] = "application/octet-stream",
@@ -277,13 +281,13 @@ async def store_artifact(
     )
 
 
-def _check_lease(engine: Engine, job_id: int, fence: int) -> None:
+def _check_lease(engine: Engine, job_id: int, fence: str) -> None:
     with reading(engine) as session:
         service.held(session, job_id, fence)
 
 
 def _record_artifact(
-    engine: Engine, request: Request, job_id: int, fence: int, new: JobArtifact
+    engine: Engine, request: Request, job_id: int, fence: str, new: JobArtifact
 ) -> ArtifactView:
     with writing(engine) as session:
         audit.record(session, request)

@@ -1,23 +1,34 @@
-"""What jobs and workers say over the wire, beside the models of `contract`."""
+"""What jobs and workers send over HTTP, beside the models of `contract`."""
 
 import json
+import logging
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    ModelWrapValidatorHandler,
     StrictBool,
-    field_validator,
+    ValidationError,
+    model_validator,
 )
 
-from contract import EventKind, JobState
+from contract import EventKind, JobState, check_event_data
+from enrich_service.core.text import escaped, first_misfit, shortened
+
+log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 100_000
-MAX_FENCE = 2**31 - 1
+MAX_WORKER_SEQ = 2**31 - 1
+MAX_WORKER_NAME = 200  # characters
+MAX_ERROR = 2000  # characters
+MAX_LOG_LINE = 10_000  # characters
+_FENCE = "3q2-7wqpZ9mB0yNf1XkT5w"
 _WHEN = "2026-01-02T03:04:05Z"
 _CONFIG: dict[str, Any] = {
     "data": "/data/tiny-imagenet-ood",
@@ -56,7 +67,7 @@ LEASE_EXAMPLE: dict[str, Any] = {
         "created_at": _WHEN,
         "labels": [{"key": "n01847000", "name": "harlequin duck", "description": "A small duck."}],
     },
-    "fence": 1,
+    "fence": _FENCE,
     "seconds": 60.0,
     "expires_at": _WHEN,
 }
@@ -102,7 +113,9 @@ EVENT_EXAMPLE: dict[str, Any] = {
     "at": _WHEN,
 }
 
-Fence = Annotated[int, Field(ge=1, le=MAX_FENCE, description="The lease's number, from the claim")]
+Fence = Annotated[
+    str, Field(min_length=1, max_length=100, description="The lease's token, from the claim")
+]
 
 
 def _example(**example: object) -> ConfigDict:
@@ -110,12 +123,21 @@ def _example(**example: object) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra=extra)
 
 
+def _worker_name(name: object) -> object:
+    """A worker's name as it can be shown: one line of visible characters."""
+    return (
+        escaped(name.strip().replace("\n", " "), MAX_WORKER_NAME) if isinstance(name, str) else name
+    )
+
+
 class Claim(BaseModel):
     """A worker asks for work."""
 
     model_config = _example(worker="gpu-1", gpu=True, memory_gb=64)
 
-    worker: Annotated[str, Field(description="What people call the worker")]
+    worker: Annotated[
+        str, BeforeValidator(_worker_name), Field(description="What people call the worker")
+    ]
     gpu: Annotated[StrictBool, Field(description="It has a GPU")] = False
     memory_gb: Annotated[
         float, Field(ge=0, strict=True, allow_inf_nan=False, description="Its main memory in GiB")
@@ -125,7 +147,7 @@ class Claim(BaseModel):
 class Heartbeat(BaseModel):
     """A worker is alive."""
 
-    model_config = _example(fence=1)
+    model_config = _example(fence=_FENCE)
 
     fence: Fence
 
@@ -140,36 +162,54 @@ class Renewed(BaseModel):
 
 
 class EventIn(BaseModel):
-    """One event, numbered by the worker within its lease."""
+    """One event, numbered by the worker within its lease.
+
+    One that does not fit its kind is kept as a log line that says so.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    worker_seq: Annotated[int, Field(ge=1, le=MAX_FENCE)]
+    worker_seq: Annotated[int, Field(ge=1, le=MAX_WORKER_SEQ)]
     fence: Annotated[
-        int | None,
-        Field(ge=1, le=MAX_FENCE, description="The earlier lease that it is from, if it is"),
+        Fence | None, Field(description="The earlier lease that it is from, if it is")
     ] = None
     kind: EventKind
     data: dict[str, JsonValue]
     at: Annotated[AwareDatetime | None, Field(description="Absent: when it is stored")] = None
 
-    @field_validator("data")
-    @classmethod
-    def _is_short_json(cls, data: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        try:
-            size = len(json.dumps(data, allow_nan=False, ensure_ascii=False).encode())
-        except ValueError as error:
-            raise ValueError(f"this is no JSON ({error}): send null for NaN") from error
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        size = len(json.dumps(self.data, allow_nan=False).encode())
         if size > MAX_EVENT_BYTES:
             raise ValueError(f"an event has at most {MAX_EVENT_BYTES} bytes, this has {size}")
-        return data
+        self.data = check_event_data(self.kind, self.data)
+        for name, value in self.data.items():
+            if isinstance(value, str):
+                self.data[name] = escaped(value, MAX_LOG_LINE)
+        return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _or_a_log_line(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if not isinstance(value, dict) or value.get("kind") is None:
+                raise
+            given = {name: value.get(name) for name in ("kind", "data", "at")}
+            reason = first_misfit(error)
+            message = f"invalid event: {reason}: {shortened(repr(given), MAX_LOG_LINE // 2)}"
+            named = {name: value[name] for name in ("worker_seq", "fence") if name in value}
+            event = validate({**named, "kind": EventKind.LOG, "data": {"message": message}})
+            log.warning("a worker sent an invalid event: %s", reason)
+            return event
 
 
 class EventsIn(BaseModel):
     """Events in order. Posting them again stores nothing twice."""
 
     model_config = _example(
-        fence=1,
+        fence=_FENCE,
         events=[{"worker_seq": 1, "kind": "log", "data": {"message": "cached 12,000 features"}}],
     )
 
@@ -185,14 +225,21 @@ class EventsStored(BaseModel):
     stored: int
 
 
+def _error_line(error: object) -> object:
+    """A worker's error as it can be shown, whatever characters it has."""
+    return escaped(error, MAX_ERROR) if isinstance(error, str) else error
+
+
 class Finish(BaseModel):
     """A worker is done with a job."""
 
-    model_config = _example(fence=1, state="succeeded")
+    model_config = _example(fence=_FENCE, state="succeeded")
 
     fence: Fence
     state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
-    error: Annotated[str | None, Field(description="One line, for a failed job")] = None
+    error: Annotated[
+        str | None, BeforeValidator(_error_line), Field(description="One line, for a failed job")
+    ] = None
     out_of_memory: Annotated[StrictBool, Field(description="That is why it failed")] = False
 
 

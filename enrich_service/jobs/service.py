@@ -1,14 +1,15 @@
 """Jobs: a queue that people and workers see alike.
 
 A worker holds a job by a lease that it must renew. When the lease's time is over, the next worker
-that asks for work takes the job; until then the first may still renew it. Its `fence` counts the
-claims of the job: what comes with an older one is refused, so a worker that slept through the end
-of its lease can spoil nothing. The service's own events and the workers' are numbered in one
-sequence without gaps.
+that asks for work takes the job; until then the first may still renew it. Each claim makes a random
+`fence`: what comes with another one is refused, so neither a worker that slept through the end of
+its lease nor one that guesses can change the job. The service's own events and the workers' are
+numbered in one sequence without gaps.
 """
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from secrets import compare_digest, token_urlsafe
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,18 +17,17 @@ from sqlmodel import Session, col, func, select
 
 from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import Conflict, InvalidInput, LeaseLost, NoSuch, UserError
-from enrich_service.core.text import check_line, check_text
+from enrich_service.core.errors import Conflict, LeaseLost, NoSuch, UserError
+from enrich_service.core.text import escaped
 from enrich_service.generations.models import Run, RunState, language_of
 from enrich_service.jobs.models import JobEvent, JobRow
-from enrich_service.jobs.schemas import EventIn
+from enrich_service.jobs.schemas import MAX_ERROR, EventIn
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import ReleaseSource
 from enrich_service.runs import service as runs
 
 HELD = (JobState.LEASED, JobState.RUNNING)
-MAX_ERROR = 2000  # characters
 SMALLEST_BATCH = 2  # contract.TrainConfig takes no smaller one
 _FRUITLESS = (RunState.FAILED, RunState.CANCELLED)
 
@@ -154,7 +154,6 @@ def claim(
 
     Leases that ended are taken back first, and runs that ended give their jobs a release.
     """
-    worker = check_line("The worker's name", worker, limit=200)
     now = utcnow()
     _take_back(session, now)
     _release_runs(session)
@@ -177,7 +176,7 @@ def claim(
         .values(
             state=JobState.LEASED,
             worker=worker,
-            fence=JobRow.fence + 1,
+            fence=token_urlsafe(16),
             attempts=JobRow.attempts + 1,
             lease_expires_at=expires,
         )
@@ -189,7 +188,7 @@ def claim(
     session.expire_all()
     row = get(session, claimed)
     _tell_state(session, row, worker=worker, attempt=row.attempts)
-    assert row.release_id is not None
+    assert row.release_id is not None and row.fence is not None
     release = release_service.parsed(release_service.get(session, row.release_id))
     return Lease(
         job=view(session, row),
@@ -285,14 +284,18 @@ def _has_expired(row: JobRow, now: datetime) -> bool:
     return row.lease_expires_at is not None and row.lease_expires_at < now
 
 
-def held(session: Session, job_id: int, fence: int) -> JobRow:
+def held(session: Session, job_id: int, fence: str) -> JobRow:
     """The job, if it is still held by the lease with `fence`; else LeaseLost."""
     row = get(session, job_id)
     if row.state.is_final:
         raise LeaseLost(f"Job {job_id} has ended ({row.state.value}): stop working on it.")
-    if row.fence != fence or row.state not in HELD:
-        raise LeaseLost(f"The lease {fence} of job {job_id} has ended: stop working on it.")
+    if row.state not in HELD or not _is_lease_of(row, fence):
+        raise LeaseLost(f"Another lease holds job {job_id} now, or none: stop working on it.")
     return row
+
+
+def _is_lease_of(row: JobRow, fence: str) -> bool:
+    return row.fence is not None and compare_digest(row.fence.encode(), fence.encode())
 
 
 def _start(session: Session, row: JobRow) -> None:
@@ -303,7 +306,7 @@ def _start(session: Session, row: JobRow) -> None:
         _tell_state(session, row, worker=row.worker)
 
 
-def heartbeat(session: Session, job_id: int, fence: int, lease_seconds: float) -> JobRow:
+def heartbeat(session: Session, job_id: int, fence: str, lease_seconds: float) -> JobRow:
     """Renew a lease. Raises LeaseLost."""
     row = held(session, job_id, fence)
     row.lease_expires_at = utcnow() + timedelta(seconds=lease_seconds)
@@ -313,7 +316,7 @@ def heartbeat(session: Session, job_id: int, fence: int, lease_seconds: float) -
     return row
 
 
-def add_events(session: Session, job_id: int, fence: int, events: Sequence[EventIn]) -> int:
+def add_events(session: Session, job_id: int, fence: str, events: Sequence[EventIn]) -> int:
     """Append a worker's events in order, those left out that are there; how many were new.
 
     A worker that goes on in the folder of one that was killed brings what that one had not sent.
@@ -334,10 +337,6 @@ def add_events(session: Session, job_id: int, fence: int, events: Sequence[Event
     new: list[dict[str, Any]] = []
     for event in events:
         made_under = event.fence or fence
-        if made_under > fence:
-            raise InvalidInput(
-                f"No event can be from the lease {made_under}: the job is at {fence}."
-            )
         if (made_under, event.worker_seq) not in stored:
             stored.add((made_under, event.worker_seq))
             new.append(
@@ -359,7 +358,7 @@ def add_events(session: Session, job_id: int, fence: int, events: Sequence[Event
 def finish(
     session: Session,
     job_id: int,
-    fence: int,
+    fence: str,
     state: JobState,
     error: str | None = None,
     *,
@@ -371,10 +370,10 @@ def finish(
     and it has an attempt left, queued with that.
     """
     row = get(session, job_id)
-    if row.state is state and row.fence == fence:
+    if row.state is state and _is_lease_of(row, fence):
         return row  # the answer to the first time was lost
     row = held(session, job_id, fence)
-    error = error and check_text("The error", error[:MAX_ERROR], limit=MAX_ERROR)
+    error = error and escaped(error, MAX_ERROR)
     row.started_at = row.started_at or utcnow()
     if state is JobState.FAILED and out_of_memory:
         batch_size = TrainConfig.model_validate(row.config).batch_size
@@ -445,4 +444,9 @@ def last_events(session: Session, job_id: int, *kinds: EventKind, limit: int = 1
 
 
 def _event(row: JobEvent) -> Event:
-    return Event(seq=row.seq, kind=row.kind, data=row.data, at=row.at)
+    # Rows of older versions may hold any JSON.
+    data: Any = row.data
+    fits = isinstance(data, dict)
+    return Event(
+        seq=row.seq, kind=row.kind, data=data if fits else {"message": str(data)}, at=row.at
+    )

@@ -20,14 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
+from sqlmodel import Session, col, select
 
+from contract import JobState
 from enrich_service.core.errors import InvalidInput, TooLarge
 from enrich_service.core.private_files import make_private_folder
 from enrich_service.core.text import shortened
 from enrich_service.jobs.artifacts import location
+from enrich_service.jobs.models import JobRow
 
 CHUNK = 4 * 1024 * 1024  # bytes that a sender is asked to send at a time
 FORGOTTEN_SECONDS = 7 * 86_400  # after the last chunk of a file that never got whole
+_GROWING = re.compile(r"upload-(\d+)-")
 _RANGE = re.compile(r"bytes (?:\*|(\d{1,15})-(\d{1,15}))/([1-9]\d{0,14})")
 
 
@@ -38,6 +42,22 @@ class Chunk:
     start: int
     end: int
     total: int
+
+
+def discard_ended(session: Session, folder: Path) -> None:
+    """Delete the unfinished uploads of jobs that have ended: nobody will send the rest."""
+    growing = {
+        path: int(found.group(1))
+        for path in folder.glob("upload-*")
+        if (found := _GROWING.match(path.name))
+    }
+    if not growing:
+        return
+    going_on = [state for state in JobState if not state.is_final]
+    jobs = set(session.exec(select(JobRow.id).where(col(JobRow.state).in_(going_on))))
+    for path, job_id in growing.items():
+        if job_id not in jobs:
+            path.unlink(missing_ok=True)
 
 
 def read_range(content_range: str) -> Chunk:

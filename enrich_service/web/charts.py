@@ -15,6 +15,8 @@ _TICKS = 5
 _ROUNDING = 1e-6
 _NOTHING = 1e-100  # differences below this are none, and floats stay normal
 
+_LARGEST = 1e100  # values beyond it are left out: no scale could show them
+
 Points = Sequence[tuple[float, float]]
 
 
@@ -67,15 +69,15 @@ class Chart:
 def line_chart(
     title: str, series: Mapping[str, Points], *, x_label: str, log: bool = False
 ) -> Chart | None:
-    """Lines over a common x; None where there is no finite point.
+    """Lines over a common x; None where there is no point that can be drawn.
 
     Without `log` the y axis begins at 0 or below; with it, what is below a millionth of the highest
     value is left out: of positive measures that is 0 but for rounding.
     """
-    known = [y for points in series.values() for _, y in points if math.isfinite(y)]
+    known = [y for points in series.values() for _, y in points if _is_drawable(y)]
     least = max(_NOTHING, *known, _NOTHING) * _ROUNDING if log else -math.inf
     finite = {
-        name: [(x, y) for x, y in points if math.isfinite(y) and y > least]
+        name: [(x, y) for x, y in points if _is_drawable(y) and y > least]
         for name, points in series.items()
     }
     xs = [x for points in finite.values() for x, _ in points]
@@ -125,6 +127,10 @@ def line_chart(
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> Chart | None:
     """Bars side by side in named groups, the same name in the same colour; None without any."""
+    groups = [
+        (label, {name: value for name, value in bars.items() if _is_drawable(value)})
+        for label, bars in groups
+    ]
     names = list(dict.fromkeys(name for _, bars in groups for name in bars))
     highest = max((value for _, bars in groups for value in bars.values()), default=None)
     if highest is None:
@@ -176,6 +182,10 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(first + 1, math.ceil(high / step - 1e-9))
     return [number * step for number in range(first, last + 1)]
+
+
+def _is_drawable(value: float) -> bool:
+    return abs(value) < _LARGEST  # neither infinite nor NaN
 
 
 def _short(value: float) -> str:

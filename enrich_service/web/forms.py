@@ -5,8 +5,9 @@ elsewhere, and each form repeats the secret of a cookie that only pages of this 
 """
 
 import secrets
+import types
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.responses import RedirectResponse
@@ -58,6 +59,34 @@ async def _sent_form(request: Request) -> Form:
 
 
 SentForm = Annotated[Form, Depends(_sent_form)]
+
+
+def without_none(annotation: object) -> object:
+    """The type `T` of a field that is `T` or `T | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def field_values(model: type[BaseModel], form: Form, prefix: str = "") -> dict[str, Any]:
+    """The values that a form holds for the fields of `model`, ready to be validated.
+
+    A field of a nested model is named `outer.inner` in the form. A checkbox that was not ticked is
+    False. The text of a choice becomes the value of the field's `Literal`, which may be a number.
+    Fields that were left empty are absent, so that they get their default.
+    """
+    values: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        annotation, key = without_none(info.annotation), f"{prefix}{name}"
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            values[name] = field_values(annotation, form, f"{key}.")
+        elif annotation is bool:
+            values[name] = form.ticked(key)
+        elif key in form:
+            choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+            by_text = {str(choice): choice for choice in choices}
+            values[name] = by_text.get(form[key], form[key])
+    return values
 
 
 def fitting(model: type[Model], values: Mapping[str, object]) -> Model:

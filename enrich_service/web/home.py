@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from contract import EventKind, Job, JobState
+from contract import JobState
 from enrich_service.core.dependencies import ReadSession
 from enrich_service.generations.models import RunState
 from enrich_service.jobs import service as job_service
@@ -11,6 +11,7 @@ from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.runs import service as enrichment_service
 from enrich_service.runs.routes import RunsDep
+from enrich_service.web.jobs import progress_of
 from enrich_service.web.page import page
 
 router = APIRouter()
@@ -35,7 +36,7 @@ def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResp
         label_sets=label_service.listing(session, limit=SHOWN),
         releases=release_service.listing(session, limit=SHOWN),
         moving_runs=[run for run in lately if run.state in _MOVING],
-        moving_jobs=[(job, _progress(session, job)) for job in jobs if not job.state.is_final],
+        moving_jobs=[(job, progress_of(session, job)) for job in jobs if not job.state.is_final],
         waiting_runs=[
             run
             for run in lately
@@ -47,8 +48,3 @@ def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResp
         ended_jobs=[job for job in jobs if job.state is JobState.SUCCEEDED][:SHOWN],
         described=any(run.accepted or run.cached for run in lately),
     )
-
-
-def _progress(session: ReadSession, job: Job) -> dict[str, object] | None:
-    last = job_service.last_events(session, job.id, EventKind.PROGRESS)
-    return last[0].data if last else None

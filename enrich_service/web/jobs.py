@@ -1,22 +1,22 @@
 """Pages of jobs: the queue, a job while it trains, what came of it, several side by side."""
 
-import types
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from anyio import sleep
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.fields import FieldInfo
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from contract import EventKind, Job, JobCreate, JobState, Report, TrainConfig
+from contract import Epoch, EventKind, Job, JobCreate, JobState, Progress, Report, TrainConfig
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import (
     MAX_ID,
@@ -32,7 +32,7 @@ from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
 from enrich_service.web.charts import Chart, bar_chart, line_chart
-from enrich_service.web.forms import SentForm, done, fitting
+from enrich_service.web.forms import SentForm, done, field_values, fitting, without_none
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -134,11 +134,10 @@ def _fields(model: type[BaseModel], given: Mapping[str, Any], prefix: str = "") 
 
 def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
     kind: Literal["text", "whole", "number", "tick", "choice"] = "text"
-    annotation, choices = info.annotation, ()
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(one for one in get_args(annotation) if one is not type(None))
+    annotation = without_none(info.annotation)
+    choices: tuple[str, ...] = ()
     if get_origin(annotation) is Literal:
-        kind, choices = "choice", get_args(annotation)
+        kind, choices = "choice", tuple(str(choice) for choice in get_args(annotation))
     elif annotation is bool:
         kind = "tick"
     elif annotation is int:
@@ -147,8 +146,8 @@ def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
         kind = "number"
     default = "" if info.is_required() or info.default is None else info.default
     value = given.get(name, default)
-    about = info.description or ""
-    return Field(name, kind, "" if value is None else value, about, choices, info.is_required())
+    value = "" if value is None else str(value) if kind == "choice" else value
+    return Field(name, kind, value, info.description or "", choices, info.is_required())
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -169,20 +168,12 @@ def _config(job: Job) -> dict[str, Any]:
 @router.post("/jobs")
 def create_job(request: Request, form: SentForm, session: WriteSession) -> Response:
     """Put a job into the queue."""
-    config: dict[str, Any] = {}
-    for field in _fields(TrainConfig, form):
-        outer, _, inner = field.name.rpartition(".")
-        place = config.setdefault(outer, {}) if outer else config
-        if field.kind == "tick":
-            place[inner] = form.ticked(field.name)
-        elif field.name in form:
-            place[inner] = form[field.name]
     try:
         with session.begin_nested():
             body = fitting(
                 JobCreate,
                 {key: form[key] for key in ("release_id", "priority") if key in form}
-                | {"config": config},
+                | {"config": field_values(TrainConfig, form)},
             )
             row = service.create(session, body.release_id, body.config, priority=body.priority)
     except UserError as error:
@@ -244,7 +235,7 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
         ),
     ]
     curves = {
-        f"Job {job.id}": [(one["epoch"], one["seen_top1"]) for one in _epochs(session, job.id)]
+        f"Job {job.id}": [(epoch.epoch, epoch.seen_top1) for epoch in _epochs(session, job.id)]
         for job in jobs
     }
     return {
@@ -338,35 +329,42 @@ def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | No
         return None, str(error)
 
 
-def _epochs(session: Session, job_id: int) -> list[dict[str, Any]]:
-    """What was told of each epoch; one that was trained again after a stop counts once."""
-    told = service.last_events(session, job_id, EventKind.EPOCH, limit=EPOCHS)
-    epochs = {event.data.get("epoch"): event.data for event in told}
-    return [data for data in epochs.values() if _is_epoch(data)]
+def _epochs(session: Session, job_id: int) -> list[Epoch]:
+    """The epochs of a job; one that was trained again after a stop counts once.
+
+    Events that older versions stored and that are no `Epoch` are left out.
+    """
+    epochs: dict[int, Epoch] = {}
+    for event in service.last_events(session, job_id, EventKind.EPOCH, limit=EPOCHS):
+        with suppress(ValidationError):
+            epoch = Epoch.model_validate(event.data)
+            epochs[epoch.epoch] = epoch
+    return list(epochs.values())
 
 
-def _is_epoch(data: Mapping[str, Any]) -> bool:
-    """Workers are free in what they say of an epoch; only what can be drawn is drawn."""
-    numbers = [data.get(name) for name in ("epoch", "loss", "seen_top1", "seconds")]
-    losses = data.get("losses")
-    numbers += losses.values() if isinstance(losses, dict) else [None]
-    return all(isinstance(one, int | float) for one in numbers)
+def progress_of(session: Session, job: Job) -> Progress | None:
+    """How far the present phase of a job is; None once it has ended, or when none is known."""
+    if job.state.is_final:
+        return None
+    for event in service.last_events(session, job.id, EventKind.PROGRESS):
+        with suppress(ValidationError):
+            return Progress.model_validate(event.data)
+    return None
 
 
 def _progress(session: Session, job: Job) -> dict[str, Any]:
     """What the moving part of the page shows."""
     epochs = _epochs(session, job.id)
-    told = service.last_events(session, job.id, EventKind.PROGRESS)
     log = service.last_events(session, job.id, EventKind.LOG, EventKind.STATE, limit=LOG_LINES)
-    parts = dict.fromkeys(part for one in epochs for part in one["losses"])
+    names = dict.fromkeys(name for epoch in epochs for name in epoch.losses)
     losses = {
-        part: [(one["epoch"], one["losses"][part]) for one in epochs if part in one["losses"]]
-        for part in parts
+        name: [(epoch.epoch, epoch.losses[name]) for epoch in epochs if name in epoch.losses]
+        for name in names
     }
-    seen = {"seen classes": [(one["epoch"], one["seen_top1"]) for one in epochs]}
+    seen = {"seen classes": [(epoch.epoch, epoch.seen_top1) for epoch in epochs]}
     return {
         "job": job,
-        "step": told[0].data if told and not job.state.is_final else None,
+        "step": progress_of(session, job),
         "log": log,
         "epochs": epochs,
         "charts": [
@@ -426,7 +424,7 @@ def _news(
 def download_epochs(job_id: Id, session: ReadSession) -> Response:
     """What was told of each epoch, as a table."""
     service.get(session, job_id)
-    epochs = [_flat(one) for one in _epochs(session, job_id)]
+    epochs = [_flat(epoch.model_dump()) for epoch in _epochs(session, job_id)]
     columns = list(dict.fromkeys(name for one in epochs for name in one))
     rows = ([one.get(name, "") for name in columns] for one in epochs)
     return csv_file(f"job-{job_id}-epochs.csv", columns, rows)

@@ -23,6 +23,8 @@ from enrich_service.core.dependencies import (
 from enrich_service.core.errors import UserError
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
+from enrich_service.prompts.schemas import PromptView
+from enrich_service.prompts.templates import variables_of
 from enrich_service.runs import service
 from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
 from enrich_service.runs.scheduler import RunEngine
@@ -103,10 +105,20 @@ def _form(
         estimate=estimate,
         chosen={name: given[name] for name in _CHOSEN if name in given},
         label_sets=label_service.listing(session, limit=None),
-        prompts=prompt_service.listing(session, limit=None),
+        prompts=_prompts_about_labels(session),
         image_roots=settings.image_roots,
         default_model=settings.llm_model,
     )
+
+
+def _prompts_about_labels(session: Session) -> list[PromptView]:
+    """The prompts that can start a run here; those that rewrite texts start from a release."""
+    found = []
+    for prompt in prompt_service.listing(session, limit=None):
+        newest = prompt_service.versions(session, prompt_service.get(session, prompt.name))[0]
+        if "texts" not in variables_of(newest):
+            found.append(prompt)
+    return found
 
 
 @router.post("/runs")

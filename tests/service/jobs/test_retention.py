@@ -50,7 +50,9 @@ def grow_old(client, tmp_path):
 def train(client, student, end="succeeded"):
     job_id = queue(client)
     lease = claim(client)
-    epoch = {"worker_seq": 2, "kind": "epoch", "data": {"epoch": 1}}
+    numbers = {"learning_rate": 1, "loss": 1, "seen_top1": 1, "seconds": 1, "images_per_second": 1}
+    data = numbers | {"epoch": 1, "losses": {}}
+    epoch = {"worker_seq": 2, "kind": "epoch", "data": data}
     assert post_events(client, lease, log(1), epoch).status_code == 200
     for name, content in zip(NAMES, (b'{"a": %d}' % job_id, student, b"bank"), strict=True):
         assert put(client, lease, name, content).status_code < 300

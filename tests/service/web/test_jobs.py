@@ -1,12 +1,19 @@
 import csv
 import io
+import json
+import math
 import re
 
+import httpx
 import pytest
 
+from contract import EventKind
+from enrich_service.core.database import make_engine, writing
+from enrich_service.core.settings import Settings
+from enrich_service.jobs.models import JobEvent
 from tests.service.web.conftest import EVIL
 from tests.service.web.test_runs import events
-from tests.service.web.worker import Worker
+from tests.service.web.worker import Worker, pictures_of, report_of
 from tests.service.web.world import a_photo
 
 TEXTS = {"mallard": "A mallard is green.", EVIL: f"It shows {EVIL}."}
@@ -114,14 +121,80 @@ def test_a_running_job_shows_curves_and_log_that_grow_by_themselves(browser, rel
 def test_odd_events_of_a_worker_do_no_harm(browser, release, service):
     job = queue(service, release)
     worker = Worker(service)
-    worker.tell("epoch", epoch="one", loss=None)
+    worker.tell("epoch", epoch=[1], loss=None)
     worker.tell("progress", phase=EVIL)
     worker.tell("log", text="no message")
     page = browser.get(f"/jobs/{job}")
     assert page.status_code == 200 and "<polyline" not in page.text
+    assert page.text.count("invalid event: ") == 3 and EVIL not in page.text
     assert browser.get("/").status_code == 200
     service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
     assert "ended without a reason" in browser.get("/").text
+
+
+NUMBERS = {"learning_rate": 1, "loss": 1, "seen_top1": 1, "seconds": 1, "images_per_second": 1}
+
+
+@pytest.mark.parametrize("kind", ["epoch", "progress", "log", "state"])
+def test_no_stored_event_breaks_a_page(start_service, tmp_path, kind):
+    """Whatever an older version, or a hand in the database, has left there."""
+    settings = Settings(data_dir=tmp_path, event_poll_seconds=0.05)
+    with httpx.Client(base_url=start_service(settings), timeout=30) as client:
+        client.post("/v1/label-sets", json={"name": "d", "labels": [{"name": "mallard"}]})
+        client.post("/v1/releases", json={"label_set": "d", "name": "r", "allow_missing": True})
+        jobs = [queue(client, 1), queue(client, 1)]
+        engine = make_engine(settings.sqlalchemy_url)
+        epoch = NUMBERS | {"epoch": 1, "losses": {"cls": 1}}
+        told = [
+            [1], "text", 7, {}, {"epoch": [1]}, {"epoch": {}}, {"message": [1]}, {"state": {}},
+            {"message": "\x1b[31m"}, {"phase": [], "step": "1", "steps": 10**400},
+            {"phase": "p", "step": 10**400, "steps": 0}, epoch, epoch | {"epoch": 10**400},
+            *(epoch | {"epoch": 2, "loss": n, "seen_top1": n, "seconds": n, "losses": {"cls": n}}
+              for n in (10**400, 1e308, -1e308, 1e-308, math.inf, math.nan, "1", None)),
+            *(epoch | {"epoch": 3, "losses": losses} for losses in ([], {"": 1}, {"cls": []})),
+        ]  # fmt: skip
+        with writing(engine) as session:
+            for job in jobs:
+                for seq, data in enumerate(told, start=100):
+                    session.add(JobEvent(job_id=job, seq=seq, kind=EventKind(kind), data=data))
+        engine.dispose()
+        compared = f"job={jobs[0]}&job={jobs[1]}"
+        for path in (
+            "/", "/jobs", f"/jobs/{jobs[0]}", f"/jobs/{jobs[0]}/epochs.csv",
+            f"/jobs/compare?{compared}", f"/jobs/compare.csv?{compared}",
+            f"/v1/jobs/{jobs[0]}/events",
+        ):  # fmt: skip
+            answer = client.get(path, headers={"Accept": "text/html"})
+            assert answer.status_code == 200, (path, answer.text)
+        for job in jobs:
+            client.post(f"/v1/jobs/{job}/cancel")
+        live = "".join(text for _, _, text in events(client, f"/jobs/{jobs[0]}/live"))
+        stream = client.get(f"/v1/jobs/{jobs[0]}/events/stream").text
+        assert live.endswith("end") and '"cancelled"' in stream
+
+
+def test_a_report_of_extreme_numbers_breaks_no_page(browser, release, service):
+    job, other = queue(service, release), queue(service, release)
+    worker = Worker(service)
+    report = report_of(worker.lease, (worker.train(1),), 1.0).model_dump(mode="json")
+    extreme = [1e308, -1e308, 1e-308, 0.0]
+    for row, number in zip(report["accuracies"], extreme * 9, strict=False):
+        row["top1"] = number
+    for row, number in zip(report["diagnostics"], extreme, strict=False):
+        row["singular_values"] = extreme
+        row["mean_cosine"] = row["effective_rank"] = number
+    report["pulled_apart"][0] |= {"before": 1e308, "after": -1e308}
+    plane = pictures_of(["mallard", EVIL])["text_plane"].model_dump(mode="json")
+    plane["classes"][0]["before"] = [1e308, -1e308]
+    report |= {"text_plane": plane}
+    worker.leave("report.json", json.dumps(report).encode(), "application/json")
+    for path in (
+        f"/jobs/{job}", f"/jobs/{job}/diagnostics", f"/jobs/compare?job={job}&job={other}",
+        f"/jobs/compare.csv?job={job}&job={other}",
+    ):  # fmt: skip
+        assert browser.get(path).status_code == 200, path
+    service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
+    service.post(f"/v1/jobs/{other}/cancel")
 
 
 def test_an_ended_job_shows_its_report_in_a_box_of_its_own(browser, trained):
