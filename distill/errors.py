@@ -7,8 +7,10 @@ DistillError
 │   ├── TextError        a label without text, a text bank that does not fit
 │   ├── ModelError       an unknown teacher or student, weights that do not load
 │   ├── CheckpointError  a checkpoint that is cut off, or of another configuration
-│   └── ServiceError     the enrichment service does not answer, or refuses
-│       └── LeaseLost    the job was given to another worker, cancelled or has ended
+│   └── ServiceError     the enrichment service does not answer, or rejects the worker
+│       ├── ServiceUnavailable  it does not answer now; it may later
+│       ├── RequestRefused      it refuses one request; others may be accepted
+│       └── LeaseLost           the job was given to another worker, cancelled or has ended
 └── (anything else is a defect)
 """
 
@@ -52,7 +54,15 @@ class CheckpointError(UserError):
 
 
 class ServiceError(UserError):
-    """The enrichment service does not answer, or refuses."""
+    """The enrichment service does not answer, or rejects the worker."""
+
+
+class ServiceUnavailable(ServiceError):
+    """The service does not answer now; it may later."""
+
+
+class RequestRefused(ServiceError):
+    """The service refuses one request; others may be accepted."""
 
 
 class LeaseLost(ServiceError):

@@ -96,7 +96,7 @@ def train(
     from distill.training.distributed import processes
     from distill.training.loop import Interrupted
     from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
-    from distill.worker import INTERRUPTED, OUT_OF_MEMORY, event_line
+    from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
 
     stop, parent = {"asked": False}, os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))

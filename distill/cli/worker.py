@@ -27,7 +27,7 @@ def worker(
     ray_processes: Annotated[int, typer.Option(min=1, help="Of a training on Ray.")] = 1,
 ) -> None:
     """Take training jobs from the service, one after the other."""
-    from distill.worker import TRAIN, work
+    from distill.worker.main import TRAIN, work
 
     on_ray = (sys.executable, "-m", "distill.on_ray.submit", "--address", ray or "")
     work(

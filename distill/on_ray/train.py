@@ -22,7 +22,7 @@ from distill.pipeline.job import run_job
 from distill.training.distributed import WAIT, processes
 from distill.training.loop import Interrupted
 from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
-from distill.worker import INTERRUPTED, OUT_OF_MEMORY, event_line
+from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
 
 STARTS_AGAIN: Final = 3  # after a process or a node was lost
 

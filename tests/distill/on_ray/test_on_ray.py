@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
 from contract import Report
-from tests.distill.test_worker import (
+from tests.distill.worker.conftest import (
     address,
     epochs,
     events,

@@ -47,7 +47,7 @@ def tab(chromium, service):
         base_url=str(service.base_url), viewport={"width": 1280, "height": 900}
     )
     tab = context.new_page()
-    tab.set_default_timeout(20_000)
+    tab.set_default_timeout(60_000)  # for machines that are busy
     wrong: list[str] = []
     tab.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
     tab.on("pageerror", lambda error: wrong.append(f"error {error}"))

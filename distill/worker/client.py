@@ -1,0 +1,126 @@
+"""HTTP requests of a worker to the service: one attempt, or retries until a deadline."""
+
+import contextlib
+import threading
+import time
+from typing import Any, Final, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from distill.errors import LeaseLost, RequestRefused, ServiceError, ServiceUnavailable
+
+CLAIM: Final = "/v1/jobs/claim"
+RETRY_DEADLINE_S: Final = 600.0  # without an answer, before a worker gives up; at least 3 leases
+MAX_BACKOFF_S: Final = 15.0
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ServiceClient:
+    """The service as a worker sees it.
+
+    `retry_deadline`: seconds without an answer after which retries end. `stop`: set when the worker
+    should end; retries end then, too.
+    """
+
+    def __init__(self, url: str, api_key: str | None, stop: threading.Event) -> None:
+        """Raises ServiceError for an address or an API key that cannot be one."""
+        try:
+            # A password in the address is for the connection alone, not for messages.
+            self.shown_url = str(httpx.URL(url).copy_with(userinfo=b""))
+            is_http = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+        except (httpx.InvalidURL, ValueError):
+            is_http = False
+        if not is_http:
+            raise ServiceError("the service's address must be like http://127.0.0.1:8000")
+        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise ServiceError("the API key (ENRICH_API_KEY) has characters that no key has")
+        self.retry_deadline = RETRY_DEADLINE_S
+        self.stop = stop
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(30.0, connect=10.0),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        """Send one request: `body` as JSON, or `content` as it is.
+
+        Raises:
+            LeaseLost: the service answers 409, or no longer knows the job.
+            ServiceUnavailable: it does not answer, or fails.
+            RequestRefused: it refuses this request.
+            ServiceError: it rejects the API key.
+        """
+        try:
+            response = self._http.request(method, path, json=body, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise ServiceUnavailable(
+                f"the service at {self.shown_url} does not answer "
+                f"({error or type(error).__name__}): check the address and that `enrich serve` is "
+                "running"
+            ) from None
+        detail = _problem_detail(response)
+        match response.status_code:
+            case 200 | 201 | 202 | 204:
+                return response
+            case 409:
+                raise LeaseLost(detail)
+            case 404 if path != CLAIM:
+                raise LeaseLost(detail)
+            case 401 | 403:
+                raise ServiceError(
+                    f"the service at {self.shown_url} rejected the API key ({detail}): put a key "
+                    "for this worker into ENRICH_API_KEY"
+                )
+            case 408 | 429 | 500 | 502 | 503 | 504 | 507:
+                raise ServiceUnavailable(f"the service at {self.shown_url} fails: {detail}")
+        raise RequestRefused(f"the service at {self.shown_url} refuses {method} {path}: {detail}")
+
+    def send_with_retries(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
+        """Send a request until the service answers or the retry deadline has passed.
+
+        When the worker should stop, there is one more attempt at most.
+
+        Raises:
+            LeaseLost, ServiceUnavailable, RequestRefused, ServiceError: as `send`.
+        """
+        deadline, wait = time.monotonic() + self.retry_deadline, 0.25
+        while True:
+            try:
+                return self.send(method, path, **content)
+            except ServiceUnavailable:
+                if self.stop.is_set() or time.monotonic() + wait > deadline:
+                    raise
+            self.stop.wait(wait)
+            wait = min(2 * wait, MAX_BACKOFF_S)
+
+    def parse(self, model: type[M], response: httpx.Response) -> M:
+        """The body of an answer as a `model`. Raises ServiceError where it is none."""
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError:
+            raise ServiceError(
+                f"{self.shown_url} answers, but not as an enrichment service of this version: "
+                "check the address, or update the older of the two"
+            ) from None
+
+
+def _problem_detail(response: httpx.Response) -> str:
+    """The detail of a problem document, or at least the status."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return " ".join(str(response.json()["detail"]).split())
+    return f"status {response.status_code}"

@@ -1,0 +1,110 @@
+"""The worker's loop: claims jobs and works on one after the other."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from contract import Lease
+from distill.errors import RequestRefused, ServiceUnavailable
+from distill.worker.attempt import Attempt
+from distill.worker.client import CLAIM, RETRY_DEADLINE_S, ServiceClient
+from distill.worker.outbox import notes
+
+TRAIN: Final = (sys.executable, "-m", "distill", "train")
+POLL_INTERVAL_S: Final = 2.0  # between two claims while the queue is empty
+
+
+def work(
+    service_url: str,
+    *,
+    work_dir: Path,
+    name: str,
+    once: bool = False,
+    api_key: str | None = None,
+    command: Sequence[str] = TRAIN,
+    offers: Mapping[str, Any] | None = None,
+    data_roots: Sequence[Path] = (),
+) -> None:
+    """Take jobs until SIGTERM or SIGINT; with `once`, until the queue is empty.
+
+    A worker that is asked to stop lets the training write its checkpoint; the job is taken again
+    when its lease has ended. `command` trains: it gets the options of `distill train`. `offers`:
+    the resources for jobs that need them, by default those of this machine. With `data_roots`, jobs
+    may read images and teachers in these folders alone.
+
+    Raises:
+        ServiceError: the service does not answer at the start, is unreachable for too long, or
+            rejects the API key.
+        DataError: `work_dir` cannot be written to.
+    """
+    command = [*command, *(part for root in data_roots for part in ("--data-root", str(root)))]
+    stop = threading.Event()
+    service = ServiceClient(service_url, api_key, stop)
+    claim = {"worker": name, **(offers or {"gpu": has_gpu(), "memory_gb": memory_gb()})}
+    with contextlib.closing(service), _stop_on_signals(stop):
+        # A wrong address is reported at once; only a service that has answered is waited for.
+        answer = service.send("POST", CLAIM, body=claim)
+        notes.print(f"worker {name} at {service.shown_url}")
+        while True:
+            if answer.status_code == 200:
+                lease = service.parse(Lease, answer)
+                service.retry_deadline = max(RETRY_DEADLINE_S, 3 * lease.seconds)
+                _work_on(Attempt(service, lease, work_dir, tuple(command), stop))
+            elif once:
+                return
+            else:
+                stop.wait(POLL_INTERVAL_S)
+            if stop.is_set():
+                return
+            try:
+                answer = service.send_with_retries("POST", CLAIM, body=claim)
+            except ServiceUnavailable:
+                if stop.is_set():
+                    return
+                raise
+
+
+def _work_on(attempt: Attempt) -> None:
+    """Run one attempt; a request about this job that the service refuses ends nothing else."""
+    try:
+        attempt.run()
+    except RequestRefused as error:
+        attempt.log(f"given up: {error}; it is queued again when its lease has ended")
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU. (Asking torch would load it into this process.)"""
+    return Path("/dev/nvidia0").exists()
+
+
+def memory_gb() -> float:
+    """The memory in GiB that this process may use: the machine's, or less where it is limited."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return round(min(limits) / 2**30, 1)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`. Only a main thread can listen to signals."""
+
+    def on_signal(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

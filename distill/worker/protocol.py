@@ -1,0 +1,34 @@
+"""What a training tells the worker that started it: event lines and its exit status."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from contract import EventKind
+
+INTERRUPTED: Final = 75  # exit status of `distill train` that left a checkpoint
+OUT_OF_MEMORY: Final = 71  # exit status of `distill train` that could not allocate memory
+MAX_LOG_LINE: Final = 10_000  # characters
+
+
+def event_line(kind: EventKind, data: Mapping[str, Any]) -> str:
+    """An event as a training prints it, to be read by `parse_event`."""
+    return json.dumps({"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()})
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """The event in a line that a training printed.
+
+    Any other line, such as the output of a library, becomes a log event. NaN becomes null, since
+    JSON has no NaN.
+    """
+    text = line.decode(errors="replace").strip()
+    try:
+        event = json.loads(text, parse_constant=lambda _: None)
+        kind, data, at = EventKind(event["kind"]), dict(event["data"]), str(event["at"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        kind, data, at = EventKind.LOG, {"message": text}, datetime.now(UTC).isoformat()
+    if kind is EventKind.LOG:
+        data["message"] = str(data.get("message"))[:MAX_LOG_LINE]
+    return {"kind": kind, "data": data, "at": at}
