@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +282,8 @@ def check(
         for row in rows(
             "SELECT job.*, release.hash FROM job JOIN release ON release.id = release_id"
         ):
-            more += max(0, row["fence"] - 1)
             events = rows("SELECT * FROM job_event WHERE job_id = ? ORDER BY seq", row["id"])
+            more += max(0, _leases(events) - 1)
             files = rows("SELECT * FROM job_artifact WHERE job_id = ?", row["id"])
             wrong += [f"job {row['id']}: {words}" for words in _faults(row, events, files, data)]
             for event in events:
@@ -309,6 +309,14 @@ def check(
     return counted, wrong
 
 
+def _leases(events: list[sqlite3.Row]) -> int:
+    """How often a worker took the job."""
+    return sum(
+        event["kind"] == "state" and json.loads(event["data"])["state"] == "leased"
+        for event in events
+    )
+
+
 def _faults(
     job: sqlite3.Row, events: list[sqlite3.Row], files: list[sqlite3.Row], data: Path
 ) -> Iterator[str]:
@@ -327,10 +335,10 @@ def _faults(
     # A retry queues it again.
     if any(state in FINAL and then != "queued" for state, then in pairwise(states)):
         yield f"something happened after its end: {states}"
-    if not states.count("leased") == job["fence"] >= job["attempts"]:
-        yield f"{states.count('leased')} leases, {job['attempts']} attempts, fence {job['fence']}"
-    fences = [event["fence"] for event in events if event["fence"] is not None]
-    if fences != sorted(fences):
+    if states.count("leased") < job["attempts"]:
+        yield f"{states.count('leased')} leases, {job['attempts']} attempts"
+    fences = [fence for fence, _ in groupby(event["fence"] for event in events if event["fence"])]
+    if len(fences) != len(set(fences)):
         yield "a worker wrote after the job was another's"
     epochs = [
         data["epoch"] for event, data in zip(events, said, strict=True) if event["kind"] == "epoch"

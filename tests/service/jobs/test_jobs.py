@@ -279,7 +279,7 @@ EPOCH = (
         ('"kind": "epoch", "data": {"epoch": [1]}', "epoch: Input should be a valid integer"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "1" + "0" * 400)}', "loss: Input"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "NaN")}', "float values are not JSON"),
-        ('"kind": "epoch", "data": {"epoch": 1e308}', "epoch: Input should be a valid integer"),
+        ('"kind": "epoch", "data": {"epoch": 1e308}', "epoch: "),
         ('"kind": "progress", "data": {"phase": "p", "step": 1e400, "steps": 1}', "not JSON"),
         ('"kind": "log", "data": {}, "at": "2026-01-02T03:04:05"', "at: Input should have"),
         ('"kind": "log", "data": {"message": "' + "y" * 100_001 + '"}', "has at most 100000 bytes"),
