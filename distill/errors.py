@@ -7,6 +7,7 @@ DistillError
 │   ├── TextError        a label without text, a text bank that does not fit
 │   ├── ModelError       an unknown teacher or student, weights that do not load
 │   ├── CheckpointError  a checkpoint that is cut off, or of another configuration
+│   ├── ClassifierError  a classifier folder that is damaged, a class that cannot be added
 │   └── ServiceError     the enrichment service does not answer, or rejects the worker
 │       ├── ServiceUnavailable  it does not answer now; it may later
 │       ├── RequestRefused      it refuses one request; others may be accepted
@@ -51,6 +52,10 @@ class ModelError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is cut off, or of another configuration."""
+
+
+class ClassifierError(UserError):
+    """A classifier folder that is damaged or of another version, a class that cannot be added."""
 
 
 class ServiceError(UserError):

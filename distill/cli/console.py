@@ -106,7 +106,7 @@ def default_strategy(release: Release) -> TextStrategy:
 
 def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
     """The strategy called `strategy`, or the one that suits the release."""
-    from distill.embeddings.text_bank import STRATEGIES
+    from distill.embeddings.prompts import STRATEGIES
 
     if strategy is None:
         return default_strategy(release)

@@ -37,6 +37,11 @@ COMMANDS = (
         "evaluate:diagnose",
         "How close class texts lie: cosines, spectrum, the most confusable pairs.",
     ),
+    (
+        "export",
+        "export:export",
+        "Write a classifier that runs without torch, checked against PyTorch image by image.",
+    ),
     ("worker", "worker:worker", "Take training jobs from the service, one after the other."),
     ("data", "data:app", "Data sets in the layout that training reads."),
 )

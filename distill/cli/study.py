@@ -118,7 +118,7 @@ def explain(
     """Which classes a teacher or a student sees in images, and which attributes speak for each."""
     import torch
 
-    from distill.data.pixels import open_image, square
+    from distill.data.image_file import open_image, square
     from distill.evaluation.explain import encode_attributes
     from distill.evaluation.explain import explain as explain_features
     from distill.evaluation.report import read_report

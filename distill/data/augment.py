@@ -52,7 +52,7 @@ class Views:
         across, down = (self.centre[..., None] + self.extent[..., None] * pixels).unbind(1)
         grid = torch.stack(
             [across[:, None].expand(-1, size, -1), down[..., None].expand(-1, -1, size)], dim=-1
-        ).expand(len(images), -1, -1, -1)
+        ).expand(images.shape[0], -1, -1, -1)
         return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
 
 

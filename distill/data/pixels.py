@@ -1,4 +1,4 @@
-"""Reading images: one image in RGB, and the pixels of a split.
+"""The pixels of a split.
 
 Pixels are decoded once into a memory-mapped uint8 array, so that training touches no file.
 """
@@ -10,28 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from distill.data.atomic_file import whole_file
+from distill.data.image_file import open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
 
 Progress = Callable[[int, int], None]  # done, total
-
-
-def open_image(path: Path) -> Image.Image:
-    """The image at `path` in RGB.
-
-    Raises:
-        UnreadableImages: the file is missing, cut off or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UnreadableImages([f"{path} (it is gone)"]) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImages([f"{path} ({_one_line(error)})"]) from None
 
 
 def load_pixels(
@@ -80,18 +65,3 @@ def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableIm
         return square(open_image(path), size)
     except UnreadableImages as error:
         return error
-
-
-def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The middle square of `image`, its side resized to `size`: uint8 [3, size, size]."""
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.augment import draw, see
-from distill.data.pixels import Progress, load_pixels, open_image
+from distill.data.image_file import open_image
+from distill.data.pixels import Progress, load_pixels
 from distill.data.splits import Split
 from distill.data.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
 from distill.errors import DataError

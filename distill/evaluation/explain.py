@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from contract import AttributeEvidence, ExplainedClass, Release
-from distill.embeddings.text_bank import encode_groups, prefix_of, prompts_of
+from distill.embeddings.prompts import prefix_of, prompts_of
+from distill.embeddings.text_bank import encode_groups
 from distill.errors import DataError, TextError
 from distill.models.teacher import Teacher
 

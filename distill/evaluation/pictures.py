@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract import Similarity, SimilarityPicture, Thumbnails
-from distill.data.pixels import open_image, square
+from distill.data.image_file import open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
 

@@ -104,7 +104,7 @@ class Teacher:
         """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
         if (inner := getattr(self.tokenizer, "tokenizer", None)) is not None:
             with _quiet():
-                return len(inner(text)["input_ids"])
+                return len(inner(self.tokenizer.clean_fn(text))["input_ids"])  # type: ignore[attr-defined]
         return len(self.tokenizer.encode(text)) + 2  # type: ignore[attr-defined]
 
     @cached_property

@@ -14,7 +14,8 @@ from contract import Preflight, Release, SplitCount, SplitName, TrainConfig
 from distill.data.pixels import Progress, load_pixels
 from distill.data.splits import Split, scan_split
 from distill.embeddings.image_features import image_embeddings
-from distill.embeddings.text_bank import build_text_bank, has_text
+from distill.embeddings.prompts import has_text
+from distill.embeddings.text_bank import build_text_bank
 from distill.errors import DataError, ModelError, TextError, UnreadableImages, some
 from distill.evaluation.accuracy import accuracy
 from distill.models.teacher import Teacher

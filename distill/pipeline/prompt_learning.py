@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from contract import ReleaseLabel
-from distill.embeddings.text_bank import within_context
+from distill.embeddings.prompts import within_context
 from distill.errors import DataError, ModelError, TextError
 from distill.method.losses import l_cls
 from distill.models.teacher import TEXT_BATCH, Teacher

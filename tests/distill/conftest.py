@@ -1,9 +1,11 @@
 """A small teacher with random weights and a handful of images: enough to see mechanics at work."""
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from safetensors.torch import save_file
 
 from contract import Release, ReleaseLabel, TrainConfig, release_hash
 from demo.world import charms, write_world
+
+if TYPE_CHECKING:
+    from distill.export.classifier_folder import Exported, FinishedRun
 
 TINY = {
     "model_cfg": {
@@ -248,3 +253,25 @@ def charm_run(charm_world: Path, charm_release: Release) -> Path:
         should_stop=lambda: False,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def finished_charm_run(charm_run: Path, charm_world: Path) -> "FinishedRun":
+    """That run, loaded to be exported."""
+    from distill.export.classifier_folder import load_run
+
+    return load_run(charm_run, cache=charm_world / "cache", bar=lambda _: lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def exported_charms(finished_charm_run, charm_world: Path) -> "Exported":
+    """The classifier folder of that run."""
+    from distill.export.classifier_folder import export_run
+
+    return export_run(finished_charm_run, charm_world / "classifier", cache=charm_world / "cache")
+
+
+@pytest.fixture
+def classifier_folder(exported_charms, tmp_path: Path) -> Path:
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(exported_charms.folder, tmp_path / "charms")

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from distill.data.releases import shuffle_texts
-from distill.embeddings.text_bank import TextBank, build_text_bank, prompts_of
+from distill.embeddings.prompts import prompts_of
+from distill.embeddings.text_bank import TextBank, build_text_bank
 from distill.errors import TextError
 from distill.models.teacher import load_teacher
 from tests.distill.conftest import make_release

@@ -1,0 +1,54 @@
+"""`distill export`: a finished run as a classifier folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distill.cli.console import CACHE, CacheOption, JsonOption, bars, notes, one_line_errors
+
+
+@one_line_errors
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
+    out: Annotated[Path, typer.Option(help="Classifier folder to write; an old one is replaced.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Where the run's images lie now, if elsewhere.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Where the run's teacher lies now, if elsewhere.")
+    ] = None,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a classifier that runs without torch, checked against PyTorch image by image."""
+    from distill.export.classifier_folder import export_run, load_run
+
+    with bars() as bar:
+        finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
+    notes.print("exporting the image encoder and the text encoder to ONNX …")
+    exported = export_run(finished, out, cache=cache)
+    if as_json:
+        print(exported.manifest.model_dump_json())  # noqa: T201
+        return
+    table = Table(
+        "format", "MB", "ms at batch 1", "images/s at batch 32", "seen top-1 %", "unseen top-1 %"
+    )
+    for row in exported.rows:
+        table.add_row(
+            row.name,
+            "" if row.megabytes is None else f"{row.megabytes:.1f}",
+            f"{row.speed.ms:.1f}",
+            f"{row.speed.images_per_second:,.0f}",
+            f"{row.seen:.1f}",
+            f"{row.unseen:.1f}",
+        )
+    Console().print(table)
+    notes.print(
+        f"same classes as PyTorch on {sum(map(len, finished.splits.values())):,} validation "
+        f"images; features within {exported.feature_difference:.0e}, texts within "
+        f"{1 - exported.text_cosine:.0e} in cosine"
+    )
+    notes.print(f"classifier: {out}", markup=False)

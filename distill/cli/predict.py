@@ -1,0 +1,1 @@
+"""`distill predict`: photos to classes, by a classifier folder. Imports no torch."""

@@ -1,0 +1,43 @@
+"""One image file: opened in RGB, and cropped to the square that a student sees.
+
+Notable: Pillow and numpy alone, so that training and a classifier without torch (`distill.runtime`)
+read the same pixels.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from distill.errors import UnreadableImages
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image at `path` in RGB.
+
+    Raises:
+        UnreadableImages: the file is missing, cut off or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise UnreadableImages([f"{path} (it is gone)"]) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise UnreadableImages([f"{path} ({_one_line(error)})"]) from None
+
+
+def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The middle square of `image`, its side resized to `size`: uint8 [3, size, size]."""
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,108 @@
+"""Seen and unseen classes competing for each image: generalised zero-shot classification.
+
+A student knows the classes that it was trained on better, so their cosines are larger and they
+take the images of unseen classes. A bias, taken from the cosines of seen classes, trades one
+accuracy for the other (calibrated stacking: Chao et al., ECCV 2016, arXiv 1605.04253). The curve of
+both accuracies over all biases has the area AUSUC, and the harmonic mean H judges one point on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Top-1 in percent where all classes compete, with `bias` taken from those of seen classes."""
+
+    seen: float
+    unseen: float
+    bias: float
+
+    @property
+    def harmonic_mean(self) -> float:
+        """Of both accuracies; 0 where one of them is."""
+        total = self.seen + self.unseen
+        return 2 * self.seen * self.unseen / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What decides each image: [images] each, first those of seen classes, then of unseen ones.
+
+    An image goes to a seen class where its `margin` is at least the bias, and is then right where
+    `right` holds for a seen image; below, where it holds for an unseen one.
+    """
+
+    margin: Tensor  # best seen score − best unseen score
+    right: Tensor  # whether the best class on the image's own side is its class
+    is_seen: Tensor
+
+    def at(self, bias: float) -> Joint:
+        """Both accuracies with this bias."""
+        hits = self.right & ((self.margin >= bias) == self.is_seen)
+        seen, unseen = (
+            100 * float(hits[part].double().mean()) for part in (self.is_seen, ~self.is_seen)
+        )
+        return Joint(seen, unseen, bias)
+
+    def curve(self) -> list[Joint]:
+        """A point for each range of biases with other accuracies, by rising bias.
+
+        The first one sends every image to a seen class, the last one to an unseen class.
+        """
+        margins = torch.unique(self.margin.double())  # sorted
+        ends = torch.stack([margins[0] - 1, margins[-1] + 1])
+        between = (margins[1:] + margins[:-1]) / 2
+        biases = torch.cat([ends[:1], between, ends[1:]])
+        seen = self._share(self.right & self.is_seen, self.is_seen, margins, above=True)
+        unseen = self._share(self.right & ~self.is_seen, ~self.is_seen, margins, above=False)
+        return [Joint(*row) for row in zip(seen, unseen, biases.tolist(), strict=True)]
+
+    def _share(self, hits: Tensor, images: Tensor, margins: Tensor, *, above: bool) -> list[float]:
+        """Percent of `images` that are hits with a margin above, or below, each bias."""
+        counts = torch.zeros(len(margins), dtype=torch.float64)
+        places = torch.searchsorted(margins, self.margin.double()[hits])
+        counts.scatter_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        below = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        share: Tensor = 100 * (below[-1] - below if above else below) / images.sum()
+        return share.tolist()
+
+
+def outcomes(
+    seen_scores: Tensor, seen_targets: Tensor, unseen_scores: Tensor, unseen_targets: Tensor,
+    is_seen: Tensor,
+) -> Outcomes:  # fmt: skip
+    """What decides the images of seen and of unseen classes.
+
+    `seen_scores`, `unseen_scores` [images, classes] are the scores of all classes, `seen_targets`,
+    `unseen_targets` [images] index them, and `is_seen` [classes] tells the seen ones.
+    """
+    parts = []
+    for scores, targets, own in (
+        (seen_scores, seen_targets, is_seen),
+        (unseen_scores, unseen_targets, ~is_seen),
+    ):
+        best = [
+            scores.masked_fill(~side, -torch.inf).max(dim=1).values for side in (is_seen, ~is_seen)
+        ]
+        right = scores.masked_fill(~own, -torch.inf).argmax(dim=1) == targets
+        parts.append((best[0] - best[1], right))
+    margin, right = (torch.cat(both) for both in zip(*parts, strict=True))
+    return Outcomes(margin, right, torch.arange(len(margin)) < len(seen_scores))
+
+
+def best_point(curve: Sequence[Joint]) -> Joint:
+    """The point with the largest harmonic mean; of several, the one in the middle."""
+    best = max(point.harmonic_mean for point in curve)
+    points = [point for point in curve if point.harmonic_mean == best]
+    return points[len(points) // 2]
+
+
+def ausuc(curve: Sequence[Joint]) -> float:
+    """Area under the `curve` of unseen over seen accuracy, 0 to 1, by trapezoids."""
+    points = [(point.seen / 100, point.unseen / 100) for point in reversed(curve)]
+    return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points))

@@ -1,0 +1,1 @@
+"""From a finished run to a classifier folder, which `distill.runtime` uses without torch."""

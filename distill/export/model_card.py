@@ -1,0 +1,154 @@
+"""README.md of a classifier folder: a model card in the format of the Hugging Face hub."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from contract import Report
+from distill.export.verify import FormatRow
+from distill.runtime.manifest import Manifest
+
+
+def model_card(manifest: Manifest, report: Report, rows: Sequence[FormatRow]) -> str:
+    """The text of the model card."""
+    seen = sum(entry.seen for entry in manifest.classes)
+    sections = (
+        _front_matter(manifest),
+        f"# {manifest.release.label_set} classifier",
+        f"A {manifest.student.name} ({manifest.student.parameters:,} parameters) that classifies "
+        f"images into {len(manifest.classes)} classes: {seen} that it was trained on, and "
+        f"{len(manifest.classes) - seen} that it knows from text alone. A class can be added by a "
+        "description, without training. It was distilled from the vision-language model "
+        f"`{manifest.teacher.name}` by the method of Li et al. (ICCV 2023, arXiv 2307.03135).",
+        "## Accuracy\n\n" + _accuracies(manifest, report),
+        "## Speed\n\nOn the machine that exported it.\n\n" + format_table(rows),
+        "## Use\n\n" + _usage(manifest),
+        "## Data\n\n" + _data(manifest, report),
+        "## Licences\n\nThe student's weights derive from the teacher's outputs and the training "
+        "images; the texts come from the language model named above. Check the licences of all "
+        "three before you publish this classifier.",
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> str:
+    fields = {
+        "library_name": "onnxruntime",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["image-classification", "distillation", "onnx"],
+        "base_model": None,
+    }
+    if manifest.teacher.name.startswith("hf-hub:"):
+        fields["base_model"] = manifest.teacher.name.removeprefix("hf-hub:")
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items() if value is not None]
+    return "\n".join(("---", *lines, "---"))
+
+
+def _accuracies(manifest: Manifest, report: Report) -> str:
+    numbers, calibration = manifest.accuracies, manifest.calibration
+    images = {row.split: (row.images, row.classes) for row in report.accuracies}
+    lines = ["| top-1 % | | images | classes |", "| --- | ---: | ---: | ---: |"]
+    for split in ("seen", "unseen"):
+        count, classes = images[split]
+        deviation = 1.96 * (numbers[split] * (100 - numbers[split]) / count) ** 0.5
+        lines.append(
+            f"| {split} classes alone | {numbers[split]:.1f} ± {deviation:.1f} | {count:,} | "
+            f"{classes} |"
+        )
+    lines += [
+        f"| {split} images, all classes competing | {numbers[f'joint_{split}']:.1f} | "
+        f"{images[split][0]:,} | {len(manifest.classes)} |"
+        for split in ("seen", "unseen")
+    ]
+    joint = (
+        f"Harmonic mean of the last two: {numbers['joint_harmonic_mean']:.1f} with the stored "
+        f"bias of {calibration.seen_bias:.3f} against seen classes; area under the seen-unseen "
+        f"curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}. Intervals are of 95 %, over images."
+    )
+    certain = (
+        f"Probabilities: temperature {calibration.temperature:.4f}, fitted on the seen validation "
+        f"images; expected calibration error {calibration.ece_after:.1f} % (with the temperature "
+        f"of the training: {calibration.ece_before:.1f} %). An image whose best cosine is below "
+        f"{calibration.unknown_threshold:.3f} is called unknown: of images of other classes "
+        f"{numbers['unknown_fpr_at_95_tpr']:.0f} % still pass where 95 % of those of seen classes "
+        f"do (AUROC {numbers['unknown_auroc'] / 100:.3f})."
+    )
+    return "\n\n".join(("\n".join(lines), joint, certain))
+
+
+def format_table(rows: Sequence[FormatRow]) -> str:
+    """The table of formats in Markdown."""
+    lines = [
+        "| format | MB | ms at batch 1 | images/s at batch 32 | seen top-1 % | unseen top-1 % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        size = "" if row.megabytes is None else f"{row.megabytes:.1f}"
+        lines.append(
+            f"| {row.name} | {size} | {row.speed.ms:.1f} | {row.speed.images_per_second:,.0f} | "
+            f"{row.seen:.1f} | {row.unseen:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _usage(manifest: Manifest) -> str:
+    size = manifest.preprocessing.image_size
+    return f"""With the package `enrich-distill[runtime]`, which needs no torch:
+
+```python
+from distill.runtime import Classifier
+
+classifier = Classifier.load(".")
+classifier.add("okapi", "a horse-like animal with striped legs")
+print(classifier.classify(["photo.jpg"])[0].best)
+```
+
+With ONNX Runtime alone (`Classifier` resizes before it crops, which may move a pixel):
+
+```python
+import numpy as np, onnxruntime, safetensors.numpy
+from PIL import Image, ImageOps
+pixels = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), ({size}, {size}), Image.BICUBIC)
+session = onnxruntime.InferenceSession("image_encoder.onnx")
+features = session.run(None, {{"pixels": np.asarray(pixels).transpose(2, 0, 1)[None]}})[0]
+print(features @ safetensors.numpy.load_file("text_bank.safetensors")["tensor"].T)
+```
+
+In C++:
+
+```cpp
+Ort::Env env;
+Ort::Session session(env, "image_encoder.onnx", Ort::SessionOptions{{}});
+std::array<int64_t, 4> shape{{1, 3, {size}, {size}}};  // pixels: RGB, planes one after the other
+auto input = Ort::Value::CreateTensor<uint8_t>(memory, pixels.data(), pixels.size(), &shape[0], 4);
+auto features = session.Run({{}}, input_names, &input, 1, output_names, 1);
+```
+
+In a browser:
+
+```js
+import * as ort from "onnxruntime-web";
+const session = await ort.InferenceSession.create("image_encoder.onnx");
+const pixels = new ort.Tensor("uint8", rgbPlanes, [1, 3, {size}, {size}]);
+const {{ features }} = await session.run({{ pixels }});
+// the class with the largest dot product of `features` and its row of the text bank
+```"""
+
+
+def _data(manifest: Manifest, report: Report) -> str:
+    release, text = manifest.release, manifest.text
+    origin = Counter(entry.origin for entry in manifest.classes)
+    prompt = f"prompt `{text.prompt}`, version {text.prompt_version}" if text.prompt else "none"
+    images = (
+        {count.split: count.images for count in report.preflight.splits} if report.preflight else {}
+    )
+    return "\n".join(
+        (
+            f"- Training images: {images.get('train', 0):,}.",
+            f"- Texts: release `{release.name}` of the label set `{release.label_set}`, SHA-256 "
+            f"`{release.hash}`; text strategy `{text.strategy}`; {prompt}.",
+            f"- Classes: {', '.join(f'{count} from {name}' for name, count in origin.items())}.",
+            f"- Teacher: `{manifest.teacher.name}`, SHA-256 of its weights "
+            f"`{manifest.teacher.fingerprint}`.",
+        )
+    )

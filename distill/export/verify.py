@@ -1,0 +1,123 @@
+"""Whether an exported model gives what PyTorch gives, and how quick both are."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from distill.embeddings.text_bank import TextBank
+from distill.errors import ModelError
+from distill.runtime.text_encoder import TextEncoder
+
+FEATURE_TOLERANCE: Final = 1e-4
+TEXT_TOLERANCE: Final = 1e-5  # of a cosine
+TIE: Final = 1e-5  # of two cosines, within which rounding may change the better one
+BATCH: Final = 32
+TIMED_SECONDS: Final = 0.5  # for each model and batch size
+
+EvaluatedSplit = Literal["seen", "unseen"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How quick a model is on this machine."""
+
+    ms: float  # for one image
+    images_per_second: float  # in batches of BATCH
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One line of the table that an export prints. Accuracies are top-1 in percent."""
+
+    name: str
+    megabytes: float | None
+    speed: Speed
+    seen: float
+    unseen: float
+
+
+def onnx_features(session: ort.InferenceSession, pixels: Tensor) -> Tensor:
+    """Unit features [images, dim] of uint8 `pixels` [images, 3, size, size]."""
+    batches = [session.run(None, {"pixels": x.numpy()})[0] for x in torch.split(pixels, BATCH)]
+    return torch.from_numpy(np.concatenate(batches))
+
+
+def check_features(
+    expected: Tensor, exported: Tensor, text: Tensor, split: EvaluatedSplit
+) -> float:
+    """The largest difference between two sets of unit features [images, dim] of one split.
+
+    `text` [classes, dim] are the unit text features that images are classified with.
+
+    Raises:
+        ModelError: it is above FEATURE_TOLERANCE, or an image gets another class, though its two
+            best classes are no tie.
+    """
+    expected = normalize(expected, dim=1)
+    difference = float((expected - exported).abs().max())
+    if not difference <= FEATURE_TOLERANCE:
+        raise ModelError(
+            f"the ONNX image encoder differs from PyTorch by {difference:.1e} on {split} images, "
+            f"more than {FEATURE_TOLERANCE:.0e}: report it with the student's name"
+        )
+    scores = expected @ text.T
+    before, after = scores.argmax(dim=1), (exported @ text.T).argmax(dim=1)
+    rows = torch.arange(len(scores))
+    moved = int(((scores[rows, before] - scores[rows, after]) > TIE).sum())
+    if moved:
+        raise ModelError(
+            f"the ONNX image encoder gives {moved} of {len(scores)} {split} images another class "
+            "than PyTorch: report it with the student's name"
+        )
+    return difference
+
+
+def check_texts(
+    encoder: TextEncoder,
+    groups: Mapping[str, tuple[str, ...]],
+    prefixes: Mapping[str, str],
+    bank: TextBank,
+) -> float:
+    """The least cosine of exported class features with those of `bank`.
+
+    `groups` maps the key of each class to its prompts, `prefixes` to what each of them begins with.
+
+    Raises:
+        ModelError: it is below 1 − TEXT_TOLERANCE.
+    """
+    rows = [encoder.encode_class(groups[key], prefixes[key]) for key in bank.keys]
+    cosines = (torch.from_numpy(np.stack(rows)) * bank.features).sum(dim=1)
+    least = int(cosines.argmin())
+    if not float(cosines[least]) >= 1 - TEXT_TOLERANCE:
+        raise ModelError(
+            f"the exported text encoder differs from open_clip on the text of "
+            f"{bank.names[least]!r} (cosine {float(cosines[least]):.6f}): report it with the "
+            "teacher's name"
+        )
+    return float(cosines[least])
+
+
+def measure_speed(model: Callable[[Tensor], object], images: Tensor) -> Speed:
+    """The median time of `model` for the first of `images`, and its rate for BATCH of them."""
+    batch = images[torch.arange(BATCH) % len(images)]
+    one = _median_seconds(lambda: model(batch[:1]))
+    return Speed(1000 * one, BATCH / _median_seconds(lambda: model(batch)))
+
+
+def _median_seconds(call: Callable[[], object]) -> float:
+    call()  # the first one allocates
+    seconds: list[float] = []
+    end = time.perf_counter() + TIMED_SECONDS
+    while not seconds or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,365 @@
+"""A classifier folder, loaded: photos to classes, and classes that come and go by their text."""
+
+import os
+import re
+import secrets
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from contract import ReleaseLabel
+from distill.data.image_file import open_image, square
+from distill.embeddings.prompts import prefix_of
+from distill.errors import ClassifierError
+from distill.runtime.manifest import (
+    IMAGE_ENCODER,
+    MANIFEST,
+    TEXT_BANK,
+    TEXT_ENCODER,
+    TOKENIZER,
+    ClassEntry,
+    Manifest,
+    file_entry,
+    read_folder,
+)
+from distill.runtime.text_encoder import TextEncoder, open_session
+
+BATCH: Final = 32
+ADDED: Final = "added"
+Photo = str | Path | Image.Image
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One class for one image. `cosine` is that of the image's and the class text's features."""
+
+    key: str
+    name: str
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, best first.
+
+    `unknown` says that the best one scores less than the classifier's threshold: the image is
+    likely of none of the classes.
+    """
+
+    candidates: tuple[Candidate, ...]
+    unknown: bool
+
+    @property
+    def best(self) -> Candidate:
+        """The likeliest class."""
+        return self.candidates[0]
+
+
+class Classifier:
+    """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+        self.manifest = manifest
+        self._folder, self._files = folder, files
+        self._images = open_session(files[IMAGE_ENCODER])
+        self.bank = _read_bank(folder, manifest, files[manifest.text_bank])
+        self._texts = TextEncoder(
+            files[TEXT_ENCODER],
+            files[TOKENIZER],
+            context_length=manifest.text.context_length,
+            cleaning=manifest.text.cleaning,
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The classifier in `folder`, every file checked against its SHA-256.
+
+        Raises:
+            ClassifierError: there is none, it has another format version, or a file is missing,
+                cut off or changed.
+        """
+        manifest, files = read_folder(Path(folder))
+        for name in (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER):
+            if name not in files:
+                raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
+        return cls(Path(folder), manifest, dict(files))
+
+    @property
+    def classes(self) -> tuple[ClassEntry, ...]:
+        """All classes, in the order of the bank."""
+        return self.manifest.classes
+
+    def encode(self, photos: Sequence[Photo]) -> Features:
+        """Unit features [photos, dim] of photos: paths, or Pillow images.
+
+        Raises:
+            UnreadableImages: a file is missing, cut off or no image.
+        """
+        encoded = [
+            self._images.run(None, {"pixels": np.stack(list(batch))})[0]
+            for batch in _batches(self._pixels(photos))
+        ]
+        return np.concatenate(encoded) if encoded else self.bank[:0]
+
+    def _pixels(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.uint8]]:
+        for photo in photos:
+            image = photo if isinstance(photo, Image.Image) else open_image(Path(photo))
+            yield square(image.convert("RGB"), self.manifest.preprocessing.image_size)
+
+    def classify(
+        self, photos: Sequence[Photo], top: int = 5, *, among: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """The `top` likeliest classes of each photo, of all classes or of those `among` (keys).
+
+        Raises:
+            UnreadableImages: a file is missing, cut off or no image.
+            ClassifierError: the classifier has no class, or none of such a key.
+        """
+        rows = self._rows(among)
+        features = self.encode(photos)
+        cosines = features @ self.bank[rows].T
+        probabilities = self._probabilities(cosines, rows)
+        return [
+            self._prediction(rows, *row, top) for row in zip(cosines, probabilities, strict=True)
+        ]
+
+    def _rows(self, among: Sequence[str] | None) -> list[int]:
+        places = {entry.key: row for row, entry in enumerate(self.classes)}
+        missing = [key for key in among or () if key not in places]
+        if missing:
+            raise ClassifierError(f"the classifier has no class with the key {missing[0]!r}")
+        rows = list(places.values()) if among is None else [places[key] for key in among]
+        if not rows:
+            raise ClassifierError("the classifier has no class: add one by its name and a text")
+        return rows
+
+    def _probabilities(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
+        """softmax((cosine − seen_bias · seen) / temperature), [photos, classes]."""
+        calibration = self.manifest.calibration
+        bias = calibration.seen_bias * np.array([self.classes[row].seen for row in rows])
+        scores = (cosines.astype(np.float64) - bias) / calibration.temperature
+        exps = np.exp(scores - scores.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float64] = exps / exps.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _prediction(
+        self, rows: Sequence[int], cosines: Features, probabilities: NDArray[np.float64], top: int
+    ) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
+        candidates = tuple(
+            Candidate(
+                self.classes[rows[i]].key,
+                self.classes[rows[i]].name,
+                float(probabilities[i]),
+                float(cosines[i]),
+            )
+            for i in order
+        )
+        calibration = self.manifest.calibration
+        threshold = calibration.unknown_threshold
+        by_softmax = calibration.unknown_score == "softmax"
+        best = float(probabilities.max() if by_softmax else cosines.max())
+        return Prediction(candidates, threshold is not None and best < threshold)
+
+    def add(
+        self,
+        name: str,
+        text: str | None = None,
+        *,
+        key: str | None = None,
+        allow_near: bool = False,
+    ) -> ClassEntry:
+        """Add the class `name`, which `text` describes; from then on it takes part.
+
+        Without `text` the plain "a photo of NAME" stands for the class. `key` is by default the
+        name. `allow_near` lets it lie nearer to another class than the classifier's limit.
+
+        Raises:
+            ClassifierError: the name or the text is empty, the class is there already, maybe in
+                another spelling, or its text lies too near to that of another class.
+        """
+        name = " ".join(name.split())
+        if not name:
+            raise ClassifierError("a new class needs a name: none was given")
+        if text is not None and not text.strip():
+            raise ClassifierError(f"the text of the new class {name!r} is empty: describe it")
+        key = key or name
+        for entry in self.classes:
+            if _spelling(name) in (_spelling(entry.name), _spelling(entry.key)) or key == entry.key:
+                raise ClassifierError(
+                    f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
+                    "choose another name"
+                )
+        prefix, prompt = self._prompt(name, text)
+        features = self._texts.encode_class([prompt], prefix)
+        if not allow_near:
+            self._check_near(name, features)
+        added = ClassEntry(key=key, name=name, texts=(prompt,), seen=False, origin=ADDED)
+        self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
+        return added
+
+    def _prompt(self, name: str, text: str | None) -> tuple[str, str]:
+        """The prefix and the whole of what is encoded, as training made it for its classes."""
+        if text is None:
+            return "", f"a photo of {name}"
+        strategy = self.manifest.text.strategy
+        described = "name+description" if strategy == "name" else strategy
+        prefix = prefix_of(ReleaseLabel(key=name, name=name), described)
+        return prefix, prefix + " ".join(text.split())
+
+    def _check_near(self, name: str, features: Features) -> None:
+        if not len(self.bank):
+            return
+        cosines = self.bank @ features
+        nearest, limit = int(cosines.argmax()), self.manifest.calibration.nearest_text_limit
+        if cosines[nearest] > limit:
+            raise ClassifierError(
+                f"the text of {name!r} lies too near to that of "
+                f"{self.classes[nearest].name!r} (cosine {cosines[nearest]:.4f}, limit "
+                f"{limit:.4f}): describe what tells them apart, or allow it with --allow-near"
+            )
+
+    def remove(self, name: str) -> ClassEntry:
+        """Take the class with this name or key away.
+
+        Raises:
+            ClassifierError: there is none.
+        """
+        for row, entry in enumerate(self.classes):
+            if name == entry.key or _spelling(name) == _spelling(entry.name):
+                others = (*self.classes[:row], *self.classes[row + 1 :])
+                self._replace(others, np.delete(self.bank, row, axis=0))
+                return entry
+        raise ClassifierError(f"the classifier has no class {name!r}")
+
+    def _replace(self, classes: tuple[ClassEntry, ...], bank: Features) -> None:
+        self.manifest = self.manifest.model_copy(update={"classes": classes})
+        self.bank = bank
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write the classifier with its present classes to `folder`, or back to where it was.
+
+        A kill at any moment leaves the old classifier or the new one.
+
+        Raises:
+            ClassifierError: the folder cannot be written, or holds something else.
+        """
+        target = self._folder if folder is None else Path(folder)
+        bank = save_tensors({"tensor": np.ascontiguousarray(self.bank)})
+        if folder is None or target.resolve() == self._folder.resolve():
+            # The manifest, which is replaced last, says which of two banks is meant.
+            bank_name = f"text_bank-{file_entry(bank).sha256[:12]}.safetensors"
+        else:
+            bank_name = TEXT_BANK
+        old_bank = self.manifest.text_bank
+        files = {name: data for name, data in self._files.items() if name != old_bank}
+        files[bank_name] = bank
+        entries = {name: file_entry(data) for name, data in files.items()}
+        manifest = self.manifest.model_copy(update={"files": entries})
+        if bank_name == TEXT_BANK:
+            write_folder(target, manifest, files)
+        else:
+            _save_in_place(target, manifest, bank)
+        self.manifest, self._files, self._folder = manifest, files, target
+        return target
+
+
+def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """Write a classifier folder whole or not at all; one that is there already is replaced.
+
+    Raises:
+        ClassifierError: it cannot be written, or `folder` holds something else.
+    """
+    check_target(folder)
+    token = secrets.token_hex(8)
+    partial, old = (folder.parent / f".{folder.name}.{token}.{x}" for x in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            _write(partial / name, content)
+        _write(partial / MANIFEST, _as_json(manifest))
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        raise ClassifierError(
+            f"cannot write the classifier {folder} ({error.strerror}): free some space or choose "
+            "another folder"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raise ClassifierError where `folder` holds something else than a classifier."""
+    if folder.is_file():
+        raise ClassifierError(f"{folder} is a file: choose a folder for the classifier")
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise ClassifierError(f"{folder} is not empty and no classifier: choose another folder")
+
+
+def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
+    partial = folder / f".{MANIFEST}.{secrets.token_hex(8)}.partial"
+    try:
+        _write(folder / manifest.text_bank, bank)
+        _write(partial, _as_json(manifest))
+        partial.replace(folder / MANIFEST)
+    except OSError as error:
+        raise ClassifierError(
+            f"cannot write the classifier {folder} ({error.strerror}): free some space"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    for path in folder.glob("text_bank*.safetensors"):
+        if path.name != manifest.text_bank:
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _as_json(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _read_bank(folder: Path, manifest: Manifest, content: bytes) -> Features:
+    try:
+        bank: Features = load_tensors(content)["tensor"]
+    except (SafetensorError, KeyError):
+        bank = np.empty((0, 0), np.float32)
+    if bank.shape != (len(manifest.classes), manifest.teacher.dim):
+        raise ClassifierError(
+            f"{folder / manifest.text_bank} does not fit {MANIFEST}: export the classifier again"
+        )
+    return bank
+
+
+def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
+    while batch := list(islice(pixels, BATCH)):
+        yield batch
+
+
+def _spelling(name: str) -> str:
+    """What two spellings of a name have in common: letters and digits, without case or accents."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    return re.sub(r"[\W_]+", "", "".join(x for x in plain if not unicodedata.combining(x)))

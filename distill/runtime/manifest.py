@@ -1,0 +1,214 @@
+"""`classifier.json`: what a classifier folder holds, and the check that all of it is there.
+
+classifier.json           this
+image_encoder.onnx        uint8 pixels [batch, 3, size, size] → unit features [batch, dim]
+text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
+tokenizer.json            of the text encoder, for the package `tokenizers`
+text_bank*.safetensors    unit text features [classes, dim], a row for each entry of `classes`
+README.md                 the model card
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from contract import TestViews, TextStrategy
+from distill.errors import ClassifierError
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "classifier.json"
+IMAGE_ENCODER: Final = "image_encoder.onnx"
+TEXT_ENCODER: Final = "text_encoder.onnx"
+TOKENIZER: Final = "tokenizer.json"
+TEXT_BANK: Final = "text_bank.safetensors"
+MODEL_CARD: Final = "README.md"
+
+TextCleaning = Literal["none", "lower", "whitespace", "canonicalize"]
+UnknownScore = Literal["softmax", "cosine"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassEntry(_Frozen):
+    """One class: row `i` of the text bank belongs to entry `i`."""
+
+    key: Annotated[str, Field(min_length=1, description="Folder name of the class, e.g. a wnid")]
+    name: Annotated[str, Field(min_length=1)]
+    texts: Annotated[tuple[str, ...], Field(min_length=1, description="Prompts that were encoded")]
+    seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
+    origin: Annotated[str, Field(description="'release HASH', or 'added'")]
+
+
+class TeacherInfo(_Frozen):
+    """The model whose text tower the classifier carries."""
+
+    name: str
+    fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
+    dim: int
+
+
+class StudentInfo(_Frozen):
+    """The distilled image encoder."""
+
+    name: Annotated[str, Field(description="timm model name")]
+    parameters: int
+    test_views: Annotated[TestViews, Field(description="Crops of an image, made in the encoder")]
+
+
+class Preprocessing(_Frozen):
+    """What is done to an image before the encoder, which normalises it itself."""
+
+    image_size: Annotated[int, Field(ge=1, description="Pixels, square")]
+    resize: Literal["shorter side to image_size, bicubic (Pillow)"] = (
+        "shorter side to image_size, bicubic (Pillow)"
+    )
+    crop: Literal["centre"] = "centre"
+    colour: Literal["RGB"] = "RGB"
+
+
+class TextInfo(_Frozen):
+    """How a class becomes text, and a text tokens."""
+
+    strategy: TextStrategy
+    context_length: Annotated[int, Field(ge=2, description="Tokens of the text encoder's input")]
+    cleaning: Annotated[TextCleaning, Field(description="open_clip's cleaning before tokens")]
+    prompt: Annotated[str | None, Field(description="Of most texts of the release")] = None
+    prompt_version: int | None = None
+    context: Annotated[str | None, Field(description="What kind of thing the classes are")] = None
+
+
+class Calibration(_Frozen):
+    """How cosines become probabilities: softmax((cosine − seen_bias · seen) / temperature)."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    seen_bias: Annotated[float, Field(description="Taken from the cosines of seen classes")] = 0.0
+    ece_before: Annotated[float | None, Field(description="Percent, training temperature")] = None
+    ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
+    unknown_score: UnknownScore = "cosine"
+    unknown_threshold: Annotated[
+        float | None, Field(description="An image whose best class scores less is of no class")
+    ] = None
+    nearest_text_limit: Annotated[
+        float, Field(description="Largest cosine of a new class's text with another class's")
+    ] = 1.0
+
+
+class ReleaseInfo(_Frozen):
+    """The texts that the student was trained with."""
+
+    name: str
+    label_set: str
+    hash: str
+
+
+class FileEntry(_Frozen):
+    """What a file of the folder must be."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Frozen):
+    """The content of classifier.json."""
+
+    format: Literal["enrich-distill classifier"] = "enrich-distill classifier"
+    version: int = FORMAT_VERSION
+    created_at: datetime
+    teacher: TeacherInfo
+    student: StudentInfo
+    release: ReleaseInfo
+    preprocessing: Preprocessing
+    text: TextInfo
+    calibration: Calibration
+    accuracies: Annotated[
+        dict[str, float], Field(description="Percent, on the validation images of the run")
+    ] = {}
+    versions: Annotated[dict[str, str], Field(description="Of the packages that wrote it")] = {}
+    classes: tuple[ClassEntry, ...]
+    files: dict[str, FileEntry]
+
+    @property
+    def text_bank(self) -> str:
+        """Name of the file with the text features."""
+        return next(name for name in self.files if name.startswith("text_bank"))
+
+
+def file_entry(content: bytes) -> FileEntry:
+    """Length and SHA-256 of `content`."""
+    return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def read_folder(folder: Path) -> tuple[Manifest, Mapping[str, bytes]]:
+    """The manifest of a classifier folder and the content of its files, all of them checked.
+
+    Raises:
+        ClassifierError: there is no classifier, it has another format version, or a file is
+            missing, cut off or changed.
+    """
+    manifest = read_manifest(folder)
+    contents: dict[str, bytes] = {}
+    for name, expected in manifest.files.items():
+        again = "export the classifier again, or copy the whole folder again"
+        if Path(name).name != name:
+            raise ClassifierError(f"{folder / MANIFEST} names a file outside its folder: {again}")
+        try:
+            content = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise ClassifierError(f"{folder} has no file {name}: {again}") from None
+        except OSError as error:
+            raise ClassifierError(f"cannot read {folder / name} ({error.strerror})") from None
+        if len(content) < expected.bytes:
+            raise ClassifierError(f"{folder / name} is cut off: {again}")
+        if file_entry(content) != expected:
+            raise ClassifierError(f"{folder / name} is not the file that was exported: {again}")
+        contents[name] = content
+    return manifest, contents
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The content of `classifier.json` in `folder`; the other files are not looked at.
+
+    Raises:
+        ClassifierError: it is missing, cut off, of another format version or no manifest.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ClassifierError(
+            f"{folder} is no classifier folder (it has no {MANIFEST}): make one with "
+            "`distill export RUN --out FOLDER`"
+        ) from None
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path} ({error.strerror})") from None
+    try:
+        document = json.loads(content)
+    except ValueError:
+        raise ClassifierError(
+            f"{path} is cut off or damaged: export the classifier again"
+        ) from None
+    version = document.get("version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise ClassifierError(
+            f"{folder} has the format version {version}, and this program reads "
+            f"{FORMAT_VERSION}: export the classifier again, or install the version that wrote it"
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+        _ = manifest.text_bank
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ClassifierError(
+            f"{path} is no classifier manifest ({where}: {first['msg']}): export it again"
+        ) from None
+    except StopIteration:
+        raise ClassifierError(f"{path} names no text bank: export the classifier again") from None
+    return manifest

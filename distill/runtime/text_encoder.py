@@ -1,0 +1,106 @@
+"""The teacher's text tower as ONNX, with its tokenizer: texts to unit features, without torch.
+
+Notable: what it gives for a text equals what the teacher gives in open_clip, and so does what it
+does with a text that is longer than the context (`distill.embeddings.prompts`).
+"""
+
+import html
+import string
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from distill.embeddings.prompts import within_context
+from distill.runtime.manifest import TextCleaning
+
+Features = NDArray[np.float32]
+BATCH: Final = 32
+
+
+class TextEncoder:
+    """Encodes texts with `model` (ONNX) and `tokenizer` (JSON of the package tokenizers)."""
+
+    def __init__(
+        self, model: bytes, tokenizer: bytes, *, context_length: int, cleaning: TextCleaning
+    ) -> None:
+        self._model, self._tokenizer_json = model, tokenizer
+        self._context_length, self._cleaning = context_length, cleaning
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a text, start and end included."""
+        return self._context_length
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        return open_session(self._model)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Pads and cuts to the context."""
+        return Tokenizer.from_buffer(self._tokenizer_json)
+
+    @cached_property
+    def _counter(self) -> Tokenizer:
+        """Neither pads nor cuts."""
+        tokenizer = Tokenizer.from_buffer(self._tokenizer_json)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def token_count(self, text: str) -> int:
+        """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
+        return len(self._counter.encode(clean(text, self._cleaning)).ids)
+
+    def tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Token ids [texts, context_length]."""
+        cleaned = [clean(text, self._cleaning) for text in texts]
+        return np.array([x.ids for x in self._tokenizer.encode_batch(cleaned)], dtype=np.int64)
+
+    def encode(self, texts: Sequence[str]) -> Features:
+        """Unit features [texts, dim] float32. What exceeds the context is cut."""
+        tokens = self.tokens(texts)
+        batches = [tokens[start : start + BATCH] for start in range(0, len(tokens), BATCH)]
+        return np.concatenate([self._session.run(None, {"tokens": x})[0] for x in batches])
+
+    def encode_class(self, texts: Sequence[str], prefix: str) -> Features:
+        """The normalised mean over the texts of a class: unit features [dim].
+
+        Each text begins with `prefix`, which is repeated before each sentence where a text is
+        longer than the context.
+        """
+        pieces = [within_context(self, text, prefix) for text in texts]
+        encoded = iter(self.encode([piece for text in pieces for piece in text]))
+        return _mean([_mean([next(encoded) for _ in text]) for text in pieces])
+
+
+def open_session(model: bytes) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU, which says nothing but errors."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def clean(text: str, how: TextCleaning) -> str:
+    """What open_clip's tokenizer does to a text before it looks for tokens."""
+    if how == "none":
+        return text
+    from ftfy import fix_text  # takes half a second to import, and is needed for new classes alone
+
+    text = html.unescape(html.unescape(fix_text(text)))
+    if how == "canonicalize":
+        text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    text = " ".join(text.split())
+    return text if how == "whitespace" else text.lower()
+
+
+def _mean(features: Sequence[Features]) -> Features:
+    """The normalised mean [dim] of unit features [dim] each."""
+    mean = np.mean(np.stack(features), axis=0)
+    unit: Features = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return unit

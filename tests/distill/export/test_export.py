@@ -1,0 +1,125 @@
+"""A finished run becomes a classifier folder that gives the same numbers without torch."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from distill.cli.main import app
+from distill.data.splits import scan_split
+from distill.embeddings.prompts import prompts_of
+from distill.errors import ClassifierError, ModelError
+from distill.evaluation.accuracy import predict
+from distill.export.classifier_folder import export_run, load_run
+from distill.export.tokenizer import tokenizer_json
+from distill.export.verify import check_features
+from distill.models.teacher import load_teacher
+from distill.runtime import Classifier
+from distill.runtime.text_encoder import TextEncoder
+
+# What a language model may write: quotes, entities, ligatures, other scripts, emoji, blanks.
+ODD_TEXTS = (
+    "naïve CAFÉ’s “quoted” &amp; it's  ﬁne, don't, 42nd 日本語 😀",
+    "",
+    "  two\n\tlines ",
+    "a word of " + 300 * "x",
+    "very " * 200 + "long",
+)
+
+
+def test_the_folder_holds_everything_and_says_so(exported_charms, finished_charm_run):
+    manifest = json.loads((exported_charms.folder / "classifier.json").read_text())
+    assert set(manifest["files"]) == {
+        path.name for path in exported_charms.folder.iterdir() if path.name != "classifier.json"
+    }
+    assert [entry["key"] for entry in manifest["classes"]] == list(finished_charm_run.bank.keys)
+    assert sum(entry["seen"] for entry in manifest["classes"]) == len(
+        finished_charm_run.splits["seen"].keys
+    )
+    first = manifest["classes"][0]
+    assert first["texts"] == list(
+        prompts_of(finished_charm_run.release.labels[0], finished_charm_run.bank.strategy)
+    )
+    assert first["origin"] == f"release {finished_charm_run.release.hash}"
+    card = (exported_charms.folder / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "onnxruntime"')
+    assert "| ONNX Runtime |" in card
+    assert finished_charm_run.release.hash in card
+
+
+def test_onnx_gives_what_pytorch_gives(exported_charms):
+    eager, onnx, teacher = exported_charms.rows
+    assert (eager.seen, eager.unseen) == (onnx.seen, onnx.unseen)
+    assert exported_charms.feature_difference < 1e-4
+    assert 1 - exported_charms.text_cosine < 1e-5
+    assert teacher.unseen > 50
+
+
+@pytest.mark.parametrize("split", ["seen", "unseen"])
+def test_each_photo_gets_the_class_that_evaluation_gives_it(
+    split, exported_charms, finished_charm_run, charm_world
+):
+    """Read from its file, resized and cropped without torch."""
+    photos = scan_split(charm_world, split)
+    bank = finished_charm_run.bank.select(photos.keys)
+    features = finished_charm_run.student.encode(finished_charm_run.pixels[split])
+    expected = [photos.keys[row] for row in predict(features, bank.features).tolist()]
+    classifier = Classifier.load(exported_charms.folder)
+    found = classifier.classify(photos.paths, top=1, among=photos.keys)
+    best = features @ bank.features.T
+    ties = (best.topk(2).values.diff().abs() < 1e-5 * features.norm(dim=1, keepdim=True)).flatten()
+    assert [p.best.key for p, tie in zip(found, ties, strict=True) if not tie] == [
+        key for key, tie in zip(expected, ties, strict=True) if not tie
+    ]
+    assert sum(ties) < 3
+
+
+@pytest.mark.parametrize("teacher", ["local-dir:demo/teacher", "hf-hub:bench/lite0-minilm"])
+def test_tokens_are_those_of_open_clip(teacher, shared, shared_hub):
+    """CLIP's byte pairs, and a tokenizer of Hugging Face."""
+    model = load_teacher(teacher)
+    lines = (shared / "bench/tiny-imagenet-ood/chatgpt.txt").read_text().splitlines()
+    texts = [f"a photo of it . {text}" for text in (*lines, *ODD_TEXTS)]
+    content, cleaning = tokenizer_json(model)
+    encoder = TextEncoder(b"", content, context_length=model.context_length, cleaning=cleaning)
+    assert encoder.tokens(texts).tolist() == model.tokenizer(texts).tolist()
+    assert [encoder.token_count(text) for text in texts] == [
+        model.token_count(text) for text in texts
+    ]
+
+
+def test_a_model_that_gives_something_else_is_refused():
+    unit = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.manual_seed(0)), dim=1)
+    assert check_features(3 * unit, unit, unit, "seen") < 1e-6
+    with pytest.raises(ModelError, match=r"differs from PyTorch by .* on seen images"):
+        check_features(unit, unit.roll(1, dims=0), unit, "seen")
+    # Within the tolerance of a feature, and yet another class: two texts as near as that.
+    near = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0], [1.0, 1.0001]]), dim=1)
+    nudged = torch.nn.functional.normalize(torch.tensor([[1.0, 0.99995]]), dim=1)
+    check_features(near[1:], nudged, near, "unseen")  # a tie may go either way
+
+
+def test_an_export_replaces_a_classifier_and_nothing_else(finished_charm_run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not lose me")
+    with pytest.raises(ClassifierError, match="not empty and no classifier: choose another folder"):
+        export_run(finished_charm_run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_teacher_must_be_that_of_the_run(charm_run, charm_world, tiny_teacher):
+    with pytest.raises(ModelError, match="other weights than the one of the run"):
+        load_run(
+            charm_run,
+            teacher=tiny_teacher,
+            cache=charm_world / "cache",
+            bar=lambda _: lambda *_: None,
+        )
+
+
+def test_a_folder_without_a_run_is_one_line():
+    result = CliRunner().invoke(app, ["export", "nowhere", "--out", "classifier"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "distill: there is no report in nowhere/report.json: finish the run with --resume"
+    ]

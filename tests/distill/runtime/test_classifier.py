@@ -1,0 +1,192 @@
+"""A classifier folder in use: photos in, classes out, and classes that come by a text alone."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.data.splits import scan_split
+from distill.errors import ClassifierError, UnreadableImages
+from distill.runtime import Classifier
+
+
+@pytest.fixture(scope="module")
+def classifier(exported_charms) -> Classifier:
+    """Shared: tests that change classes load their own."""
+    return Classifier.load(exported_charms.folder)
+
+
+def test_importing_it_never_imports_torch():
+    code = (
+        "import sys, distill.runtime, distill.cli.predict\n"
+        "print({'torch', 'timm', 'open_clip', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_prediction_names_the_likeliest_classes_in_order(classifier, charm_world):
+    (prediction,) = classifier.classify(scan_split(charm_world, "seen").paths[:1], top=3)
+    shown = [candidate.probability for candidate in prediction.candidates]
+    assert shown == sorted(shown, reverse=True)
+    assert len(shown) == 3
+    everything = classifier.classify(scan_split(charm_world, "seen").paths[:1], top=10_000)[0]
+    assert sum(each.probability for each in everything.candidates) == pytest.approx(1)
+    assert everything.candidates[:3] == prediction.candidates
+
+
+def test_a_photo_may_be_a_file_or_an_image(classifier, charm_world):
+    path = scan_split(charm_world, "unseen").paths[0]
+    with Image.open(path) as image:
+        assert classifier.classify([path]) == classifier.classify([image])
+
+
+def test_photos_in_batches_are_photos_one_by_one(classifier, charm_world):
+    paths = scan_split(charm_world, "unseen").paths[:40]  # more than a batch
+    together = classifier.encode(paths)
+    alone = np.concatenate([classifier.encode([path]) for path in paths])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_a_photo_that_cannot_be_read_is_named(classifier, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(UnreadableImages, match=r"broken\.jpg"):
+        classifier.classify([tmp_path / "broken.jpg"])
+
+
+def test_unseen_classes_added_one_by_one_are_those_of_the_release(
+    classifier_folder, finished_charm_run, charm_world
+):
+    """The text encoder without torch, on each text of the release."""
+    classifier = Classifier.load(classifier_folder)
+    labels = {label.key: label for label in finished_charm_run.release.labels}
+    unseen = scan_split(charm_world, "unseen")
+    before = [x.best.key for x in classifier.classify(unseen.paths, among=unseen.keys)]
+    for key in unseen.keys:
+        classifier.remove(key)
+    assert all(entry.seen for entry in classifier.classes)
+    for key in unseen.keys:
+        added = classifier.add(labels[key].name, labels[key].description, key=key)
+        assert added.origin == "added"
+    bank = finished_charm_run.bank.select(unseen.keys).features.numpy()
+    assert (classifier.bank[-len(unseen.keys) :] * bank).sum(axis=1).min() > 1 - 1e-5
+    assert [x.best.key for x in classifier.classify(unseen.paths, among=unseen.keys)] == before
+
+
+def test_a_class_that_was_added_is_there_after_saving(classifier_folder, tmp_path, charm_world):
+    classifier = Classifier.load(classifier_folder)
+    removed = classifier.classes[0]
+    classifier.remove(removed.name.upper())
+    classifier.add("okapi", "a horse-like animal with striped legs")
+    classifier.save()
+    classifier.save(tmp_path / "copy")
+    photos = scan_split(charm_world, "unseen").paths[:5]
+    for folder in (classifier_folder, tmp_path / "copy"):
+        again = Classifier.load(folder)
+        assert again.classes == classifier.classes
+        assert removed not in again.classes
+        assert again.classify(photos) == classifier.classify(photos)
+        assert len(list(folder.glob("text_bank*"))) == 1
+
+
+def test_a_kill_between_the_files_of_a_save_leaves_the_old_classifier(classifier_folder):
+    """The manifest, which is replaced last, names the bank that belongs to it."""
+    before = (classifier_folder / "classifier.json").read_bytes()
+    old_bank = (classifier_folder / "text_bank.safetensors").read_bytes()
+    classifier = Classifier.load(classifier_folder)
+    classifier.add("okapi", "a horse-like animal with striped legs")
+    classifier.save()
+    (classifier_folder / "classifier.json").write_bytes(before)
+    (classifier_folder / "text_bank.safetensors").write_bytes(old_bank)
+    assert len(Classifier.load(classifier_folder).classes) == len(classifier.classes) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (" ", "a text", "a new class needs a name"),
+        ("okapi", "  ", "the text of the new class 'okapi' is empty"),
+    ],
+)
+def test_a_class_needs_a_name_and_a_text(classifier, name, text, message):
+    with pytest.raises(ClassifierError, match=message):
+        classifier.add(name, text)
+
+
+def test_a_class_comes_once_in_whatever_spelling(classifier):
+    name = classifier.classes[0].name
+    for spelling in (name, name.upper(), name.replace(" ", "_"), f" {name.replace(' ', '-')} "):
+        with pytest.raises(ClassifierError, match=f"is there already, as {name!r}"):
+            classifier.add(spelling, "something else altogether")
+
+
+def test_a_class_too_near_to_another_one_is_named_with_its_neighbour(classifier_folder):
+    classifier = Classifier.load(classifier_folder)
+    text = "a horse-like animal with striped legs and a long dark tongue"
+    classifier.add("okapi", text)
+    with pytest.raises(ClassifierError, match=r"'okapis' lies too near to that of 'okapi' \(cos"):
+        classifier.add("okapis", text)
+    assert classifier.add("okapis", text, allow_near=True).name == "okapis"
+
+
+def test_what_is_not_there_cannot_be_removed_or_asked_for(classifier, charm_world):
+    with pytest.raises(ClassifierError, match="no class 'unicorn'"):
+        classifier.remove("unicorn")
+    with pytest.raises(ClassifierError, match="no class with the key 'unicorn'"):
+        classifier.classify(scan_split(charm_world, "seen").paths[:1], among=["unicorn"])
+
+
+def cut_off(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+
+
+def change(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+
+
+FILES = ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "text_bank.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_off, "is cut off"),
+        (change, "is not the file that was exported"),
+        (lambda folder, name: (folder / name).unlink(), "has no file"),
+    ],
+)
+def test_a_damaged_folder_is_refused(classifier_folder, name, damage, message):
+    damage(classifier_folder, name)
+    with pytest.raises(ClassifierError, match=message) as refused:
+        Classifier.load(classifier_folder)
+    assert name in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_manifest_that_is_none_is_refused(classifier_folder, tmp_path):
+    path = classifier_folder / "classifier.json"
+    document = json.loads(path.read_text())
+    cases = {
+        "format version 2": json.dumps(document | {"version": 2}),
+        "cut off or damaged": path.read_text()[:100],
+        "no classifier manifest": json.dumps(document | {"classes": 3}),
+        "names a file outside": json.dumps(
+            document | {"files": document["files"] | {"../x": {"bytes": 0, "sha256": ""}}}
+        ),
+    }
+    for message, content in cases.items():
+        path.write_text(content)
+        with pytest.raises(ClassifierError, match=message):
+            Classifier.load(classifier_folder)
+    with pytest.raises(ClassifierError, match="is no classifier folder"):
+        Classifier.load(tmp_path / "nowhere")
