@@ -12,7 +12,7 @@ from contract import TrainConfig
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Unavailable
 from enrich_service.core.migrate import alembic_config
-from enrich_service.core.prestart import prestart
+from enrich_service.core.prestart import newest_revision, prestart
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
     Generation,
@@ -76,6 +76,12 @@ def counts(engine):
 def test_the_migrated_schema_is_that_of_the_models(engine):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
+
+
+def test_the_number_in_the_name_of_the_newest_migration_is_its_revision(engine):
+    assert (
+        newest_revision() == ScriptDirectory.from_config(alembic_config(engine)).get_current_head()
+    )
 
 
 def test_every_step_down_and_up_again_keeps_the_rows_of_the_tables_that_stay(engine):
