@@ -125,9 +125,9 @@ def _example(**example: object) -> ConfigDict:
 
 def _worker_name(name: object) -> object:
     """A worker's name as it can be shown: one line of visible characters."""
-    return (
-        escaped(name.strip().replace("\n", " "), MAX_WORKER_NAME) if isinstance(name, str) else name
-    )
+    if not isinstance(name, str):
+        return name
+    return escaped(" ".join(name.split()), MAX_WORKER_NAME) or "unnamed worker"
 
 
 class Claim(BaseModel):

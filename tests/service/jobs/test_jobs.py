@@ -329,6 +329,10 @@ def test_a_worker_of_any_name_gets_work(client):
     assert lease.job.id == job_id and lease.job.worker.startswith("gpu\\u001b 1 \\u202exxx")
     assert len(lease.job.worker) == 200
     client.post(f"/v1/jobs/{job_id}/finish", json={"fence": lease.fence, "state": "failed"})
+    job_id = queue(client, priority=100)
+    lease = claim(client, " ")
+    assert lease.job.worker == "unnamed worker"
+    client.post(f"/v1/jobs/{job_id}/finish", json={"fence": lease.fence, "state": "failed"})
 
 
 def test_a_fence_cannot_be_guessed_and_is_shown_to_its_worker_alone(client, lease):
