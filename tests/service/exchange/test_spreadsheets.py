@@ -13,7 +13,7 @@ import enrich_service.app
 from enrich_service.core import spreadsheet
 from enrich_service.core.settings import Settings
 from tests.llm_server import LlmServer
-from tests.service.enrichment.conftest import start_run, wait_for
+from tests.service.llm_fixtures import start_run, wait_for
 from tests.service.web.worker import Worker
 
 NAME = '=HYPERLINK("http://evil.example","duck")'
