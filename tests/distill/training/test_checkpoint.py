@@ -127,7 +127,7 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 from contract import TrainConfig
-from distill.checkpoint import Checkpoint
+from distill.training.checkpoint import Checkpoint
 checkpoint = Checkpoint(Path(sys.argv[1]), TrainConfig(data="/images", teacher="teacher"), "abc")
 for step in range(1_000_000):
     checkpoint.save({"weight": torch.full((20_000,), float(step))}, {"step": step})

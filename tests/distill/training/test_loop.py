@@ -297,9 +297,9 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from distill import train as module
-from distill.checkpoint import Checkpoint
-from tests.distill.test_train import make_config, run
+from distill.training import loop as module
+from distill.training.checkpoint import Checkpoint
+from tests.distill.training.test_loop import make_config, run
 torch.set_num_threads(1)
 module.CHECKPOINT_SECONDS = 0.0
 config = make_config()
