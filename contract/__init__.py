@@ -4,6 +4,7 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.caption import IMAGE_SUFFIXES, ImageCaption
+from contract.errors import first_error_line
 from contract.event import Event, EventKind, LogLine, Progress, check_event_data
 from contract.explanation import (
     AttributeEvidence,
@@ -96,5 +97,6 @@ __all__ = [
     "Thumbnails",
     "TrainConfig",
     "check_event_data",
+    "first_error_line",
     "release_hash",
 ]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, Report, SeedsReport, Spread, TrainConfig
+from contract import EventKind, Report, SeedsReport, Spread, TrainConfig, first_error_line
 from distill.cli.console import (
     CACHE,
     CacheOption,
@@ -44,10 +44,7 @@ def read_config(path: Path, preset: str | None = None) -> TrainConfig:
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: {where}: {reason}") from None
+        raise UserError(f"{path}: {first_error_line(error)}") from None
     except ValueError as error:
         raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
 

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all.
+"""Files that are replaced atomically: a crash at any moment leaves the old file or the new one.
 
-Notable: a name says nothing of who writes to it, for workers in containers share a folder and have
-the same process ids. Who writes holds a lock; what nobody locks was left behind by a kill.
+Workers in containers may share a folder and have equal process ids, so a temporary file's name does
+not identify its writer. The writer holds a lock on it instead; an unlocked temporary file was left
+behind by a killed process.
 """
 
 import fcntl
@@ -15,20 +16,20 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends without an error.
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file that replaces `path` when the block ends without an error.
 
-    A kill at any moment leaves the old file or the new one. What killed processes left half-written
-    of `path` is removed first.
+    Creates the folder of `path` if needed, and first removes temporary files of `path` that killed
+    processes left behind.
 
     Raises:
-        OSError: it cannot be written; nothing half-written stays behind.
+        OSError: the file cannot be written; no temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        with suppress(OSError), left.open("rb") as file:
+    for stale in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError), stale.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            stale.unlink()
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
@@ -37,5 +38,25 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace the file at `path` with `content`; text is written as UTF-8.
+
+    Raises:
+        OSError: the file cannot be written; no temporary file remains.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the folder's entries to disk; without this a power failure may undo the rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.atomic_file import whole_file
+from distill.data.atomic_file import atomic_file
 from distill.data.image_file import open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
@@ -42,7 +42,7 @@ def load_pixels(
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
     unreadable: list[str] = []
     try:
-        with whole_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with atomic_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             squares = pool.map(lambda image: _square_or_reason(image, size), split.paths)
             for done, pixels in enumerate(squares, start=1):
                 if isinstance(pixels, UnreadableImages):

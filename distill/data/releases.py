@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from contract import Release, ReleaseLabel, TextSource, release_hash
+from contract import Release, ReleaseLabel, TextSource, first_error_line, release_hash
 from distill.errors import TextError
 
 
@@ -28,11 +28,8 @@ def _parse(path: Path) -> Release:
     except OSError as error:
         raise TextError(f"cannot read the release {path} ({error.strerror})") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise TextError(
-            f"{path} is not a release ({where or 'document'}: {first['msg']}): export it with "
-            "`enrich export`"
+            f"{path} is not a release ({first_error_line(error)}): export it with `enrich export`"
         ) from None
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.data.atomic_file import whole_file
+from distill.data.atomic_file import atomic_file
 from distill.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def write_tensor(path: Path, tensor: Tensor, words: Mapping[str, str] | None = N
     """
     tensor = tensor.detach().cpu().contiguous()
     content = save({"tensor": tensor}, {**(words or {}), "sha256": _sha256(tensor)})
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(content)
 
 
@@ -42,7 +42,7 @@ def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None
     """
     size = 4 * math.prod(shape)
     digest = hashlib.sha256()
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         # The digest is known at the end only, but its length is known now.
         file.write(_header(shape, size, "0" * 64))
         for piece in rows:

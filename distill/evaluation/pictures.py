@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract import Similarity, SimilarityPicture, Thumbnails
+from distill.data.atomic_file import write_atomically
 from distill.data.image_file import open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
@@ -133,10 +134,8 @@ def _sheet(tiles: Sequence[NDArray[np.uint8]], quality: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         raise DataError(
             f"cannot write {path} ({error.strerror}): make room or choose another folder"

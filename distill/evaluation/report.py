@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from contract import Accuracy, Report, SeedsReport, TestViews
+from distill.data.atomic_file import write_atomically
 from distill.errors import DataError
 from distill.evaluation.pictures import chain
 
@@ -99,9 +100,7 @@ def write_seeds_report(report: SeedsReport, out: Path) -> None:
 def _write(out: Path, files: Mapping[str, str]) -> None:
     try:
         for name, text in files.items():
-            partial = out / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(out / name)
+            write_atomically(out / name, text)
     except OSError as error:
         raise DataError(
             f"cannot write the report to {out} ({error.strerror}): make room or choose another "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from distill.data.atomic_file import whole_file
+from distill.data.atomic_file import atomic_file
 from distill.data.augment import fixed_views
 from distill.errors import DataError, ModelError
 from distill.models.student import Student
@@ -78,7 +78,7 @@ def text_encoder(teacher: Teacher, cache: Path | None = None) -> bytes:
     model = _export(tower, tokens, "tokens", f"the text tower of the teacher {teacher.name}")
     if path is not None:
         try:
-            with whole_file(path) as file:
+            with atomic_file(path) as file:
                 file.write(model)
         except OSError as error:
             raise DataError(

@@ -21,11 +21,12 @@ from typing import Any, Final, cast, get_args
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contract import TestViews
+from distill.data.atomic_file import write_atomically
 from distill.data.augment import fixed_views
 from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
@@ -303,15 +304,13 @@ def save_student(
     header = {"student": name, "dim": str(dim), "image_size": str(image_size), "teacher": teacher}
     header |= {"adapted": str(student.adapted), "output_stride": str(student.output_stride)}
     header |= {"test_views": student.test_views}
-    partial = path.with_suffix(".partial")
     weights = {key: tensor.contiguous() for key, tensor in student.state_dict().items()}
     try:
-        save_file(weights, partial, metadata=header)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write the student {path} ({error}): free some space") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        write_atomically(path, save(weights, metadata=header))
+    except OSError as error:
+        raise DataError(
+            f"cannot write the student {path} ({error.strerror}): free some space"
+        ) from None
 
 
 def load_student(path: Path) -> tuple[Student, int]:

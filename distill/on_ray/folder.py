@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from distill.data.atomic_file import whole_file
+from distill.data.atomic_file import write_atomically
 
 SILENCE_SECONDS: Final = 60.0  # of the submitter, after which nobody asks for the training any more
 LOOK_SECONDS: Final = 1.0  # between looks at its orders
@@ -44,7 +44,7 @@ class RayFolder:
         self._outcome.unlink(missing_ok=True)
         self.events.write_bytes(b"")
         self.order(Order.GO)
-        _write(self._submission, submission)
+        write_atomically(self._submission, submission)
 
     def submission(self) -> str | None:
         """The id of the last Ray job here."""
@@ -52,7 +52,7 @@ class RayFolder:
 
     def order(self, order: Order) -> None:
         """Say what is wanted; said again and again, so that silence means something too."""
-        _write(self._order, f"{order} {time.time()}")
+        write_atomically(self._order, f"{order} {time.time()}")
 
     def orders(self) -> str:
         """What was last said, and when by the submitter's clock; a word of its own each time."""
@@ -60,7 +60,7 @@ class RayFolder:
 
     def end(self, outcome: Outcome) -> None:
         """Say how the training ended."""
-        _write(self._outcome, json.dumps(asdict(outcome)))
+        write_atomically(self._outcome, json.dumps(asdict(outcome)))
 
     def outcome(self) -> Outcome | None:
         """How the training ended, if it has said so."""
@@ -89,8 +89,3 @@ class Listener:
             self._last, self._heard = said, now
         self._stop = said.startswith(Order.STOP) or now - self._heard > SILENCE_SECONDS
         return self._stop
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text.encode())

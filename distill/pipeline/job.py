@@ -33,6 +33,7 @@ from contract import (
     TextStrategy,
     TrainConfig,
 )
+from distill.data.atomic_file import write_atomically
 from distill.data.pixels import Progress
 from distill.data.releases import shuffle_texts
 from distill.data.splits import Split
@@ -158,7 +159,7 @@ def _prepare(
     try:
         out.mkdir(parents=True, exist_ok=True)
         if processes().is_main_process:
-            (out / RELEASE_FILE).write_text(release.model_dump_json())
+            write_atomically(out / RELEASE_FILE, release.model_dump_json())
     except OSError as error:
         raise DataError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     teacher = load_teacher(config.teacher)

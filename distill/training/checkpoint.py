@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and counters in one safetensors file, written whole or not at all.
+"""Checkpoints: tensors and counters in one safetensors file, replaced atomically.
 
 Notable:
 - The counters stand in the header of the file, so that weights and counters cannot drift apart.
@@ -7,7 +7,6 @@ Notable:
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from contract import TrainConfig
+from distill.data.atomic_file import write_atomically
 from distill.errors import CheckpointError
 
 
@@ -48,21 +48,9 @@ class Checkpoint:
         words = json.dumps(counters)
         header = {"identity": self.identity, "counters": words, "digest": _digest(flat, words)}
         content = save(flat, header)
-        partial = self.path.with_suffix(".partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # or the rename itself may be lost
-            finally:
-                os.close(folder)
+            write_atomically(self.path, content)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise CheckpointError(
                 f"cannot write the checkpoint {self.path} ({error.strerror}): free some space and "
                 "resume"

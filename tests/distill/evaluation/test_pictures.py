@@ -77,6 +77,7 @@ def test_an_image_that_is_gone_is_left_out(tmp_path, image_folder):
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path):
+    (tmp_path / "nothing").write_text("a file in the place of the folder")
     with pytest.raises(DataError, match="make room or choose another folder"):
         draw_similarity(
             tmp_path / "nothing", {"name": np.eye(3, dtype=np.float32)}, ["a", "b", "c"]

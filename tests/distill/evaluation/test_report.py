@@ -337,5 +337,6 @@ def test_equal_reports_give_equal_pages(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "gone").write_text("a file in the place of the folder")
     with pytest.raises(DataError, match=r"cannot write the report to .*gone.*make room"):
         write(tmp_path / "gone", example())
