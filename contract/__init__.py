@@ -6,13 +6,6 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 from contract.caption import IMAGE_SUFFIXES, ImageCaption
 from contract.errors import first_error_line
 from contract.event import Event, EventKind, LogLine, Progress, check_event_data
-from contract.explanation import (
-    AttributeEvidence,
-    ExplainedClass,
-    Explanation,
-    Explanations,
-)
-from contract.few_shot import FewShot, FewShotMethod, FewShotRow
 from contract.job import (
     Job,
     JobCreate,
@@ -24,7 +17,6 @@ from contract.job import (
     TextStrategy,
     TrainConfig,
 )
-from contract.prompt_learning import PromptLearning
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
@@ -36,14 +28,10 @@ from contract.report import (
     Preflight,
     PulledApart,
     Report,
-    SeedAccuracy,
-    SeedImitation,
-    SeedsReport,
     Similarity,
     SimilarityPicture,
     SplitCount,
     SplitName,
-    Spread,
     TextDiagnostics,
     TextPlane,
     Thumbnails,
@@ -52,18 +40,11 @@ from contract.report import (
 __all__ = [
     "IMAGE_SUFFIXES",
     "Accuracy",
-    "AttributeEvidence",
     "ClassMargin",
     "ConfusablePair",
     "Epoch",
     "Event",
     "EventKind",
-    "ExplainedClass",
-    "Explanation",
-    "Explanations",
-    "FewShot",
-    "FewShotMethod",
-    "FewShotRow",
     "ImageCaption",
     "Imitation",
     "Job",
@@ -76,19 +57,14 @@ __all__ = [
     "Needs",
     "Preflight",
     "Progress",
-    "PromptLearning",
     "PulledApart",
     "Release",
     "ReleaseLabel",
     "Report",
-    "SeedAccuracy",
-    "SeedImitation",
-    "SeedsReport",
     "Similarity",
     "SimilarityPicture",
     "SplitCount",
     "SplitName",
-    "Spread",
     "TestViews",
     "TextDiagnostics",
     "TextPlane",

@@ -131,6 +131,10 @@ class TrainConfig(BaseModel):
         Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
     ] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    cpu_kernels: Annotated[
+        StrictBool,
+        Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),
+    ] = True
     seed: int = 0
 
     @model_validator(mode="after")

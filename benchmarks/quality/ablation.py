@@ -31,11 +31,11 @@ from rich.table import Table
 
 from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
 from benchmarks.quality._lite import STUDENT, lite_weights
-from contract import FewShot, LossWeights, Release, Report, TrainConfig
+from contract import LossWeights, Release, Report, TrainConfig
 from distill.data.releases import release_from_pairs, shuffle_texts
 from distill.evaluation.report import NORMALISED, read_report
 from distill.models.student import FILE, load_student
-from distill.pipeline.few_shot import few_shot
+from distill.pipeline.few_shot import FewShot, Sampling, few_shot
 from distill.pipeline.job import run_job
 
 SHOTS, DRAWS = 5, 3
@@ -122,8 +122,7 @@ def run(
         load_student(out / FILE)[0],
         texts,
         method="retrieval",
-        ks=[SHOTS],
-        seeds=range(DRAWS),
+        sampling=Sampling([SHOTS], range(DRAWS)),
         cache=options.cache,
         progress=lambda _: lambda _done, _total: None,
     )

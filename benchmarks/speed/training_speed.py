@@ -28,7 +28,7 @@ from torchvision import transforms
 
 from benchmarks._photos import DATA, ROOT, skip_without_photos
 from contract import TrainConfig
-from distill.data.augment import RATIO, SCALE, augment
+from distill.data.augment import RATIO, SCALE, apply_views, sample_views
 from distill.data.image_file import open_image
 from distill.data.pixels import load_pixels
 from distill.data.splits import Split, scan_split
@@ -36,7 +36,7 @@ from distill.method import losses
 from distill.models.precision import training_precision
 from distill.models.student import Student, build_student
 from distill.training.malloc_tuning import keep_freed_memory
-from distill.training.schedule import make_optimiser
+from distill.training.optimisers import make_optimiser
 
 SIZE, BATCH, DIM = 64, 128, 512
 WORKERS = 2
@@ -137,7 +137,7 @@ def ours(
     for start in range(0, len(pixels) - BATCH + 1, BATCH):
         with clock("data"):
             batch = order[start : start + BATCH]
-            images = augment(pixels[batch], generator)
+            images = apply_views(pixels[batch], sample_views(len(batch), generator))
         with clock("network"), training_precision(torch.device("cpu")):
             output = student(images)
         with clock("losses"):

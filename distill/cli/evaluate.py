@@ -87,51 +87,48 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a teacher or a student on one split, against the texts of a release."""
-    import torch
-
-    from distill.data.pixels import load_pixels
-    from distill.data.splits import SPLIT_WORDS, scan_split
-    from distill.embeddings.image_features import image_features
-    from distill.embeddings.text_bank import TextBank, build_text_bank
+    from distill.data.splits import SPLIT_WORDS
+    from distill.embeddings.text_bank import TextBank
     from distill.evaluation.accuracy import accuracy
     from distill.evaluation.report import NORMALISED
     from distill.evaluation.score_norm import FILE as NORM_FILE
     from distill.evaluation.score_norm import ScoreNorm
     from distill.models.student import FILE, load_student
     from distill.models.teacher import load_teacher
+    from distill.pipeline.inputs import Inputs, scan_splits
 
     if split not in SPLIT_WORDS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
-    word = SPLIT_WORDS[split]
+    name = SPLIT_WORDS[split]
     if student is None and (test_views or normalised):
         raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
     norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
     if text_bank is None:
         chosen = release_given(release, labels, descriptions)
-        images = scan_split(data, word, {label.key for label in chosen.labels})
-        model = load_teacher(teacher)
-        bank = build_text_bank(
-            model, chosen, strategy_given(strategy, chosen), keys=images.keys, cache=cache
-        )
+        splits = scan_splits(data, {label.key for label in chosen.labels}, (name,))
     else:
         if release or labels or descriptions or strategy:
             raise TextError("give either --text-bank or a release with its strategy, not both")
         bank = TextBank.load(text_bank)
-        images = scan_split(data, word, bank.keys)
         if bank.teacher != teacher:
             raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
-        model = load_teacher(teacher)
+        splits = scan_splits(data, bank.keys, (name,))
+    images = splits[name]
     with bars() as bar:
+        inputs = Inputs(splits, load_teacher(teacher), cache, bar)
+        if text_bank is None:
+            bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), images.keys)
         if student is None:
-            features = image_features(model, images, cache=cache, progress=bar("Teacher features"))
+            features = inputs.teacher_features(name)
         else:
             network, size = load_student(student / FILE)
-            pixels = load_pixels(images, size, cache, bar("Pixels"))
-            features = network.encode(torch.from_numpy(pixels), test_views)
-    who: Literal["teacher", "student"] = "teacher" if student is None else "student"
+            features = network.encode(inputs.pixels(name, size), test_views)
+    model: Literal["teacher", "student"] = "teacher" if student is None else "student"
     text = NORMALISED if normalised else None
-    result = accuracy(who, word, features, images.targets, images.keys, bank, text=text, norm=norm)
-    show(result, as_json, f"{who} on {word} classes")
+    result = accuracy(
+        model, name, features, images.targets, images.keys, bank, text=text, norm=norm
+    )
+    show(result, as_json, f"{model} on {name} classes")
 
 
 @one_line_errors

@@ -19,17 +19,17 @@ COMMANDS = (
     (
         "few-shot",
         "study:few_shot",
-        "Accuracy on unseen classes with k labelled images of each, over several draws of them.",
+        "Accuracy on unseen classes with k labelled images of each, over several samples of them.",
     ),
     (
         "explain",
         "study:explain",
-        "Which classes a teacher or a student sees in images, and which attributes speak for each.",
+        "The predicted classes of images, and the attributes that support each of them.",
     ),
     (
         "learn-prompt",
         "study:learn_prompt",
-        'Learn what stands in the place of "a photo of", on the seen classes (CoOp).',
+        'Learn a context that replaces "a photo of", on the seen classes (CoOp).',
     ),
     ("text-bank", "evaluate:text_bank", "Encode the texts of a release with a teacher."),
     (

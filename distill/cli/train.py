@@ -7,14 +7,14 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, Report, SeedsReport, Spread, TrainConfig, first_error_line
+from contract import EventKind, Report, TrainConfig, first_error_line
 from distill.cli.console import (
     CACHE,
     CacheOption,
@@ -29,6 +29,9 @@ from distill.cli.console import (
 )
 from distill.data.allowed_paths import check_roots
 from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.evaluation.seeds_report import SeedsReport, Spread
 
 
 def read_config(path: Path, preset: str | None = None) -> TrainConfig:
@@ -174,8 +177,8 @@ def print_accuracies(rows: tuple[Any, ...]) -> None:
     Console().print(table)
 
 
-def _shown(value: float | Spread) -> str:
-    if isinstance(value, Spread):
+def _shown(value: "float | Spread") -> str:
+    if not isinstance(value, float):
         return f"{value.mean:.1f} ± {value.deviation:.1f}"
     return f"{value:.1f}"
 
@@ -185,6 +188,6 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a training run.")],
 ) -> None:
     """Render report.html again from a finished run."""
-    from distill.pipeline.job import render_again
+    from distill.pipeline.results import render_report
 
-    print(render_again(folder))  # noqa: T201
+    print(render_report(folder))  # noqa: T201

@@ -1,7 +1,8 @@
-"""Views of a batch of images: random ones to train on, fixed ones to test on.
+"""Views of a batch of images: random ones for training, fixed ones for evaluation.
 
-Everything random comes from one generator, so that (seed, epoch, step) decides what is seen and a
-resumed run sees the same. What was drawn can also be kept, so that the teacher sees it too.
+All random numbers come from one generator, so (seed, epoch, step) determines the views and a
+resumed run gets the same ones. View parameters can be stored, so that the teacher encodes the same
+views.
 """
 
 import math
@@ -15,25 +16,25 @@ from torch import Tensor
 
 from contract import TestViews
 
-SCALE: Final = (0.35, 1.0)  # share of the image's area that a crop keeps
+SCALE: Final = (0.35, 1.0)  # crop area as a share of the image's area
 RATIO: Final = (3 / 4, 4 / 3)  # width to height of a crop
-JITTER: Final = 0.3  # brightness and contrast are scaled by up to this much either way
-TEST_EXTENT: Final = 7 / 8  # side of a crop to test on, as 224 pixels of 256
+JITTER: Final = 0.3  # brightness and contrast factors lie in 1 ± JITTER
+TEST_EXTENT: Final = 7 / 8  # side of an evaluation crop, as 224 pixels of 256
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which part of each image is seen: centre and half extent in [−1, 1], extent < 0 mirrors.
+    """Crop of each image: centre and half extent in [−1, 1]; a negative extent mirrors.
 
-    No part reaches beyond its image.
+    Crops lie within their image.
     """
 
     centre: Tensor  # [batch, 2] x, y
     extent: Tensor  # [batch, 2]
 
     @classmethod
-    def draw(cls, images: int, generator: torch.Generator) -> "Views":
-        """Random resized crops, every second one mirrored."""
+    def sample(cls, images: int, generator: torch.Generator) -> "Views":
+        """Random resized crops, mirrored with probability 1/2."""
         area = _uniform(images, *SCALE, generator)
         ratio = _uniform(images, math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
         extent = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
@@ -43,11 +44,11 @@ class Views:
         return cls(centre, extent)
 
     def apply(self, images: Tensor, size: int) -> Tensor:
-        """The views [batch, 3, size, size] of `images` [batch, 3, height, width], bilinear.
+        """Bilinear crops [batch, 3, size, size] of `images` [batch, 3, height, width].
 
-        A single view is that of all images.
+        A single view applies to all images.
         """
-        # What F.affine_grid gives, without its product of matrices: there is nothing to rotate.
+        # F.affine_grid without its matrix product: there is no rotation.
         pixels = (2 * torch.arange(size) + 1) / size - 1
         across, down = (self.centre[..., None] + self.extent[..., None] * pixels).unbind(1)
         grid = torch.stack(
@@ -58,52 +59,53 @@ class Views:
 
 @dataclass(frozen=True)
 class Jitter:
-    """By how much the contrast and the brightness of each image are scaled."""
+    """Contrast and brightness factors of each image."""
 
     contrast: Tensor  # [batch]
     brightness: Tensor  # [batch]
 
     @classmethod
-    def draw(cls, images: int, generator: torch.Generator) -> "Jitter":
-        """Each at random."""
+    def sample(cls, images: int, generator: torch.Generator) -> "Jitter":
+        """Independent factors, uniform in 1 ± JITTER."""
         return cls(*(_uniform(images, 1 - JITTER, 1 + JITTER, generator) for _ in range(2)))
 
     def apply(self, images: Tensor) -> Tensor:
-        """`images` [batch, 3, h, w] in [0, 1] with each image scaled as a whole."""
+        """`images` [batch, 3, h, w] in [0, 1], each scaled by its factors."""
         contrast, brightness = (
             each.view(-1, 1, 1, 1).to(images) for each in (self.contrast, self.brightness)
         )
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        # ((x − mean) · contrast + mean) · brightness with one pass and one copy less.
+        # ((x − mean) · contrast + mean) · brightness with one pass and one copy fewer.
         shift = mean * (1 - contrast) * brightness
         return (images * (contrast * brightness)).add_(shift).clamp_(0, 1)
 
 
-def draw(images: int, generator: torch.Generator) -> Tensor:
-    """All that is random about a view of each image, as numbers that can be kept: [images, 6]."""
-    views, jitter = Views.draw(images, generator), Jitter.draw(images, generator)
+def sample_views(images: int, generator: torch.Generator) -> Tensor:
+    """View parameters [images, 6] of one random view of each image, for `apply_views`."""
+    views, jitter = Views.sample(images, generator), Jitter.sample(images, generator)
     scaled = torch.stack([jitter.contrast, jitter.brightness], dim=1)
     return torch.cat([views.centre, views.extent, scaled], dim=1)
 
 
-def see(pixels: Tensor, drawn: Tensor) -> Tensor:
-    """The views `drawn` [batch, 6], in [0, 1] float32, of uint8 `pixels` [batch, 3, size, size].
+def apply_views(pixels: Tensor, view_params: Tensor) -> Tensor:
+    """Views [batch, 3, size, size] in [0, 1] float32 of uint8 `pixels` of the same shape.
 
-    What was drawn fits every size: a larger copy of an image gives the same view, with more detail.
+    `view_params` [batch, 6] are those of `sample_views`. They are relative to the image size: a
+    larger copy of an image gives the same view in more detail.
     """
     images = pixels.float().div_(255)
-    seen = Views(drawn[:, :2], drawn[:, 2:4]).apply(images, images.shape[-1])
-    return Jitter(drawn[:, 4], drawn[:, 5]).apply(seen)
+    cropped = Views(view_params[:, :2], view_params[:, 2:4]).apply(images, images.shape[-1])
+    return Jitter(view_params[:, 4], view_params[:, 5]).apply(cropped)
 
 
 def fixed_views(images: Tensor, views: TestViews) -> Iterator[Tensor]:
-    """What is seen in a test of `images` [batch, 3, size, size], uint8 or in [0, 1]: one or more
-    tensors of the same shape, in [0, 1].
+    """Evaluation views of `images` [batch, 3, size, size], uint8 or in [0, 1]: one or more tensors
+    of the same shape, in [0, 1].
 
-    In a random crop things look larger than in the whole image, and a network is most accurate at
-    the size that it was trained at (Touvron et al., NeurIPS 2019, arXiv 1906.06423). So a test
-    takes the centre, or the centre and the four corners, each as it is and mirrored (Krizhevsky
-    et al., NeurIPS 2012).
+    Objects look larger in a random crop than in the whole image, and a network is most accurate at
+    the object size it was trained on (Touvron et al., NeurIPS 2019, arXiv 1906.06423). Evaluation
+    therefore uses the centre crop, or the centre and the four corners, each plain and mirrored
+    (Krizhevsky et al., NeurIPS 2012).
     """
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -115,13 +117,8 @@ def fixed_views(images: Tensor, views: TestViews) -> Iterator[Tensor]:
     ten = views == "ten-crop"
     for centre in [(0.0, 0.0), *(corners if ten else ())]:
         for mirror in (1, -1) if ten else (1,):
-            one = Views(torch.tensor([centre]), torch.tensor([[mirror * TEST_EXTENT, TEST_EXTENT]]))
-            yield one.apply(images, images.shape[-1])
-
-
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random views in [0, 1] float32 of uint8 `pixels` [batch, 3, size, size], of the same size."""
-    return see(pixels, draw(len(pixels), generator))
+            extent = torch.tensor([[mirror * TEST_EXTENT, TEST_EXTENT]])
+            yield Views(torch.tensor([centre]), extent).apply(images, images.shape[-1])
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from contract import Release, ReleaseLabel, TextSource, first_error_line, release_hash
+from distill.data.atomic_file import write_atomically
 from distill.errors import TextError
 
 
@@ -31,6 +32,17 @@ def _parse(path: Path) -> Release:
         raise TextError(
             f"{path} is not a release ({first_error_line(error)}): export it with `enrich export`"
         ) from None
+
+
+def write_release(release: Release, path: Path) -> None:
+    """Write `release` as JSON to `path`, unless the file already has this content.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = release.model_dump_json().encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Release:

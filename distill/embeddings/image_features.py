@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.data.augment import draw, see
+from distill.data.augment import apply_views, sample_views
 from distill.data.image_file import open_image
 from distill.data.pixels import Progress, load_pixels
 from distill.data.splits import Split
@@ -37,32 +37,33 @@ log = logging.getLogger(__name__)
 
 
 def image_features(
-    teacher: Teacher, split: Split, *, cache: Path | None, progress: Progress | None = None
+    teacher: Teacher,
+    split: Split,
+    *,
+    cache: Path | None,
+    progress: Progress | None = None,
+    normalize: bool = True,
 ) -> Tensor:
-    """As `image_embeddings`, of unit length."""
-    return F.normalize(image_embeddings(teacher, split, cache=cache, progress=progress), dim=-1)
+    """Features [images, dim] float32 of the clean images of `split`, in its order.
 
-
-def image_embeddings(
-    teacher: Teacher, split: Split, *, cache: Path | None, progress: Progress | None = None
-) -> Tensor:
-    """Raw features [images, dim] float32 of the clean images of `split`, in its order.
-
-    With `cache`, a folder, they are kept in safetensors under a key of the teacher's weights, its
-    transform and the images' names, sizes and times; a damaged file there is rebuilt.
+    Of unit length with `normalize`. With `cache`, a folder, the raw features are kept there in
+    safetensors under a key of the teacher's weights, its transform and the images' names, sizes and
+    times; a damaged file is rebuilt.
 
     Raises:
         DataError: an image cannot be read, or the cache folder cannot be written.
     """
     if cache is None:
-        return _encode(teacher, split, progress)
-    content = json.dumps(["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
-    key = hashlib.sha256(content.encode()).hexdigest()[:24]
-    path = cache / f"features-{split.name}-{key}.safetensors"
-    return cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
+        features = _encode(teacher, split, progress)
+    else:
+        content = ["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint()]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+        path = cache / f"features-{split.name}-{key}.safetensors"
+        features = cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
+    return F.normalize(features, dim=-1) if normalize else features
 
 
-def view_embeddings(
+def view_features(
     teacher: Teacher,
     split: Split,
     views: int,
@@ -70,25 +71,27 @@ def view_embeddings(
     cache: Path,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What is drawn for each image, [images, views, 6] for `augment.see`, and what the teacher
-    makes of it: raw features [images, views, dim] float32, memory-mapped from `cache`.
+    """View parameters [images, views, 6] for `augment.apply_views`, and the teacher's raw features
+    of those views [images, views, dim] float32, memory-mapped from `cache`.
 
-    The teacher sees each view at its own size, cut from the middle square that students see. The
-    views are the same in every run, whatever its seed, so that the teacher looks at them once.
+    The teacher encodes each view at its own image size, cropped from the centre square that the
+    student uses. The views do not depend on a run's seed, so that they are encoded only once.
 
     Raises:
         DataError: an image cannot be read, or the cache folder cannot be written.
     """
     generator = torch.Generator().manual_seed(VIEWS_SEED)
-    drawn = draw(len(split) * views, generator)
+    view_params = sample_views(len(split) * views, generator)
     shape = (len(split), views, teacher.dim)
-    seen = hashlib.sha256(drawn.numpy().data).hexdigest()
-    content = json.dumps([seen, teacher.fingerprint, preprocessing(teacher), split.fingerprint()])
+    params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
+    content = json.dumps(
+        [params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint()]
+    )
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"views-{split.name}-{key}.safetensors"
     if path.exists():
         try:
-            return drawn.view(len(split), views, -1), read_tensor(path)[0]
+            return view_params.view(len(split), views, -1), read_tensor(path)[0]
         except (DamagedFile, OSError) as error:
             log.warning("the cached views %s are damaged (%s): making them again", path, error)
     pixels = torch.from_numpy(load_pixels(split, teacher.image_size, cache))
@@ -96,11 +99,11 @@ def view_embeddings(
     size = CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH
 
     def rows() -> Iterator[Tensor]:
-        for numbers in torch.split(torch.arange(len(drawn)), size):
-            images = see(pixels[numbers // views], drawn[numbers])
-            yield teacher.embed_image((images - mean) / std)
+        for numbers in torch.split(torch.arange(len(view_params)), size):
+            images = apply_views(pixels[numbers // views], view_params[numbers])
+            yield teacher.encode_image((images - mean) / std, normalize=False)
             if progress:
-                progress(int(numbers[-1]) + 1, len(drawn))
+                progress(int(numbers[-1]) + 1, len(view_params))
 
     try:
         write_rows(path, rows(), shape)
@@ -109,7 +112,7 @@ def view_embeddings(
             f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
             "another cache folder"
         ) from None
-    return drawn.view(len(split), views, -1), read_tensor(path)[0]
+    return view_params.view(len(split), views, -1), read_tensor(path)[0]
 
 
 def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor:
@@ -117,7 +120,7 @@ def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor
     features = torch.empty(len(split), teacher.dim)
     done = 0
     for images in _batches(teacher, split.paths, size):
-        features[done : done + len(images)] = teacher.embed_image(images)
+        features[done : done + len(images)] = teacher.encode_image(images, normalize=False)
         done += len(images)
         if progress:
             progress(done, len(split))

@@ -22,14 +22,14 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from contract import Accuracy, Report, SeedsReport, TestViews
+from contract import Accuracy, Report, TestViews
 from distill.data.atomic_file import write_atomically
 from distill.errors import DataError
 from distill.evaluation.pictures import chain
 
 CONTROL: Final = "shuffled"  # the texts of the run, dealt out to the wrong classes
 NORMALISED: Final = "normalised"  # the texts of the run, and scores as `ScoreNorm` makes them
-WORDS: Final = {
+TEXT_TITLES: Final = {
     "name": "names",
     "name+description": "descriptions",
     "attributes": "attributes",
@@ -50,7 +50,7 @@ VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
     colour: f"--series-{n}" for n, colour in enumerate(SERIES, start=1)
 }
 
-_templates = Environment(
+templates = Environment(
     loader=PackageLoader("distill.evaluation", "."), autoescape=True, undefined=StrictUndefined
 )
 
@@ -84,20 +84,15 @@ def write_report(
         DataError: `out` cannot be written to.
     """
     page = render(report, similarity=similarity, names=names)
-    _write(out, {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"})
+    write_files(out, {"report.html": page, "report.json": report.model_dump_json(indent=1) + "\n"})
 
 
-def write_seeds_report(report: SeedsReport, out: Path) -> None:
-    """Write seeds.json and seeds.html to the folder `out`, each whole or not at all.
+def write_files(out: Path, files: Mapping[str, str]) -> None:
+    """Write each text to the file of its name in `out`.
 
     Raises:
         DataError: `out` cannot be written to.
     """
-    page = _templates.get_template("seeds.html").render(report=report, words=WORDS)
-    _write(out, {"seeds.html": page, "seeds.json": report.model_dump_json(indent=1) + "\n"})
-
-
-def _write(out: Path, files: Mapping[str, str]) -> None:
     try:
         for name, text in files.items():
             write_atomically(out / name, text)
@@ -114,9 +109,9 @@ def render(
     """The page of `report`; see `write_report`."""
     order = chain(next(iter(similarity.values()))) if similarity else []
     named = {each.text: each for each in report.diagnostics}
-    return _templates.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         report=report,
-        words=WORDS,
+        words=TEXT_TITLES,
         views=VIEWS,
         worths=[worth for model in ("student", "teacher") if (worth := _worth(report, model))],
         headline=headline(report),
@@ -193,10 +188,10 @@ def headline(report: Report) -> str:
         if row is None:
             return "This run was not evaluated on unseen classes."
         return (
-            f"Trained on {WORDS[report.config.text_strategy]} alone, the student recognises "
+            f"Trained on {TEXT_TITLES[report.config.text_strategy]} alone, the student recognises "
             f"{row.top1:.1f} % of the images of {row.classes} classes that it never saw."
         )
-    texts = WORDS[report.config.text_strategy]
+    texts = TEXT_TITLES[report.config.text_strategy]
     numbers = f"from {worth.name:.1f} % with bare names to {worth.enriched:.1f} %"
     if not worth.is_clear:
         verdict = f"made no clear difference to the student: {numbers}"
@@ -319,7 +314,9 @@ def _spectrum(report: Report) -> Markup | None:
             values = np.asarray(each.singular_values)
             # The mean-centred features have one singular value that is 0 but for rounding.
             values = values[values > values.max(initial=0) * 1e-6]
-            axes.plot(range(1, len(values) + 1), values, label=WORDS.get(each.text, each.text))
+            axes.plot(
+                range(1, len(values) + 1), values, label=TEXT_TITLES.get(each.text, each.text)
+            )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # by default powers of ten, written as TeX
         axes.yaxis.set_minor_formatter(NullFormatter())

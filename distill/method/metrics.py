@@ -86,11 +86,6 @@ def m_vlalign(student: Tensor, teacher: Tensor, text: Tensor, k: int) -> float:
     return reversals / len(student)
 
 
-def m_vlalign_normalised(student: Tensor, teacher: Tensor, text: Tensor, k: int) -> float:
-    """M_vlalign(k) divided by the k(k − 1)/2 pairs: the share of reversed pairs; 0 for k = 1."""
-    return m_vlalign(student, teacher, text, k) / max(1, k * (k - 1) // 2)
-
-
 def feature_mse(student: Tensor, teacher: Tensor) -> float:
     """Feature gap: ‖S(x) − T_img(x)‖² of unit features, mean over images (0 to 4, as L_mse)."""
     student, teacher = _pairs(student, teacher)

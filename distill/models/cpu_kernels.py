@@ -1,16 +1,22 @@
-"""A convolution that learns as quickly on small images as on large ones, on a CPU.
+"""Faster replacements for some of torch's functions in training on a CPU (`cpu_kernels = true`).
 
-In the last stages of a network an image has a few places and many channels. There the kernel that
-torch calls for the weights' gradient reaches a quarter of its speed and less; matrix products, one
-for each tap of the convolution's window, take a seventh to three quarters of its time.
+They avoid slow backward passes; torch's forward passes are fast. `benchmarks.speed.cpu_kernels`
+measures each of them.
 
-Where the window covers the whole image from every place, as one of 3 × 3 does with 2 × 2 places,
-more than half of what a kernel reads is padding. Without it the convolution is a matrix product,
-which takes three quarters of a kernel's time forward and half of it backward.
+    convolution with few output positions   float32 and bfloat16
+    grouped convolution in float32          bfloat16 only: torch's backward pass is slower there
+    attention as two matrix products        bfloat16 only, for the same reason
+
+Convolution: in the last stages of a network, feature maps have few positions and many channels.
+There torch's kernel for the weight gradient reaches a quarter of its usual throughput or less; one
+matrix product per kernel tap takes 1/7 to 3/4 of its time. Where the kernel covers the whole input
+from every output position, as a 3 × 3 kernel does on 2 × 2 positions, more than half of what a
+convolution reads is padding. Such a convolution is computed as one dense matrix product without the
+padding, which takes 3/4 of the time forward and 1/2 backward.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any, Final
 
@@ -18,10 +24,82 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
+from torch.overrides import TorchFunctionMode
 
-PLACES: Final = 16  # of an output image, up to which the products are quicker
+MAX_OUTPUT_POSITIONS: Final = 16  # up to here matrix products are faster than torch's kernel
+MAX_ATTENTION_TOKENS: Final = 256  # the stored attention weights grow with the square of this
 
-Pair = tuple[int, int]  # vertically, horizontally
+Pair = tuple[int, int]  # vertical, horizontal
+
+
+class FunctionOverrides(TorchFunctionMode):
+    """Within this context, torch functions are replaced: `functions` maps original to override."""
+
+    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
+        self._functions = functions
+        super().__init__()
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own signature
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
+
+
+def cpu_kernel_overrides(*, bfloat16: bool) -> FunctionOverrides:
+    """The replacements, as a context, for training in bfloat16 (autocast) or in float32."""
+    functions: dict[Any, Callable[..., Tensor]] = {functional.conv2d: conv2d_override}
+    if bfloat16:
+        functions[functional.scaled_dot_product_attention] = attention
+    return FunctionOverrides(functions)
+
+
+def conv2d_override(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """As torch's conv2d; a grouped one in float32, any other by `conv2d`.
+
+    In bfloat16, networks with depthwise convolutions, such as MobileNets, would train more slowly
+    than in float32.
+    """
+    if groups > 1:
+        with torch.autocast("cpu", enabled=False):
+            return functional.conv2d(input.float(), weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled("cpu"):
+        input, weight = input.bfloat16(), weight.bfloat16()
+        bias = None if bias is None else bias.bfloat16()
+    return conv2d(input, weight, bias, stride, padding, dilation)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *rest: Any,  # noqa: ANN401
+    **more: Any,  # noqa: ANN401
+) -> Tensor:
+    """As torch's scaled_dot_product_attention of [..., tokens, dim], by plain matrix products.
+
+    Masks, dropout, other options and long sequences are left to torch.
+    """
+    plain = attn_mask is None and not dropout_p and not any((*rest, *more.values()))
+    if not plain or key.shape[-2] > MAX_ATTENTION_TOKENS:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, *rest, **more
+        )
+    weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.mT, dim=-1)
+    return weights @ value
 
 
 def conv2d(
@@ -32,22 +110,22 @@ def conv2d(
     padding: int | Pair | str = 0,
     dilation: int | Pair = 1,
 ) -> Tensor:
-    """As torch's own without groups: [n, in, h, w] and [out, in, *window] to [n, out, *places].
+    """As torch's conv2d without groups: images [n, in, h, w], weight [out, in, *kernel].
 
-    Where the outputs have few places it can be differentiated once.
+    Returns [n, out, *positions]. With few output positions it can be differentiated only once.
     """
     if isinstance(padding, str) or not weight.requires_grad or images.ndim != 4:
         return functional.conv2d(images, weight, bias, stride, padding, dilation)
     geometry = _pair(stride), _pair(padding), _pair(dilation)
-    places = tuple(
-        (size + 2 * pad - gap * (window - 1) - 1) // step + 1
-        for size, window, step, pad, gap in zip(
+    positions = tuple(
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, gap in zip(
             images.shape[2:], weight.shape[2:], *geometry, strict=True
         )
     )
-    if places[0] * places[1] > PLACES:
+    if positions[0] * positions[1] > MAX_OUTPUT_POSITIONS:
         return functional.conv2d(images, weight, bias, *geometry)
-    outputs: Tensor = _FewPlaces.apply(images, weight, bias, places, *geometry)
+    outputs: Tensor = _SmallOutputConv2d.apply(images, weight, bias, positions, *geometry)
     return outputs
 
 
@@ -55,72 +133,76 @@ def _pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else value
 
 
-class _FewPlaces(torch.autograd.Function):
+class _SmallOutputConv2d(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         images: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        places: Pair,
+        positions: Pair,
         stride: Pair,
         padding: Pair,
         dilation: Pair,
     ) -> Tensor:
-        matrix = _as_matrix(weight, images.shape[2:], places, stride, padding, dilation)
+        matrix = _dense_matrix(weight, images.shape[2:], positions, (stride, padding, dilation))
         ctx.save_for_backward(images, weight, matrix)
         ctx.geometry = stride, padding, dilation
         if matrix is None:
             return functional.conv2d(images, weight, bias, stride, padding, dilation)
-        outputs = _through(matrix, images, places)
+        outputs = _multiply(matrix, images, positions)
         return outputs if bias is None else outputs.add_(bias.view(-1, 1, 1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         images, weight, matrix = ctx.saved_tensors
         of_images, of_weight, of_bias, *_ = ctx.needs_input_grad
         if not of_images:
-            image_slopes = None
+            image_gradient = None
         elif matrix is None:
             conv2d_input: Callable[..., Tensor] = grad.conv2d_input  # torch gives it no types
-            image_slopes = conv2d_input(images.shape, weight, slopes, *ctx.geometry)
+            image_gradient = conv2d_input(images.shape, weight, gradient, *ctx.geometry)
         else:
-            image_slopes = _through(matrix.mT, slopes, images.shape[2:])
+            image_gradient = _multiply(matrix.mT, gradient, images.shape[2:])
         return (
-            image_slopes,
-            _weight_slopes(images, weight, slopes, *ctx.geometry) if of_weight else None,
-            slopes.sum((0, 2, 3)) if of_bias else None,
+            image_gradient,
+            _weight_gradient(images, weight, gradient, ctx.geometry) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
             *(None for _ in range(4)),
         )
 
 
-def _as_matrix(
-    weight: Tensor, size: Sequence[int], places: Pair, stride: Pair, padding: Pair, dilation: Pair
+def _dense_matrix(
+    weight: Tensor, size: Sequence[int], positions: Pair, geometry: tuple[Pair, Pair, Pair]
 ) -> Tensor | None:
-    """What `weight` makes of flat images, [places · out, size · in], if each sees it all."""
+    """The convolution as a matrix [positions · out, size · in] of flat images.
+
+    None unless the kernel covers the whole input from every output position.
+    """
+    stride, padding, dilation = geometry
     starts = [
-        [pad - step * place for place in range(count)]  # the tap that sees the first row or column
-        for count, step, pad in zip(places, stride, padding, strict=True)
+        [pad - step * position for position in range(count)]  # the tap on the first row or column
+        for count, step, pad in zip(positions, stride, padding, strict=True)
     ]
     taps = weight.permute(0, 2, 3, 1)
-    all_seen = all(
-        0 <= start <= window - length
-        for length, window, along in zip(size, taps.shape[1:3], starts, strict=True)
+    covers_all = all(
+        0 <= start <= kernel - length
+        for length, kernel, along in zip(size, taps.shape[1:3], starts, strict=True)
         for start in along
     )
-    if not (all_seen and any(padding) and dilation == (1, 1)):
+    if not (covers_all and any(padding) and dilation == (1, 1)):
         return None
-    matrix = taps.new_empty(*places, len(taps), *size, taps.shape[-1])
+    matrix = taps.new_empty(*positions, len(taps), *size, taps.shape[-1])
     for block, (down, across) in zip(matrix.flatten(0, 1), product(*starts), strict=True):
         block.copy_(taps[:, down : down + size[0], across : across + size[1]])
     return matrix.flatten(3).flatten(0, 2)
 
 
-def _through(matrix: Tensor, images: Tensor, places: Sequence[int]) -> Tensor:
-    """`images` [n, in, h, w] through `matrix` [places · out, h · w · in] to [n, out, *places]."""
+def _multiply(matrix: Tensor, images: Tensor, positions: Sequence[int]) -> Tensor:
+    """`matrix` [positions · out, h · w · in] times `images` [n, in, h, w]: [n, out, *positions]."""
     outputs = torch.empty(
-        (len(images), len(matrix) // math.prod(places), *places),
+        (len(images), len(matrix) // math.prod(positions), *positions),
         dtype=images.dtype,
         device=images.device,
         memory_format=torch.channels_last,
@@ -130,40 +212,41 @@ def _through(matrix: Tensor, images: Tensor, places: Sequence[int]) -> Tensor:
 
 
 def _flat(images: Tensor) -> Tensor:
-    """[n, channels, h, w] as [n, h · w · channels]; with the channels last nothing is moved."""
+    """[n, channels, h, w] as [n, h · w · channels]; a view if channels_last."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
-def _weight_slopes(
-    images: Tensor, weight: Tensor, slopes: Tensor, stride: Pair, padding: Pair, dilation: Pair
+def _weight_gradient(
+    images: Tensor, weight: Tensor, gradient: Tensor, geometry: tuple[Pair, Pair, Pair]
 ) -> Tensor:
-    """The slopes of `weight` from those of the outputs: one product for each tap of the window."""
+    """The gradient of `weight` from that of the outputs: one matrix product per kernel tap."""
+    stride, padding, dilation = geometry
     rows, columns = (
         [
-            _reach(
+            _valid_range(
                 dilation[axis] * tap - padding[axis],
                 stride[axis],
                 images.shape[2 + axis],
-                slopes.shape[2 + axis],
+                gradient.shape[2 + axis],
             )
             for tap in range(weight.shape[2 + axis])
         ]
         for axis in (0, 1)
     )
-    images, slopes = images.permute(0, 2, 3, 1), slopes.permute(0, 2, 3, 1)
-    # In memory as the weights are themselves, with the channels last, so that nothing is moved.
-    found = weight.new_empty(len(weight), len(rows), len(columns), weight.shape[1])
+    images, gradient = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    # In the memory format of the weights, channels_last, so that no copy is needed.
+    result = weight.new_empty(len(weight), len(rows), len(columns), weight.shape[1])
     for i, (outputs_down, inputs_down) in enumerate(rows):
         for j, (outputs_across, inputs_across) in enumerate(columns):
             inputs = images[:, inputs_down, inputs_across].flatten(0, 2)
-            outputs = slopes[:, outputs_down, outputs_across].flatten(0, 2)
-            torch.mm(outputs.mT, inputs, out=found[:, i, j])
-    return found.permute(0, 3, 1, 2)
+            outputs = gradient[:, outputs_down, outputs_across].flatten(0, 2)
+            torch.mm(outputs.mT, inputs, out=result[:, i, j])
+    return result.permute(0, 3, 1, 2)
 
 
-def _reach(offset: int, step: int, size: int, places: int) -> tuple[slice, slice]:
-    """The outputs, of `places`, that see an input at `offset` from theirs; and those inputs."""
+def _valid_range(offset: int, step: int, size: int, positions: int) -> tuple[slice, slice]:
+    """The output positions whose input at `offset` is not padding, and those inputs."""
     first = max(0, -(offset // step))  # rounded up
-    behind = max(first, min(places, (size - 1 - offset) // step + 1))
+    stop = max(first, min(positions, (size - 1 - offset) // step + 1))
     start = first * step + offset
-    return slice(first, behind), slice(start, start + (behind - first) * step, step)
+    return slice(first, stop), slice(start, start + (stop - first) * step, step)

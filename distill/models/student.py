@@ -78,8 +78,8 @@ class Student(nn.Module):
         return features
 
     @property
-    def one_view(self) -> TestViews:
-        """A single view, for where the student's own would take too long."""
+    def single_view(self) -> TestViews:
+        """The single view to use where several would take too long."""
         return "whole" if self.test_views == "whole" else "centre"
 
     @torch.inference_mode()

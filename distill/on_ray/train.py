@@ -19,7 +19,7 @@ from distill.data.allowed_paths import check_roots
 from distill.errors import UserError
 from distill.on_ray.folder import Listener, Outcome, RayFolder
 from distill.pipeline.job import run_job
-from distill.training.distributed import WAIT, processes
+from distill.training.distributed import TIMEOUT, processes
 from distill.training.loop import Interrupted
 from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
 from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
@@ -58,7 +58,7 @@ def fit(options: argparse.Namespace, folder: RayFolder) -> None:
         train_loop_config={
             name: str(getattr(options, name)) for name in ("config", "release", "out", "cache")
         },
-        torch_config=TorchConfig(timeout_s=int(WAIT.total_seconds())),
+        torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(
             num_workers=options.processes,
             use_gpu=needs.gpu or gpus >= options.processes,

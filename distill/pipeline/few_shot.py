@@ -1,55 +1,56 @@
-"""Few-shot on unseen classes: k labelled images of each are the support, the others the test.
+"""Few-shot on unseen classes: k labelled images per class are the support, the rest are tested.
 
-    retrieval   nothing is trained: the support features are a cache that votes beside the texts
+    retrieval   training-free: the support features are a cache that votes in addition to the texts
                 (Tip-Adapter, arXiv 2111.03930)
-    finetune    the student is trained on, at most half of each batch from the support set and
-                the others from the seen training set, by the losses of its run
+    finetune    training of the student continues with the losses of its run; at most half of each
+                batch comes from the support, the rest from the seen training set
 
 Notable:
-- A seed draws the support of every model and method alike; its k = 1 is part of its k = 5.
-- Nothing is chosen on the test images: alpha, beta and scale are Tip-Adapter's defaults, and what
-  finetuning ends with is what is tested.
+- A seed samples the same support for every model and method; its k = 1 is part of its k = 5.
+- Nothing is tuned on the test images: alpha, beta and scale are Tip-Adapter's defaults, and the
+  last state of finetuning is the one that is tested.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from contract import FewShot, FewShotMethod, FewShotRow, Release, TrainConfig
-from distill.data.pixels import Progress, load_pixels
-from distill.data.splits import scan_split
-from distill.embeddings.image_features import image_features
-from distill.embeddings.text_bank import build_text_bank
+from contract import Release, SplitName, TrainConfig
+from distill.data.pixels import Progress
+from distill.data.splits import Split
 from distill.errors import DataError, ModelError, UserError
 from distill.evaluation.accuracy import predict, score
 from distill.models.student import Student
-from distill.models.teacher import load_teacher
-from distill.training.loop import TrainingData, train
+from distill.models.teacher import Teacher, load_teacher
+from distill.pipeline.inputs import SPLITS, Inputs, scan_splits
+from distill.training.loop import Callbacks, TrainingData, train
 
-ALPHA: Final = 1.0  # weight of the cache beside the texts
-BETA: Final = 5.5  # how sharply a vote falls with the distance
-SCALE: Final = 100.0  # of the text cosines: CLIP's own, for which alpha and beta are made
+ALPHA: Final = 1.0  # weight of the cache relative to the texts
+BETA: Final = 5.5  # sharpness: how fast a vote decays with distance
+SCALE: Final = 100.0  # of the text cosines, as in CLIP: alpha and beta are tuned for it
 EPOCHS: Final = 5
-RATE: Final = 0.1  # of the learning rate of the run
-SEEN_IMAGES: Final = 1024  # at least so many keep the student from forgetting
+LEARNING_RATE_FACTOR: Final = 0.1  # relative to the learning rate of the run
+SEEN_IMAGES: Final = 1024  # at least so many are replayed against forgetting
 
+FewShotMethod = Literal["retrieval", "finetune"]
 Model = Literal["teacher", "student"]
 
 
-def draw_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> Tensor:
+def sample_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> Tensor:
     """Indices [classes · k] of k images of each class, class after class.
 
-    `targets` [images] index `keys`. A larger k adds to what a smaller one draws.
+    `targets` [images] index `keys`. A larger k adds to the sample of a smaller one.
 
     Raises:
-        DataError: a class has no image, or k leaves none of it to test on.
+        DataError: a class has no image, or no image left to test on.
     """
     counts = torch.bincount(targets, minlength=len(keys))
     fewest = int(counts.argmin())
@@ -81,9 +82,10 @@ def retrieval_logits(
 ) -> Tensor:
     """Logits [images, classes] of Tip-Adapter (arXiv 2111.03930, Eq. 3 to 6), training-free.
 
-    alpha · exp(−beta (1 − f F^T)) L + scale · f W^T: each support feature votes for its class, the
-    more the nearer it is, beside the cosines with the texts. features f [images, dim], text W
-    [classes, dim], support F [support, dim] with the classes L [support]; none need be normalised.
+    alpha · exp(−beta (1 − f F^T)) L + scale · f W^T: each support feature votes for its class with
+    a weight that decays with distance; the cosines with the texts are added. features f
+    [images, dim], text W [classes, dim], support F [support, dim] with the classes L [support];
+    none need be normalised.
     """
     f, cache = normalize(features, dim=1), normalize(support, dim=1)
     votes = torch.exp(-beta * (1 - f @ cache.T)) @ one_hot(support_targets, len(text)).to(f)
@@ -92,7 +94,7 @@ def retrieval_logits(
 
 @dataclass(frozen=True)
 class Support:
-    """The drawn images of the unseen classes, and what the teacher says of them."""
+    """The sampled images of the unseen classes, with the teacher's features."""
 
     pixels: Tensor  # [support, 3, size, size] uint8
     targets: Tensor  # [support] indices into `text`
@@ -103,11 +105,11 @@ class Support:
 def finetune(
     config: TrainConfig, student: Student, seen: TrainingData, support: Support
 ) -> tuple[Student, float]:
-    """A copy of `student` trained on from `support`, and its accuracy on seen images in percent.
+    """A copy of `student`, finetuned on `support`, and its accuracy on seen images in percent.
 
-    `config` says for how long, how fast and by which seed. Each batch takes up to half of its
-    images from the support set and the others from `seen`; none comes twice in one batch. All
-    classes, seen and unseen, compete in the losses.
+    `config` gives epochs, learning rate and seed. Each batch takes up to half of its images from
+    the support and the others from `seen`, none twice. All classes, seen and unseen, compete in
+    the losses.
 
     Raises:
         UserError: the training diverged.
@@ -119,8 +121,8 @@ def finetune(
     size = min(config.batch_size, 2 * old, old + new)
     share = min(size // 2, new)
 
-    def mixed(generator: torch.Generator) -> Tensor:
-        """Indices of an epoch's images, batch after batch: the seen ones come first in `data`."""
+    def sample_epoch(generator: torch.Generator) -> Tensor:
+        """Indices of an epoch's images, batch after batch; in `data`, seen images come first."""
         return torch.cat(
             [
                 part
@@ -138,29 +140,58 @@ def finetune(
         targets=torch.cat([seen.targets[kept], support.targets + len(seen.text)]),
         teacher=torch.cat([seen.teacher[kept], support.teacher]),
         text=torch.cat([seen.text, support.text]),
+        sample_epoch=sample_epoch,
     )
     student = deepcopy(student)
-    epochs = train(
-        config.model_copy(update={"batch_size": size}),
-        student,
-        data,
-        checkpoint=None,
-        on_epoch=lambda _: None,
-        should_stop=lambda: False,
-        order=mixed,
-    )
+    config = config.model_copy(update={"batch_size": size})
+    epochs = train(config, student, data, callbacks=Callbacks())
     return student, epochs[-1].seen_top1
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """One seed's draw, tested: accuracies in percent."""
+class Sampling:
+    """Which supports are sampled: k images of each class, for each k and seed."""
 
+    ks: Sequence[int]
+    seeds: Sequence[int]
+
+
+class FewShotRow(BaseModel):
+    """One model with k images per class: means over the seeds, and deviations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Model
+    k: Annotated[int, Field(ge=1, description="Support images of each class")]
     top1: float
+    top1_deviation: Annotated[
+        float | None, Field(description="Sample deviation over seeds; null for one seed")
+    ]
     mean_per_class: float
-    text_only: float
-    images: int
-    seen: float | None
+    mean_per_class_deviation: float | None
+    text_only_top1: Annotated[float, Field(description="Without support, on the same images")]
+    seen_top1: Annotated[
+        float | None, Field(description="Of the finetuned student, to show what it forgot")
+    ] = None
+    images: Annotated[int, Field(description="Test images for each seed")]
+
+
+class FewShot(BaseModel):
+    """Few-shot accuracies (percent) on the unseen images that were not sampled as support."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: FewShotMethod
+    student: str
+    teacher: str
+    text: Annotated[str, Field(description="Text strategy")]
+    release_hash: str
+    classes: int
+    seeds: tuple[int, ...]
+    settings: Annotated[
+        dict[str, float], Field(description="alpha, beta, scale; or epochs, learning_rate")
+    ]
+    rows: tuple[FewShotRow, ...]
 
 
 def few_shot(
@@ -169,8 +200,7 @@ def few_shot(
     release: Release,
     *,
     method: FewShotMethod,
-    ks: Sequence[int],
-    seeds: Sequence[int],
+    sampling: Sampling,
     cache: Path,
     progress: Callable[[str], Progress],
 ) -> FewShot:
@@ -185,105 +215,167 @@ def few_shot(
         TextError: a class lacks the text that the strategy needs.
         UserError: there is no k or no seed, or finetuning diverged.
     """
-    if not ks or not seeds:
+    if not sampling.ks or not sampling.seeds:
         raise UserError("few-shot needs at least one k and one seed: give -k 1 --seeds 1")
-    known = {label.key for label in release.labels}
-    words = ("unseen",) if method == "retrieval" else ("unseen", "train", "seen")
-    splits = {word: scan_split(Path(config.data), word, known) for word in words}
+    names: tuple[SplitName, ...] = ("unseen",) if method == "retrieval" else SPLITS
+    keys = {label.key for label in release.labels}
+    splits = scan_splits(Path(config.data), keys, names)
     unseen = splits["unseen"]
-    supports = {
-        (k, seed): draw_support(unseen.targets, unseen.keys, k, seed) for k in ks for seed in seeds
-    }  # before any model is loaded: it says whether a k is too large
-    teacher = load_teacher(config.teacher)
-    if student.projection.out_features != teacher.dim:
-        raise ModelError(
-            f"the student gives {student.projection.out_features} dimensions and the teacher "
-            f"{teacher.name} has {teacher.dim}: give the teacher that the student learned from"
-        )
-    strategy = config.text_strategy
-    text = {
-        word: build_text_bank(teacher, release, strategy, keys=split.keys, cache=cache).features
-        for word, split in splits.items()
+    supports = {  # before any model is loaded: this raises if a k is too large
+        (k, seed): sample_support(unseen.targets, unseen.keys, k, seed)
+        for k in sampling.ks
+        for seed in sampling.seeds
     }
-
-    def teacher_features(word: str) -> Tensor:
-        title = f"Teacher features, {word}"
-        return image_features(teacher, splits[word], cache=cache, progress=progress(title))
-
-    def pixels(word: str) -> Tensor:
-        bar = progress(f"Pixels, {word}")
-        return torch.from_numpy(load_pixels(splits[word], config.image_size, cache, bar))
-
-    unseen_pixels, unseen_teacher = pixels("unseen"), teacher_features("unseen")
-    features: dict[Model, Tensor] = {"student": student.encode(unseen_pixels)}
-
-    if method == "retrieval":
-        features = {"teacher": unseen_teacher, **features}
-        settings = {"alpha": ALPHA, "beta": BETA, "scale": SCALE}
-    else:
-        rate = RATE * config.learning_rate
-        settings = {"epochs": EPOCHS, "learning_rate": rate}
-        # The support set has no captions of its own.
-        without_captions = config.losses.model_copy(update={"cap": 0.0})
-        changes = {
-            "epochs": EPOCHS,
-            "learning_rate": rate,
-            "warmup_epochs": 0.0,
-            "losses": without_captions,
-        }
-        seen = TrainingData(
-            pixels=pixels("train"),
-            targets=splits["train"].targets,
-            teacher=teacher_features("train"),
-            text=text["train"],
-            seen_pixels=pixels("seen"),
-            seen_targets=splits["seen"].targets,
-            seen_text=text["seen"],
-        )
-
-    def trial(model: Model, k: int, seed: int) -> _Trial:
-        support = supports[k, seed]
-        rest = torch.ones(len(unseen), dtype=torch.bool)
-        rest[support] = False
-        alone = predict(features[model][rest], text["unseen"])
-        seen_top1 = None
-        if method == "retrieval":
-            cached = features[model][support], unseen.targets[support]
-            found = retrieval_logits(features[model][rest], text["unseen"], *cached).argmax(dim=1)
-        else:
-            drawn = Support(
-                unseen_pixels[support],
-                unseen.targets[support],
-                unseen_teacher[support],
-                text["unseen"],
-            )
-            tuned = config.model_copy(update={**changes, "seed": seed})
-            learned, seen_top1 = finetune(tuned, student, seen, drawn)
-            found = predict(learned.encode(unseen_pixels[rest]), text["unseen"])
-        targets, classes = unseen.targets[rest], len(unseen.keys)
-        text_only, _ = score(alone, targets, classes)
-        return _Trial(*score(found, targets, classes), text_only, len(targets), seen_top1)
-
-    rows: list[FewShotRow] = []
-    tell = progress("Few-shot")
-    for model in features:
-        for k in ks:
-            trials = []
-            for seed in seeds:
-                trials.append(trial(model, k, seed))
-                tell(len(rows) * len(seeds) + len(trials), len(features) * len(ks) * len(seeds))
-            rows.append(_row(model, k, trials))
+    inputs = Inputs(splits, load_teacher(config.teacher), cache, progress)
+    _check_dimensions(student, inputs.teacher)
+    task = _Task(
+        config=config,
+        student=student,
+        inputs=inputs,
+        text={
+            name: inputs.text_bank(release, config.text_strategy, split.keys).features
+            for name, split in splits.items()
+        },
+        pixels=inputs.pixels("unseen", config.image_size),
+        teacher=inputs.teacher_features("unseen"),
+        sampling=sampling,
+        supports=supports,
+    )
+    settings, rows = _retrieval(task) if method == "retrieval" else _finetuning(task)
     return FewShot(
         method=method,
         student=config.student,
-        teacher=teacher.name,
-        text=strategy,
+        teacher=inputs.teacher.name,
+        text=config.text_strategy,
         release_hash=release.hash,
         classes=len(unseen.keys),
-        seeds=tuple(seeds),
+        seeds=tuple(sampling.seeds),
         settings=settings,
-        rows=tuple(rows),
+        rows=rows,
     )
+
+
+def _check_dimensions(student: Student, teacher: Teacher) -> None:
+    dim = student.projection.out_features
+    if dim != teacher.dim:
+        raise ModelError(
+            f"the student gives {dim} dimensions and the teacher {teacher.name} has {teacher.dim}: "
+            "give the teacher that the student learned from"
+        )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Accuracies in percent with the support of one seed."""
+
+    top1: float
+    mean_per_class: float
+    text_only: float
+    images: int
+    seen: float | None
+
+
+# From (model, support indices, mask of the test images, seed) to the predicted classes of the test
+# images, and the accuracy on seen images if it changed.
+Predict = Callable[[Model, Tensor, Tensor, int], tuple[Tensor, float | None]]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The unseen images, their features and the sampled supports."""
+
+    config: TrainConfig
+    student: Student
+    inputs: Inputs
+    text: Mapping[SplitName, Tensor]  # [classes, dim] of each split
+    pixels: Tensor  # of the unseen images
+    teacher: Tensor  # unit features of the unseen images
+    sampling: Sampling
+    supports: Mapping[tuple[int, int], Tensor]  # by k and seed: indices of unseen images
+
+    @property
+    def unseen(self) -> Split:
+        return self.inputs.splits["unseen"]
+
+    def rows(
+        self, features: Mapping[Model, Tensor], predict_rest: Predict
+    ) -> tuple[FewShotRow, ...]:
+        """A row for each model and k. `features` are each model's of the unseen images."""
+        progress = self.inputs.progress("Few-shot")
+        pairs = [(model, k) for model in features for k in self.sampling.ks]
+        total = len(pairs) * len(self.sampling.seeds)
+        rows: list[FewShotRow] = []
+        for model, k in pairs:
+            trials: list[_Trial] = []
+            for seed in self.sampling.seeds:
+                trials.append(self._trial(model, features[model], (k, seed), predict_rest))
+                progress(len(rows) * len(self.sampling.seeds) + len(trials), total)
+            rows.append(_row(model, k, trials))
+        return tuple(rows)
+
+    def _trial(
+        self, model: Model, features: Tensor, key: tuple[int, int], predict_rest: Predict
+    ) -> _Trial:
+        support = self.supports[key]
+        rest = torch.ones(len(self.unseen), dtype=torch.bool)
+        rest[support] = False
+        targets, classes = self.unseen.targets[rest], len(self.unseen.keys)
+        text_only, _ = score(predict(features[rest], self.text["unseen"]), targets, classes)
+        predicted, seen = predict_rest(model, support, rest, key[1])
+        return _Trial(*score(predicted, targets, classes), text_only, len(targets), seen)
+
+
+def _retrieval(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
+    """Settings and rows of Tip-Adapter, for the teacher and the student."""
+    features: dict[Model, Tensor] = {
+        "teacher": task.teacher,
+        "student": task.student.encode(task.pixels),
+    }
+
+    def predict_rest(
+        model: Model, support: Tensor, rest: Tensor, _seed: int
+    ) -> tuple[Tensor, None]:
+        cache = features[model][support], task.unseen.targets[support]
+        logits = retrieval_logits(features[model][rest], task.text["unseen"], *cache)
+        return logits.argmax(dim=1), None
+
+    settings = {"alpha": ALPHA, "beta": BETA, "scale": SCALE}
+    return settings, task.rows(features, predict_rest)
+
+
+def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
+    """Settings and rows of the student, finetuned for each support."""
+    config, inputs, text = task.config, task.inputs, task.text["unseen"]
+    features: dict[Model, Tensor] = {"student": task.student.encode(task.pixels)}
+    rate = LEARNING_RATE_FACTOR * config.learning_rate
+    changes = {
+        "epochs": EPOCHS,
+        "learning_rate": rate,
+        "warmup_epochs": 0.0,
+        # The support has no captions of its own.
+        "losses": config.losses.model_copy(update={"cap": 0.0}),
+    }
+    seen = TrainingData(
+        pixels=inputs.pixels("train", config.image_size),
+        targets=inputs.splits["train"].targets,
+        teacher=inputs.teacher_features("train"),
+        text=task.text["train"],
+        seen_pixels=inputs.pixels("seen", config.image_size),
+        seen_targets=inputs.splits["seen"].targets,
+        seen_text=task.text["seen"],
+    )
+
+    def predict_rest(
+        _model: Model, support: Tensor, rest: Tensor, seed: int
+    ) -> tuple[Tensor, float | None]:
+        images = Support(
+            task.pixels[support], task.unseen.targets[support], task.teacher[support], text
+        )
+        settings = config.model_copy(update={**changes, "seed": seed})
+        student, seen_top1 = finetune(settings, task.student, seen, images)
+        return predict(student.encode(task.pixels[rest]), text), seen_top1
+
+    return {"epochs": EPOCHS, "learning_rate": rate}, task.rows(features, predict_rest)
 
 
 def _row(model: Model, k: int, trials: Sequence[_Trial]) -> FewShotRow:

@@ -1,35 +1,124 @@
-"""Prompt learning (CoOp, arXiv 2109.01134): context vectors in the place of "a photo of".
+"""Prompt learning (CoOp, arXiv 2109.01134): context vectors instead of "a photo of".
 
 Notable:
-- The teacher stays frozen, text tower included: all that is learned is [tokens, width] numbers,
-  shared by all classes, so that classes never seen get a text too.
-- The vectors enter where the tower embeds its tokens: a prompt is written with placeholders, and
-  what their embedding gives is replaced. That needs nothing of the tower but its embedding, and
-  works for CLIP's and for Hugging Face's.
-- Only features of the seen classes' training images are looked at.
+- The teacher stays frozen, text tower included: only [tokens, width] numbers are learned. All
+  classes share them, so that unseen classes get a text too.
+- The vectors are inserted at the token embedding: a prompt contains placeholder tokens, whose
+  embeddings are replaced. This needs only the embedding module of the tower, and works for CLIP's
+  and for Hugging Face's.
+- Learning uses only the training images of the seen classes.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from contract import ReleaseLabel
+from contract import Accuracy, Release, ReleaseLabel
 from distill.embeddings.prompts import within_context
+from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError, TextError
+from distill.evaluation.accuracy import accuracy
 from distill.method.losses import l_cls
 from distill.models.teacher import TEXT_BATCH, Teacher
+from distill.pipeline.inputs import Inputs
 
 PLACEHOLDER: Final = "x"  # one token in every vocabulary that has letters
-START: Final = "a photo of"  # its last tokens are where learning begins
+START: Final = "a photo of"  # its last tokens are the initial context
 BATCH: Final = 256
 LEARNING_RATE: Final = 2e-3
+
+
+class PromptLearning(BaseModel):
+    """A teacher's accuracy with hand-written and with learned context."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    release_hash: str
+    file: Annotated[str, Field(description="The text bank with the learned context")]
+    tokens: Annotated[int, Field(description="Learned context tokens")]
+    described: Annotated[bool, Field(description="Whether the description follows the name")]
+    steps: int
+    seed: int
+    loss_before: Annotated[float, Field(description="L_cls over all training images")]
+    loss_after: float
+    accuracies: tuple[Accuracy, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a context is learned."""
+
+    tokens: int
+    described: bool  # whether the description follows the name
+    steps: int
+    seed: int
+
+
+def learn_prompt(inputs: Inputs, release: Release, settings: Settings, out: Path) -> PromptLearning:
+    """Learn a context on the training images, write its text bank to `out` and evaluate it.
+
+    Raises:
+        DataError: a class has no label, or an image cannot be read.
+        ModelError, TextError: as `learn_context`.
+    """
+    teacher, splits = inputs.teacher, inputs.splits
+    labels = {label.key: label for label in release.labels}
+    features = {split: inputs.teacher_features(split) for split in splits}
+    train = splits["train"]
+    learned = learn_context(
+        teacher, [labels[key] for key in train.keys], features["train"], train.targets, settings
+    )
+    keys = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
+    bank = TextBank(
+        encode_learned(
+            teacher,
+            [labels[key] for key in keys],
+            learned.context,
+            described=settings.described,
+        ),
+        keys,
+        tuple(labels[key].name for key in keys),
+        "name+description" if settings.described else "name",
+        teacher.name,
+        release.hash,
+        learned=settings.tokens,
+    )
+    bank.save(out)
+    hand_written = inputs.text_bank(release, bank.strategy, keys)
+    evaluated: tuple[Literal["seen", "unseen"], ...] = ("seen", "unseen")
+    return PromptLearning(
+        teacher=teacher.name,
+        release_hash=release.hash,
+        file=str(out),
+        tokens=settings.tokens,
+        described=settings.described,
+        steps=settings.steps,
+        seed=settings.seed,
+        loss_before=learned.loss_before,
+        loss_after=learned.loss_after,
+        accuracies=tuple(
+            accuracy(
+                "teacher",
+                split,
+                features[split],
+                splits[split].targets,
+                splits[split].keys,
+                texts,
+            )
+            for texts in (hand_written, bank)
+            for split in evaluated
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -46,28 +135,24 @@ def learn_context(
     labels: Sequence[ReleaseLabel],
     features: Tensor,
     targets: Tensor,
-    *,
-    tokens: int,
-    described: bool,
-    steps: int,
-    seed: int,
+    settings: Settings,
 ) -> Learned:
     """Learn the context on the teacher's image `features` [images, dim] of the seen classes.
 
     `targets` [images] index `labels`. The loss is L_cls at the teacher's own temperature, over
-    batches drawn by `seed`; Adam, its rate falling as half a cosine.
+    batches sampled by the seed; Adam with a learning rate that follows half a cosine.
 
     Raises:
         DataError: there is no image.
-        ModelError: the text tower takes no vectors in the place of tokens.
-        TextError: a label has no description, or its name is too long behind so many tokens.
+        ModelError: the text tower does not accept vectors instead of tokens.
+        TextError: a label has no description, or its name is too long after so many tokens.
     """
     if not len(features):
         raise DataError("there is no image to learn a prompt from: add some to train/")
     device = torch.device(teacher.device)
     features, targets = features.to(device), targets.to(device)
-    prompts = _Prompts(teacher, labels, tokens, described)
-    generator = torch.Generator().manual_seed(seed)
+    prompts = _Prompts(teacher, labels, settings.tokens, settings.described)
+    generator = torch.Generator().manual_seed(settings.seed)
     context = prompts.start(generator).requires_grad_()
     temperature = 1 / teacher.model.logit_scale.exp().item()  # type: ignore[operator]
     optimiser = torch.optim.Adam([context], lr=LEARNING_RATE)
@@ -77,9 +162,9 @@ def learn_context(
         return l_cls(features, prompts.encode(context), targets, temperature=temperature).item()
 
     before = loss_over_all()
-    for step in range(steps):
+    for step in range(settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         batch = torch.randperm(len(features), generator=generator)[:BATCH]
         text = prompts.encode(context)
         loss = l_cls(features[batch], text, targets[batch], temperature=temperature)
@@ -93,7 +178,7 @@ def learn_context(
 def encode_learned(
     teacher: Teacher, labels: Sequence[ReleaseLabel], context: Tensor, *, described: bool
 ) -> Tensor:
-    """Unit text features [labels, dim] float32 behind the learned `context` [tokens, width].
+    """Unit text features [labels, dim] float32 with the learned `context` [tokens, width].
 
     Raises:
         ModelError, TextError: as `learn_context`.
@@ -103,12 +188,12 @@ def encode_learned(
 
 
 class _Prompts:
-    """The tokenised prompts of some labels, with placeholders for the context."""
+    """The tokenised prompts of labels, with placeholders for the context."""
 
     def __init__(
         self, teacher: Teacher, labels: Sequence[ReleaseLabel], tokens: int, described: bool
     ) -> None:
-        places = " ".join([PLACEHOLDER] * tokens)
+        placeholders = " ".join([PLACEHOLDER] * tokens)
         texts: list[str] = []
         owners: list[int] = []
         for owner, label in enumerate(labels):
@@ -117,7 +202,7 @@ class _Prompts:
                     f"the label {label.key!r} ({label.name}) has no description: enrich it and "
                     "release again, or learn without descriptions"
                 )
-            prefix = f"{places} {label.name} . " if described else f"{places} {label.name}"
+            prefix = f"{placeholders} {label.name}" + (" . " if described else "")
             pieces = (
                 within_context(teacher, f"{prefix}{label.description}", prefix)
                 if described
@@ -125,7 +210,7 @@ class _Prompts:
             )
             if any(teacher.token_count(piece) > teacher.context_length for piece in pieces):
                 raise TextError(
-                    f"the name of {label.key!r} ({label.name}) behind {tokens} learned tokens is "
+                    f"the name of {label.key!r} ({label.name}) after {tokens} learned tokens is "
                     f"longer than the teacher's {teacher.context_length}: learn fewer tokens"
                 )
             texts += pieces
@@ -134,20 +219,20 @@ class _Prompts:
         self.tokens = teacher.tokenizer(texts).to(teacher.device)
         self.owners = torch.tensor(owners, device=teacher.device)
         self.embedding = _embedding(teacher)
-        # The placeholders stand where prompts of one letter more or less begin to differ.
+        # The placeholders start at the first token in which two one-letter prompts differ.
         first, second = (teacher.tokenizer([text])[0] for text in (PLACEHOLDER, "a"))
-        self.place = slice(start := int((first != second).nonzero()[0, 0]), start + tokens)
-        if not bool((self.tokens[:, self.place] == first[start].item()).all()):
+        self.slots = slice(start := int((first != second).nonzero()[0, 0]), start + tokens)
+        if not bool((self.tokens[:, self.slots] == first[start].item()).all()):
             raise _no_context(teacher)
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """The first context [tokens, width]: START, with noise before it where there is room."""
-        ids = self.teacher.tokenizer([START])[0, self.place.start :]
+        """The initial context [tokens, width]: START, preceded by noise if there is room."""
+        ids = self.teacher.tokenizer([START])[0, self.slots.start :]
         words = self.teacher.token_count(START) - (
-            self.teacher.token_count(PLACEHOLDER) - 1  # what frames each text
+            self.teacher.token_count(PLACEHOLDER) - 1  # the start and end tokens
         )
         known = self.embedding(ids[:words].to(self.teacher.device)).detach()
-        count = self.place.stop - self.place.start
+        count = self.slots.stop - self.slots.start
         noise = torch.randn(count, known.shape[1], generator=generator).to(known)
         noise *= self.embedding.weight.std()
         known = known[-count:]
@@ -158,8 +243,7 @@ class _Prompts:
         """Unit features [labels, dim], differentiable in `context`.
 
         A text longer than the teacher's context is the mean of its sentences, as in a text bank.
-        What a part of the texts needs for its gradient is computed again when that is taken, so
-        that a thousand classes fit in memory.
+        Activations are recomputed in the backward pass, so that a thousand classes fit in memory.
         """
 
         def part(tokens: Tensor, context: Tensor) -> Tensor:
@@ -167,7 +251,9 @@ class _Prompts:
                 return normalize(self.teacher.encode_tokens(tokens).float(), dim=1)
 
         parts = torch.split(self.tokens, TEXT_BATCH)
-        pieces = torch.cat([checkpoint(part, each, context, use_reentrant=False) for each in parts])
+        pieces = torch.cat(
+            [checkpoint(part, tokens, context, use_reentrant=False) for tokens in parts]
+        )
         sums = pieces.new_zeros(int(self.owners[-1]) + 1, pieces.shape[1])
         return normalize(sums.index_add(0, self.owners, pieces), dim=1)
 
@@ -175,7 +261,7 @@ class _Prompts:
     def _replaced(self, context: Tensor) -> Iterator[None]:
         def replace(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
             own = context.to(embedded.dtype).expand(len(embedded), -1, -1)
-            before, behind = embedded[:, : self.place.start], embedded[:, self.place.stop :]
+            before, behind = embedded[:, : self.slots.start], embedded[:, self.slots.stop :]
             return torch.cat([before, own, behind], dim=1)
 
         handle = self.embedding.register_forward_hook(replace)
@@ -186,7 +272,7 @@ class _Prompts:
 
 
 def _embedding(teacher: Teacher) -> nn.Embedding:
-    """The module that turns tokens into vectors."""
+    """The token embedding of the text tower."""
     text = getattr(teacher.model, "text", teacher.model)
     found = getattr(text, "token_embedding", None)
     if found is None and hasattr(text, "transformer"):
@@ -198,6 +284,6 @@ def _embedding(teacher: Teacher) -> nn.Embedding:
 
 def _no_context(teacher: Teacher) -> ModelError:
     return ModelError(
-        f"the text tower of the teacher {teacher.name} takes no learned context: choose one of "
-        "open_clip's CLIP models, or describe the classes instead"
+        f"the text tower of the teacher {teacher.name} does not accept a learned context: choose "
+        "one of open_clip's CLIP models, or describe the classes instead"
     )

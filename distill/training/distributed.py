@@ -1,9 +1,9 @@
-"""One training over several processes, each with a share of every batch (torchrun starts them).
+"""One training run over several processes, each with a share of every batch (see torchrun).
 
 Notable:
-- All processes hold the same data and draw the same batches; only the student's features of a
-  share are computed in one process alone, and those are all that is gathered.
-- Alone, everything here does nothing.
+- All processes hold the same data and sample the same batches; only the student's features of a
+  share are computed in a single process, and only they are gathered.
+- With one process, everything here does nothing.
 """
 
 import atexit
@@ -16,18 +16,18 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.distributed import ReduceOp, all_gather, all_reduce
 
-WAIT: Final = timedelta(days=7)  # for the first process, which encodes all images before training
+TIMEOUT: Final = timedelta(days=7)  # the main process encodes all images before training
 
 
 @cache
 def processes() -> PartialState:
     """How many processes train together, which of them this is, and its device.
 
-    Meets the others where torchrun started several: over gloo on CPUs, over NCCL on GPUs.
+    Connects to the others where torchrun started several: over gloo on CPUs, over NCCL on GPUs.
     """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     if state.num_processes > 1:
-        # Gloo's threads that still run when the interpreter ends abort the whole process.
+        # Gloo threads that still run when the interpreter exits would abort the process.
         atexit.register(state.destroy_process_group)
     return state
 
@@ -42,24 +42,24 @@ def share(batch: int) -> slice:
 def gather(features: Tensor) -> Tensor:
     """The features [batch, dim] of all processes, from each one's share [batch / processes, dim].
 
-    So every process computes the loss of the whole batch, contrasts between shares included. Its
-    gradient flows through this process's own rows alone (the "no gather_with_grad, no local_loss"
-    of open_clip), times the number of processes: DistributedDataParallel takes the mean over
-    processes of what is a sum over their rows.
+    Every process then computes the loss of the whole batch, including contrasts between shares. The
+    gradient flows only through this process's own rows (open_clip's "no gather_with_grad, no
+    local_loss"), times the number of processes: DistributedDataParallel averages over processes
+    what must be summed over rows.
     """
     count = processes().num_processes
     if count == 1:
         return features
-    every = [torch.empty_like(features) for _ in range(count)]
-    all_gather(every, features.detach().contiguous())
-    every[processes().process_index] = (
-        features.detach() + (features - features.detach()) * count  # the value, to the bit
+    shares = [torch.empty_like(features) for _ in range(count)]
+    all_gather(shares, features.detach().contiguous())
+    shares[processes().process_index] = (
+        features.detach() + (features - features.detach()) * count  # the same value, bit for bit
     )
-    return torch.cat(every)
+    return torch.cat(shares)
 
 
-def anywhere(here: bool) -> bool:
-    """Whether it is true in any of the processes."""
+def any_process(here: bool) -> bool:
+    """Whether `here` is true in at least one process."""
     if processes().num_processes == 1:
         return here
     found = torch.tensor(int(here), device=processes().device)

@@ -1,17 +1,17 @@
-"""The training loop. It knows nothing of HTTP, command lines or files beyond what it is handed.
+"""The training loop. It knows nothing of HTTP, command lines or files beyond what it is given.
 
 Notable:
 - The order of images and their views are functions of (seed, epoch, step): a run that was killed
-  and resumed ends at the same numbers as an unbroken one on the same machine.
+  and resumed ends with the same numbers as an uninterrupted one on the same machine.
 - Losses are computed in float32 outside of autocast; only the network runs in bfloat16.
-- An epoch is whole batches in random order; the few images that fill none are left out of it.
-- Several processes take a share of each batch: together they learn what one would from the whole.
-  (Batch norm is the exception: it normalises each share by itself.)
+- An epoch is whole batches in random order; remaining images that do not fill a batch are skipped.
+- Several processes each take a share of every batch; together they compute the gradient of the
+  whole batch. (Batch norm is the exception: it normalises each share separately.)
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -19,27 +19,28 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
-from distill.data.augment import draw, see
+from distill.data.augment import apply_views, sample_views
 from distill.errors import CheckpointError, DataError, DistillError, UserError
 from distill.evaluation.accuracy import predict
-from distill.method.objective import Balance, Batch, measure
+from distill.method.objective import Features, LossBalance, Objective, compute_losses
 from distill.models.precision import training_precision
 from distill.models.student import Student
 from distill.training.checkpoint import Checkpoint, flatten, restore
-from distill.training.distributed import anywhere, gather, processes, share
-from distill.training.schedule import learning_rate, make_optimiser
+from distill.training.distributed import any_process, gather, processes, share
+from distill.training.optimisers import make_optimiser
+from distill.training.schedule import learning_rate
 
-CHECKPOINT_SECONDS: Final = 300.0
+CHECKPOINT_INTERVAL_S: Final = 300.0
 CLIP_NORM: Final = 1.0
 
 
 class Interrupted(DistillError):
-    """Training stopped on request; the checkpoint lets it go on."""
+    """Training was stopped on request; it can resume from its checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run learns from. Features are float32; the losses make them unit vectors."""
+    """Everything a run learns from. Features are float32; the losses normalise them."""
 
     pixels: Tensor  # [images, 3, size, size] uint8
     targets: Tensor  # [images] indices into `text`
@@ -49,23 +50,149 @@ class TrainingData:
     seen_targets: Tensor
     seen_text: Tensor
     captions: Tensor | None = None  # [images, dim], zeros where an image has none
-    views: Tensor | None = None  # [images, views, 6]: what was drawn for each stored view
+    views: Tensor | None = None  # [images, views, 6]: parameters of the stored views
+    # Indices of an epoch's images, batch after batch; None: a random permutation of all.
+    sample_epoch: Callable[[torch.Generator], Tensor] | None = None
 
-    def look(
+    def epoch_indices(self, generator: torch.Generator) -> Tensor:
+        """Indices of the images of one epoch, batch after batch."""
+        if self.sample_epoch is not None:
+            return self.sample_epoch(generator)
+        return torch.randperm(len(self.pixels), generator=generator)
+
+    def get_batch(
         self, batch: Tensor, epoch: int, generator: torch.Generator, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Views [share, 3, size, size] of this process's share of the images, and what the teacher
-        made of all of them [batch, dim].
+        """Views [share, 3, size, size] of this process's share of the images `batch`, and the
+        teacher's features of all of them [batch, dim].
 
-        Either fresh views, beside features of the clean images, or one of each image's stored ones:
-        with every epoch the next one, so that all are seen before one comes again.
+        The views are new random ones, with features of the clean images; or stored ones, with the
+        features of those views. Each epoch uses the next stored view of each image.
         """
         own = share(len(batch))
         pixels = self.pixels[batch[own]].to(device)
         if self.views is None:
-            return see(pixels, draw(len(batch), generator)[own]), self.teacher[batch].to(device)
-        one = (batch + epoch) % self.views.shape[1]
-        return see(pixels, self.views[batch, one][own]), self.teacher[batch, one].to(device)
+            params = sample_views(len(batch), generator)
+            return apply_views(pixels, params[own]), self.teacher[batch].to(device)
+        view = (batch + epoch) % self.views.shape[1]
+        params = self.views[batch, view]
+        return apply_views(pixels, params[own]), self.teacher[batch, view].to(device)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What `train` calls while it runs."""
+
+    on_epoch: Callable[[Epoch], object] = lambda _: None
+    on_step: Callable[[int, int], object] = lambda _done, _total: None  # steps done, all steps
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during training; a checkpoint stores it."""
+
+    student: Student
+    network: nn.Module  # the student, wrapped where processes share gradients
+    objective: Objective
+    balance: LossBalance
+    optimiser: torch.optim.Optimizer
+    accelerator: Accelerator
+    text: Tensor  # [classes, dim] on the device
+    batch_size: int  # over all processes
+    epoch_steps: int
+    total_steps: int
+    epoch: int = 0  # the current one, from 0
+    step: int = 0  # the next one of this epoch, from 0
+    loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch
+    seconds: float = 0.0  # of this epoch
+    epochs: list[Epoch] = field(default_factory=list)  # finished
+
+    @classmethod
+    def create(cls, config: TrainConfig, student: Student, data: TrainingData) -> "TrainState":
+        """The state before the first step; moves `student` to the device.
+
+        Raises:
+            DataError: there are fewer than two images per process, or too few to accumulate.
+            UserError: no loss has a weight.
+        """
+        count = processes().num_processes
+        size = min(config.batch_size, len(data.pixels) // count) * count
+        steps = len(data.pixels) // max(size, 1) // config.accumulate * config.accumulate
+        if size < 2 * count or not steps:
+            raise DataError(
+                f"there are {len(data.pixels)} images to train on, too few for a step: add some to "
+                "train/, or lower `accumulate` or the number of processes"
+            )
+        objective = make_objective(config)
+        if not objective.enabled:
+            raise UserError("every loss has the weight 0: give at least one of them a weight")
+        accelerator = Accelerator(
+            cpu=processes().device.type == "cpu", gradient_accumulation_steps=config.accumulate
+        )
+        student = student.to(accelerator.device)
+        network = accelerator.prepare_model(student)
+        balance = LossBalance(objective).to(accelerator.device)
+        return cls(
+            student=student,
+            network=network,
+            objective=objective,
+            balance=balance,
+            optimiser=make_optimiser(config, nn.ModuleList([student, balance])),
+            accelerator=accelerator,
+            text=data.text.to(accelerator.device),
+            batch_size=size,
+            epoch_steps=steps,
+            total_steps=steps * config.epochs,
+        )
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the beginning of the run."""
+        return self.epoch * self.epoch_steps + self.step
+
+    def save(self, checkpoint: Checkpoint | None) -> None:
+        """Write `checkpoint`, if there is one and this is the main process."""
+        if checkpoint is None or not processes().is_main_process:
+            return
+        counters = {
+            "batch": self.batch_size,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.loss_sums,
+            "seconds": self.seconds,
+            "epochs": [epoch.model_dump(mode="json") for epoch in self.epochs],
+        }
+        checkpoint.save(flatten(self._parameters(), self.optimiser), counters)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Continue from `checkpoint`, if its file exists.
+
+        Raises:
+            CheckpointError: it is damaged, of another run or of another number of processes.
+        """
+        loaded = checkpoint.load()
+        if loaded is None:
+            return
+        tensors, counters = loaded
+        if counters["batch"] != self.batch_size:
+            raise CheckpointError(
+                f"the checkpoint {checkpoint.path} is of batches of {counters['batch']} images over"
+                f" all processes, not of {self.batch_size}: resume with as many processes as it "
+                "began with"
+            )
+        restore(self._parameters(), self.optimiser, tensors)
+        self.epoch, self.step = counters["epoch"], counters["step"]
+        self.loss_sums, self.seconds = counters["sums"], counters["seconds"]
+        self.epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
+
+    def finish_epoch(self, epoch: Epoch) -> None:
+        """Record the finished `epoch` and start the next one."""
+        self.epochs.append(epoch)
+        self.epoch, self.step, self.loss_sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+
+    def _parameters(self) -> nn.ModuleList:
+        return nn.ModuleList([self.student, self.balance])
 
 
 def train(
@@ -73,139 +200,117 @@ def train(
     student: Student,
     data: TrainingData,
     *,
-    checkpoint: Checkpoint | None,
-    on_epoch: Callable[[Epoch], None],
-    should_stop: Callable[[], bool],
-    on_step: Callable[[int, int], None] | None = None,
+    callbacks: Callbacks,
+    checkpoint: Checkpoint | None = None,
     resume: bool = True,
-    order: Callable[[torch.Generator], Tensor] | None = None,
 ) -> tuple[Epoch, ...]:
-    """Train `student` in place; its epochs. Seeds torch's global generator at each step.
+    """Train `student` in place and return its epochs. Seeds torch's global generator at each step.
 
-    `order` gives the indices of an epoch's images, batch after batch; by default all at random.
-    Every process of a training calls this; the first one writes the checkpoints.
+    Every process of a distributed run calls this; the main process writes the checkpoints.
 
     Raises:
-        Interrupted: `should_stop` came true in one of the processes; the checkpoint is written.
+        Interrupted: `should_stop` returned true in one of the processes; the checkpoint is written.
         CheckpointError: the checkpoint to resume from is damaged, of another run or of another
             number of processes.
-        DataError: there are fewer than two images a process, or too few to accumulate.
-        UserError: no loss has a weight, or the features are no longer numbers.
+        DataError: there are fewer than two images per process, or too few to accumulate.
+        UserError: no loss has a weight, or the training diverged.
     """
-    count = processes().num_processes
-    size = min(config.batch_size, len(data.pixels) // count) * count  # of all processes
-    steps = len(data.pixels) // max(size, 1) // config.accumulate * config.accumulate
-    if size < 2 * count or not steps:
-        raise DataError(
-            f"there are {len(data.pixels)} images to train on, too few for a step: add some to "
-            "train/, or lower `accumulate` or the number of processes"
-        )
-    if not any(weight for _, weight in config.losses):
-        raise UserError("every loss has the weight 0: give at least one of them a weight")
-    accelerator = Accelerator(
-        cpu=processes().device.type == "cpu", gradient_accumulation_steps=config.accumulate
-    )
-    device = accelerator.device
-    student, text = student.to(device), data.text.to(device)
-    network = accelerator.prepare_model(student)  # shares gradients, where there are processes
-    balance = Balance(config).to(device)
-    learner = nn.ModuleList([student, balance])  # all that is learned
-    optimiser = make_optimiser(config, learner)
-    total = steps * config.epochs
-    epochs: list[Epoch] = []
-    first_epoch, first_step, sums, seconds = 0, 0, dict[str, float](), 0.0
-    if checkpoint and resume and (found := checkpoint.load()):
-        tensors, counters = found
-        if counters["batch"] != size:
-            raise CheckpointError(
-                f"the checkpoint {checkpoint.path} is of batches of {counters['batch']} images over"
-                f" all processes, not of {size}: resume with as many processes as it began with"
-            )
-        restore(learner, optimiser, tensors)
-        epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
-        first_epoch, first_step = counters["epoch"], counters["step"]
-        sums, seconds = counters["sums"], counters["seconds"]
-
-    def keep(epoch: int, step: int) -> float:
-        """Write the checkpoint from which `step` of `epoch` is next; when that was."""
-        if checkpoint and processes().is_main_process:
-            counters = {"epoch": epoch, "step": step, "sums": sums, "seconds": seconds}
-            counters["batch"] = size
-            counters["epochs"] = [each.model_dump(mode="json") for each in epochs]
-            checkpoint.save(flatten(learner, optimiser), counters)
-        return time.monotonic()
-
-    kept = time.monotonic()
-    for epoch in range(first_epoch, config.epochs):
-        shuffle = _generator(config.seed, epoch)
-        indices = order(shuffle) if order else torch.randperm(len(data.pixels), generator=shuffle)
-        network.train()
-        for step in range(first_step, steps):
-            began = time.monotonic()
-            batch = indices[step * size : (step + 1) * size]
-            generator = _generator(config.seed, epoch, step)
-            # For the student's dropout, which is to differ between the shares.
-            torch.manual_seed(generator.initial_seed() + processes().process_index)
-            images, teacher = data.look(batch, epoch, generator, device)
-            rate = learning_rate(config, epoch * steps + step, steps, total)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with accelerator.accumulate(network):
-                with training_precision(device):
-                    output = network(images)
-                features = Batch(
-                    student=_check_finite(config, gather(output.float())),
-                    teacher=teacher,
-                    text=text,
-                    targets=data.targets[batch].to(device),
-                    captions=None if data.captions is None else data.captions[batch].to(device),
-                )
-                parts = measure(features, config)
-                loss = balance(parts)
-                accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item()
-            sums["loss"] = sums.get("loss", 0.0) + loss.item()
-            seconds += time.monotonic() - began
-            if on_step:
-                on_step(epoch * steps + step + 1, total)
-            if not accelerator.sync_gradients:
-                continue
-            if anywhere(should_stop()):
-                keep(epoch, step + 1)
-                processes().wait_for_everyone()  # an end of one would end the first while it writes
+    state = TrainState.create(config, student, data)
+    if checkpoint and resume:
+        state.load(checkpoint)
+    saved = time.monotonic()
+    while state.epoch < config.epochs:
+        indices = data.epoch_indices(_generator(config.seed, state.epoch))
+        state.network.train()
+        while state.step < state.epoch_steps:
+            train_step(state, config, data, indices)
+            callbacks.on_step(state.steps_done, state.total_steps)
+            if not state.accelerator.sync_gradients:
+                continue  # gradients are not stored in checkpoints
+            if any_process(callbacks.should_stop()):
+                state.save(checkpoint)
+                processes().wait_for_everyone()  # the others' exit would end a main still writing
                 raise Interrupted
-            if time.monotonic() - kept > CHECKPOINT_SECONDS:
-                kept = keep(epoch, step + 1)
-        seen = _check_finite(config, student.encode(data.seen_pixels, student.one_view))
-        hits = predict(seen, data.seen_text) == data.seen_targets
-        means = {name: value / steps for name, value in sums.items()}
-        epochs.append(
-            Epoch(
-                epoch=epoch + 1,
-                learning_rate=learning_rate(config, (epoch + 1) * steps - 1, steps, total),
-                loss=means.pop("loss"),
-                losses=means,
-                weights=balance.weights() if config.adaptive_weights else {},
-                seen_top1=100 * hits.double().mean().item(),
-                seconds=seconds,
-                images_per_second=steps * size / max(seconds, 1e-9),
-            )
+            if time.monotonic() - saved > CHECKPOINT_INTERVAL_S:
+                state.save(checkpoint)
+                saved = time.monotonic()
+        state.finish_epoch(evaluate_epoch(state, config, data))
+        state.save(checkpoint)
+        saved = time.monotonic()
+        callbacks.on_epoch(state.epochs[-1])
+    return tuple(state.epochs)
+
+
+def train_step(state: TrainState, config: TrainConfig, data: TrainingData, indices: Tensor) -> None:
+    """Learn from the next batch of the epoch whose images are `indices`."""
+    began = time.monotonic()
+    device = state.accelerator.device
+    batch = indices[state.step * state.batch_size : (state.step + 1) * state.batch_size]
+    generator = _generator(config.seed, state.epoch, state.step)
+    # For dropout, which must differ between the shares.
+    torch.manual_seed(generator.initial_seed() + processes().process_index)
+    images, teacher = data.get_batch(batch, state.epoch, generator, device)
+    rate = learning_rate(config, state.steps_done, state.epoch_steps, state.total_steps)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    with state.accelerator.accumulate(state.network):
+        with training_precision(device, cpu_kernels=config.cpu_kernels):
+            output = state.network(images)
+        features = Features(
+            student=_check_finite(config, gather(output.float())),
+            teacher=teacher,
+            text=state.text,
+            targets=data.targets[batch].to(device),
+            captions=None if data.captions is None else data.captions[batch].to(device),
         )
-        first_step, sums, seconds = 0, {}, 0.0
-        kept = keep(epoch + 1, 0)
-        on_epoch(epochs[-1])
-    return tuple(epochs)
+        losses = compute_losses(features, state.objective)
+        loss = state.balance(losses)
+        state.accelerator.backward(loss)
+    if state.accelerator.sync_gradients:
+        nn.utils.clip_grad_norm_(state.student.parameters(), CLIP_NORM)
+        state.optimiser.step()
+        state.optimiser.zero_grad(set_to_none=True)
+    for name, value in {**losses, "loss": loss}.items():
+        state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value.item()
+    state.seconds += time.monotonic() - began
+    state.step += 1
+
+
+def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -> Epoch:
+    """The finished epoch: mean losses, and the accuracy on held-out images of the seen classes."""
+    steps = state.epoch_steps
+    student = state.student
+    features = _check_finite(config, student.encode(data.seen_pixels, student.single_view))
+    hits = predict(features, data.seen_text) == data.seen_targets
+    means = {name: value / steps for name, value in state.loss_sums.items()}
+    last_step = (state.epoch + 1) * steps - 1
+    return Epoch(
+        epoch=state.epoch + 1,
+        learning_rate=learning_rate(config, last_step, steps, state.total_steps),
+        loss=means.pop("loss"),
+        losses=means,
+        weights=state.balance.weights() if config.adaptive_weights else {},
+        seen_top1=100 * hits.double().mean().item(),
+        seconds=state.seconds,
+        images_per_second=steps * state.batch_size / max(state.seconds, 1e-9),
+    )
+
+
+def make_objective(config: TrainConfig) -> Objective:
+    """The objective that `config` describes."""
+    return Objective(
+        weights=dict(config.losses),
+        temperature=config.temperature,
+        vlprox_k=config.vlprox_k,
+        vlprox_filter=config.vlprox_filter,
+        adaptive_weights=config.adaptive_weights,
+    )
 
 
 def _check_finite(config: TrainConfig, features: Tensor) -> Tensor:
     if not bool(features.isfinite().all()):
         raise UserError(
-            "the training diverged (the student's features are no longer numbers): lower "
+            "the training diverged (the student's features are NaN or infinite): lower "
             f"learning_rate from {config.learning_rate:g} and start over"
         )
     return features

@@ -9,11 +9,14 @@ from distill.data.augment import (
     SCALE,
     Jitter,
     Views,
-    augment,
-    draw,
+    apply_views,
     fixed_views,
-    see,
+    sample_views,
 )
+
+
+def random_views(pixels, generator):
+    return apply_views(pixels, sample_views(len(pixels), generator))
 
 
 def generator(seed: int = 0):
@@ -26,7 +29,7 @@ def pixels():
 
 
 def test_views_are_floats_in_the_unit_interval_of_the_same_size(pixels):
-    views = augment(pixels, generator())
+    views = random_views(pixels, generator())
 
     assert views.shape == pixels.shape
     assert views.dtype == torch.float32
@@ -34,33 +37,33 @@ def test_views_are_floats_in_the_unit_interval_of_the_same_size(pixels):
 
 
 def test_one_seed_gives_one_set_of_views_and_another_seed_another(pixels):
-    assert augment(pixels, generator(1)).equal(augment(pixels, generator(1)))
-    assert not augment(pixels, generator(1)).allclose(augment(pixels, generator(2)))
+    assert random_views(pixels, generator(1)).equal(random_views(pixels, generator(1)))
+    assert not random_views(pixels, generator(1)).allclose(random_views(pixels, generator(2)))
 
 
 def test_the_global_random_state_neither_matters_nor_changes(pixels):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = augment(pixels, generator())
+    first = random_views(pixels, generator())
     assert torch.random.get_rng_state().equal(before)
     torch.manual_seed(2)
-    assert augment(pixels, generator()).equal(first)
+    assert random_views(pixels, generator()).equal(first)
 
 
 def test_equal_images_of_one_batch_get_different_views(pixels):
-    views = augment(pixels[:1].expand(8, -1, -1, -1), generator())
+    views = random_views(pixels[:1].expand(8, -1, -1, -1), generator())
 
     assert all(not views[0].allclose(view) for view in views[1:])
 
 
 def test_the_images_handed_in_stay_as_they_are(pixels):
     before = pixels.clone()
-    augment(pixels, generator())
+    random_views(pixels, generator())
     assert pixels.equal(before)
 
 
 def test_crops_keep_the_stated_share_and_shape_and_stay_inside_the_image():
-    views = Views.draw(20_000, generator())
+    views = Views.sample(20_000, generator())
     extent = views.extent.abs()
 
     assert (views.centre.abs() + extent).max() <= 1 + 1e-6
@@ -92,7 +95,7 @@ def test_a_crop_at_pixel_borders_is_the_slice_of_the_image(pixels):
 def test_jitter_scales_brightness_and_contrast_of_an_image_as_a_whole():
     images = torch.full((4_000, 3, 2, 2), 0.5)
     images[:, :, 0] = 0.4  # mean 0.45
-    seen = Jitter.draw(4_000, generator()).apply(images)
+    seen = Jitter.sample(4_000, generator()).apply(images)
     mean = seen.mean(dim=(1, 2, 3)) / 0.45
     contrast = (seen[:, 0, 1, 0] - seen[:, 0, 0, 0]) / 0.1 / mean
 
@@ -103,22 +106,25 @@ def test_jitter_scales_brightness_and_contrast_of_an_image_as_a_whole():
 
 
 def test_what_was_drawn_can_be_kept_and_seen_again(pixels):
-    drawn = draw(16, generator())
+    params = sample_views(16, generator())
 
-    assert drawn.shape == (16, 6)
-    assert see(pixels, drawn).equal(augment(pixels, generator()))
-    assert see(pixels[3:5], drawn[3:5]).allclose(see(pixels, drawn)[3:5], atol=1e-6)
+    assert params.shape == (16, 6)
+    assert apply_views(pixels, params).equal(random_views(pixels, generator()))
+    part = apply_views(pixels[3:5], params[3:5])
+    assert part.allclose(apply_views(pixels, params)[3:5], atol=1e-6)
 
 
 def test_a_larger_copy_of_an_image_gives_the_same_view():
     small = torch.randint(0, 256, (4, 3, 6, 6), generator=generator()).float()
     smooth = torch.nn.functional.interpolate(small, size=64, mode="bicubic").clamp(0, 255)
     large = torch.nn.functional.interpolate(smooth, size=128, mode="bilinear").clamp(0, 255)
-    drawn = draw(4, generator())
+    drawn = sample_views(4, generator())
 
-    seen = see(large.to(torch.uint8), drawn)
+    seen = apply_views(large.to(torch.uint8), drawn)
     reduced = torch.nn.functional.avg_pool2d(seen, 2)
-    torch.testing.assert_close(reduced, see(smooth.to(torch.uint8), drawn), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        reduced, apply_views(smooth.to(torch.uint8), drawn), atol=0.02, rtol=0
+    )
 
 
 def ramp(size: int = 32) -> torch.Tensor:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.data.augment import see
+from distill.data.augment import apply_views
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_split
 from distill.data.tensor_file import DamagedFile, read_tensor, write_rows
-from distill.embeddings.image_features import view_embeddings
+from distill.embeddings.image_features import view_features
 from distill.models.teacher import load_teacher
 
 
@@ -23,29 +23,29 @@ def split(image_folder):
 
 
 def test_each_stored_view_has_the_teachers_feature_of_those_pixels(teacher, split, tmp_path):
-    drawn, features = view_embeddings(teacher, split, 3, cache=tmp_path)
-    assert drawn.shape == (5, 3, 6) and features.shape == (5, 3, 32)
+    params, features = view_features(teacher, split, 3, cache=tmp_path)
+    assert params.shape == (5, 3, 6) and features.shape == (5, 3, 32)
     pixels = torch.from_numpy(load_pixels(split, teacher.image_size, tmp_path))
     for view in range(3):
-        images = see(pixels, drawn[:, view])
-        expected = teacher.embed_image((images - 0.5) / 0.5)  # the tiny teacher's mean and std
+        images = apply_views(pixels, params[:, view])
+        expected = teacher.encode_image(
+            (images - 0.5) / 0.5, normalize=False
+        )  # the tiny teacher's mean and std
         torch.testing.assert_close(features[:, view], expected, atol=2e-2, rtol=2e-2)
 
 
 def test_views_are_encoded_once_and_a_damaged_cache_is_made_again(teacher, split, tmp_path):
-    drawn, features = view_embeddings(teacher, split, 2, cache=tmp_path)
+    params, features = view_features(teacher, split, 2, cache=tmp_path)
     (path,) = tmp_path.glob("views-*")
     calls = []
-    again, _ = view_embeddings(
-        teacher, split, 2, cache=tmp_path, progress=lambda *_: calls.append(1)
-    )
-    assert again.equal(drawn) and not calls
+    again, _ = view_features(teacher, split, 2, cache=tmp_path, progress=lambda *_: calls.append(1))
+    assert again.equal(params) and not calls
     expected = features.clone()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.unlink()
     path.write_bytes(content)
-    assert view_embeddings(teacher, split, 2, cache=tmp_path)[1].equal(expected)
+    assert view_features(teacher, split, 2, cache=tmp_path)[1].equal(expected)
 
 
 def test_rows_written_one_by_one_are_a_safetensors_file(tmp_path):

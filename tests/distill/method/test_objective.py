@@ -8,30 +8,38 @@ from pydantic import ValidationError
 
 from contract import LossWeights, TrainConfig
 from distill.method import losses
-from distill.method.objective import LOSSES, Balance, Batch, measure
+from distill.method.objective import LOSSES, Features, LossBalance, Objective, compute_losses
+from distill.training.loop import make_objective
 
 
-def config(**weights) -> TrainConfig:
+def objective(adaptive_weights=False, **weights) -> Objective:
     nothing = dict.fromkeys(LossWeights.model_fields, 0)
-    return TrainConfig(data="d", teacher="t", captions="c.jsonl", losses={**nothing, **weights})
+    config = TrainConfig(
+        data="d",
+        teacher="t",
+        captions="c.jsonl",
+        losses={**nothing, **weights},
+        adaptive_weights=adaptive_weights,
+    )
+    return make_objective(config)
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch() -> Features:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(count, 16, generator=generator) for count in (8, 8, 4, 8)]
-    return Batch(rows[0], rows[1], rows[2], torch.arange(8) % 4, rows[3])
+    return Features(rows[0], rows[1], rows[2], torch.arange(8) % 4, rows[3])
 
 
 def test_every_weight_has_its_loss_and_those_of_weight_0_are_not_measured(batch):
     assert LOSSES.keys() == LossWeights.model_fields.keys()
-    every = measure(batch, config(**dict.fromkeys(LOSSES, 1)))
+    every = compute_losses(batch, objective(**dict.fromkeys(LOSSES, 1)))
     assert list(every) == list(LossWeights.model_fields)
-    assert measure(batch, config(cap=2)).keys() == {"cap"}
+    assert compute_losses(batch, objective(cap=2)).keys() == {"cap"}
 
 
 def test_each_name_means_its_formula(batch):
-    found = measure(batch, config(mse_unnormalised=1, im_cst_distance=1, cap=1))
+    found = compute_losses(batch, objective(mse_unnormalised=1, im_cst_distance=1, cap=1))
     s, t, c = batch.student, batch.teacher, batch.captions
     assert found["mse_unnormalised"].equal(losses.l_mse_unnormalised(s, t))
     assert found["im_cst_distance"].equal(losses.l_im_cst_distance(s, t))
@@ -42,13 +50,13 @@ def test_images_without_a_caption_are_left_out_of_l_cap_alone(batch):
     batch.captions[[1, 4]] = 0
     rest = [0, 2, 3, 5, 6, 7]
     expected = losses.l_cap(batch.student[rest], batch.captions[rest], batch.targets[rest])
-    assert measure(batch, config(cap=1))["cap"].equal(expected)
+    assert compute_losses(batch, objective(cap=1))["cap"].equal(expected)
 
 
 def test_a_batch_without_captions_costs_nothing_and_can_be_differentiated(batch):
     batch.captions[:] = 0
     batch.student.requires_grad_()
-    loss = measure(batch, config(cap=1))["cap"]
+    loss = compute_losses(batch, objective(cap=1))["cap"]
     loss.backward()
     assert loss == 0 and not batch.student.grad.any()
 
@@ -59,21 +67,21 @@ def test_a_weight_for_captions_without_captions_is_refused():
 
 
 def test_fixed_weights_are_those_of_the_config_and_nothing_is_learned(batch):
-    settings = config(cls=0.5, mse=2)
-    balance, parts = Balance(settings), measure(batch, settings)
+    settings = objective(cls=0.5, mse=2)
+    balance, parts = LossBalance(settings), compute_losses(batch, settings)
     expected = 0.5 * parts["cls"].item() + 2 * parts["mse"].item()
     assert balance(parts).item() == pytest.approx(expected, rel=1e-6)
     assert not list(balance.parameters())
 
 
 def test_learned_weights_begin_at_those_of_the_config():
-    settings = config(cls=0.5, mse=2, im_cst=1).model_copy(update={"adaptive_weights": True})
-    assert Balance(settings).weights() == pytest.approx({"cls": 0.5, "mse": 2, "im_cst": 1})
+    settings = objective(adaptive_weights=True, cls=0.5, mse=2, im_cst=1)
+    assert LossBalance(settings).weights() == pytest.approx({"cls": 0.5, "mse": 2, "im_cst": 1})
 
 
 def test_learned_weights_end_where_the_formula_has_its_minimum():
-    settings = config(cls=1, mse=1).model_copy(update={"adaptive_weights": True})
-    balance = Balance(settings)
+    settings = objective(adaptive_weights=True, cls=1, mse=1)
+    balance = LossBalance(settings)
     values = {"cls": torch.tensor(4.0), "mse": torch.tensor(0.1)}
     optimiser = torch.optim.Adam(balance.parameters(), lr=0.05)
     for _ in range(400):

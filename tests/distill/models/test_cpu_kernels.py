@@ -1,4 +1,4 @@
-"""What a convolution gives and learns, wherever its outputs have a few places or many."""
+"""What a convolution gives and learns, wherever its outputs have a few positions or many."""
 
 import torch
 from hypothesis import assume, given
@@ -20,7 +20,7 @@ def pairs(least, most):
     padding=pairs(0, 3),
     dilation=pairs(1, 3),
 )
-def test_the_slopes_are_those_of_torch(size, window, stride, padding, dilation):
+def test_the_gradients_are_those_of_torch(size, window, stride, padding, dilation):
     assume(
         all(
             gap * (taps - 1) < length + 2 * pad
@@ -47,7 +47,7 @@ def test_what_is_not_to_be_learned_is_left_out():
     images, weight = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 3, 3)
     learned = weight.clone().requires_grad_()
 
-    conv2d(images, learned).sum().backward()  # neither the images' slopes nor a bias
+    conv2d(images, learned).sum().backward()  # neither the images' gradients nor a bias
 
     expected = images.unfold(2, 3, 1).unfold(3, 3, 1).sum((0, 2, 3))  # each place sees a window
     assert_close(learned.grad, expected.expand_as(weight))

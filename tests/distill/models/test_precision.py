@@ -20,7 +20,7 @@ POINTWISE = nn.Conv2d(8, 16, 1)
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: True)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: True)
 
 
 @pytest.mark.parametrize("grouped", [DEPTHWISE, TENSORFLOW])
@@ -44,7 +44,7 @@ def test_other_layers_train_in_bfloat16(quick):
 
 
 def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
     with training_precision(CPU):
         assert DEPTHWISE(IMAGES).dtype == POINTWISE(IMAGES).dtype == torch.float32
 
@@ -62,15 +62,28 @@ def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
 def test_attention_gives_what_that_of_torch_gives(quick, settings):
     query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
     expected = scaled_dot_product_attention(query, key, value, **settings)
-    expected_slopes = torch.autograd.grad(expected.square().sum(), (query, key, value))
+    expected_gradients = torch.autograd.grad(expected.square().sum(), (query, key, value))
 
     with training_precision(CPU):
         output = scaled_dot_product_attention(query, key, value, **settings)
-    slopes = torch.autograd.grad(output.float().square().sum(), (query, key, value))
+    gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
 
     assert output.dtype == torch.bfloat16
     assert_close(output.float(), expected, rtol=0.02, atol=0.02)
-    assert_close(slopes, expected_slopes, rtol=0.1, atol=0.1)
+    assert_close(gradients, expected_gradients, rtol=0.1, atol=0.1)
+
+
+def test_without_cpu_kernels_torch_computes_alone():
+    images = torch.rand(2, 8, 2, 2)
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    with training_precision(CPU, cpu_kernels=False):
+        plain = layer(images)
+    with training_precision(CPU):
+        replaced = layer(images)
+
+    assert plain.grad_fn.name() == "ConvolutionBackward0"
+    assert replaced.grad_fn.name() != "ConvolutionBackward0"
+    assert_close(replaced, plain, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +94,14 @@ def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(quick, name, 
     network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
     images = torch.rand(2, 3, size, size)
 
-    def output_and_slopes():
+    def output_and_gradients():
         output = network(images).float()
-        slopes = torch.autograd.grad(output.square().sum(), list(network.parameters()))
-        return output, torch.cat([slope.flatten() for slope in slopes])
+        gradients = torch.autograd.grad(output.square().sum(), list(network.parameters()))
+        return output, torch.cat([gradient.flatten() for gradient in gradients])
 
-    expected = output_and_slopes()
+    expected = output_and_gradients()
     with training_precision(CPU):
-        found = output_and_slopes()
+        found = output_and_gradients()
 
     for ours, exact in zip(found, expected, strict=True):
         assert (ours - exact).norm() < 0.05 * exact.norm()

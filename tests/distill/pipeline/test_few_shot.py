@@ -8,10 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from distill.cli.main import app
-from distill.data.augment import see
+from distill.data.augment import apply_views
 from distill.errors import DataError
 from distill.evaluation.accuracy import predict
-from distill.pipeline.few_shot import Support, draw_support, finetune, retrieval_logits
+from distill.pipeline.few_shot import Support, finetune, retrieval_logits, sample_support
 from distill.training import loop as train_module
 from tests.distill.training.test_loop import make_config, make_data, make_student, run
 
@@ -20,7 +20,7 @@ TARGETS = torch.tensor([0, 1, 2] * 4)
 
 
 def test_k_images_of_each_class_are_drawn_and_a_larger_k_adds_to_them():
-    few, more = (draw_support(TARGETS, KEYS, k, seed=3) for k in (1, 3))
+    few, more = (sample_support(TARGETS, KEYS, k, seed=3) for k in (1, 3))
 
     assert TARGETS[few].tolist() == [0, 1, 2]
     assert TARGETS[more].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -29,7 +29,7 @@ def test_k_images_of_each_class_are_drawn_and_a_larger_k_adds_to_them():
 
 
 def test_the_seed_decides_what_is_drawn():
-    draws = [draw_support(TARGETS, KEYS, 2, seed).tolist() for seed in (0, 0, 1)]
+    draws = [sample_support(TARGETS, KEYS, 2, seed).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -37,16 +37,16 @@ def test_a_k_that_leaves_nothing_to_test_on_is_refused_with_the_largest_that_doe
     targets = torch.tensor([0] * 6 + [1] * 4 + [2] * 9)
     for k in (4, 5, 100):
         with pytest.raises(DataError, match=f"k = {k} leaves .*'b' has 4 images, choose k up to 3"):
-            draw_support(targets, KEYS, k, seed=0)
+            sample_support(targets, KEYS, k, seed=0)
     with pytest.raises(DataError, match="'c' has 1 image, add some"):
-        draw_support(torch.tensor([0, 0, 1, 1, 2]), KEYS, 1, seed=0)
+        sample_support(torch.tensor([0, 0, 1, 1, 2]), KEYS, 1, seed=0)
     with pytest.raises(DataError, match="k is 0: at least 1"):
-        draw_support(targets, KEYS, 0, seed=0)
+        sample_support(targets, KEYS, 0, seed=0)
 
 
 def test_a_class_without_image_is_named():
     with pytest.raises(DataError, match="the class 'b' has no image"):
-        draw_support(torch.tensor([0, 0, 2, 2]), KEYS, 1, seed=0)
+        sample_support(torch.tensor([0, 0, 2, 2]), KEYS, 1, seed=0)
 
 
 def test_the_logits_of_retrieval_are_those_of_the_paper():
@@ -129,11 +129,11 @@ def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(
     )
     batches = []
 
-    def look(pixels, drawn):
+    def record_batch(pixels, params):
         batches.append([image.numpy().tobytes() for image in pixels])
-        return see(pixels, drawn)
+        return apply_views(pixels, params)
 
-    monkeypatch.setattr(train_module, "see", look)
+    monkeypatch.setattr(train_module, "apply_views", record_batch)
     config = make_config(batch_size=8)
     finetune(config, make_student(config), data, support)
     new = {image.numpy().tobytes() for image in support.pixels}
@@ -171,7 +171,7 @@ def test_retrieval_is_measured_for_teacher_and_student_on_what_was_not_drawn(
 def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(charm_run, charm_world):
     done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 1)
     assert done.exit_code == 0, done.stderr
-    assert "finetune, 15 unseen classes, 1 draw (epochs 5, learning_rate 0.002)" in done.stdout
+    assert "finetune, 15 unseen classes, 1 sample (epochs 5, learning_rate 0.002)" in done.stdout
     (row,) = (line for line in done.stdout.splitlines() if "student" in line)
     assert row.split("│")[2].strip() == "2" and row.split("│")[-3].strip() == "60"
 

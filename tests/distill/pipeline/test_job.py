@@ -11,10 +11,11 @@ pytest.importorskip("torch")
 
 from typer.testing import CliRunner
 
-from contract import EventKind, Release, Report, SeedsReport, TrainConfig
+from contract import EventKind, Release, Report, TrainConfig
 from distill.cli.main import app
 from distill.cli.train import parse_seeds
 from distill.errors import DataError, ModelError, TextError, UserError
+from distill.evaluation.seeds_report import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
 

@@ -10,7 +10,7 @@ from distill.cli.main import app
 from distill.embeddings.text_bank import TextBank
 from distill.errors import TextError
 from distill.models.teacher import load_teacher
-from distill.pipeline.prompt_learning import _Prompts, encode_learned, learn_context
+from distill.pipeline.prompt_learning import Settings, _Prompts, encode_learned, learn_context
 from tests.distill.conftest import DEMO, make_release
 
 LABELS = make_release(
@@ -35,7 +35,7 @@ def images():
 
 def learn(teacher, images, **changes):
     options = {"tokens": 4, "described": False, "steps": 15, "seed": 0} | changes
-    return learn_context(teacher, LABELS, *images, **options)
+    return learn_context(teacher, LABELS, *images, Settings(**options))
 
 
 @pytest.mark.parametrize("described", [False, True])
@@ -105,16 +105,14 @@ def test_a_hugging_face_tower_takes_a_learned_context_too(shared_hub):
 
 
 def test_a_name_that_does_not_fit_behind_the_context_is_refused(teacher, images):
-    with pytest.raises(TextError, match=r"'n1' \(red fox\) behind 76 learned tokens is longer"):
+    with pytest.raises(TextError, match=r"'n1' \(red fox\) after 76 learned tokens is longer"):
         learn(teacher, images, tokens=76)
 
 
 def test_a_label_without_description_is_named(teacher, images):
     (label, *_) = make_release({"n1": "red fox"}).labels
     with pytest.raises(TextError, match=r"'n1' \(red fox\) has no description"):
-        learn_context(
-            teacher, [label], *images, tokens=2, described=True, steps=1, seed=0
-        )  # fmt: skip
+        learn_context(teacher, [label], *images, Settings(2, described=True, steps=1, seed=0))
 
 
 def run(*words):

@@ -12,7 +12,7 @@ from torch import nn
 from contract import TrainConfig
 from distill.errors import CheckpointError
 from distill.training.checkpoint import Checkpoint, flatten, restore
-from distill.training.schedule import make_optimiser
+from distill.training.optimisers import make_optimiser
 
 CONFIG = TrainConfig(data="/images", teacher="teacher")
 COUNTERS = {"epoch": 3, "sums": {"loss": 0.1 + 0.2}, "epochs": [{"epoch": 1}]}

@@ -72,8 +72,8 @@ def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(start, tmp_
 GRADIENT = """
 import torch
 from torch.distributed import all_reduce
-from distill.losses import l_im_cst
-from distill.processes import anywhere, gather, processes, share
+from distill.method.losses import l_im_cst
+from distill.training.distributed import any_process, gather, processes, share
 
 images, teacher = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).unbind()
 whole, part = (torch.nn.Linear(5, 5) for _ in range(2))
@@ -90,7 +90,7 @@ mean = part.weight.grad / processes().num_processes
 assert torch.equal(found, expected), (found, expected)
 torch.testing.assert_close(mean, whole.weight.grad)
 second = processes().process_index == 1
-assert anywhere(second) and not anywhere(False)
+assert any_process(second) and not any_process(False)
 print("the same" if second else "")
 """
 

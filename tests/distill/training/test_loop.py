@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from contract import LossWeights, TrainConfig
-from distill.data.augment import draw, see
+from distill.data.augment import apply_views, sample_views
 from distill.errors import DataError, UserError
 from distill.method import losses
 from distill.models import precision
 from distill.models.student import build_student
 from distill.training import loop as module
 from distill.training.checkpoint import Checkpoint
-from distill.training.loop import Interrupted, TrainingData, train
+from distill.training.loop import Callbacks, Interrupted, TrainingData, train
 
 DIM, CLASSES, SIZE = 16, 4, 32
 
@@ -71,12 +71,10 @@ def make_student(config: TrainConfig):
 
 
 def run(config: TrainConfig, data: TrainingData | None = None, student=None, **options):
-    options = {
-        "checkpoint": None,
-        "on_epoch": lambda _: None,
-        "should_stop": lambda: False,
-    } | options
-    return train(config, student or make_student(config), data or make_data(), **options)
+    names = ("on_epoch", "on_step", "should_stop")
+    callbacks = Callbacks(**{name: options.pop(name) for name in names if name in options})
+    student, data = student or make_student(config), data or make_data()
+    return train(config, student, data, callbacks=callbacks, **options)
 
 
 def outcome(epochs) -> list[dict]:
@@ -131,7 +129,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_and_those_of_weight_0_are_le
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_the_losses_of_the_first_step_are_those_of_the_formulas(trusted, monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
     data = make_data(8)
     config = make_config(epochs=1, vlprox_k=3, vlprox_filter=trusted, temperature=0.1)
     # One batch holds all images, so that their order changes no mean but which view each gets.
@@ -200,11 +198,11 @@ def test_biases_and_norms_are_not_decayed_and_gradients_are_clipped(monkeypatch)
 def test_every_image_is_seen_once_an_epoch_in_another_order_and_view_each_time(monkeypatch):
     seen = []
 
-    def look(pixels, drawn):
-        seen.append((pixels, see(pixels, drawn)))
+    def record_views(pixels, params):
+        seen.append((pixels, apply_views(pixels, params)))
         return seen[-1][1]
 
-    monkeypatch.setattr(module, "see", look)
+    monkeypatch.setattr(module, "apply_views", record_views)
     data = make_data()
     run(make_config(epochs=2), data)
     first, second = (torch.cat([pixels for pixels, _ in seen[i : i + 4]]) for i in (0, 4))
@@ -278,7 +276,7 @@ def test_a_run_not_resumed_starts_over(checkpoint):
 
 
 def test_checkpoints_are_also_written_within_long_epochs(checkpoint, monkeypatch):
-    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(module, "CHECKPOINT_INTERVAL_S", 0.0)
     places = []
 
     def look(step, _):
@@ -301,7 +299,7 @@ from distill.training import loop as module
 from distill.training.checkpoint import Checkpoint
 from tests.distill.training.test_loop import make_config, run
 torch.set_num_threads(1)
-module.CHECKPOINT_SECONDS = 0.0
+module.CHECKPOINT_INTERVAL_S = 0.0
 config = make_config()
 
 def on_step(step, total):
@@ -358,9 +356,9 @@ def test_a_training_that_diverges_in_its_last_step_keeps_no_checkpoint_of_it(che
 
 
 def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_quick", lambda _: False)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
     data = make_data()
-    one_view = draw(len(data.pixels), torch.Generator().manual_seed(0))[:, None]
+    one_view = sample_views(len(data.pixels), torch.Generator().manual_seed(0))[:, None]
     data = dataclasses.replace(data, views=one_view, teacher=data.teacher[:, None])
     # Losses that look at each image by itself, a network that does too, and one rate an epoch.
     changes = {
@@ -405,19 +403,19 @@ def test_fewer_images_than_a_batch_make_one_batch():
 def test_each_epoch_sees_the_next_stored_view_with_the_teachers_feature_of_it():
     data = make_data(8)
     generator = torch.Generator().manual_seed(0)
-    views = torch.stack([draw(8, generator) for _ in range(3)], dim=1)
+    views = torch.stack([sample_views(8, generator) for _ in range(3)], dim=1)
     features = torch.randn(8, 3, DIM, generator=generator)
     data = dataclasses.replace(data, views=views, teacher=features)
     batch = torch.tensor([5, 2, 7])
 
     seen = []
     for epoch in range(3):
-        images, teacher = data.look(batch, epoch, generator, torch.device("cpu"))
+        images, teacher = data.get_batch(batch, epoch, generator, torch.device("cpu"))
         chosen = [
             next(view for view in range(3) if teacher[row].equal(features[image, view]))
             for row, image in enumerate(batch.tolist())
         ]
-        assert images.equal(see(data.pixels[batch], views[batch, chosen]))
+        assert images.equal(apply_views(data.pixels[batch], views[batch, chosen]))
         seen.append(chosen)
     assert all(set(of_one) == {0, 1, 2} for of_one in zip(*seen, strict=True))
     epochs = run(make_config(epochs=1), data)

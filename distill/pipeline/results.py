@@ -1,0 +1,249 @@
+"""What a finished training run leaves behind: the student, its accuracies and the report."""
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract import (
+    Accuracy,
+    ConfusablePair,
+    Epoch,
+    Preflight,
+    PulledApart,
+    Release,
+    Report,
+    Similarity,
+    SplitName,
+    TextDiagnostics,
+    TextPlane,
+    Thumbnails,
+    TrainConfig,
+)
+from distill.data.splits import Split
+from distill.embeddings.text_bank import TextBank
+from distill.evaluation.accuracy import accuracy, imitation
+from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
+from distill.evaluation.pictures import draw_similarity, draw_thumbnails
+from distill.evaluation.report import CONTROL, NORMALISED, read_report, write_report
+from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
+from distill.evaluation.score_norm import ScoreNorm
+from distill.models.student import FILE as STUDENT_FILE
+from distill.models.student import Student, save_student
+from distill.pipeline.inputs import SPLITS, Inputs
+
+BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
+NAME_BANK_FILE: Final = "name_bank.safetensors"
+LAST_EPOCHS: Final = 5
+MAP_CLASSES: Final = 1000  # rows of a similarity map, one pixel each
+PLANE_CLASSES: Final = 250  # arrows on the plane of texts
+EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Everything known about a run before its first training step."""
+
+    config: TrainConfig
+    release: Release
+    inputs: Inputs
+    checks: Preflight
+    pixels: Mapping[SplitName, Tensor]  # uint8 [images, 3, size, size]
+    banks: Mapping[str, TextBank]  # plain names, the configured strategy, the control
+    features: Mapping[SplitName, Tensor]  # the teacher's raw ones of the clean images
+    views: tuple[Tensor, Tensor] | None  # view parameters, and the teacher's features of the views
+    captions: Tensor | None  # features [images, dim]
+    teacher_rows: tuple[Accuracy, ...]
+    started_at: datetime
+
+    @property
+    def bank(self) -> TextBank:
+        """The text bank of the configured strategy."""
+        return self.banks[self.config.text_strategy]
+
+
+def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epoch, ...]) -> None:
+    """Save the trained student to `out`, evaluate it and write the report.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    config, teacher = run.config, run.inputs.teacher
+    save_student(
+        student,
+        out / STUDENT_FILE,
+        name=config.student,
+        dim=teacher.dim,
+        image_size=config.image_size,
+        teacher=config.teacher,
+    )
+    features = {
+        split: student.encode(run.pixels[split], student.single_view if split == "train" else None)
+        for split in SPLITS
+    }
+    norm = ScoreNorm.of(features["train"])
+    norm.save(out / SCORE_NORM_FILE)
+    report = _build_report(run, student, features, norm, epochs)
+    pictures = _draw_pictures(run, report, out)
+    report = report.model_copy(update={**pictures, "finished_at": datetime.now(UTC)})
+    names = run.bank.names
+    write_report(report, out, similarity=_similarity(run.banks["name"], run.bank), names=names)
+
+
+def _build_report(
+    run: RunInputs,
+    student: Student,
+    features: Mapping[SplitName, Tensor],
+    norm: ScoreNorm,
+    epochs: tuple[Epoch, ...],
+) -> Report:
+    """The report without pictures, given the student's features of each split."""
+    teacher, splits = run.inputs.teacher, run.inputs.splits
+    return Report(
+        config=run.config,
+        release_id=run.release.id or None,
+        release_hash=run.release.hash,
+        label_set=run.release.label_set,
+        teacher=teacher.name,
+        teacher_fingerprint=teacher.fingerprint,
+        teacher_dim=teacher.dim,
+        student_parameters=sum(parameter.numel() for parameter in student.parameters()),
+        preflight=run.checks,
+        seen_top1_last_epochs=_last_epochs_accuracy(epochs),
+        epochs=epochs,
+        accuracies=(
+            *run.teacher_rows,
+            *accuracies("student", splits, run.banks, run.bank, features, norm),
+        ),
+        imitation=tuple(
+            imitation(
+                split,
+                features[split],
+                run.features[split],
+                run.bank.select(splits[split].keys).features,
+            )
+            for split in SPLITS
+        ),
+        diagnostics=tuple(
+            diagnose(bank.features, bank.names, text) for text, bank in run.banks.items()
+        ),
+        pulled_apart=pulled_apart(run.banks["name"], run.bank, run.release),
+        flagged_texts=run.bank.flagged,
+        versions=_versions(),
+        started_at=run.started_at,
+        finished_at=datetime.now(UTC),
+    )
+
+
+def accuracies(
+    model: Literal["teacher", "student"],
+    splits: Mapping[SplitName, Split],
+    banks: Mapping[str, TextBank],
+    chosen: TextBank,
+    features: Mapping[SplitName, Tensor],
+    norm: ScoreNorm,
+) -> tuple[Accuracy, ...]:
+    """Accuracies by the cosines with each bank, and with `chosen` by scores that `norm` makes.
+
+    `features` are the model's, by split.
+    """
+    rows: list[tuple[str, TextBank, ScoreNorm | None]] = [
+        *((text, bank, None) for text, bank in banks.items()),
+        (NORMALISED, chosen, norm),
+    ]
+    return tuple(
+        accuracy(
+            model,
+            split,
+            features[split],
+            splits[split].targets,
+            splits[split].keys,
+            bank,
+            text=text,
+            norm=scores,
+        )
+        for text, bank, scores in rows
+        for split in EVALUATED
+    )
+
+
+def _draw_pictures(
+    run: RunInputs, report: Report, out: Path
+) -> dict[str, Similarity | TextPlane | Thumbnails | None]:
+    """The fields of the report that describe pictures, whose files go to `out`."""
+    before, bank = run.banks["name"], run.bank
+    named = _classes_in_pairs(report.diagnostics, report.pulled_apart, bank.names)
+    on_map = _select_rows(named, len(bank.keys), MAP_CLASSES)
+    map_keys = [bank.keys[row] for row in on_map]
+    on_plane = _select_rows(named, len(bank.keys), PLANE_CLASSES)
+    return {
+        "similarity": draw_similarity(
+            out,
+            _similarity(before.select(map_keys), bank.select(map_keys)),
+            [bank.names[row] for row in on_map],
+        ),
+        "text_plane": None if bank is before else text_plane(before, bank, on_plane),
+        "thumbnails": draw_thumbnails(
+            out,
+            run.inputs.splits["train"],  # never the images that the student is tested on
+            dict(zip(bank.keys, bank.names, strict=True)),
+            [bank.keys[row] for row in named],
+        ),
+    }
+
+
+def render_report(folder: Path) -> Path:
+    """Write report.html of the finished run in `folder` again, and return its path.
+
+    Raises:
+        DataError: there is no finished run.
+        TextError: a text bank of the run is missing or damaged.
+    """
+    report = read_report(folder)
+    before, bank = TextBank.load(folder / NAME_BANK_FILE), TextBank.load(folder / BANK_FILE)
+    write_report(report, folder, similarity=_similarity(before, bank), names=bank.names)
+    return folder / "report.html"
+
+
+def _similarity(before: TextBank, after: TextBank) -> dict[str, NDArray[np.float32]]:
+    """Cosines [classes, classes] between the texts of each bank, by strategy."""
+    banks = {bank.strategy: bank.features for bank in (before, after)}
+    return {text: (unit @ unit.T).numpy() for text, unit in banks.items()}
+
+
+def _classes_in_pairs(
+    diagnostics: Sequence[TextDiagnostics], apart: Sequence[PulledApart], names: Sequence[str]
+) -> list[int]:
+    """Rows of the classes that occur in listed pairs, except those of the control."""
+    pairs: list[ConfusablePair | PulledApart] = [*apart]
+    pairs += [pair for bank in diagnostics if bank.text != CONTROL for pair in bank.confusable]
+    return list(dict.fromkeys(names.index(name) for pair in pairs for name in (pair.a, pair.b)))
+
+
+def _select_rows(preferred: Sequence[int], total: int, limit: int) -> list[int]:
+    """At most `limit` of `total` rows in order: `preferred` ones, and evenly spaced others."""
+    if total <= limit:
+        return list(range(total))
+    chosen = set(preferred[:limit])
+    others = [row for row in range(total) if row not in chosen]
+    free = limit - len(chosen)
+    return sorted([*chosen, *(others[index * len(others) // free] for index in range(free))])
+
+
+def _last_epochs_accuracy(epochs: Sequence[Epoch]) -> float | None:
+    """Mean seen accuracy of the last epochs, as in the paper; None without an epoch."""
+    last = [epoch.seen_top1 for epoch in epochs[-LAST_EPOCHS:]]
+    return statistics.fmean(last) if last else None
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "open_clip_torch", "timm")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
