@@ -1,29 +1,34 @@
-"""The errors of the worker. Each message is one line that names the thing and the remedy.
+"""The errors of the package. Each message is one line: what is wrong, and what to do about it.
 
 DistillError
-├── UserError            something the user can mend; the command line prints it and exits with 1
+├── Interrupted          training was stopped on request; it can resume from its checkpoint
+├── UserError            something the user can fix; the command line prints it and exits with 1
 │   ├── DataError        a missing, empty or unreadable image, class folder or label
-│   │   └── UnreadableImages  images that are cut off or none; knows all of them
+│   │   └── UnreadableImages  images that are missing, truncated or not images; lists all of them
 │   ├── TextError        a label without text, a text bank that does not fit
 │   ├── ModelError       an unknown teacher or student, weights that do not load
-│   ├── CheckpointError  a checkpoint that is cut off, or of another configuration
+│   ├── CheckpointError  a damaged checkpoint, or one of another configuration
 │   ├── ClassifierError  a classifier folder that is damaged, a class that cannot be added
 │   └── ServiceError     the enrichment service does not answer, or rejects the worker
 │       ├── ServiceUnavailable  it does not answer now; it may later
 │       ├── RequestRefused      it refuses one request; others may be accepted
 │       └── LeaseLost           the job was given to another worker, cancelled or has ended
-└── (anything else is a defect)
+└── (anything else is a bug)
 """
 
 from collections.abc import Iterable, Sequence
 
 
 class DistillError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises deliberately."""
+
+
+class Interrupted(DistillError):
+    """Training was stopped on request; it can resume from its checkpoint."""
 
 
 class UserError(DistillError):
-    """Something the user can mend."""
+    """Something the user can fix."""
 
 
 class DataError(UserError):
@@ -31,13 +36,13 @@ class DataError(UserError):
 
 
 class UnreadableImages(DataError):
-    """Images that cannot be read. `images` are all of them, each a path and the reason."""
+    """Images that cannot be read. `images` lists all of them, each as a path with the reason."""
 
     def __init__(self, images: Sequence[str]) -> None:
         self.images = tuple(images)
-        what = "the image" if len(images) == 1 else f"{len(images)} images:"
+        subject = "the image" if len(images) == 1 else f"{len(images)} images:"
         super().__init__(
-            f"cannot read {what} {some(images, 10, quote=False)}: replace "
+            f"cannot read {subject} {some(images, 10, quote=False)}: replace "
             f"{'it or remove it' if len(images) == 1 else 'or remove them'}"
         )
 
@@ -51,7 +56,7 @@ class ModelError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is cut off, or of another configuration."""
+    """A damaged checkpoint, or one of another configuration."""
 
 
 class ClassifierError(UserError):
@@ -75,7 +80,7 @@ class LeaseLost(ServiceError):
 
 
 def some(items: Iterable[str], count: int = 3, *, quote: bool = True) -> str:
-    """The first `count` items for a one-line message, and how many more there are."""
+    """The first `count` items for a one-line message, and the number of the others."""
     items = list(items)
     more = f" and {len(items) - count} more" if len(items) > count else ""
     return ", ".join(repr(item) if quote else item for item in items[:count]) + more

@@ -42,7 +42,7 @@ from contract import (
     TextPlane,
     TrainConfig,
 )
-from distill.evaluation.pictures import draw_similarity
+from distill.evaluation.report_images import draw_similarity
 from enrich_service.app import create_app
 from enrich_service.core.database import make_engine, writing
 from enrich_service.core.prestart import prestart

@@ -87,7 +87,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a teacher or a student on one split, against the texts of a release."""
-    from distill.data.splits import SPLIT_WORDS
+    from distill.data.splits import EVALUATION_SPLITS
     from distill.embeddings.text_bank import TextBank
     from distill.evaluation.accuracy import accuracy
     from distill.evaluation.report import NORMALISED
@@ -97,9 +97,9 @@ def evaluate(
     from distill.models.teacher import load_teacher
     from distill.pipeline.inputs import Inputs, scan_splits
 
-    if split not in SPLIT_WORDS:
+    if split not in EVALUATION_SPLITS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
-    name = SPLIT_WORDS[split]
+    name = EVALUATION_SPLITS[split]
     if student is None and (test_views or normalised):
         raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
     norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None

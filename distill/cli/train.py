@@ -27,8 +27,8 @@ from distill.cli.console import (
     one_line_errors,
     release_given,
 )
-from distill.data.allowed_paths import check_roots
-from distill.errors import UserError
+from distill.data.allowed_paths import check_allowed_paths
+from distill.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from distill.evaluation.seeds_report import SeedsReport, Spread
@@ -88,13 +88,12 @@ def train(
     """
     settings = read_config(config, preset)
     if data_root:
-        check_roots(settings, data_root)
+        check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)
     numbers = None if seeds is None else parse_seeds(seeds)
     from distill.pipeline.job import run_job
     from distill.pipeline.seeds import run_seeds
     from distill.training.distributed import processes
-    from distill.training.loop import Interrupted
     from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
     from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
 

@@ -1,6 +1,6 @@
-"""What a job may read: folders that the one who runs the worker has named, and nothing else.
+"""Paths that a job may read: only folders that the worker's operator allows (`--data-root`).
 
-A job comes from whoever may queue one; its paths are those of the worker's machine.
+Anyone who may queue a job chooses its paths, which are on the worker's machine.
 """
 
 import os
@@ -11,10 +11,11 @@ from contract import TrainConfig
 from distill.errors import DataError
 
 
-def check_roots(config: TrainConfig, roots: Sequence[Path]) -> None:
-    """Raise DataError unless the job's images, weights and local teacher lie in one of `roots`.
+def check_allowed_paths(config: TrainConfig, roots: Sequence[Path]) -> None:
+    """Check that the job's images, captions, weights and local teacher lie below `roots`.
 
-    No `..`, and no link in the folders that leads out.
+    Raises:
+        DataError: a path is outside, contains `..`, or a folder has a link that leads outside.
     """
     allowed = [root.resolve() for root in roots]
     _check_folder("data folder", config.data, allowed)
@@ -39,8 +40,8 @@ def _check_path(what: str, name: str, allowed: Sequence[Path]) -> None:
 def _check_folder(what: str, name: str, allowed: Sequence[Path]) -> None:
     _check_path(what, name, allowed)
     folder = Path(name)
-    for inner, folders, files in os.walk(folder):  # does not follow links: what they lead to is
-        for entry in (*folders, *files):  # inside, and so walked itself, or refused
+    for inner, folders, files in os.walk(folder):  # does not follow links: their targets are
+        for entry in (*folders, *files):  # inside, and so walked themselves, or refused
             path = Path(inner, entry)
             if path.is_symlink() and not _is_inside(path, allowed):
                 raise DataError(f"the job's {what} has a link that leads out of it: {path}")

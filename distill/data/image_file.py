@@ -1,4 +1,4 @@
-"""One image file: opened in RGB, and cropped to the square that a student sees.
+"""One image file: opened in RGB, and cropped to the square that a student gets.
 
 Notable: Pillow and numpy alone, so that training and a classifier without torch (`distill.runtime`)
 read the same pixels.
@@ -17,19 +17,19 @@ def open_image(path: Path) -> Image.Image:
     """The image at `path` in RGB.
 
     Raises:
-        UnreadableImages: the file is missing, cut off or no image.
+        UnreadableImages: the file is missing, truncated or not an image.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise UnreadableImages([f"{path} (it is gone)"]) from None
+        raise UnreadableImages([f"{path} (it no longer exists)"]) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UnreadableImages([f"{path} ({_one_line(error)})"]) from None
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The middle square of `image`, its side resized to `size`: uint8 [3, size, size]."""
+    """The centre square of `image`, resized to side `size`: uint8 [3, size, size]."""
     if image.size != (size, size):
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)

@@ -24,18 +24,18 @@ def load_pixels(
 ) -> NDArray[np.uint8]:
     """All images of `split` as uint8 [images, 3, size, size], memory-mapped from `cache`.
 
-    The shorter side is resized to `size` (bicubic) and the middle square kept. A cache file of
+    The shorter side is resized to `size` (bicubic) and the centre square cropped. A cache file of
     the wrong length is rebuilt.
 
     Raises:
-        UnreadableImages: some cannot be read; all of them are named.
+        UnreadableImages: some cannot be read; the error lists all of them.
         DataError: the cache folder cannot be written.
     """
     shape = (len(split), 3, size, size)
     path = cache / f"pixels-{split.name}-{size}-{split.fingerprint()[:16]}.u8"
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         _decode(split, size, path, progress)
-    # Copy on write: torch wants memory that it could write to; the file stays as it is.
+    # Copy on write: torch expects writable memory; the file does not change.
     return np.memmap(path, dtype=np.uint8, mode="c", shape=shape)
 
 

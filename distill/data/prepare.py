@@ -1,13 +1,12 @@
 """The paper's six data sets in the layout that training reads: train/, val_on_train/, val/.
 
-The images come from where their authors put them (or by torchvision); which of them are for what is
-read from a copy of the paper's split lists: `train_data.txt`, `val_on_train_data.txt` and
-`val_data.txt`, one `SPLIT/CLASS/IMAGE` a line. `label2text.txt` and `chatgpt.txt` beside them come
-along.
+The images are downloaded from their authors (or by torchvision). The paper's split lists assign
+them: `train_data.txt`, `val_on_train_data.txt` and `val_data.txt`, one `SPLIT/CLASS/IMAGE` per
+line. `label2text.txt` and `chatgpt.txt` in the same folder are copied.
 
 Notable:
-- Everything is checked before anything is written, and the folder appears whole or not at all.
-- The SHA-256 of the lists goes into `prepared.json`. It is that of the three, one after the other:
+- Everything is checked before anything is written, and the folder is created atomically.
+- `prepared.json` records the SHA-256 of the three lists, concatenated:
   `cat train_data.txt val_on_train_data.txt val_data.txt | sha256sum`.
 """
 
@@ -32,11 +31,11 @@ TEXTS: Final = ("label2text.txt", "chatgpt.txt")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on the disk of one who downloaded it."""
+    """The folder layout of a downloaded data set."""
 
     title: str
-    page: str  # where to get it
-    places: tuple[str, ...]  # where an image may be, first one first
+    page: str  # download page
+    paths: tuple[str, ...]  # possible paths of an image, in this order
     torchvision: str | None = None  # the class that can download it
     class_file: tuple[str, ...] = ()  # '/a/abbey/inner' a line, the folder of the class abbey_inner
 
@@ -84,7 +83,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 
 
 class Prepared(BaseModel):
-    """What was arranged, and by which lists."""
+    """The prepared data set, and the lists it was made by."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,23 +105,23 @@ def prepare(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Arrange the data set `name` below `root` by the `lists` into `out`: links, or with `copy`.
+    """Arrange the data set `name` below `root` by the `lists` into `out`, as links or copies.
 
-    With `sha256`, the lists must have that one.
+    With `sha256`, the lists must have this hash.
 
     Raises:
-        DataError: the name is unknown, the lists are not those stated or contradict themselves, an
-            image or a label is missing, or `out` is there already or cannot be written.
-        TextError: the labels beside the lists are malformed.
+        DataError: the name is unknown, the lists have another hash or are inconsistent, an image
+            or a label is missing, or `out` exists or cannot be written.
+        TextError: the labels next to the lists are malformed.
     """
     layout = _layout(name)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} is there already: remove it or choose another --out")
+        raise DataError(f"{out} exists already: remove it or choose another --out")
     splits, found_sha256 = _read_lists(lists)
     if sha256 is not None and sha256.strip().lower() != found_sha256:
         raise DataError(
-            f"the lists in {lists} have the SHA-256 {found_sha256}, not the one that was stated: "
-            "get them again, or state theirs"
+            f"the lists in {lists} have the SHA-256 {found_sha256}, not the given one: download "
+            "them again, or correct --sha256"
         )
     _check_splits(lists, splits)
     _check_labels(lists, splits)
@@ -162,7 +161,7 @@ def prepare(
 
 
 def download(name: str, root: Path) -> None:
-    """Have torchvision put the data set `name` below `root`, unless it is there.
+    """Download the data set `name` to `root` with torchvision, unless it is there.
 
     Raises:
         DataError: torchvision cannot, or the download failed.
@@ -179,7 +178,7 @@ def download(name: str, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, layout.torchvision)(root, download=True)
     except ModuleNotFoundError:
-        pass  # Flowers102 wants scipy for labels that we do not need, once it has downloaded all
+        pass  # Flowers102 needs scipy for labels that we do not use, after the download
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -198,7 +197,7 @@ Images = tuple[tuple[str, str], ...]  # (class, image) pairs
 
 
 def _read_lists(lists: Path) -> tuple[dict[str, Images], str]:
-    """The images of each split folder, and the SHA-256 of the three files one after the other."""
+    """The images of each split folder, and the SHA-256 of the three concatenated files."""
     digest = hashlib.sha256()
     splits: dict[str, Images] = {}
     for split in SPLITS.values():
@@ -236,14 +235,15 @@ def _check_splits(lists: Path, splits: dict[str, Images]) -> None:
     if most > 1:
         raise DataError(f"the lists in {lists} name {key}/{image} twice: get them again")
     train, seen, unseen = ({key for key, _ in splits[split]} for split in SPLITS.values())
-    if strange := sorted(seen - train):
-        raise DataError(f"{lists}/val_on_train_data.txt has the class {strange[0]!r}, not in train")
+    if untrained := sorted(seen - train):
+        name = untrained[0]
+        raise DataError(f"{lists}/val_on_train_data.txt has the class {name!r}, not in train")
     if both := sorted(unseen & train):
         raise DataError(f"{lists}/val_data.txt has the class {both[0]!r}, which train has too")
 
 
 def _check_labels(lists: Path, splits: dict[str, Images]) -> None:
-    """Where there are labels beside the lists, every class has one."""
+    """If there are labels next to the lists, check that every class has one."""
     labels, texts = (lists / name for name in TEXTS)
     if not labels.is_file():
         return
@@ -255,21 +255,21 @@ def _check_labels(lists: Path, splits: dict[str, Images]) -> None:
 
 
 def _find(layout: Layout, root: Path, splits: dict[str, Images]) -> dict[str, Path]:
-    """Where each image of the lists lies, by its place in the new folder."""
+    """The source of each image in the lists, by its path in the new folder."""
     folders = _class_folders(layout, root)
     sources: dict[str, Path] = {}
     missing: list[str] = []
     for split, images in splits.items():
         for key, image in images:
-            places = [
-                root / place.format(folder=folders.get(key, key), image=image)
-                for place in layout.places
+            paths = [
+                root / path.format(folder=folders.get(key, key), image=image)
+                for path in layout.paths
             ]
-            found = next((path for path in places if path.is_file()), None)
-            if found is None:
-                missing.append(str(places[0]))
+            source = next((path for path in paths if path.is_file()), None)
+            if source is None:
+                missing.append(str(paths[0]))
             else:
-                sources[f"{split}/{key}/{image}"] = found
+                sources[f"{split}/{key}/{image}"] = source
     if missing:
         total = len(sources) + len(missing)
         raise DataError(
@@ -282,7 +282,7 @@ def _find(layout: Layout, root: Path, splits: dict[str, Images]) -> dict[str, Pa
 
 
 def _class_folders(layout: Layout, root: Path) -> dict[str, str]:
-    """The folder of each class, where it is not called as the class."""
+    """The folder of each class, where it differs from the name of the class."""
     for name in layout.class_file:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8").split()

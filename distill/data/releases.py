@@ -1,4 +1,4 @@
-"""Where a release comes from when no service is asked: a JSON file, or the paper's file pair."""
+"""Releases read from files: JSON as the service exports it, or the paper's pair of text files."""
 
 import random
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ def read_release(path: Path) -> Release:
     """The release in the JSON file at `path`, as the service exports it.
 
     Raises:
-        TextError: the file is missing, no release, or its hash does not fit its labels.
+        TextError: the file is missing or invalid, or its hash does not match its labels.
     """
     release = _parse(path)
     if release_hash(release.labels) != release.hash:
@@ -52,7 +52,7 @@ def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Releas
     the same order.
 
     Raises:
-        TextError: a file is missing, a line is malformed, a key comes twice or the counts differ.
+        TextError: a file is missing, a line is malformed, a key is repeated or the counts differ.
     """
     rows: list[tuple[str, str]] = []
     for number, line in enumerate(_lines(labels), start=1):
@@ -90,19 +90,19 @@ def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Releas
 
 
 def shuffle_texts(release: Release, seed: int) -> Release:
-    """The control: every label keeps its name and gets the texts of another label.
+    """Shuffled descriptions (control): every label keeps its name and gets another label's texts.
 
-    A gain that survives this came from longer prompts, not from what they say (WaffleCLIP,
-    arXiv 2306.07282). No label keeps its own texts where there are two or more.
+    A gain that survives this comes from longer prompts, not from their content (WaffleCLIP,
+    arXiv 2306.07282). With two or more labels, none keeps its own texts.
     """
     order = list(range(len(release.labels)))
     random.Random(seed).shuffle(order)
-    # One cycle through all labels in random order: nobody is its own successor.
-    giver = dict(zip(order, order[1:] + order[:1], strict=True))
+    # One cycle through all labels in random order: no label is its own successor.
+    donor = dict(zip(order, order[1:] + order[:1], strict=True))
     labels = tuple(
         label.model_copy(
             update={
-                field: getattr(release.labels[giver[index]], field)
+                field: getattr(release.labels[donor[index]], field)
                 for field in ("description", "attributes", "sentences", "captions")
             }
         )

@@ -16,13 +16,13 @@ from torch import Tensor
 from contract import IMAGE_SUFFIXES
 from distill.errors import DataError, some
 
-SPLITS: Final = {"train": "train", "seen": "val_on_train", "unseen": "val"}  # word → folder
-SPLIT_WORDS: Final[dict[str, Literal["seen", "unseen"]]] = {
+SPLITS: Final = {"train": "train", "seen": "val_on_train", "unseen": "val"}  # name → folder
+EVALUATION_SPLITS: Final[dict[str, Literal["seen", "unseen"]]] = {
     "seen": "seen",
     "val_on_train": "seen",
     "unseen": "unseen",
     "val": "unseen",
-}  # word or folder → word
+}  # name or folder → name
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def scan_split(root: Path, name: str, known: Collection[str] | None = None) -> S
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
         raise DataError(f"{folder} holds no class folder: put the images of each class in its own")
-    if known is not None and (strangers := [key for key in classes if key not in known]):
+    if known is not None and (unknown := [key for key in classes if key not in known]):
         raise DataError(
-            f"{folder} has {some(strangers)} without a label: add them to the label set and "
+            f"{folder} has {some(unknown)} without a label: add them to the label set and "
             "release again, or remove the folders"
         )
     paths: list[Path] = []

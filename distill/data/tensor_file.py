@@ -1,4 +1,4 @@
-"""A tensor and some words in a safetensors file: written whole or not at all, checked when read."""
+"""One tensor with metadata in a safetensors file, written atomically and verified when read."""
 
 import hashlib
 import json
@@ -19,31 +19,31 @@ log = logging.getLogger(__name__)
 
 
 class DamagedFile(Exception):
-    """The file is cut off, was changed or is something else."""
+    """The file is truncated, modified or of another kind."""
 
 
-def write_tensor(path: Path, tensor: Tensor, words: Mapping[str, str] | None = None) -> None:
-    """Write `tensor` and `words` to `path`; a kill leaves the old file or the new one.
+def write_tensor(path: Path, tensor: Tensor, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `tensor` and `metadata` to `path` atomically.
 
     Raises:
-        OSError: it cannot be written; nothing half-written stays behind.
+        OSError: the file cannot be written; no partial file remains.
     """
     tensor = tensor.detach().cpu().contiguous()
-    content = save({"tensor": tensor}, {**(words or {}), "sha256": _sha256(tensor)})
+    content = save({"tensor": tensor}, {**(metadata or {}), "sha256": _sha256(tensor)})
     with atomic_file(path) as file:
         file.write(content)
 
 
 def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None:
-    """As `write_tensor`, of a float32 tensor of `shape` that comes in pieces and is never whole.
+    """Write a float32 tensor of `shape` that arrives in pieces, without holding it in memory.
 
     Raises:
-        OSError: it cannot be written; nothing half-written stays behind.
+        OSError: the file cannot be written; no partial file remains.
     """
     size = 4 * math.prod(shape)
     digest = hashlib.sha256()
     with atomic_file(path) as file:
-        # The digest is known at the end only, but its length is known now.
+        # The digest is known only at the end; its length is known now.
         file.write(_header(shape, size, "0" * 64))
         for piece in rows:
             content = piece.contiguous().numpy().tobytes()
@@ -54,48 +54,50 @@ def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None
 
 
 def _header(shape: Sequence[int], size: int, sha256: str) -> bytes:
-    """The beginning of a safetensors file of one tensor."""
+    """The header of a safetensors file with one tensor."""
     tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
-    words = json.dumps({"__metadata__": {"sha256": sha256}, "tensor": tensor}).encode()
-    words += b" " * (-len(words) % 8)
-    return len(words).to_bytes(8, "little") + words
+    header = json.dumps({"__metadata__": {"sha256": sha256}, "tensor": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The tensor, memory-mapped, and the words in the file at `path`.
+    """The memory-mapped tensor and the metadata in the file at `path`.
 
     Raises:
-        DamagedFile: it is not what `write_tensor` wrote.
+        DamagedFile: it does not have the content that `write_tensor` wrote.
         OSError: it is missing or cannot be read.
     """
     path.stat()
     try:
         with safe_open(path, framework="pt") as file:
-            words = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
             tensor: Tensor = file.get_tensor("tensor")
     except SafetensorError as error:
         raise DamagedFile(str(error)) from None
-    if words.pop("sha256", None) != _sha256(tensor):
+    if metadata.pop("sha256", None) != _sha256(tensor):
         raise DamagedFile("the content is not what was written")
-    return tensor, words
+    return tensor, metadata
 
 
 def _sha256(tensor: Tensor) -> str:
-    # Without a copy: the tensor may be larger than memory.
+    # No copy: the tensor may be larger than memory.
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
-    """The tensor in the cache file at `path`; made, and kept there, where it is missing or damaged.
+    """The tensor in the cache file at `path`; computed and stored if it is missing or damaged.
 
     Raises:
-        DataError: the file cannot be written. And what `make` raises.
+        DataError: the file cannot be written. Also what `make` raises.
     """
     if path.exists():
         try:
             return read_tensor(path)[0]
         except (DamagedFile, OSError) as error:
-            log.warning("the cached %ss %s are damaged (%s): making them again", what, path, error)
+            log.warning(
+                "the cached %ss in %s are damaged (%s): computing them again", what, path, error
+            )
     tensor = make()
     try:
         write_tensor(path, tensor)

@@ -2,8 +2,8 @@
 
     {"image": "train/n01440764/12.jpg", "caption": "a long green fish held by a boy"}
 
-`image` is relative to the data folder or to train/. Several captions of one image are averaged.
-`enrich export captions` writes such a file.
+`image` is relative to the data folder or to train/. Features of several captions of one image are
+averaged. `enrich export captions` writes such a file.
 """
 
 import hashlib
@@ -26,29 +26,29 @@ from distill.models.teacher import Teacher
 def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...], ...]:
     """The captions in the JSONL file `path` of each image of `split` below the data folder `root`.
 
-    Images that are not of the split are passed over.
+    Captions of images outside the split are ignored.
 
     Raises:
         TextError: the file is missing or malformed, or has a caption for no image of the split.
     """
-    place = {image: index for index, image in enumerate(split.paths)}
+    positions = {image: index for index, image in enumerate(split.paths)}
     folder = split.paths[0].parents[1]
-    found: list[list[str]] = [[] for _ in split.paths]
+    captions: list[list[str]] = [[] for _ in split.paths]
     try:
         with path.open(encoding="utf-8") as file:
-            for number, words in enumerate(file, start=1):
-                if not words.strip():
+            for number, text in enumerate(file, start=1):
+                if not text.strip():
                     continue
                 try:
-                    line = ImageCaption.model_validate_json(words)
+                    line = ImageCaption.model_validate_json(text)
                 except ValidationError:
                     raise TextError(
                         f'{path}, line {number}: expected {{"image": …, "caption": …}}, found '
-                        f"{words.strip()[:80]!r}"
+                        f"{text.strip()[:80]!r}"
                     ) from None
-                index = place.get(root / line.image, place.get(folder / line.image))
+                index = positions.get(root / line.image, positions.get(folder / line.image))
                 if index is not None and line.caption.strip():
-                    found[index].append(line.caption.strip())
+                    captions[index].append(line.caption.strip())
     except OSError as error:
         raise TextError(
             f"cannot read the captions {path} ({error.strerror}): correct `captions`, or set "
@@ -56,18 +56,18 @@ def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...]
         ) from None
     except UnicodeDecodeError:
         raise TextError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    if not any(found):
+    if not any(captions):
         raise TextError(
             f"{path} has no caption for any image in {folder}: give paths relative to the data "
             "folder, such as train/CLASS/IMAGE.jpg"
         )
-    return tuple(tuple(texts) for texts in found)
+    return tuple(tuple(texts) for texts in captions)
 
 
 def caption_features(teacher: Teacher, captions: Sequence[Sequence[str]], *, cache: Path) -> Tensor:
     """Unit features [images, dim] float32 of each image's captions, zeros where it has none.
 
-    Kept in `cache` under a key of the teacher's weights and the texts; a damaged file is rebuilt.
+    Cached in `cache` under a key of the teacher's weights and the texts; a damaged file is rebuilt.
 
     Raises:
         DataError: the cache folder cannot be written.

@@ -1,10 +1,10 @@
 """The teacher's image features, computed once per teacher, images and transform or views.
 
 Notable:
-- On a CPU the batches are small: what a layer writes is then still in the processor's cache when
-  the next one reads it. Measured: 8 images at a time are twice as quick as 64.
-- Features of stored views go to their file batch by batch and are read from it memory-mapped.
-- The next images are decoded in threads while the teacher looks at the present ones.
+- On a CPU the batches are small, so that the output of a layer is still in the processor's cache
+  when the next layer reads it. Measured: batches of 8 images are twice as fast as batches of 64.
+- Features of stored views are written to their file batch by batch and read memory-mapped.
+- The next images are decoded in threads while the teacher encodes the current ones.
 """
 
 import hashlib
@@ -93,7 +93,9 @@ def view_features(
         try:
             return view_params.view(len(split), views, -1), read_tensor(path)[0]
         except (DamagedFile, OSError) as error:
-            log.warning("the cached views %s are damaged (%s): making them again", path, error)
+            log.warning(
+                "the cached views in %s are damaged (%s): computing them again", path, error
+            )
     pixels = torch.from_numpy(load_pixels(split, teacher.image_size, cache))
     mean, std = teacher.mean_and_std
     size = CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH

@@ -35,23 +35,23 @@ class TextBank:
     teacher: str
     release_hash: str
     flagged: tuple[str, ...] = ()  # keys of labels with a text longer than the teacher's context
-    learned: int = 0  # context tokens that were learned, in the place of "a photo of"
+    learned: int = 0  # number of learned context tokens that replace "a photo of"
 
     @property
     def title(self) -> str:
-        """What the texts are: the strategy, and whether their context was learned."""
+        """The strategy, and the number of learned context tokens, if any."""
         return f"{self.strategy}, {self.learned} learned" if self.learned else self.strategy
 
     def select(self, keys: Sequence[str]) -> "TextBank":
-        """The bank of `keys` alone, in their order.
+        """The bank of only `keys`, in their order.
 
         Raises:
             TextError: a key is not in the bank.
         """
-        place = {key: index for index, key in enumerate(self.keys)}
-        if missing := [key for key in keys if key not in place]:
+        rows_by_key = {key: row for row, key in enumerate(self.keys)}
+        if missing := [key for key in keys if key not in rows_by_key]:
             raise TextError(f"the text bank has no text for {some(missing)}")
-        rows = [place[key] for key in keys]
+        rows = [rows_by_key[key] for key in keys]
         return TextBank(
             self.features[rows],
             tuple(keys),
@@ -64,12 +64,12 @@ class TextBank:
         )
 
     def save(self, path: Path) -> None:
-        """Write the bank as safetensors, its words in the header.
+        """Write the bank as safetensors, with names and provenance in the header.
 
         Raises:
             TextError: the file cannot be written.
         """
-        words = {
+        metadata = {
             "keys": json.dumps(self.keys),
             "names": json.dumps(self.names),
             "strategy": self.strategy,
@@ -79,7 +79,7 @@ class TextBank:
             "learned": str(self.learned),
         }
         try:
-            write_tensor(path, self.features, words)
+            write_tensor(path, self.features, metadata)
         except OSError as error:
             raise TextError(
                 f"cannot write the text bank {path} ({error.strerror}): free some space or choose "
@@ -91,19 +91,19 @@ class TextBank:
         """The bank at `path`.
 
         Raises:
-            TextError: the file is missing, cut off or no text bank.
+            TextError: the file is missing, damaged or not a text bank.
         """
         try:
-            features, words = read_tensor(path)
+            features, metadata = read_tensor(path)
             return cls(
                 features,
-                tuple(json.loads(words["keys"])),
-                tuple(json.loads(words["names"])),
-                TypeAdapter[TextStrategy](TextStrategy).validate_python(words["strategy"]),
-                words["teacher"],
-                words["release_hash"],
-                tuple(json.loads(words["flagged"])),
-                int(words.get("learned", 0)),
+                tuple(json.loads(metadata["keys"])),
+                tuple(json.loads(metadata["names"])),
+                TypeAdapter[TextStrategy](TextStrategy).validate_python(metadata["strategy"]),
+                metadata["teacher"],
+                metadata["release_hash"],
+                tuple(json.loads(metadata["flagged"])),
+                int(metadata.get("learned", 0)),
             )
         except FileNotFoundError:
             raise TextError(
@@ -111,7 +111,7 @@ class TextBank:
             ) from None
         except (DamagedFile, KeyError, ValueError, OSError):
             raise TextError(
-                f"{path} is cut off or no text bank: make it again with `distill text-bank`"
+                f"{path} is damaged or not a text bank: make it again with `distill text-bank`"
             ) from None
 
 
@@ -129,7 +129,7 @@ def build_text_bank(
     file there is rebuilt.
 
     Raises:
-        TextError: a key is not in the release, or its label lacks the text that is needed.
+        TextError: a key is not in the release, or its label lacks a text for the strategy.
     """
     labels = {label.key: label for label in release.labels}
     keys = tuple(labels if keys is None else keys)
@@ -147,7 +147,7 @@ def build_text_bank(
             try:
                 return TextBank.load(path)
             except TextError as error:
-                log.warning("%s; it is only a cache, and is made again now", error)
+                log.warning("%s; it is only a cache and is computed again", error)
     flagged = [
         key
         for key, texts in zip(keys, prompts, strict=True)
@@ -173,8 +173,8 @@ def build_text_bank(
 def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]]) -> Tensor:
     """The normalised mean over the texts of each group: unit features [groups, dim].
 
-    A group is its texts and the prefix that each of them begins with and that is repeated before
-    each sentence where a text is longer than the teacher's context.
+    A group is its texts and their common prefix, which is repeated before each sentence of a text
+    that is longer than the teacher's context.
     """
     parts = [[within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
     flat = [piece for texts in parts for pieces in texts for piece in pieces]

@@ -1,4 +1,4 @@
-"""What image features are worth: accuracy against a text bank, closeness to the teacher's."""
+"""Accuracy of image features against a text bank, and their similarity to the teacher's."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -12,16 +12,16 @@ from distill.errors import DataError, TextError
 from distill.evaluation.score_norm import ScoreNorm
 from distill.method import metrics
 
-NEIGHBOURS: Final = 10  # images that M_neigh compares, where there are so many others
-NEAREST_TEXTS: Final = 10  # texts that M_vlalign compares, where there are so many
-MOST_IMAGES: Final = 100_000  # time grows with the square
+NEIGHBOURS: Final = 10  # k of M_neigh, or fewer if there are fewer images
+NEAREST_TEXTS: Final = 10  # k of M_vlalign, or fewer if there are fewer texts
+MAX_IMAGES: Final = 100_000  # time grows quadratically
 
 
 def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Tensor:
     """The class index [images] whose text has the largest cosine with each image feature.
 
-    `features` [images, dim] need no normalisation, `text` [classes, dim] is unit. Ties go to the
-    smallest index. With `norm`, cosines are compared as it standardises them.
+    `features` [images, dim] need not be normalised; `text` [classes, dim] is. Ties go to the
+    smallest index. With `norm`, standardised cosines are compared.
 
     Raises:
         TextError: the two have different dimensions.
@@ -38,12 +38,12 @@ def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Te
     return scores.argmax(dim=1)
 
 
-def score(found: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
-    """Top-1 and mean per-class accuracy in percent, of the class indices `found` [images].
+def score(predicted: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
+    """Top-1 and mean per-class accuracy in percent, of the class indices `predicted` [images].
 
-    Classes without an image in `targets` [images] do not enter the mean.
+    The mean leaves out classes without an image in `targets` [images].
     """
-    hits = (found == targets).double()
+    hits = (predicted == targets).double()
     images = torch.bincount(targets, minlength=classes)
     per_class = torch.bincount(targets, weights=hits, minlength=classes) / images
     return 100 * hits.mean().item(), 100 * per_class[images > 0].mean().item()
@@ -62,15 +62,15 @@ def accuracy(
 ) -> Accuracy:
     """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
 
-    `features` [images, dim], `targets` [images] index `keys`. `text` names the bank in the result,
-    by default its title. `norm` is as in `predict`.
+    `features` [images, dim], `targets` [images] index `keys`. `text` is the bank's name in the
+    result, by default its title. `norm` is as in `predict`.
 
     Raises:
         TextError: the bank lacks a class, or has another dimension.
         DataError: a feature is not finite.
     """
-    found = predict(features, bank.select(keys).features, norm)
-    top1, mean_per_class = score(found, targets, len(keys))
+    predicted = predict(features, bank.select(keys).features, norm)
+    top1, mean_per_class = score(predicted, targets, len(keys))
     return Accuracy(
         model=model,
         text=text or bank.title,
@@ -88,10 +88,10 @@ def imitation(
     """How closely the student follows the teacher on the images of one split.
 
     student, teacher [images, dim], text [classes, dim] of the classes of the split. Of more than
-    MOST_IMAGES images, that many evenly spaced ones are compared.
+    MAX_IMAGES images, an evenly spaced subset of that size is compared.
     """
-    if len(student) > MOST_IMAGES:
-        part = torch.linspace(0, len(student) - 1, MOST_IMAGES, dtype=torch.float64).long()
+    if len(student) > MAX_IMAGES:
+        part = torch.linspace(0, len(student) - 1, MAX_IMAGES, dtype=torch.float64).long()
         student, teacher = student[part], teacher[part]
     neighbours, texts = min(NEIGHBOURS, len(student) - 1), min(NEAREST_TEXTS, len(text))
     reversed_pairs = metrics.m_vlalign(student, teacher, text, texts)

@@ -1,4 +1,4 @@
-"""Diagnostics on text features: how far apart do the class texts lie, and which are confused?"""
+"""Diagnostics of text features: the distances between class texts, and the most confusable ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ SHOWN_PAIRS = 10
 
 
 def diagnose(features: Tensor, names: Sequence[str], text: str) -> TextDiagnostics:
-    """Diagnostics of text features [classes, dim]; `text` says what they are, e.g. a strategy.
+    """Diagnostics of text features [classes, dim]; `text` is their name, such as a strategy.
 
     Raises:
         TextError: fewer than two classes, or features that are not finite.
@@ -82,24 +82,24 @@ def pulled_apart(
 
 
 def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPlane:
-    """Where the classes of `rows` lie on the plane of the two main axes of both banks together.
+    """The classes of `rows` on the plane of the first two principal axes of both banks together.
 
-    All classes of the banks (same keys) make the axes. Their directions are settled by letting the
-    largest of each axis's weights be positive.
+    The axes are those of all classes of the banks (same keys). Their signs are fixed by making the
+    largest component of each axis positive.
     """
     sides = [bank.features.double() for bank in (before, after)]
-    # The format of the prompts moves all texts alike, and would be the first axis.
+    # The prompt format shifts all texts alike; uncentred, this would be the first axis.
     centred = torch.cat([side - side.mean(dim=0) for side in sides])
     _, values, axes = torch.linalg.svd(centred, full_matrices=False)
     plane = torch.zeros(2, centred.shape[1], dtype=torch.float64)
     plane[: len(axes[:2])] = axes[:2]
     largest = plane.gather(1, plane.abs().argmax(dim=1, keepdim=True))
-    places = centred @ (plane * largest.sign()).T
+    coordinates = centred @ (plane * largest.sign()).T
     variance = values.square()
     classes = len(before.names)
 
-    def at(row: int) -> tuple[float, float]:
-        x, y = places[row].tolist()
+    def position(row: int) -> tuple[float, float]:
+        x, y = coordinates[row].tolist()
         return round(x, 5), round(y, 5)
 
     return TextPlane(
@@ -107,7 +107,8 @@ def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPl
         after=after.strategy,
         explained=float(variance[:2].sum() / variance.sum().clamp_min(1e-300)),
         classes=tuple(
-            Move(name=after.names[row], before=at(row), after=at(classes + row)) for row in rows
+            Move(name=after.names[row], before=position(row), after=position(classes + row))
+            for row in rows
         ),
     )
 
@@ -115,7 +116,7 @@ def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPl
 def read_embeddings(path: Path, key: str) -> tuple[Tensor, list[str]]:
     """Text features [classes, dim] float64 called `key` in an .npz file, and the class names.
 
-    Names are taken from an array of strings of the same length, else numbered.
+    Names come from an array of strings of the same length; otherwise classes are numbered.
 
     Raises:
         TextError: the file or the key is missing, or the array has another shape.
@@ -126,7 +127,7 @@ def read_embeddings(path: Path, key: str) -> tuple[Tensor, list[str]]:
                 raise TextError(f"{path} has no array {key!r}: it has {', '.join(archive.files)}")
             features = archive[key]
             if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-                raise TextError(f"{key!r} in {path} is no [classes, dim] array of floats")
+                raise TextError(f"{key!r} in {path} is not a [classes, dim] array of floats")
             for other in archive.files:
                 try:
                     values = archive[other]
@@ -137,5 +138,5 @@ def read_embeddings(path: Path, key: str) -> tuple[Tensor, list[str]]:
     except OSError as error:
         raise TextError(f"cannot read {path} ({error.strerror or error})") from None
     except ValueError:
-        raise TextError(f"{path} is no .npz file of plain arrays") from None
+        raise TextError(f"{path} is not an .npz file of plain arrays") from None
     return torch.from_numpy(features.astype(np.float64)), [str(i) for i in range(len(features))]

@@ -1,7 +1,7 @@
 """The report of a training job: report.json for machines, one self-contained report.html.
 
-The page loads nothing: charts are inline SVG whose colours are CSS variables, so that they follow
-the reader's light or dark mode, and similarities are pixels within them.
+The page loads no other file: charts are inline SVG. Their colours are CSS variables, so that they
+follow the reader's light or dark mode; heat maps are embedded pixels.
 """
 
 import io
@@ -25,10 +25,10 @@ from pydantic import ValidationError
 from contract import Accuracy, Report, TestViews
 from distill.data.atomic_file import write_atomically
 from distill.errors import DataError
-from distill.evaluation.pictures import chain
+from distill.evaluation.report_images import similarity_order
 
-CONTROL: Final = "shuffled"  # the texts of the run, dealt out to the wrong classes
-NORMALISED: Final = "normalised"  # the texts of the run, and scores as `ScoreNorm` makes them
+CONTROL: Final = "shuffled"  # shuffled descriptions: the texts of the run on wrong classes
+NORMALISED: Final = "normalised"  # the texts of the run, with scores standardised by ScoreNorm
 TEXT_TITLES: Final = {
     "name": "names",
     "name+description": "descriptions",
@@ -43,8 +43,8 @@ VIEWS: Final[Mapping[TestViews, str]] = {
     "centre": "the centre of each image, seven eighths of a side",
     "ten-crop": "ten crops of each image, whose features were averaged",
 }
-NAMED_CLASSES: Final = 40  # up to so many classes have their names beside the heat map
-# Drawn in colours that nothing else has, which then become the variables of the page's style.
+NAMED_CLASSES: Final = 40  # a heat map of more classes has no names
+# Unique placeholder colours, which are replaced by the variables of the page's style.
 INK, LINE, SERIES = "#010203", "#010204", tuple(f"#0103{n:02x}" for n in range(1, 7))
 VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
     colour: f"--series-{n}" for n, colour in enumerate(SERIES, start=1)
@@ -75,7 +75,7 @@ def write_report(
     similarity: Mapping[str, NDArray[np.float32]],
     names: Sequence[str],
 ) -> None:
-    """Write report.json and report.html to the folder `out`, each whole or not at all.
+    """Write report.json and report.html to the folder `out`, each atomically.
 
     `similarity` maps a text strategy to its cosines [classes, classes], before enrichment first;
     `names` are those of the classes, in the order of the rows.
@@ -107,13 +107,13 @@ def render(
     report: Report, *, similarity: Mapping[str, NDArray[np.float32]], names: Sequence[str]
 ) -> str:
     """The page of `report`; see `write_report`."""
-    order = chain(next(iter(similarity.values()))) if similarity else []
+    order = similarity_order(next(iter(similarity.values()))) if similarity else []
     named = {each.text: each for each in report.diagnostics}
     return templates.get_template("report.html").render(
         report=report,
-        words=TEXT_TITLES,
+        text_titles=TEXT_TITLES,
         views=VIEWS,
-        worths=[worth for model in ("student", "teacher") if (worth := _worth(report, model))],
+        gains=[gain for model in ("student", "teacher") if (gain := _gain(report, model))],
         headline=headline(report),
         rows=_table(report.accuracies),
         top=max((row.top1 for row in report.accuracies), default=0) or 1,
@@ -128,8 +128,8 @@ def render(
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What enrichment was worth to one model on the unseen classes; accuracies are top-1 %."""
+class Gain:
+    """The gain by enrichment of one model on the unseen classes; accuracies are top-1 %."""
 
     model: Literal["teacher", "student"]
     classes: int
@@ -139,22 +139,22 @@ class Worth:
     error: float  # two standard errors of the gain, in points
 
     @property
-    def gain(self) -> float:
-        """Points won (or lost) over the bare name."""
+    def points(self) -> float:
+        """Percentage points above the plain names; negative for a loss."""
         return self.enriched - self.name
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain exceeds what chance in the choice of images would explain."""
-        return abs(self.gain) > self.error
+        """Whether the gain exceeds the sampling error of the images."""
+        return abs(self.points) > self.error
 
     @property
     def is_beaten_by_control(self) -> bool:
-        """Whether texts dealt out to the wrong classes do as well: then it is not their content."""
+        """Whether shuffled descriptions do as well: then their content is not the reason."""
         return self.control is not None and self.control >= self.enriched - self.error
 
 
-def _worth(report: Report, model: Literal["teacher", "student"]) -> Worth | None:
+def _gain(report: Report, model: Literal["teacher", "student"]) -> Gain | None:
     rows = {
         row.text: row for row in report.accuracies if row.model == model and row.split == "unseen"
     }
@@ -162,7 +162,7 @@ def _worth(report: Report, model: Literal["teacher", "student"]) -> Worth | None
     if enriched is None or name is None or report.config.text_strategy == "name":
         return None
     variance = _standard_error(name) ** 2 + _standard_error(enriched) ** 2
-    return Worth(
+    return Gain(
         model=model,
         classes=enriched.classes,
         name=name.top1,
@@ -173,15 +173,15 @@ def _worth(report: Report, model: Literal["teacher", "student"]) -> Worth | None
 
 
 def _standard_error(row: Accuracy) -> float:
-    """Of a share of images, in points. It leaves out that the classes themselves are a sample."""
+    """Standard error in points over images; ignores that the classes are a sample too."""
     share = row.top1 / 100
     return 100 * math.sqrt(share * (1 - share) / row.images) if row.images else 0.0
 
 
 def headline(report: Report) -> str:
-    """One sentence on what enrichment was worth on classes never seen in training."""
-    worth = _worth(report, "student")
-    if worth is None:
+    """One sentence on the gain by enrichment on unseen classes."""
+    gain = _gain(report, "student")
+    if gain is None:
         row = next(
             (r for r in report.accuracies if r.model == "student" and r.split == "unseen"), None
         )
@@ -192,28 +192,26 @@ def headline(report: Report) -> str:
             f"{row.top1:.1f} % of the images of {row.classes} classes that it never saw."
         )
     texts = TEXT_TITLES[report.config.text_strategy]
-    numbers = f"from {worth.name:.1f} % with bare names to {worth.enriched:.1f} %"
-    if not worth.is_clear:
+    numbers = f"from {gain.name:.1f} % with plain names to {gain.enriched:.1f} %"
+    if not gain.is_clear:
         verdict = f"made no clear difference to the student: {numbers}"
-    elif worth.gain > 0:
-        verdict = f"lifted the student by {worth.gain:.1f} points, {numbers}"
+    elif gain.points > 0:
+        verdict = f"lifted the student by {gain.points:.1f} points, {numbers}"
     else:
-        verdict = f"cost the student {-worth.gain:.1f} points, {numbers}"
-    sentence = f"On {worth.classes} classes never seen in training, {texts} {verdict}"
-    if worth.control is None:
+        verdict = f"cost the student {-gain.points:.1f} points, {numbers}"
+    sentence = f"On {gain.classes} classes never seen in training, {texts} {verdict}"
+    if gain.control is None:
         return f"{sentence}."
-    if worth.is_clear and worth.gain > 0 and worth.is_beaten_by_control:
+    if gain.is_clear and gain.points > 0 and gain.is_beaten_by_control:
         return (
-            f"{sentence}; but texts dealt out to the wrong classes reach {worth.control:.1f} %, "
-            "so the gain does not come from what the texts say."
+            f"{sentence}; but shuffled over the classes, the texts reach {gain.control:.1f} %, so "
+            "the gain does not come from their content."
         )
-    return (
-        f"{sentence}; dealt out to the wrong classes, the same texts reach {worth.control:.1f} %."
-    )
+    return f"{sentence}; shuffled over the classes, the same texts reach {gain.control:.1f} %."
 
 
 def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]]]:
-    """Model, text and the accuracies of each split, in the order of the report."""
+    """Model, text and accuracies by split, in the order of the report."""
     table: dict[tuple[str, str], dict[str, Accuracy]] = {}
     for row in rows:
         table.setdefault((row.model, row.text), {})[row.split] = row
@@ -223,7 +221,7 @@ def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]
 def _draw(
     draw: Callable[[Axes], None], title: str, *, width: float = 4.4, height: float = 2.9
 ) -> Markup:
-    """A chart as SVG. `draw` fills its axes; sizes are in inches of 72 px."""
+    """A chart as SVG. `draw` fills the axes; sizes are in inches of 72 px."""
     with mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -264,40 +262,43 @@ def _draw(
     svg = svg[svg.index("<svg") :]
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    # Groups of several charts on one page would share ids such as "axes_1"; nothing refers to them.
+    # Charts on one page would share ids such as "axes_1"; nothing refers to them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     label = Markup(' role="img" aria-label="{}"').format(title)
     return Markup(svg.replace("<svg", f"<svg{label}", 1))
 
 
 def _curves(report: Report) -> list[tuple[str, Markup]]:
-    """Title and chart of what happened epoch by epoch."""
+    """Titles and charts of losses and accuracy by epoch."""
     if not report.epochs:
         return []
     epochs = [epoch.epoch for epoch in report.epochs]
     marker = "o" if len(epochs) == 1 else None
 
-    def losses(axes: Axes) -> None:
+    def draw_losses(axes: Axes) -> None:
         for part in report.epochs[0].losses:
             values = [epoch.losses.get(part, math.nan) for epoch in report.epochs]
             axes.plot(epochs, values, marker=marker, label=f"L_{part.replace('_', '-')}")
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper right", ncols=2)
-        _over_epochs(axes, epochs)
+        _format_epoch_axis(axes, epochs)
 
-    def seen(axes: Axes) -> None:
+    def draw_accuracy(axes: Axes) -> None:
         axes.plot(epochs, [epoch.seen_top1 for epoch in report.epochs], marker=marker)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("top-1 %")
-        _over_epochs(axes, epochs)
+        _format_epoch_axis(axes, epochs)
 
     return [
-        ("Losses, mean over each epoch, unweighted", _draw(losses, "Losses per epoch")),
-        ("Accuracy on seen classes, validation images", _draw(seen, "Seen accuracy per epoch")),
+        ("Losses, mean over each epoch, unweighted", _draw(draw_losses, "Losses per epoch")),
+        (
+            "Accuracy on seen classes, validation images",
+            _draw(draw_accuracy, "Seen accuracy per epoch"),
+        ),
     ]
 
 
-def _over_epochs(axes: Axes, epochs: Sequence[int]) -> None:
+def _format_epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(epochs) > 1:
@@ -312,13 +313,13 @@ def _spectrum(report: Report) -> Markup | None:
     def draw(axes: Axes) -> None:
         for each in report.diagnostics:
             values = np.asarray(each.singular_values)
-            # The mean-centred features have one singular value that is 0 but for rounding.
+            # One singular value of mean-centred features is 0 up to rounding.
             values = values[values > values.max(initial=0) * 1e-6]
             axes.plot(
                 range(1, len(values) + 1), values, label=TEXT_TITLES.get(each.text, each.text)
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")  # by default powers of ten, written as TeX
+        axes.yaxis.set_major_formatter("{x:g}")  # the default is powers of ten in TeX
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("rank")
         axes.set_ylabel("singular value")

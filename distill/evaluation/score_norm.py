@@ -1,11 +1,10 @@
-"""Scores of classes in units of what they are among training images, so that none wins by default.
+"""Standardised class scores: cosines in units of their distribution over the training images.
 
-The cosine of a text with an image says little before one knows what it is with images at large:
-some texts are near many things and some near none, and a small student blurs what is far from what
-it was trained on. So each class's cosine is standardised by its mean and deviation over the
-training images, as speaker verification does with the scores of impostors (Z-norm: Auckenthaler,
-Carey and Lloyd-Thomas, 2000). It takes no label and no image of the class, so it holds for classes
-that come later.
+The cosine of a text with an image has no absolute meaning: some texts are close to many images and
+some to none, and a small student distorts features far from its training data. Each class's cosine
+is therefore standardised by its mean and deviation over the training images, as speaker
+verification does with impostor scores (Z-norm: Auckenthaler, Carey and Lloyd-Thomas, 2000). This
+needs no labels and no images of the class, so it also applies to classes that are added later.
 """
 
 from dataclasses import dataclass
@@ -20,14 +19,14 @@ from distill.data.tensor_file import DamagedFile, read_tensor, write_tensor
 from distill.errors import DataError
 
 FILE: Final = "score_norm.safetensors"
-LEAST_DEVIATION: Final = 1e-6  # of a cosine, where all training images are one to the model
+MIN_DEVIATION: Final = 1e-6  # of a cosine, if the model gives all images the same feature
 
 
 @dataclass(frozen=True)
 class ScoreNorm:
     """First and second moments of a model's unit features of the training images.
 
-    The scores of any text over those images have the mean mean·t and the variance t·covariance·t.
+    The cosines of a text t with those images have mean mean·t and variance t·covariance·t.
     """
 
     mean: Tensor  # [dim]
@@ -35,7 +34,7 @@ class ScoreNorm:
 
     @classmethod
     def of(cls, features: Tensor) -> "ScoreNorm":
-        """Of `features` [images, dim], which need no normalisation."""
+        """The moments of `features` [images, dim], which need not be normalised."""
         unit = normalize(features.double(), dim=1)
         mean = unit.mean(dim=0)
         covariance = unit.T @ unit / len(unit) - torch.outer(mean, mean)
@@ -44,14 +43,14 @@ class ScoreNorm:
     def scores(self, features: Tensor, text: Tensor) -> Tensor:
         """Standardised cosines [images, classes].
 
-        `features` [images, dim] need no normalisation, `text` [classes, dim] is unit.
+        `features` [images, dim] need not be normalised, `text` [classes, dim] is.
         """
         variance = ((text @ self.covariance) * text).sum(dim=1)
-        deviation = variance.clamp(min=LEAST_DEVIATION**2).sqrt()
+        deviation = variance.clamp(min=MIN_DEVIATION**2).sqrt()
         return (normalize(features, dim=1) @ text.T - text @ self.mean) / deviation
 
     def save(self, path: Path) -> None:
-        """Write both to `path`.
+        """Write the moments to `path`.
 
         Raises:
             DataError: the file cannot be written.
@@ -63,18 +62,18 @@ class ScoreNorm:
 
     @classmethod
     def load(cls, path: Path) -> "ScoreNorm":
-        """Read what `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
             DataError: the file is missing or damaged.
         """
         try:
-            both = read_tensor(path)[0]
-            if both.ndim != 2 or len(both) != both.shape[1] + 1:
+            moments = read_tensor(path)[0]
+            if moments.ndim != 2 or len(moments) != moments.shape[1] + 1:
                 raise DamagedFile("the shape is wrong")
         except (DamagedFile, OSError):
             raise DataError(
-                f"{path}, by which scores are normalised, is missing or damaged: train with "
-                "--resume into the same folder, which writes it anew"
+                f"{path}, the score normalisation, is missing or damaged: train with --resume into "
+                "the same folder, which writes it again"
             ) from None
-        return cls(both[0], both[1:])
+        return cls(moments[0], moments[1:])

@@ -59,7 +59,7 @@ def write_seeds_report(report: SeedsReport, out: Path) -> None:
     Raises:
         DataError: `out` cannot be written to.
     """
-    page = templates.get_template("seeds.html").render(report=report, words=TEXT_TITLES)
+    page = templates.get_template("seeds.html").render(report=report, text_titles=TEXT_TITLES)
     write_files(out, {"seeds.html": page, "seeds.json": report.model_dump_json(indent=1) + "\n"})
 
 

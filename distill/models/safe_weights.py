@@ -1,4 +1,4 @@
-"""Weights come as safetensors or not at all: a pickle can run any code when it is read."""
+"""Weights are only read from safetensors files: unpickling can run arbitrary code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +12,17 @@ class PickledWeights(Exception):
 
 
 def _refuse(*_arguments: object, **_options: object) -> NoReturn:
-    raise PickledWeights("the weights are pickled, which can run any code: convert to safetensors")
+    raise PickledWeights(
+        "the weights are pickled, which can run arbitrary code: convert them to safetensors"
+    )
 
 
 @contextmanager
 def safetensors_only() -> Iterator[None]:
-    """Let no library read a pickle meanwhile: open_clip and timm take one where they find no other.
+    """Within this context, loading a pickle raises PickledWeights.
 
-    For the whole process: not for two threads at once.
+    open_clip and timm fall back to pickles where they find no safetensors. This applies to the
+    whole process and is not safe for two threads at once.
     """
     readers = torch.load, torch.jit.load
     torch.load = torch.jit.load = _refuse

@@ -1,16 +1,15 @@
 """The student: any timm model, with a linear projection into the teacher's embedding space.
 
 Notable:
-- timm's models are made for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes two of
-  3 × 3, the first of them at every pixel, and at 32 px and below its max-pooling goes too: 16 × 16
-  positions either way reach the first stage. A ViT whose own patches leave fewer than 8 × 8 tokens
-  gets smaller ones. Students that start from trained weights keep their stem and patches: those
-  weights are worth more.
-- A CNN halves its grid down to one position for 32 × 32 pixels, which leaves 2 × 2 of an image of
-  64. With an output stride of 16 or 8 the last stages keep their grid, and their convolutions are
-  dilated to see as far as before, as timm does it.
-- The weights travel as safetensors; what is needed to build the network, and to test it as it was
-  tested when it was trained, stands in the header.
+- timm's models are designed for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes
+  two of 3 × 3, the first with stride 1; at 32 px and below its max-pooling is removed too. Either way
+  the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller patches.
+  Students with trained weights keep their stem and patches: the weights are worth more.
+- A CNN reduces 32 × 32 pixels to one position of its last feature map, so an image of 64 px has
+  2 × 2. With an output stride of 16 or 8 the last stages keep their resolution, and their
+  convolutions are dilated to keep the receptive field, as in timm.
+- The weights are stored as safetensors; the header has what is needed to build the network and to
+  evaluate it as during training.
 """
 
 import difflib
@@ -32,16 +31,16 @@ from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
 
 FILE: Final = "student.safetensors"
-SMALL, TINY = 64, 32  # pixels: where the stem changes
-TOKENS: Final = 8  # a ViT's least grid, a side
-OUTPUT_STRIDE: Final = 32  # pixels for each position of a CNN's last feature map, a side
+SMALL, TINY = 64, 32  # image sizes in pixels at which the stem changes
+MIN_GRID: Final = 8  # of a ViT's tokens, per side
+OUTPUT_STRIDE: Final = 32  # pixels per position of a CNN's last feature map, per side
 EVALUATION_BATCH: Final = 256
 
 
 class Student(nn.Module):
     """uint8 or [0, 1] images [batch, 3, size, size] → features [batch, dim], not normalised.
 
-    `test_views` is what `encode` looks at.
+    `encode` uses the views `test_views`.
     """
 
     mean: Tensor
@@ -58,7 +57,9 @@ class Student(nn.Module):
         output_stride: int,
     ) -> None:
         super().__init__()
-        self.adapted = adapted  # to the image size, as students that start from scratch are
+        self.adapted = (
+            adapted  # stem and patches, to the image size; only for training from scratch
+        )
         self.output_stride = output_stride
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
@@ -86,23 +87,25 @@ class Student(nn.Module):
     def encode(self, pixels: Tensor, views: TestViews | None = None) -> Tensor:
         """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
 
-        `views` stands in for the student's own. Of several, the mean of their unit features.
+        `views` overrides the student's own. For several views, the mean of their unit features.
         """
         self.eval()
         device = self.projection.weight.device
         batches = torch.split(pixels, EVALUATION_BATCH)
-        seen = views or self.test_views
-        return torch.cat([self._test(batch.to(device), seen).float().cpu() for batch in batches])
+        views = views or self.test_views
+        return torch.cat(
+            [self._encode_views(batch.to(device), views).float().cpu() for batch in batches]
+        )
 
-    def _test(self, images: Tensor, views: TestViews) -> Tensor:
+    def _encode_views(self, images: Tensor, views: TestViews) -> Tensor:
         features: list[Tensor] = [self(view) for view in fixed_views(images, views)]
         if len(features) == 1:
             return features[0]
-        return torch.stack([normalize(each, dim=1) for each in features]).mean(dim=0)
+        return torch.stack([normalize(view, dim=1) for view in features]).mean(dim=0)
 
 
 class MultiView(nn.Module):
-    """Several views of a scene → one feature: the mean of what `student` projects each of them to.
+    """One feature for several views of a scene: the mean of the student's features of each view.
 
     uint8 or [0, 1] images [batch, views, 3, size, size] → features [batch, dim], not normalised.
     """
@@ -134,11 +137,11 @@ def build_student(
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 
     It starts from scratch, from timm's own weights (`pretrained`), or from the safetensors file
-    `weights`, which has timm's names; a classifier in it is left out.
+    `weights` with timm's names; a classifier in the file is ignored.
 
     Raises:
-        ModelError: timm does not know the name, has no weights for it at hand, the file does not
-            fit, or the model cannot take images of that size or have that output stride.
+        ModelError: the name is unknown, its weights are unavailable, the file does not fit, or the
+            model does not support this image size or output stride.
     """
     known = _known(name)
     if pretrained and not (known and known.has_weights):
@@ -160,9 +163,9 @@ def build_student(
 
 
 def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: Path) -> Student:
-    """The student with the weights in the file `path`, which timm fits to the image size."""
+    """The student with the weights in the file `path`, which timm resizes to the image size."""
     try:
-        found = load_file(path)
+        weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"cannot read the weights {path} ({_one_line(error)}): give a safetensors file"
@@ -176,18 +179,19 @@ def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: 
         adapt=False,
         unfit=unfit,
         pretrained=True,
-        pretrained_cfg_overlay={"state_dict": dict(found)},
+        pretrained_cfg_overlay={"state_dict": dict(weights)},
     )
-    # timm leaves at random what a file lacks, and drops what the model does not know.
+    # timm initialises what a file lacks at random, and drops what the model does not have.
     classifier = student.backbone.default_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    wanted = student.backbone.state_dict().keys()
+    expected = student.backbone.state_dict().keys()
     wrong = sorted(
-        wanted ^ {key for key in found if not key.startswith(tuple(f"{head}." for head in heads))}
+        expected
+        ^ {key for key in weights if not key.startswith(tuple(f"{head}." for head in heads))}
     )
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(f"{unfit}: it lacks or does not know {', '.join(wrong[:3])}{more}")
+        raise ModelError(f"{unfit}: missing or unknown: {', '.join(wrong[:3])}{more}")
     return student
 
 
@@ -211,7 +215,7 @@ def _build(
         f"the student {name} cannot take images of {image_size} px: choose another image_size "
         "or student"
     )
-    # timm, torch and the hub raise dozens of kinds.
+    # timm, torch and the hub raise dozens of exception types.
     try:
         with safetensors_only():
             backbone = timm.create_model(name, **settings)
@@ -224,11 +228,11 @@ def _build(
         raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
     try:
         if adapt:
-            if _tokens(backbone) < TOKENS:
+            if _grid_side(backbone) < MIN_GRID:
                 settings["patch_size"] = _patch_size(image_size)
                 backbone = timm.create_model(name, **settings)
             _adapt_stem(backbone, image_size)
-        features = _features(backbone, image_size)
+        features = _count_features(backbone, image_size)
     except Exception as error:
         raise ModelError(f"{too_small} ({_one_line(error)})") from error
     student = Student(backbone, features, dim, adapted=adapt, output_stride=output_stride)
@@ -236,7 +240,7 @@ def _build(
 
 
 def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
-    """What timm says of the model's weights and input; None where it says nothing."""
+    """timm's pretrained configuration of the model, or None if it has none."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise ModelError(
@@ -253,15 +257,15 @@ def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
         ) from None
 
 
-def _tokens(backbone: nn.Module) -> float:
+def _grid_side(backbone: nn.Module) -> float:
     """The shorter side of a ViT's grid of tokens; infinite for other networks."""
     grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
     return min(grid) if isinstance(grid, tuple) else math.inf
 
 
 def _patch_size(image_size: int) -> int:
-    """Side of the patches that leave the fewest pixels over, and then of the largest such."""
-    return min(range(2, image_size // TOKENS + 1), key=lambda size: (image_size % size, -size))
+    """The patch size with the fewest unused pixels; the largest of those."""
+    return min(range(2, image_size // MIN_GRID + 1), key=lambda size: (image_size % size, -size))
 
 
 def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
@@ -285,8 +289,8 @@ def _conv(channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
 
 
 @torch.inference_mode()
-def _features(backbone: nn.Module, image_size: int) -> int:
-    """How many features the backbone gives; not for every model what its config says."""
+def _count_features(backbone: nn.Module, image_size: int) -> int:
+    """The number of the backbone's features; for some models its config is wrong."""
     backbone.eval()
     features: Tensor = backbone(torch.zeros(1, 3, image_size, image_size))
     backbone.train()
@@ -296,7 +300,7 @@ def _features(backbone: nn.Module, image_size: int) -> int:
 def save_student(
     student: Student, path: Path, *, name: str, dim: int, image_size: int, teacher: str
 ) -> None:
-    """Write the weights to `path`, with what is needed to build the network in the header.
+    """Write the weights to `path`; the header describes the network.
 
     Raises:
         DataError: the file cannot be written.
@@ -317,7 +321,7 @@ def load_student(path: Path) -> tuple[Student, int]:
     """The student in the file `path`, and its image size in pixels.
 
     Raises:
-        ModelError: the file is missing, cut off or no student.
+        ModelError: the file is missing, damaged or not a student.
     """
     if not path.is_file():
         raise ModelError(f"there is no student {path}: train it first")
@@ -333,7 +337,7 @@ def load_student(path: Path) -> tuple[Student, int]:
             raise ValueError(views)
         student.test_views = cast("TestViews", views)
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
-        raise ModelError(f"{path} is cut off or no student: train it again") from None
+        raise ModelError(f"{path} is damaged or not a student: train it again") from None
     return student, size
 
 

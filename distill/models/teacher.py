@@ -64,14 +64,14 @@ class Teacher:
 
     @cached_property
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """What images in [0, 1] are normalised with: [3, 1, 1] each."""
+        """Mean and standard deviation [3, 1, 1] for normalising images in [0, 1]."""
         config = open_clip.get_model_preprocess_cfg(self.model)
         mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
         return mean, std
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Unit features [texts, dim] float32. What exceeds the context is cut."""
+        """Unit features [texts, dim] float32. Tokens beyond the context are truncated."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))
         features: dict[str, Tensor] = {}
         for start in range(0, len(unique), TEXT_BATCH):
@@ -84,7 +84,7 @@ class Teacher:
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Features [texts, dim], not normalised, of `tokens` [texts, context_length].
 
-        Differentiable: with respect to whatever a caller hooks into the token embedding.
+        Differentiable with respect to what a caller hooks into the token embedding.
         """
         length = self._used_length(tokens)
         if length is None or length == tokens.shape[1]:
@@ -98,7 +98,7 @@ class Teacher:
         )
 
     def token_count(self, text: str) -> int:
-        """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
+        """Tokens of `text` with start and end; beyond `context_length` they are truncated."""
         if (inner := getattr(self.tokenizer, "tokenizer", None)) is not None:
             with _quiet():
                 return len(inner(self.tokenizer.clean_fn(text))["input_ids"])  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every weight: two teachers with the same one give the same features."""
+        """SHA-256 over all weights. Equal fingerprints mean equal features."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -114,7 +114,7 @@ class Teacher:
         return digest.hexdigest()
 
     def _used_length(self, tokens: Tensor) -> int | None:
-        """The longest text of the batch in tokens; None where padding changes the features."""
+        """Tokens of the longest text of the batch; None if padding changes the features."""
         text = getattr(self.model, "text", self.model)
         if (config := getattr(text, "config", None)) is not None:  # a Hugging Face tower: masked
             return int((tokens != config.pad_token_id).sum(dim=1).max())
@@ -151,7 +151,7 @@ def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
     """The teacher called `name`, frozen, in float32.
 
     Raises:
-        ModelError: the name is unknown, or its weights are missing, cut off or do not fit.
+        ModelError: the name is unknown, or its weights are missing, damaged or do not fit.
     """
     architecture, tag = _parse(name)
     with _quiet(), safetensors_only():
@@ -160,7 +160,7 @@ def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
                 architecture, pretrained=tag, device=device, require_pretrained=True
             )
             tokenizer = open_clip.get_tokenizer(architecture)
-        except Exception as error:  # open_clip, the hub and safetensors raise dozens of kinds
+        except Exception as error:  # open_clip, the hub and safetensors raise dozens of types
             raise ModelError(_explain(name, error)) from error
     model.eval().requires_grad_(False)
     size = model.visual.image_size
@@ -229,17 +229,17 @@ def _explain(name: str, error: Exception) -> str:
         )
     if "PickledWeights" in kinds:
         return (
-            f"the weights of the teacher {name} are pickled, which can run any code: convert them "
-            "to open_clip_model.safetensors, or choose a tag that has them so"
+            f"the weights of the teacher {name} are pickled, which can run arbitrary code: convert "
+            "them to open_clip_model.safetensors, or choose a tag that has them so"
         )
     if "SafetensorError" in kinds:
-        return f"the weights of the teacher {name} are cut off or damaged: copy or load them again"
+        return f"the weights of the teacher {name} are damaged: copy or download them again"
     return f"cannot load the teacher {name}: {' '.join(str(error).split())[:300]}"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip, transformers and the hub from talking past the one line we raise."""
+    """Suppress logs and warnings of open_clip, transformers and the hub."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -251,5 +251,5 @@ def _quiet() -> Iterator[None]:
 
 
 def preprocessing(teacher: Teacher) -> dict[str, Any]:
-    """What is done to an image before the teacher sees it, as plain values for a cache key."""
+    """The preprocessing of images as plain values, for a cache key."""
     return {"image_size": teacher.image_size, "transform": str(teacher.preprocess)}

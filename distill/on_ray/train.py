@@ -15,12 +15,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from contract import EventKind, Job, Release, TrainConfig
-from distill.data.allowed_paths import check_roots
-from distill.errors import UserError
+from distill.data.allowed_paths import check_allowed_paths
+from distill.errors import Interrupted, UserError
 from distill.on_ray.folder import Listener, Outcome, RayFolder
 from distill.pipeline.job import run_job
 from distill.training.distributed import TIMEOUT, processes
-from distill.training.loop import Interrupted
 from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
 from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
 
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         config = TrainConfig.model_validate_json(options.config.read_bytes())
         if options.data_root:
-            check_roots(config, options.data_root)
+            check_allowed_paths(config, options.data_root)
         ray.init(address="auto", log_to_driver=True)
         fit(options, folder)
     except UserError as error:

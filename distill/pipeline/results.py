@@ -32,8 +32,8 @@ from distill.data.splits import Split
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
-from distill.evaluation.pictures import draw_similarity, draw_thumbnails
 from distill.evaluation.report import CONTROL, NORMALISED, read_report, write_report
+from distill.evaluation.report_images import draw_similarity, draw_thumbnails
 from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import FILE as STUDENT_FILE

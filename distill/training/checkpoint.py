@@ -1,8 +1,8 @@
 """Checkpoints: tensors and counters in one safetensors file, replaced atomically.
 
 Notable:
-- The counters stand in the header of the file, so that weights and counters cannot drift apart.
-- safetensors notices a file that is cut off; the digest in the header notices a flipped bit too.
+- The counters are in the header of the file, so that weights and counters always belong together.
+- safetensors detects a truncated file; the digest in the header also detects a flipped bit.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from distill.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint file of one run; `config` and `release_hash` say which run it belongs to."""
+    """The checkpoint file of one run, which `config` and `release_hash` identify."""
 
     path: Path
     config: TrainConfig
@@ -32,21 +32,20 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what must not change between a run and its continuation."""
-        # The folder may be mounted elsewhere on the next worker, and what a test looks at changes
-        # no weight.
+        """SHA-256 of what must not change between a run and its resumption."""
+        # The next worker may mount the folder elsewhere; evaluation views change no weight.
         config = self.config.model_dump_json(exclude={"data", "test_views"})
         return hashlib.sha256(f"{config}{self.release_hash}".encode()).hexdigest()
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Replace the file; a kill at any moment leaves the old one or the new one.
+        """Replace the file atomically.
 
         Raises:
-            CheckpointError: it cannot be written; the old one is still there.
+            CheckpointError: the file cannot be written; the old one remains.
         """
         flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        words = json.dumps(counters)
-        header = {"identity": self.identity, "counters": words, "digest": _digest(flat, words)}
+        text = json.dumps(counters)
+        header = {"identity": self.identity, "counters": text, "digest": _digest(flat, text)}
         content = save(flat, header)
         try:
             write_atomically(self.path, content)
@@ -60,7 +59,7 @@ class Checkpoint:
         """Tensors and counters of the file, or None where there is none.
 
         Raises:
-            CheckpointError: the file is cut off, or belongs to another run.
+            CheckpointError: the file is damaged, or belongs to another run.
         """
         if not self.path.is_file():
             return None
@@ -68,13 +67,13 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            identity, digest, words = header["identity"], header["digest"], header["counters"]
-            if digest != _digest(tensors, words):
+            identity, digest, text = header["identity"], header["digest"], header["counters"]
+            if digest != _digest(tensors, text):
                 raise ValueError("the content is not what was written")
-            counters = json.loads(words)
+            counters = json.loads(text)
         except (SafetensorError, KeyError, ValueError, OSError):
             raise CheckpointError(
-                f"the checkpoint {self.path} is cut off or damaged: delete it to start over"
+                f"the checkpoint {self.path} is damaged: delete it to start over"
             ) from None
         if identity != self.identity:
             raise CheckpointError(
@@ -85,11 +84,13 @@ class Checkpoint:
 
 
 def flatten(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimiser state under one level of names, as a checkpoint takes them."""
+    """Weights and optimiser state as one flat dictionary of tensors."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimiser.state_dict()["state"].items():
         for slot, value in slots.items():
-            if isinstance(value, Tensor):  # Muon also notes what the shape of a parameter says
+            if isinstance(
+                value, Tensor
+            ):  # Muon's state also has plain values that follow from shapes
                 tensors[f"optimiser.{index}.{slot}"] = value
     return tensors
 
@@ -98,8 +99,8 @@ def flatten(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Ten
 def restore(
     model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put what `flatten` gave back into `model` and `optimiser`."""
-    parameters = [each for group in optimiser.param_groups for each in group["params"]]
+    """Load the tensors of `flatten` into `model` and `optimiser`."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     weights: dict[str, Tensor] = {}
     state = optimiser.state_dict()
     state["state"] = {}
@@ -109,7 +110,7 @@ def restore(
             weights[rest] = value
         else:
             index, slot = rest.split(".")
-            # In the parameter's memory order: fused steps go through memory, not by index.
+            # In the parameter's memory format: fused optimisers iterate in memory order.
             parameter = parameters[int(index)]
             like = parameter if value.shape == parameter.shape else value
             slots = state["state"].setdefault(int(index), {})

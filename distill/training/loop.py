@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
 from distill.data.augment import apply_views, sample_views
-from distill.errors import CheckpointError, DataError, DistillError, UserError
+from distill.errors import CheckpointError, DataError, Interrupted, UserError
 from distill.evaluation.accuracy import predict
 from distill.method.objective import Features, LossBalance, Objective, compute_losses
 from distill.models.precision import training_precision
@@ -32,10 +32,6 @@ from distill.training.schedule import learning_rate
 
 CHECKPOINT_INTERVAL_S: Final = 300.0
 CLIP_NORM: Final = 1.0
-
-
-class Interrupted(DistillError):
-    """Training was stopped on request; it can resume from its checkpoint."""
 
 
 @dataclass(frozen=True)

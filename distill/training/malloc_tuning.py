@@ -1,4 +1,4 @@
-"""What a training does with memory, and what to tell when there was too little."""
+"""Memory allocation in training."""
 
 import ctypes
 import sys
@@ -11,11 +11,11 @@ _MMAP_THRESHOLD: Final = -3
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps what it frees, for what it will need next.
+    """Make this process keep freed memory for later allocations instead of returning it.
 
-    Without it each step of a training on a CPU asks the system anew for the memory of all its
-    activations, and waits until that is cleared: up to a fifth of its time. The process becomes
-    hardly larger, but stays as large as it was at its peak. Without glibc nothing happens.
+    Otherwise each training step on a CPU requests the memory of all its activations from the kernel
+    again, and waits until it is zeroed: up to a fifth of the time. The process stays at its peak
+    size. No effect without glibc.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from contract import TrainConfig
-from distill.data.allowed_paths import check_roots
+from distill.data.allowed_paths import check_allowed_paths
 from distill.errors import DataError, ModelError
 from distill.models.safe_weights import PickledWeights, safetensors_only
 from distill.models.student import build_student
@@ -27,12 +27,14 @@ def root(tmp_path) -> Path:
 
 
 def test_folders_inside_the_roots_may_be_read(root, monkeypatch):
-    check_roots(config(root / "birds"), [root])
-    check_roots(config(root / "birds", f"local-dir:{root / 'birds'}"), [Path("/other"), root])
+    check_allowed_paths(config(root / "birds"), [root])
+    check_allowed_paths(
+        config(root / "birds", f"local-dir:{root / 'birds'}"), [Path("/other"), root]
+    )
     monkeypatch.chdir(root)
-    check_roots(config("birds"), [root])
+    check_allowed_paths(config("birds"), [root])
     (root / "birds" / "val").symlink_to(root / "birds" / "train")  # a link, but not out
-    check_roots(config(root / "birds"), [root])
+    check_allowed_paths(config(root / "birds"), [root])
 
 
 @pytest.mark.parametrize(
@@ -41,16 +43,16 @@ def test_folders_inside_the_roots_may_be_read(root, monkeypatch):
 def test_paths_outside_of_the_roots_are_refused(root, data, monkeypatch):
     monkeypatch.chdir(root)
     with pytest.raises(DataError, match="--data-root"):
-        check_roots(config(data.format(root=root)), [root])
+        check_allowed_paths(config(data.format(root=root)), [root])
     with pytest.raises(DataError, match="teacher"):
-        check_roots(config(root / "birds", f"local-dir:{data.format(root=root)}"), [root])
+        check_allowed_paths(config(root / "birds", f"local-dir:{data.format(root=root)}"), [root])
 
 
 @pytest.mark.parametrize("captions", ["../captions.jsonl", "/etc/hostname"])
 def test_captions_outside_of_the_roots_are_refused(root, captions):
     job = config(root / "birds", losses={"cap": 1}, captions=captions)
     with pytest.raises(DataError, match="captions"):
-        check_roots(job, [root])
+        check_allowed_paths(job, [root])
 
 
 @pytest.mark.parametrize("link", ["birds/val", "birds/train/duck/2.png", "birds/train/newt"])
@@ -58,10 +60,10 @@ def test_links_that_lead_out_are_refused(root, link):
     target = root.parent / "secret" / ("1.png" if link.endswith("png") else "train")
     (root / link).symlink_to(target)
     with pytest.raises(DataError, match="leads out"):
-        check_roots(config(root / "birds"), [root])
+        check_allowed_paths(config(root / "birds"), [root])
     (root / "elsewhere").symlink_to(root.parent / "secret")
     with pytest.raises(DataError, match="--data-root"):
-        check_roots(config(root / "elsewhere"), [root])
+        check_allowed_paths(config(root / "elsewhere"), [root])
 
 
 def test_weights_to_start_from_lie_in_a_root_too(tmp_path):
@@ -70,10 +72,10 @@ def test_weights_to_start_from_lie_in_a_root_too(tmp_path):
     (root / "w.safetensors").touch()
     (tmp_path / "secret.safetensors").touch()
     (root / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    check_roots(config(root / "images", weights=str(root / "w.safetensors")), [root])
+    check_allowed_paths(config(root / "images", weights=str(root / "w.safetensors")), [root])
     for name in ("../secret.safetensors", "link.safetensors", "images/../../secret.safetensors"):
         with pytest.raises(DataError, match=r"the job's weights .* is not below"):
-            check_roots(config(root / "images", weights=str(root / name)), [root])
+            check_allowed_paths(config(root / "images", weights=str(root / name)), [root])
 
 
 def test_a_student_has_one_start():

@@ -138,7 +138,7 @@ def test_missing_images_are_counted_and_where_to_get_them_is_said(prepare, tmp_p
 def test_a_folder_with_something_in_it_is_left_alone(prepare, tmp_path):
     (tmp_path / "out").mkdir()
     assert prepare(*CARS).exit_code == 0  # an empty one is filled
-    told(prepare(*CARS), "out is there already: remove it or choose another --out")
+    told(prepare(*CARS), "out exists already: remove it or choose another --out")
 
 
 def test_a_full_disk_leaves_nothing_behind(prepare, small_disk, tmp_path):

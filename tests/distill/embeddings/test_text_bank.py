@@ -93,7 +93,7 @@ def test_a_cut_off_bank_is_named(teacher, release, tmp_path):
     path = tmp_path / "bank.safetensors"
     build_text_bank(teacher, release, "name").save(path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(TextError, match="cut off or no text bank"):
+    with pytest.raises(TextError, match="damaged or not a text bank"):
         TextBank.load(path)
 
 

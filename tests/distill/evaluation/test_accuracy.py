@@ -73,7 +73,7 @@ def test_small_sets_are_compared_with_as_many_neighbours_and_texts_as_they_have(
 
 def test_of_a_very_large_split_an_evenly_spaced_part_is_compared_and_said(monkeypatch):
     student, teacher, text = random_features(41)
-    monkeypatch.setattr(evaluate, "MOST_IMAGES", 21)
+    monkeypatch.setattr(evaluate, "MAX_IMAGES", 21)
     row = imitation("train", student, teacher, text)
     assert row.images == 21
     assert row.m_rel == metrics.m_rel(student[::2], teacher[::2])

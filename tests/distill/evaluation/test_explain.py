@@ -128,7 +128,7 @@ def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
     teacher = ("--teacher", f"local-dir:{DEMO / 'teacher'}")
     for words, told in (
         ((picture, *whole), "say who looks: --teacher NAME, or --student FOLDER"),
-        ((tmp_path / "none.png", *teacher, *whole), "none.png (it is gone)"),
+        ((tmp_path / "none.png", *teacher, *whole), "none.png (it no longer exists)"),
         ((picture, *teacher, "--release", plain), "'n1' (red fox) has no text for the strategy"),
         ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
     ):

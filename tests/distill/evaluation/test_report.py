@@ -25,8 +25,8 @@ from contract import (
     TrainConfig,
 )
 from distill.errors import DataError
-from distill.evaluation.pictures import chain
 from distill.evaluation.report import headline, write_report
+from distill.evaluation.report_images import chain
 
 BIRDS = ("harlequin duck", "surf scoter", "mallard", "barn owl", "tawny owl", "puffin")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -277,12 +277,12 @@ def test_a_hostile_label_stays_text_everywhere(tmp_path):
         (
             {"name": 7.1, "name+description": 11.7, "shuffled": 4.9},
             "On 80 classes never seen in training, descriptions lifted the student by 4.6 points, "
-            "from 7.1 % with bare names to 11.7 %; dealt out to the wrong classes, the same texts "
+            "from 7.1 % with plain names to 11.7 %; shuffled over the classes, the same texts "
             "reach 4.9 %.",
         ),
         (
             {"name": 11.7, "name+description": 7.1, "shuffled": 4.9},
-            "descriptions cost the student 4.6 points, from 11.7 % with bare names to 7.1 %",
+            "descriptions cost the student 4.6 points, from 11.7 % with plain names to 7.1 %",
         ),
         (
             {"name": 7.1, "name+description": 7.9, "shuffled": 4.9},
@@ -290,7 +290,7 @@ def test_a_hostile_label_stays_text_everywhere(tmp_path):
         ),
         (
             {"name": 7.1, "name+description": 11.7, "shuffled": 11.2},
-            "so the gain does not come from what the texts say.",
+            "so the gain does not come from their content.",
         ),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_student_cut_off_is_refused_with_its_path(saved, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
 
-    with pytest.raises(ModelError, match="cut off or no student: train it again") as error:
+    with pytest.raises(ModelError, match="damaged or not a student: train it again") as error:
         load_student(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
@@ -296,9 +296,9 @@ def test_weights_of_another_network_are_refused_with_the_layers_that_differ(tmp_
         return str(error.value)
 
     lacking, _ = weights_file(tmp_path, drop={"conv1.0.weight", "bn1.weight"})
-    assert "lacks or does not know bn1.weight, conv1.0.weight" in refused(lacking)
+    assert "missing or unknown: bn1.weight, conv1.0.weight" in refused(lacking)
     unknown, _ = weights_file(tmp_path, extra=torch.zeros(2))
-    assert "lacks or does not know extra" in refused(unknown)
+    assert "missing or unknown: extra" in refused(unknown)
     other, _ = weights_file(tmp_path, "test_vit")
     assert "do not fit the student test_resnet" in refused(other)
     reshaped, _ = weights_file(tmp_path, **{"bn1.weight": torch.zeros(3)})

@@ -67,7 +67,7 @@ def test_weights_cut_off_mid_file_are_named(tiny_teacher_folder, tmp_path):
     shutil.copytree(tiny_teacher_folder, tmp_path / "t")
     weights = tmp_path / "t" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    with pytest.raises(ModelError, match="cut off or damaged"):
+    with pytest.raises(ModelError, match="damaged"):
         load_teacher(f"local-dir:{tmp_path / 't'}")
 
 

@@ -85,7 +85,7 @@ def test_a_file_of_something_else_is_refused(checkpoint):
     checkpoint.path.parent.mkdir()
     torch.save({"weight": torch.ones(2)}, checkpoint.path)  # a pickle: it must not be opened
 
-    with pytest.raises(CheckpointError, match="cut off or damaged"):
+    with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load()
 
 

@@ -15,13 +15,13 @@ from torch.nn.functional import normalize
 
 from contract import LossWeights, TrainConfig
 from distill.data.augment import apply_views, sample_views
-from distill.errors import DataError, UserError
+from distill.errors import DataError, Interrupted, UserError
 from distill.method import losses
 from distill.models import precision
 from distill.models.student import build_student
 from distill.training import loop as module
 from distill.training.checkpoint import Checkpoint
-from distill.training.loop import Callbacks, Interrupted, TrainingData, train
+from distill.training.loop import Callbacks, TrainingData, train
 
 DIM, CLASSES, SIZE = 16, 4, 32
 

@@ -12,7 +12,13 @@ from distill.data.splits import scan_split
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError
 from distill.evaluation.diagnostics import text_plane
-from distill.evaluation.pictures import LARGEST_MAP, SIDE, chain, draw_similarity, draw_thumbnails
+from distill.evaluation.report_images import (
+    MAX_MAP_BYTES,
+    SIDE,
+    draw_similarity,
+    draw_thumbnails,
+    similarity_order,
+)
 
 
 def unit_rows(classes: int, dim: int = 32, seed: int = 0) -> np.ndarray:
@@ -25,7 +31,7 @@ def test_every_cosine_can_be_read_from_its_pixel(tmp_path):
     matrices = {text: one @ one.T for text, one in rows.items()}
     names = [f"class {n}" for n in range(30)]
     found = draw_similarity(tmp_path, matrices, names)
-    order = chain(matrices["name"])
+    order = similarity_order(matrices["name"])
     assert found.classes == tuple(names[row] for row in order)
     assert [one.text for one in found.pictures] == ["name", "name+description"]
     for one in found.pictures:
@@ -44,7 +50,7 @@ def test_a_thousand_real_classes_fit_on_a_page_with_coarser_steps(tmp_path, shar
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     found = draw_similarity(tmp_path, {"name": rows @ rows.T}, names)
     (picture,) = found.pictures
-    assert (tmp_path / picture.file).stat().st_size <= LARGEST_MAP
+    assert (tmp_path / picture.file).stat().st_size <= MAX_MAP_BYTES
     pixels = np.asarray(Image.open(tmp_path / picture.file))
     assert pixels.shape == (1000, 1000)
     assert len(np.unique(pixels)) == round((picture.high - picture.low) / picture.step) + 1

@@ -1,6 +1,6 @@
-"""Pictures that go beside a report: similarities as grey pixels, example images as tiles.
+"""Image files of a report: similarity maps as grey pixels, and example images as tiles.
 
-They are small enough for a page: a similarity map of 1,000 classes has about 200 kB.
+They are small enough for a web page: a similarity map of 1,000 classes has about 200 kB.
 """
 
 import io
@@ -21,19 +21,19 @@ from distill.errors import DataError, UnreadableImages
 
 SIMILARITY_FILES: Final = ("similarity-before.png", "similarity-after.png")
 THUMBNAIL_FILE: Final = "thumbnails.jpg"
-LARGEST_MAP: Final = 200_000  # bytes
-LEVELS: Final = (256, 128, 64, 48, 32, 24, 16, 12, 8)  # of grey; fewer make a smaller file
-LARGEST_SHEET: Final = 120_000  # bytes
+MAX_MAP_BYTES: Final = 200_000  # bytes
+LEVELS: Final = (256, 128, 64, 48, 32, 24, 16, 12, 8)  # of grey; fewer levels make a smaller file
+MAX_SHEET_BYTES: Final = 120_000  # bytes
 SIDE, COLUMNS, EXAMPLES = 64, 12, 2  # pixels of a tile, tiles a row, tiles a class
-MOST_TILES: Final = 96
+MAX_TILES: Final = 96
 QUALITIES: Final = (85, 70, 50, 30)  # of JPEG
 
 
-def chain(similarity: NDArray[np.float32]) -> list[int]:
-    """An order in which each class follows the one most similar to it among those that are left.
+def similarity_order(similarity: NDArray[np.float32]) -> list[int]:
+    """An order of classes in which each is followed by the most similar of the remaining ones.
 
-    `similarity` [classes, classes]. Groups of like classes become blocks on the diagonal; it starts
-    at the class that is least like the others. Ties go to the smallest index.
+    `similarity` [classes, classes]. Groups of similar classes become blocks on the diagonal. The
+    first class is the one least similar to the others. Ties go to the smallest index.
     """
     if len(similarity) == 0:
         return []
@@ -49,17 +49,17 @@ def chain(similarity: NDArray[np.float32]) -> list[int]:
 def draw_similarity(
     out: Path, similarity: Mapping[str, NDArray[np.float32]], names: Sequence[str]
 ) -> Similarity | None:
-    """Draw each matrix of cosines to a file in `out`; None for fewer than two classes.
+    """Draw each matrix of cosines to a file in `out`; None with fewer than two classes.
 
     `similarity` maps a text strategy to its cosines [classes, classes], before enrichment first;
-    `names` are those of the rows. The order of the first matrix (`chain`) is that of all pictures.
+    `names` are those of the rows. All pictures use the `similarity_order` of the first matrix.
 
     Raises:
         DataError: `out` cannot be written to.
     """
     if len(names) < 2:
         return None
-    order = chain(next(iter(similarity.values())))
+    order = similarity_order(next(iter(similarity.values())))
     pictures = []
     for file, (text, matrix) in zip(SIMILARITY_FILES, similarity.items(), strict=False):
         picture, png = _grey(matrix[np.ix_(order, order)], text, file)
@@ -69,7 +69,7 @@ def draw_similarity(
 
 
 def _grey(matrix: NDArray[np.float32], text: str, file: str) -> tuple[SimilarityPicture, bytes]:
-    """The picture of a matrix with as many levels of grey as fit into LARGEST_MAP, and its PNG."""
+    """The picture of a matrix, with as many levels of grey as fit into MAX_MAP_BYTES, as PNG."""
     above = np.triu(np.ones(matrix.shape, dtype=bool), k=1)
     low, high = float(matrix[above].min()), float(matrix[above].max())
     high = max(high, low + 1e-6)
@@ -79,7 +79,7 @@ def _grey(matrix: NDArray[np.float32], text: str, file: str) -> tuple[Similarity
         pixels = Image.fromarray(np.rint(255 * steps).astype(np.uint8))
         png = io.BytesIO()
         pixels.save(png, "PNG", optimize=True)
-        if png.tell() <= LARGEST_MAP:
+        if png.tell() <= MAX_MAP_BYTES:
             break
     step = (high - low) / (levels - 1)
     return SimilarityPicture(text=text, file=file, low=low, high=high, step=step), png.getvalue()
@@ -90,7 +90,7 @@ def draw_thumbnails(
 ) -> Thumbnails | None:
     """Draw the first images of the `wanted` classes (keys) to one file in `out`.
 
-    None where `split` has none of them. `names` maps keys to names. The first MOST_TILES are drawn.
+    None if `split` has none of them. `names` maps keys to names. At most MAX_TILES are drawn.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -103,14 +103,14 @@ def draw_thumbnails(
         for path in images.get(key, [])[:EXAMPLES]:
             try:
                 tiles.append((names[key], square(open_image(path), SIDE).transpose(1, 2, 0)))
-            except UnreadableImages:  # gone since the training began: its name has to do
+            except UnreadableImages:  # deleted since the training began
                 continue
-    del tiles[MOST_TILES:]
+    del tiles[MAX_TILES:]
     if not tiles:
         return None
     for quality in QUALITIES:
         jpeg = _sheet([pixels for _, pixels in tiles], quality)
-        if len(jpeg) <= LARGEST_SHEET:
+        if len(jpeg) <= MAX_SHEET_BYTES:
             break
     _write(out / THUMBNAIL_FILE, jpeg)
     return Thumbnails(
@@ -122,7 +122,7 @@ def draw_thumbnails(
 
 
 def _sheet(tiles: Sequence[NDArray[np.uint8]], quality: int) -> bytes:
-    """Tiles [side, side, 3] side by side as one JPEG."""
+    """Tiles [side, side, 3] in rows as one JPEG."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.full((rows * SIDE, COLUMNS * SIDE, 3), 127, dtype=np.uint8)
     for number, tile in enumerate(tiles):
