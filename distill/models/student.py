@@ -2,9 +2,9 @@
 
 Notable:
 - timm's models are designed for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes
-  two of 3 × 3, the first with stride 1; at 32 px and below its max-pooling is removed too. Either way
-  the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller patches.
-  Students with trained weights keep their stem and patches: the weights are worth more.
+  two of 3 × 3, the first with stride 1; at 32 px and below its max-pooling is removed too. Either
+  way the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller
+  patches. Students with trained weights keep their stem and patches: the weights are worth more.
 - A CNN reduces 32 × 32 pixels to one position of its last feature map, so an image of 64 px has
   2 × 2. With an output stride of 16 or 8 the last stages keep their resolution, and their
   convolutions are dilated to keep the receptive field, as in timm.
