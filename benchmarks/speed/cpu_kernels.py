@@ -49,12 +49,12 @@ def forward_and_backward(
     return step
 
 
-def optimiser_step(name: str, *, replaced: bool) -> Callable[[], None]:
-    """A step of an optimiser over the weights of a ResNet."""
+def muon_step(*, replaced: bool) -> Callable[[], None]:
+    """A step of Muon over the weights of a ResNet."""
     network = build_student("resnet18", DIM, image_size=SIZE)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
-    config = TrainConfig(data="", teacher="", optimiser=name, cpu_kernels=replaced)
+    config = TrainConfig(data="", teacher="", optimiser="muon", cpu_kernels=replaced)
     return make_optimiser(config, network).step
 
 
@@ -102,13 +102,9 @@ def sides() -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
                 vit, images, {functional.scaled_dot_product_attention: cpu_kernels.attention}
             ),
         ),
-        "step of AdamW, resnet18": (
-            optimiser_step("adamw", replaced=False),
-            optimiser_step("adamw", replaced=True),
-        ),
         "step of Muon, resnet18": (
-            optimiser_step("muon", replaced=False),
-            optimiser_step("muon", replaced=True),
+            muon_step(replaced=False),
+            muon_step(replaced=True),
         ),
         "all of them, forward and backward of resnet18": (
             whole_step("resnet18", SIZE, replaced=False),

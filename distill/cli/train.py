@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,14 +30,15 @@ from distill.cli.console import (
     release_given,
 )
 from distill.data.allowed_paths import check_allowed_paths
-from distill.errors import Interrupted, UserError
+from distill.errors import UserError
+from distill.training.outcome import INTERRUPTED, outcome_of
 
 if TYPE_CHECKING:
     from distill.evaluation.seeds_report import SeedsReport, Spread
 
 
 def read_config(path: Path, preset: str | None = None) -> TrainConfig:
-    """The training configuration in a TOML or JSON file, on top of the preset of that name.
+    """The training configuration in a TOML or JSON file, with defaults from the preset, if any.
 
     Raises:
         UserError: the file is missing or malformed, a field is wrong, or there is no such preset.
@@ -53,10 +56,10 @@ def read_config(path: Path, preset: str | None = None) -> TrainConfig:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The fields of the preset called `name`, one of those that the package brings.
+    """The fields of the preset `name`.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no such preset.
     """
     presets = {path.stem: path for path in (Path(__file__).parents[1] / "presets").glob("*.toml")}
     if name not in presets:
@@ -69,16 +72,18 @@ def train(
     config: Annotated[Path, typer.Option(help="Training configuration, TOML or JSON.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, student and report.")],
     preset: Annotated[
-        str | None, typer.Option(help="resnet or vit: the paper's protocol below --config.")
+        str | None,
+        typer.Option(help="resnet or vit: the paper's protocol as defaults."),
     ] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Such as 0,1,2: a run each, and one report of all.")
+        str | None,
+        typer.Option(help="Such as 0,1,2: one run each, and one report of all."),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in --out.")] = False,
-    events: Annotated[bool, typer.Option(help="One JSON line an event on stdout.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
+    events: Annotated[bool, typer.Option(help="Print each event as a JSON line.")] = False,
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
 ) -> None:
@@ -90,84 +95,103 @@ def train(
     if data_root:
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)
-    numbers = None if seeds is None else parse_seeds(seeds)
+    seed_list = None if seeds is None else parse_seeds(seeds)
     from distill.pipeline.job import run_job
     from distill.pipeline.seeds import run_seeds
     from distill.training.distributed import processes
-    from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
-    from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
 
-    stop, parent = {"asked": False}, os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: stop.update(asked=True))
-    signal.signal(signal.SIGINT, lambda *_: stop.update(asked=True))
-    with bars() as bar:
-        shown: dict[str, Callable[[int, int], None]] = {}
-
-        def on_event(kind: EventKind, data: dict[str, Any]) -> None:
-            if events:
-                print(event_line(kind, data), flush=True)  # noqa: T201
-            elif kind is EventKind.PROGRESS:
-                phase = data["phase"]
-                if phase not in shown:
-                    shown[phase] = bar(phase)
-                shown[phase](data["step"], data["steps"])
-            elif kind is EventKind.EPOCH:
-                notes.print(
-                    f"epoch {data['epoch']}: loss {data['loss']:.3f}, "
-                    f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
-                )
-            elif kind is EventKind.LOG:
-                notes.print(data["message"], markup=False)
-
-        how: dict[str, Any] = {
+    with bars() as bar, exit_status(settings.batch_size):
+        options: dict[str, Any] = {
             "cache": cache,
             "resume": resume,
-            "on_event": on_event,
-            # The worker that reads the events may be killed: end then, with a checkpoint.
-            "should_stop": lambda: stop["asked"] or (events and os.getppid() != parent),
+            "on_event": print_event if events else TerminalProgress(bar),
+            "should_stop": stop_requests(follow_parent=events),
         }
-        try:
-            if numbers is None:
-                report: Report | SeedsReport = run_job(settings, chosen, out, **how)
-            else:
-                report = run_seeds(settings, chosen, out, numbers, **how)
-        except Interrupted:
-            if not processes().is_main_process:
-                raise typer.Exit(INTERRUPTED) from None
-            print(  # noqa: T201
-                f"distill: stopped; go on with the same command and --resume ({out})",
-                file=sys.stderr,
-            )
-            raise typer.Exit(INTERRUPTED) from None
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            said = out_of_memory(settings.batch_size)
-            print(f"distill: {said}", file=sys.stderr)  # noqa: T201
-            raise typer.Exit(OUT_OF_MEMORY) from None
+        result: Report | SeedsReport = (
+            run_job(settings, chosen, out, **options)
+            if seed_list is None
+            else run_seeds(settings, chosen, out, seed_list, **options)
+        )
     if processes().is_main_process and not events:
-        print_accuracies(report.accuracies)
-        page = "report.html" if numbers is None else "seeds.html"
+        print_accuracies(result.accuracies)
+        page = "report.html" if seed_list is None else "seeds.html"
         notes.print(f"report: {out / page}", markup=False)
+
+
+def stop_requests(*, follow_parent: bool) -> Callable[[], bool]:
+    """Whether SIGTERM or SIGINT has arrived; with `follow_parent`, or the parent has died.
+
+    The worker that reads the events may be killed; its training then writes a checkpoint and ends.
+    """
+    stop, parent = threading.Event(), os.getppid()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return lambda: stop.is_set() or (follow_parent and os.getppid() != parent)
+
+
+def print_event(kind: EventKind, data: Mapping[str, Any]) -> None:
+    """Print an event as one JSON line."""
+    from distill.worker.protocol import event_line
+
+    print(event_line(kind, data), flush=True)  # noqa: T201
+
+
+class TerminalProgress:
+    """Shows the events of a run to a person, on standard error."""
+
+    def __init__(self, bar: Callable[[str], Callable[[int, int], None]]) -> None:
+        self._bar = bar
+        self._bars: dict[str, Callable[[int, int], None]] = {}
+
+    def __call__(self, kind: EventKind, data: Mapping[str, Any]) -> None:
+        """Show one event."""
+        if kind is EventKind.PROGRESS:
+            phase = data["phase"]
+            if phase not in self._bars:
+                self._bars[phase] = self._bar(phase)
+            self._bars[phase](data["step"], data["steps"])
+        elif kind is EventKind.EPOCH:
+            notes.print(
+                f"epoch {data['epoch']}: loss {data['loss']:.3f}, "
+                f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
+            )
+        elif kind is EventKind.LOG:
+            notes.print(data["message"], markup=False)
+
+
+@contextmanager
+def exit_status(batch_size: int) -> Iterator[None]:
+    """Exit with the status and message of the error by which a training run ends."""
+    from distill.training.distributed import processes
+
+    try:
+        yield
+    except Exception as error:
+        outcome = outcome_of(error, batch_size)
+        if outcome is None:
+            raise
+        if outcome.status != INTERRUPTED or processes().is_main_process:
+            print(outcome.message, file=sys.stderr)  # noqa: T201
+        raise typer.Exit(outcome.status) from None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds in a list such as 0,1,2.
 
     Raises:
-        UserError: it is no list of different whole numbers.
+        UserError: `text` is not a list of different whole numbers.
     """
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{text!r} is no list of different seeds: give them as in --seeds 0,1,2")
+        raise UserError(f"{text!r} is not a list of different seeds: give them as in --seeds 0,1,2")
     return seeds
 
 
 def print_accuracies(rows: tuple[Any, ...]) -> None:
-    """The seen/unseen table of a report."""
+    """Print the accuracies of a report on seen and unseen classes as a table."""
     table = Table("model", "text", "seen top-1 %", "unseen top-1 %")
     cells = {(row.model, row.text, row.split): _shown(row.top1) for row in rows}
     for model, text in dict.fromkeys((row.model, row.text) for row in rows):

@@ -1,15 +1,15 @@
-"""The prompts that stand for a class under each text strategy.
+"""The prompts of a class under each text strategy.
 
     name               "a photo of {name}"
     name+description   "a photo of {name} . {description}"          (Li et al., section 3.3)
     attributes         mean over one prompt per attribute value      (Menon & Vondrick, 2210.07183)
     ensemble           mean over all texts of the class              (CuPL, 2209.03320)
-    captions           mean over captions of typical images, as they stand, without the name
+    captions           mean over captions of typical images, unchanged, without the name
 
-A prompt longer than the teacher's context is never cut: it is encoded as the normalised mean over
-its sentences, each behind the class name where there is one, and the label is flagged.
+A prompt longer than the teacher's context is never truncated: it is encoded as the normalised mean
+over its sentences, each prefixed with the class name if there is one, and the label is flagged.
 
-Notable: free of torch, so that a classifier without torch makes the same prompts for a new class.
+Imports no torch, so that a classifier without torch makes the same prompts for a new class.
 """
 
 import re
@@ -33,15 +33,15 @@ class TokenCounter(Protocol):
 
 
 def has_text(label: ReleaseLabel, strategy: TextStrategy) -> bool:
-    """Whether the release has what `strategy` needs of `label`."""
+    """Whether the label has the texts that `strategy` needs."""
     return strategy == "name" or bool(_texts(label, strategy))
 
 
 def prompts_of(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
-    """The prompts that stand for `label` under `strategy`.
+    """The prompts of `label` under `strategy`.
 
     Raises:
-        TextError: the release has no text for the label that the strategy could use.
+        TextError: the label has no text for the strategy.
     """
     if strategy == "name":
         return (f"a photo of {label.name}",)
@@ -75,14 +75,14 @@ def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
 
 
 def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
-    """What stands before each text of the label, and before each sentence of a long one."""
+    """The prefix of each text of the label, and of each sentence of a long one."""
     return "" if strategy == "captions" else f"a photo of {label.name} . "
 
 
 def within_context(encoder: TokenCounter, text: str, prefix: str) -> tuple[str, ...]:
-    """`text`, or its sentences behind `prefix` where it is longer than the context.
+    """`text`, or its sentences with `prefix` if it is longer than the context.
 
-    A single sentence that is still too long is split at its clauses, then at its words.
+    A sentence that is still too long is split at its clauses, then at its words.
     """
     if encoder.token_count(text) <= encoder.context_length:
         return (text,)

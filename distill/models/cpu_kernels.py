@@ -9,15 +9,10 @@ measures each of them.
 
 Convolution: in the last stages of a network, feature maps have few positions and many channels.
 There torch's kernel for the weight gradient reaches a quarter of its usual throughput or less; one
-matrix product per kernel tap takes 1/7 to 3/4 of its time. Where the kernel covers the whole input
-from every output position, as a 3 × 3 kernel does on 2 × 2 positions, more than half of what a
-convolution reads is padding. Such a convolution is computed as one dense matrix product without the
-padding, which takes 3/4 of the time forward and 1/2 backward.
+matrix product per kernel tap takes 1/7 to 3/4 of its time.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import Any, Final
 
 import torch
@@ -125,7 +120,7 @@ def conv2d(
     )
     if positions[0] * positions[1] > MAX_OUTPUT_POSITIONS:
         return functional.conv2d(images, weight, bias, *geometry)
-    outputs: Tensor = _SmallOutputConv2d.apply(images, weight, bias, positions, *geometry)
+    outputs: Tensor = _SmallOutputConv2d.apply(images, weight, bias, geometry)
     return outputs
 
 
@@ -140,80 +135,24 @@ class _SmallOutputConv2d(torch.autograd.Function):
         images: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        positions: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
+        geometry: tuple[Pair, Pair, Pair],  # stride, padding, dilation
     ) -> Tensor:
-        matrix = _dense_matrix(weight, images.shape[2:], positions, (stride, padding, dilation))
-        ctx.save_for_backward(images, weight, matrix)
-        ctx.geometry = stride, padding, dilation
-        if matrix is None:
-            return functional.conv2d(images, weight, bias, stride, padding, dilation)
-        outputs = _multiply(matrix, images, positions)
-        return outputs if bias is None else outputs.add_(bias.view(-1, 1, 1))
+        ctx.save_for_backward(images, weight)
+        ctx.geometry = geometry
+        return functional.conv2d(images, weight, bias, *geometry)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        images, weight, matrix = ctx.saved_tensors
+        images, weight = ctx.saved_tensors
         of_images, of_weight, of_bias, *_ = ctx.needs_input_grad
-        if not of_images:
-            image_gradient = None
-        elif matrix is None:
-            conv2d_input: Callable[..., Tensor] = grad.conv2d_input  # torch gives it no types
-            image_gradient = conv2d_input(images.shape, weight, gradient, *ctx.geometry)
-        else:
-            image_gradient = _multiply(matrix.mT, gradient, images.shape[2:])
+        conv2d_input: Callable[..., Tensor] = grad.conv2d_input  # torch gives it no types
         return (
-            image_gradient,
+            conv2d_input(images.shape, weight, gradient, *ctx.geometry) if of_images else None,
             _weight_gradient(images, weight, gradient, ctx.geometry) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
-            *(None for _ in range(4)),
+            None,
         )
-
-
-def _dense_matrix(
-    weight: Tensor, size: Sequence[int], positions: Pair, geometry: tuple[Pair, Pair, Pair]
-) -> Tensor | None:
-    """The convolution as a matrix [positions · out, size · in] of flat images.
-
-    None unless the kernel covers the whole input from every output position.
-    """
-    stride, padding, dilation = geometry
-    starts = [
-        [pad - step * position for position in range(count)]  # the tap on the first row or column
-        for count, step, pad in zip(positions, stride, padding, strict=True)
-    ]
-    taps = weight.permute(0, 2, 3, 1)
-    covers_all = all(
-        0 <= start <= kernel - length
-        for length, kernel, along in zip(size, taps.shape[1:3], starts, strict=True)
-        for start in along
-    )
-    if not (covers_all and any(padding) and dilation == (1, 1)):
-        return None
-    matrix = taps.new_empty(*positions, len(taps), *size, taps.shape[-1])
-    for block, (down, across) in zip(matrix.flatten(0, 1), product(*starts), strict=True):
-        block.copy_(taps[:, down : down + size[0], across : across + size[1]])
-    return matrix.flatten(3).flatten(0, 2)
-
-
-def _multiply(matrix: Tensor, images: Tensor, positions: Sequence[int]) -> Tensor:
-    """`matrix` [positions · out, h · w · in] times `images` [n, in, h, w]: [n, out, *positions]."""
-    outputs = torch.empty(
-        (len(images), len(matrix) // math.prod(positions), *positions),
-        dtype=images.dtype,
-        device=images.device,
-        memory_format=torch.channels_last,
-    )
-    torch.mm(_flat(images), matrix.mT, out=_flat(outputs))
-    return outputs
-
-
-def _flat(images: Tensor) -> Tensor:
-    """[n, channels, h, w] as [n, h · w · channels]; a view if channels_last."""
-    return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def _weight_gradient(

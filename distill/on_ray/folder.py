@@ -1,31 +1,24 @@
-"""What a Ray job and its submitter tell each other, through a folder that all nodes see."""
+"""Messages between a Ray job and its submitter, through a folder that all nodes mount."""
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from distill.data.atomic_file import write_atomically
+from distill.training.outcome import Outcome
 
-SILENCE_SECONDS: Final = 60.0  # of the submitter, after which nobody asks for the training any more
-LOOK_SECONDS: Final = 1.0  # between looks at its orders
+HEARTBEAT_TIMEOUT_S: Final = 60.0  # without a new order the submitter counts as dead
+POLL_INTERVAL_S: Final = 1.0  # between reads of the order
 
 
 class Order(StrEnum):
-    """What the submitter wants."""
+    """The submitter's order to the training."""
 
     GO = "go"
     STOP = "stop"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended: the exit status of `distill train`, and its last words."""
-
-    status: int
-    said: str = ""
 
 
 class RayFolder:
@@ -39,53 +32,54 @@ class RayFolder:
         self._outcome = self.path / "outcome.json"
 
     def begin(self, submission: str) -> None:
-        """Make it ready for a new Ray job, whose id is kept for who comes after a kill."""
+        """Prepare for the new Ray job `submission`. Its id is kept for a later attempt."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._outcome.unlink(missing_ok=True)
         self.events.write_bytes(b"")
-        self.order(Order.GO)
+        self.send_order(Order.GO)
         write_atomically(self._submission, submission)
 
     def submission(self) -> str | None:
         """The id of the last Ray job here."""
         return self._submission.read_text() if self._submission.is_file() else None
 
-    def order(self, order: Order) -> None:
-        """Say what is wanted; said again and again, so that silence means something too."""
+    def send_order(self, order: Order) -> None:
+        """Send an order. It is repeated as a heartbeat: a submitter that is silent has died."""
         write_atomically(self._order, f"{order} {time.time()}")
 
-    def orders(self) -> str:
-        """What was last said, and when by the submitter's clock; a word of its own each time."""
+    def last_order(self) -> str:
+        """The last order with its time on the submitter's clock; each one is a different text."""
         return self._order.read_text()
 
     def end(self, outcome: Outcome) -> None:
-        """Say how the training ended."""
+        """Record how the training ended."""
         write_atomically(self._outcome, json.dumps(asdict(outcome)))
 
     def outcome(self) -> Outcome | None:
-        """How the training ended, if it has said so."""
+        """How the training ended, or None."""
         if not self._outcome.is_file():
             return None
         return Outcome(**json.loads(self._outcome.read_text()))
 
 
-class Listener:
-    """Whether the training should stop: it is told to, or nobody has said anything for long."""
+class StopRequest:
+    """Whether the training should stop: on order, or because the submitter is silent."""
 
     def __init__(self, folder: RayFolder) -> None:
         self._folder = folder
-        self._last, self._heard = "", time.monotonic()
-        self._looked = float("-inf")
+        self._last_order, self._changed = "", time.monotonic()
+        self._polled = float("-inf")
         self._stop = False
 
     def __call__(self) -> bool:
-        """Look, at most once a second."""
+        """Read the order, at most once per POLL_INTERVAL_S."""
         now = time.monotonic()
-        if self._stop or now - self._looked < LOOK_SECONDS:
+        if self._stop or now - self._polled < POLL_INTERVAL_S:
             return self._stop
-        self._looked = now
-        # The clocks of two machines may differ: what counts is that the words change.
-        if (said := self._folder.orders()) != self._last:
-            self._last, self._heard = said, now
-        self._stop = said.startswith(Order.STOP) or now - self._heard > SILENCE_SECONDS
+        self._polled = now
+        # The clocks of two machines may differ, so only a change of the text counts.
+        if (order := self._folder.last_order()) != self._last_order:
+            self._last_order, self._changed = order, now
+        is_silent = now - self._changed > HEARTBEAT_TIMEOUT_S
+        self._stop = order.startswith(Order.STOP) or is_silent
         return self._stop

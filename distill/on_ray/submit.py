@@ -1,13 +1,13 @@
-"""In the place of `distill train`, a worker's command for a Ray cluster: `distill worker --ray …`.
+"""The command that a worker runs instead of `distill train` for a Ray cluster (`--ray`).
 
-It takes the options of `distill train`, submits distill.on_ray.train as a Ray job, and tells what
-that tells: its events on stdout, its last words on stderr, its exit status.
+It takes the options of `distill train`, submits distill.on_ray.train as a Ray job, and passes on
+its events (stdout), its last message (stderr) and its exit status.
 
 Notable:
-- Both meet in the folder of the job, which every node of the cluster sees under the same path.
-- SIGTERM reaches the training as a word in that folder, so it can write its checkpoint. One whose
-  submitter was killed finds that nobody asks for it any more, and does the same.
-- A Ray job of an earlier attempt in that folder is ended before another one is submitted.
+- The two communicate through the folder of the job, which every node mounts at the same path.
+- SIGTERM reaches the training through that folder, so that it writes its checkpoint. A training
+  whose submitter was killed notices the missing heartbeat and does the same.
+- A Ray job of an earlier attempt in the folder is stopped before another one is submitted.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import contextlib
 import shlex
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,75 +23,75 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from distill.errors import UserError
-from distill.on_ray.folder import Order, Outcome, RayFolder
+from distill.on_ray.folder import Order, RayFolder
+from distill.training.outcome import FAILED, Outcome
 
-LOOK_SECONDS: Final = 0.5  # between looks at events and state
-PATIENCE_SECONDS: Final = 30.0  # without the cluster before the attempt fails
-GRACE_SECONDS: Final = 25.0  # for a checkpoint, before the Ray job is ended: less than the worker's
-FAILED: Final = 1
+POLL_INTERVAL_S: Final = 0.5  # between reads of events and state
+CLUSTER_TIMEOUT_S: Final = 30.0  # without an answer before the attempt fails
+STOP_TIMEOUT_S: Final = 25.0  # for a checkpoint, before the job is stopped; less than the worker's
 
 
-class RayAway(UserError):
-    """The cluster does not answer, or refuses."""
+class RayUnavailable(UserError):
+    """The cluster does not answer, or refuses the request."""
 
 
 class Cluster:
-    """The job server of a Ray cluster. Everything raises RayAway where it does not answer."""
+    """The job server of a Ray cluster. Every method raises RayUnavailable if it does not answer."""
 
     def __init__(self, address: str) -> None:
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError:
-            raise RayAway(
+            raise RayUnavailable(
                 "--ray needs the extra `ray`: pip install 'enrich-distill[ray]'"
             ) from None
         self._address = address
-        with self._telling():
+        with self._errors():
             self._client = JobSubmissionClient(address)
 
     def submit(self, submission: str, command: Sequence[str]) -> None:
         """Start a Ray job."""
-        with self._telling():
+        with self._errors():
             self._client.submit_job(entrypoint=shlex.join(command), submission_id=submission)
 
     def state(self, submission: str) -> Any:  # noqa: ANN401 - a ray.job_submission.JobStatus
-        """The state of a Ray job, also from a cluster that does not answer for a moment."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        """The state of a Ray job. Retries while the cluster does not answer, for a limited time."""
+        until = time.monotonic() + CLUSTER_TIMEOUT_S
         while True:
             try:
-                with self._telling():
+                with self._errors():
                     return self._client.get_job_status(submission)
-            except RayAway:
+            except RayUnavailable:
                 if time.monotonic() > until:
                     raise
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_INTERVAL_S)
 
-    def end(self, submission: str) -> None:
-        """End a Ray job, and wait until it has."""
-        with self._telling():
+    def stop(self, submission: str) -> None:
+        """Stop a Ray job and wait until it has ended."""
+        with self._errors():
             if submission in {job.submission_id for job in self._client.list_jobs()}:
                 self._client.stop_job(submission)
                 while not self._client.get_job_status(submission).is_terminal():
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(POLL_INTERVAL_S)
 
-    def last_words(self, submission: str) -> str:
+    def last_line(self, submission: str) -> str:
         """The last line that a Ray job wrote."""
-        with self._telling():
+        with self._errors():
             return _last_line(self._client.get_job_logs(submission))
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
-            raise RayAway(
+            raise RayUnavailable(
                 f"the Ray cluster at {self._address} does not answer ({_last_line(str(error))}): "
                 "check the address (like http://head:8265) and `ray status` there"
             ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train on the cluster; the exit status."""
+    """Train on the cluster and return the exit status."""
     parser = argparse.ArgumentParser(prog="distill-ray", description=__doc__.split("\n")[0])
     parser.add_argument("--address", required=True, help="Of the cluster's job server")
     parser.add_argument("--processes", type=int, required=True)
@@ -100,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = run(Cluster(options.address), options.processes, folder, training)
     except UserError as error:
         outcome = Outcome(FAILED, f"distill: {error}")
-    if outcome.said:
-        print(outcome.said, file=sys.stderr)  # noqa: T201
+    if outcome.message:
+        print(outcome.message, file=sys.stderr)  # noqa: T201
     return outcome.status
 
 
@@ -109,36 +110,36 @@ def run(cluster: Cluster, processes: int, folder: RayFolder, training: Sequence[
     """Submit the training to the cluster and follow it to its end.
 
     Raises:
-        RayAway: the cluster does not answer, or does so no more.
+        RayUnavailable: the cluster does not answer.
     """
-    stop = {"asked": False}
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.update(asked=True))
+        signal.signal(number, lambda *_: stop.set())
     if (earlier := folder.submission()) is not None:
-        cluster.end(earlier)
+        cluster.stop(earlier)
     submission = f"distill-{uuid.uuid4().hex[:12]}"
     folder.begin(submission)
-    there = ("python", "-m", "distill.on_ray.train", "--processes", str(processes))
-    cluster.submit(submission, (*there, *training))
-    asked_at = None
+    command = ("python", "-m", "distill.on_ray.train", "--processes", str(processes))
+    cluster.submit(submission, (*command, *training))
+    stopping_since = None
     with folder.events.open("rb") as events:
         while not (state := cluster.state(submission)).is_terminal():
-            folder.order(Order.STOP if stop["asked"] else Order.GO)
-            if stop["asked"]:
-                asked_at = asked_at or time.monotonic()
-                if time.monotonic() - asked_at > GRACE_SECONDS:
-                    cluster.end(submission)
-            _pass_on(events)
-            time.sleep(LOOK_SECONDS)
-        _pass_on(events)
+            folder.send_order(Order.STOP if stop.is_set() else Order.GO)
+            if stop.is_set():
+                stopping_since = stopping_since or time.monotonic()
+                if time.monotonic() - stopping_since > STOP_TIMEOUT_S:
+                    cluster.stop(submission)
+            _copy_events(events)
+            time.sleep(POLL_INTERVAL_S)
+        _copy_events(events)
     if (outcome := folder.outcome()) is not None:
         return outcome
-    how = f"the Ray job {submission} has {state.value.lower()}"
-    return Outcome(FAILED, f"distill: {how}: {cluster.last_words(submission)}")
+    end = f"the Ray job {submission} has {state.value.lower()}"
+    return Outcome(FAILED, f"distill: {end}: {cluster.last_line(submission)}")
 
 
-def _pass_on(events: IO[bytes]) -> None:
-    """Print the whole lines that are new."""
+def _copy_events(events: IO[bytes]) -> None:
+    """Print the complete new lines."""
     for line in events:
         if not line.endswith(b"\n"):
             events.seek(-len(line), 1)
@@ -149,7 +150,7 @@ def _pass_on(events: IO[bytes]) -> None:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "it said nothing"
+    return lines[-1][:500] if lines else "no output"
 
 
 if __name__ == "__main__":

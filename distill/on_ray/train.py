@@ -1,8 +1,8 @@
 """The training of one job on a Ray cluster; runs there, as a Ray job that `submit` starts.
 
-Ray Train starts the processes, which train together as those of torchrun do. When one dies, or its
-node, Ray starts them all again where there is room, and they go on from the checkpoint in the
-job's folder. What a user has to mend is no reason to start again: it is written down and told.
+Ray Train starts the processes, which train together like those of torchrun. When a process or its
+node dies, Ray restarts all of them where there are resources, and they resume from the checkpoint
+in the job's folder. An error that the user has to fix is recorded instead, without a restart.
 """
 
 import argparse
@@ -14,26 +14,27 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from contract import EventKind, Job, Release, TrainConfig
+from contract import EventKind, Job, TrainConfig
 from distill.data.allowed_paths import check_allowed_paths
+from distill.data.releases import read_release
 from distill.errors import Interrupted, UserError
-from distill.on_ray.folder import Listener, Outcome, RayFolder
+from distill.on_ray.folder import RayFolder, StopRequest
 from distill.pipeline.job import run_job
 from distill.training.distributed import TIMEOUT, processes
-from distill.training.malloc_tuning import is_out_of_memory, out_of_memory
-from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY, event_line
+from distill.training.outcome import FAILED, SUCCEEDED, Outcome, outcome_of
+from distill.worker.protocol import event_line
 
-STARTS_AGAIN: Final = 3  # after a process or a node was lost
+MAX_RESTARTS: Final = 3  # after a process or a node was lost
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train as the options say, which are those of `distill train`."""
+    """Train with the options of `distill train`."""
     parser = argparse.ArgumentParser(prog="distill-on-ray", description=__doc__.split("\n")[0])
     parser.add_argument("--processes", type=int, required=True)
     for name in ("config", "release", "out", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--data-root", type=Path, action="append", default=[])
-    # A worker says these to `distill train`; here they go without saying.
+    # A worker passes these to `distill train`; here they are always on.
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--events", action="store_true")
     options = parser.parse_args(arguments)
@@ -45,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ray.init(address="auto", log_to_driver=True)
         fit(options, folder)
     except UserError as error:
-        folder.end(Outcome(1, f"distill: {error}"))
+        folder.end(Outcome(FAILED, f"distill: {error}"))
 
 
 def fit(options: argparse.Namespace, folder: RayFolder) -> None:
-    """Train with so many processes, each with what the job needs, and a GPU where there are."""
+    """Train in `options.processes` processes, each with the job's needs and a GPU if available."""
     needs = Job.model_validate_json((options.out / "job.json").read_bytes()).needs
     gpus = ray.cluster_resources().get("GPU", 0)
     trainer = TorchTrainer(
-        train_together,
+        train_in_process,
         train_loop_config={
             name: str(getattr(options, name)) for name in ("config", "release", "out", "cache")
         },
@@ -64,51 +65,49 @@ def fit(options: argparse.Namespace, folder: RayFolder) -> None:
             resources_per_worker={"CPU": 1, "memory": int(needs.memory_gb * 2**30)},
         ),
         run_config=RunConfig(
-            name=folder.submission(),  # of an earlier one Ray would restore its state
+            name=folder.submission(),  # an equal name would restore the earlier run
             storage_path=str(folder.path),
-            failure_config=FailureConfig(max_failures=STARTS_AGAIN),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
     trainer.fit()
 
 
-def train_together(options: dict[str, str]) -> None:
-    """What each process does."""
+def train_in_process(options: dict[str, str]) -> None:
+    """Train in each process that Ray Train starts."""
     out = Path(options["out"])
     folder = RayFolder(out)
-    if folder.outcome() is not None:  # Ray starts again what a user has to mend first
+    if folder.outcome() is not None:  # Ray also restarts after an error that the user has to fix
         return
     config = TrainConfig.model_validate_json(Path(options["config"]).read_bytes())
-    release = Release.model_validate_json(Path(options["release"]).read_bytes())
+    release = read_release(Path(options["release"]))
 
-    def tell(kind: EventKind, data: Mapping[str, Any]) -> None:
+    def write_event(kind: EventKind, data: Mapping[str, Any]) -> None:
         with folder.events.open("a") as events:
             print(event_line(kind, data), file=events)
 
-    outcome = Outcome(0)
     if processes().is_main_process:
         count = processes().num_processes
-        tell(EventKind.LOG, {"message": f"training in {count} processes on Ray"})
+        write_event(EventKind.LOG, {"message": f"training in {count} processes on Ray"})
+    outcome = Outcome(SUCCEEDED)
     try:
         run_job(
             config,
             release,
             out,
             cache=Path(options["cache"]),
-            on_event=tell,
-            should_stop=Listener(folder),
+            on_event=write_event,
+            should_stop=StopRequest(folder),
             resume=True,
         )
-    except Interrupted:
-        outcome = Outcome(INTERRUPTED, "stopped; the checkpoint is there")
-    except UserError as error:
-        folder.end(Outcome(1, f"distill: {error}"))
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        failure = outcome_of(error, config.batch_size)
+        if failure is None:
             raise
-        folder.end(Outcome(OUT_OF_MEMORY, f"distill: {out_of_memory(config.batch_size)}"))
-        raise
+        outcome = failure
+        if not isinstance(error, Interrupted):
+            folder.end(outcome)  # by whichever process failed; the others wait for it
+            raise
     if processes().is_main_process:
         folder.end(outcome)
 

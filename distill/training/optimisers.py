@@ -24,22 +24,7 @@ def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.optimiser == "muon":
         muon = _Float32Muon if config.cpu_kernels else Muon
         return muon(groups, lr=config.learning_rate)
-    adamw = _ChannelsLastAdamW if config.cpu_kernels else torch.optim.AdamW
-    return adamw(groups, lr=config.learning_rate, fused=True)  # fused: 5 times faster
-
-
-class _ChannelsLastAdamW(torch.optim.AdamW):
-    """torch's AdamW without copies of gradients in the channels_last memory format.
-
-    Its fused CPU kernel copies each gradient that is not contiguous. Here it gets permuted views,
-    which are contiguous.
-    """
-
-    def _init_group(self, group: Any, *lists: Any) -> Any:  # noqa: ANN401 - torch's own signature
-        has_complex = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
-        for tensors in lists[:4]:  # weights, gradients and both moments, permuted alike
-            tensors[:] = [t.permute(0, 2, 3, 1) if t.ndim == 4 else t for t in tensors]
-        return has_complex
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times faster
 
 
 class _Float32Muon(Muon):

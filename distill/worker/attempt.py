@@ -14,10 +14,12 @@ from typing import IO, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from contract import Job, Lease
+from distill.data.atomic_file import write_atomically
+from distill.data.releases import write_release
 from distill.errors import DataError, LeaseLost, RequestRefused, ServiceError, ServiceUnavailable
+from distill.training.outcome import INTERRUPTED, OUT_OF_MEMORY
 from distill.worker.client import ServiceClient
 from distill.worker.outbox import EventFile, Outbox, notes
-from distill.worker.protocol import INTERRUPTED, OUT_OF_MEMORY
 from distill.worker.upload import upload
 
 ARTIFACTS: Final = {
@@ -203,9 +205,9 @@ class Attempt:
             if not same:
                 self.folder.replace(_free_name(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
-        job_file.write_text(job.model_dump_json())
-        (self.folder / "config.json").write_text(job.config.model_dump_json())
-        (self.folder / "release.json").write_text(self.lease.release.model_dump_json())
+        write_atomically(job_file, job.model_dump_json())
+        write_atomically(self.folder / "config.json", job.config.model_dump_json())
+        write_release(self.lease.release, self.folder / "release.json")
 
     @contextlib.contextmanager
     def _locked_folder(self) -> Iterator[IO[str] | None]:

@@ -1,4 +1,4 @@
-"""What a training tells the worker that started it: event lines and its exit status."""
+"""The events of a training, as lines that the worker reads."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from contract import EventKind
 
-INTERRUPTED: Final = 75  # exit status of `distill train` that left a checkpoint
-OUT_OF_MEMORY: Final = 71  # exit status of `distill train` that could not allocate memory
 MAX_LOG_LINE: Final = 10_000  # characters
 
 

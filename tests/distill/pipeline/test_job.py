@@ -238,7 +238,7 @@ def test_several_seeds_make_a_report_each_and_one_of_all(
 
 @pytest.mark.parametrize("seeds", ["", "1,", "a", "1,1"])
 def test_seeds_that_are_no_list_of_different_numbers_are_refused(seeds):
-    with pytest.raises(UserError, match="is no list of different seeds: give them as in"):
+    with pytest.raises(UserError, match="is not a list of different seeds: give them as in"):
         parse_seeds(seeds)
 
 

@@ -124,7 +124,7 @@ def test_a_stop_of_one_process_stops_both_at_one_step_and_they_go_on_together(st
     assert len(trainers) == 2
     os.kill(int(trainers[1]), signal.SIGTERM)
     rest, _ = process.communicate(timeout=300)
-    assert rest.count("stopped; go on with the same command and --resume") == 1, rest
+    assert rest.count("stopped; continue with the same command and --resume") == 1, rest
 
     refused = start(ALONE, "run", "--resume", **long)
     said, _ = refused.communicate(timeout=300)
