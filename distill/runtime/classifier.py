@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from contract import ReleaseLabel
+from distill.data.atomic_file import write_atomically
 from distill.data.image_file import open_image, square
 from distill.embeddings.prompts import prefix_of
 from distill.errors import ClassifierError
@@ -315,17 +316,13 @@ def check_target(folder: Path) -> None:
 
 
 def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
-    partial = folder / f".{MANIFEST}.{secrets.token_hex(8)}.partial"
     try:
         _write(folder / manifest.text_bank, bank)
-        _write(partial, _as_json(manifest))
-        partial.replace(folder / MANIFEST)
+        write_atomically(folder / MANIFEST, _as_json(manifest))
     except OSError as error:
         raise ClassifierError(
             f"cannot write the classifier {folder} ({error.strerror}): free some space"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     for path in folder.glob("text_bank*.safetensors"):
         if path.name != manifest.text_bank:
             path.unlink(missing_ok=True)

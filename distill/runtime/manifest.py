@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from contract import TestViews, TextStrategy
+from contract import TestViews, TextStrategy, first_error_line
 from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1
@@ -204,10 +204,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(document)
         _ = manifest.text_bank
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ClassifierError(
-            f"{path} is no classifier manifest ({where}: {first['msg']}): export it again"
+            f"{path} is not a classifier manifest ({first_error_line(error)}): export it again"
         ) from None
     except StopIteration:
         raise ClassifierError(f"{path} names no text bank: export the classifier again") from None

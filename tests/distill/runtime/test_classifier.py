@@ -179,7 +179,7 @@ def test_a_manifest_that_is_none_is_refused(classifier_folder, tmp_path):
     cases = {
         "format version 2": json.dumps(document | {"version": 2}),
         "cut off or damaged": path.read_text()[:100],
-        "no classifier manifest": json.dumps(document | {"classes": 3}),
+        "not a classifier manifest": json.dumps(document | {"classes": 3}),
         "names a file outside": json.dumps(
             document | {"files": document["files"] | {"../x": {"bytes": 0, "sha256": ""}}}
         ),
