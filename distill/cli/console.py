@@ -1,4 +1,4 @@
-"""What the commands share: options, progress bars, one-line errors, tables and JSON."""
+"""Shared by all commands: options, progress bars, one-line errors, tables and JSON."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -28,18 +28,26 @@ TeacherOption = Annotated[
 ReleaseOption = Annotated[Path | None, typer.Option(help="Release as JSON (`enrich export`).")]
 LabelsOption = Annotated[Path | None, typer.Option(help="The paper's label2text.txt.")]
 DescriptionsOption = Annotated[Path | None, typer.Option(help="The paper's chatgpt.txt.")]
-StrategyOption = Annotated[str | None, typer.Option(help="How texts become features.")]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Text strategy. Default: name+description, or name if there are no descriptions."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-CacheOption = Annotated[Path, typer.Option(help="Where features and pixels are kept.")]
+CacheOption = Annotated[Path, typer.Option(help="Folder for cached features and pixels.")]
 CACHE = Path(".distill-cache")
 DataRootOption = Annotated[
     list[Path] | None,
-    typer.Option("--data-root", help="Only read images and local teachers in here (repeatable)."),
+    typer.Option(
+        "--data-root",
+        help="Folder that jobs may read images, weights and teachers from (repeatable).",
+    ),
 ]
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """A user's mistake ends a command with one line on standard error and exit status 1."""
+    """On a UserError, print one line to standard error and exit with status 1."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,14 +62,14 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress bars on standard error; yields a function from a title to its (done, total)."""
+    """Progress bars on standard error; yields a function from a title to a (done, total) update."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # Into a file, even no bar would be a line of its own.
+    # In a file, even an empty bar would be a line.
     unseen = not notes.is_terminal
     with Progress(*columns, console=notes, transient=True, disable=unseen) as progress:
 
@@ -73,7 +81,7 @@ def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 def show(document: BaseModel, as_json: bool, title: str) -> None:
-    """Print a document: as JSON for programs, as a table for people."""
+    """Print a document as JSON for programs or as a table for people."""
     if as_json:
         print(document.model_dump_json())  # noqa: T201
         return
@@ -87,7 +95,7 @@ def show(document: BaseModel, as_json: bool, title: str) -> None:
 
 
 def release_given(release: Path | None, labels: Path | None, descriptions: Path | None) -> Release:
-    """The release that the options name: a JSON file, or the paper's pair."""
+    """The release given by the options: a JSON file, or the paper's pair of text files."""
     from distill.data.releases import read_release, release_from_pairs
 
     if release is not None:
@@ -95,17 +103,17 @@ def release_given(release: Path | None, labels: Path | None, descriptions: Path 
             raise TextError("give either --release or --labels with --descriptions, not both")
         return read_release(release)
     if labels is None:
-        raise TextError("say which classes: --release FILE, or --labels FILE [--descriptions FILE]")
+        raise TextError("give the classes: --release FILE, or --labels FILE [--descriptions FILE]")
     return release_from_pairs(labels, descriptions)
 
 
 def default_strategy(release: Release) -> TextStrategy:
-    """name+description where there are descriptions, else name."""
+    """name+description if there are descriptions, else name."""
     return "name+description" if any(x.description for x in release.labels) else "name"
 
 
 def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
-    """The strategy called `strategy`, or the one that suits the release."""
+    """The given text strategy, or the default one of the release."""
     from distill.embeddings.prompts import STRATEGIES
 
     if strategy is None:

@@ -1,4 +1,4 @@
-"""The commands on data sets: `distill data prepare`."""
+"""`distill data prepare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +19,15 @@ def prepare(
             help="CaltechBirds, StanfordCars, Flower102, Food101, SUN397 or tiered-ImageNet."
         ),
     ],
-    root: Annotated[Path, typer.Option(help="Where the data set was unpacked.")],
+    root: Annotated[Path, typer.Option(help="Folder of the unpacked data set.")],
     lists: Annotated[Path, typer.Option(help="Folder with the paper's three split lists.")],
-    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
     sha256: Annotated[
-        str | None, typer.Option(help="What train, val_on_train, val lists must hash to together.")
+        str | None, typer.Option(help="Expected SHA-256 of the three concatenated lists.")
     ] = None,
-    download: Annotated[bool, typer.Option(help="Have torchvision fetch what it can.")] = False,
+    download: Annotated[
+        bool, typer.Option(help="Download with torchvision, if it supports the data set.")
+    ] = False,
     copy: Annotated[bool, typer.Option(help="Copy the images instead of linking them.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`distill evaluate`, and what concerns texts alone: `distill text-bank`, `distill diagnose`."""
+"""`distill evaluate`, `distill text-bank` and `distill diagnose`."""
 
 import json
 from pathlib import Path
@@ -66,18 +66,18 @@ def evaluate(
     teacher: TeacherOption,
     split: Annotated[str, typer.Option(help="val or unseen, val_on_train or seen.")] = "val",
     student: Annotated[
-        Path | None, typer.Option(help="Folder of a training run; without it, the teacher's turn.")
+        Path | None, typer.Option(help="Folder of a training run. Default: evaluate the teacher.")
     ] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
     text_bank: Annotated[
-        Path | None, typer.Option(help="A text bank in the place of a release.")
+        Path | None, typer.Option(help="Text bank file, instead of a release.")
     ] = None,
     test_views: Annotated[
         TestViews | None,
-        typer.Option(help="What the student sees of an image; by default what its run says."),
+        typer.Option(help="Views of each image for the student. Default: those of its run."),
     ] = None,
     normalised: Annotated[
         bool,
@@ -134,7 +134,7 @@ def evaluate(
 @one_line_errors
 def diagnose(
     embeddings: Annotated[Path | None, typer.Option(help="An .npz file of text features.")] = None,
-    key: Annotated[str, typer.Option(help="Which array of the .npz file.")] = "name",
+    key: Annotated[str, typer.Option(help="Name of the array in the .npz file.")] = "name",
     teacher: Annotated[str | None, typer.Option(help="Teacher that encodes the texts.")] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
@@ -142,7 +142,7 @@ def diagnose(
     strategy: StrategyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How close class texts lie: cosines, spectrum, the most confusable pairs."""
+    """Similarity of class texts: cosines, spectrum, the most confusable pairs."""
     from distill.evaluation.diagnostics import diagnose as diagnose_features
     from distill.evaluation.diagnostics import read_embeddings
 

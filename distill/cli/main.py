@@ -35,7 +35,7 @@ COMMANDS = (
     (
         "diagnose",
         "evaluate:diagnose",
-        "How close class texts lie: cosines, spectrum, the most confusable pairs.",
+        "Similarity of class texts: cosines, spectrum, the most confusable pairs.",
     ),
     (
         "export",

@@ -9,22 +9,30 @@ import typer
 
 from distill.cli.console import DataRootOption, one_line_errors
 
-# A job that needs more than a Ray cluster has waits there, until its autoscaler has brought it.
+# Accept every job: one that needs more than a Ray cluster has waits for its autoscaler.
 WHOLE_CLUSTER = {"gpu": True, "memory_gb": 1_000_000}
 
 
 @one_line_errors
 def worker(
     service: Annotated[str, typer.Option(help="Address of the enrichment service.")],
-    once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
-    work_dir: Annotated[Path, typer.Option(help="Checkpoints and results.")] = Path("distill-out"),
-    name: Annotated[str, typer.Option(help="What the service calls this worker.")] = "",
+    once: Annotated[bool, typer.Option(help="Exit when the queue is empty.")] = False,
+    work_dir: Annotated[Path, typer.Option(help="Folder for checkpoints and results.")] = Path(
+        "distill-out"
+    ),
+    name: Annotated[
+        str, typer.Option(help="Name of this worker. Default: host and process id.")
+    ] = "",
     data_root: DataRootOption = None,
     ray: Annotated[
         str | None,
-        typer.Option(help="Let a Ray cluster train: its job server, like http://head:8265."),
+        typer.Option(
+            help="Train on a Ray cluster: URL of its job server, such as http://head:8265."
+        ),
     ] = None,
-    ray_processes: Annotated[int, typer.Option(min=1, help="Of a training on Ray.")] = 1,
+    ray_processes: Annotated[
+        int, typer.Option(min=1, help="Number of processes per training on Ray.")
+    ] = 1,
 ) -> None:
     """Take training jobs from the service, one after the other."""
     from distill.worker.main import TRAIN, work

@@ -134,13 +134,22 @@ def prepare(
         classes={split: len({key for key, _ in images}) for split, images in splits.items()},
         copied=copy,
     )
+    _write_folder(result, sources, lists, progress)
+    return result
+
+
+def _write_folder(
+    result: Prepared, sources: dict[str, Path], lists: Path, progress: Progress | None
+) -> None:
+    """Create the folder with its images, texts and record; all or nothing."""
+    out = Path(result.folder)
     partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         for done, (target, source) in enumerate(sources.items(), start=1):
             path = partial / target
             path.parent.mkdir(parents=True, exist_ok=True)
-            if copy:
+            if result.copied:
                 shutil.copy2(source, path)
             else:
                 path.symlink_to(source.resolve())
@@ -157,7 +166,6 @@ def prepare(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return result
 
 
 def download(name: str, root: Path) -> None:

@@ -97,18 +97,8 @@ def view_features(
                 "the cached views in %s are damaged (%s): computing them again", path, error
             )
     pixels = torch.from_numpy(load_pixels(split, teacher.image_size, cache))
-    mean, std = teacher.mean_and_std
-    size = CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH
-
-    def rows() -> Iterator[Tensor]:
-        for numbers in torch.split(torch.arange(len(view_params)), size):
-            images = apply_views(pixels[numbers // views], view_params[numbers])
-            yield teacher.encode_image((images - mean) / std, normalize=False)
-            if progress:
-                progress(int(numbers[-1]) + 1, len(view_params))
-
     try:
-        write_rows(path, rows(), shape)
+        write_rows(path, _encode_views(teacher, pixels, view_params, progress), shape)
     except OSError as error:
         raise DataError(
             f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
@@ -117,11 +107,27 @@ def view_features(
     return view_params.view(len(split), views, -1), read_tensor(path)[0]
 
 
+def _encode_views(
+    teacher: Teacher, pixels: Tensor, view_params: Tensor, progress: Progress | None
+) -> Iterator[Tensor]:
+    """Raw features of the views of each image, batch by batch. All images have as many views."""
+    mean, std = teacher.mean_and_std
+    views = len(view_params) // len(pixels)
+    for numbers in torch.split(torch.arange(len(view_params)), _batch_size(teacher)):
+        images = apply_views(pixels[numbers // views], view_params[numbers])
+        yield teacher.encode_image((images - mean) / std, normalize=False)
+        if progress:
+            progress(int(numbers[-1]) + 1, len(view_params))
+
+
+def _batch_size(teacher: Teacher) -> int:
+    return CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH
+
+
 def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor:
-    size = CPU_BATCH if torch.device(teacher.device).type == "cpu" else BATCH
     features = torch.empty(len(split), teacher.dim)
     done = 0
-    for images in _batches(teacher, split.paths, size):
+    for images in _batches(teacher, split.paths, _batch_size(teacher)):
         features[done : done + len(images)] = teacher.encode_image(images, normalize=False)
         done += len(images)
         if progress:

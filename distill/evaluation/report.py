@@ -108,7 +108,7 @@ def render(
 ) -> str:
     """The page of `report`; see `write_report`."""
     order = similarity_order(next(iter(similarity.values()))) if similarity else []
-    named = {each.text: each for each in report.diagnostics}
+    by_text = {bank.text: bank for bank in report.diagnostics}
     return templates.get_template("report.html").render(
         report=report,
         text_titles=TEXT_TITLES,
@@ -121,8 +121,8 @@ def render(
         spectrum=_spectrum(report),
         maps=_heat_maps(similarity, order, names),
         order=[names[row] for row in order],
-        confusable=named[report.config.text_strategy].confusable
-        if report.config.text_strategy in named
+        confusable=by_text[report.config.text_strategy].confusable
+        if report.config.text_strategy in by_text
         else (),
     )
 
@@ -307,16 +307,16 @@ def _format_epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
 
 def _spectrum(report: Report) -> Markup | None:
     """The singular values of each bank's mean-centred features, on a log scale."""
-    if not any(each.singular_values for each in report.diagnostics):
+    if not any(bank.singular_values for bank in report.diagnostics):
         return None
 
     def draw(axes: Axes) -> None:
-        for each in report.diagnostics:
-            values = np.asarray(each.singular_values)
+        for bank in report.diagnostics:
+            values = np.asarray(bank.singular_values)
             # One singular value of mean-centred features is 0 up to rounding.
             values = values[values > values.max(initial=0) * 1e-6]
             axes.plot(
-                range(1, len(values) + 1), values, label=TEXT_TITLES.get(each.text, each.text)
+                range(1, len(values) + 1), values, label=TEXT_TITLES.get(bank.text, bank.text)
             )
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # the default is powers of ten in TeX

@@ -86,9 +86,9 @@ def _grey(matrix: NDArray[np.float32], text: str, file: str) -> tuple[Similarity
 
 
 def draw_thumbnails(
-    out: Path, split: Split, names: Mapping[str, str], wanted: Sequence[str]
+    out: Path, split: Split, names: Mapping[str, str], keys: Sequence[str]
 ) -> Thumbnails | None:
-    """Draw the first images of the `wanted` classes (keys) to one file in `out`.
+    """Draw the first images of the `keys` classes (keys) to one file in `out`.
 
     None if `split` has none of them. `names` maps keys to names. At most MAX_TILES are drawn.
 
@@ -99,7 +99,7 @@ def draw_thumbnails(
     for path, target in zip(split.paths, split.targets.tolist(), strict=True):
         images[split.keys[target]].append(path)
     tiles: list[tuple[str, NDArray[np.uint8]]] = []
-    for key in dict.fromkeys(wanted):
+    for key in dict.fromkeys(keys):
         for path in images.get(key, [])[:EXAMPLES]:
             try:
                 tiles.append((names[key], square(open_image(path), SIDE).transpose(1, 2, 0)))

@@ -1,11 +1,11 @@
 """The losses of "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability"
-(Li et al., ICCV 2023, arXiv 2307.03135), one function a formula.
+(Li et al., ICCV 2023, arXiv 2307.03135), one function per formula.
 
 Notable:
 - S(x) is the student's feature of an image, T_img(x) and T_txt(y) the teacher's of an image and of
-  a text. All are normalised to unit length here, so callers may hand in raw features.
-- Half precision is raised to float32 first; call them outside of autocast.
-- Each returns a 0-d tensor and raises ValueError on shapes that do not fit and on NaN.
+  a text. All are normalised to unit length here, so callers may pass raw features.
+- Half precision is converted to float32 first; call these functions outside of autocast.
+- Each returns a 0-d tensor. NaN and shapes that do not fit raise ValueError.
 """
 
 import torch
@@ -36,7 +36,7 @@ def l_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def l_mse_unnormalised(student: Tensor, teacher: Tensor) -> Tensor:
     """L_mse on features as they are: log(1 + mean‖S(x) − T_img(x)‖² / 10).
 
-    The logarithm keeps large raw features from drowning the other losses.
+    The logarithm keeps large raw features from dominating the other losses.
     student, teacher [batch, dim].
     """
     student, teacher = _matrices(student=student, teacher=teacher)
@@ -49,8 +49,8 @@ def l_im_cst(
 ) -> Tensor:
     """L_im-cst (Eq. 3): cross-entropy over the batch on cos(S(x_i), T_img(x_j)) / tau.
 
-    One direction finds each student feature's own teacher feature among the batch; with
-    `bidirectional` the mean of that and of its converse, as in CLIP. Cosines are the default and
+    One direction identifies each student feature's own teacher feature in the batch; with
+    `bidirectional`, the loss is the mean of both directions, as in CLIP. Cosines are the default,
     not the printed distances (`l_im_cst_distance`), so that tau means the same in every loss.
     student, teacher [batch, dim].
     """
@@ -113,7 +113,7 @@ def l_cap(
     """L_cap (Eq. 8): contrast of S(x_i) with the text feature of its own image's caption.
 
     Cross-entropy over the batch's captions on cos(S(x_i), T_txt(caption_j)) / tau; captions of
-    other images of the same class are no negatives and are masked out.
+    other images of the same class are masked out of the negatives.
     student, captions [batch, dim], targets [batch].
     """
     student, captions = _unit(student=student, captions=captions)
@@ -141,8 +141,8 @@ def l_asl(
 
     With p = sigmoid((cos(S(x), T_txt(c)) − threshold) / tau) and p_m = max(p − margin, 0):
     −(1 − p)^γ₊ log p for a class that is in the image and −p_m^γ₋ log(1 − p_m) for one that is not,
-    summed over classes, mean over the batch. Easy negatives, by far the most, weigh little; below
-    the margin nothing. A tensor as threshold, 0-d or [classes], can be learned.
+    summed over classes, mean over the batch. Easy negatives, the great majority, get little
+    weight, and none below the margin. A threshold tensor, 0-d or [classes], can be learned.
     student [batch, dim], text [classes, dim], targets [batch, classes], true where a class is in.
     """
     student, text = _unit(student=student, text=text)

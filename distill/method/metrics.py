@@ -1,14 +1,13 @@
 """The metrics of Li et al. (ICCV 2023, arXiv 2307.03135), and diagnostics of text features.
 
 Notable:
-- Exact. Large matrices are multiplied in blocks of float32; wherever two cosines lie closer than
-  float32 can tell, those rows are computed again in float64.
-- Cosines that differ by less than 1e-10 are ties. Ties go to the lower index; what ties with the
-  right answer counts as right.
-- Memory is a few copies of the features and blocks of at most 2**25 numbers: 100,000 images of 512
-  dimensions fit in 8 GiB.
-- Features need not be normalised. ValueError on NaN, on shapes that do not fit, on a k that is too
-  large.
+- Results are exact. Large matrices are multiplied in blocks of float32; rows in which two cosines
+  are closer than float32 resolves are recomputed in float64.
+- Cosines that differ by less than 1e-10 are ties. Ties go to the lower index; a tie with the
+  correct answer counts as correct.
+- Memory: a few copies of the features and blocks of at most 2**25 numbers, so that 100,000 images
+  of 512 dimensions fit in 8 GiB.
+- Features need not be normalised. NaN, shapes that do not fit and a too large k raise ValueError.
 """
 
 import math
@@ -81,7 +80,7 @@ def m_vlalign(student: Tensor, teacher: Tensor, text: Tensor, k: int) -> float:
     for rows in _blocks(len(student), len(text)):
         order = _cosines(teacher[rows], text).argsort(dim=1, descending=True, stable=True)[:, :k]
         ours = _cosines(student[rows], text).gather(1, order).T.contiguous()  # [k, rows]
-        # One place at a time: the k × k pairs of an image never lie in memory together.
+        # One rank at a time, so that the k × k pairs of an image are never in memory together.
         reversals += sum(int((ours[:j] < ours[j]).sum()) for j in range(1, k))
     return reversals / len(student)
 
@@ -102,7 +101,7 @@ def mean_angle(student: Tensor, teacher: Tensor) -> float:
     total = 0.0
     for rows in _blocks(len(student), student.shape[1]):
         a, b = _unit64(student[rows]), _unit64(teacher[rows])
-        # Unlike the arc cosine, exact for small angles too.
+        # Unlike the arc cosine, this is exact for small angles too.
         total += (2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))).sum().item()
     return math.degrees(total / len(student))
 
@@ -118,13 +117,13 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"targets have shape {list(targets.shape)}: {list(scores.shape)} is needed"
         )
-    found = []
+    precisions = []
     for own, shown in zip(scores.T, targets.T.bool(), strict=True):
         right, ranked = own[shown].sort().values, own.sort().values
         above = len(ranked) - torch.searchsorted(ranked, right)
         right_above = len(right) - torch.searchsorted(right, right)
-        found.append((right_above / above.double()).mean())
-    return torch.stack(found)
+        precisions.append((right_above / above.double()).mean())
+    return torch.stack(precisions)
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
@@ -168,7 +167,7 @@ def confusable_pairs(text: Tensor, count: int) -> list[tuple[int, int, float]]:
     Ties come in the order of (a, b); fewer pairs where there are fewer. text [classes, dim].
     """
     text = _several(text)
-    found = text.new_empty(0, 3, dtype=torch.float64)  # a, b, cosine
+    pairs = text.new_empty(0, 3, dtype=torch.float64)  # a, b, cosine
     for rows in _blocks(len(text), len(text)):
         cosines = _cosines(text[rows], text)
         later = torch.ones_like(cosines, dtype=torch.bool).triu(diagonal=rows.start + 1)
@@ -176,15 +175,15 @@ def confusable_pairs(text: Tensor, count: int) -> list[tuple[int, int, float]]:
         threshold = cosines.flatten().topk(min(count, cosines.numel())).values[-1]
         a, b = (later & (cosines >= threshold)).nonzero(as_tuple=True)
         block = torch.stack([a.double() + rows.start, b.double(), cosines[a, b]], dim=1)
-        found = torch.cat([found, block])
-        found = found[found[:, 2].argsort(descending=True, stable=True)[:count]]
-    return [(int(a), int(b), cosine) for a, b, cosine in found.tolist()]
+        pairs = torch.cat([pairs, block])
+        pairs = pairs[pairs[:, 2].argsort(descending=True, stable=True)[:count]]
+    return [(int(a), int(b), cosine) for a, b, cosine in pairs.tolist()]
 
 
 def singular_values(text: Tensor) -> Tensor:
     """Singular values of the mean-centred unit features, largest first: float64 [min(classes,dim)].
 
-    Values that are nothing but rounding are 0. text [classes, dim].
+    Values that are only rounding errors are 0. text [classes, dim].
     """
     unit = _unit64(_several(text))
     values: Tensor = torch.linalg.svdvals(unit - unit.mean(dim=0))

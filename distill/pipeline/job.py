@@ -187,7 +187,7 @@ def _text_banks(
         used = tuple(label for label in release.labels if label.key in keys)
         shuffled = shuffle_texts(release.model_copy(update={"labels": used}), config.seed)
         banks |= {strategy: (release, strategy), CONTROL: (shuffled, strategy)}
-    return {name: inputs.text_bank(texts, how, keys) for name, (texts, how) in banks.items()}
+    return {name: inputs.text_bank(texts, kind, keys) for name, (texts, kind) in banks.items()}
 
 
 def _captions(config: TrainConfig, inputs: Inputs, log: Callable[[str], None]) -> Tensor | None:

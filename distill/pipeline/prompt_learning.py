@@ -228,10 +228,10 @@ class _Prompts:
     def start(self, generator: torch.Generator) -> Tensor:
         """The initial context [tokens, width]: START, preceded by noise if there is room."""
         ids = self.teacher.tokenizer([START])[0, self.slots.start :]
-        words = self.teacher.token_count(START) - (
+        start_tokens = self.teacher.token_count(START) - (
             self.teacher.token_count(PLACEHOLDER) - 1  # the start and end tokens
         )
-        known = self.embedding(ids[:words].to(self.teacher.device)).detach()
+        known = self.embedding(ids[:start_tokens].to(self.teacher.device)).detach()
         count = self.slots.stop - self.slots.start
         noise = torch.randn(count, known.shape[1], generator=generator).to(known)
         noise *= self.embedding.weight.std()
@@ -274,12 +274,12 @@ class _Prompts:
 def _embedding(teacher: Teacher) -> nn.Embedding:
     """The token embedding of the text tower."""
     text = getattr(teacher.model, "text", teacher.model)
-    found = getattr(text, "token_embedding", None)
-    if found is None and hasattr(text, "transformer"):
-        found = getattr(text.transformer, "get_input_embeddings", lambda: None)()
-    if not isinstance(found, nn.Embedding):
+    embedding = getattr(text, "token_embedding", None)
+    if embedding is None and hasattr(text, "transformer"):
+        embedding = getattr(text.transformer, "get_input_embeddings", lambda: None)()
+    if not isinstance(embedding, nn.Embedding):
         raise _no_context(teacher)
-    return found
+    return embedding
 
 
 def _no_context(teacher: Teacher) -> ModelError:

@@ -62,6 +62,6 @@ def any_process(here: bool) -> bool:
     """Whether `here` is true in at least one process."""
     if processes().num_processes == 1:
         return here
-    found = torch.tensor(int(here), device=processes().device)
-    all_reduce(found, ReduceOp.MAX)
-    return bool(found)
+    anywhere = torch.tensor(int(here), device=processes().device)
+    all_reduce(anywhere, ReduceOp.MAX)
+    return bool(anywhere)
