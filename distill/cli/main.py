@@ -42,6 +42,11 @@ COMMANDS = (
         "export:export",
         "Write a classifier that runs without torch, checked against PyTorch image by image.",
     ),
+    (
+        "predict",
+        "predict:predict",
+        "Classify photos, also into classes that are added here by a description.",
+    ),
     ("worker", "worker:worker", "Take training jobs from the service, one after the other."),
     ("data", "data:app", "Data sets in the layout that training reads."),
 )

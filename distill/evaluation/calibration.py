@@ -39,7 +39,7 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
     low, high = (math.log(1 / temperature) for temperature in reversed(TEMPERATURES))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if slope(math.exp(middle)) < 0:  # more certain is more likely
+        if slope(math.exp(middle)) <= 0:  # more certain is more likely, or all the same
             low = middle
         else:
             high = middle

@@ -37,7 +37,7 @@ class Outcomes:
     `right` holds for a seen image; below, where it holds for an unseen one.
     """
 
-    margin: Tensor  # best seen score − best unseen score
+    margin: Tensor  # float64, best seen score − best unseen score
     right: Tensor  # whether the best class on the image's own side is its class
     is_seen: Tensor
 
@@ -54,7 +54,7 @@ class Outcomes:
 
         The first one sends every image to a seen class, the last one to an unseen class.
         """
-        margins = torch.unique(self.margin.double())  # sorted
+        margins = torch.unique(self.margin)  # sorted
         ends = torch.stack([margins[0] - 1, margins[-1] + 1])
         between = (margins[1:] + margins[:-1]) / 2
         biases = torch.cat([ends[:1], between, ends[1:]])
@@ -65,7 +65,7 @@ class Outcomes:
     def _share(self, hits: Tensor, images: Tensor, margins: Tensor, *, above: bool) -> list[float]:
         """Percent of `images` that are hits with a margin above, or below, each bias."""
         counts = torch.zeros(len(margins), dtype=torch.float64)
-        places = torch.searchsorted(margins, self.margin.double()[hits])
+        places = torch.searchsorted(margins, self.margin[hits])
         counts.scatter_add_(0, places, torch.ones(len(places), dtype=torch.float64))
         below = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         share: Tensor = 100 * (below[-1] - below if above else below) / images.sum()
@@ -83,8 +83,8 @@ def outcomes(
     """
     parts = []
     for scores, targets, own in (
-        (seen_scores, seen_targets, is_seen),
-        (unseen_scores, unseen_targets, ~is_seen),
+        (seen_scores.double(), seen_targets, is_seen),
+        (unseen_scores.double(), unseen_targets, ~is_seen),
     ):
         best = [
             scores.masked_fill(~side, -torch.inf).max(dim=1).values for side in (is_seen, ~is_seen)

@@ -178,12 +178,12 @@ class Classifier:
     def add(
         self,
         name: str,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         *,
         key: str | None = None,
         allow_near: bool = False,
     ) -> ClassEntry:
-        """Add the class `name`, which `text` describes; from then on it takes part.
+        """Add the class `name`, which `text` (or several) describes; from then on it takes part.
 
         Without `text` the plain "a photo of NAME" stands for the class. `key` is by default the
         name. `allow_near` lets it lie nearer to another class than the classifier's limit.
@@ -192,34 +192,44 @@ class Classifier:
             ClassifierError: the name or the text is empty, the class is there already, maybe in
                 another spelling, or its text lies too near to that of another class.
         """
+        name = self.check_name(name, key)
+        texts = (text,) if isinstance(text, str) else text
+        if texts is not None and not (texts and all(each.strip() for each in texts)):
+            raise ClassifierError(f"the text of the new class {name!r} is empty: describe it")
+        prefix, prompts = self._prompts(name, texts)
+        features = self._texts.encode_class(prompts, prefix)
+        if not allow_near:
+            self._check_near(name, features)
+        added = ClassEntry(key=key or name, name=name, texts=prompts, seen=False, origin=ADDED)
+        self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
+        return added
+
+    def check_name(self, name: str, key: str | None = None) -> str:
+        """`name` without needless blanks, if a class of this name and `key` can be added.
+
+        Raises:
+            ClassifierError: the name is empty, or there already, maybe in another spelling.
+        """
         name = " ".join(name.split())
         if not name:
             raise ClassifierError("a new class needs a name: none was given")
-        if text is not None and not text.strip():
-            raise ClassifierError(f"the text of the new class {name!r} is empty: describe it")
-        key = key or name
         for entry in self.classes:
-            if _spelling(name) in (_spelling(entry.name), _spelling(entry.key)) or key == entry.key:
+            same = _spelling(name) in (_spelling(entry.name), _spelling(entry.key))
+            if same or (key or name) == entry.key:
                 raise ClassifierError(
                     f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
                     "choose another name"
                 )
-        prefix, prompt = self._prompt(name, text)
-        features = self._texts.encode_class([prompt], prefix)
-        if not allow_near:
-            self._check_near(name, features)
-        added = ClassEntry(key=key, name=name, texts=(prompt,), seen=False, origin=ADDED)
-        self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
-        return added
+        return name
 
-    def _prompt(self, name: str, text: str | None) -> tuple[str, str]:
+    def _prompts(self, name: str, texts: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:
         """The prefix and the whole of what is encoded, as training made it for its classes."""
-        if text is None:
-            return "", f"a photo of {name}"
+        if texts is None:
+            return "", (f"a photo of {name}",)
         strategy = self.manifest.text.strategy
         described = "name+description" if strategy == "name" else strategy
         prefix = prefix_of(ReleaseLabel(key=name, name=name), described)
-        return prefix, prefix + " ".join(text.split())
+        return prefix, tuple(prefix + " ".join(text.split()) for text in texts)
 
     def _check_near(self, name: str, features: Features) -> None:
         if not len(self.bank):

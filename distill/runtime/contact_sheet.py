@@ -1,0 +1,73 @@
+"""A page that shows photos with their likeliest classes, to look through by eye."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image
+
+from distill.runtime.classifier import Prediction
+
+SIDE: Final = 200  # pixels of a thumbnail
+QUALITY: Final = 80  # of its JPEG
+
+STYLE: Final = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; background: #fff; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } img { width: 200px; height: 200px; object-fit: contain; background: #f0f0f0; }
+figcaption { overflow-wrap: anywhere; color: #555; font-size: 12px; }
+ol { list-style: none; margin: 0; padding: 0; } li { position: relative; padding: 1px 4px; }
+li span { position: relative; } li i { position: absolute; inset: 0 auto 0 0; background: #cfe3f7; }
+.unknown { color: #8a4b00; }
+@media (prefers-color-scheme: dark) { body { color: #eee; background: #16181b; }
+  img { background: #24272b; } li i { background: #24496b; } figcaption { color: #aaa; }
+  .unknown { color: #ffb765; } }
+"""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One photo of the sheet; `thumbnail` is a JPEG."""
+
+    name: str
+    thumbnail: bytes
+    prediction: Prediction
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """`image` as a JPEG of at most SIDE × SIDE pixels."""
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def contact_sheet(title: str, tiles: Sequence[Tile]) -> str:
+    """One HTML page that needs no other file."""
+    shown = "\n".join(map(_figure, tiles))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{html.escape(title)}</h1>\n<main>\n{shown}\n</main></body></html>\n"
+    )
+
+
+def _figure(tile: Tile) -> str:
+    data = base64.b64encode(tile.thumbnail).decode()
+    name = html.escape(tile.name)
+    rows = "".join(
+        f'<li><i style="width:{100 * each.probability:.1f}%"></i>'
+        f"<span>{html.escape(each.name)} {100 * each.probability:.0f} %</span></li>"
+        for each in tile.prediction.candidates
+    )
+    unknown = '<div class="unknown">likely none of the classes</div>'
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
+        f"{unknown if tile.prediction.unknown else ''}<ol>{rows}</ol>"
+        f"<figcaption>{name}</figcaption></figure>"
+    )

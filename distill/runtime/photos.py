@@ -1,0 +1,86 @@
+"""Which photos are meant: files, folders, patterns and standard input."""
+
+import glob
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, UnidentifiedImageError
+
+from contract import IMAGE_SUFFIXES
+from distill.data.image_file import open_image
+from distill.errors import DataError, UnreadableImages
+
+STDIN: Final = "-"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that was asked for: a file, or bytes that came by standard input."""
+
+    name: str
+    content: bytes | None = None
+
+    def open(self) -> Image.Image:
+        """The photo in RGB.
+
+        Raises:
+            UnreadableImages: it is missing, cut off or no image.
+        """
+        if self.content is None:
+            return open_image(Path(self.name))
+        try:
+            with Image.open(io.BytesIO(self.content)) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UnreadableImages([f"standard input ({reason})"]) from None
+
+
+def find_photos(arguments: Sequence[str]) -> list[Photo]:
+    """The photos that `arguments` name, each once, in their order.
+
+    A folder stands for all images below it, a pattern (`*`, `?`, `**`) for what it matches, and
+    `-` for standard input: one photo, or the names of files, one a line.
+
+    Raises:
+        DataError: a folder or a pattern has no image, or nothing came by standard input.
+    """
+    found = [photo for argument in arguments for photo in _photos_of(argument)]
+    return list(dict.fromkeys(found))
+
+
+def _photos_of(argument: str) -> Iterator[Photo]:
+    path = Path(argument)
+    if argument == STDIN:
+        yield from _from_stdin(sys.stdin.buffer.read())
+    elif path.is_dir():
+        yield from _images(sorted(path.rglob("*")), f"the folder {argument}")
+    elif not path.exists() and glob.has_magic(argument):
+        matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207
+        yield from _images(matches, f"the pattern {argument}")
+    else:
+        yield Photo(argument)
+
+
+def _images(paths: Sequence[Path], what: str) -> Iterator[Photo]:
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    if not images:
+        raise DataError(f"{what} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    yield from (Photo(str(path)) for path in images)
+
+
+def _from_stdin(content: bytes) -> Iterator[Photo]:
+    try:
+        with Image.open(io.BytesIO(content)):
+            yield Photo("standard input", content)
+        return
+    except UnidentifiedImageError:
+        pass
+    names = [line.strip() for line in content.decode(errors="replace").splitlines()]
+    if not any(names) or "\0" in names[0]:
+        raise DataError("standard input is neither a photo nor a list of files, one a line")
+    yield from (Photo(name) for name in names if name)

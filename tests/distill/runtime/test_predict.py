@@ -1,0 +1,201 @@
+"""`distill predict`, as a user types it; a service and a language model are real local servers."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from distill.cli.main import app
+from distill.data.splits import scan_split
+from distill.runtime import Classifier
+from distill.runtime.photos import find_photos
+from tests.llm_server import Answer, LlmServer
+
+OKAPI = "a horse-like animal with striped legs"
+
+
+def predict(folder, *arguments, stdin=None):
+    words = ["predict", str(folder), *map(str, arguments)]
+    return CliRunner().invoke(app, words, input=stdin, catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(exported_charms):
+    return exported_charms.folder
+
+
+@pytest.fixture
+def photo(charm_world):
+    return scan_split(charm_world, "unseen").paths[0]
+
+
+def test_photos_come_as_files_folders_patterns_and_by_standard_input(
+    folder, photo, charm_world, monkeypatch
+):
+    first, second = scan_split(charm_world, "unseen").paths[:2]
+    below = [path for path in sorted((charm_world / "val").rglob("*")) if path.is_file()]
+    cases = {
+        (str(first), str(second)): [first, second],
+        (str(charm_world / "val"),): below,
+        (f"{charm_world}/val/*/000.*",): [path for path in below if path.stem == "000"],
+        (str(first.parent), str(first)): [path for path in below if path.parent == first.parent],
+    }
+    for arguments, expected in cases.items():
+        assert [photo.name for photo in find_photos(arguments)] == list(map(str, expected))
+    listed = predict(folder, "-", "--json", stdin=f"{first}\n{second}\n")
+    assert [each["photo"] for each in json.loads(listed.stdout)["photos"]] == [
+        str(first),
+        str(second),
+    ]
+    piped = json.loads(predict(folder, "-", "--json", stdin=photo.read_bytes()).stdout)["photos"]
+    named = json.loads(predict(folder, photo, "--json").stdout)["photos"]
+    assert piped[0]["candidates"] == named[0]["candidates"]
+
+
+def test_a_folder_or_pattern_without_photos_is_one_line(tmp_path, folder):
+    for argument in (tmp_path, f"{tmp_path}/*.jpg"):
+        result = predict(folder, argument)
+        assert result.exit_code == 1
+        assert re.fullmatch(r"distill: the (folder|pattern) .* has no image .*\n", result.stderr)
+    neither = predict(folder, "-", stdin=b"\0\1\2")
+    assert neither.exit_code == 1
+    assert neither.stderr == (
+        "distill: standard input is neither a photo nor a list of files, one a line\n"
+    )
+
+
+def test_a_person_sees_a_row_for_each_photo(folder, photo):
+    result = predict(folder, photo, "--top", "2")
+    assert result.exit_code == 0
+    (prediction,) = Classifier.load(folder).classify([photo], top=2)
+    assert prediction.best.name in result.stdout
+    assert prediction.candidates[1].name in result.stdout
+
+
+def test_a_program_gets_json_or_csv(folder, photo):
+    (prediction,) = Classifier.load(folder).classify([photo], top=3)
+    document = json.loads(predict(folder, photo, "--top", "3", "--json").stdout)
+    assert document["unreadable"] == []
+    assert [each["key"] for each in document["photos"][0]["candidates"]] == [
+        each.key for each in prediction.candidates
+    ]
+    rows = list(csv.DictReader(io.StringIO(predict(folder, photo, "--top", "3", "--csv").stdout)))
+    assert [(row["photo"], row["key"]) for row in rows] == [
+        (str(photo), each.key) for each in prediction.candidates
+    ]
+    assert float(rows[0]["probability"]) == pytest.approx(prediction.best.probability, abs=1e-6)
+
+
+def test_unreadable_photos_are_told_at_the_end_and_stop_nothing(folder, photo, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:60])
+    result = predict(folder, tmp_path / "broken.jpg", tmp_path / "gone.jpg", photo, "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert [each["photo"] for each in document["photos"]] == [str(photo)]
+    assert len(document["unreadable"]) == 2
+    assert [line.split(" (")[0] for line in result.stderr.splitlines()] == [
+        f"distill: cannot read {tmp_path / name}" for name in ("broken.jpg", "gone.jpg")
+    ]
+
+
+def test_a_contact_sheet_shows_every_photo_and_runs_nothing(folder, photo, tmp_path):
+    odd = tmp_path / "<script>alert(1)<.png"
+    odd.write_bytes(photo.read_bytes())
+    result = predict(folder, photo, odd, "--html", tmp_path / "sheet.html", "--json")
+    assert result.exit_code == 0
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count("<figure>") == page.count("data:image/jpeg;base64,") == 2
+    assert "<script" not in page
+
+
+def test_a_class_is_added_by_its_text_and_kept_when_asked(classifier_folder, photo):
+    added = ("--add", f"okapi={OKAPI}", "--top", "1000", "--json")
+    document = json.loads(predict(classifier_folder, photo, *added).stdout)
+    assert "okapi" in [each["name"] for each in document["photos"][0]["candidates"]]
+    names = [entry.name for entry in Classifier.load(classifier_folder).classes]
+    assert "okapi" not in names
+    assert predict(classifier_folder, photo, *added, "--save").exit_code == 0
+    kept = Classifier.load(classifier_folder).classes[-1]
+    assert (kept.name, kept.texts) == ("okapi", (f"a photo of okapi . {OKAPI}",))
+    again = predict(classifier_folder, photo, *added)
+    assert again.exit_code == 1
+    assert again.stderr == (
+        "distill: the class 'okapi' is there already, as 'okapi': remove it first, or choose "
+        "another name\n"
+    )
+
+
+def test_a_name_alone_needs_somebody_who_describes_it(folder, photo):
+    result = predict(folder, photo, "--add", "okapi")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "distill: the new class 'okapi' needs a description: write --add \"okapi=what it looks "
+        'like", name an enrichment service with --service URL, or set OPENAI_API_KEY\n'
+    )
+
+
+def test_a_name_alone_is_described_by_the_language_model_of_the_environment(
+    folder, photo, monkeypatch
+):
+    with LlmServer(key="secret", behave=lambda call: Answer(content=OKAPI)) as model:
+        monkeypatch.setenv("OPENAI_BASE_URL", model.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        monkeypatch.setenv("OPENAI_MODEL", "small")
+        result = predict(folder, photo, "--add", "okapi", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr == f"added: a photo of okapi . {OKAPI}\n"
+        (call,) = model.requests
+        assert call.body["model"] == "small"
+        assert "appearance and shape of okapi" in call.text
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+        refused = predict(folder, photo, "--add", "okapi")
+        assert refused.stderr == (
+            f"distill: the language model at {model.url}/chat/completions rejects the API key: "
+            "set OPENAI_API_KEY\n"
+        )
+        model.behave = lambda call: Answer(content=" ")
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        assert "gave no text for 'okapi'" in predict(folder, photo, "--add", "okapi").stderr
+    assert "does not answer" in predict(folder, photo, "--add", "okapi").stderr
+
+
+def test_a_name_alone_is_described_by_the_service_with_the_prompt_of_the_release(
+    classifier_folder, photo, start_service, tmp_path
+):
+    pytest.importorskip("fastapi")
+    from enrich_service.core.settings import Settings
+
+    manifest = classifier_folder / "classifier.json"
+    document = json.loads(manifest.read_text())
+    with LlmServer() as model:
+        url = start_service(Settings(data_dir=tmp_path / "service", llm_url=model.url))
+        document["text"] |= {"prompt": "visual-description", "prompt_version": 1}
+        manifest.write_text(json.dumps(document))
+        result = predict(classifier_folder, photo, "--add", "okapi", "--service", url, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.startswith("added: a photo of okapi . ")
+        assert model.calls["okapi"] == 1
+        document["text"] |= {"prompt_version": 9}
+        manifest.write_text(json.dumps(document))
+        other = predict(classifier_folder, photo, "--add", "okapi", "--service", url)
+        assert other.exit_code == 1
+        assert "distill: the service at" in other.stderr
+        assert "answers 404" in other.stderr
+        # What cannot be added is said before anybody is asked.
+        name = Classifier.load(classifier_folder).classes[0].name
+        assert (
+            "is there already"
+            in predict(classifier_folder, photo, "--add", name.upper(), "--service", url).stderr
+        )
+    assert model.calls.total() == 1
+
+
+def test_a_class_near_another_one_is_added_only_when_allowed(classifier_folder, photo):
+    both = ("--add", f"okapi={OKAPI} and a tongue", "--add", f"okapis={OKAPI} and a tongue")
+    refused = predict(classifier_folder, photo, *both)
+    assert refused.exit_code == 1
+    assert "lies too near to that of 'okapi'" in refused.stderr
+    assert predict(classifier_folder, photo, *both, "--allow-near").exit_code == 0
