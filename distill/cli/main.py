@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from distill.cli.lazy_command import LazyCommand
+from distill.training.openmp import let_idle_threads_sleep
 
 # In the order of `distill --help`: name, module and attribute below distill.cli, help.
 COMMANDS = (
@@ -83,4 +84,5 @@ def _before_any_command(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
-) -> None: ...
+) -> None:
+    let_idle_threads_sleep()  # before any command imports torch

@@ -12,6 +12,7 @@ Notable:
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -24,6 +25,7 @@ from typing import IO, Any, Final
 
 from distill.errors import UserError
 from distill.on_ray.folder import Order, RayFolder
+from distill.training.openmp import CHOICES, let_idle_threads_sleep
 from distill.training.outcome import FAILED, Outcome
 
 POLL_INTERVAL_S: Final = 0.5  # between reads of events and state
@@ -51,8 +53,14 @@ class Cluster:
 
     def submit(self, submission: str, command: Sequence[str]) -> None:
         """Start a Ray job."""
+        variables = {name: os.environ[name] for name in CHOICES if name in os.environ}
+        let_idle_threads_sleep(variables)  # the processes of Ray Train load torch before our code
         with self._errors():
-            self._client.submit_job(entrypoint=shlex.join(command), submission_id=submission)
+            self._client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=submission,
+                runtime_env={"env_vars": variables},
+            )
 
     def state(self, submission: str) -> Any:  # noqa: ANN401 - a ray.job_submission.JobStatus
         """The state of a Ray job. Retries while the cluster does not answer, for a limited time."""

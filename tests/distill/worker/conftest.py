@@ -90,7 +90,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ENRICH_API_KEY": KEY},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_DISPLAY_ENV": "TRUE", "ENRICH_API_KEY": KEY},
     )
     try:
         yield process

@@ -44,6 +44,8 @@ def test_a_job_ends_with_report_and_student_at_the_service(service, address, wor
         mine = (work_dir / f"job-{job}" / name).read_bytes()
         assert artifact["sha256"] == hashlib.sha256(mine).hexdigest()
         assert service.get(f"/v1/jobs/{job}/artifacts/{name}").content == mine
+    openmp = (work_dir / f"job-{job}" / "stderr.log").read_text()
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in openmp  # as OpenMP read it when it was loaded
     written = (path for path in work_dir.rglob("*") if path.is_file())
     assert KEY not in said and not any(KEY.encode() in path.read_bytes() for path in written)
 

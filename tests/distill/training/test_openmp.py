@@ -1,0 +1,20 @@
+"""The policy by which threads wait."""
+
+import pytest
+
+from distill.training.openmp import let_idle_threads_sleep
+
+
+def test_threads_that_wait_sleep_unless_the_user_chose_otherwise() -> None:
+    environment = {"OMP_NUM_THREADS": "2"}
+    let_idle_threads_sleep(environment)
+    assert environment == {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize(
+    "choice", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "10"}, {"KMP_BLOCKTIME": "200"}]
+)
+def test_what_the_user_chose_stays(choice: dict[str, str]) -> None:
+    environment = dict(choice)
+    let_idle_threads_sleep(environment)
+    assert environment == choice
