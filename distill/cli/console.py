@@ -1,16 +1,26 @@
 """Shared by all commands: options, progress bars, one-line errors, tables and JSON."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, Final, ParamSpec, TypeVar
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from contract import Release, TextStrategy
@@ -19,6 +29,7 @@ from distill.errors import TextError, UserError
 # torch, open_clip and timm take seconds to import: each command imports what it needs.
 
 notes = Console(stderr=True)
+LINE_INTERVAL_S: Final = 10.0  # between lines of progress where there is no terminal for bars
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -60,18 +71,38 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+class ProgressDisplay(Progress):
+    """Progress bars on a terminal; elsewhere, as in a file, a line every LINE_INTERVAL_S."""
+
+    def __init__(self, *columns: str | ProgressColumn, console: Console, **options: bool) -> None:
+        super().__init__(*columns, console=console, disable=not console.is_terminal, **options)
+        self._printed = time.monotonic()
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401 - as Progress has it
+        """Set what has changed of a task, as Progress does; print a line when one is due."""
+        super().update(task_id, **changes)
+        if not self.disable or time.monotonic() - self._printed < LINE_INTERVAL_S:
+            return
+        self._printed = time.monotonic()
+        task = next(task for task in self.tasks if task.id == task_id)
+        parts = [] if task.total is None else [f"{task.completed:,.0f} of {task.total:,.0f}"]
+        parts += [str(value) for value in task.fields.values() if value]
+        if task.time_remaining is not None and not task.finished:
+            parts.append(f"{timedelta(seconds=task.time_remaining)} left")
+        line = f"{task.description}: {', '.join(parts)}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress bars on standard error; yields a function from a title to a (done, total) update."""
+    """Progress on standard error; yields a function from a title to a (done, total) update."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # In a file, even an empty bar would be a line.
-    unseen = not notes.is_terminal
-    with Progress(*columns, console=notes, transient=True, disable=unseen) as progress:
+    with ProgressDisplay(*columns, console=notes, transient=True) as progress:
 
         def bar(title: str) -> Callable[[int, int], None]:
             task = progress.add_task(title, total=None)

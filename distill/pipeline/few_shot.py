@@ -103,13 +103,18 @@ class Support:
 
 
 def finetune(
-    config: TrainConfig, student: Student, seen: TrainingData, support: Support
+    config: TrainConfig,
+    student: Student,
+    seen: TrainingData,
+    support: Support,
+    *,
+    on_step: Progress = lambda _done, _total: None,
 ) -> tuple[Student, float]:
     """A copy of `student`, finetuned on `support`, and its accuracy on seen images in percent.
 
     `config` gives epochs, learning rate and seed. Each batch takes up to half of its images from
     the support and the others from `seen`, none twice. All classes, seen and unseen, compete in
-    the losses.
+    the losses. `on_step` is called with (steps done, all steps).
 
     Raises:
         UserError: the training diverged.
@@ -143,8 +148,8 @@ def finetune(
         sample_epoch=sample_epoch,
     )
     student = deepcopy(student)
-    config = config.model_copy(update={"batch_size": size})
-    epochs = train(config, student, data, callbacks=Callbacks())
+    config = config.model_copy(update={"batch_size": size, "accumulate": 1})
+    epochs = train(config, student, data, callbacks=Callbacks(on_step=on_step))
     return student, epochs[-1].seen_top1
 
 
@@ -364,6 +369,7 @@ def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
         seen_targets=inputs.splits["seen"].targets,
         seen_text=task.text["seen"],
     )
+    on_step = inputs.progress("Finetuning steps of this support")
 
     def predict_rest(
         _model: Model, support: Tensor, rest: Tensor, seed: int
@@ -372,7 +378,7 @@ def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
             task.pixels[support], task.unseen.targets[support], task.teacher[support], text
         )
         settings = config.model_copy(update={**changes, "seed": seed})
-        student, seen_top1 = finetune(settings, task.student, seen, images)
+        student, seen_top1 = finetune(settings, task.student, seen, images, on_step=on_step)
         return predict(student.encode(task.pixels[rest]), text), seen_top1
 
     return {"epochs": EPOCHS, "learning_rate": rate}, task.rows(features, predict_rest)

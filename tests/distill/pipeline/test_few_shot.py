@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from distill.cli import console
 from distill.cli.main import app
 from distill.data.augment import apply_views
 from distill.errors import DataError
@@ -119,6 +120,14 @@ def test_finetuning_takes_in_the_new_classes_and_leaves_the_student_as_it_was(ne
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
 
 
+def test_a_run_that_accumulated_batches_is_finetuned_with_a_step_a_batch(new_classes):
+    data, support, _ = new_classes
+    steps = []
+    config = make_config(batch_size=8, accumulate=64, epochs=2)
+    finetune(config, make_student(config), data, support, on_step=lambda *done: steps.append(done))
+    assert steps == [(step, 8) for step in range(1, 9)]
+
+
 @pytest.mark.parametrize("drawn", [1, 3, 6])
 def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(
     new_classes, drawn, monkeypatch
@@ -174,6 +183,19 @@ def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(charm_run, 
     assert "finetune, 15 unseen classes, 1 sample (epochs 5, learning_rate 0.002)" in done.stdout
     (row,) = (line for line in done.stdout.splitlines() if "student" in line)
     assert row.split("│")[2].strip() == "2" and row.split("│")[-3].strip() == "60"
+
+
+def test_progress_is_printed_as_lines_where_there_is_no_terminal(
+    charm_run, charm_world, monkeypatch
+):
+    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
+    done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 1)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "Few-shot: 1 of 1" in lines
+    steps = [line for line in lines if line.startswith("Finetuning steps of this support: 1 of ")]
+    assert len(steps) == 1
+    assert any(line.startswith("Finetuning") and line.endswith(" left") for line in lines)
 
 
 @pytest.mark.parametrize(
