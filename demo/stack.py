@@ -1,4 +1,4 @@
-"""The service and the worker as processes, and the service as its users see it over REST."""
+"""The demo's processes, and the service as its users see it over REST."""
 
 import os
 import re
@@ -6,19 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import httpx
-from rich.progress import Progress
-
-from contract import JobState
 
 BIN = Path(sys.executable).parent  # of the environment, where `enrich` and `distill` lie
-START_SECONDS, STOP_SECONDS = 60, 10
+STOP_SECONDS = 10
+STALL_SECONDS = 300  # without any progress before the demo gives up; with it, it may take longer
 
 
 class DemoError(Exception):
@@ -92,16 +90,33 @@ def stop_tidily() -> None:
         signal.signal(number, interrupt)
 
 
+class StallTimer:
+    """Tells a wait that takes long from one in which nothing happens any more."""
+
+    def __init__(self, what: str, log: Path, seconds: float = STALL_SECONDS) -> None:
+        self._what, self._log, self._seconds = what, log, seconds
+        self._state: object = None
+        self._since = time.monotonic()
+
+    def check(self, state: object) -> None:
+        """Take the present state; raises DemoError if it has not changed for `seconds`."""
+        now = time.monotonic()
+        if state != self._state:
+            self._state, self._since = state, now
+        elif now - self._since > self._seconds:
+            raise DemoError(f"{self._what}: no progress for {self._seconds:g} s", self._log)
+
+
 def wait_for_address(service: Process) -> str:
     """The address that the service says it listens on, once it does."""
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
+    timer = StallTimer("start of the service", service.log)
+    while True:
         service.check()
-        said = service.log.read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", said):
+        output = service.log.read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", output):
             return found.group(1)
+        timer.check(output)
         time.sleep(0.1)
-    raise DemoError(f"the service did not start within {START_SECONDS} s", service.log)
 
 
 class Service:
@@ -109,7 +124,7 @@ class Service:
 
     def __init__(self, process: Process, address: str) -> None:
         self.process, self.address = process, address
-        self._http = httpx.Client(base_url=address, timeout=30, trust_env=False)
+        self._http = httpx.Client(base_url=address, timeout=STALL_SECONDS, trust_env=False)
 
     @property
     def log(self) -> Path:
@@ -140,62 +155,3 @@ class Service:
     def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
         """Send a JSON body and read the JSON that comes back."""
         return self.send("POST", path, json=body).json()
-
-
-def finish_run(
-    service: Service, bars: Progress, run: dict[str, Any], *, seconds: float
-) -> dict[str, Any]:
-    """Wait until the enrichment `run` has ended; the finished run.
-
-    Raises:
-        DemoError: it has not succeeded, or not within `seconds`.
-    """
-    bar = bars.add_task(f"Texts: {run['prompt']}", total=run["total"])
-    until = time.monotonic() + seconds
-    while run["state"] in ("queued", "running") and time.monotonic() < until:
-        time.sleep(0.2)
-        run = service.get(f"/v1/runs/{run['id']}")
-        bars.update(bar, completed=run["done"])
-    if run["state"] != "succeeded":
-        raise DemoError(
-            f"the run of {run['prompt']} is {run['state']}: {run['error']}", service.log
-        )
-    return run
-
-
-def follow(
-    service: Service,
-    worker: Process,
-    bars: Progress,
-    jobs: Mapping[str, int],
-    *,
-    epochs: int,
-    seconds: float,
-) -> None:
-    """Wait until all `jobs` (title to id) have succeeded, showing their epochs.
-
-    Raises:
-        DemoError: one has not succeeded, the worker has ended, or `seconds` have passed.
-    """
-    shown = {title: bars.add_task(f"Student: {title}", total=epochs) for title in jobs}
-    last = dict.fromkeys(jobs, 0)
-    until = time.monotonic() + seconds
-    waiting = list(jobs)
-    while waiting and time.monotonic() < until:
-        left = worker.ended  # looked up first: it may end rightly while the jobs are asked for
-        for title in list(waiting):
-            number = jobs[title]
-            job = service.get(f"/v1/jobs/{number}")
-            for event in service.get(f"/v1/jobs/{number}/events", after=last[title]):
-                last[title] = event["seq"]
-                if event["kind"] == "epoch":
-                    bars.update(shown[title], completed=event["data"]["epoch"])
-            if job["state"] == JobState.SUCCEEDED:
-                waiting.remove(title)
-            elif JobState(job["state"]).is_final:
-                raise DemoError(f"job {number} {job['state']}: {job['error']}", worker.log)
-        if waiting and left:
-            worker.check()
-        time.sleep(0.5)
-    if waiting:
-        raise DemoError(f"no end of {', '.join(waiting)} after {seconds:g} s", worker.log)

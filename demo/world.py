@@ -26,6 +26,7 @@ SIZE = 64  # pixels of a finished image, square
 _CANVAS = 2 * SIZE  # everything is drawn twice as large and averaged down
 CONTEXT = "a painted charm"
 SEEN, UNSEEN = 36, 15
+IMAGES = {"train": 80, "val_on_train": 25, "val": 40}  # a class
 _CLASS_SEED = 7
 
 # The three shapes of a genus have little in common to the eye.
@@ -344,7 +345,12 @@ _FIELDS: dict[str, Field] = {  # where the pattern shows its mark
 
 
 def write_world(
-    root: Path, *, seed: int = 0, train: int = 80, val_on_train: int = 25, val: int = 40
+    root: Path,
+    *,
+    seed: int = 0,
+    train: int = IMAGES["train"],
+    val_on_train: int = IMAGES["val_on_train"],
+    val: int = IMAGES["val"],
 ) -> None:
     """Write the paper's layout under `root`, PNG images a class as given, and the labels.
 
@@ -368,6 +374,11 @@ def write_world(
         for number, charm in enumerate(charms(), start=1)
     ]
     (root / "label2text.txt").write_text("".join(lines))
+
+
+def image_count() -> int:
+    """How many images `write_world` writes by default."""
+    return SEEN * (IMAGES["train"] + IMAGES["val_on_train"]) + UNSEEN * IMAGES["val"]
 
 
 def contact_sheet(columns: int = 10, zoom: int = 2) -> Image.Image:
