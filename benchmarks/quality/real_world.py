@@ -11,16 +11,18 @@ import argparse
 import json
 import shutil
 import time
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
 from contract import Accuracy, Report, TextStrategy, TrainConfig
-from demo.stack import BIN, Service, finish_run, follow, started, stop_tidily, wait_for_address
+from demo.__main__ import progress_display
+from demo.stack import BIN, Service, started, stop_tidily, wait_for_address
+from demo.waiting import FollowedJob, finish_run, follow
 from tests.llm_server import LlmServer
 
 STRATEGIES: tuple[TextStrategy, ...] = ("name", "name+description")
@@ -59,7 +61,6 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
         for label, line in zip(labels, lines, strict=True)
     }
     settings = {"ENRICH_DATA_DIR": str(work / "data")}
-    columns = (TextColumn("{task.description:26}"), BarColumn(), MofNCompleteColumn())
     with (
         LlmServer(answers=answers) as model,
         started(
@@ -70,18 +71,18 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
             OPENAI_API_KEY="local",
             **settings,
         ) as process,
-        Progress(*columns, TimeElapsedColumn(), console=console) as bars,
+        progress_display(console) as display,
     ):
         service = Service(process, wait_for_address(process))
         service.post("/v1/label-sets", {"name": "tiny", "labels": labels})
         run = service.post("/v1/runs", {"label_set": "tiny", "prompt": "visual-description"})
-        run = finish_run(service, bars, run, seconds=600)
-        bars.console.print(
+        run = finish_run(service, display, run)
+        display.console.print(
             f"{run['accepted']} descriptions accepted, {run['rejected']} rejected, "
             f"{sum(model.calls.values())} calls"
         )
         mended = mend(service, run["id"])
-        bars.console.print(f"written by hand: {', '.join(mended)}")
+        display.console.print(f"written by hand: {', '.join(mended)}")
         release = service.post(
             "/v1/releases",
             {
@@ -90,27 +91,20 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
                 "sources": [{"prompt": "visual-description", "alias": "production"}],
             },
         )
-        jobs = {
-            f"{strategy}, seed {seed}": service.post(
-                "/v1/jobs",
-                {
-                    "release_id": release["id"],
-                    "config": TrainConfig(
-                        data=str(DATA),
-                        teacher=TEACHER,
-                        text_strategy=strategy,
-                        epochs=epochs,
-                        seed=seed,
-                    ).model_dump(mode="json"),
-                },
-            )["id"]
-            for seed in range(seeds)
-            for strategy in STRATEGIES
-        }
+        jobs: dict[str, int] = {}
+        followed = []
+        for seed, strategy in product(range(seeds), STRATEGIES):
+            config = TrainConfig(
+                data=str(DATA), teacher=TEACHER, text_strategy=strategy, epochs=epochs, seed=seed
+            )
+            body = {"release_id": release["id"], "config": config.model_dump(mode="json")}
+            title = f"{strategy}, seed {seed}"
+            jobs[title] = service.post("/v1/jobs", body)["id"]
+            followed.append(FollowedJob(service, display, title, jobs[title], config))
         take = [str(BIN / "distill"), "worker", "--service", service.address, "--once"]
         take += ["--work-dir", str(work / "jobs")]
         with started("worker", take, work, **settings) as worker:
-            follow(service, worker, bars, jobs, epochs=epochs, seconds=24 * 3600)
+            follow(followed, worker)
         reports: dict[str, list[Report]] = {strategy: [] for strategy in STRATEGIES}
         for title, number in jobs.items():
             report = Report.model_validate(service.get(f"/v1/jobs/{number}/report"))

@@ -74,8 +74,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 class ProgressDisplay(Progress):
     """Progress bars on a terminal; elsewhere, as in a file, a line every LINE_INTERVAL_S."""
 
-    def __init__(self, *columns: str | ProgressColumn, console: Console, **options: bool) -> None:
-        super().__init__(*columns, console=console, disable=not console.is_terminal, **options)
+    def __init__(
+        self, *columns: str | ProgressColumn, console: Console, transient: bool = False
+    ) -> None:
+        quiet = not console.is_terminal
+        super().__init__(*columns, console=console, transient=transient, disable=quiet)
         self._printed = time.monotonic()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401 - as Progress has it

@@ -26,7 +26,7 @@ from contract import (
 )
 from distill.errors import DataError
 from distill.evaluation.report import headline, write_report
-from distill.evaluation.report_images import chain
+from distill.evaluation.report_images import similarity_order
 
 BIRDS = ("harlequin duck", "surf scoter", "mallard", "barn owl", "tawny owl", "puffin")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -320,7 +320,7 @@ def test_like_classes_are_neighbours_in_the_heat_map():
     rng = np.random.default_rng(1)
     shuffled = rng.permutation(30)
     rows = unit_rows(30, 1.5)[shuffled]
-    order = chain(rows @ rows.T)
+    order = similarity_order(rows @ rows.T)
     assert sorted(order) == list(range(30))
     groups = [shuffled[row] // 3 for row in order]
     borders = sum(one != other for one, other in pairwise(groups))
