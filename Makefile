@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MODEL  := $(VENV)/.model-installed
 
-.PHONY: install demo test postgres-test compose-test ray-test lint bench clean
+.PHONY: install demo test postgres-test compose-test ray-test lint docs bench clean
 
 install: $(STAMP)
 
@@ -42,8 +42,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Fails on a link to a page, heading or Python object that does not exist.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[docs]'
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --strict --clean
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build demo-out bench-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site docs/reference demo-out bench-out .mypy_cache .ruff_cache .pytest_cache

@@ -37,12 +37,25 @@ class LossWeights(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    cls: Annotated[float, Field(ge=0)] = 1.0
-    mse: Annotated[float, Field(ge=0)] = 1.0
+    cls: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="L_cls: classify by the texts; lower it to follow the teacher more closely",
+        ),
+    ] = 1.0
+    mse: Annotated[
+        float,
+        Field(ge=0, description="L_mse: match the teacher's features; raise it for unseen classes"),
+    ] = 1.0
     mse_unnormalised: Annotated[float, Field(ge=0, description="L_mse of raw features")] = 0.0
-    im_cst: Annotated[float, Field(ge=0)] = 1.0
+    im_cst: Annotated[
+        float, Field(ge=0, description="L_im-cst: contrast with the teacher's image features")
+    ] = 1.0
     im_cst_distance: Annotated[float, Field(ge=0, description="L_im-cst as printed")] = 0.0
-    vlprox: Annotated[float, Field(ge=0)] = 1.0
+    vlprox: Annotated[
+        float, Field(ge=0, description="L_vlprox: match the teacher's probabilities of close texts")
+    ] = 1.0
     cap: Annotated[float, Field(ge=0, description="L_cap; needs `captions`")] = 0.0
 
 
@@ -74,16 +87,20 @@ class TrainConfig(BaseModel):
             "the teacher sees the clean image alone",
         ),
     ] = 0
-    text_strategy: TextStrategy = "name+description"
+    text_strategy: Annotated[
+        TextStrategy, Field(description="Which texts of the release become a class's text feature")
+    ] = "name+description"
     captions: Annotated[
         str | None,
         Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
     ] = None
-    losses: LossWeights = LossWeights()
+    losses: Annotated[LossWeights, Field(description="Weight of each loss")] = LossWeights()
     adaptive_weights: Annotated[
         StrictBool, Field(description="Learn the weights of the losses, from those given on")
     ] = False
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    temperature: Annotated[
+        float, Field(gt=0, description="Divides the cosines in all losses with a softmax")
+    ] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
         StrictBool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
@@ -104,7 +121,7 @@ class TrainConfig(BaseModel):
             "accurate"
         ),
     ] = "centre"
-    epochs: Annotated[int, Field(ge=1)] = 12
+    epochs: Annotated[int, Field(ge=1, description="Passes over the training images")] = 12
     batch_size: Annotated[int, Field(ge=2, description="Images, of each process")] = 128
     accumulate: Annotated[
         int,
@@ -121,7 +138,9 @@ class TrainConfig(BaseModel):
             "tenth or less",
         ),
     ] = 0.02
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, description="Not applied to biases and norms")] = (
+        0.01
+    )
     optimiser: Annotated[
         Literal["adamw", "sgd", "muon"],
         Field(description="On equal images, muon gets further; its steps take longer"),
@@ -130,12 +149,14 @@ class TrainConfig(BaseModel):
         Literal["cosine", "steps", "one-cycle"],
         Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
     ] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_epochs: Annotated[
+        float, Field(ge=0, description="Epochs in which the learning rate rises from 0")
+    ] = 1.0
     cpu_kernels: Annotated[
         StrictBool,
         Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),
     ] = True
-    seed: int = 0
+    seed: Annotated[int, Field(description="Decides initial weights, batches and augmentation")] = 0
 
     @model_validator(mode="after")
     def _captions_are_there(self) -> Self:

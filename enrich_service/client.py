@@ -1,4 +1,4 @@
-"""A client of the service over HTTP, with the verbs of its REST interface.
+"""A client for the REST interface of the service.
 
     with Client("http://127.0.0.1:8000") as client:
         client.create_label_set("ducks", ["mallard", "teal"])
@@ -6,8 +6,8 @@
         client.wait_for_run(run.id)
         client.create_release(ReleaseCreate(label_set="ducks", name="ducks-1", sources=[…]))
 
-What goes in and what comes back are the models of the service itself, parsed and typed; files go
-in and come back as bytes. A service that has keys wants one: `Client(URL, key=KEY)`.
+Arguments and results are the pydantic models of the service; files are bytes. If the service has
+API keys, pass one: `Client(URL, key=KEY)`.
 """
 
 import time
@@ -72,9 +72,11 @@ Lists = RootModel[dict[str, list[str]]]
 
 
 class ClientError(Exception):
-    """The service refused a request, or did not answer. `detail` says what to do.
+    """The service refused a request or did not answer.
 
-    `status`: of HTTP; None where there was no answer.
+    Attributes:
+        detail: One line that says what to do.
+        status: HTTP status; None if there was no answer.
     """
 
     def __init__(self, detail: str, status: int | None = None) -> None:
@@ -83,9 +85,12 @@ class ClientError(Exception):
 
 
 class Client:
-    """The service at `url`. Every method raises ClientError; `timeout` is in seconds for a call.
+    """The service at one URL. Every method raises ClientError if the service refuses or fails.
 
-    `key`: an API key, where the service has keys; it wins over a password in `url`.
+    Args:
+        url: Address of the service, such as http://127.0.0.1:8000.
+        key: API key, if the service has keys. It takes precedence over a password in `url`.
+        timeout: Seconds for one request.
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 120.0) -> None:
@@ -108,30 +113,30 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     # --------------------------------------------------------------------------------- label sets
 
     def create_label_set(self, name: str, labels: Iterable[LabelIn | str]) -> LabelSetView:
-        """A new label set; a string is a label's name."""
+        """Create a label set; a string is the name of a label."""
         given = [LabelIn(name=one) if isinstance(one, str) else one for one in labels]
         return self._post("label-sets", LabelSetCreate(name=name, labels=given), LabelSetView)
 
     def upload_label_set(self, name: str, csv: bytes) -> LabelSetView:
-        """A new label set of a CSV file with the columns key, name and context."""
+        """Create a label set from a CSV file with the columns key, name and context."""
         return self._upload("label-sets/upload", {"file": csv}, LabelSetView, name=name)
 
     def label_sets(self) -> list[LabelSetView]:
-        """Label sets by name (the first 1000)."""
+        """List label sets by name (the first 1000)."""
         return self._list("label-sets", LabelSetView, limit=1000)
 
     def label_set(self, name: str) -> LabelSetView:
-        """One label set."""
+        """Get a label set."""
         return self._get(f"label-sets/{name}", LabelSetView)
 
     def labels(self, name: str) -> Iterator[LabelView]:
-        """All labels of a label set, in order."""
+        """Iterate over all labels of a label set, in order."""
         offset: int | None = 0
         while offset is not None:
             page = self._get(f"label-sets/{name}/labels", LabelPage, offset=offset)
@@ -139,12 +144,12 @@ class Client:
             offset = page.next_offset
 
     def set_confusable(self, name: str, confusable: dict[str, list[str]]) -> Confusable:
-        """Say which labels (keys) each of the given ones is easily taken for."""
+        """Set which labels each of the given ones is confused with, all by key."""
         body = Confusable(confusable=confusable)
         return self._send("PUT", f"label-sets/{name}/confusable", body, Confusable)
 
     def guess_confusable(self, name: str) -> Confusable:
-        """Take labels whose names end alike for confusable, where nothing is known yet."""
+        """Mark labels whose names end alike as confusable, where nothing is set yet."""
         return self._post(f"label-sets/{name}/confusable/from-names", None, Confusable)
 
     def delete_label_set(self, name: str) -> None:
@@ -154,49 +159,49 @@ class Client:
     # ------------------------------------------------------------------------------------ prompts
 
     def create_prompt(self, prompt: PromptCreate) -> VersionView:
-        """A new prompt with its version 1."""
+        """Create a prompt with its version 1."""
         return self._post("prompts", prompt, VersionView)
 
     def prompts(
         self, *, search: str = "", tag: str | None = None, archived: bool = False
     ) -> list[PromptView]:
-        """Prompts by name (the first 1000); with `archived`, those too that are put away."""
+        """List prompts by name (the first 1000); `archived` includes archived ones."""
         found = {"search": search, "tag": tag, "archived": archived}
         return self._list("prompts", PromptView, **found, limit=1000)
 
     def prompt(self, name: str) -> PromptView:
-        """One prompt with its aliases."""
+        """Get a prompt with its aliases."""
         return self._get(f"prompts/{name}", PromptView)
 
     def archive_prompt(self, name: str) -> PromptView:
-        """Put a prompt away: it stays readable, and takes no new version."""
+        """Archive a prompt: it stays readable and takes no new versions."""
         return self._send("PUT", f"prompts/{name}/archived", ArchivePut(archived=True), PromptView)
 
     def unarchive_prompt(self, name: str) -> PromptView:
-        """Bring an archived prompt back."""
+        """Restore an archived prompt."""
         return self._send("PUT", f"prompts/{name}/archived", ArchivePut(archived=False), PromptView)
 
     def tag_prompt(self, name: str, tags: Iterable[str]) -> PromptView:
-        """Give a prompt these tags in place of those it had."""
+        """Replace the tags of a prompt."""
         return self._send("PUT", f"prompts/{name}/tags", TagsPut(tags=list(tags)), PromptView)
 
     def add_version(self, name: str, version: VersionCreate) -> VersionView:
-        """The next version of a prompt; the newest one where it has this very content."""
+        """Add a version; returns the newest version if it has the same content."""
         return self._post(f"prompts/{name}/versions", version, VersionView)
 
     def versions(self, name: str) -> list[VersionView]:
-        """All versions of a prompt, the newest first."""
+        """List all versions of a prompt, newest first."""
         return self._list(f"prompts/{name}/versions", VersionView)
 
     def version(self, name: str, which: int | str) -> VersionView:
-        """A version of a prompt, by number or alias."""
+        """Get a version of a prompt by number or alias."""
         kind = "versions" if isinstance(which, int) else "aliases"
         return self._get(f"prompts/{name}/{kind}/{which}", VersionView)
 
     def compare_versions(
         self, name: str, before: int, after: int, *, context: int | None = None
     ) -> VersionDiff:
-        """What changed between two versions; `context`: equal lines kept around a change."""
+        """Compare two versions; `context` is the number of equal lines around a change."""
         numbers = {"from": before, "to": after}
         return self._get(f"prompts/{name}/diff", VersionDiff, **numbers, context=context)
 
@@ -207,16 +212,16 @@ class Client:
     def roll_back_alias(
         self, name: str, alias: str, rollback: AliasRollback | None = None
     ) -> AliasView:
-        """Put an alias back to where it was before its last move."""
+        """Move an alias back to the version before its last move."""
         body = rollback or AliasRollback()
         return self._post(f"prompts/{name}/aliases/{alias}/rollback", body, AliasView)
 
     def alias_moves(self, name: str, alias: str) -> list[AliasMoveView]:
-        """The moves of an alias, the newest first."""
+        """List the moves of an alias, newest first."""
         return self._list(f"prompts/{name}/aliases/{alias}/moves", AliasMoveView)
 
     def try_prompt(self, trial: TrialRequest) -> Trial:
-        """Ask a prompt that is not saved about a few labels."""
+        """Try a prompt that is not saved on a few labels; nothing is stored."""
         return self._post("playground", trial, Trial)
 
     def compare(
@@ -230,7 +235,7 @@ class Client:
         limit: int = 100,
         offset: int = 0,
     ) -> Comparison:
-        """Two versions, each as `PROMPT@VERSION` or `PROMPT@ALIAS`, side by side."""
+        """Compare the texts of two versions, each `PROMPT@VERSION` or `PROMPT@ALIAS`."""
         return self._get(
             f"label-sets/{label_set}/comparison",
             Comparison,
@@ -245,28 +250,28 @@ class Client:
     # --------------------------------------------------------------------------- descriptions, runs
 
     def describe(self, request: DescribeRequest) -> list[Described]:
-        """The texts of up to 100 class names, now."""
+        """Describe up to 100 class names and wait for the texts."""
         answer = self._call("POST", "describe", request)
         return TypeAdapter(list[Described]).validate_json(answer.content)
 
     def start_run(self, run: RunCreate) -> RunView:
-        """Enrich a label set in the background."""
+        """Start the enrichment of a label set in the background."""
         return self._post("runs", run, RunView)
 
     def estimate_run(self, run: RunCreate) -> RunEstimate:
-        """What a run would ask and cost."""
+        """Estimate the requests and the cost of a run."""
         return self._post("runs/estimate", run, RunEstimate)
 
     def runs(self, *, label_set: str | None = None) -> list[RunView]:
-        """Runs, the newest first (the first 1000)."""
+        """List runs, newest first (the first 1000)."""
         return self._list("runs", RunView, label_set=label_set, limit=1000)
 
     def run(self, run_id: int) -> RunView:
-        """One run."""
+        """Get a run."""
         return self._get(f"runs/{run_id}", RunView)
 
     def follow_run(self, run_id: int, *, every: float = 0.5) -> Iterator[RunView]:
-        """The run each time it has changed, until it ends or is paused; a look `every` seconds."""
+        """Yield the run whenever it changes, until it ends or is paused; polls `every` seconds."""
         last = None
         while True:
             view = self.run(run_id)
@@ -278,35 +283,35 @@ class Client:
             time.sleep(every)
 
     def wait_for_run(self, run_id: int, *, every: float = 0.5) -> RunView:
-        """The run once it has ended or is paused."""
+        """Wait until a run has ended or is paused; polls `every` seconds."""
         *_, last = self.follow_run(run_id, every=every)
         return last
 
     def pause_run(self, run_id: int) -> RunView:
-        """Ask no more until it is resumed."""
+        """Pause a run."""
         return self._post(f"runs/{run_id}/pause", None, RunView)
 
     def resume_run(self, run_id: int, budget: RunResume | None = None) -> RunView:
-        """Go on with a paused run."""
+        """Resume a paused run, optionally with a new budget."""
         return self._post(f"runs/{run_id}/resume", budget, RunView)
 
     def cancel_run(self, run_id: int) -> RunView:
-        """Stop a run; what was answered stays."""
+        """Cancel a run; answers so far are kept."""
         return self._post(f"runs/{run_id}/cancel", None, RunView)
 
     def retry_run(self, run_id: int) -> RunView:
-        """Ask the labels of an ended run that have no answer."""
+        """Run an ended run again for the labels without an answer."""
         return self._post(f"runs/{run_id}/retry", None, RunView)
 
     def captions(self, run_id: int) -> Iterator[ImageCaption]:
-        """The captions of the images that a run asked about."""
+        """Iterate over the image captions of a run."""
         for line in self._call("GET", f"runs/{run_id}/captions.jsonl").iter_lines():
             yield ImageCaption.model_validate_json(line)
 
     # -------------------------------------------------------------------------------------- texts
 
     def generations(self, **filters: Any) -> Iterator[GenerationView]:  # noqa: ANN401 - of the route
-        """All generations that fit the filters of GET /v1/generations, the newest first."""
+        """Iterate over generations, newest first; `filters` as in GET /v1/generations."""
         before: int | None = None
         while True:
             page = self._call("GET", "generations", None, **filters, before=before).json()
@@ -316,15 +321,15 @@ class Client:
                 return
 
     def generation(self, generation_id: int) -> GenerationDetail:
-        """One generation with its provenance."""
+        """Get a generation with its provenance."""
         return self._get(f"generations/{generation_id}", GenerationDetail)
 
     def edit(self, generation_id: int, text: TextIn) -> GenerationDetail:
-        """A person's text in place of what a generation says."""
+        """Store a person's text that replaces the text of a generation."""
         return self._post(f"generations/{generation_id}/edits", text, GenerationDetail)
 
     def write_text(self, label_id: int, text: LabelTextIn) -> GenerationDetail:
-        """A person's own text for a label of a label set."""
+        """Store a person's text for a label."""
         return self._post(f"labels/{label_id}/texts", text, GenerationDetail)
 
     def review(
@@ -341,51 +346,51 @@ class Client:
         return TypeAdapter(list[ReviewView]).validate_json(answer.content)
 
     def reviews(self, generation_id: int) -> list[ReviewView]:
-        """Who said what of a text, the newest first."""
+        """List the reviews of a text, newest first."""
         return self._list(f"generations/{generation_id}/reviews", ReviewView)
 
     # ----------------------------------------------------------------------------- releases, jobs
 
     def create_release(self, release: ReleaseCreate) -> ReleaseView:
-        """Freeze one text for every label."""
+        """Create a release: one fixed text for every label."""
         return self._post("releases", release, ReleaseView)
 
     def import_release(
         self, release: Release, *, name: str | None = None, label_set: str | None = None
     ) -> ReleaseView:
-        """Take in a release that was made elsewhere."""
+        """Import a release; it keeps its hash."""
         return self._post("releases/import", release, ReleaseView, name=name, label_set=label_set)
 
     def translate(self, release_id: int, translation: TranslationCreate) -> RunView:
-        """Begin a run that translates the texts of a release."""
+        """Start a run that translates the texts of a release."""
         return self._post(f"releases/{release_id}/translations", translation, RunView)
 
     def releases(self, *, label_set: str | None = None) -> list[ReleaseView]:
-        """Releases, the newest first (the first 1000)."""
+        """List releases, newest first (the first 1000)."""
         return self._list("releases", ReleaseView, label_set=label_set, limit=1000)
 
     def release(self, release_id: int) -> Release:
-        """A release with its texts."""
+        """Get a release with its texts."""
         return self._get(f"releases/{release_id}", Release)
 
     def compare_releases(self, before: int, after: int) -> ReleaseDiff:
-        """The labels whose texts differ between two releases."""
+        """Compare two releases: the labels whose texts differ."""
         return self._get(f"releases/{before}/diff", ReleaseDiff, to=after)
 
     def create_job(self, job: JobCreate) -> Job:
-        """Queue the training of a student."""
+        """Queue a training job."""
         return self._post("jobs", job, Job)
 
     def jobs(self) -> list[Job]:
-        """Jobs, the newest first (the first 1000)."""
+        """List jobs, newest first (the first 1000)."""
         return self._list("jobs", Job, limit=1000)
 
     def job(self, job_id: int) -> Job:
-        """One job."""
+        """Get a job."""
         return self._get(f"jobs/{job_id}", Job)
 
     def wait_for_job(self, job_id: int, *, every: float = 2.0) -> Job:
-        """The job once it has ended; a look `every` seconds."""
+        """Wait until a job has ended; polls `every` seconds."""
         while not (job := self.job(job_id)).state.is_final:
             time.sleep(every)
         return job
@@ -395,23 +400,23 @@ class Client:
         return self._post(f"jobs/{job_id}/cancel", None, Job)
 
     def report(self, job_id: int) -> Report:
-        """The report of a job."""
+        """Get the report of a job."""
         return self._get(f"jobs/{job_id}/report", Report)
 
     # -------------------------------------------------------------------------- imports, exports
 
     def import_all(self, export: bytes) -> Imported:
-        """Take in what `export_all` gave: all of it or nothing."""
+        """Import the output of `export_all`, completely or not at all."""
         return self._post("import", export, Imported)
 
     def import_generations_csv(self, csv: bytes) -> Imported:
-        """Take in what `generations_csv` gave; its prompts and label sets must be here already."""
+        """Import the output of `generations_csv`; its prompts and label sets must exist."""
         return self._post("import/generations.csv", csv, Imported)
 
     def import_release_csv(
         self, csv: bytes, *, name: str, label_set: str, author: str = ""
     ) -> ReleaseView:
-        """Make a release, and the label set where it does not exist, of the texts in a CSV file."""
+        """Create a release, and the label set if it does not exist, from a CSV file."""
         named = {"name": name, "label_set": label_set, "author": author}
         return self._post("import/release.csv", csv, ReleaseView, **named)
 
@@ -425,7 +430,7 @@ class Client:
         author: str = "",
         check_texts: bool = True,
     ) -> Imported:
-        """Make a label set of the paper's label2text.txt, with the texts of its chatgpt.txt."""
+        """Create a label set from the paper's label2text.txt, with the texts of chatgpt.txt."""
         files = {"label2text": label2text, "descriptions": descriptions}
         told = {"context": context, "author": author, "check_texts": check_texts}
         return self._upload("import/pairs", files, Imported, name=name, **told)
@@ -439,70 +444,70 @@ class Client:
         author: str = "",
         check_texts: bool = True,
     ) -> Imported:
-        """Take in the descriptors (attributes) or sentences of class names."""
+        """Import descriptors (attributes) or sentences by class name."""
         told = {"kind": kind, "author": author, "check_texts": check_texts}
         return self._post("import/lists", Lists(lists), Imported, label_set=label_set, **told)
 
     def export_all(self, *, label_set: str | None = None) -> bytes:
-        """Label sets, prompts, generations and releases as JSONL; or what belongs to one set."""
+        """Export label sets, prompts, generations and releases as JSONL; or those of one set."""
         return self._call("GET", "export", label_set=label_set).content
 
     def generations_csv(self, *, label_set: str | None = None) -> bytes:
-        """All generations, or those that serve one label set, as CSV."""
+        """Export generations as CSV; all, or those of one label set."""
         return self._call("GET", "export/generations.csv", label_set=label_set).content
 
     def reviews_csv(self, *, label_set: str | None = None) -> bytes:
-        """Who said what of which text, of all or of those that serve one label set, as CSV."""
+        """Export reviews as CSV; all, or those of one label set."""
         return self._call("GET", "export/reviews.csv", label_set=label_set).content
 
     def confusable_csv(self, name: str) -> bytes:
-        """Which labels of a label set are easily confused, as CSV."""
+        """Export which labels of a label set are confused, as CSV."""
         return self._call("GET", f"label-sets/{name}/confusable.csv").content
 
     def labels_csv(self, name: str) -> bytes:
-        """The labels of a label set as CSV, as `upload_label_set` takes them."""
+        """Export a label set as CSV, the input of `upload_label_set`."""
         return self._call("GET", f"label-sets/{name}/labels.csv").content
 
     def release_csv(self, release_id: int) -> bytes:
-        """The texts of a release as CSV, as `import_release_csv` takes them."""
+        """Export a release as CSV, the input of `import_release_csv`."""
         return self._call("GET", f"releases/{release_id}/release.csv").content
 
     def label2text(self, release_id: int) -> bytes:
-        """The labels of a release as the paper's label2text.txt has them."""
+        """Export the labels of a release as the paper's label2text.txt."""
         return self._call("GET", f"releases/{release_id}/label2text.txt").content
 
     def descriptions(self, release_id: int) -> bytes:
-        """The descriptions of a release as the paper's chatgpt.txt has them."""
+        """Export the descriptions of a release as the paper's chatgpt.txt."""
         return self._call("GET", f"releases/{release_id}/chatgpt.txt").content
 
     def descriptors(self, release_id: int) -> dict[str, list[str]]:
-        """The attributes of a release by class name, as classify-by-description has them."""
+        """Get the attributes of a release by class name, the format of classify-by-description."""
         return self._get(f"releases/{release_id}/descriptors.json", Lists).root
 
     def sentences(self, release_id: int) -> dict[str, list[str]]:
-        """The sentences of a release by class name, as CuPL has them."""
+        """Get the sentences of a release by class name, the format of CuPL."""
         return self._get(f"releases/{release_id}/sentences.json", Lists).root
 
     def manifest(self, release_id: int) -> Manifest:
-        """Where the texts of a release came from."""
+        """Get the provenance of the texts of a release."""
         return self._get(f"releases/{release_id}/manifest.json", Manifest)
 
     # --------------------------------------------------------------------------------------- keys
 
     def create_key(self, key: KeyCreate) -> KeyCreated:
-        """A new API key; the answer is the only place where it ever stands."""
+        """Create an API key. Only this answer contains the key."""
         return self._post("keys", key, KeyCreated)
 
     def keys(self) -> list[KeyView]:
-        """All API keys, the newest first."""
+        """List all API keys, newest first."""
         return self._list("keys", KeyView)
 
     def revoke_key(self, key_id: int) -> KeyView:
-        """Let a key open nothing from now on."""
+        """Revoke an API key."""
         return self._post(f"keys/{key_id}/revoke", None, KeyView)
 
     def audit_log(self, *, key_id: int | None = None, before: int | None = None) -> list[AuditView]:
-        """Changes and who made them, the newest first (1000 of those older than `before`)."""
+        """List changes and who made them, newest first (1000 before the id `before`)."""
         return self._list("audit", AuditView, key_id=key_id, before=before, limit=1000)
 
     # -------------------------------------------------------------------------------------- calls
@@ -577,7 +582,7 @@ class Client:
 
 
 def _check(url: str, key: str | None) -> None:
-    """Raises ClientError where nothing can be sent; it shows neither, as both may hold a key."""
+    """Raise ClientError for an invalid address or key, without showing either of them."""
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
@@ -589,7 +594,7 @@ def _check(url: str, key: str | None) -> None:
 
 
 def _bearer(key: str) -> Callable[[httpx.Request], httpx.Request]:
-    """Puts `key` into a request. A header alone would give way to a password in the address."""
+    """Add `key` to a request. A plain header would be replaced by a password in the URL."""
 
     def put(request: httpx.Request) -> httpx.Request:
         request.headers["Authorization"] = f"Bearer {key}"
@@ -599,12 +604,12 @@ def _bearer(key: str) -> Callable[[httpx.Request], httpx.Request]:
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` without those that are None."""
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _detail(answer: httpx.Response) -> str:
-    """What a problem document says; else the status and the start of the body."""
+    """The detail of a problem document; else the status and the start of the body."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
