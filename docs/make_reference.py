@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Schema = Mapping[str, Any]
 PROGRAMS = {"enrich": "enrich_service.cli", "distill": "distill.cli.main"}
 PYTHON_PAGES = {
-    "python-distill": ("Python API: distill", ["distill.method"]),
+    "python-distill": ("Python API: distill", ["distill.runtime", "distill.method"]),
     "python-client": ("Python API: enrich_service.client", ["enrich_service.client"]),
 }
 RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

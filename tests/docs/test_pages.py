@@ -1,8 +1,8 @@
 """What README, CONTRIBUTING and docs/ tell people to type works.
 
-A console block after `<!-- run -->` is run, in the order of its page, in one folder and with one
-database per page. Photos, teacher and language model are small or local stand-ins. All other
-commands, in blocks and in text, are checked to exist with the options that they are given.
+A console or Python block after `<!-- run -->` is run, in the order of its page, in one folder and
+with one database per page. Photos, teacher and language model are small or local stand-ins. All
+other commands, in blocks and in text, are checked to exist with the options that they are given.
 """
 
 import json
@@ -34,7 +34,7 @@ PAGES = {
     if "reference" not in path.parts  # generated: see test_reference.py
 }
 FENCE = re.compile(r'^```(\w+)(?: title="(\S+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-RUN = re.compile(r"^<!-- run -->\n```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUN = re.compile(r"^<!-- run -->\n```(console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PROGRAMS = {"enrich": "enrich_service.cli", "distill": "distill.cli.main"}
 
 # Named on the pages, but not part of this project or not to be started in a test.
@@ -131,10 +131,14 @@ def test_what_a_page_says_to_run_runs(page, shell, tmp_path, monkeypatch):
             (tmp_path / name).write_text(replaced(text), "utf-8")
     with LlmServer(behave=describe) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        for line in [line for block in RUN.findall(PAGES[page]) for line in block.splitlines()]:
-            assert line.startswith("$ "), line
-            if not line.startswith(NOT_RUN, 2):
-                shell(re.sub(r"http://127\.0\.0\.1:\d+/v1", server.url, replaced(line[2:])))
+        for language, block in RUN.findall(PAGES[page]):
+            if language == "python":
+                exec(block, {})
+                continue
+            for line in block.splitlines():
+                assert line.startswith("$ "), line
+                if not line.startswith(NOT_RUN, 2):
+                    shell(re.sub(r"http://127\.0\.0\.1:\d+/v1", server.url, replaced(line[2:])))
         asked = {call.body["model"] for call in server.requests}
     assert set(re.findall(r"\bENRICH_LLM_MODEL=(\S+)", PAGES[page])) <= asked
 
