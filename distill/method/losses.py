@@ -2,6 +2,7 @@
 (Li et al., ICCV 2023, arXiv 2307.03135), one function per formula.
 
 Notable:
+
 - S(x) is the student's feature of an image, T_img(x) and T_txt(y) the teacher's of an image and of
   a text. All are normalised to unit length here, so callers may pass raw features.
 - Half precision is converted to float32 first; call these functions outside of autocast.

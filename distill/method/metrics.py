@@ -1,6 +1,7 @@
 """The metrics of Li et al. (ICCV 2023, arXiv 2307.03135), and diagnostics of text features.
 
 Notable:
+
 - Results are exact. Large matrices are multiplied in blocks of float32; rows in which two cosines
   are closer than float32 resolves are recomputed in float64.
 - Cosines that differ by less than 1e-10 are ties. Ties go to the lower index; a tie with the

@@ -43,7 +43,6 @@ NOT_RUN = (". ", "pip ", "vllm ", "llama-server ", "ollama ", "enrich llm up")
 STAND_INS = {
     "ViT-B-32@laion2b_s34b_b79k": f"local-dir:{ROOT}/demo/teacher",
     'student = "resnet18"': 'student = "test_resnet"',
-    'student = "resnet10t"': 'student = "test_resnet"',
     "image_size = 128": "image_size = 32",
 }
 # The photos of the pages are of the demo's world: the teacher knows it by its descriptions.
