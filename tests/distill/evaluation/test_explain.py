@@ -127,7 +127,7 @@ def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
     plain.write_text(make_release({"n1": "red fox"}).model_dump_json())
     teacher = ("--teacher", f"local-dir:{DEMO / 'teacher'}")
     for words, told in (
-        ((picture, *whole), "say who looks: --teacher NAME, or --student FOLDER"),
+        ((picture, *whole), "name a model: --teacher NAME, or --student FOLDER"),
         ((tmp_path / "none.png", *teacher, *whole), "none.png (it no longer exists)"),
         ((picture, *teacher, "--release", plain), "'n1' (red fox) has no text for the strategy"),
         ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
