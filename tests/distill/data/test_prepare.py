@@ -98,7 +98,7 @@ def test_the_hash_of_the_lists_is_checked_and_recorded(prepare, lists, tmp_path)
     whole = b"".join((lists / f"{split}_data.txt").read_bytes() for split in SPLITS)
     sha256 = hashlib.sha256(whole).hexdigest()
     done = prepare(*CARS, "--sha256", "0" * 64)
-    assert done.exit_code == 1 and f"have the SHA-256 {sha256}, not the one" in done.stderr
+    assert done.exit_code == 1 and f"have the SHA-256 {sha256}, not the given one" in done.stderr
     assert not (tmp_path / "out").exists()
 
     done = prepare(*CARS, "--sha256", sha256.upper(), "--json")
