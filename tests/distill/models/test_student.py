@@ -97,7 +97,7 @@ def test_a_student_is_tested_again_as_it_was_tested(tmp_path):
     assert load_student(path)[0].test_views == "ten-crop"
     content = path.read_bytes().replace(b'"ten-crop"', b'"six-crop"')
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="no student: train it again"):
+    with pytest.raises(ModelError, match="not a student: train it again"):
         load_student(path)
 
 
