@@ -20,10 +20,12 @@ from contract.job import (
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
 from contract.report import (
     Accuracy,
+    Calibration,
     ClassMargin,
     ConfusablePair,
     Epoch,
     Imitation,
+    JointAccuracy,
     Move,
     Preflight,
     PulledApart,
@@ -40,6 +42,7 @@ from contract.report import (
 __all__ = [
     "IMAGE_SUFFIXES",
     "Accuracy",
+    "Calibration",
     "ClassMargin",
     "ConfusablePair",
     "Epoch",
@@ -50,6 +53,7 @@ __all__ = [
     "Job",
     "JobCreate",
     "JobState",
+    "JointAccuracy",
     "Lease",
     "LogLine",
     "LossWeights",

@@ -51,6 +51,54 @@ class Accuracy(_Frozen):
     classes: int
 
 
+class JointAccuracy(_Frozen):
+    """Accuracy where seen and unseen classes compete for each image (generalised zero-shot).
+
+    Accuracies are top-1 in percent of images.
+    """
+
+    model: Literal["teacher", "student"]
+    text: Annotated[str, Field(description="Text strategy, e.g. 'name' or 'name+description'")]
+    bias: Annotated[float, Field(description="Taken from the cosines of seen classes")]
+    seen: float
+    unseen: float
+    harmonic_mean: Annotated[float, Field(description="Of both, percent")]
+    best_harmonic_mean: Annotated[
+        float, Field(description="With the best bias, which needs unseen images to be known")
+    ]
+    ausuc: Annotated[
+        float, Field(description="Area under the curve of both over all biases, 0 to 1")
+    ]
+    classes: int
+
+
+class Calibration(_Frozen):
+    """How a student's cosines become probabilities, and which images are of no class.
+
+    Probabilities are softmax((cosine − seen_bias · seen) / temperature). All but the figures is
+    fitted on validation images of seen classes.
+    """
+
+    temperature: Annotated[float, Field(gt=0)]
+    seen_bias: Annotated[float, Field(description="Taken from the cosines of seen classes")] = 0.0
+    ece_before: Annotated[
+        float | None, Field(description="Expected calibration error, percent; the training's T")
+    ] = None
+    ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
+    unknown_threshold: Annotated[
+        float | None, Field(description="An image whose best cosine is less is of no class")
+    ] = None
+    unknown_auroc: Annotated[
+        float | None, Field(description="Seen from unseen images by the best cosine, 0 to 1")
+    ] = None
+    unknown_auroc_softmax: Annotated[
+        float | None, Field(description="The same by the best probability")
+    ] = None
+    unknown_fpr_at_95_tpr: Annotated[
+        float | None, Field(description="Unseen images above the threshold, percent")
+    ] = None
+
+
 class ConfusablePair(_Frozen):
     """Two classes whose texts lie close together."""
 
@@ -203,6 +251,8 @@ class Report(_Frozen):
         float | None, Field(description="Mean of the last 5 epochs, or of as many as there are")
     ] = None
     accuracies: tuple[Accuracy, ...]
+    joint: tuple[JointAccuracy, ...] = ()
+    calibration: Calibration | None = None
     imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]

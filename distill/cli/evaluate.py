@@ -83,6 +83,14 @@ def evaluate(
         bool,
         typer.Option("--normalised", help="Standardise each class's scores, as the report does."),
     ] = False,
+    joint: Annotated[
+        bool,
+        typer.Option("--joint", help="Both splits, all classes competing for each image."),
+    ] = False,
+    seen_bias: Annotated[
+        float | None,
+        typer.Option(help="With --joint: bias against seen classes. Default: the run's, or 0."),
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,6 +98,7 @@ def evaluate(
     from distill.data.splits import EVALUATION_SPLITS
     from distill.embeddings.text_bank import TextBank
     from distill.evaluation.accuracy import accuracy
+    from distill.evaluation.figures import joint_accuracy
     from distill.evaluation.report import NORMALISED
     from distill.evaluation.score_norm import FILE as NORM_FILE
     from distill.evaluation.score_norm import ScoreNorm
@@ -100,35 +109,57 @@ def evaluate(
     if split not in EVALUATION_SPLITS:
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     name = EVALUATION_SPLITS[split]
+    names: tuple[Literal["seen", "unseen"], ...] = ("seen", "unseen") if joint else (name,)
     if student is None and (test_views or normalised):
         raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
+    if joint and normalised:
+        raise UserError("--joint compares cosines: leave --normalised out")
+    if seen_bias is not None and not joint:
+        raise UserError("--seen-bias is for all classes competing: give --joint too")
     norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
     if text_bank is None:
         chosen = release_given(release, labels, descriptions)
-        splits = scan_splits(data, {label.key for label in chosen.labels}, (name,))
+        splits = scan_splits(data, {label.key for label in chosen.labels}, names)
     else:
         if release or labels or descriptions or strategy:
             raise TextError("give either --text-bank or a release with its strategy, not both")
         bank = TextBank.load(text_bank)
         if bank.teacher != teacher:
             raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
-        splits = scan_splits(data, bank.keys, (name,))
-    images = splits[name]
+        splits = scan_splits(data, bank.keys, names)
     with bars() as bar:
         inputs = Inputs(splits, load_teacher(teacher), cache, bar)
         if text_bank is None:
-            bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), images.keys)
+            keys = [key for each in names for key in splits[each].keys]
+            bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), keys)
         if student is None:
-            features = inputs.teacher_features(name)
+            features = {each: inputs.teacher_features(each) for each in names}
         else:
             network, size = load_student(student / FILE)
-            features = network.encode(inputs.pixels(name, size), test_views)
+            features = {
+                each: network.encode(inputs.pixels(each, size), test_views) for each in names
+            }
     model: Literal["teacher", "student"] = "teacher" if student is None else "student"
+    if joint:
+        bias = _seen_bias(student) if seen_bias is None else seen_bias
+        tested = {each: splits[each] for each in names}
+        together = joint_accuracy(model, features, tested, bank, bias=bias)
+        show(together, as_json, f"{model}, seen and unseen classes together")
+        return
+    images = splits[name]
     text = NORMALISED if normalised else None
     result = accuracy(
-        model, name, features, images.targets, images.keys, bank, text=text, norm=norm
+        model, name, features[name], images.targets, images.keys, bank, text=text, norm=norm
     )
     show(result, as_json, f"{model} on {name} classes")
+
+
+def _seen_bias(student: Path | None) -> float:
+    """The bias that the student's run chose; 0 for a teacher."""
+    from distill.evaluation.report import read_report
+
+    calibration = None if student is None else read_report(student).calibration
+    return 0.0 if calibration is None else calibration.seen_bias
 
 
 @one_line_errors

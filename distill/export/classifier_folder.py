@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,16 +13,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contract import Release, Report
+from contract import Calibration, Release, Report
 from distill.data.pixels import Progress, load_pixels
 from distill.data.releases import read_release
 from distill.data.splits import Split, scan_split
 from distill.embeddings.prompts import prefix_of, prompts_of
 from distill.embeddings.text_bank import TextBank
-from distill.errors import ModelError
+from distill.errors import DataError, ModelError
 from distill.evaluation.accuracy import predict, score
 from distill.evaluation.report import read_report
-from distill.export.calibrate import calibrate
 from distill.export.model_card import model_card
 from distill.export.onnx import image_encoder, text_encoder
 from distill.export.tokenizer import tokenizer_json
@@ -46,7 +45,6 @@ from distill.runtime.manifest import (
     TEXT_BANK,
     TEXT_ENCODER,
     TOKENIZER,
-    Calibration,
     ClassEntry,
     Manifest,
     Preprocessing,
@@ -105,6 +103,8 @@ def load_run(
         UserError: there is no finished run, its images cannot be read, or its teacher is another.
     """
     report = read_report(folder)
+    if report.calibration is None or not report.joint:
+        raise DataError(f"the run {folder} has no calibration in its report: train it again")
     bank = TextBank.load(folder / BANK_FILE)
     student, size = load_student(folder / STUDENT_FILE)
     release = read_release(folder / RELEASE_FILE)
@@ -174,11 +174,7 @@ def export_run(run: FinishedRun, out: Path, *, cache: Path | None = None) -> Exp
         ),
         _teacher_row(run),
     )
-    calibration, accuracies = calibrate(
-        exported, run.splits, run.bank, run.report.config.temperature
-    )
-    accuracies |= {"seen": rows[1].seen, "unseen": rows[1].unseen}
-    manifest = _manifest(run, groups, cleaning, calibration, accuracies)
+    manifest = _manifest(run, groups, cleaning, rows)
     files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
@@ -219,8 +215,7 @@ def _manifest(
     run: FinishedRun,
     groups: Mapping[str, tuple[str, ...]],
     cleaning: TextCleaning,
-    calibration: Calibration,
-    accuracies: dict[str, float],
+    rows: Sequence[FormatRow],
 ) -> Manifest:
     report, release, bank = run.report, run.release, run.bank
     unseen = set(run.splits["unseen"].keys)
@@ -237,8 +232,8 @@ def _manifest(
         release=ReleaseInfo(name=release.name, label_set=release.label_set, hash=release.hash),
         preprocessing=Preprocessing(image_size=report.config.image_size),
         text=_text_info(run, cleaning),
-        calibration=calibration,
-        accuracies=accuracies,
+        calibration=report.calibration or Calibration(temperature=report.config.temperature),
+        accuracies=_accuracies(report, rows),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         classes=tuple(
             ClassEntry(
@@ -254,6 +249,30 @@ def _manifest(
     )
 
 
+def _accuracies(report: Report, rows: Sequence[FormatRow]) -> dict[str, float]:
+    """Top-1 in percent: of the exported encoder alone, and of the run where all classes compete."""
+    exported = next(row for row in rows if row.megabytes is not None)
+    joint = next(row for row in reversed(report.joint) if row.model == "student")
+    return {
+        "seen": exported.seen,
+        "unseen": exported.unseen,
+        "joint_seen": joint.seen,
+        "joint_unseen": joint.unseen,
+        "joint_harmonic_mean": joint.harmonic_mean,
+        "joint_ausuc": 100 * joint.ausuc,
+    }
+
+
+def nearest_limit(bank: Tensor) -> float:
+    """How near the text of a new class may lie to another one's: midway from the nearest pair of
+    unit text features `bank` [classes, dim] to a cosine of 1.
+    """
+    if len(bank) < 2:
+        return 1.0
+    cosines = (bank @ bank.T).fill_diagonal_(-1)
+    return (1 + min(float(cosines.max()), 1.0)) / 2
+
+
 def _text_info(run: FinishedRun, cleaning: TextCleaning) -> TextInfo:
     """How texts are made, and the prompt version and the context that most labels have."""
     prompts = Counter((x.prompt, x.prompt_version) for x in run.release.sources if x.prompt)
@@ -266,4 +285,5 @@ def _text_info(run: FinishedRun, cleaning: TextCleaning) -> TextInfo:
         prompt=prompt,
         prompt_version=number,
         context=contexts.most_common(1)[0][0],
+        nearest_limit=nearest_limit(run.bank.features),
     )

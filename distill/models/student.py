@@ -70,12 +70,14 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
+        features: Tensor = self.projection(self._backbone_features(images))
+        return features
+
+    def _backbone_features(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         images = (images - self.mean).div_(self.std)
-        features: Tensor = self.projection(
-            self.backbone(images.contiguous(memory_format=torch.channels_last))
-        )
+        features: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return features
 
     @property
@@ -96,6 +98,18 @@ class Student(nn.Module):
         return torch.cat(
             [self._encode_views(batch.to(device), views).float().cpu() for batch in batches]
         )
+
+    @torch.inference_mode()
+    def encode_backbone(self, pixels: Tensor) -> Tensor:
+        """What the projection gets [images, width] float32 of a single view of uint8 `pixels`."""
+        self.eval()
+        device = self.projection.weight.device
+        features = [
+            self._backbone_features(view).float().cpu()
+            for batch in torch.split(pixels, EVALUATION_BATCH)
+            for view in fixed_views(batch.to(device), self.single_view)
+        ]
+        return torch.cat(features)
 
     def _encode_views(self, images: Tensor, views: TestViews) -> Tensor:
         features: list[Tensor] = [self(view) for view in fixed_views(images, views)]

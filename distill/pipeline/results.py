@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from contract import (
     Accuracy,
@@ -32,10 +34,12 @@ from distill.data.splits import Split
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
+from distill.evaluation.figures import calibrate, joint_accuracy
 from distill.evaluation.report import CONTROL, NORMALISED, read_report, write_report
 from distill.evaluation.report_images import draw_similarity, draw_thumbnails
 from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
 from distill.evaluation.score_norm import ScoreNorm
+from distill.evaluation.seen_bias import SeenImages, choose_seen_bias
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import Student, save_student
 from distill.pipeline.inputs import SPLITS, Inputs
@@ -43,6 +47,7 @@ from distill.pipeline.inputs import SPLITS, Inputs
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 LAST_EPOCHS: Final = 5
+BIAS_IMAGES: Final = 10_000  # training images that the seen-class bias is chosen with
 MAP_CLASSES: Final = 1000  # rows of a similarity map, one pixel each
 PLANE_CLASSES: Final = 250  # arrows on the plane of texts
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
@@ -92,6 +97,7 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
     norm = ScoreNorm.of(features["train"])
     norm.save(out / SCORE_NORM_FILE)
     report = _build_report(run, student, features, norm, epochs)
+    report = report.model_copy(update=_joint_and_calibration(run, student, features))
     pictures = _draw_pictures(run, report, out)
     report = report.model_copy(update={**pictures, "finished_at": datetime.now(UTC)})
     names = run.bank.names
@@ -140,6 +146,51 @@ def _build_report(
         versions=_versions(),
         started_at=run.started_at,
         finished_at=datetime.now(UTC),
+    )
+
+
+def _joint_and_calibration(
+    run: RunInputs, student: Student, features: Mapping[SplitName, Tensor]
+) -> dict[str, object]:
+    """The fields of the report on seen and unseen classes together, and on probabilities."""
+    bank = run.bank
+    splits = {split: run.inputs.splits[split] for split in EVALUATED}
+    by_model: dict[Literal["teacher", "student"], dict[Literal["seen", "unseen"], Tensor]] = {
+        "teacher": {split: run.features[split] for split in EVALUATED},
+        "student": {split: features[split] for split in EVALUATED},
+    }
+    rows = [
+        joint_accuracy(model, tested, splits, text_bank, text=text)
+        for model, tested in by_model.items()
+        for text, text_bank in run.banks.items()
+    ]
+    bias, tested = _seen_bias(run, student, features["seen"]), by_model["student"]
+    rows.append(joint_accuracy("student", tested, splits, bank, bias=bias))
+    temperature = run.config.temperature
+    return {
+        "joint": tuple(rows),
+        "calibration": calibrate(tested, splits, bank, temperature=temperature, seen_bias=bias),
+    }
+
+
+def _seen_bias(run: RunInputs, student: Student, features: Tensor) -> float:
+    """The bias against seen classes; `features` [images, dim] are the student's of the seen split.
+
+    Of many training images, evenly spaced ones are used.
+    """
+    train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
+    text = run.bank.select(train.keys).features
+    rows = torch.linspace(0, len(train) - 1, min(len(train), BIAS_IMAGES), dtype=torch.float64)
+    place = {key: row for row, key in enumerate(train.keys)}
+    targets = torch.tensor([place[key] for key in seen.keys])[seen.targets]
+    return choose_seen_bias(
+        SeenImages(
+            student.encode_backbone(run.pixels["train"][rows.long()]), train.targets[rows.long()]
+        ),
+        SeenImages(student.encode_backbone(run.pixels["seen"]), targets),
+        normalize(features, dim=1) @ text.T,
+        text,
+        len(run.inputs.splits["unseen"].keys),
     )
 
 

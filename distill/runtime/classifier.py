@@ -169,11 +169,9 @@ class Classifier:
             )
             for i in order
         )
-        calibration = self.manifest.calibration
-        threshold = calibration.unknown_threshold
-        by_softmax = calibration.unknown_score == "softmax"
-        best = float(probabilities.max() if by_softmax else cosines.max())
-        return Prediction(candidates, threshold is not None and best < threshold)
+        threshold = self.manifest.calibration.unknown_threshold
+        unknown = threshold is not None and float(cosines.max()) < threshold
+        return Prediction(candidates, unknown)
 
     def add(
         self,
@@ -235,7 +233,7 @@ class Classifier:
         if not len(self.bank):
             return
         cosines = self.bank @ features
-        nearest, limit = int(cosines.argmax()), self.manifest.calibration.nearest_text_limit
+        nearest, limit = int(cosines.argmax()), self.manifest.text.nearest_limit
         if cosines[nearest] > limit:
             raise ClassifierError(
                 f"the text of {name!r} lies too near to that of "

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from contract import TestViews, TextStrategy, first_error_line
+from contract import Calibration, TestViews, TextStrategy, first_error_line
 from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1
@@ -29,7 +29,6 @@ TEXT_BANK: Final = "text_bank.safetensors"
 MODEL_CARD: Final = "README.md"
 
 TextCleaning = Literal["none", "lower", "whitespace", "canonicalize"]
-UnknownScore = Literal["softmax", "cosine"]
 
 
 class _Frozen(BaseModel):
@@ -82,20 +81,7 @@ class TextInfo(_Frozen):
     prompt: Annotated[str | None, Field(description="Of most texts of the release")] = None
     prompt_version: int | None = None
     context: Annotated[str | None, Field(description="What kind of thing the classes are")] = None
-
-
-class Calibration(_Frozen):
-    """How cosines become probabilities: softmax((cosine − seen_bias · seen) / temperature)."""
-
-    temperature: Annotated[float, Field(gt=0)]
-    seen_bias: Annotated[float, Field(description="Taken from the cosines of seen classes")] = 0.0
-    ece_before: Annotated[float | None, Field(description="Percent, training temperature")] = None
-    ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
-    unknown_score: UnknownScore = "cosine"
-    unknown_threshold: Annotated[
-        float | None, Field(description="An image whose best class scores less is of no class")
-    ] = None
-    nearest_text_limit: Annotated[
+    nearest_limit: Annotated[
         float, Field(description="Largest cosine of a new class's text with another class's")
     ] = 1.0
 

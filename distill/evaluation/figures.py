@@ -1,0 +1,101 @@
+"""What a report and a classifier say of a student beyond its accuracy: joint setting, calibration.
+
+Nothing but the figures comes from images of unseen classes: temperature, bias and threshold are
+chosen on seen ones.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from contract import Calibration, JointAccuracy
+from distill.data.splits import Split
+from distill.embeddings.text_bank import TextBank
+from distill.evaluation.calibration import (
+    auroc,
+    cross_fitted_error,
+    expected_calibration_error,
+    false_positive_rate,
+    fit_temperature,
+    threshold_at,
+)
+from distill.evaluation.joint import ausuc, best_point, outcomes
+
+KNOWN_SHARE: Final = 0.95  # of seen images that the threshold for unknown ones accepts
+EvaluatedSplit = Literal["seen", "unseen"]
+
+
+def calibrate(
+    features: Mapping[EvaluatedSplit, Tensor],
+    splits: Mapping[EvaluatedSplit, Split],
+    bank: TextBank,
+    *,
+    temperature: float,
+    seen_bias: float,
+) -> Calibration:
+    """Temperature and threshold of a student, fitted on seen validation images, and their worth.
+
+    `features` [images, dim] of each split need no normalisation, `temperature` is the training's.
+    """
+    text, targets = bank.select(splits["seen"].keys).features, splits["seen"].targets
+    cosines, others = (normalize(features[name], dim=1) @ text.T for name in ("seen", "unseen"))
+    fitted = fit_temperature(cosines, targets)
+    known, unknown = cosines.max(dim=1).values, others.max(dim=1).values
+    by_softmax = [
+        torch.softmax(scores.double() / fitted, dim=1).max(dim=1).values
+        for scores in (cosines, others)
+    ]
+    before = torch.softmax(cosines.double() / temperature, dim=1)
+    return Calibration(
+        temperature=fitted,
+        seen_bias=seen_bias,
+        ece_before=expected_calibration_error(before, targets),
+        ece_after=cross_fitted_error(cosines, targets),
+        unknown_threshold=threshold_at(known, KNOWN_SHARE),
+        unknown_auroc=auroc(known, unknown),
+        unknown_auroc_softmax=auroc(*by_softmax),
+        unknown_fpr_at_95_tpr=false_positive_rate(known, unknown, KNOWN_SHARE),
+    )
+
+
+def joint_accuracy(
+    model: Literal["teacher", "student"],
+    features: Mapping[EvaluatedSplit, Tensor],
+    splits: Mapping[EvaluatedSplit, Split],
+    bank: TextBank,
+    *,
+    text: str | None = None,
+    bias: float = 0.0,
+) -> JointAccuracy:
+    """Accuracy on seen and unseen images where the classes of both splits compete.
+
+    `features` [images, dim] of each split need no normalisation. `text` names the bank in the
+    result. `bias` is taken from the cosines of seen classes.
+
+    Raises:
+        TextError: the bank lacks a class.
+    """
+    seen, unseen = splits["seen"], splits["unseen"]
+    classes = bank.select((*seen.keys, *unseen.keys)).features
+    decided = outcomes(
+        normalize(features["seen"], dim=1) @ classes.T,
+        seen.targets,
+        normalize(features["unseen"], dim=1) @ classes.T,
+        unseen.targets + len(seen.keys),
+        torch.arange(len(classes)) < len(seen.keys),
+    )
+    curve, point = decided.curve(), decided.at(bias)
+    return JointAccuracy(
+        model=model,
+        text=text or bank.title,
+        bias=bias,
+        seen=point.seen,
+        unseen=point.unseen,
+        harmonic_mean=point.harmonic_mean,
+        best_harmonic_mean=best_point(curve).harmonic_mean,
+        ausuc=ausuc(curve),
+        classes=len(classes),
+    )

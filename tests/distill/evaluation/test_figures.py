@@ -1,0 +1,71 @@
+"""The joint setting and the calibration of a run: in its report and at the command line."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from distill.cli.main import app
+from distill.evaluation.report import read_report
+from tests.distill.conftest import DEMO
+
+
+def evaluate(run, world, *options):
+    arguments = ["evaluate", "--data", world, "--teacher", f"local-dir:{DEMO / 'teacher'}"]
+    arguments += ["--cache", world / "cache", "--text-bank", run / "text_bank.safetensors"]
+    words = list(map(str, (*arguments, *options)))
+    return CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_a_report_tells_how_seen_and_unseen_classes_fare_together(charm_run):
+    report = read_report(charm_run)
+    rows = {(row.model, row.text, row.bias == 0): row for row in report.joint}
+    alone = {(row.model, row.text, row.split): row.top1 for row in report.accuracies}
+    for text in ("name", "name+description", "shuffled"):
+        row = rows["teacher", text, True]
+        assert row.seen <= alone["teacher", text, "seen"]
+        assert row.unseen <= alone["teacher", text, "unseen"]
+        assert row.best_harmonic_mean >= row.harmonic_mean
+    assert rows["teacher", "name+description", True].harmonic_mean > 60
+    assert report.joint[-1].bias == report.calibration.seen_bias
+    page = (charm_run / "report.html").read_text()
+    assert "Seen and unseen classes together" in page
+    assert "expected calibration error" in page
+
+
+def test_a_report_tells_what_its_probabilities_are_worth(charm_run):
+    calibration = read_report(charm_run).calibration
+    assert calibration.ece_after < calibration.ece_before
+    assert 0 <= calibration.unknown_auroc <= 1
+    assert -1 <= calibration.unknown_threshold <= 1
+
+
+@pytest.mark.parametrize("of_student", [True, False])
+def test_evaluate_gives_the_joint_setting_of_the_report(of_student, charm_run, charm_world):
+    options = ("--student", charm_run) if of_student else ()
+    found = json.loads(evaluate(charm_run, charm_world, "--joint", "--json", *options).stdout)
+    report = read_report(charm_run)
+    expected = (
+        report.joint[-1]
+        if of_student
+        else next(
+            row for row in report.joint if (row.model, row.text) == ("teacher", "name+description")
+        )
+    )
+    for name in ("model", "text", "bias", "seen", "unseen", "harmonic_mean", "ausuc", "classes"):
+        assert found[name] == pytest.approx(getattr(expected, name)), name
+    other = evaluate(charm_run, charm_world, "--joint", "--seen-bias", "9", "--json", *options)
+    assert json.loads(other.stdout)["seen"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seen-bias", "0.1"), "--seen-bias is for all classes competing: give --joint too"),
+        (("--joint", "--normalised"), "--joint compares cosines: leave --normalised out"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(options, message, charm_run, charm_world):
+    result = evaluate(charm_run, charm_world, "--student", charm_run, *options)
+    assert result.exit_code == 1
+    assert result.stderr == f"distill: {message}\n"
