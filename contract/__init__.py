@@ -1,4 +1,4 @@
-"""What crosses the wire between the service and the worker: releases, jobs, events, reports.
+"""API schema shared by the service and the worker: releases, jobs, events, reports.
 
 Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import them.
 """

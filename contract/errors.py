@@ -1,13 +1,29 @@
 """Validation errors as messages for people."""
 
+from collections.abc import Iterable
+
 from pydantic import ValidationError
+
+_MAX_PART = 60  # characters of one part of a location, which may be a key that a user sent
 
 
 def first_error_line(error: ValidationError, document: str = "document") -> str:
     """The first error as one line: `losses.cls: Input should be a valid number`.
 
-    `document` stands for the location where the error concerns the whole input.
+    `document` stands for the location where the error concerns the whole input; "" omits it.
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    location = ".".join(str(part) for part in first["loc"]) or document
-    return f"{location}: {first['msg'].removeprefix('Value error, ')}"
+    location = location_path(first["loc"]) or document
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}" if location else message
+
+
+def location_path(parts: Iterable[int | str]) -> str:
+    """The location of an error in a JSON document, on one line: `labels.0.name`."""
+    return ".".join(_part(str(part)) for part in parts)
+
+
+def _part(part: str) -> str:
+    if len(part) <= _MAX_PART and part.isprintable():
+        return part
+    return repr(part if len(part) <= _MAX_PART else part[: _MAX_PART - 1] + "…")

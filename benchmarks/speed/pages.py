@@ -60,7 +60,7 @@ from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
-from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
 MILLISECONDS, KILOBYTES = 200, 300
 VERSIONS = 10  # of the prompt, each with one answer a label
@@ -144,10 +144,12 @@ def fill(engine: Engine, count: int) -> None:
         for number in (1, 2):
             releases.create(
                 session,
-                label_set="birds",
-                name=f"birds-{number}",
-                sources=[ReleaseSource(prompt=prompt.name, version=number)],
-                allow_missing=True,
+                ReleaseCreate(
+                    label_set="birds",
+                    name=f"birds-{number}",
+                    sources=[ReleaseSource(prompt=prompt.name, version=number)],
+                    allow_missing=True,
+                ),
             )
 
 

@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from contract.errors import location_path
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
-from enrich_service.core.text import place
 
 MEDIA_TYPE = "application/problem+json"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # what an operator's machine asks needs no key
@@ -126,11 +126,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def does_not_fit(_request: Request, error: RequestValidationError) -> JSONResponse:
-        found = [{"at": place(item["loc"]), "message": item["msg"]} for item in error.errors()]
-        detail = f"{found[0]['at']}: {found[0]['message']}"
-        if len(found) > 1:
-            detail += f" (and {len(found) - 1} more)"
-        return _answer(InvalidInput.status, InvalidInput.title, detail, errors=found[:100])
+        errors = [
+            {"at": location_path(item["loc"]), "message": item["msg"]} for item in error.errors()
+        ]
+        detail = f"{errors[0]['at']}: {errors[0]['message']}"
+        if len(errors) > 1:
+            detail += f" (and {len(errors) - 1} more)"
+        return _answer(InvalidInput.status, InvalidInput.title, detail, errors=errors[:100])
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:

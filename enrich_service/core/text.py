@@ -2,10 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-from pydantic import ValidationError
 
 from enrich_service.core.errors import InvalidInput
 
@@ -78,20 +76,6 @@ def _escape(character: str) -> str:
 def shortened(value: str, limit: int = 60) -> str:
     """`value` quoted and cut for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")
-
-
-def place(parts: Iterable[int | str]) -> str:
-    """Where something stands in a JSON document, on one line: `labels.0.name`."""
-    return ".".join(
-        part if len(part) <= 60 and part.isprintable() else shortened(part)
-        for part in map(str, parts)
-    )
-
-
-def first_misfit(error: ValidationError) -> str:
-    """The first thing that does not fit, on one line: `labels.0.name: Field required`."""
-    first = error.errors(include_url=False)[0]
-    return ": ".join(filter(None, (place(first["loc"]), first["msg"])))
 
 
 def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:

@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from sqlmodel import Session
 
-from contract import Release
+from contract import Release, first_error_line
 from enrich_service.core.console import (
     Json,
     bars,
@@ -23,7 +23,6 @@ from enrich_service.core.console import (
     write_session,
 )
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import first_misfit
 from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported
 from enrich_service.labels import service as label_service
@@ -126,7 +125,7 @@ def import_release(
     try:
         release = Release.model_validate_json(_read(file))
     except ValidationError as error:
-        reason = first_misfit(error)
+        reason = first_error_line(error, "")
         raise InvalidInput(f"{file} is no release: {reason}") from error
     with _importing() as session:
         row, _ = release_service.take_in(session, release, name=name, label_set=label_set)

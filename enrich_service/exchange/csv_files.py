@@ -11,10 +11,9 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from sqlmodel import Session
 
-from contract import Release, ReleaseLabel, release_hash
+from contract import Release, ReleaseLabel, first_error_line, release_hash
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import first_misfit
 from enrich_service.exchange.schemas import GenerationRecord, Imported
 from enrich_service.exchange.service import Importer, generation_records, reviews
 from enrich_service.labels import service as label_service
@@ -150,5 +149,5 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
 def _first(error: Exception) -> str:
     """The first thing that is wrong, on one line."""
     if isinstance(error, ValidationError):
-        return first_misfit(error)
+        return first_error_line(error, "")
     return f"a cell is no JSON: {error}"

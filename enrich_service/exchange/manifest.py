@@ -8,9 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from sqlmodel import Session, select
 
-from contract import Release
+from contract import Release, first_error_line
 from enrich_service.core.errors import Conflict, InvalidInput
-from enrich_service.core.text import first_misfit
 from enrich_service.exchange import class_lists, csv_files, service
 from enrich_service.exchange.schemas import Imported, Manifest, ModelUse
 from enrich_service.prompts.models import Prompt, PromptVersion
@@ -92,7 +91,7 @@ def read_folder(session: Session, folder: Path) -> Imported:
     except OSError as error:
         raise InvalidInput(f"Cannot read {error.filename}: {error.strerror}") from error
     except ValidationError as error:
-        raise InvalidInput(f"{folder}: {first_misfit(error)}") from error
+        raise InvalidInput(f"{folder}: {first_error_line(error, '')}") from error
     if release.hash != listed.hash:
         raise InvalidInput(f"The manifest in {folder} is that of another release")
     importer = service.Importer(session)

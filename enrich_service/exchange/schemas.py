@@ -1,20 +1,23 @@
 """Lines of the export, and what an import did."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract import Release
-from enrich_service.generations.models import Generation, ReviewAction
+from enrich_service.core.database import utcnow
+from enrich_service.generations.models import GenerationSource, GenerationStatus, ReviewAction
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import PromptKind, VersionCreate
 
+FORMAT: Final = 1  # version of the records below; raise it when one changes its meaning
+
 
 class Header(BaseModel):
-    """The first line: what this file is."""
+    """The first line: the kind of file and the version of its records."""
 
     record: Literal["enrich-export"] = "enrich-export"
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
 
 
 class LabelSetRecord(BaseModel):
@@ -69,8 +72,13 @@ class AliasRecord(BaseModel):
     protected: bool
 
 
-class _GenerationBase(BaseModel):
-    """A generation with its provenance. Ids are those of the file, only to find parents."""
+class GenerationRecord(BaseModel):
+    """A generation with its provenance.
+
+    `id` and `parent_id` are ids in the file; `label_set`, `label_key` and `prompt_hash` stand for
+    the ids of the database. The other fields are those of the table (GENERATION_FIELDS): a new
+    column is exported when it is added here, and a change of meaning raises FORMAT.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,22 +88,45 @@ class _GenerationBase(BaseModel):
     label_set: str | None = None
     label_key: str | None = None
     prompt_hash: str | None = None
+    source: GenerationSource
+    status: GenerationStatus
+    kind: str
+    label_name: str
+    label_context: str | None = None
+    image: str | None = None
+    image_hash: str | None = None
+    dedupe_key: str | None = None
+    sample_index: int = 0
+    attempt: int = 1
+    calls: int = 1
+    provider: str | None = None
+    requested_model: str | None = None
+    resolved_model: str | None = None
+    fingerprint: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+    response_format: str | None = None
+    raw_reply: str | None = None
+    parsed: dict[str, Any] | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: float | None = None
+    author: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    variables: dict[str, Any] = Field(default_factory=dict)
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list)
+    flags: list[str] = Field(default_factory=list)
+    created_at: AwareDatetime = Field(default_factory=utcnow)
 
 
-# Whatever the table records of a generation is carried over; rows are named otherwise there.
-_ROW_IDS = {"id", "parent_id", "label_id", "run_id", "prompt_version_id"}
-_fields: dict[str, Any] = {
-    name: (field.annotation, ... if field.is_required() else field.get_default())
-    for name, field in Generation.model_fields.items()
-    if name not in _ROW_IDS and field.default_factory is None
-} | {
-    name: (field.annotation, Field(default_factory=field.default_factory))
-    for name, field in Generation.model_fields.items()
-    if name not in _ROW_IDS and field.default_factory is not None
-}
-_fields["created_at"] = (AwareDatetime, _fields["created_at"][1])
-GENERATION_FIELDS = tuple(_fields)
-GenerationRecord = create_model("GenerationRecord", __base__=_GenerationBase, **_fields)
+# The fields that a record and a row of the table share.
+GENERATION_FIELDS = tuple(
+    name
+    for name in GenerationRecord.model_fields
+    if name not in ("record", "id", "parent_id", "label_set", "label_key", "prompt_hash")
+)
 
 
 class ReviewRecord(BaseModel):

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ValidationError
 from sqlmodel import Session, col, select
 
-from contract import Release
+from contract import Release, first_error_line
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import check_text, first_misfit, shortened
+from enrich_service.core.text import check_text, shortened
 from enrich_service.exchange.schemas import (
     GENERATION_FIELDS,
     AliasRecord,
@@ -351,7 +351,7 @@ class Importer:
                     raise InvalidInput(f"there is no record {shortened(str(kind))}")
                 self.take(model.model_validate_json(line))
             except ValidationError as error:
-                reason = first_misfit(error)
+                reason = first_error_line(error, "")
                 raise InvalidInput(f"Line {number}: {reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise InvalidInput(f"Line {number} is no JSON: {error}") from error
@@ -507,7 +507,7 @@ class Importer:
                 protected=record.protected,
             )
 
-    def _generation(self, record: Any) -> None:  # noqa: ANN401 - a GenerationRecord, made at runtime
+    def _generation(self, record: GenerationRecord) -> None:
         there = self._same(record)
         if there is not None:
             self.generations[record.id] = there
@@ -521,9 +521,9 @@ class Importer:
         if record.parent_id is not None and record.parent_id not in self.generations:
             raise InvalidInput(f"generation {record.id} comes before its parent")
         row = Generation(
-            label_id=self.labels.get(record.label_set, {}).get(record.label_key),
-            prompt_version_id=self.versions.get(record.prompt_hash),
-            parent_id=self.generations.get(record.parent_id),
+            label_id=self.labels.get(record.label_set or "", {}).get(record.label_key or ""),
+            prompt_version_id=self.versions.get(record.prompt_hash or ""),
+            parent_id=self.generations.get(record.parent_id or 0),
             **{name: getattr(record, name) for name in GENERATION_FIELDS},
         )
         self.session.add(row)
@@ -553,8 +553,8 @@ class Importer:
             self.session.add(row)
             self.session.flush()
 
-    def _same(self, record: Any) -> int | None:  # noqa: ANN401 - a GenerationRecord
-        """The id of the row that is this very generation, or a result for its dedupe key."""
+    def _same(self, record: GenerationRecord) -> int | None:
+        """The id of the row with the same content, or of a result for the same dedupe key."""
         query = select(Generation.id)
         if record.dedupe_key is not None and record.status in _RESULTS:
             query = query.where(

@@ -1,9 +1,9 @@
 """Jobs over REST: the side of people, and the side of workers."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated
 
-from anyio import sleep
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
@@ -25,6 +25,7 @@ from enrich_service.core.dependencies import (
 )
 from enrich_service.core.errors import InvalidInput, NotFound
 from enrich_service.core.problems import problems
+from enrich_service.core.server_sent_events import Update, poll
 from enrich_service.core.settings import Settings
 from enrich_service.jobs import artifacts, reports, service, uploads
 from enrich_service.jobs.models import JobArtifact
@@ -197,21 +198,24 @@ async def follow_events(
     """Events as server-sent events, id = seq, data = the event; ends when the job is final."""
     seq = int(last_event_id) if last_event_id and last_event_id.isdigit() else after
     seq = min(seq, MAX_ID)
-    while not await request.is_disconnected():
-        found, final = await run_in_threadpool(_news, engine, job_id, seq)
-        for event in found:
-            seq = event.seq
-            yield ServerSentEvent(data=event, event=event.kind.value, id=str(seq))
-        if final and not found:
-            return
-        if not found:
-            await sleep(settings.event_poll_seconds)
+    read = partial(_read_update, engine, job_id)
+    async for event in poll(request, read, seq, interval_s=settings.event_poll_seconds):
+        yield event
 
 
-def _news(engine: Engine, job_id: int, after: int) -> tuple[list[Event], bool]:
+def _read_update(engine: Engine, job_id: int, after: int) -> Update[int]:
     with reading(engine) as session:
         final = service.get(session, job_id).state.is_final
-        return service.events(session, job_id, after=after), final
+        events = service.events(session, job_id, after=after)
+    return Update(
+        events[-1].seq if events else after,
+        [
+            ServerSentEvent(data=event, event=event.kind.value, id=str(event.seq))
+            for event in events
+        ],
+        final=final and not events,
+        more=bool(events),
+    )
 
 
 @router.put(

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from contract import EventKind, JobState, check_event_data
-from enrich_service.core.text import escaped, first_misfit, shortened
+from contract import EventKind, JobState, check_event_data, first_error_line
+from enrich_service.core.text import escaped, shortened
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class EventIn(BaseModel):
             if not isinstance(value, dict) or value.get("kind") is None:
                 raise
             given = {name: value.get(name) for name in ("kind", "data", "at")}
-            reason = first_misfit(error)
+            reason = first_error_line(error, "")
             message = f"invalid event: {reason}: {shortened(repr(given), MAX_LOG_LINE // 2)}"
             named = {name: value[name] for name in ("worker_seq", "fence") if name in value}
             event = validate({**named, "kind": EventKind.LOG, "data": {"message": message}})

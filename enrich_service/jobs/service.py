@@ -24,7 +24,7 @@ from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import MAX_ERROR, EventIn
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
-from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.runs import service as runs
 
 HELD = (JobState.LEASED, JobState.RUNNING)
@@ -243,11 +243,13 @@ def _release_of(session: Session, run: Run) -> int | None:
     source = ReleaseSource(prompt=seen.prompt, version=seen.prompt_version)
     row, _ = release_service.create(
         session,
-        label_set=seen.label_set,
-        name=f"run-{run.id}",
-        sources=[source],
-        languages=[language_of(run)],
-        message=f"What run {run.id} gave",
+        ReleaseCreate(
+            label_set=seen.label_set,
+            name=f"run-{run.id}",
+            sources=[source],
+            languages=[language_of(run)],
+            message=f"What run {run.id} gave",
+        ),
     )
     return row.id
 

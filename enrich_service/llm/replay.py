@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from contract import first_error_line
 from enrich_service.core.errors import InvalidInput, QuestionRefused
-from enrich_service.core.text import first_misfit
 from enrich_service.generations.models import GenerationSource
 from enrich_service.llm.chat_model import Question, Reply
 
@@ -62,7 +62,7 @@ class ReplayModel:
         try:
             return RecordedReply.model_validate_json(line)
         except ValidationError as error:
-            reason = first_misfit(error)
+            reason = first_error_line(error, "")
             raise InvalidInput(f"{self._path}, line {number}: {reason}") from None
 
     async def ask(self, question: Question) -> Reply:

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from contract import first_error_line
 from enrich_service.core.console import Json, read_session, reading_file, show, write_session
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.text import first_misfit, once
+from enrich_service.core.text import once
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import PromptCreate, VersionCreate
 
@@ -32,7 +33,7 @@ def read(file: Path) -> PromptCreate:
     try:
         given = PromptCreate.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidInput(f"{file}: {first_misfit(error)}") from error
+        raise InvalidInput(f"{file}: {first_error_line(error, '')}") from error
     jsonlib.loads(data, object_pairs_hook=once("values"))  # pydantic takes the last of two
     return given
 

@@ -8,7 +8,7 @@ from sqlmodel import Session
 from enrich_service.core.console import Json, load_settings, read_session, show, write_session
 from enrich_service.generations.models import GenerationSource, Run
 from enrich_service.releases import service, translations
-from enrich_service.releases.schemas import TranslationCreate
+from enrich_service.releases.schemas import ReleaseCreate, TranslationCreate
 from enrich_service.runs import service as enrichment
 from enrich_service.runs.commands import Alias, Model, Version, carry_out, request
 from enrich_service.runs.schemas import RunEstimate
@@ -39,18 +39,19 @@ def create(
     json: Json = False,
 ) -> None:
     """Freeze one text for every label. Without a source: people's and imported texts."""
+    body = request(
+        ReleaseCreate,
+        label_set=label_set,
+        name=name,
+        sources=[service.parse_source(text) for text in source or ()],
+        languages=language or [],
+        message=message,
+        author=author,
+        allow_missing=allow_missing,
+        approved_only=approved_only,
+    )
     with write_session() as session:
-        row, _ = service.create(
-            session,
-            label_set=label_set,
-            name=name,
-            sources=[service.parse_source(given) for given in source or ()],
-            languages=language or (),
-            message=message,
-            author=author,
-            allow_missing=allow_missing,
-            approved_only=approved_only,
-        )
+        row, _ = service.create(session, body)
         view = service.view(session, row)
     show(view, json=json)
 

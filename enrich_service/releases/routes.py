@@ -33,17 +33,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
 
     The same name with the same texts gives the release that is there, with 200.
     """
-    row, new = service.create(
-        session,
-        label_set=body.label_set,
-        name=body.name,
-        sources=body.sources,
-        languages=body.languages,
-        message=body.message,
-        author=body.author,
-        allow_missing=body.allow_missing,
-        approved_only=body.approved_only,
-    )
+    row, new = service.create(session, body)
     response.status_code = 201 if new else 200
     return service.view(session, row)
 

@@ -40,7 +40,13 @@ from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import RELEASED_KINDS, PromptKind
 from enrich_service.releases.models import ReleaseRow
-from enrich_service.releases.schemas import LabelChange, ReleaseDiff, ReleaseSource, ReleaseView
+from enrich_service.releases.schemas import (
+    LabelChange,
+    ReleaseCreate,
+    ReleaseDiff,
+    ReleaseSource,
+    ReleaseView,
+)
 
 _TEXT_FIELDS = ("description", "attributes", "sentences", "captions")
 _UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
@@ -48,8 +54,8 @@ _NAMED_IN_ERRORS = 5
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One source of a release, resolved; `version` None: people's and imported texts alone."""
+class _Source:
+    """A resolved source of a release; without a `version`, only people's and imported texts."""
 
     kind: str
     prompt: Prompt | None = None
@@ -57,69 +63,93 @@ class _Asked:
     model: str | None = None
 
 
-def create(
-    session: Session,
-    *,
-    label_set: str,
-    name: str,
-    sources: Sequence[ReleaseSource] = (),
-    languages: Sequence[str] = (),
-    message: str = "",
-    author: str = "",
-    allow_missing: bool = False,
-    approved_only: bool = False,
-) -> tuple[ReleaseRow, bool]:
-    """Freeze a release, and say whether it is new: name and texts of an old one give that again.
+def create(session: Session, body: ReleaseCreate) -> tuple[ReleaseRow, bool]:
+    """Create a release. Returns it, and whether it is new: same name and texts give the old one.
 
     Raises Conflict where a label has no text, the texts are in several languages and none is
-    named, or the name belongs to other texts.
+    named, or a release with that name has other texts.
     """
-    wanted = [check_line("A language", one, limit=50) for one in languages]
-    chosen = label_service.get(session, label_set)
-    labels = label_service.labels_of(session, chosen)
-    asked = [_resolved(session, source) for source in sources]
-    asked = asked or [_Asked(kind) for kind in RELEASED_KINDS]
-    if images := [
-        one.prompt.name for one in asked if one.prompt and one.kind not in RELEASED_KINDS
-    ]:
-        raise InvalidInput(
-            f"sources: {images[0]!r} writes captions of images, which no release holds: "
-            "`enrich export captions` writes them to a file for training"
-        )
-    texts: dict[int, dict[str, Any]] = defaultdict(dict)
-    origins: dict[tuple[int, str], list[TextSource]] = {}
-    spoken: dict[str, str] = {}  # case does not make another language
-    for want in asked:
-        candidates = _candidates(session, chosen, want, approved_only=approved_only)
-        spoken |= {row.language.casefold(): row.language for row in candidates}
-        for found in _by_language(want.kind, candidates, wanted):
-            for label_id, (value, origin) in found.items():
-                if want.kind not in texts[label_id]:  # the first source that has a text wins
-                    texts[label_id][want.kind] = value
-                    origins[label_id, want.kind] = origin
-    if not wanted and len(spoken) > 1:
-        raise Conflict(
-            f"The texts are in several languages ({', '.join(sorted(spoken.values()))}): name "
-            f'the one to take, e.g. "languages": ["{min(spoken.values())}"], or --language.'
-        )
-    if not allow_missing:
-        kinds = [want.kind for want in asked] if sources else []
-        _demand_texts(labels, texts, kinds, wanted, approved_only=approved_only)
-    frozen = tuple(
+    languages = [check_line("A language", language, limit=50) for language in body.languages]
+    label_set = label_service.get(session, body.label_set)
+    labels = label_service.labels_of(session, label_set)
+    sources = _resolve_sources(session, body.sources)
+    choice = _choose_texts(session, label_set, sources, languages, body.approved_only)
+    if not body.allow_missing:
+        kinds = [source.kind for source in sources] if body.sources else []
+        _require_texts(labels, choice.texts, kinds, languages, approved_only=body.approved_only)
+    release_labels = tuple(
         ReleaseLabel(
-            key=label.key, name=label.name, context=label.context, **texts.get(_id(label), {})
+            key=label.key,
+            name=label.name,
+            context=label.context,
+            **choice.texts.get(_id(label), {}),
         )
         for label in labels
     )
-    cited = tuple(
-        origin
+    text_sources = tuple(
+        source
         for label in labels
         for field in _TEXT_FIELDS
-        for origin in origins.get((_id(label), field), ())
+        for source in choice.sources.get((_id(label), field), ())
     )
     return _store(
-        session, chosen, name=name, message=message, author=author, labels=frozen, sources=cited
+        session,
+        label_set,
+        name=body.name,
+        message=body.message,
+        author=body.author,
+        labels=release_labels,
+        sources=text_sources,
     )
+
+
+def _resolve_sources(session: Session, sources: Sequence[ReleaseSource]) -> list[_Source]:
+    """Look up the prompt versions of `sources`; without any, people's and imported texts."""
+    if not sources:
+        return [_Source(kind) for kind in RELEASED_KINDS]
+    resolved = [_resolve(session, source) for source in sources]
+    for source in resolved:
+        if source.prompt and source.kind not in RELEASED_KINDS:
+            raise InvalidInput(
+                f"sources: {source.prompt.name!r} writes captions of images, which no release "
+                "holds: `enrich export captions` writes them to a file for training"
+            )
+    return resolved
+
+
+@dataclass
+class _Choice:
+    """The chosen texts: label id → field → value, and (label id, field) → their sources."""
+
+    texts: dict[int, dict[str, Any]]
+    sources: dict[tuple[int, str], list[TextSource]]
+
+
+def _choose_texts(
+    session: Session,
+    label_set: LabelSet,
+    sources: Sequence[_Source],
+    languages: Sequence[str],
+    approved_only: bool,
+) -> _Choice:
+    """Choose a text per label and field: that of the first source and language that has one."""
+    choice = _Choice(defaultdict(dict), {})
+    found_languages: dict[str, str] = {}  # compared without case, shown as written
+    for source in sources:
+        candidates = _candidates(session, label_set, source, approved_only=approved_only)
+        found_languages |= {row.language.casefold(): row.language for row in candidates}
+        for chosen in _by_language(source.kind, candidates, languages):
+            for label_id, (value, text_sources) in chosen.items():
+                if source.kind not in choice.texts[label_id]:
+                    choice.texts[label_id][source.kind] = value
+                    choice.sources[label_id, source.kind] = text_sources
+    if not languages and len(found_languages) > 1:
+        names = sorted(found_languages.values())
+        raise Conflict(
+            f"The texts are in several languages ({', '.join(names)}): name "
+            f'the one to take, e.g. "languages": ["{names[0]}"], or --language.'
+        )
+    return choice
 
 
 def _id(label: Label) -> int:
@@ -137,12 +167,12 @@ def parse_source(given: str, model: str | None = None) -> ReleaseSource:
     return ReleaseSource(prompt=prompt, alias=which, model=model)
 
 
-def _resolved(session: Session, source: ReleaseSource) -> _Asked:
+def _resolve(session: Session, source: ReleaseSource) -> _Source:
     version = prompt_service.resolve(
         session, source.prompt, version=source.version, alias=source.alias
     )
     prompt = session.get_one(Prompt, version.prompt_id)
-    return _Asked(prompt.kind, prompt, version, source.model)
+    return _Source(prompt.kind, prompt, version, source.model)
 
 
 # All that a release says of a generation; the raw reply is left where it is.
@@ -175,7 +205,7 @@ _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 def _candidates(
     session: Session,
     label_set: LabelSet,
-    want: _Asked,
+    source: _Source,
     *,
     approved_only: bool,
     only: Sequence[int] | None = None,
@@ -183,16 +213,16 @@ def _candidates(
     """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
     human = and_(
         or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
-        col(Generation.kind) == want.kind,
+        col(Generation.kind) == source.kind,
         # What a person did for a label of another set stays there.
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
     )
     of_version = and_(
         col(Generation.source).not_in(_HUMAN),
-        col(Generation.prompt_version_id) == (want.version.id if want.version else None),
+        col(Generation.prompt_version_id) == (source.version.id if source.version else None),
     )
-    if want.model is not None:
-        of_version = and_(of_version, col(Generation.requested_model) == want.model)
+    if source.model is not None:
+        of_version = and_(of_version, col(Generation.requested_model) == source.model)
     query = (
         sa.select(*_COLUMNS)
         .select_from(Label)
@@ -202,7 +232,7 @@ def _candidates(
         .where(
             col(Label.label_set_id) == label_set.id,
             col(Generation.status) == GenerationStatus.ACCEPTED,
-            or_(human, of_version) if want.version else human,
+            or_(human, of_version) if source.version else human,
             ~reviews.REJECTED,
         )
         .order_by(col(Generation.id))
@@ -221,9 +251,9 @@ def current(
 
     In whatever language: the newest text is shown.
     """
-    want = _resolved(session, source)
-    candidates = _candidates(session, label_set, want, approved_only=False, only=only)
-    return _choose(want.kind, candidates)
+    resolved = _resolve(session, source)
+    candidates = _candidates(session, label_set, resolved, approved_only=False, only=only)
+    return _choose(resolved.kind, candidates)
 
 
 def _by_language(
@@ -307,7 +337,7 @@ def _cited(field: str, row: Row[Any]) -> TextSource:
     )
 
 
-def _demand_texts(
+def _require_texts(
     labels: Sequence[Label],
     texts: dict[int, dict[str, Any]],
     kinds: Sequence[str],

@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
+from contract import first_error_line
 from enrich_service.core.console import Json, database, load_settings, read_session, show, working
 from enrich_service.core.errors import InvalidInput
 from enrich_service.prompts.commands import read
@@ -46,9 +47,7 @@ def try_(
             }
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or str(file)
-        raise InvalidInput(f"{where}: {first['msg']}") from error
+        raise InvalidInput(first_error_line(error, str(file))) from error
 
     async def ask(engine: Engine) -> Trial:
         async with open_enricher(engine, settings) as enricher:

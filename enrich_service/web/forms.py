@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
+from contract import first_error_line
 from enrich_service.core.errors import InvalidInput
 from enrich_service.web.page import PERSON_COOKIE, form_token
 
@@ -89,14 +90,12 @@ def field_values(model: type[BaseModel], form: Form, prefix: str = "") -> dict[s
     return values
 
 
-def fitting(model: type[Model], values: Mapping[str, object]) -> Model:
-    """`values` as a `model`. Raises InvalidInput that names the first field that does not fit."""
+def parse_form(model: type[Model], values: Mapping[str, object]) -> Model:
+    """Validate `values` as a `model`. Raises InvalidInput that names the first invalid field."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ": ".join(str(part).replace("_", " ") for part in first["loc"])
-        raise InvalidInput(f"{where or 'The form'}: {first['msg']}") from error
+        raise InvalidInput(first_error_line(error, "The form")) from error
 
 
 def done(url: str, form: Form) -> RedirectResponse:

@@ -3,11 +3,10 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from anyio import sleep
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError
@@ -27,12 +26,13 @@ from enrich_service.core.dependencies import (
     WriteSession,
 )
 from enrich_service.core.errors import InvalidInput, UserError
+from enrich_service.core.server_sent_events import END, Update, poll
 from enrich_service.core.settings import Settings
 from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
 from enrich_service.web.charts import Chart, bar_chart, line_chart
-from enrich_service.web.forms import SentForm, done, field_values, fitting, without_none
+from enrich_service.web.forms import SentForm, done, field_values, parse_form, without_none
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -170,7 +170,7 @@ def create_job(request: Request, form: SentForm, session: WriteSession) -> Respo
     """Put a job into the queue."""
     try:
         with session.begin_nested():
-            body = fitting(
+            body = parse_form(
                 JobCreate,
                 {key: form[key] for key in ("release_id", "priority") if key in form}
                 | {"config": field_values(TrainConfig, form)},
@@ -391,33 +391,29 @@ async def follow_job(
     settings: SettingsDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The moving part of a job's page, whenever something was told; `end` when the job is over.
+    """The progress section of a job's page after each new event; `end` when the job is final.
 
-    An event's id is the number of the job's last event: who comes back with it gets only news.
+    An event's id is the seq of the job's last event: a client that reconnects with it gets only
+    what changed since.
     """
-    known = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    while not await request.is_disconnected():
-        seq, text, final = await run_in_threadpool(_news, request, engine, job_id, known)
-        if text is not None:
-            known = seq
-            yield ServerSentEvent(raw_data=text, id=str(seq))
-        if final:
-            yield ServerSentEvent(raw_data="end", event="end")
-            return
-        await sleep(settings.event_poll_seconds)
+    seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    read = partial(_read_update, request, engine, job_id)
+    async for event in poll(request, read, seq, interval_s=settings.event_poll_seconds):
+        yield event
 
 
-def _news(
-    request: Request, engine: Engine, job_id: int, known: int
-) -> tuple[int, str | None, bool]:
+def _read_update(request: Request, engine: Engine, job_id: int, known: int) -> Update[int]:
     with reading(engine) as session:
         job = service.view(session, service.get(session, job_id))
         last = service.last_events(session, job_id, *EventKind)
         seq = last[0].seq if last else 0
-        if seq == known:
-            return seq, None, job.state.is_final
-        text = render(request, "jobs/progress.html", **_progress(session, job))
-        return seq, text, job.state.is_final
+        events = []
+        if seq != known:
+            html = render(request, "jobs/progress.html", **_progress(session, job))
+            events.append(ServerSentEvent(raw_data=html, id=str(seq)))
+    if job.state.is_final:
+        events.append(END)
+    return Update(seq, events, final=job.state.is_final)
 
 
 @router.get("/jobs/{job_id}/epochs.csv")

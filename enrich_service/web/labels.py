@@ -24,7 +24,7 @@ from enrich_service.prompts.schemas import PromptKind, PromptView
 from enrich_service.releases import table
 from enrich_service.runs import service as enrichment_service
 from enrich_service.runs.schemas import Choice, GenerationDetail, GenerationView, ReviewIn, TextIn
-from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
@@ -295,7 +295,7 @@ def write_text(
     try:
         with session.begin_nested():
             kind = prompt_service.view(session, prompt_service.get(session, prompt)).kind
-            body = fitting(TextIn, _written(form, kind) | {"author": form.get("author", "")})
+            body = parse_form(TextIn, _written(form, kind) | {"author": form.get("author", "")})
             parent = form.get("parent", "")
             if parent.isdecimal() and int(parent) <= MAX_ID:
                 enrichment_service.edit_generation(session, int(parent), **body.model_dump())
@@ -336,7 +336,7 @@ def show_generation(request: Request, generation_id: Id, session: ReadSession) -
 def review_text(generation_id: Id, form: SentForm, session: WriteSession) -> Response:
     """Approve, reject, lock or unlock a text, and go back to its label's page or its own."""
     given = {key: form[key] for key in ("action", "reason", "author") if key in form}
-    body = fitting(ReviewIn, given | {"generations": [generation_id]})
+    body = parse_form(ReviewIn, given | {"generations": [generation_id]})
     reviews.review(session, body.generations, body.action, reason=body.reason, author=body.author)
     label_id, prompt = form.get("label", ""), form.get("prompt", "")
     if label_id.isdecimal():

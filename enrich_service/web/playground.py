@@ -23,7 +23,7 @@ from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import playground
 from enrich_service.trials.schemas import TrialRequest, TriedLabel
-from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import page, render
 from enrich_service.web.prompts import FIELDS, lines_of
 
@@ -126,7 +126,7 @@ async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest
             return service.get(session, name).kind
 
     content = _content(form)
-    body = fitting(
+    body = parse_form(
         TrialRequest,
         content
         | {"kind": await asyncio.to_thread(kind), "labels": labels, "model": form.get("model")}
@@ -185,7 +185,7 @@ def keep_version(request: Request, name: str, form: SentForm, session: WriteSess
     try:
         with session.begin_nested():
             given = {key: form[key] for key in ("message", "author") if key in form}
-            body = fitting(VersionCreate, _content(form) | given)
+            body = parse_form(VersionCreate, _content(form) | given)
             prompt = service.get(session, name)
             version, _ = service.create_version(session, prompt, **body.model_dump())
     except UserError as error:

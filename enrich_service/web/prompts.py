@@ -15,7 +15,7 @@ from enrich_service.prompts import service
 from enrich_service.prompts.models import AliasMove, PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
 from enrich_service.runs import service as enrichment_service
-from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import page
 
 router = APIRouter()
@@ -178,7 +178,7 @@ def move_alias(request: Request, name: str, form: SentForm, session: WriteSessio
     try:
         with session.begin_nested():
             fields = {key: form[key] for key in ("version", "reason", "author") if key in form}
-            body = fitting(AliasPut, fields | {"confirm": form.ticked("confirm")})
+            body = parse_form(AliasPut, fields | {"confirm": form.ticked("confirm")})
             service.move_alias(
                 session, service.get(session, name), form.get("alias", ""), **body.model_dump()
             )
@@ -197,7 +197,7 @@ def roll_back_alias(
     try:
         with session.begin_nested():
             fields = {key: form[key] for key in ("reason", "author") if key in form}
-            body = fitting(AliasRollback, fields | {"confirm": form.ticked("confirm")})
+            body = parse_form(AliasRollback, fields | {"confirm": form.ticked("confirm")})
             service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
     except NotFound:
         raise

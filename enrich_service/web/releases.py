@@ -24,7 +24,7 @@ from enrich_service.releases.schemas import (
 )
 from enrich_service.runs import service as run_service
 from enrich_service.runs.routes import EnricherDep, RunsDep
-from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
@@ -86,7 +86,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
     try:
         with session.begin_nested():
             kept = ("label_set", "name", "message", "author")
-            body = fitting(
+            body = parse_form(
                 ReleaseCreate,
                 {key: form[key] for key in kept if key in form}
                 | {
@@ -96,17 +96,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                     "approved_only": form.ticked("approved_only"),
                 },
             )
-            row, _ = service.create(
-                session,
-                label_set=body.label_set,
-                name=body.name,
-                sources=body.sources,
-                languages=body.languages,
-                message=body.message,
-                author=body.author,
-                allow_missing=body.allow_missing,
-                approved_only=body.approved_only,
-            )
+            row, _ = service.create(session, body)
     except UserError as error:
         return _form(request, session, form, error)
     return done(f"/releases/{row.id}", form)
@@ -120,7 +110,7 @@ def _sources(form: Form) -> list[ReleaseSource]:
         if name.startswith("from ")
     }
     return [
-        fitting(
+        parse_form(
             ReleaseSource,
             {"prompt": prompt}
             | ({"alias": value[1:]} if value.startswith("@") else {"version": value}),
@@ -157,7 +147,7 @@ def translate_release(
             found = translations.prepared(
                 session,
                 release_id,
-                fitting(TranslationCreate, form),
+                parse_form(TranslationCreate, form),
                 settings,
                 enricher.model.source,
             )

@@ -1,6 +1,5 @@
 """Pages of runs: what one costs before it starts, how far it is, what failed and why."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -8,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from sqlalchemy import Engine
 from sqlmodel import Session
 
 from enrich_service.core.database import reading, utcnow
@@ -21,6 +19,7 @@ from enrich_service.core.dependencies import (
     WriteSession,
 )
 from enrich_service.core.errors import UserError
+from enrich_service.core.server_sent_events import END, Update, poll
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.schemas import PromptView
@@ -29,7 +28,7 @@ from enrich_service.runs import service
 from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
 from enrich_service.runs.scheduler import RunEngine
 from enrich_service.runs.schemas import RunCreate, RunResume, RunView
-from enrich_service.web.forms import Form, SentForm, done, fitting
+from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -89,7 +88,7 @@ def _form(
     estimate = None
     if error is None and "label_set" in given and "prompt" in given:
         try:
-            body = fitting(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
+            body = parse_form(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
             plan = service.choose(session, body, settings, enricher.model.source)
             estimate = service.estimate(
                 session, body, plan, settings.prices, roots=settings.image_roots
@@ -133,7 +132,7 @@ def create_run(
     """Queue a run."""
     try:
         with session.begin_nested():
-            body = fitting(RunCreate, form)
+            body = parse_form(RunCreate, form)
             plan = service.choose(session, body, settings, enricher.model.source)
             run = service.create_run(
                 session, body, plan, settings.prices, roots=settings.image_roots
@@ -186,27 +185,27 @@ async def follow_run(
     runs: RunsDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The moving part of a run's page, whenever it changes; `end` when it will change no more.
+    """The progress section of a run's page after each change; `end` when the run is final.
 
-    An event's id is the fingerprint of what it shows: who comes back with it gets only news.
+    An event's id is the hash of what it shows: a client that reconnects with it gets an event only
+    if that has changed.
     """
-    known = last_event_id
-    while True:
-        run = await asyncio.to_thread(_look, engine, runs, run_id)
-        mark = hashlib.sha256(run.model_dump_json(exclude={"rate"}).encode()).hexdigest()[:16]
-        if mark != known:
-            known = mark
-            text = render(request, "runs/progress.html", **_progress(run))
-            yield ServerSentEvent(raw_data=text, id=mark)
-        if run.state not in service.UNFINISHED:
-            yield ServerSentEvent(raw_data="end", event="end")
-            return
-        await asyncio.sleep(PROGRESS_SECONDS)
 
+    def read(known: str | None) -> Update[str | None]:
+        with reading(engine) as session:
+            run = service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+        digest = hashlib.sha256(run.model_dump_json(exclude={"rate"}).encode()).hexdigest()[:16]
+        events = []
+        if digest != known:
+            html = render(request, "runs/progress.html", **_progress(run))
+            events.append(ServerSentEvent(raw_data=html, id=digest))
+        final = run.state not in service.UNFINISHED
+        if final:
+            events.append(END)
+        return Update(digest, events, final=final)
 
-def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
-    with reading(engine) as session:
-        return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+    async for event in poll(request, read, last_event_id, interval_s=PROGRESS_SECONDS):
+        yield event
 
 
 @router.post("/runs/{run_id}/pause")
@@ -222,7 +221,7 @@ def resume_run(
 ) -> Response:
     """Go on, if wanted with another budget."""
     fields = {name: form[name] for name in RunResume.model_fields if name in form}
-    body = fitting(RunResume, fields)
+    body = parse_form(RunResume, fields)
     service.resume_run(session, run_id, settings.prices, **body.model_dump())
     return _changed(run_id, session, runs, form)
 

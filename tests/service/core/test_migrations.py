@@ -26,6 +26,7 @@ from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
+from enrich_service.releases.schemas import ReleaseCreate
 
 
 def fill(engine):
@@ -58,9 +59,11 @@ def fill(engine):
         reviews.review(session, [1, 2], ReviewAction.LOCK, author="ada")
         release, _ = releases.create(
             session,
-            label_set="ducks",
-            name="r1",
-            sources=[releases.ReleaseSource(prompt="mine", version=1)],
+            ReleaseCreate(
+                label_set="ducks",
+                name="r1",
+                sources=[releases.ReleaseSource(prompt="mine", version=1)],
+            ),
         )
         jobs.create(session, release.id, TrainConfig(data="d", teacher="t"))
 

@@ -8,6 +8,7 @@ from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
 from enrich_service.exchange import service as exchange
+from enrich_service.exchange.schemas import GENERATION_FIELDS
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
     Generation,
@@ -18,6 +19,7 @@ from enrich_service.generations.models import (
 from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
+from enrich_service.releases.schemas import ReleaseCreate
 
 LABELS = "n1 1 wood_duck\nn2 2 common_teal\n\nn3 3 mallard\n"
 TEXTS = (
@@ -32,7 +34,9 @@ def test_the_papers_pair_becomes_labels_and_checked_texts(engine):
         done = exchange.import_pairs(session, "ducks", LABELS, TEXTS, context="a bird", author="li")
         assert (done.generations, done.rejected) == (2, 1)
         assert done.problems[0].startswith("'common teal'")
-        row, _ = releases.create(session, label_set="ducks", name="r", allow_missing=True)
+        row, _ = releases.create(
+            session, ReleaseCreate(label_set="ducks", name="r", allow_missing=True)
+        )
         release = releases.parsed(row)
         assert [label.description is None for label in release.labels] == [False, True, False]
         assert {source.source for source in release.sources} == {"import"}
@@ -143,7 +147,7 @@ def filled(engine):
         reviews.review(session, [made.id], ReviewAction.APPROVE, author="eve")
         labels.set_confusable(session, labels.get(session, "ducks"), {"n1": ["n3"]})
         prompts.set_tags(session, prompt, ["short"])
-        releases.create(session, label_set="ducks", name="r1")
+        releases.create(session, ReleaseCreate(label_set="ducks", name="r1"))
     return engine
 
 
@@ -173,7 +177,9 @@ def test_everything_goes_out_and_comes_in_elsewhere_the_same(filled, elsewhere):
     with writing(filled) as here, writing(elsewhere) as there:
         sources = [releases.ReleaseSource(prompt="mine", version=1)]
         hashes = {
-            releases.create(one, label_set="ducks", name="r2", sources=sources)[0].hash
+            releases.create(one, ReleaseCreate(label_set="ducks", name="r2", sources=sources))[
+                0
+            ].hash
             for one in (here, there)
         }
         assert len(hashes) == 1
@@ -349,3 +355,8 @@ def test_an_export_goes_over_http_and_back(service, start_service, tmp_path):
         broken = there.post("/v1/import", content=b"\xff", headers=headers)
         assert broken.status_code == 422
     assert service.get("/v1/export?label_set=nix").status_code == 404
+
+
+def test_an_export_holds_every_column_of_a_generation():
+    ids = {"id", "parent_id", "label_id", "run_id", "prompt_version_id"}
+    assert set(GENERATION_FIELDS) == Generation.model_fields.keys() - ids

@@ -26,6 +26,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as releases
+from enrich_service.releases.schemas import ReleaseCreate
 
 NASTY = ['=HYPERLINK("x")', "+1", "-1", "@sum", "'=x", "''@x", "'quoted'", 'a "b", c', "ünïcode"]
 TEXTS = {
@@ -68,9 +69,11 @@ def fill(engine):
                 )
         row, _ = releases.create(
             session,
-            label_set="nasty",
-            name="r1",
-            sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+            ReleaseCreate(
+                label_set="nasty",
+                name="r1",
+                sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+            ),
         )
         return releases.parsed(row)
 
@@ -135,9 +138,11 @@ def test_generations_go_out_as_csv_and_come_in_with_their_provenance(engine, els
         assert [one.model_dump() for one in exchange.generation_records(session)] == before
         row, _ = releases.create(
             session,
-            label_set="nasty",
-            name="r2",
-            sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+            ReleaseCreate(
+                label_set="nasty",
+                name="r2",
+                sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+            ),
         )
         assert row.hash == release.hash
 
@@ -222,7 +227,9 @@ def test_lists_of_other_papers_come_in_and_go_out_as_they_were(engine, kind, wri
         read = class_lists.read(json.dumps(lists))
         done = class_lists.import_lists(session, read, label_set="ducks", kind=kind)
         assert (done.label_sets, done.generations, done.problems) == (["ducks"], 2, [])
-        row, _ = releases.create(session, label_set="ducks", name="r", allow_missing=True)
+        row, _ = releases.create(
+            session, ReleaseCreate(label_set="ducks", name="r", allow_missing=True)
+        )
         assert write(releases.parsed(row)) == lists
         # Into labels that are there already, a faulty list is kept and not released.
         read = {"heron": ["I'm sorry, but I cannot describe a heron."]}
@@ -244,7 +251,9 @@ def test_two_labels_of_one_name_do_not_fit_into_lists_by_name(engine):
     with writing(engine) as session:
         cranes = [LabelIn(key="n1", name="crane"), LabelIn(key="n2", name="crane")]
         labels.create(session, "cranes", cranes)
-        row, _ = releases.create(session, label_set="cranes", name="r", allow_missing=True)
+        row, _ = releases.create(
+            session, ReleaseCreate(label_set="cranes", name="r", allow_missing=True)
+        )
         with pytest.raises(Conflict, match="Two labels .* 'crane'"):
             class_lists.descriptors(releases.parsed(row))
 

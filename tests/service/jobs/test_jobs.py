@@ -30,6 +30,7 @@ from enrich_service.jobs.schemas import EventIn
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.releases import service as releases
+from enrich_service.releases.schemas import ReleaseCreate
 from tests.conftest import running
 from tests.llm_server import Answer, LlmServer
 from tests.service.llm_fixtures import start_run, wait_for
@@ -596,7 +597,7 @@ class JobMachine(RuleBasedStateMachine):
         prestart(self.engine, settings)
         with writing(self.engine) as session:
             labels.create(session, "d", [LabelIn(name="a")])
-            releases.create(session, label_set="d", name="r", allow_missing=True)
+            releases.create(session, ReleaseCreate(label_set="d", name="r", allow_missing=True))
         self.living: dict[int, str] = {}  # job → fence of the lease that must be good
         self.late: dict[int, str] = {}  # of the lease that is over, and good until another claims
         self.dead: list[tuple[int, str]] = []

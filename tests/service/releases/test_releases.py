@@ -15,7 +15,7 @@ from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
-from enrich_service.releases.schemas import ReleaseSource
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.runs import service as enrichment
 
 MODEL, PERSON, IMPORT = GenerationSource.MODEL, GenerationSource.PERSON, GenerationSource.IMPORT
@@ -61,13 +61,15 @@ class World:
     def release(self, name="r", sources=("description@1",), **more):
         row, new = releases.create(
             self.session,
-            label_set="ducks",
-            name=name,
-            sources=[
-                ReleaseSource(prompt=f"my-{one.split('@')[0]}", version=int(one.split("@")[1]))
-                for one in sources
-            ],
-            **more,
+            ReleaseCreate(
+                label_set="ducks",
+                name=name,
+                sources=[
+                    ReleaseSource(prompt=f"my-{one.split('@')[0]}", version=int(one.split("@")[1]))
+                    for one in sources
+                ],
+                **more,
+            ),
         )
         return releases.parsed(row), new
 
@@ -186,9 +188,11 @@ def test_only_texts_of_one_model_can_be_asked_for(world):
             world.says(name, f"{name} by {model}", requested_model=model)
     row, _ = releases.create(
         world.session,
-        label_set="ducks",
-        name="a",
-        sources=[ReleaseSource(prompt="my-description", version=1, model="a")],
+        ReleaseCreate(
+            label_set="ducks",
+            name="a",
+            sources=[ReleaseSource(prompt="my-description", version=1, model="a")],
+        ),
     )
     assert [one.description for one in releases.parsed(row).labels] == ["mallard by a", "teal by a"]
 
@@ -281,7 +285,7 @@ def test_the_same_texts_have_the_same_hash_under_any_name(world):
 
 def test_what_does_not_exist_is_named(world):
     with pytest.raises(NotFound, match="label set 'nix'"):
-        releases.create(world.session, label_set="nix", name="r")
+        releases.create(world.session, ReleaseCreate(label_set="nix", name="r"))
     with pytest.raises(NotFound, match="no version 9"):
         world.release(sources=["description@9"])
 
@@ -356,7 +360,9 @@ def test_a_release_of_ten_thousand_labels_is_frozen_whole(engine):
         session.execute(insert(Generation), rows)
     with writing(engine) as session:
         source = ReleaseSource(prompt="my-description", version=1)
-        row, _ = releases.create(session, label_set="many", name="many", sources=[source])
+        row, _ = releases.create(
+            session, ReleaseCreate(label_set="many", name="many", sources=[source])
+        )
     with reading(engine) as session:
         last = releases.parsed(releases.get(session, row.id)).labels[-1]
         assert last.description == "text label 9999"
