@@ -1,4 +1,4 @@
-"""The web application: what it is made of, and what runs while it lives."""
+"""The web application: routers, middleware, and its background tasks."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,9 +48,9 @@ TAGS: Final = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application for `settings` (by default: those of the environment).
+    """Create the application. `settings` default to those of the environment.
 
-    Its start brings the database up to date; then background work begins.
+    On startup it migrates the database, then starts the background tasks.
     """
     settings = settings or Settings()
     engine = make_engine(settings.sqlalchemy_url)
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Enrichment service",
-        summary="Class names in; versioned, released, attribute-rich texts and training jobs out.",
+        summary="Descriptions of classes by language models, releases of them, and training jobs.",
         version=version("enrich-distill"),
         lifespan=lifespan,
         openapi_tags=[{"name": name} for name in TAGS],
@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Requests, metrics=app.state.metrics)
     for capability in (
-        enrich_service.releases,  # first, as the most read: each route before it is tried, too
+        enrich_service.releases,  # read most often; routes are matched in order
         enrich_service.labels,
         enrich_service.prompts,
         enrich_service.runs,

@@ -11,9 +11,9 @@ from enrich_service.core.lazy_command import LazyCommand
 
 GC_THRESHOLD = 20_000  # new objects between two searches for unreachable cycles
 
-# In the order of `enrich --help`: name, module and attribute below enrich_service, help.
+# In the order of `enrich --help`: name, module:attribute in enrich_service, help.
 COMMANDS = (
-    ("serve", "serve:serve", "Run the service until it is stopped."),
+    ("serve", "serve:serve", "Run the service until stopped."),
     (
         "describe",
         "runs.commands:describe",
@@ -22,48 +22,48 @@ COMMANDS = (
     (
         "try",
         "trials.commands:try_",
-        "Try a prompt that is not saved. Its answers are shown and stored nowhere.",
+        "Try an unsaved prompt. Its answers are printed, not stored.",
     ),
     (
         "compare",
         "trials.commands:compare",
-        "Compare two prompt versions, or two models, over a label set. Asks no model.",
+        "Compare stored answers of two prompt versions or models over a label set.",
     ),
     ("labels", "labels.commands:app", "Label sets: named lists of classes."),
     ("prompts", "prompts.commands:app", "Prompts, their versions and aliases."),
     ("run", "runs.commands:app", "Enrichment of whole label sets."),
     ("texts", "generations.commands:app", "Texts: look, edit, write, approve, reject, lock."),
-    ("release", "releases.commands:app", "Releases: frozen texts for every label."),
-    ("import", "exchange.commands:import_app", "Take in texts from files."),
-    ("export", "exchange.commands:export_app", "Write texts to files."),
+    ("release", "releases.commands:app", "Releases: immutable texts for every label."),
+    ("import", "exchange.commands:import_app", "Import texts from files."),
+    ("export", "exchange.commands:export_app", "Export texts to files."),
     ("jobs", "jobs.commands:app", "Training jobs."),
     (
         "backup",
         "operation.commands:backup",
-        "Copy the database to FILE and check the copy, while the service goes on.",
+        "Copy the database to FILE and verify the copy. The service may be running.",
     ),
     (
         "restore",
         "operation.commands:restore",
-        "Put a backup in the place of the database. What was there is kept beside it.",
+        "Restore the database from a backup. The old database is kept next to it.",
     ),
     (
         "doctor",
         "operation.commands:doctor",
-        "Look for what is wrong, or soon will be; the exit status is 1 if anything is.",
+        "Check the installation for problems. The exit status is 1 if there are any.",
     ),
-    ("keys", "keys.commands:app", "API keys, and what was done with them."),
-    ("llm", "local_model.commands:app", "A small real language model on this machine."),
+    ("keys", "keys.commands:app", "API keys and the audit log."),
+    ("llm", "local_model.commands:app", "A small language model on this machine."),
     (
         "settings",
         "operation.commands:settings",
-        "List all settings with the environment variables that set them; secrets are masked.",
+        "List settings and their environment variables. Secrets are masked.",
     ),
 )
 
 
 class _Commands(TyperGroup):
-    """Prints a user's mistake as one line on standard error, and exits with 1."""
+    """Print a UserError as one line on standard error and exit with status 1."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
         super().__init__(**options)
@@ -83,7 +83,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Class names in; versioned and released texts out.",
+    help="Generate, version and release class descriptions.",
 )
 
 

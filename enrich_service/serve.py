@@ -16,10 +16,12 @@ from enrich_service.operation.log import configure as configure_log
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address; default ENRICH_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind. Default: ENRICH_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")
+    ] = None,
 ) -> None:
-    """Run the service until it is stopped."""
+    """Run the service until stopped."""
     settings = load_settings()
     host = settings.host if host is None else host
     with database(settings) as engine, reading(engine) as session:
@@ -27,14 +29,14 @@ def serve(
     if not guarded:
         if not is_loopback(host) and not settings.allow_remote:
             raise InvalidInput(
-                f"{host} can be reached from other machines, and there is no API key yet: make one "
-                "with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
-                "behind a proxy that lets in whom you trust."
+                f"{host} can be reached from other machines, and there is no API key yet: create "
+                "one with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
+                "behind a proxy that authenticates users."
             )
-        who = "whoever reaches it" if settings.allow_remote else "this machine alone"
+        clients = "everyone who can reach it" if settings.allow_remote else "this machine only"
         typer.echo(
-            f"enrich: there is no API key yet, so the service lets in {who}, with every right; "
-            "`enrich keys create NAME` makes the first key",
+            f"enrich: there is no API key yet, so the service gives full access to {clients}; "
+            "create a key with `enrich keys create NAME`",
             err=True,
         )
     configure_log(settings.log_format)

@@ -1,6 +1,6 @@
-"""The audit log: one row for each change over HTTP, written with the change or not at all.
+"""The audit log: one row per change over HTTP, written in the transaction of the change.
 
-Rows are only ever added. What was sent is not kept: it may hold anything.
+Rows are append-only. Request bodies are not stored: they may contain anything.
 """
 
 from datetime import datetime
@@ -47,10 +47,10 @@ def record(session: Session, request: Request) -> None:
 
 
 def settle(request: Request) -> None:
-    """Note that the audit log needs no (further) row for `request`."""
+    """Mark `request` as audited, or as exempt."""
     request.state.audited = True
 
 
 def is_settled(request: Request) -> bool:
-    """Whether `request` has its row, or needs none."""
+    """Whether `request` is audited or exempt."""
     return getattr(request.state, "audited", False)

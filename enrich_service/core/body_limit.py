@@ -1,8 +1,8 @@
-"""No request body is read beyond a limit. (FastAPI's own limit answers in plain text.)
+"""A limit for request bodies. (FastAPI's own limit responds in plain text.)
 
-Most clients send their whole body before they read the answer. A server that answers and closes the
-connection meanwhile resets it, and the client never sees the 413. So the answer is sent at once,
-and the rest of the body is read and thrown away, up to a number of bytes and seconds.
+Most clients send their whole body before they read the response. If the server closes the
+connection before that, the client gets a reset instead of the 413. So the response is sent at once,
+and the rest of the body is read and discarded, up to a number of bytes and seconds.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ DISCARDING_SECONDS: Final = 30.0
 
 
 class BodyLimit:
-    """Middleware that refuses bodies above `limit` bytes with 413."""
+    """Middleware that rejects bodies above `limit` bytes with 413."""
 
     def __init__(self, app: ASGIApp, *, limit: int) -> None:
         self.app = app
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with its body limited."""
+        """Pass a request on with a limited body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -52,7 +52,7 @@ class BodyLimit:
                 MutableHeaders(scope=message)["Connection"] = "close"
             elif refused and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                if headers.get("expect", "").lower() != "100-continue":  # else no body comes
+                if headers.get("expect", "").lower() != "100-continue":  # otherwise no body follows
                     await _discard(receive)
                 message = {"type": "http.response.body"}
             await send(message)
@@ -61,12 +61,12 @@ class BodyLimit:
 
     def _refusal(self) -> HTTPException:
         return HTTPException(
-            413, f"A request body has at most {self.limit} bytes (ENRICH_MAX_BODY_BYTES)."
+            413, f"The request body exceeds {self.limit} bytes (ENRICH_MAX_BODY_BYTES)."
         )
 
 
 async def _discard(receive: Receive) -> None:
-    """Read what is left of a body, within the limits above."""
+    """Read and discard the rest of a body, within the limits above."""
     left = DISCARDED_BYTES
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARDING_SECONDS):

@@ -1,25 +1,25 @@
-"""Who makes a request, and how much it may do."""
+"""The caller of a request and its permissions."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a key opens; each includes those before it."""
+    """Permissions of a key; each scope includes those before it."""
 
-    READ = "read"  # look at everything
-    WRITE = "write"  # and change it, spend money on language models, work as a worker
-    ADMIN = "admin"  # and make and revoke keys, read the audit log
+    READ = "read"  # read everything
+    WRITE = "write"  # also change data, call language models, act as a worker
+    ADMIN = "admin"  # also create and revoke keys, read the audit log
 
     def includes(self, other: "Scope") -> bool:
-        """Whether this scope is enough for what needs `other`."""
+        """Whether this scope includes `other`."""
         order = list(Scope)
         return order.index(self) >= order.index(other)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever makes a request; `key_id` is None while the service has no keys."""
+    """The caller of a request; `key_id` is None while the service has no keys."""
 
     key_id: int | None
     name: str

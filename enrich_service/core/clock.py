@@ -1,8 +1,8 @@
-"""The system's clock can be set, and stands in nobody's way when it is.
+"""Detection of changes of the system clock.
 
-Leases are stored as times of the system's clock, so that all processes on one database agree. A
-process that finds that this clock was set (or that the machine slept), and one that has just
-started and cannot know, puts all leases right: else they would end too early, or an hour late.
+Leases are stored as times of the system clock, on which all processes of one database agree. A
+process corrects all leases when it starts and when the clock was set or the machine slept;
+otherwise they would expire too early or too late.
 """
 
 import time
@@ -11,17 +11,17 @@ TOLERANCE = 1.0  # seconds that the clock may be moved at a time; NTP moves it b
 
 
 class Clock:
-    """Notices that the system's clock was set."""
+    """Detects that the system clock was set."""
 
     def __init__(self) -> None:
         self._offset: float | None = None  # of the system's clock from the monotonic one, seconds
 
     def was_set(self) -> bool:
-        """Whether it was set since `note`. True before the first `note`."""
+        """Whether the clock was set since `note`. True before the first `note`."""
         return self._offset is None or abs(_offset() - self._offset) > TOLERANCE
 
     def note(self) -> None:
-        """What followed from the clock's being set is done."""
+        """Record the current clock as the reference."""
         self._offset = _offset()
 
 

@@ -1,4 +1,4 @@
-"""What the sub-commands of `enrich` share: the database, and ways to show data."""
+"""Shared by the sub-commands of `enrich`: settings, database sessions, output."""
 
 import json as jsonlib
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ from enrich_service.core.money import in_dollars
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings, environment_names
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def load_settings() -> Settings:
-    """The settings of the environment. Raises InvalidInput, naming the variable."""
+    """Load the settings from the environment. Raises InvalidInput, naming the variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -37,16 +37,16 @@ def load_settings() -> Settings:
         variable = name if name.isupper() else f"ENRICH_{name.upper()}"
         raise InvalidInput(f"{variable}: {first['msg']}") from error
     except SettingsError as error:
-        name = str(error).split('"')[1]  # the error has the field's name in its message alone
+        name = str(error).split('"')[1]  # only the message has the field name
         wanted = Settings.model_fields[name].description
         raise InvalidInput(
-            f"{environment_names(name)[0]} is no JSON; it wants: {wanted}"
+            f"{environment_names(name)[0]} is not valid JSON; expected: {wanted}"
         ) from error
 
 
 @contextmanager
 def database(settings: Settings | None = None) -> Iterator[Engine]:
-    """The database of the environment, brought up to date."""
+    """Open the database of the settings and migrate it."""
     settings = settings or load_settings()
     engine = make_engine(settings.sqlalchemy_url)
     try:
@@ -63,21 +63,21 @@ def database(settings: Settings | None = None) -> Iterator[Engine]:
 
 @contextmanager
 def read_session() -> Iterator[Session]:
-    """A reading session on the database of the environment."""
+    """A read session on the database of the environment."""
     with database() as engine, reading(engine) as session:
         yield session
 
 
 @contextmanager
 def write_session() -> Iterator[Session]:
-    """A writing session on the database of the environment."""
+    """A write session on the database of the environment."""
     with database() as engine, writing(engine) as session:
         yield session
 
 
 @contextmanager
 def reading_file(path: Path) -> Iterator[None]:
-    """Raises InvalidInput where what the block reads of `path` cannot be read."""
+    """Raise InvalidInput if the block cannot read `path`."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -87,12 +87,12 @@ def reading_file(path: Path) -> Iterator[None]:
 
 
 def working(what: str) -> Status:
-    """A spinner on standard error while a block runs; nothing where that is no terminal."""
+    """A spinner on standard error while a block runs; nothing if that is not a terminal."""
     return Console(stderr=True).status(what)
 
 
 def bars(*, hidden: bool = False) -> Progress:
-    """Progress bars on standard error; nothing where they are `hidden` or that is no terminal."""
+    """Progress bars on standard error; nothing if `hidden` or if that is not a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -101,7 +101,7 @@ def bars(*, hidden: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Into a file, even no bar would be a line of its own.
+        # Redirected to a file, even an empty bar would print a line.
         disable=hidden or not console.is_terminal,
     )
 
@@ -123,7 +123,7 @@ def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence
         for row in plain:
             table.add_row(*(Text(_cell(name, row[name])) for name in names))
         if not plain:
-            table = Table("nothing", box=None, show_header=True)
+            table = Table("none", box=None, show_header=True)
     console.print(table)
 
 

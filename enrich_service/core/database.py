@@ -39,13 +39,13 @@ _WRITER_LOCK = 0x77726974  # any number that nobody else takes
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, always in UTC: SQLite forgets the zone, this gives it back."""
+    """A point in time in UTC. SQLite drops the time zone; this type restores it."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times; store the rest in UTC."""
+        """Convert to UTC. Raises ValueError for a naive datetime."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -53,14 +53,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the zone back."""
+        """Restore the time zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def enum_column(cls: type[StrEnum]) -> Enum:
-    """A text column that holds the values (not the Python names) of `cls` and nothing else."""
+    """A text column of the values (not the Python names) of `cls`."""
     return Enum(cls, native_enum=False, length=16, values_callable=lambda e: [m.value for m in e])
 
 
@@ -88,7 +88,7 @@ def make_engine(url: str) -> Engine:
             ) from None
         except ArgumentError:  # its own message repeats the URL, password and all
             raise InvalidInput(
-                "DATABASE_URL names no database: write sqlite:///FILE or "
+                "DATABASE_URL is not a database URL: write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/NAME"
             ) from None
 
@@ -123,8 +123,8 @@ def make_engine(url: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """A session that sees one consistent state of the database and changes nothing."""
-    if engine.dialect.name == "postgresql":  # it would look anew for each statement
+    """A read-only session with one consistent snapshot of the database."""
+    if engine.dialect.name == "postgresql":  # its default is a snapshot per statement
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with Session(engine, expire_on_commit=False) as session:
         yield session
@@ -140,13 +140,15 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-_BUSY = f"The database was busy for {BUSY_SECONDS} seconds: try again."
+_BUSY = f"The database was locked for {BUSY_SECONDS} seconds: try again."
 
 
 def storage_error(error: BaseException) -> UserError | None:
-    """What an error of the database or the disk means to the user; None: it is a defect."""
+    """The UserError for an error of the database or the disk; None for an internal error."""
     if isinstance(error, IntegrityError):
-        return Conflict("Someone else stored or used the same thing at this moment: try again.")
+        return Conflict(
+            "Another request stored or used the same object at the same time: try again."
+        )
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # extended codes sit above

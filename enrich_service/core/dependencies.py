@@ -1,4 +1,4 @@
-"""What routes ask for, each named once.
+"""Dependencies of routes.
 
 A session's transaction ends before the answer is sent, so that a client that was told "done" can
 rely on it, and a failed commit becomes a problem document.
@@ -35,11 +35,11 @@ def _clock(request: Request) -> Clock:
 
 
 def _caller(request: Request) -> Caller:
-    caller: Caller = request.state.caller  # set by the gate; without it nothing is let in
+    caller: Caller = request.state.caller  # set by the authentication middleware
     return caller
 
 
-# As much as a database id can be.
+# The largest database id.
 MAX_ID = 2**31 - 1
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 
@@ -50,9 +50,11 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 def admins_only(caller: CallerDep) -> None:
-    """For routers that a key of scope admin opens alone."""
+    """Dependency of routers that require the scope admin."""
     if not caller.scope.includes(Scope.ADMIN):
-        raise Forbidden(f"The key {caller.name!r} has the scope {caller.scope}; this needs admin.")
+        raise Forbidden(
+            f"The key {caller.name!r} has the scope {caller.scope}; this requires admin."
+        )
 
 
 def _read_session(engine: EngineDep) -> Iterator[Session]:
@@ -78,11 +80,11 @@ def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:
 
 
 # The database transaction itself begins with the first statement, inside the route.
-# Readers wait too, for they keep a connection while they wait for a thread to end in: with every
-# thread waiting for a connection, and every connection for a thread, nothing would move.
+# Readers are limited too: they keep a connection while they wait for a thread to finish in. If all
+# threads waited for a connection and all connections for a thread, the service would deadlock.
 ReadSession = Annotated[Session, Depends(_read_session, scope="function", max_concurrency=30)]
-# Writers wait for each other before they take a thread: were all threads waiting for the write
-# lock, the one that holds it would find no thread to finish in.
+# Writers wait for each other before they take a thread: if all threads waited for the write lock,
+# its holder would have no thread to finish in.
 WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]
-# For what workers say every few seconds: the events of the job tell it, not the audit log.
+# For frequent requests of workers, which are recorded as events of the job, not in the audit log.
 WorkSession = Annotated[Session, Depends(_work_session, scope="function", max_concurrency=4)]

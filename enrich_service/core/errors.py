@@ -1,23 +1,23 @@
-"""The errors of the service. A user's mistake and a broken invariant never share a class.
+"""The errors of the service. User errors and internal errors never share a class.
 
 ServiceError
-├── UserError                 something that the caller can mend; becomes a problem document
-│   ├── InvalidInput     422  the request cannot be understood or makes no sense
-│   │   └── UnreadableImage  an image that a vision model was to see cannot be read
-│   ├── Unauthorized     401  it comes without a key, or with one that opens nothing
-│   ├── Forbidden        403  its key does not open this, or it may not come from there
-│   ├── TooManyRequests  429  its key has asked too often
-│   ├── NotFound         404  the thing named does not exist
-│   │   └── NoSuch            it is not one of those that can be listed
-│   ├── Conflict         409  it does not fit what is there already
+├── UserError                 an error that the caller can fix; becomes a problem document
+│   ├── InvalidInput     422  the request is invalid
+│   │   └── UnreadableImage  an image for a vision model cannot be read
+│   ├── Unauthorized     401  the API key is missing or invalid
+│   ├── Forbidden        403  the key's scope or the request's origin is not allowed
+│   ├── TooManyRequests  429  the rate limit of the key is exceeded
+│   ├── NotFound         404  the object does not exist
+│   │   └── NoSuch            the object is not in a list that can be printed
+│   ├── Conflict         409  the request conflicts with the stored state
 │   │   └── LeaseLost    409  the job was given to another worker, or has ended
-│   ├── TooLarge         413  more bytes than are taken
-│   ├── Unavailable      503  a part that the request needs does not answer
-│   │   └── LanguageModelError    the language model's server refuses, fails or is unknown
+│   ├── TooLarge         413  the body exceeds a limit
+│   ├── Unavailable      503  a required service does not answer
+│   │   └── LanguageModelError    the language model's server rejects, fails or is unknown
 │   │       ├── ModelBusy         it may answer later: rate limit, fault, timeout
-│   │       └── QuestionRefused   it will not answer this one question
+│   │       └── QuestionRefused   it rejects this request
 │   └── StorageFull      507  the disk is full
-└── (anything else is a defect and answers 500)
+└── (anything else is an internal error: 500)
 """
 
 
@@ -26,52 +26,52 @@ class ServiceError(Exception):
 
 
 class UserError(ServiceError):
-    """Something the caller can mend. The message is one line that says what to do."""
+    """An error that the caller can fix. The message is one line that says what to do."""
 
     status = 400
     title = "Bad request"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What an answer that tells of this error says besides."""
+        """Additional HTTP headers of the error response."""
         return {}
 
 
 class InvalidInput(UserError):
-    """The request cannot be understood or makes no sense."""
+    """The request is invalid."""
 
     status = 422
     title = "Invalid input"
 
 
 class UnreadableImage(InvalidInput):
-    """An image that a vision model was to see cannot be read."""
+    """An image for a vision model cannot be read."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"unreadable image: {name} ({reason}): mend or remove it")
 
 
 class Unauthorized(UserError):
-    """The request comes without a key, or with one that opens nothing."""
+    """The API key is missing or invalid."""
 
     status = 401
     title = "Unauthorized"
 
     @property
     def headers(self) -> dict[str, str]:
-        """Programs send the key as Bearer; a browser asks a person for it by itself."""
+        """Authentication challenges: Bearer for programs, Basic makes browsers ask for the key."""
         return {"WWW-Authenticate": 'Bearer, Basic realm="enrich", charset="UTF-8"'}
 
 
 class Forbidden(UserError):
-    """The key does not open this, or the request may not come from there."""
+    """The key's scope or the request's origin is not allowed."""
 
     status = 403
     title = "Forbidden"
 
 
 class TooManyRequests(UserError):
-    """The key has asked too often. `retry_after`: seconds until the next request is let through."""
+    """The key exceeds its rate limit. `retry_after`: seconds until the next allowed request."""
 
     status = 429
     title = "Too many requests"
@@ -82,22 +82,21 @@ class TooManyRequests(UserError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to come again."""
+        """When to retry."""
         return {"Retry-After": str(self.retry_after)}
 
 
 class NotFound(UserError):
-    """The thing named does not exist."""
+    """The object does not exist."""
 
     status = 404
     title = "Not found"
 
 
 class NoSuch(NotFound):
-    """What was named is not one of its kind, of which there is a list.
+    """The object does not exist; the message says how to list those that do.
 
-    `command` is what follows `enrich` to print that list, `route` what to GET: this may answer a
-    person who types as well as a program.
+    `command` follows `enrich` on the command line, `route` is the path to GET.
     """
 
     def __init__(self, what: str, command: str, route: str) -> None:
@@ -105,7 +104,7 @@ class NoSuch(NotFound):
 
 
 class Conflict(UserError):
-    """The request does not fit what is there already."""
+    """The request conflicts with the stored state."""
 
     status = 409
     title = "Conflict"
@@ -118,21 +117,21 @@ class LeaseLost(Conflict):
 
 
 class TooLarge(UserError):
-    """More bytes than are taken."""
+    """The body exceeds a limit."""
 
     status = 413
     title = "Too large"
 
 
 class Unavailable(UserError):
-    """A part that the request needs does not answer."""
+    """A required service does not answer."""
 
     status = 503
     title = "Unavailable"
 
 
 class LanguageModelError(Unavailable):
-    """The language model's server refuses, fails or is unknown."""
+    """The language model's server rejects, fails or is unknown."""
 
     title = "Language model unavailable"
 

@@ -1,4 +1,4 @@
-"""Migrations with Alembic. Only what migrates imports this: Alembic is slow to import."""
+"""Migrations with Alembic, imported only when needed: Alembic is slow to import."""
 
 from importlib.resources import files
 
@@ -27,5 +27,5 @@ def upgrade(engine: Engine) -> None:
         command.upgrade(alembic_config(engine), "head")
     except CommandError as error:
         raise Unavailable(
-            f"The database is of another version of this service ({error}): upgrade the service."
+            f"The database has a revision unknown to this version ({error}): upgrade the service."
         ) from error

@@ -1,4 +1,4 @@
-"""Amounts of money: sums of many small floats, which nobody wants to see to the last digit."""
+"""Rounding and formatting of amounts of money."""
 
 from typing import Annotated
 
@@ -9,5 +9,5 @@ Dollars = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 
 
 def in_dollars(value: float) -> str:
-    """`value` for people, to a tenth of a cent: 0.004; what is less but not nothing: <0.001."""
+    """Format `value` to a tenth of a cent: 0.004; smaller positive values: <0.001."""
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""The one step before the service or a command touches the database: bring it up to date."""
+"""Preparation before the service or a command uses the database: folders and migrations."""
 
 import fcntl
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _POSTGRES_LOCK = 0x656E7269  # any number that no one else takes
 
 @contextmanager
 def _alone(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Hold the lock that lets one process migrate while the others wait."""
+    """Hold the lock that serialises migrations of several processes."""
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": _POSTGRES_LOCK})
@@ -46,7 +46,7 @@ def prestart(engine: Engine, settings: Settings) -> None:
     """
     try:
         _make_folders(engine, settings)
-        # Under the lock from the first connection on: SQLite's switch to WAL waits for nobody.
+        # From the first connection on: SQLite's switch to WAL does not wait for locks.
         with _alone(engine, settings):
             if _revision(engine) != newest_revision():
                 # Alembic takes longer to import than most commands take to run.
@@ -69,7 +69,7 @@ def _make_folders(engine: Engine, settings: Settings) -> None:
             make_private_database(Path(database))
     except FileNotFoundError as error:  # as in /proc
         raise Unavailable(
-            f"The data folder cannot be made ({error.strerror}): check ENRICH_DATA_DIR."
+            f"The data folder cannot be created ({error.strerror}): check ENRICH_DATA_DIR."
         ) from error
 
 

@@ -17,11 +17,11 @@ from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
 
 MEDIA_TYPE = "application/problem+json"
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # what an operator's machine asks needs no key
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes need no key
 
 
 class Problem(BaseModel):
-    """What went wrong, and in `detail` what to do about it."""
+    """A problem; `detail` says what to do."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -42,12 +42,12 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, Any]] | None = Field(
-        default=None, description="For bodies that do not fit: where, and why"
+        default=None, description="Validation errors of the request: location and message"
     )
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these statuses (and with 422 or 5xx)."""
+    """The `responses` of a route that may return these statuses, 422 or 5xx."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -76,12 +76,12 @@ def answer(error: UserError) -> JSONResponse:
 
 
 def _describe_keys(document: dict[str, Any]) -> None:
-    """Say of every operation behind the keys how to open it, and how it may refuse."""
+    """Document the authentication of every protected operation and its error responses."""
     document["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "An API key of `enrich keys create`; none is needed before the first",
+            "description": "An API key of `enrich keys create`; not required until a key exists",
         }
     }
     for path, methods in document["paths"].items():
@@ -96,7 +96,7 @@ def _describe_keys(document: dict[str, Any]) -> None:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods that the path of `request` knows: Starlette tells those of one route alone."""
+    """The methods of all routes with the path of `request`; Starlette returns one route's only."""
     return [
         method
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -125,7 +125,7 @@ def install(app: FastAPI) -> None:
         return answer(error)
 
     @app.exception_handler(RequestValidationError)
-    def does_not_fit(_request: Request, error: RequestValidationError) -> JSONResponse:
+    def validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
         errors = [
             {"at": location_path(item["loc"]), "message": item["msg"]} for item in error.errors()
         ]
@@ -135,27 +135,30 @@ def install(app: FastAPI) -> None:
         return _answer(InvalidInput.status, InvalidInput.title, detail, errors=errors[:100])
 
     @app.exception_handler(HTTPException)
-    def refused(request: Request, error: HTTPException) -> JSONResponse:
+    def http_error(request: Request, error: HTTPException) -> JSONResponse:
         title = HTTPStatus(error.status_code).phrase
         detail = error.detail if error.detail and error.detail != title else ""
         detail = detail or f"{title}: {request.method} {request.url.path}"
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = ", ".join(_allowed(request))
-        elif detail == "There was an error parsing the body":  # all that FastAPI says of it
-            detail = "The body is not what its Content-Type says: JSON in UTF-8, or a whole form."
+        elif detail == "There was an error parsing the body":  # FastAPI's only detail
+            detail = (
+                "The body does not match its Content-Type: send JSON in UTF-8, or a complete form."
+            )
         return _answer(error.status_code, title, detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
-    def gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
-        # Nobody reads this, but it is no defect either.
-        return _answer(400, "Bad request", "The request broke off.")
+    def disconnected(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        # Nobody reads this, but it must not be logged as an internal error.
+        return _answer(400, "Bad request", "The client disconnected.")
 
     @app.exception_handler(UnicodeEncodeError)
-    def no_text(request: Request, error: UnicodeEncodeError) -> JSONResponse:
+    def lone_surrogate(request: Request, error: UnicodeEncodeError) -> JSONResponse:
         # JSON can hold half of a surrogate pair ("\ud800"), UTF-8 and the database cannot.
         return user_error(
-            request, InvalidInput(f"The request holds a lone surrogate ({error.reason}): drop it.")
+            request,
+            InvalidInput(f"The request contains a lone surrogate ({error.reason}): remove it."),
         )
 
     @app.exception_handler(DBAPIError)
@@ -168,11 +171,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, _error: Exception) -> JSONResponse:
-        # The server raises it again after the answer, and so it gets into the log.
+        # The server re-raises the error after the response, which logs it.
         request_id = getattr(request.state, "request_id", "?")
         return _answer(
             500,
             "Internal server error",
-            f"The service has a defect; its log tells more about the request {request_id}. "
-            "Nothing of this request was stored.",
+            f"Internal error, see the server log (request {request_id}). Nothing was stored.",
         )

@@ -1,4 +1,4 @@
-"""Settings, read once from the environment. `enrich settings` lists them, secrets masked."""
+"""Settings from environment variables. `enrich settings` lists them with secrets masked."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ MEBIBYTE = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """Everything an operator can choose, prefix `ENRICH_`."""
+    """All settings of the service, prefix `ENRICH_`."""
 
     model_config = SettingsConfigDict(
         env_prefix="ENRICH_", populate_by_name=True, extra="ignore", frozen=True
@@ -31,30 +31,30 @@ class Settings(BaseSettings):
         ),
     ] = None
     host: Annotated[str, Field(description="Address that `enrich serve` binds")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 takes a free one")] = 8000
+    port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 picks a free one")] = 8000
     allow_remote: Annotated[
         bool,
-        Field(description="Before the first API key: let in whoever reaches the service"),
+        Field(description="Without API keys: accept requests from other machines"),
     ] = False
     rate_limit: Annotated[
         float,
-        Field(gt=0, description="Requests a second that one API key may make, in each process"),
+        Field(gt=0, description="Requests per second and API key, in each process"),
     ] = 100.0
     cors_origins: Annotated[
         tuple[str, ...],
-        Field(description='Other sites whose pages may ask: ["https://example.org"]'),
+        Field(description='Origins allowed to send cross-site requests: ["https://example.org"]'),
     ] = ()
     log_format: Annotated[
-        Literal["json", "text"], Field(description="One JSON object a line, or text for people")
+        Literal["json", "text"], Field(description="json: one object per line; text: for people")
     ] = "json"
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body")] = (
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Maximum request body in bytes")] = (
         64 * MEBIBYTE
     )
     image_roots: Annotated[
         tuple[Path, ...],
         Field(
-            description="Folders whose images the service may send to the language model: "
-            '["/images"]; the command line reads any'
+            description="Folders whose images may be sent to the language model: "
+            '["/images"]; the command line may read any'
         ),
     ] = ()
 
@@ -69,50 +69,51 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(
             validation_alias=AliasChoices("ENRICH_LLM_API_KEY", "OPENAI_API_KEY"),
-            description="Key for the language model's server",
+            description="API key of the language model's server",
         ),
     ] = None
     llm_hosts: Annotated[
         frozenset[str],
-        Field(description='Hosts that may be asked, e.g. ["api.openai.com"]; default: any'),
+        Field(
+            description='Allowed hosts of language models, e.g. ["api.openai.com"]; default: any'
+        ),
     ] = frozenset()
-    llm_model: Annotated[str, Field(description="Model asked for when none is named")] = (
-        "gpt-4o-mini"
-    )
+    llm_model: Annotated[str, Field(description="Default language model")] = "gpt-4o-mini"
     llm_timeout_seconds: Annotated[
-        float, Field(gt=0, le=3600, description="Time the language model has for one answer")
+        float, Field(gt=0, le=3600, description="Timeout of one language-model call")
     ] = 60.0
     llm_concurrency: Annotated[
-        int, Field(ge=1, le=1000, description="Most calls to the language model at one time")
+        int, Field(ge=1, le=1000, description="Maximum concurrent language-model calls")
     ] = 64
     llm_calls_per_minute: Annotated[
         int | None,
-        Field(ge=1, description="Most calls to the language model in a minute; default: no limit"),
+        Field(ge=1, description="Maximum language-model calls per minute; default: no limit"),
     ] = None
     llm_tokens_per_minute: Annotated[
         int | None,
-        Field(ge=1, description="Most tokens, asked and answered, in a minute; default: no limit"),
+        Field(ge=1, description="Maximum input and output tokens per minute; default: no limit"),
     ] = None
     prices: Annotated[
         dict[str, tuple[float, float]],
         Field(
-            description='USD per million tokens in and out, by model: {"gpt-4o-mini": [0.15, 0.6]}'
+            description="USD per million input and output tokens, by model: "
+            '{"gpt-4o-mini": [0.15, 0.6]}'
         ),
     ] = {}
     run_lease_seconds: Annotated[
         float,
-        Field(gt=0, le=3600, description="Time after which a killed process loses its runs"),
+        Field(gt=0, le=3600, description="Lease of a process on its runs"),
     ] = 10.0
 
     lease_seconds: Annotated[
-        float, Field(gt=0, le=3600, description="Time a worker may be silent")
+        float, Field(gt=0, le=3600, description="Lease of a worker on its job")
     ] = 60.0
     event_poll_seconds: Annotated[
-        float, Field(gt=0, le=60, description="Pause between looks at a streamed job's events")
+        float, Field(gt=0, le=60, description="Polling interval of event streams")
     ] = 0.5
-    max_artifact_bytes: Annotated[int, Field(ge=1024, description="Largest artifact")] = (
-        2048 * MEBIBYTE
-    )
+    max_artifact_bytes: Annotated[
+        int, Field(ge=1024, description="Maximum artifact size in bytes")
+    ] = 2048 * MEBIBYTE
 
     @cached_property
     def sqlalchemy_url(self) -> str:
@@ -126,7 +127,7 @@ class Settings(BaseSettings):
 
 
 def environment_names(field: str) -> list[str]:
-    """The environment variables that set `field`, the strongest first."""
+    """The environment variables of `field`, in order of precedence."""
     alias = Settings.model_fields[field].validation_alias
     if isinstance(alias, AliasChoices):
         return [str(choice) for choice in alias.choices]
@@ -134,7 +135,7 @@ def environment_names(field: str) -> list[str]:
 
 
 def shown(settings: Settings, field: str) -> str | None:
-    """The value of `field` as text that may be printed: secrets and passwords are masked."""
+    """The value of `field` as text, with secrets and passwords masked."""
     value = getattr(settings, field)
     if field == "database_url":
         return make_url(settings.sqlalchemy_url).render_as_string(hide_password=True)

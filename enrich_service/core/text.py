@@ -1,4 +1,4 @@
-"""What text may enter the database: lines that a person can see whole, and names fit for a URL."""
+"""Validation of text before it is stored: visible lines, and names that fit into a URL."""
 
 import re
 import unicodedata
@@ -7,24 +7,24 @@ from typing import Any
 
 from enrich_service.core.errors import InvalidInput
 
-# They reorder what is shown around them, so that a label reads as something that it is not.
+# They reorder the text around them, so that a label could be displayed as another.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
 def check_name(what: str, name: str) -> str:
-    """`name`, if it can name a thing in a URL; else InvalidInput."""
+    """Return `name` if it can be part of a URL. Raises InvalidInput."""
     if not _NAME.fullmatch(name) or name != name.strip():
         raise InvalidInput(
-            f"{what} {shortened(name)} is no valid name: use 1 to 100 letters, digits, spaces "
+            f"{what} {shortened(name)} is not a valid name: use 1 to 100 letters, digits, spaces "
             "and . _ + -, beginning with a letter or digit"
         )
     return name
 
 
 def check_line(what: str, value: str, *, limit: int) -> str:
-    """`value` without surrounding blanks, if it is one visible line; else InvalidInput."""
+    """Return `value` stripped if it is one visible line. Raises InvalidInput."""
     value = value.strip()
     if not value:
         raise InvalidInput(f"{what} is empty")
@@ -34,16 +34,18 @@ def check_line(what: str, value: str, *, limit: int) -> str:
         return value
     for character in value:
         if character in BIDI_CONTROLS:
-            raise InvalidInput(f"{what} contains the bidi control U+{ord(character):04X}; drop it")
+            raise InvalidInput(
+                f"{what} contains the bidi control U+{ord(character):04X}; remove it"
+            )
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
             raise InvalidInput(
-                f"{what} contains the control character U+{ord(character):04X}; drop it"
+                f"{what} contains the control character U+{ord(character):04X}; remove it"
             )
     return value
 
 
 def check_text(what: str, value: str, *, limit: int) -> str:
-    """`value`, if it is text of several visible lines at most; may be empty; else InvalidInput."""
+    """Return `value` if it is empty or consists of visible lines. Raises InvalidInput."""
     if len(value) > limit:
         raise InvalidInput(f"{what} has {len(value)} characters; at most {limit} are allowed")
     for line in value.replace("\r\n", "\n").replace("\t", " ").split("\n"):
@@ -59,10 +61,10 @@ _INVISIBLE = re.compile(
 
 
 def escaped(value: str, limit: int) -> str:
-    """`value` with control and bidi characters as backslash escapes, cut to `limit` characters.
+    """Escape control and bidi characters with backslashes and truncate to `limit` characters.
 
-    For what programs and models say, which is stored as far as it can be and never refused. Line
-    breaks and tabs stay.
+    For output of programs and models, which is stored and never rejected. Line breaks and tabs are
+    kept.
     """
     cut = value if len(value) <= limit else value[: limit - 1] + "…"
     shown = _INVISIBLE.sub(lambda found: _escape(found.group()), cut.replace("\r\n", "\n"))
@@ -74,12 +76,12 @@ def _escape(character: str) -> str:
 
 
 def shortened(value: str, limit: int = 60) -> str:
-    """`value` quoted and cut for a message."""
+    """`value`, quoted and truncated for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")
 
 
 def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """An `object_pairs_hook` for json: raises InvalidInput for a name with two of `what`."""
+    """An `object_pairs_hook` for json that raises InvalidInput for a duplicate name."""
 
     def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names: set[str] = set()
@@ -93,7 +95,7 @@ def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown: what stands before the @, if anything, is masked."""
+    """`url` with its user and password masked."""
     scheme, separator, rest = url.rpartition("://")
     if "@" not in rest:
         return url

@@ -21,15 +21,15 @@ _tracer = trace.get_tracer("enrich_service")
 
 
 def telemetry() -> TelemetryConfig:
-    """What FastAPI is to tell: the requests, without their parts, if a collector is named.
+    """FastAPI's telemetry configuration: one span per request if a collector is set.
 
-    Raises InvalidInput where one is, and the packages that send to it are not installed.
+    Raises InvalidInput if one is set and the OpenTelemetry SDK is not installed.
     """
     named = next((name for name in VARIABLES if os.environ.get(name)), None)
     if named and find_spec("opentelemetry.sdk") is None:
         raise InvalidInput(
-            f"{named} is set, but what sends traces is not installed: install the extra `otel`, or "
-            "unset it"
+            f"{named} is set, but the OpenTelemetry SDK is not installed: install the extra otel, "
+            "or unset the variable"
         )
     return {"auto_configure": True, "operation_spans": False, "metrics": False, "logs": False}
 

@@ -29,14 +29,14 @@ from enrich_service.labels import service as label_service
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 
-import_app = typer.Typer(no_args_is_help=True, help="Take in texts from files.")
-export_app = typer.Typer(no_args_is_help=True, help="Write texts to files.")
+import_app = typer.Typer(no_args_is_help=True, help="Import texts from files.")
+export_app = typer.Typer(no_args_is_help=True, help="Export texts to files.")
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
 Target = Annotated[
-    Path | None, typer.Option("--output", "-o", help="File to write; default: standard output.")
+    Path | None, typer.Option("--output", "-o", help="Output file. Default: standard output.")
 ]
-ReleaseName = Annotated[str, typer.Argument(help="Name or id.")]
+ReleaseName = Annotated[str, typer.Argument(help="Release name or id.")]
 
 
 def _read(path: Path) -> str:
@@ -57,7 +57,7 @@ def _importing() -> Iterator[Session]:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Raises InvalidInput where the block cannot write `target`."""
+    """Raise InvalidInput if the block cannot write `target`."""
     try:
         yield
     except OSError as error:
@@ -71,14 +71,15 @@ def pairs(
     name: Annotated[str, typer.Argument(help="Name of the new label set.")],
     label2text: File,
     descriptions: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False)] = None,
-    context: Annotated[str | None, typer.Option(help="Context of every label.")] = None,
-    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    context: Annotated[str | None, typer.Option(help="Context for every label.")] = None,
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
     check_texts: Annotated[
-        bool, typer.Option("--check/--no-check", help="Store faulty texts as rejected.")
+        bool,
+        typer.Option("--check/--no-check", help="Validate texts; store invalid ones as rejected."),
     ] = True,
     json: Json = False,
 ) -> None:
-    """Import the paper's label2text.txt, and chatgpt.txt with one text a line."""
+    """Import the paper's label2text.txt, and chatgpt.txt with one text per line."""
     with _importing() as session:
         done = service.import_pairs(
             session,
@@ -94,7 +95,7 @@ def pairs(
 
 @import_app.command("jsonl")
 def import_jsonl(file: File, json: Json = False) -> None:
-    """Import what `enrich export jsonl` wrote: all of it or nothing."""
+    """Import a file of `enrich export jsonl`, all or nothing."""
     with (
         reading_file(file),
         bars() as shown,
@@ -108,13 +109,13 @@ def import_jsonl(file: File, json: Json = False) -> None:
 @import_app.command("release")
 def import_release(
     file: Annotated[
-        Path, typer.Argument(exists=True, help="JSON, or a folder of `enrich export folder`.")
+        Path, typer.Argument(exists=True, help="JSON file, or folder of `enrich export folder`.")
     ],
-    name: Annotated[str | None, typer.Option(help="Another name for it here.")] = None,
-    label_set: Annotated[str | None, typer.Option(help="Another label set for it here.")] = None,
+    name: Annotated[str | None, typer.Option(help="New name of the release.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Label set to import into.")] = None,
     json: Json = False,
 ) -> None:
-    """Import a release; it keeps its hash. A folder brings the prompts that were used along."""
+    """Import a release with its hash. A folder also contains its prompts."""
     if file.is_dir():
         if name or label_set:
             raise InvalidInput("A folder is imported under its own names: import its release.json")
@@ -136,12 +137,12 @@ def import_release(
 @import_app.command("release-csv")
 def import_release_csv(
     file: File,
-    name: Annotated[str, typer.Argument(help="Name of the release.")],
-    label_set: Annotated[str, typer.Argument(help="Made where it does not exist.")],
-    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    name: Annotated[str, typer.Argument(help="Release name.")],
+    label_set: Annotated[str, typer.Argument(help="Label set; created if it does not exist.")],
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
     json: Json = False,
 ) -> None:
-    """Make a release of the texts in a CSV file; the same texts have the same hash."""
+    """Create a release from a CSV file. Equal texts have equal hashes."""
     data = _bytes(file)
     with _importing() as session:
         row, _ = csv_files.import_release_csv(
@@ -153,7 +154,7 @@ def import_release_csv(
 
 @import_app.command("generations")
 def import_generations(file: File, json: Json = False) -> None:
-    """Import generations from CSV; the prompts and label sets that they name must be here."""
+    """Import generations from CSV. Their prompts and label sets must exist."""
     data = _bytes(file)
     with _importing() as session:
         done = csv_files.import_generations_csv(session, data)
@@ -177,10 +178,12 @@ def _import_lists(
 
 
 LabelSetName = Annotated[
-    str, typer.Argument(help="Label set; made of the names where it does not exist.")
+    str, typer.Argument(help="Label set; created from the names if it does not exist.")
 ]
-Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
-Check = Annotated[bool, typer.Option("--check/--no-check", help="Store faulty texts as rejected.")]
+Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Validate texts; store invalid ones as rejected.")
+]
 
 
 @import_app.command("descriptors")
@@ -191,7 +194,7 @@ def import_descriptors(
     check_texts: Check = True,
     json: Json = False,
 ) -> None:
-    """Import JSON of class names and short descriptors, as classify-by-description has it."""
+    """Import JSON of class names and descriptors, in the format of classify-by-description."""
     _import_lists(PromptKind.ATTRIBUTES, file, label_set, author, check_texts, json)
 
 
@@ -203,7 +206,7 @@ def import_sentences(
     check_texts: Check = True,
     json: Json = False,
 ) -> None:
-    """Import JSON of class names and sentences, as CuPL has it."""
+    """Import JSON of class names and sentences, in the format of CuPL."""
     _import_lists(PromptKind.SENTENCES, file, label_set, author, check_texts, json)
 
 
@@ -234,10 +237,10 @@ def _write(lines: Iterable[str], output: Path | None, total: int | None = None) 
 
 @export_app.command("jsonl")
 def export_jsonl(
-    label_set: Annotated[str | None, typer.Option(help="Only what belongs to it.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Filter by label set.")] = None,
     output: Target = None,
 ) -> None:
-    """Write label sets, prompts, texts with their provenance and releases."""
+    """Export label sets, prompts, texts with provenance, and releases."""
     with read_session() as session:
         _write(service.export_jsonl(session, label_set), output)
 
@@ -251,10 +254,10 @@ def _release(session: Session, name: str) -> Release:
 @export_app.command("folder")
 def export_folder(
     release: ReleaseName,
-    folder: Annotated[Path, typer.Argument(file_okay=False, help="A new or empty folder.")],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="New or empty folder.")],
     json: Json = False,
 ) -> None:
-    """Write all that a paper publishes of a release: texts in every format, and a manifest.
+    """Export a release for publication: texts in every format, and a manifest.
 
     `enrich import release FOLDER` takes it in elsewhere, with the same hash.
     """
@@ -265,68 +268,68 @@ def export_folder(
 
 @export_app.command("release-csv")
 def export_release_csv(release: ReleaseName, output: Target = None) -> None:
-    """Write the texts of a release as CSV."""
+    """Export the texts of a release as CSV."""
     with read_session() as session:
         _write(csv_files.release_csv(_release(session, release)), output)
 
 
 @export_app.command("labels")
 def export_labels(
-    label_set: Annotated[str, typer.Argument(help="Name.")], output: Target = None
+    label_set: Annotated[str, typer.Argument(help="Label set name.")], output: Target = None
 ) -> None:
-    """Write a label set as CSV, for `enrich labels add --csv`."""
+    """Export a label set as CSV, for `enrich labels add --csv`."""
     with read_session() as session:
         _write(label_service.to_csv(session, label_service.get(session, label_set)), output)
 
 
 @export_app.command("generations")
 def export_generations(
-    label_set: Annotated[str | None, typer.Option(help="Only what serves it.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Filter by label set.")] = None,
     output: Target = None,
 ) -> None:
-    """Write generations with their provenance as CSV."""
+    """Export generations with provenance as CSV."""
     with read_session() as session:
         _write(csv_files.generations_csv(session, label_set), output)
 
 
 @export_app.command("reviews")
 def export_reviews(
-    label_set: Annotated[str | None, typer.Option(help="Only of what serves it.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Filter by label set.")] = None,
     output: Target = None,
 ) -> None:
-    """Write who approved, rejected, locked or unlocked which text, when and why, as CSV."""
+    """Export reviews as CSV: who approved, rejected, locked or unlocked which text, and why."""
     with read_session() as session:
         _write(csv_files.reviews_csv(session, label_set), output)
 
 
 @export_app.command("confusable")
 def export_confusable(
-    label_set: Annotated[str, typer.Argument(help="Name.")], output: Target = None
+    label_set: Annotated[str, typer.Argument(help="Label set name.")], output: Target = None
 ) -> None:
-    """Write which labels are easily confused as CSV, each label's nearest first."""
+    """Export confusable labels as CSV, the most similar first."""
     with read_session() as session:
         _write(csv_files.confusable_csv(session, label_set), output)
 
 
 @export_app.command("descriptors")
 def export_descriptors(release: ReleaseName, output: Target = None) -> None:
-    """Write the attributes of a release as JSON, as classify-by-description has it."""
+    """Export the attributes of a release as JSON, in the format of classify-by-description."""
     with read_session() as session:
         _write([class_lists.written(class_lists.descriptors(_release(session, release)))], output)
 
 
 @export_app.command("sentences")
 def export_sentences(release: ReleaseName, output: Target = None) -> None:
-    """Write the sentences of a release as JSON, as CuPL has it."""
+    """Export the sentences of a release as JSON, in the format of CuPL."""
     with read_session() as session:
         _write([class_lists.written(class_lists.sentences(_release(session, release)))], output)
 
 
 @export_app.command("captions")
 def export_captions(
-    run_id: Annotated[int, typer.Argument(help="A run over images.")], output: Target = None
+    run_id: Annotated[int, typer.Argument(help="Id of a run over images.")], output: Target = None
 ) -> None:
-    """Write captions of images as training with L_cap reads them: one JSON object a line."""
+    """Export image captions as JSON Lines, for training with L_cap."""
     with database() as engine:
         total, lines = captions.caption_lines(engine, run_id, None)
         written = _write(lines, output, total)
@@ -340,7 +343,7 @@ def export_captions(
 
 @export_app.command("release")
 def export_release(release: ReleaseName, output: Target = None) -> None:
-    """Write a release as JSON, with where each text came from."""
+    """Export a release as JSON, with the source of each text."""
     with read_session() as session:
         found = release_service.get(session, release_service.named(session, release))
         _write([found.body.decode(), "\n"], output)
@@ -349,9 +352,11 @@ def export_release(release: ReleaseName, output: Target = None) -> None:
 @export_app.command("pairs")
 def export_pairs(
     release: ReleaseName,
-    folder: Annotated[Path, typer.Argument(file_okay=False, help="Where the two files go.")],
+    folder: Annotated[
+        Path, typer.Argument(file_okay=False, help="Output folder of the two files.")
+    ],
 ) -> None:
-    """Write a release as the paper's label2text.txt and chatgpt.txt."""
+    """Export a release as the paper's label2text.txt and chatgpt.txt."""
     with read_session() as session:
         found = _release(session, release)
     with _writing(folder):

@@ -79,11 +79,13 @@ def import_pairs(
             examples=["Goldfish have a plump, rounded body and a forked tail.\n"],
         ),
     ] = None,
-    context: Annotated[str | None, Form(description="Context of every label")] = None,
+    context: Annotated[str | None, Form(description="Context for every label")] = None,
     author: Annotated[str, Form()] = "",
-    check_texts: Annotated[bool, Form(description="Store faulty texts as rejected")] = True,
+    check_texts: Annotated[
+        bool, Form(description="Validate texts; store invalid ones as rejected")
+    ] = True,
 ) -> Imported:
-    """Make a label set of label2text.txt, and import the texts of chatgpt.txt for it."""
+    """Create a label set from label2text.txt and import the texts of chatgpt.txt."""
     return service.import_pairs(
         session,
         name,
@@ -101,13 +103,13 @@ def import_everything(
         bytes,
         Body(
             media_type=NDJSON,
-            description="What GET /v1/export gave",
+            description="Body of GET /v1/export",
             examples=['{"record":"enrich-export","format":1}\n'],
         ),
     ],
     session: WriteSession,
 ) -> Imported:
-    """Take in an export: all of it or nothing. What is there already stays as it is."""
+    """Import an export, all or nothing. Existing records are unchanged."""
     return service.import_jsonl(session, _text("The file", body).split("\n"))
 
 
@@ -117,7 +119,7 @@ Exporter = Callable[[Session, str | None], Iterator[str]]
 def _lines(
     export: Exporter, engine: Engine, session: Session, label_set: str | None
 ) -> Iterator[str]:
-    """The lines of an export of all, or of what belongs to a label set. Raises NotFound at once."""
+    """The lines of an export, of everything or of one label set. Raises NotFound at once."""
     if label_set is not None:
         label_service.get(session, label_set)
     return _read(export, engine, label_set)
@@ -135,7 +137,7 @@ def _read(export: Exporter, engine: Engine, label_set: str | None) -> Iterator[s
     responses=problems(404)
     | {
         200: {
-            "description": "One JSON object a line",
+            "description": "One JSON object per line",
             "content": {NDJSON: {"example": '{"record":"enrich-export","format":1}\n'}},
         }
     },
@@ -143,9 +145,9 @@ def _read(export: Exporter, engine: Engine, label_set: str | None) -> Iterator[s
 def export_everything(
     engine: EngineDep,
     session: ReadSession,
-    label_set: Annotated[str | None, Query(description="Only what belongs to it")] = None,
+    label_set: Annotated[str | None, Query(description="Filter by label set")] = None,
 ) -> StreamingResponse:
-    """Label sets, prompts, generations with their provenance and releases, as JSONL."""
+    """Export label sets, prompts, generations with provenance and releases as JSON Lines."""
     return StreamingResponse(
         _lines(service.export_jsonl, engine, session, label_set),
         media_type=NDJSON,
@@ -155,7 +157,7 @@ def export_everything(
 
 @router.get(
     "/releases/{release_id}/label2text.txt",
-    summary="Labels as the paper writes them",
+    summary="Export label2text.txt",
     response_class=PlainTextResponse,
     responses=problems(404),
 )
@@ -166,7 +168,7 @@ def export_label2text(release_id: Id, session: ReadSession) -> str:
 
 @router.get(
     "/releases/{release_id}/chatgpt.txt",
-    summary="Descriptions as the paper writes them",
+    summary="Export chatgpt.txt",
     response_class=PlainTextResponse,
     responses=problems(404),
 )
@@ -181,17 +183,17 @@ def _release(session: ReadSession, release_id: int) -> Release:
 
 @router.get(
     "/releases/{release_id}/manifest.json",
-    summary="Where the texts of a release came from",
+    summary="Show the manifest",
     responses=problems(404),
 )
 def show_manifest(release_id: Id, session: ReadSession) -> Manifest:
-    """The sources and models of a release in numbers, and the prompts that were used in full."""
+    """Show the number of texts by source and model, and all prompt versions of a release."""
     return manifest.manifest(session, _release(session, release_id))
 
 
 @router.get(
     "/releases/{release_id}/descriptors.json",
-    summary="Descriptors as classify-by-description has them",
+    summary="Export descriptors (classify-by-description)",
     responses=problems(404, 409) | {200: {"content": _LISTS}},
 )
 def export_descriptors(release_id: Id, session: ReadSession) -> dict[str, list[str]]:
@@ -201,7 +203,7 @@ def export_descriptors(release_id: Id, session: ReadSession) -> dict[str, list[s
 
 @router.get(
     "/releases/{release_id}/sentences.json",
-    summary="Sentences as CuPL has them",
+    summary="Export sentences (CuPL)",
     responses=problems(404, 409) | {200: {"content": _LISTS}},
 )
 def export_sentences(release_id: Id, session: ReadSession) -> dict[str, list[str]]:
@@ -211,29 +213,29 @@ def export_sentences(release_id: Id, session: ReadSession) -> dict[str, list[str
 
 @router.get(
     "/releases/{release_id}/release.csv",
-    summary="A release as CSV",
+    summary="Export a release as CSV",
     response_class=StreamingResponse,
-    responses=problems(404) | _csv("Lists and objects in JSON; formulas neutralised", _DUCKS),
+    responses=problems(404) | _csv("Lists and objects in JSON; formulas escaped", _DUCKS),
 )
 def export_release_csv(release_id: Id, session: ReadSession) -> StreamingResponse:
-    """The texts of a release, a label a line."""
+    """Export the texts of a release, one label per line."""
     return _download(csv_files.release_csv(_release(session, release_id)), "release.csv")
 
 
 @router.get(
     "/runs/{run_id}/captions.jsonl",
-    summary="Captions of images",
+    summary="Export image captions",
     response_class=StreamingResponse,
     responses=problems(404, 409)
     | {
         200: {
-            "description": "One JSON object a line, as training with L_cap reads them",
+            "description": "One JSON object per line, for training with L_cap",
             "content": {NDJSON: {"example": '{"image":"n1/12.jpg","caption":"A teal …"}\n'}},
         }
     },
 )
 def export_captions(run_id: Id, engine: EngineDep, settings: SettingsDep) -> StreamingResponse:
-    """The captions of the images that a run asked about, those of earlier runs too."""
+    """Export the captions of a run's images, including captions of earlier runs."""
     _, lines = captions.caption_lines(engine, run_id, settings.image_roots)
     headers = {"Content-Disposition": 'attachment; filename="captions.jsonl"'}
     return StreamingResponse(lines, media_type=NDJSON, headers=headers)
@@ -241,54 +243,54 @@ def export_captions(run_id: Id, engine: EngineDep, settings: SettingsDep) -> Str
 
 @router.get(
     "/label-sets/{name}/labels.csv",
-    summary="A label set as CSV",
+    summary="Export a label set as CSV",
     response_class=StreamingResponse,
-    responses=problems(404) | _csv("Columns key,name,context; formulas neutralised", _DUCKS),
+    responses=problems(404) | _csv("Columns key,name,context; formulas escaped", _DUCKS),
 )
 def export_labels(name: str, session: ReadSession) -> StreamingResponse:
-    """The labels of a label set, as its upload takes them."""
+    """Export the labels of a label set, in the format of the upload."""
     label_set = label_service.get(session, name)
     return _download(label_service.to_csv(session, label_set), "labels.csv")
 
 
 @router.get(
     "/label-sets/{name}/confusable.csv",
-    summary="Confusable labels as CSV",
+    summary="Export confusable labels as CSV",
     response_class=StreamingResponse,
-    responses=problems(404) | _csv("A line a pair; formulas neutralised", _CONFUSABLE),
+    responses=problems(404) | _csv("One pair per line; formulas escaped", _CONFUSABLE),
 )
 def export_confusable(name: str, session: ReadSession) -> StreamingResponse:
-    """Which labels are easily confused, by key, each label's nearest first."""
+    """Export the keys of confusable labels, most similar first."""
     return _download(csv_files.confusable_csv(session, name), "confusable.csv")
 
 
 @router.get(
     "/export/reviews.csv",
-    summary="Reviews as CSV",
+    summary="Export reviews as CSV",
     response_class=StreamingResponse,
-    responses=problems(404) | _csv("A line each; formulas neutralised", _REVIEWS),
+    responses=problems(404) | _csv("One review per line; formulas escaped", _REVIEWS),
 )
 def export_reviews(
     engine: EngineDep,
     session: ReadSession,
-    label_set: Annotated[str | None, Query(description="Only of what serves it")] = None,
+    label_set: Annotated[str | None, Query(description="Filter by label set")] = None,
 ) -> StreamingResponse:
-    """Who approved, rejected, locked or unlocked which text, when and why."""
+    """Export who approved, rejected, locked or unlocked which text, when and why."""
     return _download(_lines(csv_files.reviews_csv, engine, session, label_set), "reviews.csv")
 
 
 @router.get(
     "/export/generations.csv",
-    summary="Generations as CSV",
+    summary="Export generations as CSV",
     response_class=StreamingResponse,
-    responses=problems(404) | _csv("With their provenance; formulas neutralised", _GENERATIONS),
+    responses=problems(404) | _csv("With their provenance; formulas escaped", _GENERATIONS),
 )
 def export_generations(
     engine: EngineDep,
     session: ReadSession,
-    label_set: Annotated[str | None, Query(description="Only what serves it")] = None,
+    label_set: Annotated[str | None, Query(description="Filter by label set")] = None,
 ) -> StreamingResponse:
-    """All generations, a line each; lists and objects stand in their cells as JSON."""
+    """Export generations, one per line; lists and objects are JSON."""
     return _download(
         _lines(csv_files.generations_csv, engine, session, label_set), "generations.csv"
     )
@@ -303,7 +305,7 @@ def import_generations(
     body: Annotated[bytes, Body(media_type="text/csv", examples=[_GENERATIONS])],
     session: WriteSession,
 ) -> Imported:
-    """Take in generations; the prompts and label sets that they name must be here already."""
+    """Import generations. Their prompts and label sets must exist."""
     return csv_files.import_generations_csv(session, body)
 
 
@@ -316,11 +318,11 @@ def import_generations(
 def import_release_csv(
     body: Annotated[bytes, Body(media_type="text/csv", examples=[_DUCKS])],
     session: WriteSession,
-    name: Annotated[str, Query(description="Name of the release")],
-    label_set: Annotated[str, Query(description="Its label set; made where it does not exist")],
+    name: Annotated[str, Query(description="Release name")],
+    label_set: Annotated[str, Query(description="Label set; created if it does not exist")],
     author: str = "",
 ) -> ReleaseView:
-    """Make a release of the texts in a CSV file; the same texts have the same hash."""
+    """Create a release from a CSV file. Equal texts have equal hashes."""
     row, _ = csv_files.import_release_csv(
         session, body, name=name, label_set=label_set, author=author
     )
@@ -336,15 +338,19 @@ def import_release_csv(
 def import_lists(
     body: Annotated[dict[str, list[str]], Body(examples=[{"teal": ["a green wing patch"]}])],
     session: WriteSession,
-    label_set: Annotated[str, Query(description="Made of the names where it does not exist")],
+    label_set: Annotated[
+        str, Query(description="Label set; created from the names if it does not exist")
+    ],
     kind: Annotated[
         Literal["attributes", "sentences"],
         Query(description="attributes: classify-by-description; sentences: CuPL"),
     ],
     author: str = "",
-    check_texts: Annotated[bool, Query(description="Store faulty texts as rejected")] = True,
+    check_texts: Annotated[
+        bool, Query(description="Validate texts; store invalid ones as rejected")
+    ] = True,
 ) -> Imported:
-    """Take in a JSON object of class names and lists, as two other papers publish them."""
+    """Import a JSON object of class names and lists, as published for two other papers."""
     return class_lists.import_lists(
         session,
         body,

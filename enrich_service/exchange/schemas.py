@@ -1,4 +1,4 @@
-"""Lines of the export, and what an import did."""
+"""API schema of exports and imports."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -43,7 +43,7 @@ class VersionRecord(VersionCreate):
 
 
 class ArchivedRecord(BaseModel):
-    """A prompt is archived; one that is not has no such line."""
+    """A prompt that is archived."""
 
     record: Literal["archived"] = "archived"
     prompt: str
@@ -51,7 +51,7 @@ class ArchivedRecord(BaseModel):
 
 
 class MoveRecord(BaseModel):
-    """One move of an alias, the oldest first; `version` is a number in the file."""
+    """One move of an alias, in order; `version` is a version number in the file."""
 
     record: Literal["alias_move"] = "alias_move"
     prompt: str
@@ -63,7 +63,7 @@ class MoveRecord(BaseModel):
 
 
 class AliasRecord(BaseModel):
-    """An alias, as it stood."""
+    """An alias and its current version."""
 
     record: Literal["alias"] = "alias"
     prompt: str
@@ -130,7 +130,7 @@ GENERATION_FIELDS = tuple(
 
 
 class ReviewRecord(BaseModel):
-    """What a person said of a text; `generation` is its id in the file."""
+    """A review of a text; `generation` is its id in the file."""
 
     record: Literal["review"] = "review"
     generation: int
@@ -141,14 +141,14 @@ class ReviewRecord(BaseModel):
 
 
 class ReleaseRecord(BaseModel):
-    """A release, whole."""
+    """A complete release."""
 
     record: Literal["release"] = "release"
     release: Release
 
 
 class Imported(BaseModel):
-    """What an import added; what was there already is only counted."""
+    """What an import added; existing records are only counted."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -168,15 +168,15 @@ class Imported(BaseModel):
 
     label_sets: list[str] = []
     prompt_versions: list[str] = []
-    generations: Annotated[int, Field(description="Texts that can be released")] = 0
+    generations: Annotated[int, Field(description="Accepted texts")] = 0
     rejected: Annotated[int, Field(description="Texts stored as rejected")] = 0
     releases: list[str] = []
     there_already: int = 0
-    problems: Annotated[list[str], Field(description="Why texts were rejected, first 100")] = []
+    problems: Annotated[list[str], Field(description="The first 100 reasons of rejection")] = []
 
 
 class ModelUse(BaseModel):
-    """How many texts of a release one model wrote; `resolved` is what the server called itself."""
+    """Number of texts of a release by model; `resolved` is the name the server reported."""
 
     requested: str
     resolved: str | None
@@ -184,7 +184,7 @@ class ModelUse(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Where the texts of a release came from, whole enough to make them again."""
+    """The provenance of a release's texts, with everything needed to reproduce them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -220,10 +220,10 @@ class Manifest(BaseModel):
     message: str
     author: str
     created_at: AwareDatetime
-    texts: Annotated[dict[str, int], Field(description="How many, by field and source")]
+    texts: Annotated[dict[str, int], Field(description="Number of texts by field and source")]
     models: list[ModelUse]
-    prompts: Annotated[list[VersionRecord], Field(description="Every version that was used, whole")]
+    prompts: Annotated[list[VersionRecord], Field(description="Prompt versions that were used")]
     service_version: str
-    files: Annotated[
-        dict[str, str], Field(description="SHA-256 of each file beside this one, where exported")
-    ] = Field(default_factory=dict)
+    files: Annotated[dict[str, str], Field(description="SHA-256 of each exported file")] = Field(
+        default_factory=dict
+    )

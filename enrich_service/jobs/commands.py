@@ -20,11 +20,11 @@ app = typer.Typer(no_args_is_help=True, help="Training jobs.")
 
 @app.command("list")
 def list_(
-    state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Filter by state.")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     with read_session() as session:
         found = service.listing(session, state=state, limit=limit)
     show(
@@ -51,7 +51,7 @@ def events(job_id: int, after: int = 0, json: Json = False) -> None:
 
 @app.command()
 def cancel(job_id: int, json: Json = False) -> None:
-    """Cancel a job: at once where it waits, else its worker is told."""
+    """Cancel a job: at once if queued, else when its worker stops."""
     with write_session() as session:
         view = service.view(session, service.cancel(session, job_id))
     show(view, json=json, columns=("id", "state", "cancel_requested"))
@@ -59,7 +59,7 @@ def cancel(job_id: int, json: Json = False) -> None:
 
 @app.command()
 def confusable(job_id: int, json: Json = False) -> None:
-    """Write the classes whose texts lay closest in a job's report into its label set."""
+    """Store the confusable classes of a job's report in its label set."""
     with write_session() as session:
         found = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
     show(found, json=json)
@@ -67,7 +67,7 @@ def confusable(job_id: int, json: Json = False) -> None:
 
 @app.command()
 def retry(job_id: int, json: Json = False) -> None:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled job again. It resumes from its last checkpoint."""
     with write_session() as session:
         view = service.view(session, service.retry(session, job_id))
     show(view, json=json, columns=("id", "state", "attempts"))
@@ -77,16 +77,20 @@ def retry(job_id: int, json: Json = False) -> None:
 def prune(
     weights: Annotated[
         float | None,
-        typer.Option(min=0, help="Students and text banks of jobs that ended so many days ago."),
+        typer.Option(
+            min=0, help="Delete students and text banks of jobs that ended this many days ago."
+        ),
     ] = None,
     logs: Annotated[
         float | None,
-        typer.Option(min=0, help="Log lines and progress of jobs that ended so many days ago."),
+        typer.Option(
+            min=0, help="Delete log lines and progress of jobs that ended this many days ago."
+        ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Take it away, not only count it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete. Default: only count.")] = False,
     json: Json = False,
 ) -> None:
-    """Count what old jobs have left, and take it away with --yes, while the service goes on.
+    """Count the data of old jobs; with --yes, delete it. The service may be running.
 
     Reports, pictures, epochs and states stay. Files that belong to no job go too after a day.
     """

@@ -1,4 +1,4 @@
-"""Jobs over REST: the side of people, and the side of workers."""
+"""Jobs over REST, for users and for workers."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -49,7 +49,7 @@ from enrich_service.labels.schemas import Confusable
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-# A report comes from a worker, and a page can be anything: it may draw, and nothing else.
+# A report is untrusted content from a worker: it may render, and nothing else.
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "sandbox allow-scripts; default-src 'none'; img-src data:; font-src data:; "
@@ -75,7 +75,7 @@ _JOB = _json_example(200, JOB_EXAMPLE)
 def create_job(
     body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
 ) -> Job:
-    """Queue the training of a student on a release, or on what a run will have given."""
+    """Queue the training of a student on a release, or on the texts of a run once it succeeds."""
     row = service.create(session, **dict(body))
     return service.view(session, row)
 
@@ -83,11 +83,11 @@ def create_job(
 @router.get("", summary="List jobs", responses=problems() | _json_example(200, [JOB_EXAMPLE]))
 def list_jobs(
     session: ReadSession,
-    state: Annotated[JobState | None, Query(description="Only in this state")] = None,
+    state: Annotated[JobState | None, Query(description="Filter by state")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=MAX_ID)] = 0,
 ) -> list[Job]:
-    """List jobs, the newest first."""
+    """List jobs, newest first."""
     return service.listing(session, state=state, limit=limit, offset=offset)
 
 
@@ -97,12 +97,12 @@ def list_jobs(
     response_model=Lease,
     responses=problems()
     | _json_example(200, LEASE_EXAMPLE)
-    | {204: {"description": "Nothing to do"}},
+    | {204: {"description": "No job is waiting"}},
 )
 def claim_job(
     body: Claim, session: WorkSession, engine: EngineDep, settings: SettingsDep, clock: ClockDep
 ) -> Lease | Response:
-    """Give a worker the most urgent job that it has enough for, with its release, for a time."""
+    """Lease the job of highest priority whose needs the worker meets, with its release."""
     if clock.was_set():
         with writing(engine) as first:
             service.put_leases_right(first, settings.lease_seconds)
@@ -122,7 +122,7 @@ def show_job(job_id: Id, session: ReadSession) -> Job:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409) | _JOB)
 def cancel_job(job_id: Id, session: WriteSession, settings: SettingsDep) -> Job:
-    """Cancel a job: at once where it waits, else its worker is told with the next heartbeat."""
+    """Cancel a job: at once if queued, else with its worker's next heartbeat."""
     row = service.cancel(session, job_id)
     uploads.discard_ended(session, settings.artifact_dir)
     return service.view(session, row)
@@ -130,7 +130,7 @@ def cancel_job(job_id: Id, session: WriteSession, settings: SettingsDep) -> Job:
 
 @router.post("/{job_id}/retry", summary="Retry a job", responses=problems(404, 409) | _JOB)
 def retry_job(job_id: Id, session: WriteSession) -> Job:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled job again. It resumes from its last checkpoint."""
     return service.view(session, service.retry(session, job_id))
 
 
@@ -138,7 +138,7 @@ def retry_job(job_id: Id, session: WriteSession) -> Job:
 def renew_lease(
     job_id: Id, body: Heartbeat, session: WorkSession, settings: SettingsDep
 ) -> Renewed:
-    """Renew a lease. 409: it has ended, and the worker must stop."""
+    """Renew a lease. 409: the lease has expired and the worker must stop."""
     row = service.heartbeat(session, job_id, body.fence, settings.lease_seconds)
     assert row.lease_expires_at is not None
     return Renewed(expires_at=row.lease_expires_at, cancel_requested=row.cancel_requested)
@@ -146,13 +146,13 @@ def renew_lease(
 
 @router.post("/{job_id}/events", summary="Report progress", responses=problems(404, 409))
 def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored:
-    """Append events of the lease's worker. 409: the lease has ended, and the worker must stop."""
+    """Append events of a worker. 409: the lease has expired and the worker must stop."""
     return EventsStored(stored=service.add_events(session, job_id, body.fence, body.events))
 
 
 @router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
 def finish_job(job_id: Id, body: Finish, session: WriteSession, settings: SettingsDep) -> Job:
-    """End a job. Saying it again is no error; 409: the lease has ended."""
+    """Finish a job. Idempotent. 409: the lease has expired."""
     row = service.finish(
         session, job_id, body.fence, body.state, body.error, out_of_memory=body.out_of_memory
     )
@@ -168,7 +168,7 @@ def finish_job(job_id: Id, body: Finish, session: WriteSession, settings: Settin
 def list_events(
     job_id: Id,
     session: ReadSession,
-    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Only those with a higher seq")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Only events with a higher seq")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> list[Event]:
     """List events of a job in order, without gaps."""
@@ -192,10 +192,10 @@ async def follow_events(
     request: Request,
     engine: EngineDep,
     settings: SettingsDep,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event")] = None,
-    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Go on after this event")] = 0,
+    last_event_id: Annotated[str | None, Header(description="Continue after this event")] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="Continue after this event")] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events as server-sent events, id = seq, data = the event; ends when the job is final."""
+    """Stream events as server-sent events with id = seq. The stream ends when the job is final."""
     seq = int(last_event_id) if last_event_id and last_event_id.isdigit() else after
     seq = min(seq, MAX_ID)
     read = partial(_read_update, engine, job_id)
@@ -223,7 +223,7 @@ def _read_update(engine: Engine, job_id: int, after: int) -> Update[int]:
     summary="Store an artifact",
     response_model=ArtifactView,
     responses=problems(404, 409, 413)
-    | {202: {"model": Upload, "description": "There is more to send"}},
+    | {202: {"model": Upload, "description": "Incomplete: send the next chunk"}},
     openapi_extra={
         "requestBody": {
             "content": {
@@ -248,14 +248,14 @@ async def store_artifact(
     ] = None,
     content_range: Annotated[
         str | None,
-        Header(description="For a chunk: bytes FIRST-LAST/TOTAL, or bytes */TOTAL to ask for more"),
+        Header(description="Of a chunk: bytes FIRST-LAST/TOTAL; bytes */TOTAL asks for the offset"),
     ] = None,
 ) -> ArtifactView | Response:
-    """Store a file of a job whose lease the worker holds; whole, or not at all.
+    """Store a file of a job whose lease the worker holds.
 
-    A large one comes in chunks, under the hash of the whole: ask with 'Content-Range: bytes
-    */TOTAL' and no body where to begin, and go on where each answer says (202) until the file is
-    whole (200). After a connection broke, ask again.
+    Send large files in chunks with the hash of the whole file: a request without a body and with
+    'Content-Range: bytes */TOTAL' returns the offset to start at; each chunk returns the next
+    offset (202) until the file is complete (200). Ask for the offset again after an interruption.
     """
     artifacts.check_artifact_name(name)
     artifacts.check_media_type(content_type)
@@ -266,13 +266,15 @@ async def store_artifact(
     if chunk is None:
         sha256, size = await uploads.receive(request.stream(), folder, sha256=sha256, limit=limit)
     elif sha256 is None:
-        raise InvalidInput("A chunk needs the header X-Content-SHA256, the hash of the whole file.")
+        raise InvalidInput(
+            "A chunk requires the header X-Content-SHA256, the hash of the whole file."
+        )
     else:
         size = await uploads.receive_chunk(
             request.stream(), folder, chunk, job_id=job_id, sha256=sha256, limit=limit
         )
         if size < chunk.total:
-            audit.settle(request)  # the last one is the change
+            audit.settle(request)  # only the last chunk is audited
             more = Upload(offset=size, chunk=min(uploads.CHUNK, settings.max_body_bytes))
             return JSONResponse(more.model_dump(), 202)
     return await run_in_threadpool(
@@ -309,7 +311,7 @@ def _record_artifact(
 
 @router.get("/{job_id}/artifacts", summary="List artifacts", responses=problems(404))
 def list_artifacts(job_id: Id, session: ReadSession) -> list[ArtifactView]:
-    """List what a job has left so far."""
+    """List the artifacts of a job."""
     return [artifacts.view(found) for found in artifacts.listing(session, job_id)]
 
 
@@ -322,7 +324,7 @@ def list_artifacts(job_id: Id, session: ReadSession) -> list[ArtifactView]:
 def read_artifact(
     job_id: Id, name: str, session: ReadSession, settings: SettingsDep
 ) -> FileResponse:
-    """The file, for download."""
+    """Download an artifact."""
     return _file(artifacts.get(session, job_id, name), settings, attachment=True)
 
 
@@ -340,38 +342,40 @@ def read_artifact(
     },
 )
 def read_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
-    """The report of a job, as its worker wrote it."""
+    """Read report.json as the worker wrote it."""
     return _file(artifacts.get(session, job_id, "report.json"), settings)
 
 
 @router.post(
     "/{job_id}/confusable",
-    summary="Learn from a job which labels are confused",
+    summary="Take confusable labels from a job",
     responses=problems(404),
 )
 def learn_confusable(job_id: Id, session: WriteSession, settings: SettingsDep) -> Confusable:
-    """Write the classes whose texts lay closest in a job's report into its label set.
+    """Store the most similar classes of a job's report in its label set.
 
-    In place of what was known of those labels. Prompts read them as the variable `labels`.
+    Replaces the lists of those labels. Prompts read the names as the variable `labels`.
     """
     return reports.learn_confusable(session, settings.artifact_dir, job_id)
 
 
 @router.get(
     "/{job_id}/report.html",
-    summary="Look at the report",
+    summary="Show the report",
     response_class=FileResponse,
     responses=problems(404),
 )
 def show_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> FileResponse:
-    """The report of a job as a page."""
+    """Show the report of a job as an HTML page."""
     return _file(artifacts.get(session, job_id, "report.html"), settings)
 
 
 def _file(artifact: JobArtifact, settings: Settings, *, attachment: bool = False) -> FileResponse:
     path = artifacts.location(settings.artifact_dir, artifact.sha256)
     if not path.is_file():
-        raise NotFound(f"The file of artifact {artifact.name!r} is gone from the artifact folder.")
+        raise NotFound(
+            f"The file of artifact {artifact.name!r} is missing from the artifact folder."
+        )
     return FileResponse(
         path,
         media_type=artifact.media_type,

@@ -1,4 +1,4 @@
-"""What jobs and workers send over HTTP, beside the models of `contract`."""
+"""API schema of jobs and workers that `contract` does not define."""
 
 import json
 import logging
@@ -114,7 +114,8 @@ EVENT_EXAMPLE: dict[str, Any] = {
 }
 
 Fence = Annotated[
-    str, Field(min_length=1, max_length=100, description="The lease's token, from the claim")
+    str,
+    Field(min_length=1, max_length=100, description="Fencing token of the lease, from the claim"),
 ]
 
 
@@ -124,28 +125,26 @@ def _example(**example: object) -> ConfigDict:
 
 
 def _worker_name(name: object) -> object:
-    """A worker's name as it can be shown: one line of visible characters."""
+    """Escape a worker's name to one line of visible characters."""
     if not isinstance(name, str):
         return name
     return escaped(" ".join(name.split()), MAX_WORKER_NAME) or "unnamed worker"
 
 
 class Claim(BaseModel):
-    """A worker asks for work."""
+    """A worker's request for a job."""
 
     model_config = _example(worker="gpu-1", gpu=True, memory_gb=64)
 
-    worker: Annotated[
-        str, BeforeValidator(_worker_name), Field(description="What people call the worker")
-    ]
-    gpu: Annotated[StrictBool, Field(description="It has a GPU")] = False
+    worker: Annotated[str, BeforeValidator(_worker_name), Field(description="Worker name")]
+    gpu: Annotated[StrictBool, Field(description="Whether the worker has a GPU")] = False
     memory_gb: Annotated[
-        float, Field(ge=0, strict=True, allow_inf_nan=False, description="Its main memory in GiB")
+        float, Field(ge=0, strict=True, allow_inf_nan=False, description="Main memory in GiB")
     ] = 0
 
 
 class Heartbeat(BaseModel):
-    """A worker is alive."""
+    """A worker's heartbeat."""
 
     model_config = _example(fence=_FENCE)
 
@@ -153,7 +152,7 @@ class Heartbeat(BaseModel):
 
 
 class Renewed(BaseModel):
-    """How long the lease lasts now, and whether the worker should stop."""
+    """The renewed lease, and whether the worker should stop."""
 
     model_config = _example(expires_at=_WHEN, cancel_requested=False)
 
@@ -164,18 +163,18 @@ class Renewed(BaseModel):
 class EventIn(BaseModel):
     """One event, numbered by the worker within its lease.
 
-    One that does not fit its kind is kept as a log line that says so.
+    An event whose data is invalid for its kind is stored as a log line with the error.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     worker_seq: Annotated[int, Field(ge=1, le=MAX_WORKER_SEQ)]
     fence: Annotated[
-        Fence | None, Field(description="The earlier lease that it is from, if it is")
+        Fence | None, Field(description="Fencing token of an earlier lease that the event is from")
     ] = None
     kind: EventKind
     data: dict[str, JsonValue]
-    at: Annotated[AwareDatetime | None, Field(description="Absent: when it is stored")] = None
+    at: Annotated[AwareDatetime | None, Field(description="Default: time of storage")] = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
@@ -206,7 +205,7 @@ class EventIn(BaseModel):
 
 
 class EventsIn(BaseModel):
-    """Events in order. Posting them again stores nothing twice."""
+    """Events in order. Posting is idempotent."""
 
     model_config = _example(
         fence=_FENCE,
@@ -218,7 +217,7 @@ class EventsIn(BaseModel):
 
 
 class EventsStored(BaseModel):
-    """How many of the events were new."""
+    """The number of new events."""
 
     model_config = _example(stored=1)
 
@@ -226,34 +225,38 @@ class EventsStored(BaseModel):
 
 
 def _error_line(error: object) -> object:
-    """A worker's error as it can be shown, whatever characters it has."""
+    """Escape a worker's error message."""
     return escaped(error, MAX_ERROR) if isinstance(error, str) else error
 
 
 class Finish(BaseModel):
-    """A worker is done with a job."""
+    """The final state of a job."""
 
     model_config = _example(fence=_FENCE, state="succeeded")
 
     fence: Fence
     state: Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
     error: Annotated[
-        str | None, BeforeValidator(_error_line), Field(description="One line, for a failed job")
+        str | None,
+        BeforeValidator(_error_line),
+        Field(description="Error message of a failed job, one line"),
     ] = None
-    out_of_memory: Annotated[StrictBool, Field(description="That is why it failed")] = False
+    out_of_memory: Annotated[
+        StrictBool, Field(description="Whether the job failed because memory ran out")
+    ] = False
 
 
 class Upload(BaseModel):
-    """How far an artifact that comes in chunks has got."""
+    """Progress of a chunked upload."""
 
     model_config = _example(offset=4_194_304, chunk=4_194_304)
 
-    offset: Annotated[int, Field(description="Bytes that are here: go on there")]
-    chunk: Annotated[int, Field(description="Bytes to send at a time")]
+    offset: Annotated[int, Field(description="Bytes received; continue here")]
+    chunk: Annotated[int, Field(description="Chunk size in bytes")]
 
 
 class ArtifactView(BaseModel):
-    """A file that a job left."""
+    """A file of a job."""
 
     model_config = _example(
         name="report.json",

@@ -11,17 +11,17 @@ from enrich_service.core.database import utcnow
 from enrich_service.keys import service
 from enrich_service.keys.schemas import AuditView, KeyCreated, KeyView
 
-app = typer.Typer(no_args_is_help=True, help="API keys, and what was done with them.")
+app = typer.Typer(no_args_is_help=True, help="API keys and the audit log.")
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is; stands in the audit log.")],
-    scope: Annotated[Scope, typer.Option(help="read ⊂ write ⊂ admin.")] = Scope.WRITE,
+    name: Annotated[str, typer.Argument(help="Name of the key's owner, shown in the audit log.")],
+    scope: Annotated[Scope, typer.Option(help="Permissions: read < write < admin.")] = Scope.WRITE,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
     json: Json = False,
 ) -> None:
-    """Make a key and tell it, this once. From the first key on, everybody needs one."""
+    """Create a key and print it once. Once a key exists, every request needs one."""
     expires_at = None if days is None else utcnow() + timedelta(days=days)
     with write_session() as session:
         key, secret = service.create(session, name, scope, expires_at=expires_at)
@@ -31,7 +31,7 @@ def create(
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """List the keys, the newest first."""
+    """List keys, newest first."""
     with read_session() as session:
         found = [KeyView(**key.model_dump()) for key in service.listing(session)]
     show(found, json=json)
@@ -39,7 +39,7 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def revoke(key_id: int, json: Json = False) -> None:
-    """Let a key open nothing from now on."""
+    """Revoke a key."""
     with write_session() as session:
         key = KeyView(**service.revoke(session, key_id).model_dump())
     show(key, json=json)
@@ -47,11 +47,11 @@ def revoke(key_id: int, json: Json = False) -> None:
 
 @app.command()
 def audit(
-    key: Annotated[int | None, typer.Option(help="Only of the key with this id.")] = None,
+    key: Annotated[int | None, typer.Option(help="Filter by key id.")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List the changes that were made over HTTP, the newest first."""
+    """List changes made over HTTP, newest first."""
     with read_session() as session:
         entries = service.audit_log(session, key_id=key, limit=limit)
         found = [AuditView(**entry.model_dump()) for entry in entries]

@@ -1,17 +1,15 @@
-"""Who gets in.
+"""Authentication and cross-site request protection.
 
-- Before the first API key: whoever is on this machine (or, with ENRICH_ALLOW_REMOTE, whoever
-  reaches the service), with every right.
-- From the first key on: whoever shows a living one. Programs send it as `Authorization: Bearer`.
-  Pages need no more than that either: a browser that is answered 401 asks the person by itself,
-  and sends the key as the password of HTTP Basic (the user name can be anything).
-- GET needs the scope read, everything else write; some routers ask for admin.
+- Without API keys: clients on this machine (with ENRICH_ALLOW_REMOTE: all clients) have full
+  access.
+- Once a key exists: every request needs a valid key. Programs send it as `Authorization: Bearer`.
+  Browsers ask for it after a 401 and send it as the password of HTTP Basic, with any user name.
+- GET requires the scope read, other methods write; some routers require admin.
 - /healthz, /readyz and /static are open.
-- Who was let in is known for a second: so long may a key live on that another process revoked.
+- Callers are cached for a second, so a key revoked by another process may work for that long.
 
-A page of another site can make a browser send requests here. Such requests change nothing, and
-before the first key they are not answered at all: the browser tells on the page with the headers
-Sec-Fetch-Site, Origin and Host.
+Cross-site requests of browsers are recognised by the headers Sec-Fetch-Site, Origin and Host. They
+may not change anything, and without API keys they are rejected.
 """
 
 import base64
@@ -40,15 +38,15 @@ from enrich_service.keys import service
 from enrich_service.keys.rate_limit import RateLimit
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-KNOWN_FOR = 1.0  # seconds for which a caller is let in without another look at the table
+KNOWN_FOR = 1.0  # seconds for which callers are cached
 
 log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Middleware that lets in who may, and sees to it that every change is in the audit log.
+    """Middleware that authenticates requests and records changes in the audit log.
 
-    `refusal` makes the answer to who may not.
+    `refusal` makes the response to a rejected request.
     """
 
     def __init__(
@@ -61,14 +59,14 @@ class Gate:
     ) -> None:
         self.app, self.engine, self.settings, self.refusal = app, engine, settings, refusal
         self.limit = RateLimit(settings.rate_limit)
-        self.admitting = CapacityLimiter(4)  # threads of its own: routes never wait for them
-        self.noted: dict[int, float] = {}  # key → when its use was noted, monotonic
-        # Secret → who showed it, and when that was looked up, monotonic. None: there are no keys.
+        self.admitting = CapacityLimiter(4)  # separate from the threads of routes
+        self.noted: dict[int, float] = {}  # key → when its use was recorded, monotonic
+        # Secret → its caller and the time of the lookup, monotonic. None: there are no keys.
         self.known: dict[str | None, tuple[Caller, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its caller in `request.state.caller`, or refuse it."""
-        if scope["type"] == "websocket":  # nothing here speaks it, and the gate cannot judge it
+        """Pass a request on with its caller in `request.state.caller`, or reject it."""
+        if scope["type"] == "websocket":  # not supported
             await send({"type": "websocket.close", "code": 1008})
             return
         path = scope.get("path", "")
@@ -88,7 +86,7 @@ class Gate:
 
         async def audited(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.known.clear()  # it may have made or revoked a key
+                self.known.clear()  # the request may have created or revoked a key
                 if message["status"] < 400 and not audit.is_settled(request):
                     await run_in_threadpool(self._record, request)
             await send(message)
@@ -106,7 +104,7 @@ class Gate:
         needed = caller.Scope.READ if request.method in SAFE_METHODS else caller.Scope.WRITE
         if not known.scope.includes(needed):
             raise Forbidden(
-                f"The key {known.name!r} has the scope {known.scope}; this needs {needed}."
+                f"The key {known.name!r} has the scope {known.scope}; this requires {needed}."
             )
         now = time.monotonic()
         if now - self.noted.get(known.key_id, float("-inf")) >= service.LAST_USE.total_seconds():
@@ -115,9 +113,9 @@ class Gate:
         return known
 
     async def _known(self, secret: str | None) -> Caller:
-        """Whose key `secret` is, as it was a moment ago. Raises as `_look_up`."""
+        """The cached caller of `secret`. Raises as `_look_up`."""
         now = time.monotonic()
-        # Until a key exists nobody needs one, so whoever shows one then is nobody too.
+        # While there are no keys, a request with a key is anonymous too.
         for shown in (secret, None):
             known, then = self.known.get(shown, (NOBODY, float("-inf")))
             if now - then < KNOWN_FOR:
@@ -127,7 +125,7 @@ class Gate:
         return found
 
     def _look_up(self, secret: str | None) -> Caller:
-        """Whose key `secret` is; NOBODY while there are no keys. Raises Unauthorized."""
+        """The caller of `secret`; NOBODY while there are no keys. Raises Unauthorized."""
         try:
             with reading(self.engine) as session:
                 if not service.exist(session):
@@ -135,7 +133,7 @@ class Gate:
                 if secret is None:
                     raise Unauthorized(
                         "This service needs an API key: send it as 'Authorization: Bearer KEY', "
-                        "or as the password that your browser asks for."
+                        "or as the password in your browser."
                     )
                 key = service.find(session, secret)
         except DBAPIError as error:
@@ -149,17 +147,17 @@ class Gate:
         try:
             with writing(self.engine) as session:
                 service.note_use(session, key_id)
-        except DBAPIError:  # a full disk must not keep readers out
-            log.warning("cannot note the use of key %s", key_id, exc_info=True)
+        except DBAPIError:  # a full disk must not block readers
+            log.warning("cannot record the use of key %s", key_id, exc_info=True)
 
     def _record(self, request: Request) -> None:
-        """The row of a change that was not made in a route's own session, such as an upload."""
+        """Audit a change that was made outside a route's session, such as an upload."""
         with writing(self.engine) as session:
             audit.record(session, request)
 
 
 def secret_of(headers: Headers) -> str | None:
-    """The key that a request shows: a bearer token, or the password of HTTP Basic."""
+    """The key of a request: a bearer token, or the password of HTTP Basic."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip() or None
@@ -172,7 +170,7 @@ def secret_of(headers: Headers) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, can only mean this machine."""
+    """Whether `host`, a name or an address, is this machine."""
     if host == "localhost":
         return True
     try:
@@ -182,32 +180,32 @@ def is_loopback(host: str) -> bool:
 
 
 def check_is_local(request: Request) -> None:
-    """Raise Forbidden where a request does not come from this machine to this machine.
+    """Raise Forbidden unless client and host of a request are this machine.
 
-    The second half keeps out a site whose name was made to resolve to 127.0.0.1.
+    The host is checked against DNS rebinding: a foreign name that resolves to 127.0.0.1.
     """
     here = request.client is not None and is_loopback(request.client.host)
     named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if not (here and is_loopback(named)):
         raise Forbidden(
-            "Before its first API key this service answers its own machine alone, as localhost or "
-            "127.0.0.1: make a key with `enrich keys create NAME`."
+            "Without an API key, this service answers only requests from its own machine, as "
+            "localhost or 127.0.0.1: create a key with `enrich keys create NAME`."
         )
 
 
 def check_site(request: Request, allowed: tuple[str, ...]) -> None:
-    """Raise Forbidden where a page of another site asks for a change."""
+    """Raise Forbidden for a cross-site request that changes something."""
     headers: Mapping[str, str] = request.headers
     origin = headers.get("origin")
     if request.method in SAFE_METHODS or origin in allowed:
         return
-    # Browsers say which it is; where they do not (plain http), the origin is compared.
+    # Browsers send Sec-Fetch-Site; without it (plain http), compare the origin.
     if (site := headers.get("sec-fetch-site")) is not None:
         foreign = site not in ("same-origin", "none")
     else:
         foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
     if foreign:
         raise Forbidden(
-            "A page of another site may not change anything here; ENRICH_CORS_ORIGINS names "
-            "those that may."
+            "Cross-site requests may not change anything: allow trusted sites with "
+            "ENRICH_CORS_ORIGINS."
         )

@@ -9,14 +9,14 @@ from enrich_service.core.database import UtcDateTime, enum_column, utcnow
 
 
 class ApiKey(SQLModel, table=True):
-    """What a caller shows. The key itself is told once and kept nowhere; never deleted."""
+    """An API key. The secret is returned once and not stored. Rows are never deleted."""
 
     __tablename__ = "api_key"
 
     id: int | None = Field(default=None, primary_key=True)
     name: str
-    prefix: str  # its first characters, by which people tell keys apart
-    # SHA-256: a key is 256 random bits, which no slow hash makes harder to guess.
+    prefix: str  # its first characters, to identify the key
+    # SHA-256: a key has 256 random bits, so a slow hash adds nothing.
     hash: str = Field(unique=True)
     scope: Scope = Field(sa_type=enum_column(Scope))
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

@@ -1,4 +1,4 @@
-"""Token buckets: so many requests a second for each key, and some more in a burst."""
+"""A token bucket per API key."""
 
 import math
 import threading
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from enrich_service.core.errors import TooManyRequests
 
-BURST_SECONDS = 2.0  # of the rate, that a key may use at once after it was quiet
+BURST_SECONDS = 2.0  # burst size in seconds of the rate
 
 
 class RateLimit:
-    """`rate` requests a second for each key; what one process has seen, it alone knows."""
+    """`rate` requests per second and key, counted in each process separately."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._room = rate, max(1.0, rate * BURST_SECONDS)
@@ -20,7 +20,7 @@ class RateLimit:
         self._buckets: dict[int, tuple[float, float]] = {}  # key → tokens, when they were counted
 
     def take(self, key_id: int) -> None:
-        """Let one request of a key through; else TooManyRequests."""
+        """Count a request of a key. Raises TooManyRequests if it exceeds the rate."""
         with self._lock:
             now = self._clock()
             tokens, then = self._buckets.get(key_id, (self._room, now))
@@ -30,7 +30,7 @@ class RateLimit:
         if not allowed:
             wait = math.ceil((1 - tokens) / self._rate)
             raise TooManyRequests(
-                f"This API key may ask {self._rate:g} times a second (ENRICH_RATE_LIMIT): "
+                f"This API key may send {self._rate:g} requests per second (ENRICH_RATE_LIMIT): "
                 f"try again in {wait} s.",
                 retry_after=wait,
             )

@@ -18,9 +18,9 @@ from enrich_service.keys.schemas import AuditView, KeyCreate, KeyCreated, KeyVie
 router = APIRouter(prefix="/v1", tags=["keys"], dependencies=[Depends(admins_only)])
 
 
-@router.post("/keys", status_code=201, summary="Make an API key", responses=problems())
+@router.post("/keys", status_code=201, summary="Create an API key", responses=problems())
 def create_key(body: KeyCreate, session: WriteSession, response: Response) -> KeyCreated:
-    """Make an API key. The answer is the only place where it ever stands."""
+    """Create an API key. Only this response contains the key."""
     key, secret = service.create(session, body.name, body.scope, expires_at=body.expires_at)
     response.headers["Cache-Control"] = "no-store"
     return KeyCreated(**key.model_dump(), key=secret)
@@ -28,23 +28,25 @@ def create_key(body: KeyCreate, session: WriteSession, response: Response) -> Ke
 
 @router.get("/keys", summary="List API keys", responses=problems())
 def list_keys(session: ReadSession) -> list[KeyView]:
-    """List all API keys, the newest first, by their first characters."""
+    """List API keys with their prefixes, newest first."""
     return [KeyView(**key.model_dump()) for key in service.listing(session)]
 
 
 @router.post("/keys/{key_id}/revoke", summary="Revoke an API key", responses=problems(404))
 def revoke_key(key_id: Id, session: WriteSession) -> KeyView:
-    """Let a key open nothing from now on."""
+    """Revoke an API key."""
     return KeyView(**service.revoke(session, key_id).model_dump())
 
 
 @router.get("/audit", summary="Read the audit log", responses=problems())
 def read_audit_log(
     session: ReadSession,
-    key_id: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only of this key")] = None,
-    before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only older ones")] = None,
+    key_id: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Filter by key id")] = None,
+    before: Annotated[
+        int | None, Query(ge=1, le=MAX_ID, description="Only entries with a lower id")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AuditView]:
-    """Every change over HTTP with the key that made it, the newest first."""
+    """List changes over HTTP with the key that made them, newest first."""
     found = service.audit_log(session, key_id=key_id, before=before, limit=limit)
     return [AuditView(**entry.model_dump()) for entry in found]

@@ -1,4 +1,4 @@
-"""What crosses the wire about API keys and the audit log."""
+"""API schema of keys and the audit log."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -25,20 +25,20 @@ def _example(**example: object) -> dict[str, Any]:
 
 
 class KeyCreate(BaseModel):
-    """A key to be made."""
+    """A new key."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra=_example(name="gpu-1", scope="write", expires_at="2027-01-02T03:04:05Z"),
     )
 
-    name: Annotated[str, Field(description="Whose key it is; stands in the audit log")]
-    scope: Annotated[Scope, Field(description="read ⊂ write ⊂ admin")] = Scope.WRITE
-    expires_at: Annotated[AwareDatetime | None, Field(description="null: never")] = None
+    name: Annotated[str, Field(description="Name of the key's owner, shown in the audit log")]
+    scope: Annotated[Scope, Field(description="Permissions: read < write < admin")] = Scope.WRITE
+    expires_at: Annotated[AwareDatetime | None, Field(description="Null: never expires")] = None
 
 
 class KeyView(BaseModel):
-    """A key as admins see it."""
+    """A key without its secret."""
 
     model_config = ConfigDict(json_schema_extra=_example(**_KEY))
 
@@ -49,11 +49,11 @@ class KeyView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
-    last_used_at: Annotated[datetime | None, Field(description="To the minute")]
+    last_used_at: Annotated[datetime | None, Field(description="Accurate to one minute")]
 
 
 class KeyCreated(KeyView):
-    """A key that was just made: the only time that it is told."""
+    """A new key with its secret, which is returned only once."""
 
     model_config = ConfigDict(json_schema_extra=_example(**_KEY, key="enrich_f3Ab9x…"))
 
@@ -61,7 +61,7 @@ class KeyCreated(KeyView):
 
 
 class AuditView(BaseModel):
-    """One change."""
+    """One entry of the audit log."""
 
     model_config = ConfigDict(
         json_schema_extra=_example(

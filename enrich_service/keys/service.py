@@ -1,4 +1,4 @@
-"""API keys: made, found again by their hash, revoked; and the audit log, read."""
+"""API keys: create, look up by hash, revoke; and queries of the audit log."""
 
 import hashlib
 import secrets
@@ -15,9 +15,9 @@ from enrich_service.core.errors import InvalidInput, NoSuch, Unauthorized
 from enrich_service.core.text import check_name
 from enrich_service.keys.models import ApiKey
 
-MARK: Final = "enrich_"  # by which scanners for leaked secrets know one
-SHOWN: Final = len(MARK) + 6  # characters of a key that are kept and shown
-LAST_USE: Final = timedelta(minutes=1)  # to which the last use of a key is told
+MARK: Final = "enrich_"  # recognised by scanners for leaked secrets
+SHOWN: Final = len(MARK) + 6  # length of the stored prefix
+LAST_USE: Final = timedelta(minutes=1)  # precision of the last use
 
 
 def _hash(secret: str) -> str:
@@ -27,9 +27,9 @@ def _hash(secret: str) -> str:
 def create(
     session: Session, name: str, scope: Scope, *, expires_at: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """Make a key. Gives its row, and the key itself, which is kept nowhere."""
+    """Create a key. Returns its row and the secret, which is not stored."""
     if expires_at is not None and expires_at <= utcnow():
-        raise InvalidInput("expires_at lies in the past: such a key would open nothing")
+        raise InvalidInput("expires_at is in the past")
     secret = MARK + secrets.token_urlsafe(32)
     key = ApiKey(
         name=check_name("The key's name", name),
@@ -44,15 +44,15 @@ def create(
 
 
 def exist(session: Session) -> bool:
-    """Whether a key was ever made: from then on everybody needs one, also when all are revoked."""
+    """Whether any key exists, even if revoked: then every request needs one."""
     return session.exec(select(ApiKey.id).limit(1)).first() is not None
 
 
 def find(session: Session, secret: str) -> ApiKey:
-    """The living key `secret`; else Unauthorized."""
+    """The valid key with this secret. Raises Unauthorized."""
     key = session.exec(select(ApiKey).where(ApiKey.hash == _hash(secret))).one_or_none()
     if key is None:
-        raise Unauthorized("There is no such API key: ask an admin of this service for one.")
+        raise Unauthorized("Unknown API key: ask an admin of this service for one.")
     if key.revoked_at is not None:
         raise Unauthorized(f"The API key {key.prefix}… was revoked: ask an admin for a new one.")
     if key.expires_at is not None and key.expires_at <= utcnow():
@@ -61,7 +61,7 @@ def find(session: Session, secret: str) -> ApiKey:
 
 
 def note_use(session: Session, key_id: int) -> None:
-    """Remember that the key was used now, unless that was noted within the last minute."""
+    """Record the use of a key, unless one was recorded within the last minute."""
     now = utcnow()
     session.exec(
         update(ApiKey)
@@ -74,7 +74,7 @@ def note_use(session: Session, key_id: int) -> None:
 
 
 def revoke(session: Session, key_id: int) -> ApiKey:
-    """Make a key open nothing from now on. Revoking twice is no error."""
+    """Revoke a key. Idempotent."""
     key = session.get(ApiKey, key_id)
     if key is None:
         raise NoSuch(f"API key {key_id}", "keys list", "/v1/keys")
@@ -84,14 +84,14 @@ def revoke(session: Session, key_id: int) -> ApiKey:
 
 
 def listing(session: Session) -> Sequence[ApiKey]:
-    """All keys, the newest first."""
+    """All keys, newest first."""
     return session.exec(select(ApiKey).order_by(col(ApiKey.id).desc())).all()
 
 
 def audit_log(
     session: Session, *, key_id: int | None = None, before: int | None = None, limit: int = 100
 ) -> Sequence[AuditEntry]:
-    """Entries of the audit log, the newest first, with an id below `before`."""
+    """Entries of the audit log with an id below `before`, newest first."""
     query = select(AuditEntry).order_by(col(AuditEntry.id).desc()).limit(limit)
     if key_id is not None:
         query = query.where(AuditEntry.key_id == key_id)

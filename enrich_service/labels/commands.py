@@ -20,27 +20,30 @@ def add(
     labels: Annotated[list[str] | None, typer.Argument(help="Class names.")] = None,
     csv: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV file: key,name,context."),
+        typer.Option(exists=True, dir_okay=False, help="CSV file with columns key,name,context."),
     ] = None,
     from_json: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="JSON file: names, or {key, name, context}."
+            exists=True,
+            dir_okay=False,
+            help="JSON file: a list of names or of {key, name, context}.",
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of class folders.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder with one folder per class."),
     ] = None,
     label2text: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="Names: lines `key index name_with_underscores`. With --folder, of its classes.",
+            help="label2text.txt: lines `key index name_with_underscores`.",
         ),
     ] = None,
     context: Annotated[
-        str | None, typer.Option(help="Context of labels without their own, e.g. 'a bird'.")
+        str | None, typer.Option(help="Context for labels without one, e.g. 'a bird'.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -80,9 +83,9 @@ def list_(json: Json = False) -> None:
 @app.command("show")
 def show_(
     name: str,
-    limit: Annotated[int, typer.Option(min=1, help="Labels shown.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 100,
     offset: Annotated[int, typer.Option(min=0)] = 0,
-    search: Annotated[str, typer.Option(help="Only labels with this in name or key.")] = "",
+    search: Annotated[str, typer.Option(help="Filter by name or key.")] = "",
     json: Json = False,
 ) -> None:
     """Show the labels of a label set."""
@@ -104,16 +107,17 @@ def confusable(
         ),
     ] = None,
     from_names: Annotated[
-        bool, typer.Option("--from-names", help="Names with the same last words are alike.")
+        bool,
+        typer.Option("--from-names", help="Treat names with the same last words as confusable."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say which labels are easily confused, for prompts such as `distinct`.
+    """Set which labels are easily confused, for prompts such as `distinct`.
 
     `enrich jobs confusable JOB` takes them from a training job.
     """
     if (file is not None) == from_names:
-        raise InvalidInput("Give --file or --from-names, one of both")
+        raise InvalidInput("Give either --file or --from-names")
     with write_session() as session:
         label_set = service.get(session, name)
         if file is None:
@@ -135,6 +139,6 @@ def _read_confusable(file: Path) -> Confusable:
 
 @app.command()
 def remove(name: str) -> None:
-    """Delete a label set that nothing uses."""
+    """Delete an unused label set."""
     with write_session() as session:
         service.remove(session, service.get(session, name))

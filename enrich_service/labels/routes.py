@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
 
 @router.post("", status_code=201, summary="Create a label set", responses=problems(409, 413))
 def create_label_set(body: LabelSetCreate, session: WriteSession) -> LabelSetView:
-    """Create a label set with up to 100,000 labels; one bad label, and nothing is stored."""
+    """Create a label set with up to 100,000 labels, all or nothing."""
     return service.view(session, service.create(session, body.name, body.labels))
 
 
@@ -29,13 +29,13 @@ def upload_label_set(
     file: Annotated[
         bytes,
         File(
-            description="CSV in UTF-8 with the columns key,name,context (only name is a must)",
+            description="CSV in UTF-8 with the columns key,name,context (only name is required)",
             examples=["key,name,context\nn01847000,harlequin duck,a bird species\n"],
         ),
     ],
     session: WriteSession,
 ) -> LabelSetView:
-    """Create a label set from a CSV file; one bad line, and nothing is stored."""
+    """Create a label set from a CSV file, all or nothing."""
     return service.view(session, service.create(session, name, service.from_csv(file)))
 
 
@@ -51,7 +51,7 @@ def list_label_sets(
 
 @router.get("/{name}", summary="Show a label set", responses=problems(404))
 def show_label_set(name: str, session: ReadSession) -> LabelSetView:
-    """Show a label set; its labels have their own page."""
+    """Show a label set without its labels."""
     return service.view(session, service.get(session, name))
 
 
@@ -59,21 +59,21 @@ def show_label_set(name: str, session: ReadSession) -> LabelSetView:
 def list_labels(
     name: str,
     session: ReadSession,
-    search: Annotated[str, Query(max_length=300, description="In name or key")] = "",
+    search: Annotated[str, Query(max_length=300, description="Filter by name or key")] = "",
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> LabelPage:
-    """List the labels of a label set in order, a page at a time."""
+    """List the labels of a label set in order, one page at a time."""
     label_set = service.get(session, name)
     return service.page(session, label_set, search=search, limit=limit, offset=offset)
 
 
-@router.put("/{name}/confusable", summary="Say which labels are confused", responses=problems(404))
+@router.put("/{name}/confusable", summary="Set confusable labels", responses=problems(404))
 def put_confusable(name: str, body: Confusable, session: WriteSession) -> Confusable:
-    """Write down, nearest first, which labels each of the given ones is easily taken for.
+    """Set the labels that each given label is easily confused with, most similar first.
 
-    Prompts read their names as the variable `labels`. In place of what was known of those labels;
-    of all others nothing changes.
+    Replaces the lists of the given labels; other labels are unchanged. Prompts read the names as
+    the variable `labels`.
     """
     service.set_confusable(session, service.get(session, name), body.confusable)
     return body
@@ -81,13 +81,13 @@ def put_confusable(name: str, body: Confusable, session: WriteSession) -> Confus
 
 @router.post(
     "/{name}/confusable/from-names",
-    summary="Guess from names which labels are confused",
+    summary="Derive confusable labels from names",
     responses=problems(404),
 )
 def guess_confusable(name: str, session: WriteSession) -> Confusable:
-    """Take labels whose names end with the same words ("common teal", "cinnamon teal") for alike.
+    """Mark labels whose names end in the same words ("common teal", "cinnamon teal") as confusable.
 
-    Only for labels of which nothing is known yet.
+    Labels that already have a list are unchanged.
     """
     return service.guess_confusable(session, service.get(session, name))
 
@@ -96,5 +96,5 @@ def guess_confusable(name: str, session: WriteSession) -> Confusable:
     "/{name}", status_code=204, summary="Delete a label set", responses=problems(404, 409)
 )
 def delete_label_set(name: str, session: WriteSession) -> None:
-    """Delete a label set that no run, text or release uses."""
+    """Delete a label set. 409 if a run, text or release uses it."""
     service.remove(session, service.get(session, name))

@@ -1,4 +1,4 @@
-"""Label sets as they cross the wire."""
+"""API schema of label sets."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -10,13 +10,13 @@ _SET: dict[str, Any] = {"name": "ducks", "labels": 2, "created_at": "2026-01-02T
 
 
 class LabelIn(BaseModel):
-    """A class. Without a key, the name with underscores for blanks is the key."""
+    """A class. The key defaults to the name with underscores instead of spaces."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_DUCK]})
 
     key: Annotated[str | None, Field(description="Folder name of the class, e.g. a wnid")] = None
-    name: Annotated[str, Field(description="What a person calls it")]
-    context: Annotated[str | None, Field(description="What kind of thing, e.g. 'a bird'")] = None
+    name: Annotated[str, Field(description="Human-readable class name")]
+    context: Annotated[str | None, Field(description="Kind of object, e.g. 'a bird'")] = None
 
 
 class LabelSetCreate(BaseModel):
@@ -39,7 +39,7 @@ class LabelSetCreate(BaseModel):
 
 
 class LabelSetView(BaseModel):
-    """A label set; `labels` is how many it has."""
+    """A label set; `labels` is the number of labels."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SET]})
 
@@ -58,12 +58,13 @@ class LabelView(BaseModel):
     name: str
     context: str | None
     confusable: Annotated[
-        list[str], Field(description="Keys of the labels it is most easily confused with")
+        list[str],
+        Field(description="Keys of the labels it is most easily confused with, most similar first"),
     ] = []
 
 
 class LabelPage(BaseModel):
-    """A stretch of labels in order; ask again with `offset` = `next_offset` until it is null."""
+    """One page of labels; `next_offset` is the `offset` of the next page, null on the last."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -77,7 +78,7 @@ class LabelPage(BaseModel):
 
 
 class Confusable(BaseModel):
-    """For each label (by key) those that it is most easily confused with, the nearest first."""
+    """Label key → keys of the labels it is easily confused with, most similar first."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from enrich_service.core.console import Json, show
 from enrich_service.local_model import server
 
-app = typer.Typer(no_args_is_help=True, help="A small real language model on this machine.")
+app = typer.Typer(no_args_is_help=True, help="A small language model on this machine.")
 
 
 class _Serving(BaseModel):
@@ -20,18 +20,18 @@ class _Serving(BaseModel):
 
 @app.callback()
 def _group() -> None:
-    """Without this, the only command would stand in for the group."""
+    """Keep `serve` a sub-command: Typer merges a group of one command with it."""
 
 
 @app.command()
 def up(
     host: Annotated[
-        str, typer.Option(help="Address; it asks nobody for a key, so keep others out.")
+        str, typer.Option(help="Address to bind. There is no authentication: restrict access.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8080,
     json: Json = False,
 ) -> None:
-    """Serve SmolLM2-135M-Instruct on loopback until it is stopped. It needs no key and no hub.
+    """Serve SmolLM2-135M-Instruct on loopback until stopped. No key or download is needed.
 
     Its sentences are weak: it shows that everything works, not what enrichment is worth.
     """

@@ -13,18 +13,18 @@ from enrich_service.operation import doctor as doctors
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
     json: Json = False,
 ) -> None:
-    """Copy the database to FILE and check the copy, while the service goes on."""
+    """Copy the database to FILE and verify the copy. The service may be running."""
     show(backups.back_up(load_settings(), file), json=json)
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file that `enrich backup` wrote.")],
+    file: Annotated[Path, typer.Argument(help="File written by `enrich backup`.")],
     json: Json = False,
 ) -> None:
-    """Put a backup in the place of the database. What was there is kept beside it.
+    """Restore the database from a backup. The old database is kept next to it.
 
     Stop the service first if runs are going on: what it is just asking belongs to the old content.
     """
@@ -32,7 +32,7 @@ def restore(
 
 
 def doctor(json: Json = False) -> None:
-    """Look for what is wrong, or soon will be; the exit status is 1 if anything is."""
+    """Check the installation for problems. The exit status is 1 if there are any."""
     found = doctors.examine(load_settings())
     show(found, json=json)
     if any(finding.verdict == "failed" for finding in found):
@@ -47,7 +47,7 @@ class _Setting(BaseModel):
 
 
 def settings(json: Json = False) -> None:
-    """List all settings with the environment variables that set them; secrets are masked."""
+    """List settings and their environment variables. Secrets are masked."""
     now = load_settings()
     show(
         [

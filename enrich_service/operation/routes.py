@@ -1,4 +1,4 @@
-"""What an operator's machine asks for, beside its health."""
+"""Metrics over REST."""
 
 from typing import Any, Final
 
@@ -27,6 +27,6 @@ _TEXT: Final[dict[int | str, dict[str, Any]]] = {
     "/metrics", summary="Read the metrics", response_class=Response, responses=problems() | _TEXT
 )
 def read_metrics(request: Request) -> Response:
-    """Requests, runs, tokens, cost, queue and latency for Prometheus; a key goes as Bearer."""
+    """Prometheus metrics: requests, runs, tokens, cost, queue and latency."""
     metrics: Metrics = request.app.state.metrics
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

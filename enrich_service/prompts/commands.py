@@ -16,18 +16,20 @@ from enrich_service.prompts.schemas import PromptCreate, VersionCreate
 
 app = typer.Typer(no_args_is_help=True, help="Prompts, their versions and aliases.")
 
-Version = Annotated[int | None, typer.Option(min=1, help="Number of a version.")]
-Alias = Annotated[str | None, typer.Option(help="Alias of a version.")]
-Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
-Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
-Confirm = Annotated[bool, typer.Option("--confirm", help="Yes, although it is protected.")]
+Version = Annotated[int | None, typer.Option(min=1, help="Version number.")]
+Alias = Annotated[str | None, typer.Option(help="Version alias.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
+Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
+Confirm = Annotated[
+    bool, typer.Option("--confirm", help="Confirm the change of a protected alias.")
+]
 Body = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="JSON file, as for POST /v1/prompts.")
 ]
 
 
 def read(file: Path) -> PromptCreate:
-    """The prompt in a JSON file. Raises InvalidInput where it is none, or has a field twice."""
+    """Read a prompt from a JSON file. Raises InvalidInput if it is invalid or repeats a field."""
     with reading_file(file):
         data = file.read_bytes()
     try:
@@ -40,11 +42,9 @@ def read(file: Path) -> PromptCreate:
 
 @app.command("list")
 def list_(
-    search: Annotated[
-        str, typer.Option(help="Only those with this in name, summary or a tag.")
-    ] = "",
-    tag: Annotated[str | None, typer.Option(help="Only those with this very tag.")] = None,
-    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    search: Annotated[str, typer.Option(help="Filter by name, summary or tag.")] = "",
+    tag: Annotated[str | None, typer.Option(help="Filter by exact tag.")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="Include archived prompts.")] = False,
     json: Json = False,
 ) -> None:
     """List prompts with their aliases."""
@@ -55,7 +55,7 @@ def list_(
 
 @app.command("show")
 def show_(name: str, version: Version = None, alias: Alias = None, json: Json = False) -> None:
-    """Show one version of a prompt, by default the newest."""
+    """Show a version of a prompt. Default: the newest."""
     with read_session() as session:
         prompt = service.get(session, name)
         found = service.resolve(session, name, version=version, alias=alias)
@@ -91,11 +91,11 @@ def add(body: Body, json: Json = False) -> None:
 def tag_(
     name: str,
     tags: Annotated[
-        list[str] | None, typer.Argument(help="In place of those it had; none: take all away.")
+        list[str] | None, typer.Argument(help="New tags, replacing the old. None: remove all.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Tag a prompt, so that it is found again."""
+    """Set the tags of a prompt."""
     with write_session() as session:
         prompt = service.get(session, name)
         service.set_tags(session, prompt, tags or ())
@@ -105,7 +105,7 @@ def tag_(
 
 @app.command()
 def diff(name: str, before: int, after: int, json: Json = False) -> None:
-    """Show what changed between two versions."""
+    """Show the differences between two versions."""
     with read_session() as session:
         found = service.diff(session, service.get(session, name), before, after)
     if json:
@@ -125,7 +125,7 @@ def alias(
     reason: Reason = "",
     author: Author = "",
     protect: Annotated[
-        bool | None, typer.Option("--protect/--unprotect", help="Set or lift the protection.")
+        bool | None, typer.Option("--protect/--unprotect", help="Protect or unprotect the alias.")
     ] = None,
     confirm: Confirm = False,
     json: Json = False,
@@ -154,7 +154,7 @@ def rollback(
     confirm: Confirm = False,
     json: Json = False,
 ) -> None:
-    """Put an alias back to where it was before its last move."""
+    """Roll an alias back to its previous version."""
     with write_session() as session:
         moved = service.roll_back_alias(
             session,
@@ -169,8 +169,8 @@ def rollback(
 
 @app.command()
 def archive(
-    name: str, undo: Annotated[bool, typer.Option("--undo", help="Bring it back.")] = False
+    name: str, undo: Annotated[bool, typer.Option("--undo", help="Restore the prompt.")] = False
 ) -> None:
-    """Archive a prompt; nothing of it is lost."""
+    """Archive a prompt. Its versions are kept."""
     with write_session() as session:
         service.set_archived(session, service.get(session, name), not undo)

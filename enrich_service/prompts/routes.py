@@ -34,9 +34,11 @@ def create_prompt(body: PromptCreate, session: WriteSession) -> VersionView:
 @router.get("", summary="List prompts", responses=problems())
 def list_prompts(
     session: ReadSession,
-    search: Annotated[str, Query(max_length=200, description="In name, summary or a tag")] = "",
-    tag: Annotated[str | None, Query(max_length=200, description="With this very tag")] = None,
-    archived: Annotated[bool, Query(description="Archived ones too")] = False,
+    search: Annotated[
+        str, Query(max_length=200, description="Filter by name, summary or tag")
+    ] = "",
+    tag: Annotated[str | None, Query(max_length=200, description="Filter by exact tag")] = None,
+    archived: Annotated[bool, Query(description="Include archived prompts")] = False,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[PromptView]:
@@ -54,7 +56,7 @@ def show_prompt(name: str, session: ReadSession) -> PromptView:
 
 @router.put("/{name}/archived", summary="Archive a prompt", responses=problems(404))
 def archive_prompt(name: str, body: ArchivePut, session: WriteSession) -> PromptView:
-    """Archive a prompt or bring it back. Nothing of it is lost."""
+    """Archive or restore a prompt. Its versions are kept."""
     prompt = service.get(session, name)
     service.set_archived(session, prompt, body.archived)
     return service.view(session, prompt)
@@ -62,7 +64,7 @@ def archive_prompt(name: str, body: ArchivePut, session: WriteSession) -> Prompt
 
 @router.put("/{name}/tags", summary="Tag a prompt", responses=problems(404))
 def tag_prompt(name: str, body: TagsPut, session: WriteSession) -> PromptView:
-    """Give a prompt these tags in place of those it had."""
+    """Replace the tags of a prompt."""
     prompt = service.get(session, name)
     service.set_tags(session, prompt, body.tags)
     return service.view(session, prompt)
@@ -73,12 +75,12 @@ def tag_prompt(name: str, body: TagsPut, session: WriteSession) -> PromptView:
     status_code=201,
     summary="Add a version",
     responses=problems(404, 409)
-    | {200: {"description": "The newest version has this very content", "model": VersionView}},
+    | {200: {"description": "The newest version has the same content", "model": VersionView}},
 )
 def add_version(
     name: str, body: VersionCreate, session: WriteSession, response: Response
 ) -> VersionView:
-    """Add a version. The same content as in the newest one gives that one back, with 200."""
+    """Add a version. Returns the newest version with 200 if the content is the same."""
     prompt = service.get(session, name)
     version, new = service.create_version(session, prompt, **body.model_dump())
     response.status_code = 201 if new else 200
@@ -87,7 +89,7 @@ def add_version(
 
 @router.get("/{name}/versions", summary="List the versions", responses=problems(404))
 def list_versions(name: str, session: ReadSession) -> list[VersionView]:
-    """List all versions of a prompt, the newest first."""
+    """List all versions of a prompt, newest first."""
     prompt = service.get(session, name)
     return [service.version_view(prompt, found) for found in service.versions(session, prompt)]
 
@@ -111,23 +113,23 @@ def compare_versions(
     ],
     context: Annotated[
         int | None,
-        Query(ge=0, le=100, description="Equal lines kept around a change; absent: all"),
+        Query(ge=0, le=100, description="Equal lines around a change. Default: all"),
     ] = None,
 ) -> VersionDiff:
-    """Show what changed between two versions, side by side; fields that are equal are left out."""
+    """Show the changed fields between two versions, side by side."""
     return service.diff(session, service.get(session, name), before, after, context=context)
 
 
 @router.get("/{name}/aliases/{alias}", summary="Resolve an alias", responses=problems(404))
 def show_alias(name: str, alias: str, session: ReadSession) -> VersionView:
-    """Show the version that an alias points at now."""
+    """Show the version that an alias points at."""
     prompt = service.get(session, name)
     return service.version_view(prompt, service.resolve(session, name, alias=alias))
 
 
 @router.put("/{name}/aliases/{alias}", summary="Move an alias", responses=problems(404, 409))
 def move_alias(name: str, alias: str, body: AliasPut, session: WriteSession) -> AliasView:
-    """Point an alias at a version. The move is logged; a protected alias needs confirmation."""
+    """Point an alias at a version. Moves are logged; a protected alias requires `confirm`."""
     return service.move_alias(session, service.get(session, name), alias, **body.model_dump())
 
 
@@ -135,13 +137,13 @@ def move_alias(name: str, alias: str, body: AliasPut, session: WriteSession) -> 
     "/{name}/aliases/{alias}/rollback", summary="Roll an alias back", responses=problems(404, 409)
 )
 def roll_back_alias(name: str, alias: str, body: AliasRollback, session: WriteSession) -> AliasView:
-    """Put an alias back to where it was before its last move."""
+    """Roll an alias back to its previous version."""
     return service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
 
 
-@router.get("/{name}/aliases/{alias}/moves", summary="Log of an alias", responses=problems(404))
+@router.get("/{name}/aliases/{alias}/moves", summary="List alias moves", responses=problems(404))
 def list_alias_moves(name: str, alias: str, session: ReadSession) -> list[AliasMoveView]:
-    """List the moves of an alias, the newest first."""
+    """List the moves of an alias, newest first."""
     prompt = service.get(session, name)
     return [
         AliasMoveView(

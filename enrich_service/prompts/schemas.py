@@ -1,4 +1,4 @@
-"""Prompts as they cross the wire."""
+"""API schema of prompts."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 
 
 class PromptKind(StrEnum):
-    """Which field of a release the answers fill; captions of images go into a file of their own."""
+    """Release field that the answers fill; `image_caption` answers are exported to a file."""
 
     DESCRIPTION = "description"
     ATTRIBUTES = "attributes"
@@ -38,31 +38,32 @@ _WHEN = "2026-01-02T03:04:05Z"
 
 
 class VersionContent(BaseModel):
-    """All that shapes an answer."""
+    """The content of a prompt version."""
 
     model_config = ConfigDict(extra="forbid")
 
-    system: Annotated[str, Field(description="Jinja2 text of the system message; may be empty")] = (
-        ""
-    )
-    user: Annotated[str, Field(description="Jinja2 text of the user message")]
+    system: Annotated[
+        str, Field(description="Jinja2 template of the system message; may be empty")
+    ] = ""
+    user: Annotated[str, Field(description="Jinja2 template of the user message")]
     output_schema: Annotated[
         dict[str, JsonValue], Field(description="JSON Schema of the answer, an object")
     ]
     model_defaults: Annotated[
-        dict[str, JsonValue], Field(description="Parameters of the call, e.g. temperature")
+        dict[str, JsonValue], Field(description="Default model parameters, e.g. temperature")
     ] = {}
     validators: Annotated[
-        list[dict[str, JsonValue]], Field(description='Rules: [{"rule": NAME, …options}]')
+        list[dict[str, JsonValue]],
+        Field(description='Validation rules: [{"rule": NAME, …options}]'),
     ] = []
 
 
 class VersionCreate(VersionContent):
-    """A new version, and why it exists."""
+    """A new version with its message."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_CONTENT]})
 
-    message: Annotated[str, Field(description="Why this version exists")] = ""
+    message: Annotated[str, Field(description="Reason for this version")] = ""
     author: str = ""
 
 
@@ -87,11 +88,11 @@ class PromptCreate(VersionCreate):
     name: str
     kind: PromptKind
     summary: str = ""
-    tags: Annotated[list[str], Field(description="Words to find it by; they can be changed")] = []
+    tags: Annotated[list[str], Field(description="Search tags; mutable")] = []
 
 
 class TagsPut(BaseModel):
-    """The tags of a prompt, in place of those it had."""
+    """The new tags of a prompt."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"tags": ["birds", "short"]}]}
@@ -101,7 +102,7 @@ class TagsPut(BaseModel):
 
 
 class AliasView(BaseModel):
-    """A movable name of a version."""
+    """A movable name that points at a version."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "production", "version": 2, "protected": True}]}
@@ -168,14 +169,14 @@ class VersionView(BaseModel):
     output_schema: dict[str, JsonValue]
     model_defaults: dict[str, JsonValue]
     validators: list[dict[str, JsonValue]]
-    content_hash: Annotated[str, Field(description="SHA-256 of all that shapes an answer")]
+    content_hash: Annotated[str, Field(description="SHA-256 of the version's content")]
     message: str
     author: str
     created_at: datetime
 
 
 class AliasPut(BaseModel):
-    """Point an alias at a version; it is made where it does not exist."""
+    """Point an alias at a version. Creates the alias if it does not exist."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -190,16 +191,16 @@ class AliasPut(BaseModel):
     reason: str = ""
     author: str = ""
     protected: Annotated[
-        StrictBool | None, Field(description="Set or lift the protection; absent: leave it")
+        StrictBool | None, Field(description="Protect or unprotect the alias. Default: no change")
     ] = None
     confirm: Annotated[
         StrictBool,
-        Field(description="Yes, move it although it is protected (a reason is needed too)"),
+        Field(description="Confirm the move of a protected alias; requires a reason"),
     ] = False
 
 
 class AliasRollback(BaseModel):
-    """Put an alias back to where it was before its last move."""
+    """Roll an alias back to its previous version."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -208,7 +209,9 @@ class AliasRollback(BaseModel):
 
     reason: str = ""
     author: str = ""
-    confirm: Annotated[StrictBool, Field(description="Yes, although it is protected")] = False
+    confirm: Annotated[
+        StrictBool, Field(description="Confirm the rollback of a protected alias")
+    ] = False
 
 
 class AliasMoveView(BaseModel):
@@ -238,25 +241,25 @@ class AliasMoveView(BaseModel):
 
 
 class DiffPart(BaseModel):
-    """A stretch of a line; `changed`: the other side has something else here."""
+    """A part of a line; `changed`: it differs from the other side."""
 
     text: str
     changed: bool
 
 
 class DiffRow(BaseModel):
-    """One row of two columns. A side that has no line here is null; `hidden` rows have neither."""
+    """One row of two columns. A side without a line is null; `hidden` rows have neither side."""
 
     before: list[DiffPart] | None = None
     after: list[DiffPart] | None = None
-    before_line: Annotated[int | None, Field(description="From 1")] = None
-    after_line: Annotated[int | None, Field(description="From 1")] = None
+    before_line: Annotated[int | None, Field(description="Line number from 1")] = None
+    after_line: Annotated[int | None, Field(description="Line number from 1")] = None
     changed: bool = False
-    hidden: Annotated[int, Field(description="So many equal lines are left out here")] = 0
+    hidden: Annotated[int, Field(description="Number of equal lines omitted here")] = 0
 
 
 class FieldDiff(BaseModel):
-    """One field that differs: as a unified diff of its lines, and in rows of two columns."""
+    """A changed field, as a unified diff and as rows of two columns."""
 
     field: str
     diff: list[str]
@@ -264,7 +267,7 @@ class FieldDiff(BaseModel):
 
 
 class VersionDiff(BaseModel):
-    """What changed between two versions; fields that are equal are left out."""
+    """The changed fields between two versions."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -309,7 +312,7 @@ class VersionDiff(BaseModel):
 
 
 class ArchivePut(BaseModel):
-    """Archive a prompt (it stays readable, and takes no new version), or bring it back."""
+    """Archive a prompt (it stays readable but takes no new versions), or restore it."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"archived": True}]})
 

@@ -13,7 +13,7 @@ from enrich_service.runs import service as enrichment
 from enrich_service.runs.commands import Alias, Model, Version, carry_out, request
 from enrich_service.runs.schemas import RunEstimate
 
-app = typer.Typer(no_args_is_help=True, help="Releases: frozen texts for every label.")
+app = typer.Typer(no_args_is_help=True, help="Releases: immutable texts for every label.")
 
 
 @app.command()
@@ -22,23 +22,23 @@ def create(
     name: str,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; several fill several fields."),
+        typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; repeat to fill several fields."),
     ] = None,
     language: Annotated[
         list[str] | None,
-        typer.Option(help="Language of the texts; of several, the first that has one wins."),
+        typer.Option(help="Language of the texts; repeat in order of preference."),
     ] = None,
-    message: Annotated[str, typer.Option(help="Why this release exists.")] = "",
-    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    message: Annotated[str, typer.Option(help="Purpose of the release.")] = "",
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Labels without text are no error.")
+        bool, typer.Option("--allow-missing", help="Allow labels without text.")
     ] = False,
     approved_only: Annotated[
-        bool, typer.Option("--approved-only", help="Only texts that a person approved or locked.")
+        bool, typer.Option("--approved-only", help="Use only approved or locked texts.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Freeze one text for every label. Without a source: people's and imported texts."""
+    """Create a release. Default sources: texts written by people, and imported texts."""
     body = request(
         ReleaseCreate,
         label_set=label_set,
@@ -58,24 +58,26 @@ def create(
 
 @app.command()
 def translate(
-    release: Annotated[str, typer.Argument(help="Name or id.")],
+    release: Annotated[str, typer.Argument(help="Release name or id.")],
     language: Annotated[str, typer.Option(help="Language of the new texts.")],
-    prompt: Annotated[str, typer.Option(help="A prompt that reads {{ texts }}.")] = "translation",
+    prompt: Annotated[str, typer.Option(help="Prompt that uses {{ texts }}.")] = "translation",
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
-    concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
-    budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
-    budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
-    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    concurrency: Annotated[int, typer.Option(help="Concurrent calls.")] = 16,
+    budget_usd: Annotated[float | None, typer.Option(help="Pause at this cost in USD.")] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(help="Pause at this number of tokens.")
+    ] = None,
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
+        bool, typer.Option("--estimate", help="Print the estimated cost; make no calls.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Translate the texts of a release, in a run like any other. Ctrl-C pauses.
+    """Translate the texts of a release in a new run. Ctrl-C pauses the run.
 
-    `enrich release create … --source translation@production --language …` freezes what it gave.
+    Then create a release: `enrich release create … --source translation@production --language …`.
     """
     settings = load_settings()
     body = request(
@@ -102,17 +104,17 @@ def translate(
 
 @app.command("list")
 def list_(
-    label_set: Annotated[str | None, typer.Option(help="Only of this label set.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Filter by label set.")] = None,
     json: Json = False,
 ) -> None:
-    """List releases, the newest first."""
+    """List releases, newest first."""
     with read_session() as session:
         show(service.listing(session, label_set=label_set, limit=None), json=json)
 
 
 @app.command()
 def diff(before: str, after: str, json: Json = False) -> None:
-    """Show the labels whose texts differ between two releases (names or ids)."""
+    """Show labels whose texts differ between two releases (names or ids)."""
     with read_session() as session:
         old, new = service.named(session, before), service.named(session, after)
         found = service.diff(session, old, new)

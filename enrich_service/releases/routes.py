@@ -23,15 +23,15 @@ from enrich_service.runs.schemas import RunView
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 
 _SAME: dict[int | str, dict[str, Any]] = {
-    200: {"description": "This release is there already", "model": ReleaseView}
+    200: {"description": "A release with this name and these texts exists", "model": ReleaseView}
 }
 
 
-@router.post("", status_code=201, summary="Freeze a release", responses=problems(404, 409) | _SAME)
+@router.post("", status_code=201, summary="Create a release", responses=problems(404, 409) | _SAME)
 def create_release(body: ReleaseCreate, session: WriteSession, response: Response) -> ReleaseView:
-    """Freeze one text for every label and kind; the text of a person wins.
+    """Create a release: one text for every label and kind. Texts of people are preferred.
 
-    The same name with the same texts gives the release that is there, with 200.
+    Returns the existing release with 200 if its name and texts are the same.
     """
     row, new = service.create(session, body)
     response.status_code = 201 if new else 200
@@ -48,10 +48,10 @@ def import_release(
     body: Annotated[Release, Body(examples=[RELEASE_EXAMPLE])],
     session: WriteSession,
     response: Response,
-    name: Annotated[str | None, Query(description="Another name for it here")] = None,
-    label_set: Annotated[str | None, Query(description="Another label set for it here")] = None,
+    name: Annotated[str | None, Query(description="New name of the release")] = None,
+    label_set: Annotated[str | None, Query(description="Label set to import into")] = None,
 ) -> ReleaseView:
-    """Take in a release that was exported elsewhere; it keeps its hash."""
+    """Import a release of another service. Its hash is kept."""
     row, new = service.take_in(session, body, name=name, label_set=label_set)
     response.status_code = 201 if new else 200
     return service.view(session, row)
@@ -60,11 +60,11 @@ def import_release(
 @router.get("", summary="List releases", responses=problems())
 def list_releases(
     session: ReadSession,
-    label_set: Annotated[str | None, Query(description="Only of this label set")] = None,
+    label_set: Annotated[str | None, Query(description="Filter by label set")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[ReleaseView]:
-    """List releases, the newest first, without their texts."""
+    """List releases without their texts, newest first."""
     return service.listing(session, label_set=label_set, limit=limit, offset=offset)
 
 
@@ -75,7 +75,7 @@ def list_releases(
     responses=problems(404)
     | {
         200: {"content": {"application/json": {"example": RELEASE_EXAMPLE}}},
-        304: {"description": "You have it already (If-None-Match)"},
+        304: {"description": "Not modified (If-None-Match)"},
     },
 )
 async def read_release(
@@ -83,7 +83,7 @@ async def read_release(
     request: Request,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The release as it was frozen, byte for byte. Its ETag is its hash."""
+    """Read a release, byte for byte as it was created. Its ETag is its hash."""
     known = [tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")]
     frozen: Frozen = request.app.state.frozen
     digest, body = await frozen.read(release_id)
@@ -107,9 +107,9 @@ def translate_release(
     enricher: EnricherDep,
     runs: RunsDep,
 ) -> RunView:
-    """Queue a run that translates the texts of a release; each new text knows the old one.
+    """Queue a run that translates the texts of a release. Each new text references the old one.
 
-    A release of the prompt and the language then freezes what it gave.
+    Create a release with the prompt and the language to use the translations.
     """
     found = translations.prepared(session, release_id, body, settings, enricher.model.source)
     run = runs_service.create_run(
@@ -127,5 +127,5 @@ def compare_releases(
     session: ReadSession,
     to: Annotated[int, Query(ge=1, le=MAX_ID, description="Id of the release to compare with")],
 ) -> ReleaseDiff:
-    """Show the labels whose texts differ."""
+    """List the labels whose texts differ."""
     return service.diff(session, release_id, to)

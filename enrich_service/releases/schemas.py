@@ -1,4 +1,4 @@
-"""Releases as they cross the wire; the body of one is `contract.Release`."""
+"""API schema of releases; the body of a release is `contract.Release`."""
 
 from datetime import datetime
 from typing import Annotated, Any, Self
@@ -55,23 +55,23 @@ class VersionName(BaseModel):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.version is None) == (self.alias is None):
-            raise ValueError("name a version or an alias of the prompt, one of both")
+            raise ValueError("give either a version or an alias of the prompt")
         return self
 
 
 class ReleaseSource(VersionName):
-    """A prompt version whose texts are taken; its kind says which field."""
+    """A prompt version whose texts are used; its kind determines the field."""
 
     model: Annotated[
-        str | None, Field(description="Only texts asked of this model; absent: of any")
+        str | None, Field(description="Only texts of this requested model. Default: any")
     ] = None
 
 
 class ReleaseCreate(BaseModel):
-    """Which texts to freeze for every label of a label set.
+    """The choice of texts for every label of a label set.
 
-    A locked text always wins, then the text of a person; then come the texts of the prompt
-    version, then imported ones. Without sources, only people's and imported texts are taken.
+    Order of preference: locked texts, texts written by people, texts of the prompt version,
+    imported texts. Without sources, only people's and imported texts are used.
     """
 
     model_config = ConfigDict(
@@ -96,40 +96,40 @@ class ReleaseCreate(BaseModel):
         list[str],
         Field(
             max_length=20,
-            description="Languages of the texts; the first that has one for a label wins. Absent: "
-            "the only one there is; a release never mixes languages that it does not name",
+            description="Languages of the texts in order of preference. Default: the only one "
+            "there is; 409 if there are several",
         ),
     ] = []
     message: str = ""
     author: str = ""
     allow_missing: Annotated[
         StrictBool,
-        Field(description="Labels without text are no error (bare names are a release too)"),
+        Field(description="Allow labels without text"),
     ] = False
-    approved_only: Annotated[
-        StrictBool, Field(description="Take only texts that a person approved or locked")
-    ] = False
+    approved_only: Annotated[StrictBool, Field(description="Use only approved or locked texts")] = (
+        False
+    )
 
 
 class TranslationCreate(Choice):
-    """A run over the texts of a release, such as their translation into another language."""
+    """A run over the texts of a release, e.g. a translation."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"language": "German", "author": "ada"}]}
     )
 
-    prompt: Annotated[str, Field(description="A prompt that reads {{ texts }}")] = "translation"
+    prompt: Annotated[str, Field(description="Prompt that uses {{ texts }}")] = "translation"
     language: Annotated[str, Field(max_length=50, description="Language of the new texts")]
-    concurrency: Annotated[int, Field(ge=1, le=1000, description="Calls at one time")] = 16
-    budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
-    budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
-        None
-    )
+    concurrency: Annotated[int, Field(ge=1, le=1000, description="Concurrent calls")] = 16
+    budget_usd: Annotated[float | None, Field(gt=0, description="Pause at this cost")] = None
+    budget_tokens: Annotated[
+        int | None, Field(gt=0, description="Pause at this number of tokens")
+    ] = None
     author: Annotated[str, Field(max_length=200)] = ""
 
 
 class ReleaseView(BaseModel):
-    """A release without its texts; `labels` is how many it has."""
+    """A release without its texts; `labels` is the number of labels."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SUMMARY]})
 
@@ -144,16 +144,16 @@ class ReleaseView(BaseModel):
 
 
 class LabelChange(BaseModel):
-    """A label whose texts differ: the fields that do, before and after."""
+    """A label whose texts differ, with the changed fields before and after."""
 
     key: str
     name: str
     before: Annotated[dict[str, object] | None, Field(description="Null: the label is new")]
-    after: Annotated[dict[str, object] | None, Field(description="Null: the label is gone")]
+    after: Annotated[dict[str, object] | None, Field(description="Null: the label was removed")]
 
 
 class ReleaseDiff(BaseModel):
-    """What differs between two releases; labels that are equal are only counted."""
+    """The differences between two releases; unchanged labels are only counted."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -179,5 +179,7 @@ class ReleaseDiff(BaseModel):
     before: ReleaseView
     after: ReleaseView
     unchanged: int
-    differing: Annotated[int, Field(description="Labels that differ, listed here or not")]
+    differing: Annotated[
+        int, Field(description="Number of changed labels, including those not listed")
+    ]
     changed: list[LabelChange]

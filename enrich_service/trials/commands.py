@@ -23,17 +23,19 @@ _FIELDS = {"kind", "system", "user", "output_schema", "model_defaults", "validat
 def try_(
     file: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, help="JSON, as for `enrich prompts add`."),
+        typer.Argument(exists=True, dir_okay=False, help="JSON file as for `enrich prompts add`."),
     ],
     names: Annotated[list[str], typer.Argument(help="One to 10 class names.")],
     against: Annotated[
-        str | None, typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS to set beside it.")
+        str | None, typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS to compare with.")
     ] = None,
-    context: Annotated[str | None, typer.Option(help="What kind of thing they are.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to ask.")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Context of the classes, e.g. 'a bird'.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Language model.")] = None,
     json: Json = False,
 ) -> None:
-    """Try a prompt that is not saved. Its answers are shown and stored nowhere."""
+    """Try an unsaved prompt. Its answers are printed, not stored."""
     settings = load_settings()
     prompt = read(file)
     try:
@@ -71,13 +73,13 @@ def compare(
     label_set: str,
     a: Annotated[str, typer.Argument(help="PROMPT@VERSION or PROMPT@ALIAS.")],
     b: Annotated[str, typer.Argument(help="PROMPT@VERSION or PROMPT@ALIAS.")],
-    model_a: Annotated[str | None, typer.Option(help="Only what this model answered.")] = None,
-    model_b: Annotated[str | None, typer.Option(help="Only what this model answered.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Labels shown.")] = 20,
+    model_a: Annotated[str | None, typer.Option(help="Filter answers by model.")] = None,
+    model_b: Annotated[str | None, typer.Option(help="Filter answers by model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of labels to show.")] = 20,
     offset: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Compare two prompt versions, or two models, over a label set. Asks no model."""
+    """Compare stored answers of two prompt versions or models over a label set."""
     with read_session() as session:
         found = comparison.compare(
             session,

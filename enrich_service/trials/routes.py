@@ -1,4 +1,4 @@
-"""Trials over REST: a prompt that is not saved, and two versions side by side."""
+"""Trials over REST: test an unsaved prompt, compare two versions."""
 
 from typing import Annotated
 
@@ -16,11 +16,11 @@ router = APIRouter(prefix="/v1", tags=["trials"])
 
 @router.post("/playground", summary="Try a prompt", responses=problems(404))
 async def try_prompt(body: TrialRequest, enricher: EnricherDep) -> Trial:
-    """Ask a prompt that is not saved about up to 10 labels, beside a version that is.
+    """Test an unsaved prompt on up to 10 labels, next to a saved version.
 
-    Its answers are stored nowhere, and a bad one is shown with what is wrong with it. The saved
-    version answers as for /v1/describe: stored answers cost nothing, new ones are stored.
-    To keep the prompt, POST the same content as a version, with a message.
+    Answers to the unsaved prompt are not stored; invalid ones are returned with their problems.
+    The saved version is handled as by /v1/describe: stored answers are reused, new ones stored.
+    To save the prompt, POST the same content as a version with a message.
     """
     return await playground.try_prompt(enricher, body)
 
@@ -36,15 +36,15 @@ def compare_versions(
     settings: SettingsDep,
     a: Annotated[str, Query(description="PROMPT@VERSION or PROMPT@ALIAS")],
     b: Annotated[str, Query(description="PROMPT@VERSION or PROMPT@ALIAS")],
-    model_a: Annotated[str | None, Query(description="Only what this model answered")] = None,
-    model_b: Annotated[str | None, Query(description="Only what this model answered")] = None,
+    model_a: Annotated[str | None, Query(description="Filter answers by model")] = None,
+    model_b: Annotated[str | None, Query(description="Filter answers by model")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> Comparison:
-    """Set two versions, or two models, side by side over a label set, from what is stored.
+    """Compare stored answers of two versions or two models over a label set.
 
-    Texts, lengths, what the validators refused, tokens and cost, and how far apart the texts lay
-    where a training job has measured it. Nothing is asked.
+    Returns texts, lengths, rejections, tokens, cost, and text similarity where a training job has
+    measured it. Makes no language-model calls.
     """
     return comparison.compare(
         session,

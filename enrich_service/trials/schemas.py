@@ -1,4 +1,4 @@
-"""Trials of prompts as they cross the wire."""
+"""API schema of trials and comparisons."""
 
 from typing import Annotated, Any
 
@@ -38,7 +38,7 @@ _TOTALS: dict[str, Any] = {
 
 
 class TrialRequest(VersionContent):
-    """A prompt that is not saved, the labels to try it on, and a version to set beside it."""
+    """An unsaved prompt, the labels to test it on, and a version to compare with."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -62,19 +62,20 @@ class TrialRequest(VersionContent):
     kind: PromptKind
     labels: Annotated[list[str | NamedLabel], Field(min_length=1, max_length=10)]
     model: Annotated[
-        str | None, Field(min_length=1, max_length=200, description="Default: the prompt's own")
+        str | None, Field(min_length=1, max_length=200, description="Default: the prompt's model")
     ] = None
     parameters: Annotated[
-        dict[str, JsonValue], Field(description="On top of the prompts' own: temperature, …")
+        dict[str, JsonValue],
+        Field(description="Overrides of the prompt's parameters, e.g. temperature"),
     ] = Field(default_factory=dict)
     against: VersionName | None = None
 
 
 class Tried(BaseModel):
-    """What one prompt gave for one label; tokens and cost are those of all attempts."""
+    """The answer of one prompt for one label; tokens and cost include all attempts."""
 
     status: GenerationStatus
-    cached: Annotated[bool, Field(description="It was there already; nothing was paid now")]
+    cached: Annotated[bool, Field(description="Whether a stored answer was reused at no cost")]
     text: str | None
     texts: list[str]
     attributes: dict[str, list[str]]
@@ -84,12 +85,14 @@ class Tried(BaseModel):
     attempts: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
-    latency_ms: Annotated[float | None, Field(description="Of the last attempt")]
+    cost_usd: Annotated[
+        Dollars | None, Field(description="Null if the price is unknown (ENRICH_PRICES)")
+    ]
+    latency_ms: Annotated[float | None, Field(description="Latency of the last attempt")]
 
 
 class TriedLabel(BaseModel):
-    """A label with the text of the unsaved prompt and that of the saved version."""
+    """The answers of the unsaved prompt and the saved version for one label."""
 
     label: str
     context: str | None
@@ -109,7 +112,7 @@ class Totals(BaseModel):
 
 
 class Trial(BaseModel):
-    """An unsaved prompt beside a saved version."""
+    """Answers to an unsaved prompt and to a saved version."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -133,7 +136,7 @@ class Trial(BaseModel):
         }
     )
 
-    content_hash: Annotated[str, Field(description="What the version would have, were it saved")]
+    content_hash: Annotated[str, Field(description="Content hash of the prompt if it were saved")]
     model: str
     against_version: int | None
     labels: list[TriedLabel]
@@ -142,7 +145,7 @@ class Trial(BaseModel):
 
 
 class ComparedText(BaseModel):
-    """What is stored of one version and model for one label."""
+    """The stored answers of one version and model for one label."""
 
     status: GenerationStatus
     generation_ids: list[int]
@@ -150,8 +153,8 @@ class ComparedText(BaseModel):
     texts: list[str]
     problems: list[str]
     flags: list[str]
-    characters: Annotated[int, Field(description="Of all texts")]
-    teacher_tokens: Annotated[int, Field(description="Of the longest text, about")]
+    characters: Annotated[int, Field(description="Total characters of all texts")]
+    teacher_tokens: Annotated[int, Field(description="Estimated tokens of the longest text")]
     attempts: int
     prompt_tokens: int
     completion_tokens: int
@@ -168,12 +171,12 @@ class ComparedLabel(BaseModel):
 
 
 class SideDiagnostics(BaseModel):
-    """How far apart the class texts of one side lay, as a worker measured it."""
+    """Similarity of the class texts of one side, as measured by a worker."""
 
     job_id: int
     release: str
     classes: int
-    labels: Annotated[int, Field(description="Of them with a text of this very side")]
+    labels: Annotated[int, Field(description="Number of classes with a text of this side")]
     text: Annotated[str, Field(description="Text strategy")]
     mean_cosine: float
     mean_nearest_cosine: float
@@ -182,21 +185,21 @@ class SideDiagnostics(BaseModel):
 
 
 class ComparedSide(BaseModel):
-    """One version (and model) over the whole label set."""
+    """Totals of one version (and model) over the label set."""
 
     prompt: str
     version: int
     content_hash: str
-    model: Annotated[str | None, Field(description="None: whichever was asked")]
+    model: Annotated[str | None, Field(description="Null: any model")]
     accepted: int
     rejected: int
     failed: int
-    missing: Annotated[int, Field(description="Labels that were never asked about")]
+    missing: Annotated[int, Field(description="Labels without a request")]
     mean_characters: float | None
     mean_teacher_tokens: float | None
-    too_long: Annotated[int, Field(description="Labels with a text beyond the teacher's 77 tokens")]
+    too_long: Annotated[int, Field(description="Labels with a text over the teacher's 77 tokens")]
     failures: Annotated[
-        dict[str, int], Field(description="Answers that a rule refused, by rule; retried ones too")
+        dict[str, int], Field(description="Rejected answers by rule, including retried ones")
     ]
     flagged: Annotated[dict[str, int], Field(description="Accepted answers with a flag, by rule")]
     calls: int
@@ -206,7 +209,7 @@ class ComparedSide(BaseModel):
     mean_latency_ms: float | None
     diagnostics: Annotated[
         SideDiagnostics | None,
-        Field(description="Of the newest job whose release took its texts from this side alone"),
+        Field(description="From the newest job whose release has texts of this side only"),
     ]
 
 
@@ -258,7 +261,7 @@ _SIDE: dict[str, Any] = {
 
 
 class Comparison(BaseModel):
-    """Two versions or two models over one label set, from what is stored."""
+    """Comparison of two versions or two models over a label set."""
 
     model_config = ConfigDict(
         json_schema_extra={

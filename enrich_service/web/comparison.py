@@ -112,16 +112,16 @@ def _rows(a: ComparedSide, b: ComparedSide) -> list[tuple[str, Any, Any]]:
         (words, getattr(a, name), getattr(b, name))
         for name, words in {
             "accepted": "Labels with a text",
-            "rejected": "Labels whose answers were refused",
+            "rejected": "Labels with rejected answers only",
             "failed": "Labels without an answer",
-            "missing": "Labels never asked about",
-            "mean_characters": "Characters of a text, mean",
-            "mean_teacher_tokens": "Tokens of a text, mean (about)",
-            "too_long": f"Texts beyond {comparison.TEACHER_TOKENS} tokens",
+            "missing": "Labels without a request",
+            "mean_characters": "Mean characters per text",
+            "mean_teacher_tokens": "Mean tokens per text (estimated)",
+            "too_long": f"Texts over {comparison.TEACHER_TOKENS} tokens",
             "calls": "Calls",
             "prompt_tokens": "Tokens in",
             "completion_tokens": "Tokens out",
-            "mean_latency_ms": "Milliseconds an answer, mean",
+            "mean_latency_ms": "Mean latency (ms)",
         }.items()
     ]
     for title, left, right in (

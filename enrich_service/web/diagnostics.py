@@ -102,7 +102,7 @@ def show_similarity(
     job = service.view(session, service.get(session, job_id))
     found = reports.read(session, settings.artifact_dir, job_id).similarity
     if found is None or not found.pictures:
-        raise NotFound(f"The worker of job {job_id} has drawn no similarities: train again.")
+        raise NotFound(f"The worker of job {job_id} wrote no similarity matrix: train again.")
     chosen = next((one for one in found.pictures if one.text == texts), found.pictures[-1])
     return page(
         request, "jobs/similarity.html", job=job, found=found, chosen=chosen, step=_decimals

@@ -44,7 +44,8 @@ async def _sent_form(request: Request) -> Form:
             or not secrets.compare_digest(token.encode(), sent.encode())
         ):
             raise HTTPException(
-                403, "This form is too old or came from elsewhere: load its page again and resend."
+                403,
+                "This form has expired or came from another site: reload its page and resubmit.",
             )
         form = Form(
             (name, value.strip().replace("\r\n", "\n"))  # browsers send lines as mail does

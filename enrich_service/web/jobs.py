@@ -54,7 +54,7 @@ def list_jobs(
 ) -> HTMLResponse:
     """Jobs, the newest first."""
     if state not in ("", *JobState):
-        raise InvalidInput(f"state: there are {', '.join(JobState)}")
+        raise InvalidInput(f"state: must be one of {', '.join(JobState)}")
     wanted = JobState(state) if state else None
     found = service.listing(session, state=wanted, limit=SIZE + 1, offset=offset)
     return page(
@@ -242,7 +242,7 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
         "jobs": jobs,
         "results": _results(found),
         "settings": sorted(rows, key=lambda row: not row.differs),
-        "curves": line_chart("Accuracy on seen classes, %", curves, x_label="epoch"),
+        "curves": line_chart("Accuracy on seen classes (%)", curves, x_label="epoch"),
         "bars": [
             (split, chart)
             for split in ("unseen", "seen")
@@ -294,7 +294,7 @@ def _bars(split: str, jobs: Sequence[Job], found: Sequence[Report | None]) -> Ch
         }
         if values:
             groups.append((f"Job {job.id}", values))
-    return bar_chart(f"The student's accuracy on {split} classes, %", groups)
+    return bar_chart(f"Student accuracy on {split} classes (%)", groups)
 
 
 @router.get("/jobs/{job_id}", response_class=HTMLResponse)
@@ -370,8 +370,8 @@ def _progress(session: Session, job: Job) -> dict[str, Any]:
         "charts": [
             chart
             for chart in (
-                line_chart("Losses, mean over each epoch", losses, x_label="epoch"),
-                line_chart("Accuracy on seen classes, %", seen, x_label="epoch"),
+                line_chart("Mean losses per epoch", losses, x_label="epoch"),
+                line_chart("Accuracy on seen classes (%)", seen, x_label="epoch"),
             )
             if chart is not None
         ],

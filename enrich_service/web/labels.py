@@ -75,7 +75,7 @@ def _labels(form: Form) -> Sequence[LabelIn]:
         return service.from_csv(form.files["file"])
     names = [line.strip() for line in form.get("names", "").splitlines() if line.strip()]
     if not names:
-        raise InvalidInput("Give names, one a line, or a CSV file")
+        raise InvalidInput("Give names, one per line, or a CSV file")
     return [LabelIn(name=name, context=form.get("context")) for name in names]
 
 
@@ -89,9 +89,7 @@ def _shown(
     if prompt is None:
         names = [one.name for one in prompt_service.listing(session, limit=None)]
         if not names:
-            raise NotFound(
-                "There is no prompt, so there are no texts: make one by `enrich prompts add`."
-            )
+            raise NotFound("There is no prompt yet: add one with `enrich prompts add`.")
         prompt = _DEFAULT_PROMPT if _DEFAULT_PROMPT in names else names[0]
     choice = Choice(prompt=prompt, version=version)
     plan = enrichment_service.choose(session, choice, settings, GenerationSource.MODEL)
@@ -135,7 +133,7 @@ def show_label_set(
 def _number(version: str) -> int | None:
     """The number of a version in a query, where an empty field means none."""
     if version and not (version.isdecimal() and 0 < int(version) <= MAX_ID):
-        raise InvalidInput(f"version: {version[:20]!r} is no number of a version")
+        raise InvalidInput(f"version: {version[:20]!r} is not a version number")
     return int(version) if version else None
 
 
@@ -149,7 +147,7 @@ def _rows(
     offset: int,
 ) -> tuple[list[table.LabelText], int]:
     if state not in ("", *table.TextState):
-        raise InvalidInput(f"state: there are {', '.join(table.TextState)}")
+        raise InvalidInput(f"state: must be one of {', '.join(table.TextState)}")
     return table.page(
         session,
         label_set,
@@ -316,7 +314,7 @@ def _written(form: Form, kind: PromptKind) -> dict[str, Any]:
     for line in filter(str.strip, text.splitlines()):
         name, colon, values = line.partition(":")
         if not colon:
-            raise InvalidInput(f"{line[:60]!r} is no attribute: write NAME: VALUE; VALUE")
+            raise InvalidInput(f"{line[:60]!r} is not an attribute: write NAME: VALUE; VALUE")
         parsed[name.strip()] = [value.strip() for value in values.split(";") if value.strip()]
     return {"parsed": parsed}
 

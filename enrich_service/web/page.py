@@ -122,7 +122,7 @@ def _number(value: float | None) -> str:
 
 def _dollars(value: float | None) -> str:
     if value is None:
-        return "no price known"
+        return "unknown price"
     return f"${in_dollars(value)}".replace("$<", "<$")
 
 

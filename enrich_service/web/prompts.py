@@ -24,7 +24,7 @@ CONTEXT = 2  # equal lines that stay around a change when only changes are shown
 FIELDS = {
     "system": "System message",
     "user": "User message",
-    "output_schema": "Schema of the answer",
+    "output_schema": "Response schema",
     "model_defaults": "Parameters",
     "validators": "Rules",
 }

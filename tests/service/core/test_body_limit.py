@@ -38,7 +38,7 @@ def test_a_body_over_the_limit_is_answered_with_413(url, content, path, media_ty
         answer = httpx.post(f"{url}{path}", content=content or chunks(), headers=headers)
         assert answer.status_code == 413
         assert answer.headers["connection"] == "close"
-        assert f"at most {LIMIT} bytes (ENRICH_MAX_BODY_BYTES)" in answer.text
+        assert f"exceeds {LIMIT} bytes (ENRICH_MAX_BODY_BYTES)" in answer.text
 
 
 def test_the_refusal_comes_before_the_body_is_sent(url):

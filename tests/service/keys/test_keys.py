@@ -65,7 +65,7 @@ def test_the_first_key_closes_the_service_to_whoever_has_none(client, enrich):
     assert client.get("/static/style.css").status_code == 200
     assert client.get("/v1/label-sets", headers=bearer(made["key"])).status_code == 200
     status, detail = problem(client.get("/v1/label-sets", headers=bearer(made["key"] + "x")))
-    assert status == 401 and "no such API key" in detail
+    assert status == 401 and "Unknown API key" in detail
 
 
 def test_a_browser_sends_the_key_as_a_password_for_pages_and_their_requests(client, enrich):
@@ -94,7 +94,7 @@ def test_a_browser_reads_a_refusal_as_a_page_that_still_asks_for_the_key(
     with httpx.Client(base_url=url, timeout=30, headers={"Accept": "text/html"}) as browser:
         closed = browser.get("/")
         status, detail = said(closed)
-        assert status == 401 and "the password that your browser asks for" in detail
+        assert status == 401 and "the password in your browser" in detail
         assert "Basic" in closed.headers["www-authenticate"]
         assert problem(browser.get("/v1/label-sets"))[0] == 401  # not what browsers look at
         assert said(browser.post("/runs", auth=("ann", key)))[0] == 403
@@ -108,7 +108,7 @@ def test_scopes_open_what_they_say(client, enrich):
     key = {scope: enrich("keys", "create", scope, "--scope", scope)["key"] for scope in Scope}
     read, write, admin = (bearer(key[scope]) for scope in Scope)
     status, detail = problem(add_ducks(client, headers=read))
-    assert status == 403 and "needs write" in detail
+    assert status == 403 and "requires write" in detail
     assert add_ducks(client, headers=write).status_code == 201
     assert client.post("/v1/jobs/claim", json={"worker": "w"}, headers=read).status_code == 403
     assert client.post("/v1/jobs/claim", json={"worker": "w"}, headers=write).status_code == 204
@@ -298,7 +298,7 @@ def test_serve_says_who_gets_in(tmp_path, monkeypatch):
     monkeypatch.setattr("enrich_service.serve.uvicorn.run", lambda *_, **__: None)
     monkeypatch.setattr("enrich_service.serve.configure_log", lambda _: None)
     call = CliRunner().invoke(app, ["serve"])
-    assert "no API key yet" in call.stderr and "this machine alone" in call.stderr
+    assert "no API key yet" in call.stderr and "this machine only" in call.stderr
     assert CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"]).exit_code == 1
     CliRunner().invoke(app, ["keys", "create", "ann"])
     call = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])

@@ -82,14 +82,14 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     # A label set.
     tab.goto("/label-sets")
     tab.get_by_label("Name", exact=True).fill("animals")
-    tab.get_by_label("Names of the classes, one a line").fill("\n".join(texts))
+    tab.get_by_label("Class names, one per line").fill("\n".join(texts))
     press(tab, "Add")
     tab.wait_for_url("**/label-sets/animals")
 
     # A run, with its price first, watched while it goes.
     follow(tab, "Start a run")
     tab.get_by_role("button", name=re.compile("Estimate")).click()
-    tab.get_by_label("Calls at one time").fill("1")
+    tab.get_by_label("Concurrent calls").fill("1")
     tab.get_by_label("Your name").fill("ada")
     model.latency = 0.1
     press(tab, "Start the run")
@@ -114,8 +114,8 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     # Two releases, and what differs.
     for name, text in (("animals-1", "Orange and small."), ("animals-2", None)):
         tab.goto("/releases/new?label_set=animals")
-        tab.get_by_label("Name of the release").fill(name)
-        press(tab, "Freeze")
+        tab.get_by_label("Release name").fill(name)
+        press(tab, "Create release")
         tab.get_by_role("heading", name=name).wait_for()
         if text:
             tab.goto("/label-sets/animals?search=goldfish")
@@ -125,7 +125,7 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
             press(tab, "Save")
             tab.get_by_text(text).first.wait_for()
     press(tab, "Compare")
-    assert "1 label differs, 11 are equal" in tab.inner_text("main")
+    assert "1 label differs, 11 unchanged" in tab.inner_text("main")
     assert tab.locator("ins").count() and tab.locator("del").count()
 
     # A job whose curve grows while one looks at it.
@@ -136,7 +136,7 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
         tab.get_by_label(re.compile("^data ")).fill("/data/animals")
         tab.get_by_label(re.compile("^teacher open_clip")).fill("ViT-B-32@openai")
         tab.get_by_label("text strategy").select_option(strategy)
-        press(tab, "Put it into the queue")
+        press(tab, "Queue job")
         tab.locator(".state.queued").wait_for()
         jobs.append(int(tab.url.rpartition("/")[2]))
         worker = Worker(service)
@@ -151,7 +151,7 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     tab.goto("/jobs")
     for job in jobs:
         tab.get_by_label(f"Compare job {job}", exact=True).check()
-    tab.get_by_role("button", name=re.compile("Compare the ticked")).click()
+    tab.get_by_role("button", name=re.compile("Compare selected")).click()
     assert tab.locator("tr.differs").inner_text().startswith("text_strategy differs")
     assert tab.locator("svg rect").count() == 10
 
@@ -208,7 +208,7 @@ def test_pages_can_be_read_without_scripts(chromium, service, world):
     tab = context.new_page()
     tab.goto("/label-sets/things")
     tab.get_by_label("Search in names and keys").fill("goldfish")
-    press(tab, "Show")
+    press(tab, "Search")
     assert tab.locator("tbody tr").count() == 1
     tab.goto(dict(world.pages)["job-running"])
     assert tab.locator("svg polyline").count() == 5
@@ -277,7 +277,7 @@ def test_sums_over_many_labels_come_by_themselves(tab, world, monkeypatch):
     tab.goto(dict(world.pages)["comparison"])
     tab.get_by_role("row", name=re.compile("^Labels with a text")).wait_for()
     tab.get_by_role("button", name="Copy table").wait_for()
-    assert tab.get_by_text("add them up").count() == 0
+    assert tab.get_by_text("compute the summary").count() == 0
 
 
 def test_the_similarity_map_is_read_by_pointer_and_by_keyboard(tab, world):

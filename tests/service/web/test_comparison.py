@@ -56,7 +56,7 @@ def row(page, words):
 def test_the_form_proposes_the_version_in_production(browser, pond):
     page = browser.get(URL).text
     assert "<option selected>visual-description@1</option>" in page
-    assert "In numbers" not in page
+    assert "Summary" not in page
     assert f'href="{URL}"' in browser.get("/label-sets/pond").text
 
 
@@ -64,7 +64,7 @@ def test_two_versions_stand_side_by_side_with_changed_words_marked(browser, pond
     page = browser.get(URL, params=SIDES).text
     assert "<del>small</del>" in page and "<ins>tiny</ins>" in page
     assert row(page, "Labels with a text") == ("3", "2")
-    assert row(page, "Labels whose answers were refused") == ("0", "1")
+    assert row(page, "Labels with rejected answers only") == ("0", "1")
     assert row(page, "Refused: refusal") == ("0", "3")
     assert row(page, "Calls") == ("3", "5")
     assert all(cost.startswith("$0.00") for cost in row(page, "Cost"))
@@ -78,15 +78,19 @@ def test_two_versions_stand_side_by_side_with_changed_words_marked(browser, pond
 def test_two_models_stand_side_by_side_and_who_was_never_asked_is_said(browser, pond):
     both = {"a": SIDES["a"], "b": SIDES["a"], "model_a": "small", "model_b": "large"}
     page = browser.get(URL, params=both).text
-    assert row(page, "Labels never asked about") == ("0", "3")
-    assert page.count("Never asked.") == 3 and 'value="large"' in page
+    assert row(page, "Labels without a request") == ("0", "3")
+    assert page.count("No answer.") == 3 and 'value="large"' in page
 
 
 def test_sums_of_many_labels_come_after_the_page(browser, pond, monkeypatch):
     monkeypatch.setattr(comparison, "AT_ONCE", 2)
     page = browser.get(URL, params=SIDES).text
     assert "<del>small</del>" in page and "Labels with a text" not in page
-    link = re.search(r'<a href="([^"]*sums=true)">add them up', page).group(1).replace("&amp;", "&")
+    link = (
+        re.search(r'<a href="([^"]*sums=true)">compute the summary', page)
+        .group(1)
+        .replace("&amp;", "&")
+    )
     asked = re.search(r'hx-get="([^"]*)" hx-trigger="load"', page).group(1).replace("&amp;", "&")
     assert link == asked
     whole = browser.get(link).text

@@ -81,7 +81,7 @@ def test_a_form_of_another_site_is_refused(service, browser, label_set, headers)
         headers={"Accept": "text/html", **headers},
     )
     assert answer.status_code == 403
-    assert "A page of another site may not change anything" in answer.text
+    assert "Cross-site requests may not change anything" in answer.text
 
 
 @pytest.mark.parametrize("sent", [None, "", "x" * 32, "é"])
@@ -90,7 +90,7 @@ def test_a_form_without_the_secret_of_its_page_is_refused(service, browser, labe
     data = {"label_set": label_set} | ({} if sent is None else {"form_token": sent})
     answer = browser.post("/runs", data=data)
     assert answer.status_code == 403
-    assert "load its page again" in answer.text
+    assert "reload its page" in answer.text
     assert service.get("/v1/runs").json() == []
 
 

@@ -113,7 +113,7 @@ def test_a_running_job_shows_curves_and_log_that_grow_by_themselves(browser, rel
     rows = list(csv.DictReader(io.StringIO(browser.get(f"/jobs/{job}/epochs.csv").text)))
     assert [row["epoch"] for row in rows] == ["1", "2"] and "losses.cls" in rows[0]
     stopping = browser.submit(f"/jobs/{job}", f"/jobs/{job}/cancel").text
-    assert "is being told to stop" in stopping
+    assert "cancel requested" in stopping
     service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "cancelled"})
     assert [name for _, name, _ in again][-1] == "end"
 
@@ -129,7 +129,7 @@ def test_odd_events_of_a_worker_do_no_harm(browser, release, service):
     assert page.text.count("invalid event: ") == 3 and EVIL not in page.text
     assert browser.get("/").status_code == 200
     service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
-    assert "ended without a reason" in browser.get("/").text
+    assert "failed without an error message" in browser.get("/").text
 
 
 NUMBERS = {"learning_rate": 1, "loss": 1, "seen_top1": 1, "seconds": 1, "images_per_second": 1}
@@ -248,7 +248,7 @@ def test_diagnostics_show_moves_and_example_images_where_the_worker_drew_them(
     Worker(service).finish(unseen=1.0, photo=a_photo(shared))
     page = browser.get(f"/jobs/{job}/diagnostics").text
     assert page.count('marker-end="url(#tip)"') == len(TEXTS)
-    assert "which holds 25 % of the variance" in page
+    assert "which explain 25 % of the variance" in page
     first = f'<image href="/v1/jobs/{job}/artifacts/thumbnails.jpg" x="-0" y="-0" width="64"'
     assert page.count(first) == 3  # once in each pair of the first label, but for the control's
     assert browser.get(f"/v1/jobs/{job}/artifacts/thumbnails.jpg").content == a_photo(shared)
@@ -272,7 +272,7 @@ def test_a_report_of_an_older_worker_has_no_pictures_and_says_so(browser, traine
     page = browser.get(f"/jobs/{trained[1]}/diagnostics").text
     assert "<image" not in page and "marker" not in page and "/similarity" not in page
     missing = browser.get(f"/jobs/{trained[1]}/similarity")
-    assert missing.status_code == 404 and "has drawn no similarities: train again" in missing.text
+    assert missing.status_code == 404 and "wrote no similarity matrix: train again" in missing.text
 
 
 def test_a_job_without_a_report_has_no_diagnostics(browser, release, service):

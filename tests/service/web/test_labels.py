@@ -34,7 +34,7 @@ def test_a_label_set_is_made_of_pasted_names(browser, service):
     assert page.status_code == 200
     assert page.url.path == "/label-sets/geese"
     assert [name for _, name in rows(page)] == ["greylag", "brant"]
-    assert "Nothing yet." in page.text
+    assert "No text yet." in page.text
 
 
 def test_a_label_set_is_made_of_a_file(browser):
@@ -50,7 +50,9 @@ def test_a_label_set_is_made_of_a_file(browser):
 def test_a_label_set_that_cannot_be_is_refused_with_what_was_typed(browser):
     page = browser.submit("/label-sets", "/label-sets", name="<b>", names="kept name")
     assert page.status_code == 422
-    assert "is no valid name" in page.text and "kept name" in page.text and "<b>" not in page.text
+    assert (
+        "is not a valid name" in page.text and "kept name" in page.text and "<b>" not in page.text
+    )
     assert "Give names" in browser.submit("/label-sets", "/label-sets", name="none").text
 
 
@@ -80,7 +82,7 @@ def test_search_and_filters_live_in_the_address(browser, ducks, query, found):
 
 
 def test_a_filter_that_does_not_exist_is_named(browser, ducks):
-    assert "state: there are" in browser.get(ducks, params={"state": "odd"}).text
+    assert "state: must be one of" in browser.get(ducks, params={"state": "odd"}).text
     assert browser.get(ducks, params={"version": "x"}).status_code == 422
     assert browser.get(ducks, params={"version": "99"}).status_code == 404
 
@@ -123,10 +125,12 @@ def test_a_text_is_edited_in_place_and_the_edit_wins(browser, ducks, service):
 def test_a_missing_text_is_written(browser, ducks):
     url = f"/labels/{label_id(browser, ducks, 'teal')}"
     page = browser.get(url, params={"prompt": "attributes"})
-    assert "Nothing yet." in page.text
+    assert "No text yet." in page.text
     bad = browser.submit(f"{url}?prompt=attributes", f"{url}/texts", text="green")
     assert (
-        bad.status_code == 422 and "is no attribute" in bad.text and ">green</textarea>" in bad.text
+        bad.status_code == 422
+        and "is not an attribute" in bad.text
+        and ">green</textarea>" in bad.text
     )
     good = browser.submit(
         f"{url}?prompt=attributes", f"{url}/texts", text="colours: green, shiny; brown\nsize: small"
@@ -145,7 +149,7 @@ def test_provenance_shows_the_raw_reply_and_what_was_asked(browser, ducks, servi
     found = service.get("/v1/generations", params={"label": EVIL}).json()["items"][0]
     page = browser.get(f"/generations/{found['id']}").text
     assert "small-2026-01-01" in page and "fp_test" in page
-    assert "What came back, unread" in page and "What was asked" in page
+    assert "Raw reply" in page and "Messages" in page
     assert EVIL not in page
 
 

@@ -36,7 +36,7 @@ def test_the_list_tells_aliases_and_use(browser, prompt):
     assert EVIL not in page and "&lt;img src=x" in page
     assert f'href="{prompt}"' in page
     assert f'href="{prompt}"' not in browser.get("/prompts", params={"search": "visual"}).text
-    assert "No prompt fits" in browser.get("/prompts", params={"search": "§"}).text
+    assert "No matching prompts" in browser.get("/prompts", params={"search": "§"}).text
 
 
 def test_a_prompts_page_shows_its_history_and_what_changed(browser, prompt):
@@ -51,9 +51,9 @@ def test_a_prompts_page_shows_its_history_and_what_changed(browser, prompt):
 def test_a_diff_marks_the_words_that_changed_and_leaves_out_what_is_equal(browser, prompt):
     page = browser.get(f"{prompt}/diff", params={"from": 1, "to": 2}).text
     assert re.search(r"<ins> ?the colours of ?</ins>", page)
-    assert "Be brief." in page and "schema of the answer" in page.split("Equal in both")[1]
+    assert "Be brief." in page and "response schema" in page.split("Unchanged:")[1]
     same = browser.get(f"{prompt}/diff", params={"from": 2, "to": 2}).text
-    assert "Both versions say the same" in same
+    assert "Both versions are identical" in same
     assert browser.get(f"{prompt}/diff", params={"from": 1, "to": 9}).status_code == 404
 
 
@@ -141,7 +141,7 @@ def test_answers_are_streamed_as_they_come(browser, service, model):
     [
         ({"user": "{{ nothing"}, "user"),
         ({"validators": "[{"}, "Rules: this is not JSON"),
-        ({"output_schema": "[" * 20_000}, "Schema of the answer: this JSON is nested too deep"),
+        ({"output_schema": "[" * 20_000}, "Response schema: this JSON is nested too deep"),
         ({"output_schema": '{"not":' * 150 + "{}" + "}" * 150}, "JSON nested more than 60 deep"),
         ({"user": SLOW}, "The user template takes too much work to fill in"),
         ({"labels": "\n".join("abcdefghijk")}, "at most 10"),
@@ -173,7 +173,7 @@ def test_what_was_tried_is_kept_as_the_next_version(browser, service):
     url = "/prompts/kept/playground"
     form = content_of(service, "kept") | {"user": "a\r\nx\r\nc", "message": "better"}
     page = browser.submit(url, url, **form, labels="teal", against="1")
-    assert "Keep it as version 2" in page.text
+    assert "Save as version 2" in page.text
     token = re.search(r'name="form_token" value="([^"]+)', page.text).group(1)
     page = browser.post("/prompts/kept/versions", data=form | {"form_token": token})
     assert page.headers["location"] == "/prompts/kept/versions/2"

@@ -33,7 +33,7 @@ def run_id(page):
 
 def test_a_run_shows_its_price_before_it_starts(browser, wildfowl):
     page = browser.get("/runs/new", params={"label_set": wildfowl, "prompt": "visual-description"})
-    assert "<dt>To be asked</dt><dd>3</dd>" in page.text
+    assert "<dt>New requests</dt><dd>3</dd>" in page.text
     assert "<dt>Cost</dt><dd>$" in page.text
     assert "Start the run" in page.text
     assert "Start the run" not in browser.get("/runs/new").text
@@ -71,7 +71,7 @@ def test_labels_without_a_text_are_grouped_by_reason(browser, service, model):
     assert 'refusal <span class="muted">3 labels</span>' in page
     assert all(name in page for name in ("knot", "dunlin", "&lt;img")) and EVIL not in page
     assert "state=rejected" in page
-    assert "3 labels of waders" in browser.get("/").text  # needs a person
+    assert "3 labels of waders" in browser.get("/").text  # needs review
 
 
 def test_a_run_by_batch_is_started_and_its_batches_are_followed(browser, service, model):
@@ -188,5 +188,5 @@ def test_a_first_visit_shows_the_three_steps(start_service, tmp_path):
     from enrich_service.core.settings import Settings
 
     page = httpx.get(start_service(Settings(data_dir=tmp_path / "new")) + "/").text
-    assert "Three steps to a first release" in page
+    assert "Create your first release in three steps" in page
     assert "Add a label set" in page and "Running now" not in page
