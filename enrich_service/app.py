@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 import enrich_service.exchange.routes
+import enrich_service.generations.routes
 import enrich_service.jobs.routes
 import enrich_service.keys.routes
 import enrich_service.labels.routes
@@ -31,7 +32,7 @@ from enrich_service.operation.metrics import Metrics
 from enrich_service.operation.requests import Requests
 from enrich_service.releases.frozen import Frozen
 from enrich_service.runs.enricher import Enricher
-from enrich_service.runs.scheduler import RunEngine
+from enrich_service.runs.scheduling.scheduler import RunScheduler
 
 # As /docs lists them: from labels to training.
 TAGS: Final = (
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     engine = make_engine(settings.sqlalchemy_url)
     enricher = Enricher(engine, settings)
-    runs = RunEngine(engine, enricher)
+    runs = RunScheduler(engine, enricher)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.labels,
         enrich_service.prompts,
         enrich_service.runs,
+        enrich_service.generations,
         enrich_service.exchange,
         enrich_service.jobs,
         enrich_service.trials,

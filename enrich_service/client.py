@@ -22,6 +22,14 @@ from contract import ImageCaption, Job, JobCreate, Release, Report
 from enrich_service.core.text import without_password
 from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.generations.models import ReviewAction, RunState
+from enrich_service.generations.schemas import (
+    GenerationDetail,
+    GenerationView,
+    LabelTextIn,
+    ReviewIn,
+    ReviewView,
+    TextIn,
+)
 from enrich_service.keys.schemas import AuditView, KeyCreate, KeyCreated, KeyView
 from enrich_service.labels.schemas import (
     Confusable,
@@ -53,16 +61,10 @@ from enrich_service.releases.schemas import (
 from enrich_service.runs.schemas import (
     Described,
     DescribeRequest,
-    GenerationDetail,
-    GenerationView,
-    LabelTextIn,
-    ReviewIn,
-    ReviewView,
     RunCreate,
     RunEstimate,
     RunResume,
     RunView,
-    TextIn,
 )
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 

@@ -218,7 +218,7 @@ def check(
     Args:
         told: What clients were told.
         data: Data folder of the stopped service.
-        work: Work folder of the stopped workers.
+        work: ActiveRun folder of the stopped workers.
         counts: What the language-model server has counted.
         lost_calls: Good answers that may have been in flight when a service was killed.
         attempts: Attempts that the kills of workers may have cost.

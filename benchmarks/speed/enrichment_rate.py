@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.stack import BIN, Process, Service, started, stop_tidily, wait_for_address
-from enrich_service.runs.scheduler import APART
+from enrich_service.runs.scheduling.worker_pool import STAGGER_S
 
 ROOT = Path(__file__).resolve().parents[2]
 CONCURRENCY = 64
@@ -102,7 +102,7 @@ async def bare_seconds(url: str, calls: int) -> float:
                 async with session.post(f"{url}/chat/completions", json=body) as answer:
                     await answer.read()
 
-        await asyncio.gather(*(ask(number * APART) for number in range(CONCURRENCY)))
+        await asyncio.gather(*(ask(number * STAGGER_S) for number in range(CONCURRENCY)))
     return time.perf_counter() - began
 
 

@@ -4,7 +4,7 @@ import json as jsonlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -24,6 +24,7 @@ from enrich_service.core.money import in_dollars
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings, environment_names
 
+B = TypeVar("B", bound=BaseModel)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -84,6 +85,15 @@ def reading_file(path: Path) -> Iterator[None]:
         raise InvalidInput(f"{path} is not UTF-8: save it as UTF-8") from error
     except OSError as error:
         raise InvalidInput(f"Cannot read {path}: {error.strerror}") from error
+
+
+def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
+    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}") from None
 
 
 def working(what: str) -> Status:

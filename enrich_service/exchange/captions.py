@@ -31,8 +31,9 @@ from enrich_service.labels.models import LabelLine, LabelSet
 from enrich_service.labels.service import lines_of
 from enrich_service.llm.images import Roots, checked_folder, images_of
 from enrich_service.prompts.schemas import PromptKind
-from enrich_service.runs.service import IMAGES_A_PAGE, get_run
-from enrich_service.validation.answers import texts_of
+from enrich_service.runs.items import IMAGES_A_PAGE
+from enrich_service.runs.service import get_run
+from enrich_service.validation.answer import texts_of
 
 
 def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:

@@ -43,8 +43,9 @@ from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersio
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
-from enrich_service.validation.answers import Taken, texts_of
-from enrich_service.validation.rules import DEFAULT_RULES, Answer, check
+from enrich_service.validation.accepted_texts import AcceptedTextIndex
+from enrich_service.validation.answer import Answer, texts_of
+from enrich_service.validation.rules import DEFAULT_RULES, check
 
 _SHOWN_PROBLEMS = 100
 _DELIVERED = "Delivered with the service"  # the first move's reason, from migrations/seeds.py
@@ -106,7 +107,7 @@ def take_in_texts(
 
     With `check_texts`, one that the validators find faulty is stored as rejected.
     """
-    taken = Taken()
+    taken = AcceptedTextIndex()
     rows = []
     for label, parsed, raw in given:
         texts = texts_of(kind, parsed)

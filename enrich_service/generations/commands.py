@@ -4,19 +4,20 @@ from typing import Annotated
 
 import typer
 
-from enrich_service.core.console import Json, read_session, show, write_session
+from enrich_service.core.console import Json, read_session, request, show, write_session
 from enrich_service.generations import reviews
+from enrich_service.generations.edits import edit_generation, write_text
 from enrich_service.generations.models import GenerationStatus, ReviewAction
+from enrich_service.generations.schemas import GenerationFilter, LabelTextIn, Opinion, TextIn
+from enrich_service.generations.service import generation_detail, generation_view, list_generations
 from enrich_service.generations.store import get_generation
-from enrich_service.runs import service
-from enrich_service.runs.schemas import Opinion
-from enrich_service.validation.rules import ENGLISH
+from enrich_service.validation.answer import ENGLISH
 
-app = typer.Typer(no_args_is_help=True, help="Texts: look, edit, write, approve, reject, lock.")
+app = typer.Typer(no_args_is_help=True, help="Texts: list, edit, write, approve, reject, lock.")
 
 Ids = Annotated[list[int], typer.Argument(help="Ids of generations.")]
 Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
-Author = Annotated[str, typer.Option(help="Who.", envvar="USER")]
+Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
 
 
 @app.command("list")
@@ -34,18 +35,18 @@ def list_(
     json: Json = False,
 ) -> None:
     """List texts, the newest first."""
+    filters = GenerationFilter(
+        label=label,
+        run_id=run,
+        prompt=prompt,
+        version=version,
+        status=status,
+        opinion=opinion,
+        before=before,
+        limit=limit,
+    )
     with read_session() as session:
-        page = service.list_generations(
-            session,
-            label=label,
-            run_id=run,
-            prompt=prompt,
-            version=version,
-            status=status,
-            opinion=opinion,
-            before=before,
-            limit=limit,
-        )
+        page = list_generations(session, filters)
     columns = ("id", "label", "kind", "text", "source", "approved", "locked", "flags")
     show(page if json else page.items, json=json, columns=columns)
     if not json and page.next_before is not None:
@@ -56,18 +57,17 @@ def list_(
 def show_(generation_id: int, json: Json = False) -> None:
     """Show a text with all that is known of how it came about."""
     with read_session() as session:
-        found = service.generation_detail(session, get_generation(session, generation_id))
+        found = generation_detail(session, get_generation(session, generation_id))
     show(found, json=json)
 
 
 @app.command()
 def edit(generation_id: int, text: str, author: Author = "", json: Json = False) -> None:
     """Store a better text in place of one; both are kept, the edit wins."""
+    body = request(TextIn, text=text, author=author)
     with write_session() as session:
-        made = service.edit_generation(
-            session, generation_id, text=text, parsed=None, author=author
-        )
-        view = service.generation_view(session, made)
+        made = edit_generation(session, generation_id, body)
+        view = generation_view(session, made)
     show(view, json=json, columns=("id", "label", "text", "parent_id", "author"))
 
 
@@ -75,25 +75,16 @@ def edit(generation_id: int, text: str, author: Author = "", json: Json = False)
 def write(
     label_id: Annotated[int, typer.Argument(help="Id of a label, as `enrich labels show` has it.")],
     text: str,
-    prompt: Annotated[
-        str, typer.Option(help="That would have filled it in.")
-    ] = "visual-description",
-    language: Annotated[str, typer.Option(help="Of the text.")] = ENGLISH,
+    prompt: Annotated[str, typer.Option(help="Prompt the text replaces.")] = "visual-description",
+    language: Annotated[str, typer.Option(help="Language of the text.")] = ENGLISH,
     author: Author = "",
     json: Json = False,
 ) -> None:
     """Store a text of your own for a label."""
+    body = request(LabelTextIn, prompt=prompt, text=text, author=author, language=language)
     with write_session() as session:
-        made = service.write_text(
-            session,
-            label_id,
-            prompt=prompt,
-            text=text,
-            parsed=None,
-            author=author,
-            language=language,
-        )
-        view = service.generation_view(session, made)
+        made = write_text(session, label_id, body)
+        view = generation_view(session, made)
     show(view, json=json, columns=("id", "label", "text", "prompt", "author"))
 
 

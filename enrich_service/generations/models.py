@@ -7,12 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Index, inspect, text
-from sqlalchemy.orm import configure_mappers
+from sqlalchemy import JSON, ColumnElement, Index, text
 from sqlmodel import Field, SQLModel, col, func
 
 from enrich_service.core.database import UtcDateTime, enum_column, utcnow
-from enrich_service.validation.rules import ENGLISH
+from enrich_service.validation.answer import ENGLISH
 
 
 class RunState(StrEnum):
@@ -166,23 +165,13 @@ class GenerationStatus(StrEnum):
     FAILED = "failed"
 
 
-class Generation(SQLModel, table=True):
-    """What one language-model call (or one person, or one import) gave for one label."""
+class GenerationFields(SQLModel):
+    """What one language-model call (or one person, or one import) gave for one label.
 
-    __tablename__ = "generation"
-    __table_args__ = (
-        # At most one result for a key: whoever comes second finds it and pays nothing.
-        Index(
-            "uq_generation_result",
-            "dedupe_key",
-            unique=True,
-            sqlite_where=text("status IN ('accepted', 'rejected')"),
-            postgresql_where=text("status IN ('accepted', 'rejected')"),
-        ),
-        Index("ix_generation_label_prompt", "label_name", "prompt_version_id"),
-    )
+    Stored by a Core insert: to make a row of the ORM takes as long as to judge the answer.
+    """
 
-    id: int | None = Field(default=None, primary_key=True)
+    id: int | None = None  # None: it is not stored yet
     source: GenerationSource = Field(sa_type=enum_column(GenerationSource))
     status: GenerationStatus = Field(sa_type=enum_column(GenerationStatus))
     kind: str  # as Prompt.kind
@@ -222,24 +211,23 @@ class Generation(SQLModel, table=True):
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
 
 
-configure_mappers()  # without it a row made by the next has no attributes yet
-_new_row = inspect(Generation).class_manager.new_instance
-_DEFAULTS = {
-    name: field.default
-    for name, field in Generation.model_fields.items()
-    if field.default_factory is None and not field.is_required()
-}
+class Generation(GenerationFields, table=True):
+    """The stored generations."""
 
+    __tablename__ = "generation"
+    __table_args__ = (
+        # At most one result for a key: whoever comes second finds it and pays nothing.
+        Index(
+            "uq_generation_result",
+            "dedupe_key",
+            unique=True,
+            sqlite_where=text("status IN ('accepted', 'rejected')"),
+            postgresql_where=text("status IN ('accepted', 'rejected')"),
+        ),
+        Index("ix_generation_label_prompt", "label_name", "prompt_version_id"),
+    )
 
-def new_generation(**values: Any) -> Generation:  # noqa: ANN401 - any column's
-    """`Generation(**values)`, where `values` has all dicts, all lists and the time.
-
-    Made in the way in which the ORM makes a row that it has read: SQLModel sets one field after the
-    other, which is a good part of what an answer costs.
-    """
-    row: Generation = _new_row()
-    vars(row).update(_DEFAULTS | values)
-    return row
+    id: int | None = Field(default=None, primary_key=True)
 
 
 # The language of a generation's texts, in any query that reads it.
@@ -248,7 +236,7 @@ LANGUAGE: ColumnElement[str] = func.coalesce(
 )
 
 
-def language_of(asked: Generation | Run) -> str:
+def language_of(asked: GenerationFields | Run) -> str:
     """The language of the texts of a generation, or of a run."""
     return str(asked.variables.get("language", ENGLISH))
 

@@ -21,8 +21,8 @@ from enrich_service.generations.models import (
     TextReview,
     language_of,
 )
+from enrich_service.generations.schemas import ReviewView
 from enrich_service.generations.store import get_generation
-from enrich_service.runs.schemas import ReviewView
 
 
 def _stands(action: ReviewAction, undone_by: ReviewAction) -> ColumnElement[bool]:

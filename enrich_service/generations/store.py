@@ -3,8 +3,8 @@
 Notable: answers that arrive within a moment, or while a transaction is being written, share the
 next one, since a commit costs as much for one row as for fifty. A run's counters change in the
 transaction that stores the generation, so the two never disagree, whenever the process is killed.
-A question is claimed in such a transaction before it is asked, so that of several processes one
-asks it; the claims of a process that was killed end with its lease.
+What is to be asked is claimed in such a transaction first, so that of several processes one asks
+it; the claims of a process that was killed end with its lease.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Executable
+from sqlalchemy import Engine, Executable, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel, col, delete, func, select, update
+from sqlmodel import Session, SQLModel, col, delete, exists, func, select, update
 from sqlmodel.sql.expression import SelectOfScalar
 
 from enrich_service.core.database import reading, storage_error, utcnow, writing
@@ -32,41 +32,52 @@ from enrich_service.generations.models import (
     BatchRequest,
     Claim,
     Generation,
+    GenerationFields,
     GenerationStatus,
     Run,
     RunFinding,
 )
-from enrich_service.validation.answers import Taken, texts_of
+from enrich_service.validation.accepted_texts import AcceptedTextIndex
+from enrich_service.validation.answer import texts_of
 
-GATHER = 0.01  # seconds in which answers gather before a transaction
+FLUSH_INTERVAL_S = 0.01  # seconds in which answers gather before a transaction
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
 
 class ClaimedElsewhere(ServiceError):
-    """Another process is asking this question now: its answer is to be waited for."""
+    """Another process is asking this now: its answer is to be waited for."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What came of claiming dedupe keys: those that are in neither were claimed."""
+
+    results: dict[str, Generation]  # there is nothing to be asked
+    elsewhere: set[str]  # another process is asking
 
 
 @dataclass
 class _Entry:
     """Something to be written; `stored` becomes what came of it."""
 
-    generation: Generation | None = None
+    generation: GenerationFields | None = None
     run_id: int | None = None
     counts: dict[str, int | float] = field(default_factory=dict)
     request: tuple[int, str] | None = None  # the batch and the key of what is under way no longer
-    accepted_texts: Taken | None = None  # of the prompt version, where labels may share no text
-    claim: str | None = None  # a dedupe key to be claimed
-    release: tuple[str, ...] = ()  # dedupe keys that are claimed no longer
+    accepted_texts: AcceptedTextIndex | None = (
+        None  # of the prompt version, where labels may share no text
+    )
+    claim: tuple[str, ...] = ()  # dedupe keys to be claimed
     renew: bool = False  # the leases of all that this process has claimed
-    stored: asyncio.Future[Generation | None] = field(
+    stored: "asyncio.Future[_Outcome]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
 
-_Outcome = Generation | ClaimedElsewhere | None
+_Outcome = GenerationFields | Claims | None
 
 
-class Ledger:
+class GenerationStore:
     """The only writer of generations that language models made.
 
     `asked`: how many questions are being asked; once so many answers are here, none is waited for.
@@ -80,6 +91,7 @@ class Ledger:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._lease = timedelta(seconds=lease_seconds)
         self._claimed: set[str] = set()
+        self._released: list[str] = []  # claims that have ended and whose rows are still there
         self._renewing: asyncio.Task[None] | None = None
         self._all_here = asyncio.Event()
         self._pending: list[_Entry] = []
@@ -88,32 +100,35 @@ class Ledger:
         # Of each prompt version whose texts are known: the newest generation that they hold.
         self._newest_known: dict[int, int] = {}
 
-    async def store(
+    async def add(
         self,
-        generation: Generation,
+        generation: GenerationFields,
         batch_id: int | None = None,
         *,
-        accepted_texts: Taken | None = None,
-    ) -> Generation | None:
+        accepted_texts: AcceptedTextIndex | None = None,
+    ) -> GenerationFields | None:
         """Store a generation and count it in its run; unless it is asked again its claim ends.
 
         Gives the stored row; where another process had a result for the key first, that one.
         `batch_id`: the batch that asked for it, and now asks for it no longer. `accepted_texts`:
-        what `taken` gave, where no two labels may share a text. Then None says that another
-        process has stored the text for another label: nothing is stored, and the text is known.
+        the index of the prompt version, where no two labels may share a text. Then None says that
+        another process has stored the text for another label: nothing is stored, and the index
+        knows the text.
         """
         key = generation.dedupe_key or ""
-        over = generation.status is not GenerationStatus.RETRIED and key in self._claimed
-        return await self._enter(
+        stored = await self._enter(
             _Entry(
                 generation,
                 generation.run_id,
                 _counts(generation),
                 request=(batch_id, key) if batch_id is not None else None,
                 accepted_texts=accepted_texts,
-                release=(key,) if over else (),
             )
         )
+        assert not isinstance(stored, Claims)
+        if stored is not None and generation.status is not GenerationStatus.RETRIED:
+            self.release(key)
+        return stored
 
     async def count(
         self, run_id: int, *, request: tuple[int, str] | None = None, **counts: int
@@ -124,26 +139,32 @@ class Ledger:
         """
         await self._enter(_Entry(run_id=run_id, counts=dict(counts), request=request))
 
-    async def claim(self, key: str) -> Generation | None:
-        """Claim a question before it is asked, so that no other process asks it too.
+    def has_claimed(self, key: str) -> bool:
+        """Whether this process is the one to ask."""
+        return key in self._claimed
 
-        Gives its result where there is one already: then nothing is claimed, or to be asked.
+    async def claim(self, keys: Collection[str]) -> Claims:
+        """Claim what is to be asked, so that no other process asks it too.
 
-        Raises:
-            ClaimedElsewhere: another process is asking it.
+        What has a result is not claimed, nor what another process has claimed.
         """
-        found = await self._enter(_Entry(claim=key))
+        claims = await self._enter(_Entry(claim=tuple(keys)))
+        assert isinstance(claims, Claims)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
-        return found
+        return claims
 
     def release(self, *keys: str) -> None:
-        """Let others ask these questions, as far as this process has claimed them."""
-        if own := tuple(key for key in keys if key in self._claimed):
-            self._append(_Entry(release=own))
+        """Let others ask this, as far as this process has claimed it.
+
+        The rows go with the next claims or renewal: whoever looks before them sees the result.
+        """
+        own = [key for key in keys if key in self._claimed]
+        self._claimed.difference_update(own)
+        self._released += own
 
     async def _renew(self) -> None:
-        while self._claimed:
+        while self._claimed or self._released:
             await asyncio.sleep(self._lease.total_seconds() / 3)
             with suppress(Exception):  # told to those who store answers, and tried again
                 await self._enter(_Entry(renew=True))
@@ -159,9 +180,11 @@ class Ledger:
             self._renewing.cancel()
         await self.flush()
         self.release(*self._claimed)
-        await self.flush()
+        if self._released:
+            self._append(_Entry(renew=True))
+            await self.flush()
 
-    async def _enter(self, entry: _Entry) -> Generation | None:
+    async def _enter(self, entry: _Entry) -> _Outcome:
         self._append(entry)
         return await entry.stored
 
@@ -175,7 +198,7 @@ class Ledger:
     async def _write_all(self) -> None:
         while self._pending:
             with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER):
+                async with asyncio.timeout(FLUSH_INTERVAL_S):
                     await self._all_here.wait()
             self._all_here.clear()
             batch, self._pending = self._pending, []
@@ -195,18 +218,14 @@ class Ledger:
         self._writer = None
 
     async def _tell(self, entry: _Entry, outcome: _Outcome) -> None:
-        self._claimed.difference_update(entry.release)
-        if entry.claim is not None and outcome is None:
-            self._claimed.add(entry.claim)
+        if isinstance(outcome, Claims):
+            claimed = set(entry.claim) - outcome.results.keys() - outcome.elsewhere
+            self._claimed |= claimed
             if entry.stored.done():  # whoever wanted to ask was cancelled
-                self.release(entry.claim)
-        if entry.stored.done():
-            return
-        if isinstance(outcome, ClaimedElsewhere):
-            entry.stored.set_exception(outcome)
-        else:
+                self.release(*claimed)
+        if not entry.stored.done():
             entry.stored.set_result(outcome)
-        await asyncio.sleep(0)  # answers that have come meanwhile go first
+            await asyncio.sleep(0)  # answers that have come meanwhile go first
 
     def _write(self, batch: list[_Entry]) -> list[_Outcome]:
         rows: list[_Outcome] = []
@@ -220,7 +239,6 @@ class Ledger:
             for entry in batch:
                 counts = entry.counts
                 if _is_text_of_another_label(entry):
-                    entry.release = ()
                     rows.append(None)
                     continue
                 if entry.request is not None:
@@ -259,29 +277,39 @@ class Ledger:
     def _change_claims(
         self, session: Session, batch: list[_Entry], outcomes: list[_Outcome]
     ) -> None:
-        """Release, renew and claim what `batch` wants; what came of each claim into `outcomes`."""
+        """Renew and claim what `batch` wants; what came of its claims goes into `outcomes`."""
+        if not any(entry.claim or entry.renew for entry in batch):
+            return
         mine = col(Claim.owner) == self._owner
         now = utcnow()
-        for some in _chunks(key for entry in batch for key in entry.release):
+        released, self._released = self._released, []
+        for some in _chunks(released):
             session.exec(delete(Claim).where(mine, col(Claim.dedupe_key).in_(some)))
         if any(entry.renew for entry in batch):
             session.exec(update(Claim).where(mine).values(expires_at=now + self._lease))
-        wanted = {entry.claim: i for i, entry in enumerate(batch) if entry.claim is not None}
-        if not wanted:
-            return
-        for some in _chunks(wanted):
-            for row in session.exec(_results_for(some)):
-                outcomes[wanted.pop(row.dedupe_key or "")] = row
-        for some in _chunks(wanted):
-            for key in session.exec(self._claimed_by_others(some, now)):
-                outcomes[wanted.pop(key)] = ClaimedElsewhere(key)
-        if wanted:
-            new = [
+        keys = {key for entry in batch for key in entry.claim}
+        results = {
+            row.dedupe_key or "": row
+            for some in _chunks(keys)
+            for row in session.exec(_results_for(some))
+        }
+        elsewhere = {
+            key
+            for some in _chunks(keys - results.keys())
+            for key in session.exec(self._claimed_by_others(some, now))
+        }
+        if new := keys - results.keys() - elsewhere:
+            rows = [
                 {"dedupe_key": key, "owner": self._owner, "expires_at": now + self._lease}
-                for key in wanted
+                for key in new
             ]
             statement = _insert_claims(session.get_bind().dialect.name)
-            session.connection().execute(statement, new)
+            session.connection().execute(statement, rows)
+        for i, entry in enumerate(batch):
+            if entry.claim:
+                own = set(entry.claim)
+                found = {key: results[key] for key in own & results.keys()}
+                outcomes[i] = Claims(found, own & elsewhere)
 
     def _claimed_by_others(self, keys: list[str], now: datetime) -> SelectOfScalar[str]:
         """Those that are claimed elsewhere.
@@ -294,6 +322,10 @@ class Ledger:
             col(Claim.owner) != self._owner,
             expires_at > now,
             expires_at <= now + 2 * self._lease,
+            ~exists().where(
+                col(Generation.dedupe_key) == col(Claim.dedupe_key),
+                col(Generation.status).in_(RESULTS),
+            ),
         )
 
     async def claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
@@ -320,13 +352,10 @@ class Ledger:
         }.items():
             assert version_id is not None
             newest = self._newest_known[version_id]
-            for label, kind, parsed in session.exec(
-                select(Generation.label_name, Generation.kind, Generation.parsed).where(
-                    col(Generation.id) > newest,
-                    Generation.prompt_version_id == version_id,
-                    Generation.status == GenerationStatus.ACCEPTED,
-                )
-            ):
+            found = session.connection().execute(
+                _NEW_TEXTS, {"newest": newest, "version_id": version_id}
+            )
+            for label, kind, parsed in found:
                 accepted_texts.add(label, kind, texts_of(kind, parsed))
 
     def _add_own_texts(self, batch: list[_Entry], rows: list[_Outcome]) -> None:
@@ -334,7 +363,7 @@ class Ledger:
         for entry, row in zip(batch, rows, strict=True):
             if entry.accepted_texts is None or row is not entry.generation:
                 continue
-            assert isinstance(row, Generation)
+            assert isinstance(row, GenerationFields)
             assert row.prompt_version_id is not None and row.id is not None
             if row.status is GenerationStatus.ACCEPTED:
                 texts = texts_of(row.kind, row.parsed)
@@ -397,12 +426,12 @@ class Ledger:
         with reading(self._engine) as session:
             return {batch_id for batch_id in session.exec(open_ones) if batch_id is not None}
 
-    async def taken(self, prompt_version_id: int) -> Taken:
+    async def accepted_texts(self, prompt_version_id: int) -> AcceptedTextIndex:
         """What the accepted generations of a prompt version have given to which label."""
-        return await asyncio.to_thread(self._taken, prompt_version_id)
+        return await asyncio.to_thread(self._read_accepted_texts, prompt_version_id)
 
-    def _taken(self, prompt_version_id: int) -> Taken:
-        taken = Taken()
+    def _read_accepted_texts(self, prompt_version_id: int) -> AcceptedTextIndex:
+        index = AcceptedTextIndex()
         with reading(self._engine) as session:
             newest = session.exec(select(func.max(Generation.id))).one()
             for label, kind, parsed in session.exec(
@@ -413,9 +442,17 @@ class Ledger:
                 )
                 .execution_options(yield_per=1000)
             ):
-                taken.add(label, kind, texts_of(kind, parsed))
+                index.add(label, kind, texts_of(kind, parsed))
         self._newest_known[prompt_version_id] = newest or 0
-        return taken
+        return index
+
+
+# One statement and past the ORM: it is sent with every transaction, and mostly finds nothing.
+_NEW_TEXTS = select(Generation.label_name, Generation.kind, Generation.parsed).where(
+    col(Generation.id) > bindparam("newest"),
+    col(Generation.prompt_version_id) == bindparam("version_id"),
+    col(Generation.status) == GenerationStatus.ACCEPTED,
+)
 
 
 def _is_text_of_another_label(entry: _Entry) -> bool:
@@ -434,7 +471,7 @@ def get_generation(session: Session, generation_id: int) -> Generation:
     return found
 
 
-def _findings(generation: Generation) -> Iterator[tuple[int, str, str]]:
+def _findings(generation: GenerationFields) -> Iterator[tuple[int, str, str]]:
     """The rules that an answer of a run broke or was flagged by, each once."""
     if generation.run_id is None or generation.raw_reply is None:
         return
@@ -458,7 +495,7 @@ def _add_finding(session: Session, run_id: int, verdict: str, rule: str, answers
 _SPENT = ("calls", "prompt_tokens", "completion_tokens", "cost_usd")
 
 
-def _counts(generation: Generation) -> dict[str, int | float]:
+def _counts(generation: GenerationFields) -> dict[str, int | float]:
     counts: dict[str, int | float] = {
         "calls": generation.calls,
         "prompt_tokens": generation.prompt_tokens or 0,
@@ -475,7 +512,7 @@ def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
     return (func.coalesce(column, 0.0) if name == "cost_usd" else column) + value
 
 
-def _insert(session: Session, generation: Generation) -> Generation:
+def _insert(session: Session, generation: GenerationFields) -> GenerationFields:
     """Insert the row, unless there is a result for its key: then that one."""
     values = {name: getattr(generation, name) for name in _COLUMNS}
     # One statement for all rows and past the ORM: to make and compile it costs more than to run it.

@@ -16,7 +16,8 @@ from openai.types import Batch as RemoteBatch
 from openai.types import FileObject
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
-from enrich_service.llm.chat_model import ChatModel, Question, Reply
+from enrich_service.llm.chat_model import ChatModel
+from enrich_service.llm.protocol import ChatRequest, Reply
 
 PRICE_SHARE: Final = 0.5  # of the live price
 PURPOSE: Final = "batch"
@@ -121,18 +122,18 @@ class BatchApi:
             return None
         return read if isinstance(read, dict) and isinstance(read.get("custom_id"), str) else None
 
-    def line(self, question: Question, fmt: str) -> bytes:
+    def line(self, request: ChatRequest, fmt: str) -> bytes:
         """A question as a line of a file; its `custom_id` is the dedupe key."""
-        request = {
-            "custom_id": question.key,
+        line = {
+            "custom_id": request.key,
             "method": "POST",
             "url": ENDPOINT,
-            "body": self.model.body(question, fmt),
+            "body": self.model.body(request, fmt),
         }
-        return json.dumps(request, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
     def outcome(
-        self, line: Mapping[str, Any], question: Question, fmt: str
+        self, line: Mapping[str, Any], request: ChatRequest, fmt: str
     ) -> Reply | ModelBusy | QuestionRefused:
         """What a line of a file of answers says of a question."""
         response, error = line.get("response"), line.get("error")
@@ -141,7 +142,7 @@ class BatchApi:
         status, body = response.get("status_code"), response.get("body")
         if status != 200:
             return self.model.unanswered(int(status or 500), self.model.said(body), 1)
-        messages = tuple(self.model.body(question, fmt)["messages"])
+        messages = tuple(self.model.body(request, fmt)["messages"])
         reply = self.model.read(json.dumps(body, ensure_ascii=False), messages, fmt, None, 1)
         return replace(reply, price_share=PRICE_SHARE)
 

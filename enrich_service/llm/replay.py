@@ -6,14 +6,13 @@ in order, and each further sample begins one line later; the last line repeats.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract import first_error_line
 from enrich_service.core.errors import InvalidInput, QuestionRefused
-from enrich_service.generations.models import GenerationSource
-from enrich_service.llm.chat_model import Question, Reply
+from enrich_service.llm.protocol import ChatRequest, Reply
 
 
 class RecordedReply(BaseModel):
@@ -31,7 +30,7 @@ class RecordedReply(BaseModel):
 class ReplayModel:
     """Answers from a file, and says so in each generation."""
 
-    source = GenerationSource.REPLAY
+    source: Literal["model", "replay"] = "replay"
 
     def __init__(self, path: Path) -> None:
         """Read the whole file.
@@ -65,24 +64,24 @@ class ReplayModel:
             reason = first_error_line(error, "")
             raise InvalidInput(f"{self._path}, line {number}: {reason}") from None
 
-    async def ask(self, question: Question) -> Reply:
+    async def send(self, request: ChatRequest) -> Reply:
         """The next recorded reply for the label and prompt.
 
         Raises:
             QuestionRefused: none was recorded.
         """
-        recorded = self._replies.get((question.label, question.prompt))
+        recorded = self._replies.get((request.label, request.prompt))
         if recorded is None:
             raise QuestionRefused(
-                f"{self.provider} has no reply for label {question.label!r} and prompt "
-                f"{question.prompt!r}: record one, or set OPENAI_BASE_URL to a language model"
+                f"{self.provider} has no reply for label {request.label!r} and prompt "
+                f"{request.prompt!r}: record one, or set OPENAI_BASE_URL to a language model"
             )
-        key = (question.label, question.prompt, question.sample_index)
+        key = (request.label, request.prompt, request.sample_index)
         turn = self._asked[key] = self._asked.get(key, -1) + 1
-        reply = recorded[min(question.sample_index + turn, len(recorded) - 1)]
+        reply = recorded[min(request.sample_index + turn, len(recorded) - 1)]
         return Reply(
             text=reply.reply,
-            messages=question.messages,
+            messages=request.messages,
             response_format="json_schema",
             latency_ms=0.0,
             finish_reason="stop",

@@ -24,9 +24,9 @@ from enrich_service.core.text import without_password
 from enrich_service.jobs.artifacts import location
 from enrich_service.jobs.models import JobArtifact
 from enrich_service.keys import service as keys
+from enrich_service.llm.open_model import open_model
 from enrich_service.llm.ssrf_guard import GuardedTransport
 from enrich_service.operation import backup
-from enrich_service.runs.enricher import open_model
 
 LITTLE_ROOM: Final = 1024 * MEBIBYTE  # bytes, below which a disk is nearly full
 NO_ROOM: Final = 64 * MEBIBYTE

@@ -15,7 +15,6 @@ from sqlmodel import Session, col, delete, func, select
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, check_text, shortened
-from enrich_service.prompts.answer_schema import check_patterns, check_references, parts_of
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
@@ -27,7 +26,10 @@ from enrich_service.prompts.schemas import (
     VersionView,
 )
 from enrich_service.prompts.templates import check_template
+from enrich_service.validation.answer_schema import check_patterns, check_references, parts_of
 from enrich_service.validation.rules import check_rules
+
+DEFAULT_ALIAS = "production"
 
 # Everything that shapes an answer, beside the prompt's kind.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
@@ -200,6 +202,14 @@ def resolve(
     if version is not None:
         return _by_number_or_alias(session, prompt, number=version)
     return latest(session, prompt)
+
+
+def resolve_default(session: Session, name: str) -> PromptVersion:
+    """The version of prompt `name` where none is named: `production`, or else the newest."""
+    try:
+        return resolve(session, name, alias=DEFAULT_ALIAS)
+    except NotFound:
+        return resolve(session, name)
 
 
 def _by_number_or_alias(

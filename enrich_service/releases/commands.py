@@ -5,12 +5,20 @@ from typing import Annotated
 import typer
 from sqlmodel import Session
 
-from enrich_service.core.console import Json, load_settings, read_session, show, write_session
+from enrich_service.core.console import (
+    Json,
+    load_settings,
+    read_session,
+    request,
+    show,
+    write_session,
+)
 from enrich_service.generations.models import GenerationSource, Run
 from enrich_service.releases import service, translations
 from enrich_service.releases.schemas import ReleaseCreate, TranslationCreate
+from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service as enrichment
-from enrich_service.runs.commands import Alias, Model, Version, carry_out, request
+from enrich_service.runs.commands import Alias, Model, Version, carry_out
 from enrich_service.runs.schemas import RunEstimate
 
 app = typer.Typer(no_args_is_help=True, help="Releases: immutable texts for every label.")
@@ -96,7 +104,7 @@ def translate(
     def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
         release_id = service.named(session, release)
         found = translations.prepared(session, release_id, body, settings, source)
-        make = enrichment.estimate if estimate else enrichment.create_run
+        make = estimates.estimate if estimate else enrichment.create_run
         return make(session, found.body, found.plan, settings.prices, texts=found.texts)
 
     carry_out(settings, begin, estimate=estimate, json=json)

@@ -111,7 +111,7 @@ def translate_release(
 
     Create a release with the prompt and the language to use the translations.
     """
-    found = translations.prepared(session, release_id, body, settings, enricher.model.source)
+    found = translations.prepared(session, release_id, body, settings, enricher.source)
     run = runs_service.create_run(
         session, found.body, found.plan, settings.prices, texts=found.texts
     )

@@ -20,11 +20,11 @@ from enrich_service.generations.models import (
     GenerationStatus,
     TextReview,
 )
+from enrich_service.generations.service import line_of
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.releases import service
 from enrich_service.releases.schemas import ReleaseSource
-from enrich_service.runs.service import line_of
 
 
 class TextState(StrEnum):

@@ -16,10 +16,9 @@ from enrich_service.labels.models import LabelSet
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service
 from enrich_service.releases.schemas import TranslationCreate
-from enrich_service.runs import service as enrichment
-from enrich_service.runs.enricher import Plan
+from enrich_service.runs.items import SourceText, SourceTexts
+from enrich_service.runs.plan import Plan, check_subject, choose
 from enrich_service.runs.schemas import RunCreate
-from enrich_service.runs.service import SourceText, SourceTexts
 
 _KINDS = (PromptKind.DESCRIPTION, PromptKind.SENTENCES, PromptKind.CAPTIONS)
 
@@ -50,8 +49,8 @@ def prepared(
     row = service.get(session, release_id)
     release = service.parsed(row)
     label_set = session.get_one(LabelSet, row.label_set_id)
-    plan = enrichment.choose(session, body, settings, source)
-    enrichment.check_subject(plan, texts=True)
+    plan = choose(session, body, settings, source)
+    check_subject(plan, texts=True)
     if plan.kind not in _KINDS:
         raise InvalidInput(f"prompt {plan.prompt!r}: {plan.kind} cannot be worked on as texts")
     origins = {one.key: one for one in release.sources if one.field == plan.kind}

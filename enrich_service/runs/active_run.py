@@ -5,17 +5,17 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from enrich_service.generations.models import Generation, GenerationStatus, Run, RunState
-from enrich_service.runs.enricher import Item
-from enrich_service.runs.other_batches import Elsewhere
+from enrich_service.generations.models import GenerationFields, GenerationStatus, Run, RunState
+from enrich_service.runs.plan import Item
+from enrich_service.runs.waiting_items import WaitingItems
 
 
 @dataclass
-class Work:
+class ActiveRun:
     """One run in this process."""
 
     run: Run
-    elsewhere: Elsewhere  # what other runs' batches are asking
+    waiting: WaitingItems  # for what other runs are asking
     state: RunState | None = RunState.RUNNING  # as last seen; None: it is this process's no longer
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None  # why it stopped before its end
@@ -27,6 +27,7 @@ class Work:
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
     task: asyncio.Task[None] | None = None
     inside: int = 0  # calls being made
+    claimed: set[str] = field(default_factory=set)  # keys that wait in the queue
     asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
 
     def rate(self) -> float | None:
@@ -41,6 +42,11 @@ class Work:
             self.reason, self.pause = reason, pause
             self.stop.set()
 
+    @property
+    def asks(self) -> bool:
+        """Whether it is running, and nothing has stopped it."""
+        return self.state is RunState.RUNNING and not self.stop.is_set()
+
     def lets_in(self) -> bool:
         """Whether one more call may be made; a spent budget stops the run."""
         if self.stop.is_set() or self.inside >= self.run.concurrency:
@@ -53,7 +59,7 @@ class Work:
             )
         return not self.stop.is_set()
 
-    def note(self, generation: Generation) -> None:
+    def on_generation(self, generation: GenerationFields) -> None:
         """Add up what an answer of the run cost, and whether it was one."""
         self.spent_usd += generation.cost_usd or 0.0
         self.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
@@ -69,3 +75,8 @@ class Work:
             (run.budget_usd is not None and self.spent_usd + usd >= run.budget_usd)
             or (run.budget_tokens is not None and self.spent_tokens + tokens >= run.budget_tokens)
         )
+
+
+def internal_error(error: Exception) -> str:
+    """What a user is told of a defect."""
+    return f"internal error ({type(error).__name__}), see the server log"

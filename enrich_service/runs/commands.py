@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel, ValidationError
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -24,12 +23,12 @@ from enrich_service.core.console import (
     database,
     load_settings,
     read_session,
+    request,
     show,
     working,
     write_session,
 )
 from enrich_service.core.database import reading, writing
-from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
 from enrich_service.generations.models import (
     GenerationSource,
@@ -39,12 +38,16 @@ from enrich_service.generations.models import (
     RunState,
 )
 from enrich_service.runs import describe as describing
+from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service
-from enrich_service.runs.active_run import Work
+from enrich_service.runs.active_run import ActiveRun
 from enrich_service.runs.enricher import Enricher
-from enrich_service.runs.scheduler import OPEN_STATES, RunEngine
+from enrich_service.runs.failures import failures
+from enrich_service.runs.plan import choose
+from enrich_service.runs.scheduling.leases import OPEN_STATES
+from enrich_service.runs.scheduling.scheduler import RunScheduler
 from enrich_service.runs.schemas import Described, DescribeRequest, RunCreate, RunEstimate, RunView
-from enrich_service.validation.rules import ENGLISH
+from enrich_service.validation.answer import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
 LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
@@ -59,16 +62,6 @@ Alias = Annotated[str | None, typer.Option(help="Or an alias; default: productio
 Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
 Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
 Language = Annotated[str, typer.Option(help="Language of the answer.")]
-B = TypeVar("B", bound=BaseModel)
-
-
-def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
-    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}") from None
 
 
 @asynccontextmanager
@@ -152,7 +145,7 @@ def start(
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
-    author: Annotated[str, typer.Option(help="Who.", envvar="USER")] = "",
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
     ] = False,
@@ -179,9 +172,9 @@ def start(
     )
 
     def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
-        plan = service.choose(session, body, settings, source)
+        plan = choose(session, body, settings, source)
         if estimate:
-            return service.estimate(session, body, plan, settings.prices, roots=None)
+            return estimates.estimate(session, body, plan, settings.prices, roots=None)
         return service.create_run(session, body, plan, settings.prices, roots=None)
 
     carry_out(settings, begin, estimate=estimate, json=json)
@@ -200,7 +193,7 @@ def carry_out(
         async with open_enricher(engine, settings) as enricher:
             opened = reading if estimate else writing
             with working("Looking for what to ask"), opened(engine) as session:
-                made = begin(session, enricher.model.source)
+                made = begin(session, enricher.source)
                 if isinstance(made, RunEstimate):
                     return made
                 view = service.run_view(session, made)
@@ -275,7 +268,7 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
-    runs = RunEngine(engine, enricher, only=run.id)
+    runs = RunScheduler(engine, enricher, only=run.id)
     runs.start()
     try:
         with bars() as shown:
@@ -291,7 +284,7 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
                         await asked.wait()
                 except TimeoutError:
                     pass
-                run = await asyncio.to_thread(_view, engine, run.id, runs.work(run.id))
+                run = await asyncio.to_thread(_view, engine, run.id, runs.active(run.id))
                 shown.update(bar, completed=run.done, total=run.total)
                 if shown.disable and time.monotonic() - told_at >= PROGRESS_INTERVAL_S:
                     typer.echo(_progress_line(run), err=True)
@@ -309,7 +302,7 @@ def _pause(engine: Engine, run_id: int) -> None:
             service.pause_run(session, run_id)
 
 
-def _view(engine: Engine, run_id: int, work: Work | None = None) -> RunView:
+def _view(engine: Engine, run_id: int, work: ActiveRun | None = None) -> RunView:
     with reading(engine) as session:
         return service.run_view(session, service.get_run(session, run_id), work)
 
@@ -331,7 +324,7 @@ def _report(engine: Engine, run: RunView, *, json: bool) -> None:
     """Print a run that stopped; the exit status says whether it is complete."""
     show(run, json=json)
     with reading(engine) as session:
-        groups = service.failures(session, run.id) if run.failed or run.rejected else []
+        groups = failures(session, run.id) if run.failed or run.rejected else []
     for group in groups:
         named = ", ".join(group.named) + (", …" if group.labels > len(group.named) else "")
         typer.echo(f"enrich: {group.reason}: {group.labels}: {named}", err=True)

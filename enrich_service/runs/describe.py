@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
 from enrich_service.core.text import check_line
-from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.generations.models import Generation, GenerationFields, GenerationStatus
+from enrich_service.generations.service import line_of
 from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.labels.service import MAX_NAME
 from enrich_service.prompts.schemas import PromptKind
-from enrich_service.runs import service
-from enrich_service.runs.enricher import Enricher, Item, Plan
+from enrich_service.runs.enricher import Caller, Enricher
+from enrich_service.runs.plan import Item, Plan, check_subject, choose
 from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
-from enrich_service.validation.answers import attributes_of, texts_of
+from enrich_service.validation.answer import attributes_of, texts_of
 
 TRIES = 3  # calls for one answer: someone waits
 POLL_INTERVAL_S = 0.2  # between looks at what another process is asking
@@ -38,8 +39,8 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
         for label in named
     ]
     keys = {item.key for items in samples for item in items}
-    known = await enricher.ledger.results(keys)
-    in_batches = await enricher.ledger.in_batches(keys - known.keys())
+    known = await enricher.store.results(keys)
+    in_batches = await enricher.store.in_batches(keys - known.keys())
     outcomes = await asyncio.gather(
         *(_one(enricher, plan, items, known, in_batches, refresh=body.refresh) for items in samples)
     )
@@ -69,8 +70,8 @@ def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
 
 def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:
     with reading(enricher.engine) as session:
-        plan = service.choose(session, body, enricher.settings, enricher.model.source)
-    service.check_subject(plan)
+        plan = choose(session, body, enricher.settings, enricher.source)
+    check_subject(plan)
     return plan
 
 
@@ -82,7 +83,7 @@ async def _one(
     in_batches: Mapping[str, tuple[int, int]],
     *,
     refresh: bool,
-) -> tuple[Generation, bool] | NoAnswer:
+) -> tuple[GenerationFields, bool] | NoAnswer:
     """The generation for a label, and whether it was there already; or why there is none."""
     results = [known[item.key] for item in samples if item.key in known]
     if not refresh and results:
@@ -101,22 +102,23 @@ async def _one(
             f"{samples[0].name!r} has {SAMPLES} samples of this prompt and model already: "
             "change the prompt or the parameters"
         )
+    caller = Caller(urgent=True, tries=TRIES)
     while True:
         try:
-            return await enricher.answer(plan, item, urgent=True, tries=TRIES), False
+            return await enricher.answer(plan, item, caller), False
         except ClaimedElsewhere:  # until its answer is there, or its lease has ended
             await asyncio.sleep(POLL_INTERVAL_S)
         except LanguageModelError as error:
             return error
 
 
-def _described(plan: Plan, row: Generation, cached: bool) -> Described:
+def _described(plan: Plan, row: GenerationFields, cached: bool) -> Described:
     accepted = row.status is GenerationStatus.ACCEPTED
     parsed = row.parsed if accepted else None
     return Described(
         label=row.label_name,
         context=row.label_context,
-        text=service.line_of(row.kind, parsed),
+        text=line_of(row.kind, parsed),
         texts=list(texts_of(row.kind, parsed)),
         attributes=_attributes(row.kind, parsed),
         status=row.status,

@@ -10,7 +10,6 @@ from sqlalchemy import Engine
 
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import (
-    MAX_ID,
     EngineDep,
     Id,
     ReadSession,
@@ -18,27 +17,20 @@ from enrich_service.core.dependencies import (
     WriteSession,
 )
 from enrich_service.core.problems import problems
-from enrich_service.generations import reviews
-from enrich_service.generations.models import GenerationSource, GenerationStatus, RunState
-from enrich_service.generations.store import get_generation
+from enrich_service.generations.models import RunState
 from enrich_service.runs import service
 from enrich_service.runs.describe import describe
 from enrich_service.runs.enricher import Enricher
-from enrich_service.runs.scheduler import RunEngine
+from enrich_service.runs.estimate import estimate
+from enrich_service.runs.plan import choose
+from enrich_service.runs.scheduling.scheduler import RunScheduler
 from enrich_service.runs.schemas import (
     Described,
     DescribeRequest,
-    GenerationDetail,
-    GenerationPage,
-    LabelTextIn,
-    Opinion,
-    ReviewIn,
-    ReviewView,
     RunCreate,
     RunEstimate,
     RunResume,
     RunView,
-    TextIn,
 )
 
 router = APIRouter(prefix="/v1", tags=["enrichment"])
@@ -50,21 +42,21 @@ def _enricher(request: Request) -> Enricher:
     return enricher
 
 
-def _runs(request: Request) -> RunEngine:
-    runs: RunEngine = request.app.state.runs
+def _runs(request: Request) -> RunScheduler:
+    runs: RunScheduler = request.app.state.runs
     return runs
 
 
 EnricherDep = Annotated[Enricher, Depends(_enricher)]
-RunsDep = Annotated[RunEngine, Depends(_runs)]
+RunsDep = Annotated[RunScheduler, Depends(_runs)]
 
 
-def _show(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
+def _show(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
     """The run as it is stored, with what this process knows of it."""
     runs.wake()  # what was just changed is to begin now
     with reading(engine) as session:
         run = service.get_run(session, run_id)
-        return service.run_view(session, run, runs.work(run_id))
+        return service.run_view(session, run, runs.active(run_id))
 
 
 @router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
@@ -85,7 +77,7 @@ def create_run(
     runs: RunsDep,
 ) -> RunView:
     """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
-    plan = service.choose(session, body, settings, enricher.model.source)
+    plan = choose(session, body, settings, enricher.source)
     run = service.create_run(session, body, plan, settings.prices, roots=settings.image_roots)
     view = service.run_view(session, run)
     session.commit()
@@ -98,8 +90,8 @@ def estimate_run(
     body: RunCreate, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
 ) -> RunEstimate:
     """Tell how many calls, tokens and dollars a run would take, without asking anything."""
-    plan = service.choose(session, body, settings, enricher.model.source)
-    return service.estimate(session, body, plan, settings.prices, roots=settings.image_roots)
+    plan = choose(session, body, settings, enricher.source)
+    return estimate(session, body, plan, settings.prices, roots=settings.image_roots)
 
 
 @router.get("/runs", summary="List runs", responses=problems(404))
@@ -113,13 +105,13 @@ def list_runs(
 ) -> list[RunView]:
     """List runs, the newest first."""
     found = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=offset)
-    return [service.run_view(session, run, runs.work(run.id or 0)) for run in found]
+    return [service.run_view(session, run, runs.active(run.id or 0)) for run in found]
 
 
 @router.get("/runs/{run_id:int}", summary="Show a run", responses=problems(404))
 def show_run(run_id: Id, session: ReadSession, runs: RunsDep) -> RunView:
     """Show a run: its state, its counts, what it cost so far."""
-    return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+    return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
 def _existing_run(run_id: Id, session: ReadSession) -> int:
@@ -151,9 +143,9 @@ async def follow_run(
         await asyncio.sleep(PROGRESS_SECONDS)
 
 
-def _look(engine: Engine, runs: RunEngine, run_id: int) -> RunView:
+def _look(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
     with reading(engine) as session:
-        return service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+        return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
 @router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))
@@ -193,87 +185,3 @@ def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDe
     service.retry_run(session, run_id)
     session.commit()
     return _show(engine, runs, run_id)
-
-
-@router.get("/generations", summary="List generations", responses=problems(404))
-def list_generations(
-    session: ReadSession,
-    label: Annotated[str | None, Query(description="Exact name of the label")] = None,
-    label_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
-    run_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
-    prompt: str | None = None,
-    version: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Of `prompt`")] = None,
-    status: GenerationStatus | None = None,
-    source: GenerationSource | None = None,
-    flagged: Annotated[bool | None, Query(description="With flags, or without")] = None,
-    opinion: Annotated[Opinion | None, Query(description="What people think of it")] = None,
-    before: Annotated[
-        int | None, Query(ge=1, le=MAX_ID, description="Older than this id: the next page")
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> GenerationPage:
-    """List generations, the newest first: every answer, the bad and the failed ones too."""
-    return service.list_generations(
-        session,
-        label=label,
-        label_id=label_id,
-        run_id=run_id,
-        prompt=prompt,
-        version=version,
-        status=status,
-        source=source,
-        flagged=flagged,
-        opinion=opinion,
-        before=before,
-        limit=limit,
-    )
-
-
-@router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
-def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
-    """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
-    return service.generation_detail(session, get_generation(session, generation_id))
-
-
-@router.post(
-    "/generations/{generation_id}/edits",
-    status_code=201,
-    summary="Edit a text",
-    responses=problems(404, 409),
-)
-def edit_generation(generation_id: Id, body: TextIn, session: WriteSession) -> GenerationDetail:
-    """Store a person's text in place of what a generation says; both are kept, the edit wins."""
-    edit = service.edit_generation(session, generation_id, **body.model_dump())
-    return service.generation_detail(session, edit)
-
-
-@router.post("/reviews", status_code=201, summary="Review texts", responses=problems(404, 409))
-def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
-    """Approve, reject, lock or unlock texts; all of them or none. Who and when is kept.
-
-    No release takes a rejected text; every release takes a locked one, and nobody can edit it.
-    """
-    written = reviews.review(
-        session, body.generations, body.action, reason=body.reason, author=body.author
-    )
-    return [reviews.view(one) for one in written]
-
-
-@router.get(
-    "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
-)
-def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
-    """List who said what of a text, the newest first."""
-    return reviews.log_of(session, generation_id)
-
-
-@router.post(
-    "/labels/{label_id}/texts",
-    status_code=201,
-    summary="Write a text for a label",
-    responses=problems(404, 409),
-)
-def write_text(label_id: Id, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
-    """Store a person's own text for a label of a label set."""
-    edit = service.write_text(session, label_id, **body.model_dump())
-    return service.generation_detail(session, edit)

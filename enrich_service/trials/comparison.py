@@ -17,6 +17,7 @@ from sqlmodel import Session, and_, col, select
 from contract import Release, Report
 from enrich_service.core.errors import Conflict, NotFound
 from enrich_service.generations.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.generations.service import line_of
 from enrich_service.jobs import reports
 from enrich_service.jobs.models import JobArtifact, JobRow
 from enrich_service.labels import service as label_service
@@ -27,7 +28,6 @@ from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import ReleaseSource
-from enrich_service.runs import service as enrichment
 from enrich_service.trials.schemas import (
     ComparedLabel,
     ComparedSide,
@@ -35,8 +35,8 @@ from enrich_service.trials.schemas import (
     Comparison,
     SideDiagnostics,
 )
-from enrich_service.validation.answers import texts_of
-from enrich_service.validation.rules import estimate_tokens
+from enrich_service.validation.answer import texts_of
+from enrich_service.validation.token_count import estimate_tokens
 
 TEACHER_TOKENS = 77  # what CLIP reads
 JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics
@@ -215,7 +215,7 @@ def _text(side: _Side, label: LabelLine) -> ComparedText | None:
     return ComparedText(
         status=last.status,
         generation_ids=[row.id for row in results],
-        text=enrichment.line_of(last.kind, results[0].parsed) if accepted else None,
+        text=line_of(last.kind, results[0].parsed) if accepted else None,
         texts=texts,
         problems=last.problems,
         flags=[flag for row in results for flag in row.flags],

@@ -13,14 +13,16 @@ from sqlmodel import col, select
 from enrich_service.core.database import reading
 from enrich_service.core.errors import LanguageModelError
 from enrich_service.generations.models import Generation, GenerationStatus
-from enrich_service.llm.chat_model import Reply
+from enrich_service.generations.service import line_of
+from enrich_service.llm.protocol import Reply
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases.schemas import VersionName
-from enrich_service.runs import service
+from enrich_service.runs.build_generation import cost_usd
 from enrich_service.runs.describe import TRIES, checked_label, describe
-from enrich_service.runs.enricher import Enricher, Plan, cost_usd
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.plan import Plan, check_subject, plan_with
 from enrich_service.runs.schemas import Choice, Described, DescribeRequest, NamedLabel
 from enrich_service.trials.schemas import (
     Totals,
@@ -29,7 +31,9 @@ from enrich_service.trials.schemas import (
     Tried,
     TriedLabel,
 )
-from enrich_service.validation.answers import Judgement, Taken, attributes_of
+from enrich_service.validation.accepted_texts import AcceptedTextIndex
+from enrich_service.validation.answer import attributes_of
+from enrich_service.validation.judge import Judgement
 
 
 async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
@@ -43,7 +47,7 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
     plan = _plan(enricher, body)
     if body.against is not None:
         await asyncio.to_thread(_look_up, enricher, body.against)  # before anything is paid for
-    taken = Taken()
+    taken = AcceptedTextIndex()
     outcomes = await asyncio.gather(*(_ask(enricher, plan, label, taken) for label in labels))
     errors = [outcome for outcome in outcomes if isinstance(outcome, LanguageModelError)]
     if len(errors) == len(outcomes):
@@ -83,10 +87,8 @@ def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
     version = PromptVersion(prompt_id=0, number=0, content_hash=digest, **content)
     name = body.against.prompt if body.against else "playground"
     choice = Choice(model=body.model, parameters=body.parameters)
-    plan = service.plan_with(
-        name, body.kind, version, choice, enricher.settings, enricher.model.source
-    )
-    service.check_subject(plan)
+    plan = plan_with(name, body.kind, version, choice, enricher.settings, enricher.source)
+    check_subject(plan)
     return plan
 
 
@@ -96,7 +98,7 @@ def _look_up(enricher: Enricher, saved: VersionName) -> None:
 
 
 async def _ask(
-    enricher: Enricher, plan: Plan, label: NamedLabel, taken: Taken
+    enricher: Enricher, plan: Plan, label: NamedLabel, taken: AcceptedTextIndex
 ) -> tuple[Reply, Judgement] | LanguageModelError:
     item = plan.item(label.name, label.context, confusable=label.confusable)
     try:
@@ -132,7 +134,7 @@ def _answered(enricher: Enricher, plan: Plan, reply: Reply, found: Judgement) ->
     return Tried(
         status=GenerationStatus.ACCEPTED if found.accepted else GenerationStatus.REJECTED,
         cached=False,
-        text=service.line_of(plan.kind, found.parsed),
+        text=line_of(plan.kind, found.parsed),
         texts=list(found.texts),
         attributes={name: list(values) for name, values in attributes.items()},
         problems=list(found.problems),

@@ -24,7 +24,7 @@ _MOVING = (RunState.QUEUED, RunState.RUNNING)
 def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResponse:
     """What goes on, the newest first."""
     lately = [
-        enrichment_service.run_view(session, run, runs.work(run.id or 0))
+        enrichment_service.run_view(session, run, runs.active(run.id or 0))
         for run in enrichment_service.list_runs(
             session, label_set=None, state=None, limit=LATELY, offset=0
         )

@@ -11,8 +11,17 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import InvalidInput, NotFound, UserError
-from enrich_service.generations import reviews
+from enrich_service.generations import edits, reviews
+from enrich_service.generations.edits import edit_generation
 from enrich_service.generations.models import GenerationSource
+from enrich_service.generations.schemas import (
+    GenerationDetail,
+    GenerationView,
+    LabelTextIn,
+    ReviewIn,
+    TextIn,
+)
+from enrich_service.generations.service import generation_detail, generation_view, texts_of_label
 from enrich_service.generations.store import get_generation
 from enrich_service.labels import service
 from enrich_service.labels.models import LabelSet
@@ -22,8 +31,8 @@ from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind, PromptView
 from enrich_service.releases import table
-from enrich_service.runs import service as enrichment_service
-from enrich_service.runs.schemas import Choice, GenerationDetail, GenerationView, ReviewIn, TextIn
+from enrich_service.runs.plan import choose
+from enrich_service.runs.schemas import Choice
 from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import csv_file, page
 
@@ -92,7 +101,7 @@ def _shown(
             raise NotFound("There is no prompt yet: add one with `enrich prompts add`.")
         prompt = _DEFAULT_PROMPT if _DEFAULT_PROMPT in names else names[0]
     choice = Choice(prompt=prompt, version=version)
-    plan = enrichment_service.choose(session, choice, settings, GenerationSource.MODEL)
+    plan = choose(session, choice, settings, GenerationSource.MODEL)
     return prompt_service.view(session, prompt_service.get(session, plan.prompt)), plan.version
 
 
@@ -226,7 +235,7 @@ def _label(
     label, label_set = service.label(session, label_id)
     chosen, version = _shown(session, settings, prompt or None, None)
     row = table.row(session, label_set, label, version)
-    found = enrichment_service.texts_of_label(session, label, limit=TEXTS)
+    found = texts_of_label(session, label, limit=TEXTS)
     return page(
         request,
         "labels/label.html",
@@ -273,11 +282,11 @@ def _editable(session: Session, row: table.LabelText, prompt: PromptView) -> str
 
 
 def _view(session: Session, generation_id: int) -> GenerationView:
-    return enrichment_service.generation_view(session, get_generation(session, generation_id))
+    return generation_view(session, get_generation(session, generation_id))
 
 
 def _detail(session: Session, generation_id: int) -> GenerationDetail:
-    return enrichment_service.generation_detail(session, get_generation(session, generation_id))
+    return generation_detail(session, get_generation(session, generation_id))
 
 
 @router.post("/labels/{label_id}/texts")
@@ -296,9 +305,9 @@ def write_text(
             body = parse_form(TextIn, _written(form, kind) | {"author": form.get("author", "")})
             parent = form.get("parent", "")
             if parent.isdecimal() and int(parent) <= MAX_ID:
-                enrichment_service.edit_generation(session, int(parent), **body.model_dump())
+                edit_generation(session, int(parent), body)
             else:
-                enrichment_service.write_text(session, label_id, prompt=prompt, **body.model_dump())
+                edits.write_text(session, label_id, LabelTextIn(prompt=prompt, **body.model_dump()))
     except NotFound:
         raise
     except UserError as error:

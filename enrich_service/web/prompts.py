@@ -11,6 +11,7 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
 from enrich_service.core.errors import NotFound, UserError
+from enrich_service.generations.service import answers_by_version
 from enrich_service.prompts import service
 from enrich_service.prompts.models import AliasMove, PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
@@ -41,7 +42,7 @@ class Use:
 def _uses(session: Session) -> dict[int, Use]:
     """By the id of a prompt version; those that were never used are left out."""
     runs = enrichment_service.runs_by_version(session)
-    answers = enrichment_service.answers_by_version(session)
+    answers = answers_by_version(session)
     return {key: Use(runs.get(key, 0), answers.get(key, 0)) for key in runs | answers}
 
 

@@ -149,7 +149,7 @@ def translate_release(
                 release_id,
                 parse_form(TranslationCreate, form),
                 settings,
-                enricher.model.source,
+                enricher.source,
             )
             run = run_service.create_run(
                 session, found.body, found.plan, settings.prices, texts=found.texts

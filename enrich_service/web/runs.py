@@ -24,9 +24,12 @@ from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.schemas import PromptView
 from enrich_service.prompts.templates import variables_of
+from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service
+from enrich_service.runs.failures import failures
+from enrich_service.runs.plan import choose
 from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
-from enrich_service.runs.scheduler import RunEngine
+from enrich_service.runs.scheduling.scheduler import RunScheduler
 from enrich_service.runs.schemas import RunCreate, RunResume, RunView
 from enrich_service.web.forms import Form, SentForm, done, parse_form
 from enrich_service.web.page import csv_file, page, render
@@ -46,7 +49,7 @@ def list_runs(
     return page(
         request,
         "runs/list.html",
-        runs=[service.run_view(session, run, runs.work(run.id or 0)) for run in found[:SIZE]],
+        runs=[service.run_view(session, run, runs.active(run.id or 0)) for run in found[:SIZE]],
         more=len(found) > SIZE,
         first=offset,
         size=SIZE,
@@ -59,7 +62,7 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
     found = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
     columns = tuple(RunView.model_fields)
     rows = [
-        service.run_view(session, run, runs.work(run.id or 0)).model_dump(mode="json")
+        service.run_view(session, run, runs.active(run.id or 0)).model_dump(mode="json")
         for run in found
     ]
     for row in rows:
@@ -89,8 +92,8 @@ def _form(
     if error is None and "label_set" in given and "prompt" in given:
         try:
             body = parse_form(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
-            plan = service.choose(session, body, settings, enricher.model.source)
-            estimate = service.estimate(
+            plan = choose(session, body, settings, enricher.source)
+            estimate = estimates.estimate(
                 session, body, plan, settings.prices, roots=settings.image_roots
             )
         except UserError as refusal:
@@ -133,7 +136,7 @@ def create_run(
     try:
         with session.begin_nested():
             body = parse_form(RunCreate, form)
-            plan = service.choose(session, body, settings, enricher.model.source)
+            plan = choose(session, body, settings, enricher.source)
             run = service.create_run(
                 session, body, plan, settings.prices, roots=settings.image_roots
             )
@@ -147,11 +150,11 @@ def create_run(
 @router.get("/runs/{run_id}", response_class=HTMLResponse)
 def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) -> HTMLResponse:
     """A run, its progress, its failures."""
-    run = service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+    run = service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
     return page(
         request,
         "runs/show.html",
-        failures=service.failures(session, run_id) if run.rejected or run.failed else (),
+        failures=failures(session, run_id) if run.rejected or run.failed else (),
         **_progress(run),
     )
 
@@ -193,7 +196,7 @@ async def follow_run(
 
     def read(known: str | None) -> Update[str | None]:
         with reading(engine) as session:
-            run = service.run_view(session, service.get_run(session, run_id), runs.work(run_id))
+            run = service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
         digest = hashlib.sha256(run.model_dump_json(exclude={"rate"}).encode()).hexdigest()[:16]
         events = []
         if digest != known:
@@ -240,7 +243,7 @@ def retry_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) 
     return _changed(run_id, session, runs, form)
 
 
-def _changed(run_id: int, session: Session, runs: RunEngine, form: Form) -> RedirectResponse:
+def _changed(run_id: int, session: Session, runs: RunScheduler, form: Form) -> RedirectResponse:
     session.commit()
     runs.wake()
     return done(f"/runs/{run_id}", form)

@@ -6,11 +6,12 @@ from contract import JobCreate, JobState, TrainConfig
 from enrich_service.client import Client, ClientError
 from enrich_service.core.caller import Scope
 from enrich_service.generations.models import ReviewAction, RunState
+from enrich_service.generations.schemas import LabelTextIn, TextIn
 from enrich_service.keys.schemas import KeyCreate
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
-from enrich_service.runs.schemas import DescribeRequest, LabelTextIn, NamedLabel, RunCreate, TextIn
+from enrich_service.runs.schemas import DescribeRequest, NamedLabel, RunCreate
 from enrich_service.trials.schemas import TrialRequest
 from tests.llm_server import LlmServer
 from tests.service.llm_fixtures import connect, model  # noqa: F401 - fixtures

@@ -4,7 +4,6 @@ import json
 import time
 import tracemalloc
 import zlib
-from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -16,15 +15,11 @@ from enrich_service.core.errors import (
     ModelBusy,
     QuestionRefused,
 )
-from enrich_service.llm.chat_model import (
-    ChatModel,
-    Question,
-    Reply,
-    Turnstile,
-    ask_patiently,
-    provider_of,
-    retry_after,
-)
+from enrich_service.llm.chat_model import ChatModel, provider_of
+from enrich_service.llm.protocol import ChatRequest, Reply
+from enrich_service.llm.rate_limiter import PriorityRateLimiter
+from enrich_service.llm.retry import send_with_retries
+from enrich_service.llm.server_errors import retry_after
 from tests.llm_server import Answer, LlmServer
 
 SCHEMA = {
@@ -35,8 +30,8 @@ SCHEMA = {
 }
 
 
-def question(label: str = "harlequin duck", model: str = "small") -> Question:
-    return Question(
+def chat_request(label: str = "harlequin duck", model: str = "small") -> ChatRequest:
+    return ChatRequest(
         label=label,
         prompt="visual-description",
         model=model,
@@ -58,9 +53,8 @@ def ask(
     async def main() -> Reply:
         model = ChatModel(url, key, timeout)
         try:
-            return await ask_patiently(
-                model, question(), Turnstile(1), urgent=True, tries=tries, judge=lambda reply: reply
-            )
+            async with PriorityRateLimiter(1).slot(urgent=True) as slot:
+                return await send_with_retries(model, chat_request(), slot, tries=tries)
         finally:
             await model.aclose()
 
@@ -132,7 +126,7 @@ def test_a_long_retry_after_is_told_and_not_waited_out() -> None:
         with pytest.raises(ModelBusy) as caught:
             ask(server)
     assert caught.value.retry_after == 3600
-    assert str(caught.value).endswith("asks to be left alone for 3600 s")
+    assert str(caught.value).endswith("asks to wait for 3600 s")
     assert server.calls["harlequin duck"] == 1
 
 
@@ -226,7 +220,7 @@ def test_a_server_without_json_schema_is_asked_more_plainly_and_this_is_remember
     async def twice(url: str) -> list[Reply]:
         model = ChatModel(url, None)
         try:
-            return [await model.ask(question()), await model.ask(question("surf scoter"))]
+            return [await model.send(chat_request()), await model.send(chat_request("surf scoter"))]
         finally:
             await model.aclose()
 
@@ -299,226 +293,3 @@ def test_only_scheme_host_and_port_of_the_address_are_kept() -> None:
     for wrong in ("api.openai.com/v1", "ftp://host", "", "http://[::1", "http://host:port"):
         with pytest.raises(InvalidInput, match="OPENAI_BASE_URL"):
             provider_of(wrong)
-
-
-def test_an_urgent_call_goes_before_those_that_waited_longer() -> None:
-    order: list[str] = []
-
-    async def call(turnstile: Turnstile, name: str, urgent: bool) -> None:
-        async with turnstile(urgent=urgent):
-            order.append(name)
-            await asyncio.sleep(0.01)
-
-    async def main() -> None:
-        turnstile = Turnstile(1)
-        async with asyncio.TaskGroup() as group:
-            for name in ("bulk 1", "bulk 2", "bulk 3"):
-                group.create_task(call(turnstile, name, False))
-            await asyncio.sleep(0)
-            group.create_task(call(turnstile, "describe", True))
-
-    asyncio.run(main())
-    assert order == ["bulk 1", "describe", "bulk 2", "bulk 3"]
-
-
-def test_a_place_given_to_a_cancelled_call_is_not_lost() -> None:
-    async def main() -> None:
-        turnstile = Turnstile(1)
-        async with turnstile(urgent=False):
-            waiting = asyncio.create_task(enter(turnstile))
-            await asyncio.sleep(0)
-        waiting.cancel()  # in the moment in which the place is handed over
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await asyncio.wait_for(enter(turnstile), 1)
-
-    async def enter(turnstile: Turnstile) -> None:
-        async with turnstile(urgent=False):
-            pass
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("limits", "tokens"),
-    [({"calls_per_minute": 600}, 0), ({"tokens_per_minute": 60_000}, 100)],
-    ids=["calls", "tokens"],
-)
-def test_no_more_is_begun_in_a_minute_than_the_limit_allows(
-    limits: dict[str, int], tokens: int
-) -> None:
-    async def main() -> float:
-        turnstile = Turnstile(100, **limits)
-        started = time.monotonic()
-        await asyncio.gather(*(call(turnstile) for _ in range(16)))
-        return time.monotonic() - started
-
-    async def call(turnstile: Turnstile) -> None:
-        async with turnstile(urgent=False, tokens=tokens):
-            pass
-
-    # A second's worth (10 calls) at once and one that overdraws; each after that takes 0.1 s.
-    assert asyncio.run(main()) >= 0.4
-
-
-def test_what_was_not_used_is_given_back_and_who_is_urgent_goes_first_under_a_limit() -> None:
-    order: list[str] = []
-
-    async def call(turnstile: Turnstile, name: str, urgent: bool) -> None:
-        async with turnstile(urgent=urgent, tokens=1000):
-            order.append(name)
-            await asyncio.sleep(0.01)
-        turnstile.settle(calls=0, tokens=-1000)  # it cost nothing after all
-
-    async def main() -> None:
-        turnstile = Turnstile(100, tokens_per_minute=60_000)
-        async with asyncio.TaskGroup() as group:
-            for number in range(40):
-                group.create_task(call(turnstile, f"bulk {number}", False))
-            await asyncio.sleep(0)
-            group.create_task(call(turnstile, "describe", True))
-
-    asyncio.run(main())
-    assert order.index("describe") <= 3
-    assert len(order) == 41
-
-
-@dataclass
-class Two:
-    """A group of which two calls at a time are let in, until it is halted."""
-
-    inside: int = 0
-    reason: str | None = None
-
-    def lets_in(self) -> bool:
-        return self.reason is None and self.inside < 2
-
-    def halt(self, reason: str) -> None:
-        self.reason = reason
-
-
-def test_of_a_group_no_more_are_let_in_than_it_says_while_others_pass() -> None:
-    order: list[str] = []
-
-    async def call(turnstile: Turnstile, name: str, run: Two | None, urgent: bool = False) -> None:
-        async with turnstile(urgent=urgent, group=run):
-            order.append(name)
-            await asyncio.sleep(0.05)
-
-    async def main() -> int:
-        turnstile, run = Turnstile(100), Two()
-        async with asyncio.TaskGroup() as group:
-            for number in range(4):
-                group.create_task(call(turnstile, f"run {number}", run))
-            group.create_task(call(turnstile, "another", None))
-            await asyncio.sleep(0.01)
-            assert order == ["run 0", "run 1", "another"]
-            group.create_task(call(turnstile, "describe", run, urgent=True))
-        return run.inside
-
-    assert asyncio.run(main()) == 0
-    assert order == ["run 0", "run 1", "another", "describe", "run 2", "run 3"]
-
-
-def test_a_place_that_is_kept_goes_to_nobody_else_of_the_group() -> None:
-    order: list[str] = []
-
-    async def call(turnstile: Turnstile, name: str, run: Two) -> None:
-        async with turnstile(urgent=False, group=run):
-            order.append(name)
-
-    async def twice(turnstile: Turnstile, run: Two) -> None:
-        async with turnstile(urgent=False, group=run) as place:
-            await asyncio.sleep(0.01)
-            place.keep = True
-        await asyncio.sleep(0.01)  # the first answer is stored
-        async with turnstile(urgent=False, group=run, kept=True):
-            order.append("again")
-
-    async def main() -> int:
-        turnstile, run = Turnstile(100), Two(inside=1)  # one is busy with something else
-        async with asyncio.TaskGroup() as group:
-            group.create_task(twice(turnstile, run))
-            group.create_task(call(turnstile, "next", run))
-        return run.inside
-
-    assert asyncio.run(main()) == 1
-    assert order == ["again", "next"]
-
-
-def test_a_kept_place_is_free_when_its_call_is_cancelled() -> None:
-    async def main() -> int:
-        turnstile, run = Turnstile(1), Two(inside=1)
-
-        async def again() -> None:
-            async with turnstile(urgent=False, group=run, kept=True):
-                pass
-
-        async with turnstile(urgent=False):
-            waiting = asyncio.create_task(again())
-            await asyncio.sleep(0)
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
-        return run.inside
-
-    assert asyncio.run(main()) == 0
-
-
-def test_an_answer_is_judged_before_the_next_call_is_let_in() -> None:
-    said: list[str] = []
-
-    class Run(Two):
-        def lets_in(self) -> bool:
-            said.append("may another be asked?")
-            return super().lets_in()
-
-    async def main(url: str) -> None:
-        model, turnstile, run = ChatModel(url, None), Turnstile(1), Run()
-
-        async def call() -> None:
-            await ask_patiently(
-                model,
-                question(),
-                turnstile,
-                urgent=False,
-                tries=1,
-                judge=lambda _: said.append("judged"),
-                group=run,
-            )
-
-        await asyncio.gather(call(), call())
-        await model.aclose()
-
-    with LlmServer() as server:
-        asyncio.run(main(server.url))
-    assert said == ["may another be asked?", "judged"] * 2
-
-
-def test_an_error_that_ends_a_run_lets_no_other_of_its_calls_in() -> None:
-    body = json.dumps({"error": {"message": "You exceeded it", "code": "insufficient_quota"}})
-
-    async def main(url: str) -> Two:
-        model, turnstile, run = ChatModel(url, None), Turnstile(1), Two()
-        calls = [
-            asyncio.create_task(
-                ask_patiently(
-                    model, question(), turnstile, urgent=False, tries=1, judge=id, group=run
-                )
-            )
-            for _ in range(3)
-        ]
-        await asyncio.wait(calls, timeout=1)
-        assert [call.done() for call in calls] == [True, False, False]
-        for call in calls[1:]:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await model.aclose()
-        return run
-
-    with LlmServer() as server:
-        server.script("*", Answer(status=429, body=body))
-        run = asyncio.run(main(server.url))
-        assert len(server.requests) == 1
-    assert run.reason is not None and "quota" in run.reason
-    assert run.inside == 0

@@ -6,7 +6,7 @@ import pytest
 
 from enrich_service.core.errors import InvalidInput, QuestionRefused
 from enrich_service.generations.models import GenerationSource
-from enrich_service.llm.chat_model import Question
+from enrich_service.llm.protocol import ChatRequest
 from enrich_service.llm.replay import ReplayModel
 
 
@@ -21,13 +21,13 @@ def recorded(tmp_path: Path, *lines: str) -> ReplayModel:
 
 
 def ask(model: ReplayModel, label: str, sample_index: int = 0) -> str:
-    question = Question(label, "visual-description", "any", (), {}, {}, sample_index)
-    return asyncio.run(model.ask(question)).text
+    question = ChatRequest(label, "visual-description", "any", (), {}, {}, sample_index)
+    return asyncio.run(model.send(question)).text
 
 
 def test_a_recorded_reply_is_given_and_named_as_such(tmp_path: Path) -> None:
     model = recorded(tmp_path, line("wug", "blue", model="gpt-x", usage={"prompt_tokens": 3}))
-    reply = asyncio.run(model.ask(Question("wug", "visual-description", "any", (), {}, {})))
+    reply = asyncio.run(model.send(ChatRequest("wug", "visual-description", "any", (), {}, {})))
     assert reply.text == "blue"
     assert (reply.resolved_model, reply.prompt_tokens) == ("gpt-x", 3)
     assert (model.source, model.provider) == (GenerationSource.REPLAY, "replay:replies.jsonl")

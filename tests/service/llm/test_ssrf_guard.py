@@ -6,10 +6,10 @@ import pytest
 from enrich_service.core.errors import InvalidInput, LanguageModelError
 from enrich_service.core.settings import Settings
 from enrich_service.llm.chat_model import ChatModel
+from enrich_service.llm.open_model import open_model
 from enrich_service.llm.ssrf_guard import check_address
-from enrich_service.runs.enricher import open_model
 from tests.llm_server import LlmServer
-from tests.service.llm.test_chat_model import ask, question
+from tests.service.llm.test_chat_model import ask, chat_request
 
 METADATA_SPELLINGS = [
     "169.254.169.254",
@@ -52,11 +52,11 @@ def test_a_name_that_leads_to_the_metadata_service_is_refused(monkeypatch):
         async def main():
             model = ChatModel(url, None, 5.0)
             monkeypatch.setattr(socket, "getaddrinfo", resolve)
-            await model.ask(question("first"))  # the name is good, for now
+            await model.send(chat_request("first"))  # the name is good, for now
             await model.aclose()
             model = ChatModel(url, None, 5.0)
             with pytest.raises(LanguageModelError, match=r"llm\.example is 169\.254"):
-                await model.ask(question("second"))
+                await model.send(chat_request("second"))
             await model.aclose()
 
         asyncio.run(main())

@@ -5,18 +5,19 @@ from contract import Release, release_hash
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, NotFound
 from enrich_service.generations import reviews
+from enrich_service.generations.edits import edit_generation, write_text
 from enrich_service.generations.models import (
     Generation,
     GenerationSource,
     GenerationStatus,
     ReviewAction,
 )
+from enrich_service.generations.schemas import LabelTextIn, TextIn
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
-from enrich_service.runs import service as enrichment
 
 MODEL, PERSON, IMPORT = GenerationSource.MODEL, GenerationSource.PERSON, GenerationSource.IMPORT
 
@@ -232,30 +233,23 @@ def test_languages_of_different_fields_are_not_mixed_either(world):
 def test_a_persons_text_wins_in_its_own_language_alone(world):
     made = world.says("mallard", "auf Deutsch", variables=GERMAN)
     world.says("mallard", "in English")
-    edit = enrichment.edit_generation(world.session, made, text="besser", parsed=None, author="ada")
+    edit = edit_generation(world.session, made, TextIn(text="besser", author="ada"))
     assert edit.variables == GERMAN
     reviews.review(world.session, [edit.id], ReviewAction.LOCK)
-    written = enrichment.write_text(
+    written = write_text(
         world.session,
         world.ids["teal"],
-        prompt="my-description",
-        text="von Hand",
-        parsed=None,
-        author="ada",
-        language="German",
+        LabelTextIn(prompt="my-description", text="von Hand", author="ada", language="German"),
     )
     assert written.variables == GERMAN
     assert world.texts("g", languages=["German"]) == ["besser", "von Hand"]
     assert world.texts("e", languages=["English"], allow_missing=True) == ["in English", None]
     with pytest.raises(Conflict, match="locked"):
-        enrichment.edit_generation(world.session, made, text="noch", parsed=None, author="")
-    english = enrichment.write_text(
+        edit_generation(world.session, made, TextIn(text="noch"))
+    english = write_text(
         world.session,
         world.ids["mallard"],
-        prompt="my-description",
-        text="by hand",
-        parsed=None,
-        author="",
+        LabelTextIn(prompt="my-description", text="by hand"),
     )
     assert english.variables == {}
 

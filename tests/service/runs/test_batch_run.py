@@ -7,14 +7,15 @@ import signal
 import httpx
 import pytest
 
-from enrich_service.runs import batch_run as batches
+from enrich_service.runs.batch import collector
+from enrich_service.runs.batch import run as batch_run
 from tests.llm_batches import Fate
 from tests.llm_server import Answer
 from tests.service.llm_fixtures import add_labels, data_of, start_run, wait_for
 from tests.service.runs.test_runs import birds, generations, serving, until
 
 
-def batch_run(client, labels=6, **body):
+def start_batch_run(client, labels=6, **body):
     add_labels(client, birds(labels))
     return start_run(client, mode="batch", **body)
 
@@ -24,7 +25,7 @@ def asked_twice(model):
 
 
 def test_a_run_by_batch_sends_one_file_and_pays_half(client, model):
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
 
     assert (run["state"], run["accepted"], run["mode"]) == ("succeeded", 6, "batch")
     # The first label is asked live: a wrong model or key would else be told after a day.
@@ -55,16 +56,16 @@ def test_an_estimate_is_of_half_the_price(client, model):
 
 
 def test_what_is_too_much_for_one_file_goes_into_several(client, model, monkeypatch):
-    monkeypatch.setattr(batches, "MOST_REQUESTS", 4)
-    run = wait_for(client, batch_run(client, labels=12)["id"])
+    monkeypatch.setattr(batch_run, "MAX_REQUESTS", 4)
+    run = wait_for(client, start_batch_run(client, labels=12)["id"])
     assert (run["state"], run["accepted"]) == ("succeeded", 12)
     assert [one["requests"] for one in run["batches"]] == [4, 4, 3]
     assert not asked_twice(model)
 
 
 def test_no_file_is_larger_than_a_provider_takes(client, model, monkeypatch):
-    monkeypatch.setattr(batches, "MOST_BYTES", 5000)
-    run = wait_for(client, batch_run(client, labels=9)["id"])
+    monkeypatch.setattr(batch_run, "MAX_BYTES", 5000)
+    run = wait_for(client, start_batch_run(client, labels=9)["id"])
     assert run["accepted"] == 9 and len(run["batches"]) > 1
     inputs = [model.batching.files[one.input_file_id] for one in model.batching.batches.values()]
     assert all(len(file.content) <= 5000 for file in inputs)
@@ -75,7 +76,7 @@ def test_bad_answers_are_asked_again_in_the_next_batch(client, model):
     model.script(names[2], Answer(content="no JSON at all"))
     model.script(names[3], Answer(finish_reason="length"))
     model.script(names[4], *(3 * [Answer(content='{"description": "As an AI, I cannot."}')]))
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
 
     assert (run["state"], run["accepted"], run["rejected"]) == ("succeeded", 5, 1)
     assert [one["requests"] for one in run["batches"]] == [5, 3, 1]
@@ -92,7 +93,7 @@ def test_questions_that_fail_on_their_own_are_told_and_retried(client, model):
     names = birds(6)
     model.script(names[2], Answer(400, body='{"error": {"message": "that is a bad question"}}'))
     model.script(names[3], *(3 * [Answer(500)]))
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
 
     assert (run["state"], run["accepted"], run["failed"]) == ("failed", 4, 2)
     assert model.calls[names[3]] == 3
@@ -103,7 +104,7 @@ def test_questions_that_fail_on_their_own_are_told_and_retried(client, model):
 
 def test_what_an_expired_batch_has_answered_is_taken_in(client, model):
     model.batching.fates.append(Fate(expires_after=2))
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
     assert (run["state"], run["accepted"], run["failed"]) == ("failed", 3, 3)
     failed = generations(client, status="failed")[0]["id"]
     assert "expired" in client.get(f"/v1/generations/{failed}").json()["problems"][0]
@@ -117,7 +118,7 @@ def test_what_an_expired_batch_has_answered_is_taken_in(client, model):
 
 def test_a_batch_that_is_refused_ends_the_run_with_one_line(client, model):
     model.batching.fates.append(Fate(fails="the model is not for batches"))
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
     assert run["state"] == "failed" and "the model is not for batches" in run["error"]
     assert "\n" not in run["error"]
     client.post(f"/v1/runs/{run['id']}/retry")
@@ -125,9 +126,9 @@ def test_a_batch_that_is_refused_ends_the_run_with_one_line(client, model):
 
 
 def test_what_finds_no_room_in_the_queue_is_sent_in_smaller_batches(client, model, monkeypatch):
-    monkeypatch.setattr(batches, "FULL_WAIT", 0.5)
+    monkeypatch.setattr(collector, "QUEUE_FULL_DELAY_S", 0.5)
     model.batching.room = 3
-    run = wait_for(client, batch_run(client, labels=8)["id"])
+    run = wait_for(client, start_batch_run(client, labels=8)["id"])
     assert (run["state"], run["accepted"], run["failed"]) == ("succeeded", 8, 0)
     found = [(one["requests"], one["status"]) for one in run["batches"]]
     assert found == [(7, "failed"), *[(3, "completed")] * 2, (1, "completed")]
@@ -135,33 +136,33 @@ def test_what_finds_no_room_in_the_queue_is_sent_in_smaller_batches(client, mode
 
 
 def test_of_several_batches_those_that_find_no_room_wait_for_the_others(client, model, monkeypatch):
-    monkeypatch.setattr(batches, "MOST_REQUESTS", 3)
+    monkeypatch.setattr(batch_run, "MAX_REQUESTS", 3)
     model.batching.room = 4
     model.batching.fates.append(Fate(seconds=1.0))
-    run = wait_for(client, batch_run(client, labels=10)["id"])
+    run = wait_for(client, start_batch_run(client, labels=10)["id"])
     assert (run["state"], run["accepted"]) == ("succeeded", 10)
     completed = [one["requests"] for one in run["batches"] if one["status"] == "completed"]
     assert completed == [3, 3, 3] and not asked_twice(model)
 
 
 def test_a_question_that_alone_finds_no_room_ends_the_run(client, model, monkeypatch):
-    monkeypatch.setattr(batches, "FULL_WAIT", 0.0)
+    monkeypatch.setattr(collector, "QUEUE_FULL_DELAY_S", 0.0)
     model.batching.room = 0
-    run = wait_for(client, batch_run(client, labels=4)["id"])
+    run = wait_for(client, start_batch_run(client, labels=4)["id"])
     assert run["state"] == "failed" and "Enqueued token limit reached" in run["error"]
     assert [one["requests"] for one in run["batches"]] == [3, 1]
 
 
 def test_a_server_without_batches_is_told_in_one_line(client, model):
     model.batching = None
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
     assert run["state"] == "failed" and "takes no batches" in run["error"]
     assert run["accepted"] == 1 and "\n" not in run["error"]
 
 
 def test_a_cancelled_run_cancels_its_batch(client, model):
     model.batching.fates.append(Fate(seconds=60))
-    run = batch_run(client)
+    run = start_batch_run(client)
     until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
     client.post(f"/v1/runs/{run['id']}/cancel")
     until(lambda: [one.status for one in model.batching.batches.values()] == ["cancelled"])
@@ -175,7 +176,7 @@ def test_a_cancelled_run_cancels_its_batch(client, model):
 
 def test_what_a_cancelled_batch_has_answered_is_kept(client, model, enrich):
     model.batching.fates.append(Fate(seconds=60, cancelled_after=2))
-    run = batch_run(client)["id"]
+    run = start_batch_run(client)["id"]
     until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
     # By the command, which only writes it down: the service that works on the run tells it.
     assert data_of(enrich("run", "cancel", run, "--json"))["state"] == "cancelled"
@@ -190,7 +191,7 @@ def test_what_a_cancelled_batch_has_answered_is_kept(client, model, enrich):
 
 def test_a_paused_run_takes_in_what_it_sent_and_goes_on(client, model):
     model.batching.fates.append(Fate(seconds=1.5))
-    run = batch_run(client)["id"]
+    run = start_batch_run(client)["id"]
     until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
     client.post(f"/v1/runs/{run}/pause")
     until(lambda: client.get(f"/v1/runs/{run}").json()["accepted"] == 6)
@@ -203,7 +204,7 @@ def test_a_paused_run_takes_in_what_it_sent_and_goes_on(client, model):
 @pytest.mark.parametrize("step", ["upload", "create"])
 def test_what_the_provider_did_and_could_not_tell_is_not_done_again(client, model, step):
     model.batching.lost_answers.append(step)
-    run = wait_for(client, batch_run(client)["id"])
+    run = wait_for(client, start_batch_run(client)["id"])
     assert (run["state"], run["accepted"], len(run["batches"])) == ("succeeded", 6, 1)
     assert len(model.batching.uploads()) == len(model.batching.batches) == 1
     assert not asked_twice(model)
@@ -211,7 +212,7 @@ def test_what_the_provider_did_and_could_not_tell_is_not_done_again(client, mode
 
 def test_two_runs_over_the_same_labels_ask_once(client, model):
     model.batching.fates.append(Fate(seconds=2))
-    first = batch_run(client)
+    first = start_batch_run(client)
     until(lambda: model.batching.batches)
     second = start_run(client, mode="batch")
     both = [wait_for(client, run["id"]) for run in (first, second)]
@@ -222,7 +223,7 @@ def test_two_runs_over_the_same_labels_ask_once(client, model):
 
 def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
     model.batching.fates.append(Fate(seconds=60, cancelled_after=2))
-    batch = batch_run(client)
+    batch = start_batch_run(client)
     until(lambda: [one.status for one in model.batching.batches.values()] == ["in_progress"])
 
     add_labels(client, [*birds(6), "knot"], "more birds")
@@ -231,9 +232,9 @@ def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
     def live_run():
         return client.get(f"/v1/runs/{live['id']}").json()
 
-    until(lambda: (live_run()["elsewhere"], live_run()["accepted"]) == (5, 1))
+    until(lambda: (live_run()["waiting_on_other_runs"], live_run()["accepted"]) == (5, 1))
     assert (live_run()["state"], live_run()["cached"]) == ("running", 1)
-    assert "5 being asked by another run" in client.get(f"/runs/{live['id']}").text
+    assert "5 waiting on other runs" in client.get(f"/runs/{live['id']}").text
 
     name = birds(6)[1]
     refused = client.post("/v1/describe", json={"labels": [name]})
@@ -251,7 +252,7 @@ def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
 
 
 def test_no_more_is_sent_than_the_budget_allows_at_the_worst(client, model):
-    run = wait_for(client, batch_run(client, labels=20, budget_tokens=1000)["id"])
+    run = wait_for(client, start_batch_run(client, labels=20, budget_tokens=1000)["id"])
     assert run["state"] == "paused" and "budget" in run["error"]
     assert 1 < run["accepted"] < 20
     assert run["prompt_tokens"] + run["completion_tokens"] <= 1000
@@ -291,7 +292,7 @@ def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
     if moment != "in progress":
         model.batching.lost_answers.append(moment)
     with serving(environment) as (process, url), httpx.Client(base_url=url, timeout=30) as client:
-        run = batch_run(client)["id"]
+        run = start_batch_run(client)["id"]
         if moment == "in progress":
             until(lambda: any(b.status == "in_progress" for b in model.batching.batches.values()))
         else:

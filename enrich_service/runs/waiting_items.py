@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from enrich_service.generations.store import Ledger
-from enrich_service.runs.enricher import Item
+from enrich_service.generations.store import GenerationStore
+from enrich_service.runs.plan import Item
 
 
-class Elsewhere:
-    """The questions of the run `run_id` that are under way for another run."""
+class WaitingItems:
+    """The items of the run `run_id` that are under way for another run."""
 
-    def __init__(self, ledger: Ledger, run_id: int) -> None:
-        self._ledger, self._run_id = ledger, run_id
+    def __init__(self, store: GenerationStore, run_id: int) -> None:
+        self._store, self._run_id = store, run_id
         self._in_batches: dict[int, list[Item]] = {}
         self._claimed: dict[str, Item] = {}  # by another process, by key
 
@@ -20,8 +20,8 @@ class Elsewhere:
     async def keep(self, items: Sequence[Item]) -> list[Item]:
         """Those of `items` that nobody is asking; what another run asks is kept here."""
         keys = [item.key for item in items]
-        in_batches = await self._ledger.in_batches(keys)
-        claimed = await self._ledger.claimed_elsewhere(keys)
+        in_batches = await self._store.in_batches(keys)
+        claimed = await self._store.claimed_elsewhere(keys)
         for item in items:
             if item.key in in_batches:
                 batch_id, run_id = in_batches[item.key]
@@ -39,9 +39,9 @@ class Elsewhere:
         """What was kept and is being asked no longer; it may have a result by now."""
         items: list[Item] = []
         if self._in_batches:
-            ended = self._in_batches.keys() - await self._ledger.open_batches(self._in_batches)
+            ended = self._in_batches.keys() - await self._store.open_batches(self._in_batches)
             items += [item for id_ in sorted(ended) for item in self._in_batches.pop(id_)]
         if self._claimed:
-            ended_keys = self._claimed.keys() - await self._ledger.claimed_elsewhere(self._claimed)
+            ended_keys = self._claimed.keys() - await self._store.claimed_elsewhere(self._claimed)
             items += [self._claimed.pop(key) for key in sorted(ended_keys)]
         return items

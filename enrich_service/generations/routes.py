@@ -1,0 +1,79 @@
+"""Generations, edits and reviews over REST."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from enrich_service.core.dependencies import Id, ReadSession, WriteSession
+from enrich_service.core.problems import problems
+from enrich_service.generations import edits, reviews, service
+from enrich_service.generations.schemas import (
+    GenerationDetail,
+    GenerationFilter,
+    GenerationPage,
+    LabelTextIn,
+    ReviewIn,
+    ReviewView,
+    TextIn,
+)
+from enrich_service.generations.store import get_generation
+
+router = APIRouter(prefix="/v1", tags=["enrichment"])
+
+
+@router.get("/generations", summary="List generations", responses=problems(404))
+def list_generations(
+    session: ReadSession, filters: Annotated[GenerationFilter, Query()]
+) -> GenerationPage:
+    """List generations, the newest first: every answer, the bad and the failed ones too."""
+    return service.list_generations(session, filters)
+
+
+@router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
+def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
+    """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
+    return service.generation_detail(session, get_generation(session, generation_id))
+
+
+@router.post(
+    "/generations/{generation_id}/edits",
+    status_code=201,
+    summary="Edit a text",
+    responses=problems(404, 409),
+)
+def edit_generation(generation_id: Id, body: TextIn, session: WriteSession) -> GenerationDetail:
+    """Store a person's text in place of what a generation says; both are kept, the edit wins."""
+    edit = edits.edit_generation(session, generation_id, body)
+    return service.generation_detail(session, edit)
+
+
+@router.post("/reviews", status_code=201, summary="Review texts", responses=problems(404, 409))
+def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
+    """Approve, reject, lock or unlock texts; all of them or none. Who and when is kept.
+
+    No release takes a rejected text; every release takes a locked one, and nobody can edit it.
+    """
+    written = reviews.review(
+        session, body.generations, body.action, reason=body.reason, author=body.author
+    )
+    return [reviews.view(one) for one in written]
+
+
+@router.get(
+    "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
+)
+def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
+    """List who said what of a text, the newest first."""
+    return reviews.log_of(session, generation_id)
+
+
+@router.post(
+    "/labels/{label_id}/texts",
+    status_code=201,
+    summary="Write a text for a label",
+    responses=problems(404, 409),
+)
+def write_text(label_id: Id, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
+    """Store a person's own text for a label of a label set."""
+    edit = edits.write_text(session, label_id, body)
+    return service.generation_detail(session, edit)

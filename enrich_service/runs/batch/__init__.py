@@ -1,0 +1,1 @@
+"""Runs that ask by batch: sent as files, answered within a day."""

@@ -1,0 +1,177 @@
+"""Looks after what a batch run has sent, and takes in the answers.
+
+An answer is judged and stored as a live one is. What is to be asked again goes into the next batch.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Final
+
+from openai.types import Batch as RemoteBatch
+
+from enrich_service.core.database import utcnow
+from enrich_service.core.errors import ModelBusy, QuestionRefused, UserError
+from enrich_service.generations.models import Batch, GenerationStatus, RunState
+from enrich_service.llm.batch_api import ENDED, QUEUE_FULL, STOPPABLE, BatchApi, BatchUnknown
+from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.attempt import Attempt, build_request
+from enrich_service.runs.batch.store import PAGE_SIZE, BatchStore
+from enrich_service.runs.batch.submitter import TRIES, BatchSubmitter, SendQueue
+from enrich_service.runs.build_generation import build_generation
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.plan import Item, Plan
+
+MIN_POLL_INTERVAL_S: Final = 0.5  # between looks at a batch, at first
+MAX_POLL_INTERVAL_S: Final = 60.0
+POLL_SHARE: Final = 0.05  # of a batch's age, between the two
+QUEUE_FULL_DELAY_S: Final = 60.0  # before something is sent again into a full queue
+
+
+class BatchCollector:
+    """Takes in the answers of one run's batches."""
+
+    def __init__(
+        self,
+        enricher: Enricher,
+        active: ActiveRun,
+        plan: Plan,
+        store: BatchStore,
+        queue: SendQueue,
+        submitter: BatchSubmitter,
+    ) -> None:
+        assert active.run.id is not None
+        self._enricher, self._active, self._plan, self._store = enricher, active, plan, store
+        self._run_id = active.run.id
+        self._queue, self._submitter = queue, submitter
+        self._tries: Counter[str] = Counter()  # by key, that ended in a passing fault
+        self.due: dict[int, float] = {}  # when to look at a batch, monotonic
+
+    async def look_at(self, api: BatchApi, batch: Batch) -> None:
+        """See how far a batch is, and take it in where it has ended.
+
+        What goes wrong is written down, and looked at again later; where it does not pass by
+        itself the run pauses.
+        """
+        assert batch.id is not None
+        try:
+            await self._follow(api, batch)
+        except UserError as error:
+            if isinstance(error, BatchUnknown) and self._active.state is RunState.CANCELLED:
+                await asyncio.to_thread(self._store.close, batch, str(error))
+                return
+            await self._store.change(batch, error=str(error))
+            if not isinstance(error, ModelBusy) and self._active.asks:
+                self._active.halt(f"{error}; mend it and resume, or cancel the run", pause=True)
+        age = (utcnow() - batch.created_at).total_seconds()
+        wait = max(MIN_POLL_INTERVAL_S, min(MAX_POLL_INTERVAL_S, POLL_SHARE * age))
+        self.due[batch.id] = time.monotonic() + wait
+
+    async def _follow(self, api: BatchApi, batch: Batch) -> None:
+        if batch.provider != self._enricher.model.provider:
+            raise BatchUnknown(
+                f"the batch was sent to {batch.provider}: set OPENAI_BASE_URL to it again"
+            )
+        if batch.remote_id is None:
+            await self._submitter.submit(api, batch, None, known=False)
+            return
+        remote = await api.look(batch.remote_id)
+        if self._active.state is RunState.CANCELLED and remote.status in STOPPABLE:
+            remote = await api.cancel(batch.remote_id)
+        counts = remote.request_counts
+        news: dict[str, str | int | None] = {"status": remote.status, "error": None}
+        if counts is not None:
+            news |= {"completed": counts.completed, "failed": counts.failed}
+        await self._store.change(batch, **news)
+        if remote.status in ENDED:
+            await self._take_in(api, batch, remote)
+
+    async def _take_in(self, api: BatchApi, batch: Batch, remote: RemoteBatch) -> None:
+        for file_id in filter(None, (remote.output_file_id, remote.error_file_id)):
+            async with aclosing(api.lines(file_id)) as lines:
+                some: dict[str, dict[str, Any]] = {}
+                async for line in lines:
+                    some[line["custom_id"]] = line
+                    if len(some) == PAGE_SIZE:
+                        await self._settle_all(api, batch, some)
+                        some = {}
+                        if self._active.state is None:
+                            return
+                await self._settle_all(api, batch, some)
+        if remote.status == "failed":
+            errors = (remote.errors and remote.errors.data) or ()
+            why = "; ".join(str(error.message) for error in errors)
+            if batch.requests > 1 and any(error.code == QUEUE_FULL for error in errors):
+                await self._send_less(batch, api.model.said(why))
+                return
+            said = f"{batch.provider} refused the batch {batch.remote_id}: {api.model.said(why)}"
+            self._active.halt(f"{said}; mend it and retry the run")
+            await asyncio.to_thread(self._store.close, batch, said)
+            return
+        if self._active.state is not RunState.CANCELLED:
+            said = f"the batch has {remote.status} without asking it"
+            while left := await asyncio.to_thread(self._store.requests, batch, None):
+                refused = {"error": {"message": said}}
+                await self._settle_all(api, batch, {item.key: refused for item in left})
+        await asyncio.to_thread(self._store.close, batch, None)
+
+    async def _send_less(self, batch: Batch, said: str) -> None:
+        """Ask what found no room in the provider's queue once more, in smaller pieces."""
+        if (
+            len(await asyncio.to_thread(self._store.under_way)) == 1
+        ):  # it was not for another of the run
+            self._queue.max_requests = max(1, batch.requests // 2)
+            self._queue.not_before = time.monotonic() + QUEUE_FULL_DELAY_S
+        self._queue.one_at_a_time = True
+        self._queue.again.extend(
+            await asyncio.to_thread(self._store.requests, batch, None, most=batch.requests)
+        )
+        await asyncio.to_thread(
+            self._store.close,
+            batch,
+            f"{batch.provider} had no room for it ({said}): it is sent again, "
+            "smaller and one batch at a time",
+        )
+
+    async def _settle_all(
+        self, api: BatchApi, batch: Batch, lines: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Judge and store what some lines of a batch's files say; lines that were are passed by."""
+        items = await asyncio.to_thread(self._store.requests, batch, list(lines))
+        attempts = await asyncio.to_thread(self._store.attempts, [item.key for item in items])
+        await asyncio.gather(
+            *(self._settle(api, batch, item, attempts[item.key], lines[item.key]) for item in items)
+        )
+
+    async def _settle(
+        self, api: BatchApi, batch: Batch, item: Item, attempt: Attempt, line: Mapping[str, Any]
+    ) -> None:
+        assert batch.id is not None
+        store, request = self._enricher.store, (batch.id, item.key)
+        chat_request = build_request(self._plan, item, attempt)
+        outcome = api.outcome(line, chat_request, batch.response_format)
+        cancelled = self._active.state is RunState.CANCELLED
+        if cancelled and isinstance(outcome, QuestionRefused) and not outcome.calls:
+            # It was never asked, and nobody wants it any more.
+            await store.count(self._run_id, request=request)
+            return
+        if isinstance(outcome, ModelBusy):
+            self._tries[item.key] += 1
+            if self._tries[item.key] < TRIES:
+                await store.count(self._run_id, request=request, calls=outcome.calls)
+                self._queue.again.append(item)
+                return
+        context = await self._enricher.context(self._plan, self._run_id)
+        build = partial(build_generation, context, item, attempt, chat_request)
+        generation = build(outcome)
+        self._active.on_generation(generation)
+        generation = await self._enricher.add(context, build, outcome, generation, batch.id)
+        self._active.finished.append(time.monotonic())
+        if generation.run_id != self._run_id:
+            await store.count(self._run_id, cached=1)
+            return
+        if generation.status is GenerationStatus.RETRIED:
+            self._queue.again.append(item)

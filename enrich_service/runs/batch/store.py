@@ -1,0 +1,163 @@
+"""The batches of a run in the database, where they are written before anything is sent."""
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import Engine
+from sqlmodel import col, delete, or_, select, update
+
+from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.generations.models import (
+    Batch,
+    BatchRequest,
+    Generation,
+    GenerationStatus,
+    Run,
+)
+from enrich_service.labels.models import Label
+from enrich_service.runs.attempt import Attempt
+from enrich_service.runs.batch.file import BatchFile
+from enrich_service.runs.plan import Item, Plan
+
+PAGE_SIZE: Final = 100  # answers judged at a time
+
+
+class BatchStore:
+    """The tables `batch` and `batch_request` of one run.
+
+    A request leaves them in the transaction that stores its answer: whenever the process is
+    killed, nothing is sent twice and no answer is counted twice.
+    """
+
+    def __init__(self, engine: Engine, run_id: int, plan: Plan, provider: str) -> None:
+        self._engine, self._run_id, self._plan, self._provider = engine, run_id, plan, provider
+
+    def prepare(self, file: BatchFile) -> Batch:
+        """Write down what is about to be sent."""
+        batch = Batch(
+            run_id=self._run_id,
+            name=f"enrich-run-{self._run_id}-{secrets.token_hex(8)}.jsonl",
+            provider=self._provider,
+            response_format=file.response_format,
+            length_parameter=file.length_parameter,
+            requests=len(file.items),
+        )
+        with writing(self._engine) as session:
+            session.add(batch)
+            session.flush()
+            session.execute(
+                BatchRequest.__table__.insert(),  # type: ignore[attr-defined]
+                [
+                    {
+                        "batch_id": batch.id,
+                        "dedupe_key": item.key,
+                        "label_id": item.label_id,
+                        "sample_index": item.sample_index,
+                        "confusable": list(item.confusable),
+                        "texts": list(item.texts),
+                        "parent_id": item.parent_id,
+                    }
+                    for item in file.items
+                ],
+            )
+        return batch
+
+    def under_way(self) -> list[Batch]:
+        """The batches that have not ended."""
+        with reading(self._engine) as session:
+            return list(
+                session.exec(
+                    select(Batch)
+                    .where(Batch.run_id == self._run_id, col(Batch.ended_at).is_(None))
+                    .order_by(col(Batch.id))
+                )
+            )
+
+    def earlier(self) -> Batch | None:
+        """The newest batch of such questions that the server has answered, or still may."""
+        with reading(self._engine) as session:
+            return session.exec(
+                select(Batch)
+                .join(Run, col(Run.id) == col(Batch.run_id))
+                .where(
+                    Batch.provider == self._provider,
+                    Run.model == self._plan.model,
+                    Run.prompt_version_id == self._plan.version.id,
+                    or_(col(Batch.completed) > 0, col(Batch.ended_at).is_(None)),
+                )
+                .order_by(col(Batch.id).desc())
+                .limit(1)
+            ).first()
+
+    def requests(
+        self, batch: Batch, keys: list[str] | None, *, most: int = PAGE_SIZE
+    ) -> list[Item]:
+        """What a batch asks still: of the keys, or else the next ones."""
+        found = (
+            select(BatchRequest, Label)
+            .join(Label, col(Label.id) == col(BatchRequest.label_id))
+            .where(BatchRequest.batch_id == batch.id)
+            .limit(most)
+        )
+        if keys is not None:
+            found = found.where(col(BatchRequest.dedupe_key).in_(keys))
+        with reading(self._engine) as session:
+            return [
+                Item(
+                    label.name,
+                    label.context,
+                    asked.sample_index,
+                    label.id,
+                    asked.dedupe_key,
+                    tuple(asked.confusable),
+                    texts=tuple(asked.texts),
+                    parent_id=asked.parent_id,
+                )
+                for asked, label in session.exec(found)
+            ]
+
+    def attempts(self, keys: list[str]) -> dict[str, Attempt]:
+        """The next attempt at each key, after what the run has had for an answer."""
+        attempts: defaultdict[str, Attempt] = defaultdict(lambda: Attempt(1, self._plan.parameters))
+        with reading(self._engine) as session:
+            for bad in session.exec(
+                select(Generation)
+                .where(
+                    col(Generation.dedupe_key).in_(keys),
+                    Generation.run_id == self._run_id,
+                    Generation.status == GenerationStatus.RETRIED,
+                )
+                .order_by(col(Generation.id))
+            ):
+                attempts[bad.dedupe_key or ""] = attempts[bad.dedupe_key or ""].after(bad)
+        return attempts
+
+    async def change(self, batch: Batch, **values: str | int | None) -> None:
+        """Write down what is new of a batch."""
+        if any(getattr(batch, name) != value for name, value in values.items()):
+            await asyncio.to_thread(self._write, batch, values)
+
+    def _write(self, batch: Batch, values: Mapping[str, Any]) -> None:
+        with writing(self._engine) as session:
+            session.exec(update(Batch).where(col(Batch.id) == batch.id).values(values))
+        for name, value in values.items():
+            setattr(batch, name, value)
+
+    def close(self, batch: Batch, error: str | None) -> None:
+        """Nothing more comes of a batch: what it asks still is not under way any longer."""
+        with writing(self._engine) as session:
+            session.exec(delete(BatchRequest).where(col(BatchRequest.batch_id) == batch.id))
+            session.exec(
+                update(Batch)
+                .where(col(Batch.id) == batch.id)
+                .values(ended_at=utcnow(), error=error)
+            )
+
+    def give_up(self, batch: Batch) -> None:
+        """Forget a batch that was never sent."""
+        with writing(self._engine) as session:
+            session.exec(delete(BatchRequest).where(col(BatchRequest.batch_id) == batch.id))
+            session.exec(delete(Batch).where(col(Batch.id) == batch.id))

@@ -1,0 +1,211 @@
+"""Sends what a batch run has still to ask: each batch once, whenever the process is killed.
+
+The first label is asked live, where the server has not answered such a request yet: a wrong key,
+model or parameter is told at once and not after a day, and so is the response format. Later
+batches, of another process too, are asked as the ones before.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, closing
+from dataclasses import dataclass, field
+from typing import IO, Final
+
+from enrich_service.core.errors import LanguageModelError, ModelBusy
+from enrich_service.generations.models import Batch
+from enrich_service.generations.store import ClaimedElsewhere
+from enrich_service.llm.batch_api import PRICE_SHARE, BatchApi
+from enrich_service.llm.protocol import ChatRequest
+from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.attempt import Attempt, build_request
+from enrich_service.runs.batch.file import BatchFile
+from enrich_service.runs.batch.store import BatchStore
+from enrich_service.runs.enricher import Caller, Enricher
+from enrich_service.runs.plan import Item, Plan
+
+PAGE_SIZE: Final = 500  # labels looked up at a time
+TRIES: Final = 3  # of one call, and of one request while the server has passing faults
+
+
+@dataclass
+class SendQueue:
+    """What is to be sent, and in how large pieces."""
+
+    max_requests: int  # in a file
+    max_bytes: int
+    one_at_a_time: bool  # only one batch may be under way
+    again: deque[Item] = field(default_factory=deque)  # to be asked in the next batch
+    not_before: float = 0.0  # when to send the next batch, monotonic
+
+    def may_send(self, under_way: Collection[Batch]) -> bool:
+        """Whether another batch may be sent now."""
+        if self.one_at_a_time and under_way:
+            return False
+        at_rest = all(batch.remote_id for batch in under_way)
+        return at_rest and self.not_before <= time.monotonic()
+
+
+class BatchSubmitter:
+    """Sends the batches of one run. `missing`: its items that have no result, some at a time."""
+
+    def __init__(
+        self,
+        enricher: Enricher,
+        active: ActiveRun,
+        plan: Plan,
+        store: BatchStore,
+        queue: SendQueue,
+        missing: AsyncIterator[list[Item]],
+    ) -> None:
+        assert active.run.id is not None
+        self._enricher, self._active, self._plan, self._store = enricher, active, plan, store
+        self._run_id = active.run.id
+        self._queue, self._missing = queue, missing
+
+    async def send(self, api: BatchApi) -> None:
+        """Send what is missing, in as many batches as it takes and as the budget allows."""
+        part: BatchFile | None = None
+        most_usd, most_tokens = 0.0, 0
+        self._queue.again.extend(await self._active.waiting.give_back())
+        async with aclosing(self._to_ask()) as to_ask:
+            async for item, attempt in to_ask:
+                request = build_request(self._plan, item, attempt)
+                fmt = api.model.format_for(request)
+                if fmt is None and (earlier := await asyncio.to_thread(self._store.earlier)):
+                    fmt = earlier.response_format
+                    api.model.remember(request, fmt, earlier.length_parameter)
+                if fmt is None:
+                    await self._ask_live(item)
+                    if not self._active.asks:
+                        return
+                    continue
+                usd, tokens = self._most(request)
+                if not self._active.within_budget(usd=most_usd + usd, tokens=most_tokens + tokens):
+                    self._queue.again.appendleft(item)
+                    if not most_tokens:
+                        self._halt_for_budget()
+                    break
+                most_usd, most_tokens = most_usd + usd, most_tokens + tokens
+                line = api.line(request, fmt)
+                if part is not None and not self._takes(part, line):
+                    await self._send_part(api, part)
+                    part = None
+                    if self._queue.one_at_a_time or not self._active.asks:
+                        self._queue.again.appendleft(item)
+                        return
+                part = part or BatchFile(fmt, api.model.length_parameter_for(request))
+                part.add(item, line)
+        if part is not None and self._active.asks:
+            await self._send_part(api, part)
+
+    def _most(self, request: ChatRequest) -> tuple[float, int]:
+        """What a question may cost at the very worst, in dollars and in tokens."""
+        price = self._enricher.settings.prices.get(self._plan.model, (0.0, 0.0))
+        tokens = request.token_limits()
+        full = sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
+        return PRICE_SHARE * full, sum(tokens)
+
+    def _halt_for_budget(self) -> None:
+        spent = f"{self._active.spent_tokens} tokens, ${self._active.spent_usd:.4f} are spent"
+        self._active.halt(
+            "what is left of the run's budget may not be enough for one more question "
+            f"({spent}): raise it and resume",
+            pause=True,
+        )
+
+    def _takes(self, part: BatchFile, line: bytes) -> bool:
+        return (
+            len(part.items) < self._queue.max_requests
+            and part.size + len(line) <= self._queue.max_bytes
+        )
+
+    async def _to_ask(self) -> AsyncGenerator[tuple[Item, Attempt]]:
+        """What has no result and is not under way, each with the attempt that is its next.
+
+        What is not taken of it, once it is closed, comes with the next call.
+        """
+        while page := await self._page():
+            keys = [item.key for item in page]
+            owners = await self._enricher.store.owners(keys)
+            free = {item.key for item in await self._active.waiting.keep(page)}
+            attempts = await asyncio.to_thread(self._store.attempts, keys)
+            others = sum(owners.get(key, self._run_id) != self._run_id for key in keys)
+            if others:
+                await self._enricher.store.count(self._run_id, cached=others)
+            left = deque(page)
+            try:
+                while left:
+                    item = left.popleft()
+                    if item.key in free and item.key not in owners:
+                        yield item, attempts[item.key]
+            finally:
+                self._queue.again.extendleft(reversed(left))
+
+    async def _page(self) -> list[Item]:
+        page: list[Item] = []
+        while self._queue.again and len(page) < PAGE_SIZE:
+            page.append(self._queue.again.popleft())
+        while len(page) < PAGE_SIZE:
+            try:
+                page.extend(await anext(self._missing))
+            except StopAsyncIteration:
+                break
+        return page
+
+    async def _ask_live(self, item: Item) -> None:
+        """Ask one question of the server that has not answered such a one yet."""
+        try:
+            generation = await self._enricher.answer(
+                self._plan,
+                item,
+                Caller(False, TRIES, self._run_id, self._active.on_generation),
+            )
+        except ClaimedElsewhere:
+            self._active.waiting.add_claimed(item)
+            return
+        if generation.run_id != self._run_id:
+            await self._enricher.store.count(self._run_id, cached=1)
+            return
+        if self._active.failed_in_row == TRIES:
+            self._active.halt(
+                f"{TRIES} labels in a row got no answer, the last because {generation.problems[0]}"
+            )
+
+    async def _send_part(self, api: BatchApi, part: BatchFile) -> None:
+        with closing(part.file):
+            batch = await asyncio.to_thread(self._store.prepare, part)
+            for attempt in range(1, TRIES + 1):
+                try:
+                    await self.submit(api, batch, part.file, known=attempt == 1)
+                    return
+                except ModelBusy as busy:
+                    if attempt == TRIES:
+                        raise
+                    await asyncio.sleep(busy.retry_after or 2.0**attempt)
+                except LanguageModelError:
+                    await asyncio.to_thread(self._store.give_up, batch)
+                    raise
+
+    async def submit(
+        self, api: BatchApi, batch: Batch, lines: IO[bytes] | None, *, known: bool
+    ) -> None:
+        """Have the batch begin at the provider, each step once.
+
+        `lines` is None where the file is at hand no longer; `known`: nothing was sent yet.
+        """
+        if batch.file_id is None and not known:
+            batch.file_id = await api.file_named(batch.name, batch.created_at)
+        if batch.file_id is None and lines is not None:
+            batch.file_id = await api.upload(batch.name, lines)
+        if batch.file_id is None:
+            await asyncio.to_thread(self._store.give_up, batch)
+            return
+        await self._store.change(batch, file_id=batch.file_id)
+        remote = None if known else await api.batch_of(batch.file_id, batch.created_at)
+        if remote is None and not self._active.asks:
+            await asyncio.to_thread(self._store.give_up, batch)
+            return
+        remote = remote or await api.create(batch.file_id, batch.name)
+        await self._store.change(batch, remote_id=remote.id, status=remote.status, error=None)

@@ -1,0 +1,61 @@
+"""Why labels or images of a run have no text."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, and_, col, exists, func, or_, select
+
+from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.generations.store import RESULTS
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The labels or images of a run without a text for one reason, the first of them by name."""
+
+    reason: str  # the rule that was broken, or what the server said
+    labels: int
+    named: tuple[str, ...]
+    example: str  # the whole problem, of the first
+    generation_id: int
+
+
+def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
+    """Why labels or images of a run have no text, the most frequent reason first.
+
+    A call that failed counts until the same question is answered, or the image once it is mended.
+    """
+    answered = aliased(Generation)
+    open_ = and_(
+        col(Generation.status) == GenerationStatus.FAILED,
+        ~exists().where(
+            or_(
+                col(answered.dedupe_key) == col(Generation.dedupe_key),
+                and_(col(answered.run_id) == run_id, col(answered.image) == col(Generation.image)),
+            ),
+            col(answered.status).in_(RESULTS),
+        ),
+    )
+    rows = session.exec(
+        select(
+            func.coalesce(Generation.image, Generation.label_name),
+            Generation.problems,
+            Generation.id,
+        )
+        .where(
+            Generation.run_id == run_id,
+            or_(col(Generation.status) == GenerationStatus.REJECTED, open_),
+        )
+        .order_by(col(Generation.id))
+    )
+    groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for label, problems, generation_id in rows:
+        problem = problems[0] if problems else "no reason was stored"
+        reason = problem.partition(":")[0] if ": " in problem else problem
+        groups[reason][label] = (problem, generation_id or 0)
+    found = [
+        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+        for reason, labels in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group.labels)

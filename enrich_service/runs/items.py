@@ -1,0 +1,101 @@
+"""What a run asks about: its labels, its images or the texts that it works on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from enrich_service.generations.models import Run, RunText
+from enrich_service.labels import service as labels
+from enrich_service.labels.models import Label, LabelLine
+from enrich_service.llm.images import Roots, images_of
+from enrich_service.runs.plan import Item, Plan
+
+IMAGES_A_PAGE = 200  # hashed at a time
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """What a run is to work on for one label, and the generation that it came from, if known."""
+
+    texts: tuple[str, ...]
+    generation_id: int | None
+
+
+SourceTexts = Mapping[int, SourceText]  # by the id of the label
+
+
+def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTexts:
+    """What a run is to work on for these labels."""
+    rows = session.exec(
+        select(RunText).where(
+            RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in found])
+        )
+    )
+    return {row.label_id: SourceText(tuple(row.texts), row.generation_id) for row in rows}
+
+
+def items_of(
+    session: Session,
+    plan: Plan,
+    found: Sequence[Label | LabelLine],
+    samples: int,
+    texts: SourceTexts | None = None,
+) -> list[Item]:
+    """What a run asks about labels of a label set: each of them `samples` times.
+
+    `texts`: what it works on; labels without are left out.
+    """
+    if texts is not None:
+        given = [
+            (label, texts[label.id])
+            for label in found
+            if label.id is not None and label.id in texts
+        ]
+        return [
+            plan.item(
+                label.name,
+                label.context,
+                sample_index=i,
+                label_id=label.id,
+                texts=source.texts,
+                parent_id=source.generation_id,
+            )
+            for label, source in given
+            for i in range(samples)
+        ]
+    near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
+    return [
+        plan.item(
+            label.name,
+            label.context,
+            sample_index=i,
+            label_id=label.id,
+            confusable=[other.name for other in others],
+        )
+        for label, others in zip(found, near, strict=True)
+        for i in range(samples)
+    ]
+
+
+def image_items(
+    plan: Plan, label: Item, key: str, folder: Path, roots: Roots, samples: int
+) -> Iterator[list[Item]]:
+    """What a run asks about the images of a label, a page at a time: each of them `samples` times.
+
+    `label`: the item that would ask about the label alone; `key`: its folder. Reads every image.
+    """
+    for page in images_of(folder, key, roots, page=IMAGES_A_PAGE):
+        yield [
+            plan.item(
+                label.name,
+                label.context,
+                sample_index=i,
+                label_id=label.label_id,
+                confusable=label.confusable,
+                image=image,
+            )
+            for image in page
+            for i in range(samples)
+        ]

@@ -1,0 +1,189 @@
+"""How the labels of a run or a request are asked about."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from sqlmodel import Session
+
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.settings import Settings
+from enrich_service.core.text import check_line
+from enrich_service.generations.models import GenerationSource, Run
+from enrich_service.llm.images import SIDE, ImageFile
+from enrich_service.llm.protocol import RESERVED_PARAMETERS
+from enrich_service.prompts import service as prompts
+from enrich_service.prompts.models import Prompt, PromptVersion
+from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.templates import VARIABLES, variables_of
+from enrich_service.runs.schemas import Choice
+from enrich_service.validation.judge import Checks
+
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How labels are asked about: one prompt version, one model, one set of parameters."""
+
+    prompt: str
+    kind: str
+    version: PromptVersion
+    source: GenerationSource
+    model: str
+    parameters: Mapping[str, Any]
+    variables: Mapping[str, Any] = field(default_factory=dict)  # n and language, where set
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether the prompt reads the names of confusable labels."""
+        return "labels" in variables_of(self.version)
+
+    @cached_property
+    def _head(self) -> str:
+        """The part of each key's text that is the same for all labels."""
+        kind = "replay" if self.source is GenerationSource.REPLAY else "model"
+        return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
+
+    @cached_property
+    def checks(self) -> Checks:
+        """What the answers have to pass."""
+        return Checks.of(self.version.output_schema, self.version.validators)
+
+    @cached_property
+    def unique_texts(self) -> bool:
+        """Whether the prompt's rules let no two labels have the same text."""
+        return any(rule.get("rule") == "duplicate" for rule in self.version.validators)
+
+    @cached_property
+    def rewrites(self) -> bool:
+        """Whether the prompt works on texts that are there, such as to translate them."""
+        return "texts" in variables_of(self.version)
+
+    def item(
+        self,
+        name: str,
+        context: str | None,
+        *,
+        sample_index: int = 0,
+        label_id: int | None = None,
+        confusable: Sequence[str] = (),
+        image: ImageFile | None = None,
+        texts: Sequence[str] = (),
+        parent_id: int | None = None,
+    ) -> "Item":
+        """One label, or one image of it, to be asked about, with its dedupe key.
+
+        `confusable`: names of the labels it is easily taken for; part of the question, and so of
+        the key, where the prompt reads them. Of an image, its bytes and its size as sent are.
+        `texts`: of the generation `parent_id`, to be worked on; part of the key.
+        """
+        parts: list[Any] = [name, context, sample_index]
+        near = tuple(confusable) if self.compares else ()
+        if near:
+            parts.append(near)
+        if self.variables:
+            parts.append(dict(self.variables))
+        if image is not None:
+            parts.append({"image": image.hash, "side": SIDE})
+        if texts:
+            parts.append({"texts": list(texts)})
+        key = hashlib.sha256(f"{self._head},{_JSON(parts)[1:]}".encode()).hexdigest()
+        return Item(
+            name, context, sample_index, label_id, key, near, image, tuple(texts), parent_id
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One label or image, and sample; `key` is the same wherever and whenever the same is asked."""
+
+    name: str
+    context: str | None
+    sample_index: int
+    label_id: int | None
+    key: str
+    confusable: tuple[str, ...] = ()
+    image: ImageFile | None = None
+    texts: tuple[str, ...] = ()
+    parent_id: int | None = None
+
+
+def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
+    """The plan that a choice amounts to."""
+    version = _version(session, choice)
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
+
+
+def plan_with(
+    prompt: str,
+    kind: str,
+    version: PromptVersion,
+    choice: Choice,
+    settings: Settings,
+    source: GenerationSource,
+) -> Plan:
+    """The plan that asks `version`, stored or not, as `choice` and its own defaults say."""
+    defaults = dict(version.model_defaults)
+    own = str(defaults.pop("model", "") or settings.llm_model)
+    if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
+        raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
+    parameters = {**defaults, **choice.parameters}
+    prompts.check_parameters(parameters)
+    variables = _variables(choice, version)
+    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
+
+
+def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
+    """`n` and `language` where they are not as ever, so that what was asked before stays known."""
+    language = check_line("language", choice.language, limit=50)
+    asked = {"n": choice.n, "language": language}
+    asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}
+    if unused := asked.keys() - variables_of(version):
+        name = min(unused)
+        raise InvalidInput(
+            f"{name}: version {version.number} of prompt {choice.prompt!r} does not speak of it: "
+            f"add {{{{ {name} }}}} to the prompt, or leave it out"
+        )
+    return asked
+
+
+def _version(session: Session, choice: Choice) -> PromptVersion:
+    if choice.version is None and choice.alias is None:
+        return prompts.resolve_default(session, choice.prompt)
+    return prompts.resolve(session, choice.prompt, version=choice.version, alias=choice.alias)
+
+
+def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
+    """The plan of a stored run."""
+    version = session.get_one(PromptVersion, run.prompt_version_id)
+    prompt = session.get_one(Prompt, version.prompt_id)
+    return Plan(prompt.name, prompt.kind, version, source, run.model, run.parameters, run.variables)
+
+
+def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False) -> None:
+    """Raise InvalidInput unless a prompt about images or texts gets some, and no other does."""
+    if plan.rewrites and not texts:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on texts that are there: name a release that has them "
+            "(`enrich release translate RELEASE --language …`)"
+        )
+    if texts and not plan.rewrites:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} works on no text: name one that speaks of {{{{ texts }}}}, "
+            "such as translation"
+        )
+    if plan.kind == PromptKind.IMAGE_CAPTION and images is None:
+        raise InvalidInput(
+            f"prompt {plan.prompt!r} asks about images: start a run with a folder of them "
+            "(`enrich run start LABEL_SET --prompt … --images FOLDER`)"
+        )
+    if plan.kind != PromptKind.IMAGE_CAPTION and images is not None:
+        raise InvalidInput(
+            f"images: prompt {plan.prompt!r} gives a {plan.kind} of a label and looks at no image: "
+            "name a prompt of the kind image_caption, such as image-caption"
+        )

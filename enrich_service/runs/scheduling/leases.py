@@ -1,0 +1,139 @@
+"""Which process works on which run: leases in the `run` table.
+
+The owner of a run renews its lease; when it is killed, the lease runs out and another process (or
+the same one, started again) goes on.
+"""
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Collection
+from datetime import timedelta
+
+from sqlalchemy import Engine
+from sqlmodel import and_, col, exists, or_, select, true, update
+
+from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.generations.models import Batch, Run, RunState
+from enrich_service.runs.active_run import ActiveRun
+
+OPEN_STATES = (RunState.QUEUED, RunState.RUNNING)
+
+
+class RunLeases:
+    """The runs that this process holds. `only`: the one run that it may hold, in place of all."""
+
+    def __init__(self, engine: Engine, lease_seconds: float, *, only: int | None = None) -> None:
+        self._engine, self._only = engine, only
+        self._lease = timedelta(seconds=lease_seconds)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._put_off: dict[int, float] = {}  # runs whose batches are to wait, until when
+
+    def put_off(self, run_id: int, seconds: float) -> None:
+        """Let the batches of a run wait for so long."""
+        self._put_off[run_id] = time.monotonic() + seconds
+
+    def correct(self) -> None:
+        """Let no lease end before its owner can renew it, nor last for longer than a whole one.
+
+        For when the clock was set, or may have been. Owners look every half second.
+        """
+        ends, now = col(Run.owner_expires_at), utcnow()
+        for wrong, right in (
+            (ends < now + self._lease / 2, now + self._lease / 2),
+            (ends > now + self._lease, now + self._lease),
+        ):
+            with reading(self._engine) as session:
+                ids = session.exec(select(Run.id).where(wrong)).all()
+            if ids:  # a start has mostly nothing to write, and must not wait for those who do
+                with writing(self._engine) as session:
+                    session.exec(
+                        update(Run)
+                        .where(col(Run.id).in_(ids), wrong)
+                        .values(owner_expires_at=right)
+                    )
+
+    def renew(self, ids: list[int]) -> dict[int, RunState]:
+        """Prolong the leases of runs; gives the states of those that are still held."""
+        if not ids:
+            return {}
+        mine = and_(col(Run.id).in_(ids), col(Run.owner) == self._owner)
+        with reading(self._engine) as session:
+            rows = session.exec(select(Run).where(mine)).all()
+        soon = utcnow() + self._lease / 2
+        if any(run.owner_expires_at is None or run.owner_expires_at < soon for run in rows):
+            with writing(self._engine) as session:
+                session.exec(
+                    update(Run).where(mine).values(owner_expires_at=utcnow() + self._lease)
+                )
+        return {run.id: run.state for run in rows if run.id is not None}
+
+    def claim(self, held: Collection[int]) -> list[Run]:
+        """Take every run that is open, or has batches under way, and that nobody holds.
+
+        `held`: the runs that this process works on; another that it holds, since how it ended
+        could not be stored, it takes again.
+        """
+        now = utcnow()
+        put_off = [run_id for run_id, until in self._put_off.items() if until > time.monotonic()]
+        under_way = exists().where(
+            col(Batch.run_id) == col(Run.id),
+            col(Batch.ended_at).is_(None),
+            col(Run.id).not_in(put_off),
+        )
+        free = and_(
+            or_(col(Run.state).in_(OPEN_STATES), under_way),
+            or_(
+                col(Run.owner).is_(None),
+                (col(Run.owner_expires_at) < now) & col(Run.id).not_in(held),
+            ),
+            true() if self._only is None else col(Run.id) == self._only,
+        )
+        with reading(self._engine) as session:
+            ids = session.exec(select(Run.id).where(free)).all()
+        if not ids:
+            return []
+        with writing(self._engine) as session:
+            session.exec(
+                update(Run)
+                .where(col(Run.id).in_(ids), free)
+                .values(owner=self._owner, owner_expires_at=now + self._lease)
+            )
+            mine = and_(col(Run.id).in_(ids), col(Run.owner) == self._owner)
+            session.exec(
+                update(Run)
+                .where(mine, col(Run.state).in_(OPEN_STATES))
+                .values(
+                    state=RunState.RUNNING,
+                    started_at=utcnow(),
+                    error=None,
+                    cached=0,  # counted anew as the labels are gone through
+                    failed=0,
+                )
+            )
+            return list(session.exec(select(Run).where(mine)))
+
+    def release(self, active: ActiveRun) -> None:
+        """Write down how the run ended, if it did, and let go of it."""
+        with writing(self._engine) as session:
+            run = session.exec(
+                select(Run).where(Run.id == active.run.id, Run.owner == self._owner)
+            ).one_or_none()
+            if run is None:
+                return  # another process has it
+            run.owner = run.owner_expires_at = None
+            session.add(run)
+            if run.state is not RunState.RUNNING or (active.stop.is_set() and not active.reason):
+                return  # paused, cancelled, or this process ends
+            if active.reason:
+                run.error = active.reason
+                run.state = RunState.PAUSED if active.pause else RunState.FAILED
+            elif run.failed:
+                run.error = (
+                    f"{run.failed} of {run.total} got no answer; retry the run to ask them again"
+                )
+                run.state = RunState.FAILED
+            else:
+                run.state = RunState.SUCCEEDED
+            run.finished_at = None if run.state is RunState.PAUSED else utcnow()

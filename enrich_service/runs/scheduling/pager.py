@@ -1,0 +1,89 @@
+"""What a run has still to ask, read some labels at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy import Engine
+from sqlmodel import col, select
+
+from enrich_service.core.database import reading
+from enrich_service.generations.models import Run
+from enrich_service.generations.store import GenerationStore
+from enrich_service.labels.models import Label
+from enrich_service.llm.images import Roots, checked_folder
+from enrich_service.runs.items import image_items, items_of, source_texts
+from enrich_service.runs.plan import Item, Plan
+
+PAGE_SIZE = 500  # labels read at a time
+
+
+class RunPager:
+    """Reads the items of one run in pages, so that memory does not grow with the label set.
+
+    `roots`: where images may lie (see `llm.images`).
+    """
+
+    def __init__(
+        self, engine: Engine, store: GenerationStore, run: Run, plan: Plan, roots: Roots
+    ) -> None:
+        self._engine, self._store, self._run, self._plan = engine, store, run, plan
+        self._roots = roots
+
+    async def missing(self) -> AsyncIterator[list[Item]]:
+        """The run's items that have no result yet, some at a time."""
+        seen: set[bytes] = set()  # a label may stand twice in a set, an image twice in a folder
+        async for items in self._pages():
+            new = []
+            for item in items:
+                short = bytes.fromhex(item.key)[:16]
+                if short not in seen:
+                    new.append(item)
+                seen.add(short)
+            yield await self.without_result(new, repeated=len(items) - len(new))
+
+    async def without_result(self, items: Sequence[Item], *, repeated: int = 0) -> list[Item]:
+        """Those of `items` that have none; what others have, and the repeated, count as cached."""
+        run = self._run
+        assert run.id is not None
+        owners = await self._store.owners([item.key for item in items])
+        cached = repeated + sum(owner != run.id for owner in owners.values())
+        if cached:
+            await self._store.count(run.id, cached=cached)
+        return [item for item in items if item.key not in owners]
+
+    async def _pages(self) -> AsyncIterator[list[Item]]:
+        """All that the run asks, some labels or some images at a time."""
+        position = -1
+        run, plan, roots = self._run, self._plan, self._roots
+        folder = None if run.images is None else checked_folder(run.images, roots)
+        while page := await asyncio.to_thread(self._page, position):
+            position, keys, items = page
+            if folder is None:
+                yield items
+                continue
+            for key, item in zip(keys, items, strict=True):
+                pages = image_items(plan, item, key, folder, roots, run.samples)
+                while some := await asyncio.to_thread(next, pages, None):
+                    yield some
+
+    def _page(self, after: int) -> tuple[int, list[str], list[Item]] | None:
+        """The position of the last of the next labels, their keys and items; None after the end.
+
+        Where images are asked about: one item a label, to which its images are put.
+        """
+        run, plan = self._run, self._plan
+        # At first no more than can be asked at once: they need not wait for the others.
+        size = PAGE_SIZE if after >= 0 else min(PAGE_SIZE, run.concurrency)
+        with reading(self._engine) as session:
+            labels = session.exec(
+                select(Label)
+                .where(Label.label_set_id == run.label_set_id, Label.position > after)
+                .order_by(col(Label.position))
+                .limit(size)
+            ).all()
+            if not labels:
+                return None
+            samples = run.samples if run.images is None else 1
+            texts = source_texts(session, run, labels) if plan.rewrites else None
+            items = items_of(session, plan, labels, samples, texts)
+            return labels[-1].position, [label.key for label in labels], items

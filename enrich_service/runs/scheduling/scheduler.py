@@ -1,0 +1,145 @@
+"""Works on runs in the background: takes them up, keeps their leases, lets go of them.
+
+Notable:
+- The `run` table is the truth. Pause and cancel are written there, by any process; whoever owns
+  the run sees it within a second and stops asking. What is stored is never asked for again.
+- What a run sent as a batch is looked after until its answers are in, whatever became of the run.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from sqlalchemy import Engine
+
+from enrich_service.core.clock import Clock
+from enrich_service.core.database import reading, storage_error
+from enrich_service.core.errors import UserError
+from enrich_service.generations.models import Run, RunMode, RunState
+from enrich_service.runs.active_run import ActiveRun, internal_error
+from enrich_service.runs.batch.run import BatchRun
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.plan import Plan, plan_of
+from enrich_service.runs.scheduling.leases import RunLeases
+from enrich_service.runs.scheduling.pager import RunPager
+from enrich_service.runs.scheduling.worker_pool import GRACE_S, WorkerPool
+from enrich_service.runs.waiting_items import WaitingItems
+
+POLL_INTERVAL_S = 0.5  # between looks at the table
+RETRY_INTERVAL_S = 60.0  # until a batch is looked after again where that was not possible
+
+log = logging.getLogger(__name__)
+
+
+class RunScheduler:
+    """Runs everything in the `run` table that nobody else is running.
+
+    `only`: the one run to work on (the command line), in place of all.
+    """
+
+    def __init__(self, engine: Engine, enricher: Enricher, *, only: int | None = None) -> None:
+        self._engine, self._enricher = engine, enricher
+        self._leases = RunLeases(engine, enricher.settings.run_lease_seconds, only=only)
+        # At the command line a person reads what that person may read.
+        self._image_roots = enricher.settings.image_roots if only is None else None
+        self._clock = Clock()
+        self._active: dict[int, ActiveRun] = {}
+        self._awake = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to look for runs."""
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Let go of all runs, so that another process can take them up at once."""
+        if self._watching is not None:
+            # Not cancelled: a thread that looks at the table would go on, and could take a run.
+            self._stopping = True
+            self._awake.set()
+            await self._watching
+        for active in self._active.values():
+            active.state = None
+            active.stop.set()
+        tasks = [active.task for active in self._active.values() if active.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=GRACE_S + 1.0)
+            for task in late:  # a long upload, say, which is found again or made anew
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Look at the table now."""
+        self._awake.set()
+
+    def active(self, run_id: int) -> ActiveRun | None:
+        """What this process knows of a run that it is working on."""
+        return self._active.get(run_id)
+
+    async def _watch(self) -> None:
+        while not self._stopping:
+            try:
+                await self._look()
+            except Exception as error:
+                if known := storage_error(error):
+                    log.warning("cannot look after the runs: %s", known)
+                else:
+                    log.exception("cannot look after the runs; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_INTERVAL_S):
+                    await self._awake.wait()
+            self._awake.clear()
+
+    async def _look(self) -> None:
+        """Renew the leases of active runs, see what became of them, and take up new ones."""
+        if self._clock.was_set():
+            await asyncio.to_thread(self._leases.correct)
+            self._clock.note()
+        states = await asyncio.to_thread(self._leases.renew, list(self._active))
+        for run_id, active in list(self._active.items()):
+            active.state = states.get(run_id)
+            if active.state is not RunState.RUNNING:
+                active.stop.set()  # paused, cancelled, or taken over by another process
+        for run in await asyncio.to_thread(self._leases.claim, list(self._active)):
+            assert run.id is not None
+            waiting = WaitingItems(self._enricher.store, run.id)
+            active = self._active[run.id] = ActiveRun(run, waiting, run.state)
+            if run.state is not RunState.RUNNING:
+                active.stop.set()  # there are batches to be taken in, and no more
+            active.task = asyncio.create_task(self._run(active))
+
+    async def _run(self, active: ActiveRun) -> None:
+        run = active.run
+        assert run.id is not None
+        try:
+            await self._ask_all(active)
+        except UserError as error:
+            active.halt(str(error))
+            self._leases.put_off(run.id, RETRY_INTERVAL_S)
+        except Exception as error:
+            log.exception("run %s failed", run.id)
+            self._leases.put_off(run.id, RETRY_INTERVAL_S)
+            active.halt(internal_error(error))
+        finally:
+            try:
+                await self._enricher.store.flush()  # whoever sees the end sees all answers
+                await asyncio.to_thread(self._leases.release, active)
+            except Exception:
+                log.exception("cannot store how run %s ended", run.id)
+            self._active.pop(run.id, None)
+
+    async def _ask_all(self, active: ActiveRun) -> None:
+        run = active.run
+        plan = await asyncio.to_thread(self._plan, run)
+        active.spent_usd = run.cost_usd or 0.0
+        active.spent_tokens = run.prompt_tokens + run.completion_tokens
+        pager = RunPager(self._engine, self._enricher.store, run, plan, self._image_roots)
+        if run.mode is RunMode.BATCH:
+            await BatchRun(self._engine, self._enricher, active, plan, pager.missing()).ask_all()
+        else:
+            await WorkerPool(self._enricher, active, plan, pager).ask_all()
+
+    def _plan(self, run: Run) -> Plan:
+        with reading(self._engine) as session:
+            return plan_of(session, run, self._enricher.source)

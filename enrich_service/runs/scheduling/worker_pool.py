@@ -1,0 +1,171 @@
+"""The workers of one live run: what waits is asked, as many at a time as the run allows.
+
+Items wait in a short queue, so memory does not grow with the label set. An item that the server
+puts off for long is parked while the others go on; what another run's batch or another process is
+asking is waited for, last of all.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+from enrich_service.core.errors import ModelBusy, UserError
+from enrich_service.generations.models import GenerationStatus
+from enrich_service.generations.store import ClaimedElsewhere
+from enrich_service.runs.active_run import ActiveRun, internal_error
+from enrich_service.runs.enricher import Caller, Enricher
+from enrich_service.runs.plan import Item, Plan
+from enrich_service.runs.scheduling.pager import RunPager
+
+TRIES = 6  # calls for one answer, while the server has passing faults
+FAILURES_IN_A_ROW = 20  # labels without an answer after which the run stops
+MIN_CLAIMED = 16  # items that are claimed at a time, or as many as calls are made at a time
+WORKERS = 2  # for each call at a time: while one asks, the other stores or waits to ask
+# Seconds between the first calls of two workers, about as long as one keeps the processor busy:
+# what is asked at once is answered at once, and then each answer waits for all others, every time.
+STAGGER_S = 0.003
+GRACE_S = 5.0  # that calls in flight have to end when a run stops
+POLL_INTERVAL_S = 0.5  # between looks at what is being asked elsewhere
+
+log = logging.getLogger(__name__)
+
+
+class WorkerPool:
+    """Asks what one run has still to ask."""
+
+    def __init__(self, enricher: Enricher, active: ActiveRun, plan: Plan, pager: RunPager) -> None:
+        self._enricher, self._active, self._plan, self._pager = enricher, active, plan, pager
+        self._queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=active.run.concurrency)
+        self._caller = Caller(False, TRIES, active.run.id, active.on_generation, group=active)
+
+    async def ask_all(self) -> None:
+        """Ask until nothing is left to ask or to wait for, or the run stops."""
+        # First, or all workers would wait for it, and go on together.
+        await self._enricher.accepted_texts(self._plan)
+        workers = [
+            asyncio.create_task(self._ask_from(after=number * STAGGER_S))
+            for number in range(self._active.run.concurrency * WORKERS)
+        ]
+        feeder = asyncio.create_task(self._feed())
+        stopped = asyncio.create_task(self._active.stop.wait())
+        try:
+            await asyncio.wait({feeder, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if feeder.done():
+                await feeder  # raises what it met
+                return
+            feeder.cancel()
+            while not self._queue.empty():
+                self._queue.get_nowait()
+                self._queue.task_done()
+            await self._let_in_flight_land()
+        finally:
+            for task in (feeder, stopped, *workers):
+                task.cancel()
+            await asyncio.gather(feeder, stopped, *workers, return_exceptions=True)
+            self._enricher.release(self._active.claimed)
+
+    async def _let_in_flight_land(self) -> None:
+        """Wait for calls that are paid for; who only waits for a turn goes home."""
+        joined = asyncio.create_task(self._queue.join())
+        until = time.monotonic() + GRACE_S
+        while not joined.done() and time.monotonic() < until:
+            for worker, item in self._active.asking.items():
+                if not self._enricher.limiter.holds(item.key):
+                    worker.cancel()
+            await asyncio.wait({joined}, timeout=0.1)
+        joined.cancel()
+
+    async def _feed(self) -> None:
+        """Put every item without a result in the queue, parked ones again when they are due."""
+        async for items in self._pager.missing():
+            kept = await self._active.waiting.keep(items)
+            size = max(MIN_CLAIMED, self._active.run.concurrency)
+            for start in range(0, len(kept), size):
+                for item in await self._claimed(kept[start : start + size]):
+                    # The server has enough for now.
+                    while len(self._active.parked) >= self._active.run.concurrency:
+                        await self._unpark()
+                    await self._queue.put(item)
+        while True:
+            await self._queue.join()
+            if self._active.parked:
+                await self._unpark()
+            elif self._active.waiting:
+                for item in await self._back():
+                    await self._queue.put(item)
+            else:
+                return
+
+    async def _claimed(self, items: Sequence[Item]) -> list[Item]:
+        """Those of `items` that no other process is asking; they are claimed for this one."""
+        claims = await self._enricher.store.claim([item.key for item in items])
+        for item in items:
+            if item.key in claims.elsewhere:
+                self._active.waiting.add_claimed(item)
+            else:
+                self._active.claimed.add(item.key)
+        return [item for item in items if item.key not in claims.elsewhere]
+
+    async def _back(self) -> list[Item]:
+        """What has still no result of what was being asked elsewhere, once that has ended."""
+        while not (items := await self._active.waiting.give_back()):
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return await self._active.waiting.keep(await self._pager.without_result(items))
+
+    async def _unpark(self) -> None:
+        due, _, item = self._active.parked[0]
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        heapq.heappop(self._active.parked)
+        await self._queue.put(item)
+
+    async def _ask_from(self, *, after: float) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        while True:
+            item = await self._queue.get()
+            self._active.asking[me] = item
+            try:
+                if after:  # once there is something to ask
+                    await asyncio.sleep(after)
+                    after = 0.0
+                if not self._active.stop.is_set():
+                    await self._ask(item)
+            except UserError as error:
+                self._active.halt(str(error))
+            except Exception as error:
+                log.exception("run %s, label %r", self._active.run.id, item.name)
+                self._active.halt(internal_error(error))
+            finally:
+                del self._active.asking[me]
+                self._queue.task_done()
+
+    async def _ask(self, item: Item) -> None:
+        run = self._active.run
+        assert run.id is not None
+        self._active.claimed.discard(item.key)
+        try:
+            generation = await self._enricher.answer(self._plan, item, self._caller)
+        except ClaimedElsewhere:
+            self._active.waiting.add_claimed(item)
+            return
+        except ModelBusy as busy:
+            await self._enricher.store.count(run.id, calls=busy.calls)
+            due = time.monotonic() + (busy.retry_after or 0.0)
+            heapq.heappush(self._active.parked, (due, next(_order), item))
+            return
+        self._active.finished.append(time.monotonic())
+        if generation.run_id != run.id:
+            await self._enricher.store.count(run.id, cached=1)
+            return
+        failed = generation.status is GenerationStatus.FAILED
+        if failed and self._active.failed_in_row >= FAILURES_IN_A_ROW:
+            self._active.halt(
+                f"{self._active.failed_in_row} labels in a row got no answer, the last because "
+                f"{generation.problems[0]}"
+            )
+
+
+_order = itertools.count()  # breaks ties between items that are due at the same moment

@@ -1,0 +1,100 @@
+"""One answer of a language model, read as far as it could be read, and what rules say of it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ENGLISH = "English"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One reply, read as far as it could be read.
+
+    `texts` are the texts that training would see: one description, K sentences or captions, or
+    the values of all attributes. `parsed` is None where the reply is no JSON object. `others`
+    holds what is taken by other labels; fill it with `accepted_keys` and `label_key`.
+    """
+
+    label: str
+    context: str | None
+    kind: str  # as Prompt.kind
+    raw: str
+    parsed: dict[str, Any] | None
+    texts: tuple[str, ...]
+    others: Mapping[str, str]
+    n: int | None = None  # texts asked for; None: the schema alone says how many
+    language: str = ENGLISH  # asked for; rules that know English words only judge English
+
+    @property
+    def english(self) -> bool:
+        """Whether English was asked for."""
+        return self.language.casefold() in ("english", "en")
+
+    @property
+    def prose(self) -> tuple[str, ...]:
+        """The texts that are sentences; an attribute's value ("red") is none."""
+        return () if self.kind == "attributes" else self.texts
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules found. Each string begins with the name of its rule and a colon."""
+
+    problems: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+Rule = Callable[..., Verdict]
+Check = Callable[[Answer], Verdict]
+PASSED = Verdict()
+
+
+def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:
+    """What has to differ between labels: each text, or all attributes taken together."""
+    return ("; ".join(texts),) if kind == "attributes" and texts else texts
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in a reply, fenced or surrounded by prose; the last one if there are more."""
+    decoder = json.JSONDecoder(strict=False)  # raw line breaks in strings are forgiven
+    found, start = None, text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            found = value
+        start = text.find("{", end)
+    return _tidy(found) if isinstance(found, dict) else None
+
+
+def _tidy(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Strings on one line, without blanks around them."""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, list):
+        return [_tidy(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _tidy(item) for key, item in value.items()}
+    return value
+
+
+def texts_of(kind: str, parsed: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The texts of an answer: a description, K sentences or captions, or all attribute values."""
+    if parsed is None:
+        return ()
+    found = list(parsed.values()) if kind == "attributes" else [parsed.get(kind)]
+    flat = [item for value in found for item in (value if isinstance(value, list) else [value])]
+    return tuple(item for item in flat if isinstance(item, str) and item)
+
+
+def attributes_of(parsed: Mapping[str, Any] | None) -> dict[str, tuple[str, ...]]:
+    """The attributes of an answer, each with its values."""
+    return {
+        name: texts_of(name, {name: value})
+        for name, value in (parsed or {}).items()
+        if texts_of(name, {name: value})
+    }

@@ -1,0 +1,113 @@
+"""From the raw text of a reply to texts that training can use, or to the reasons why not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from enrich_service.validation.accepted_texts import AcceptedTextIndex
+from enrich_service.validation.answer import ENGLISH, Answer, Check, Verdict, read_object, texts_of
+from enrich_service.validation.rules import prepare
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One reply, read and checked; it is accepted if there are no problems."""
+
+    parsed: dict[str, Any] | None
+    texts: tuple[str, ...]
+    problems: tuple[str, ...]
+    flags: tuple[str, ...]
+    cut_off: bool = False  # more room may mend it
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the answer can be used."""
+        return not self.problems
+
+
+class ModelReply(Protocol):
+    """What is judged of a model's reply."""
+
+    @property
+    def text(self) -> str:
+        """The answer itself."""
+        ...
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the model declines, in the field that some servers have for it."""
+        ...
+
+    @property
+    def finish_reason(self) -> str | None:
+        """stop, length (there was no room for more), content_filter, …"""
+        ...
+
+    @property
+    def completion_tokens(self) -> int | None:
+        """The length of the answer, where it is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What the answers to one prompt version have to pass: first their form, then their content."""
+
+    form: Check
+    content: Check
+
+    @classmethod
+    def of(cls, schema: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> "Checks":
+        """Those of a prompt version. Raises InvalidInput for an unknown rule or a bad option."""
+        # As many texts as were asked for belong to the form.
+        form: list[Mapping[str, Any]] = [{"rule": "schema", "schema": schema}, {"rule": "count"}]
+        named = {rule["rule"] for rule in form}
+        return cls(
+            prepare(form), prepare([rule for rule in rules if rule.get("rule") not in named])
+        )
+
+
+def judge(
+    reply: ModelReply,
+    checks: Checks,
+    *,
+    label: str,
+    context: str | None,
+    kind: str,
+    taken: AcceptedTextIndex,
+    n: int | None = None,
+    language: str = ENGLISH,
+) -> Judgement:
+    """Read the reply and apply the prompt's rules; what breaks the form goes no further."""
+    if reply.refusal or reply.finish_reason == "content_filter":
+        said = reply.refusal or "the server's content filter stopped the answer"
+        return Judgement(None, (), (f"refusal: {said[:200]}",), ())
+    parsed = read_object(reply.text)
+    cut_off = reply.finish_reason == "length"
+    texts = texts_of(kind, parsed)
+    answer = Answer(
+        label=label,
+        context=context,
+        kind=kind,
+        raw=reply.text,
+        parsed=parsed,
+        texts=texts,
+        others=taken.by_others_than(label),
+        n=n,
+        language=language,
+    )
+    verdict = checks.form(answer)
+    if cut_off and verdict.problems:
+        verdict = Verdict((f"cut_off: the answer ended after {reply.completion_tokens} tokens",))
+    if not verdict.problems:
+        verdict = checks.content(answer)
+    return Judgement(parsed, texts, verdict.problems, verdict.flags, cut_off)
+
+
+def correction(problems: Sequence[str]) -> str:
+    """What the model is told before it answers again."""
+    listed = "\n".join(f"- {problem}" for problem in problems)
+    return (
+        f"That answer cannot be used:\n{listed}\n"
+        "Answer the question again and mend this. Give the JSON object alone."
+    )
