@@ -9,51 +9,33 @@ it; the claims of a process that was killed end with its lease.
 
 import asyncio
 import functools
-import os
-import secrets
-import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Executable, bindparam
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel, col, delete, exists, func, select, update
-from sqlmodel.sql.expression import SelectOfScalar
+from sqlmodel import Session, col, delete, func, select, update
 
-from enrich_service.core.database import reading, storage_error, utcnow, writing
-from enrich_service.core.errors import NoSuch, ServiceError
+from enrich_service.core.database import reading, storage_error, writing
+from enrich_service.core.errors import NoSuch
+from enrich_service.generations.claims import Claims, ClaimTable
 from enrich_service.generations.models import (
     Batch,
     BatchRequest,
-    Claim,
     Generation,
     GenerationFields,
     GenerationStatus,
     Run,
     RunFinding,
 )
+from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_for
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import texts_of
 
 FLUSH_INTERVAL_S = 0.01  # seconds in which answers gather before a transaction
-RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
-
-
-class ClaimedElsewhere(ServiceError):
-    """Another process is asking this now: its answer is to be waited for."""
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What came of claiming dedupe keys: those that are in neither were claimed."""
-
-    results: dict[str, Generation]  # there is nothing to be asked
-    elsewhere: set[str]  # another process is asking
 
 
 @dataclass
@@ -77,6 +59,42 @@ class _Entry:
 _Outcome = GenerationFields | Claims | None
 
 
+class _Totals:
+    """What a batch of entries adds to the counters of runs, and takes from what batches ask."""
+
+    def __init__(self) -> None:
+        self.findings: Counter[tuple[int, str, str]] = Counter()
+        self._counts: defaultdict[int, defaultdict[str, int | float]] = defaultdict(
+            lambda: defaultdict(int)
+        )  # by run
+        self._answered: defaultdict[int, list[str]] = defaultdict(list)  # keys by batch
+
+    def add(self, entry: _Entry, counts: Mapping[str, int | float]) -> None:
+        if entry.request is not None:
+            self._answered[entry.request[0]].append(entry.request[1])
+        if entry.run_id is not None:
+            for name, value in counts.items():
+                self._counts[entry.run_id][name] += value
+
+    def write(self, session: Session) -> None:
+        for (run_id, verdict, rule), answers in self.findings.items():
+            _add_finding(session, run_id, verdict, rule, answers)
+        for batch_id, keys in self._answered.items():
+            for some in chunks(keys):
+                session.exec(
+                    delete(BatchRequest).where(
+                        col(BatchRequest.batch_id) == batch_id,
+                        col(BatchRequest.dedupe_key).in_(some),
+                    )
+                )
+        for run_id, total in self._counts.items():
+            session.exec(
+                update(Run)
+                .where(col(Run.id) == run_id)
+                .values({name: _plus(name, value) for name, value in total.items() if value})
+            )
+
+
 class GenerationStore:
     """The only writer of generations that language models made.
 
@@ -88,8 +106,7 @@ class GenerationStore:
         self, engine: Engine, asked: Callable[[], int], *, lease_seconds: float = 10.0
     ) -> None:
         self._engine, self._asked = engine, asked
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._lease = timedelta(seconds=lease_seconds)
+        self._claims = ClaimTable(lease_seconds)
         self._claimed: set[str] = set()
         self._released: list[str] = []  # claims that have ended and whose rows are still there
         self._renewing: asyncio.Task[None] | None = None
@@ -165,7 +182,7 @@ class GenerationStore:
 
     async def _renew(self) -> None:
         while self._claimed or self._released:
-            await asyncio.sleep(self._lease.total_seconds() / 3)
+            await asyncio.sleep(self._claims.lease.total_seconds() / 3)
             with suppress(Exception):  # told to those who store answers, and tried again
                 await self._enter(_Entry(renew=True))
 
@@ -228,105 +245,48 @@ class GenerationStore:
             await asyncio.sleep(0)  # answers that have come meanwhile go first
 
     def _write(self, batch: list[_Entry]) -> list[_Outcome]:
-        rows: list[_Outcome] = []
-        totals: defaultdict[int, defaultdict[str, int | float]] = defaultdict(
-            lambda: defaultdict(int)
-        )
-        findings: Counter[tuple[int, str, str]] = Counter()
-        settled: defaultdict[int, list[str]] = defaultdict(list)  # keys by batch
+        outcomes: list[_Outcome] = []
+        released: list[str] = []
+        totals = _Totals()
         with writing(self._engine) as session:
             self._read_new_texts(session, batch)
             for entry in batch:
-                counts = entry.counts
+                row, counts = None, entry.counts
                 if _is_text_of_another_label(entry):
-                    rows.append(None)
+                    outcomes.append(None)
                     continue
-                if entry.request is not None:
-                    settled[entry.request[0]].append(entry.request[1])
-                if entry.generation is None:
-                    rows.append(None)
-                else:
+                if entry.generation is not None:
                     row = _insert(session, entry.generation)
-                    rows.append(row)
-                    findings.update(_findings(entry.generation))
+                    totals.findings.update(_findings(entry.generation))
                     if row is not entry.generation:  # paid for, and yet another's result stands
                         counts = {name: counts[name] for name in _SPENT}
-                if entry.run_id is not None:
-                    for name, value in counts.items():
-                        totals[entry.run_id][name] += value
-            for (run_id, verdict, rule), answers in findings.items():
-                _add_finding(session, run_id, verdict, rule, answers)
-            for batch_id, keys in settled.items():
-                for some in _chunks(keys):
-                    session.exec(
-                        delete(BatchRequest).where(
-                            col(BatchRequest.batch_id) == batch_id,
-                            col(BatchRequest.dedupe_key).in_(some),
-                        )
-                    )
-            for run_id, total in totals.items():
-                session.exec(
-                    update(Run)
-                    .where(col(Run.id) == run_id)
-                    .values({name: _plus(name, value) for name, value in total.items() if value})
-                )
-            self._change_claims(session, batch, rows)
-        self._add_own_texts(batch, rows)
-        return rows
+                outcomes.append(row)
+                totals.add(entry, counts)
+            totals.write(session)
+            if any(entry.claim or entry.renew for entry in batch):
+                released = list(self._released)
+                self._change_claims(session, batch, released, outcomes)
+        del self._released[: len(released)]
+        self._add_own_texts(batch, outcomes)
+        return outcomes
 
     def _change_claims(
-        self, session: Session, batch: list[_Entry], outcomes: list[_Outcome]
+        self,
+        session: Session,
+        batch: list[_Entry],
+        released: list[str],
+        outcomes: list[_Outcome],
     ) -> None:
         """Renew and claim what `batch` wants; what came of its claims goes into `outcomes`."""
-        if not any(entry.claim or entry.renew for entry in batch):
-            return
-        mine = col(Claim.owner) == self._owner
-        now = utcnow()
-        released, self._released = self._released, []
-        for some in _chunks(released):
-            session.exec(delete(Claim).where(mine, col(Claim.dedupe_key).in_(some)))
+        self._claims.release(session, released)
         if any(entry.renew for entry in batch):
-            session.exec(update(Claim).where(mine).values(expires_at=now + self._lease))
-        keys = {key for entry in batch for key in entry.claim}
-        results = {
-            row.dedupe_key or "": row
-            for some in _chunks(keys)
-            for row in session.exec(_results_for(some))
-        }
-        elsewhere = {
-            key
-            for some in _chunks(keys - results.keys())
-            for key in session.exec(self._claimed_by_others(some, now))
-        }
-        if new := keys - results.keys() - elsewhere:
-            rows = [
-                {"dedupe_key": key, "owner": self._owner, "expires_at": now + self._lease}
-                for key in new
-            ]
-            statement = _insert_claims(session.get_bind().dialect.name)
-            session.connection().execute(statement, rows)
+            self._claims.renew(session)
+        claims = self._claims.claim(session, {key for entry in batch for key in entry.claim})
         for i, entry in enumerate(batch):
             if entry.claim:
                 own = set(entry.claim)
-                found = {key: results[key] for key in own & results.keys()}
-                outcomes[i] = Claims(found, own & elsewhere)
-
-    def _claimed_by_others(self, keys: list[str], now: datetime) -> SelectOfScalar[str]:
-        """Those that are claimed elsewhere.
-
-        A lease far in the future is from before the clock was set, and over.
-        """
-        expires_at = col(Claim.expires_at)
-        return select(Claim.dedupe_key).where(
-            col(Claim.dedupe_key).in_(keys),
-            col(Claim.owner) != self._owner,
-            expires_at > now,
-            expires_at <= now + 2 * self._lease,
-            ~exists().where(
-                col(Generation.dedupe_key) == col(Claim.dedupe_key),
-                col(Generation.status).in_(RESULTS),
-            ),
-        )
+                found = {key: claims.results[key] for key in own & claims.results.keys()}
+                outcomes[i] = Claims(found, own & claims.elsewhere)
 
     async def claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
         """The questions that other processes are asking now."""
@@ -334,11 +294,7 @@ class GenerationStore:
 
     def _claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
         with reading(self._engine) as session:
-            return {
-                key
-                for some in _chunks(keys)
-                for key in session.exec(self._claimed_by_others(some, utcnow()))
-            }
+            return self._claims.elsewhere(session, keys)
 
     def _read_new_texts(self, session: Session, batch: list[_Entry]) -> None:
         """Learn which texts other processes have stored, of the prompt versions in `batch`.
@@ -379,8 +335,8 @@ class GenerationStore:
         with reading(self._engine) as session:
             return {
                 row.dedupe_key: row
-                for some in _chunks(keys)
-                for row in session.exec(_results_for(some))
+                for some in chunks(keys)
+                for row in session.exec(results_for(some))
                 if row.dedupe_key
             }
 
@@ -392,7 +348,7 @@ class GenerationStore:
         with reading(self._engine) as session:
             return {
                 key: run_id
-                for some in _chunks(keys)
+                for some in chunks(keys)
                 for key, run_id in session.exec(
                     select(Generation.dedupe_key, Generation.run_id).where(
                         col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
@@ -409,7 +365,7 @@ class GenerationStore:
         with reading(self._engine) as session:
             return {
                 key: (batch_id, run_id)
-                for some in _chunks(keys)
+                for some in chunks(keys)
                 for key, batch_id, run_id in session.exec(
                     select(BatchRequest.dedupe_key, BatchRequest.batch_id, Batch.run_id)
                     .join(Batch, col(Batch.id) == col(BatchRequest.batch_id))
@@ -481,7 +437,7 @@ def _findings(generation: GenerationFields) -> Iterator[tuple[int, str, str]]:
 
 
 def _add_finding(session: Session, run_id: int, verdict: str, rule: str, answers: int) -> None:
-    statement = _insert_into(session.get_bind().dialect.name, RunFinding).values(
+    statement = insert_into(session.get_bind().dialect.name, RunFinding).values(
         run_id=run_id, verdict=verdict, rule=rule, answers=answers
     )
     session.execute(
@@ -531,31 +487,7 @@ def _insert(session: Session, generation: GenerationFields) -> GenerationFields:
 _COLUMNS = tuple(name for name in Generation.model_fields if name != "id")
 
 
-def _results_for(keys: list[str]) -> SelectOfScalar[Generation]:
-    return select(Generation).where(
-        col(Generation.dedupe_key).in_(keys), col(Generation.status).in_(RESULTS)
-    )
-
-
-@functools.cache
-def _insert_claims(dialect: str) -> Executable:
-    """Insert claims, in place of those that have ended."""
-    insert = _insert_into(dialect, Claim)
-    new = {"owner": insert.excluded.owner, "expires_at": insert.excluded.expires_at}
-    return insert.on_conflict_do_update(index_elements=["dedupe_key"], set_=new)
-
-
 @functools.cache
 def _insert_new(dialect: str) -> Executable:
-    insert = _insert_into(dialect, Generation)
+    insert = insert_into(dialect, Generation)
     return insert.on_conflict_do_nothing().returning(col(Generation.id))
-
-
-def _insert_into(dialect: str, table: type[SQLModel]) -> sqlite.Insert | postgresql.Insert:
-    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-
-
-def _chunks(keys: Iterable[str], size: int = 500) -> Iterable[list[str]]:
-    """SQLite takes a bounded number of parameters."""
-    listed = list(keys)
-    return (listed[i : i + size] for i in range(0, len(listed), size))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
 from enrich_service.core.text import check_line
+from enrich_service.generations.claims import ClaimedElsewhere
 from enrich_service.generations.models import Generation, GenerationFields, GenerationStatus
 from enrich_service.generations.service import line_of
-from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.labels.service import MAX_NAME
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.runs.enricher import Caller, Enricher

@@ -16,8 +16,9 @@ from enrich_service.core.errors import (
     UnreadableImage,
 )
 from enrich_service.core.settings import Settings
+from enrich_service.generations.claims import ClaimedElsewhere
 from enrich_service.generations.models import GenerationFields, GenerationSource, GenerationStatus
-from enrich_service.generations.store import ClaimedElsewhere, GenerationStore
+from enrich_service.generations.store import GenerationStore
 from enrich_service.llm.images import data_url
 from enrich_service.llm.open_model import open_model
 from enrich_service.llm.protocol import ChatRequest, LanguageModel, Reply

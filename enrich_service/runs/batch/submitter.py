@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import IO, Final
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy
+from enrich_service.generations.claims import ClaimedElsewhere
 from enrich_service.generations.models import Batch
-from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.llm.batch_api import PRICE_SHARE, BatchApi
 from enrich_service.llm.protocol import ChatRequest
 from enrich_service.runs.active_run import ActiveRun

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 
 from enrich_service.core.errors import ModelBusy, UserError
+from enrich_service.generations.claims import ClaimedElsewhere
 from enrich_service.generations.models import GenerationStatus
-from enrich_service.generations.store import ClaimedElsewhere
 from enrich_service.runs.active_run import ActiveRun, internal_error
 from enrich_service.runs.enricher import Caller, Enricher
 from enrich_service.runs.plan import Item, Plan
