@@ -107,7 +107,7 @@ def take_in_texts(
 
     With `check_texts`, one that the validators find faulty is stored as rejected.
     """
-    taken = AcceptedTextIndex()
+    accepted_texts = AcceptedTextIndex()
     rows = []
     for label, parsed, raw in given:
         texts = texts_of(kind, parsed)
@@ -118,12 +118,12 @@ def take_in_texts(
             raw=raw,
             parsed=parsed,
             texts=texts,
-            others=taken.by_others_than(label.name),
+            others=accepted_texts.by_others_than(label.name),
         )
         verdict = check(DEFAULT_RULES if check_texts else [{"rule": "empty"}], answer)
         accepted = not verdict.problems
         if accepted:
-            taken.add(label.name, kind, texts)
+            accepted_texts.add(label.name, kind, texts)
         rows.append(
             Generation(
                 source=GenerationSource.IMPORT,
@@ -329,7 +329,9 @@ class Importer:
         self.versions: dict[str, int] = {}  # content hash → id
         self.numbers: dict[tuple[str, int], int] = {}  # prompt, number in the file → number here
         self.open: dict[str, bool] = {}  # prompt → new here, or still as it was delivered
-        self.moved: set[tuple[str, str]] = set()  # prompt, alias: the log of these is taken in
+        self.moved: set[tuple[str, str]] = (
+            set()
+        )  # prompt, alias: the log of these is taken in
         self.generations: dict[int, int] = {}  # id in the file → id here
         self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
         if here:

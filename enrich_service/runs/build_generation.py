@@ -88,7 +88,7 @@ def judge_reply(
         label=item.name,
         context=item.context,
         kind=plan.kind,
-        taken=accepted_texts,
+        accepted_texts=accepted_texts,
         n=plan.variables.get("n"),
         language=plan.variables.get("language", ENGLISH),
     )

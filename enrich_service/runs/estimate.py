@@ -49,6 +49,25 @@ def estimate(
         }
     total = count * body.samples
     to_ask = len(keys) - count_results(session, keys)
+    prompt_mean, completion_mean, basis = _mean_tokens(session, plan, images=folder is not None)
+    prompt_tokens, completion_tokens = round(to_ask * prompt_mean), round(to_ask * completion_mean)
+    cost_usd = None
+    if price := prices.get(plan.model):
+        share = PRICE_SHARE if body.mode is RunMode.BATCH else 1.0
+        cost_usd = share * (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000
+    return RunEstimate(
+        total=total,
+        cached=total - to_ask,
+        to_ask=to_ask,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost_usd=cost_usd,
+        basis=basis,
+    )
+
+
+def _mean_tokens(session: Session, plan: Plan, *, images: bool) -> tuple[float, float, str]:
+    """Tokens of a prompt and of an answer, and where these numbers come from."""
     # From the runs' counters: the answers themselves would have to be read one by one.
     seen, prompt_sum, completion_sum = session.exec(
         select(
@@ -58,27 +77,12 @@ def estimate(
         ).where(Run.prompt_version_id == plan.version.id, Run.model == plan.model)
     ).one()
     if seen and prompt_sum:
-        prompt_mean, completion_mean = prompt_sum / seen, completion_sum / seen
         basis = f"the mean of {seen} earlier answers"
-    else:
-        size = len(plan.version.system) + len(plan.version.user) + 40
-        prompt_mean, completion_mean = size * TOKENS_A_CHARACTER, TOKENS_AN_ANSWER
-        prompt_mean += IMAGE_TOKENS if folder else 0
-        basis = "a guess from the length of the prompt: nothing has been answered yet"
-    prompt_tokens = round(to_ask * float(prompt_mean))
-    completion_tokens = round(to_ask * float(completion_mean))
-    price = prices.get(plan.model)
-    share = PRICE_SHARE if body.mode is RunMode.BATCH else 1.0
-    return RunEstimate(
-        total=total,
-        cached=total - to_ask,
-        to_ask=to_ask,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cost_usd=price
-        and share * (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000,
-        basis=basis,
-    )
+        return float(prompt_sum / seen), float(completion_sum / seen), basis
+    size = len(plan.version.system) + len(plan.version.user) + 40
+    prompt_mean = size * TOKENS_A_CHARACTER + (IMAGE_TOKENS if images else 0)
+    basis = "a guess from the length of the prompt: nothing has been answered yet"
+    return prompt_mean, TOKENS_AN_ANSWER, basis
 
 
 def count_results(session: Session, keys: Iterable[str]) -> int:

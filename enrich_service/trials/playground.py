@@ -47,8 +47,10 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
     plan = _plan(enricher, body)
     if body.against is not None:
         await asyncio.to_thread(_look_up, enricher, body.against)  # before anything is paid for
-    taken = AcceptedTextIndex()
-    outcomes = await asyncio.gather(*(_ask(enricher, plan, label, taken) for label in labels))
+    accepted_texts = AcceptedTextIndex()
+    outcomes = await asyncio.gather(
+        *(_ask(enricher, plan, label, accepted_texts) for label in labels)
+    )
     errors = [outcome for outcome in outcomes if isinstance(outcome, LanguageModelError)]
     if len(errors) == len(outcomes):
         raise errors[0]
@@ -98,15 +100,15 @@ def _look_up(enricher: Enricher, saved: VersionName) -> None:
 
 
 async def _ask(
-    enricher: Enricher, plan: Plan, label: NamedLabel, taken: AcceptedTextIndex
+    enricher: Enricher, plan: Plan, label: NamedLabel, accepted_texts: AcceptedTextIndex
 ) -> tuple[Reply, Judgement] | LanguageModelError:
     item = plan.item(label.name, label.context, confusable=label.confusable)
     try:
-        reply, found = await enricher.try_out(plan, item, taken, tries=TRIES)
+        reply, found = await enricher.try_out(plan, item, accepted_texts, tries=TRIES)
     except LanguageModelError as error:
         return error
     if found.accepted:
-        taken.add(label.name, plan.kind, found.texts)
+        accepted_texts.add(label.name, plan.kind, found.texts)
     return reply, found
 
 

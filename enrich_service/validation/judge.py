@@ -74,7 +74,7 @@ def judge(
     label: str,
     context: str | None,
     kind: str,
-    taken: AcceptedTextIndex,
+    accepted_texts: AcceptedTextIndex,
     n: int | None = None,
     language: str = ENGLISH,
 ) -> Judgement:
@@ -92,7 +92,7 @@ def judge(
         raw=reply.text,
         parsed=parsed,
         texts=texts,
-        others=taken.by_others_than(label),
+        others=accepted_texts.by_others_than(label),
         n=n,
         language=language,
     )
@@ -109,5 +109,5 @@ def correction(problems: Sequence[str]) -> str:
     listed = "\n".join(f"- {problem}" for problem in problems)
     return (
         f"That answer cannot be used:\n{listed}\n"
-        "Answer the question again and mend this. Give the JSON object alone."
+        "Answer the question again and correct this. Give the JSON object alone."
     )
