@@ -27,10 +27,10 @@ from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.core.traces import telemetry
-from enrich_service.keys.gate import Gate
+from enrich_service.keys.authentication import Authentication
 from enrich_service.operation.metrics import Metrics
 from enrich_service.operation.requests import Requests
-from enrich_service.releases.frozen import Frozen
+from enrich_service.releases.body_cache import BodyCache
 from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.scheduling.scheduler import RunScheduler
 
@@ -82,13 +82,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.clock = Clock()
     app.state.enricher = enricher
     app.state.runs = runs
-    app.state.frozen = Frozen(engine)
+    app.state.release_bodies = BodyCache(engine)
     app.state.metrics = Metrics(engine)
     problems.install(app)
     enrich_service.web.errors.install(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(
-        Gate, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
+        Authentication, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
     )
     if settings.cors_origins:
         app.add_middleware(

@@ -83,5 +83,5 @@ def _revision(engine: Engine) -> str | None:
     with engine.connect() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None
-        found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        return found
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision

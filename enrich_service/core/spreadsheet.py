@@ -1,4 +1,4 @@
-"""CSV that a spreadsheet program can open without running anything that stands in it.
+"""CSV that is safe to open in a spreadsheet program.
 
 All CSV of the service is written here. A text that begins with = + - @ (plain or full-width, with
 or without blanks before it), a tab or a line end would be taken for a formula (OWASP, CSV
@@ -24,12 +24,12 @@ MAX_CELL = 10_000_000  # characters; Python's own limit is smaller than some raw
 
 
 def neutralised(text: str) -> str:
-    """`text` as it may stand in a spreadsheet."""
+    """Escape `text` for a spreadsheet."""
     return "'" + text if _FORMULA.match(text) else text
 
 
 def restored(cell: str) -> str:
-    """The text that `neutralised` was given."""
+    """Undo `neutralised`."""
     return cell[1:] if _NEUTRALISED.match(cell) else cell
 
 
@@ -42,7 +42,7 @@ def _cell(value: object) -> str:
 
 
 def write(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """The lines of a CSV file, the names of the columns first.
+    """The lines of a CSV file with a header.
 
     A value is a text, a number, or a list or mapping that is written as JSON; None is left empty.
     """
@@ -53,7 +53,7 @@ def write(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[
 
 
 def read(data: bytes, known: Sequence[str], needed: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The rows of a CSV file in UTF-8 as dicts; columns that the file lacks are left out.
+    """The rows of a CSV file in UTF-8 as dicts, without missing columns.
 
     Raises InvalidInput, with the line: no UTF-8, a column that is not `known`, a `needed` one that
     is missing, a row with too many or too few fields.

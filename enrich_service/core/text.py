@@ -67,7 +67,7 @@ def escaped(value: str, limit: int) -> str:
     kept.
     """
     cut = value if len(value) <= limit else value[: limit - 1] + "…"
-    shown = _INVISIBLE.sub(lambda found: _escape(found.group()), cut.replace("\r\n", "\n"))
+    shown = _INVISIBLE.sub(lambda match: _escape(match.group()), cut.replace("\r\n", "\n"))
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""Captions of images on their way to training: one JSON object a line (`contract.ImageCaption`).
+"""Export of image captions for training: one JSON object per line (`contract.ImageCaption`).
 
 An image gets what a release would give a label: the caption that a person locked, else the newest
 that a person wrote, else the newest of each sample of the run's prompt version, model and language.
@@ -37,7 +37,7 @@ from enrich_service.validation.answer import texts_of
 
 
 def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:
-    """How many captions the run was to give, and those that there are, as lines of JSON.
+    """The expected number of captions of a run, and the existing ones as lines of JSON.
 
     Reads every image. `roots`: where images may lie (see `images`).
 
@@ -49,14 +49,16 @@ def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Itera
     with reading(engine) as session:
         run = get_run(session, run_id)
         if run.images is None:
-            raise Conflict(f"Run {run_id} asked about labels, not about images.")
+            raise Conflict(f"Run {run_id} is a run over labels, not over images.")
         label_set = session.get_one(LabelSet, run.label_set_id)
         classes = lines_of(session, label_set)
         session.expunge(run)
     lines = _lines(engine, run, checked_folder(run.images, roots), classes, roots)
     first = next(lines, None)
     if first is None:
-        raise Conflict(f"Run {run_id} has no caption yet: `enrich run resume {run_id}` goes on.")
+        raise Conflict(
+            f"Run {run_id} has no captions yet: resume it with `enrich run resume {run_id}`."
+        )
     return run.total, chain([first], lines)
 
 

@@ -1,4 +1,4 @@
-"""The JSON files of two other papers: for each class name a list of texts.
+"""The JSON files of two other papers: class name to a list of texts.
 
 "Classify by description" (Menon and Vondrick, ICLR 2023) has short descriptors, here the attribute
 `features`; CuPL (Pratt et al., ICCV 2023) has sentences.
@@ -15,7 +15,7 @@ from contract import Release, ReleaseLabel
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.text import check_text, once, shortened
 from enrich_service.exchange.schemas import Imported
-from enrich_service.exchange.service import take_in_texts
+from enrich_service.exchange.service import store_imported_texts
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
@@ -65,7 +65,7 @@ def _lists(release: Release, texts: Callable[[ReleaseLabel], list[str]]) -> dict
 
 
 def written(lists: Mapping[str, list[str]]) -> str:
-    """Such a file's text."""
+    """The text of such a file."""
     return json.dumps(lists, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -106,12 +106,12 @@ def import_lists(
         if texts
         for label in by_name[name.strip()]
     ]
-    take_in_texts(session, result, kind, given, author=author, check_texts=check_texts)
+    store_imported_texts(session, result, kind, given, author=author, check_texts=check_texts)
     return result
 
 
 def read(data: str) -> dict[str, list[str]]:
-    """The lists of such a file. Raises InvalidInput where it is no such JSON."""
+    """Parse such a file. Raises InvalidInput."""
     try:
         return _FILE.validate_python(json.loads(data, object_pairs_hook=once("lists")), strict=True)
     except (ValueError, RecursionError) as error:

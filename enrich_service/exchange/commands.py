@@ -129,7 +129,7 @@ def import_release(
         reason = first_error_line(error, "")
         raise InvalidInput(f"{file} is no release: {reason}") from error
     with _importing() as session:
-        row, _ = release_service.take_in(session, release, name=name, label_set=label_set)
+        row, _ = release_service.import_release(session, release, name=name, label_set=label_set)
         view = release_service.view(session, row)
     show(view, json=json)
 

@@ -1,4 +1,4 @@
-"""Tables as CSV: releases and generations both ways, reviews and confusable labels going out.
+"""CSV: import and export of releases and generations, export of reviews and confusable labels.
 
 Lists and objects stand in their cells as JSON.
 """
@@ -40,7 +40,7 @@ def release_csv(release: Release) -> Iterator[str]:
 def import_release_csv(
     session: Session, data: bytes, *, name: str, label_set: str, author: str = ""
 ) -> tuple[ReleaseRow, bool]:
-    """A release of a CSV file; the same texts have the same hash. Is it new?
+    """Create a release from a CSV file. Returns it, and whether it is new.
 
     CSV carries the texts alone: where they came from stands in the release as JSON.
     """
@@ -69,11 +69,11 @@ def import_release_csv(
         created_at=datetime.now(UTC),
         labels=tuple(labels),
     )
-    return release_service.take_in(session, release)
+    return release_service.import_release(session, release)
 
 
 def generations_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
-    """All generations (of one label set) with their provenance, for `import_generations_csv`."""
+    """All generations (of one label set) with provenance, for `import_generations_csv`."""
     rows = (
         [record[name] for name in GENERATION_COLUMNS]
         for record in (
@@ -84,7 +84,7 @@ def generations_csv(session: Session, label_set: str | None = None) -> Iterator[
 
 
 def import_generations_csv(session: Session, data: bytes) -> Imported:
-    """Take in generations; the prompt versions and label sets that they name must be here.
+    """Import generations; their prompt versions and label sets must exist.
 
     What is there already stays as it is. Raises InvalidInput for the first row that does not fit.
     """
@@ -105,7 +105,7 @@ def import_generations_csv(session: Session, data: bytes) -> Imported:
 
 
 def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
-    """Who approved, rejected, locked or unlocked which text, when and why; the oldest first.
+    """Reviews: who approved, rejected, locked or unlocked which text, and why; oldest first.
 
     `generation` is the id in `generations_csv`, where edits stand as well, with their author.
     """
@@ -120,7 +120,7 @@ def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]
 
 
 def confusable_csv(session: Session, label_set: str) -> Iterator[str]:
-    """Keys of labels and of those that each is confused with, a line a pair, the nearest first."""
+    """Keys of confusable labels, one pair per line, most similar first."""
     labels = label_service.labels_of(session, label_service.get(session, label_set))
     near = zip(labels, label_service.confusable_of(session, labels), strict=True)
     rows = [(label.key, other.key) for label, others in near for other in others]
@@ -147,7 +147,7 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
 
 
 def _first(error: Exception) -> str:
-    """The first thing that is wrong, on one line."""
+    """The first error, on one line."""
     if isinstance(error, ValidationError):
         return first_error_line(error, "")
     return f"a cell is no JSON: {error}"

@@ -1,4 +1,4 @@
-"""What a paper has to say of the texts that it used: a release with the prompts that made them."""
+"""The manifest of a release: provenance of its texts and the prompts that generated them."""
 
 import hashlib
 from collections import Counter
@@ -19,7 +19,7 @@ MANIFEST, RELEASE = "manifest.json", "release.json"
 
 
 def manifest(session: Session, release: Release) -> Manifest:
-    """How many texts came from where, from which models, and every prompt version in full."""
+    """Create the manifest: texts by source and model, and the prompt versions."""
     hashes = dict.fromkeys(one.prompt_hash for one in release.sources if one.prompt_hash)
     names = {(one.prompt, one.prompt_version) for one in release.sources if one.prompt}
     prompts = [
@@ -58,7 +58,7 @@ def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
     Raises Conflict where the folder holds files already.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise Conflict(f"The folder {folder} is not empty: name a new one.")
+        raise Conflict(f"The folder {folder} is not empty: choose a new one.")
     files = {
         RELEASE: release.model_dump_json() + "\n",
         "release.csv": "".join(csv_files.release_csv(release)),
@@ -78,7 +78,7 @@ def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
 
 
 def read_folder(session: Session, folder: Path) -> Imported:
-    """Take in what `write_folder` wrote: the prompts of the manifest, and the release.
+    """Import a folder of `write_folder`: the prompts of the manifest, and the release.
 
     Raises InvalidInput where a file is missing, or is not the one that the manifest names.
     """
@@ -97,6 +97,6 @@ def read_folder(session: Session, folder: Path) -> Imported:
     importer = service.Importer(session)
     for record in listed.prompts:
         importer.take(record)
-    row, new = release_service.take_in(session, release)
+    row, new = release_service.import_release(session, release)
     importer.note(importer.done.releases, row.name, new)
     return importer.done

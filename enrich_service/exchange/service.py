@@ -1,4 +1,4 @@
-"""Getting in and out: the paper's pairs of text files, and JSONL with everything.
+"""Import and export: the paper's pairs of text files, and JSONL of all records.
 
 Both ways keep provenance: a text that was imported twice is stored once, and a release that
 travelled keeps its hash.
@@ -62,7 +62,7 @@ def import_pairs(
     author: str = "",
     check_texts: bool = True,
 ) -> Imported:
-    """A label set from the paper's label2text.txt, and one text a line from its chatgpt.txt.
+    """Create a label set from the paper's label2text.txt, with one text per line of chatgpt.txt.
 
     With `check_texts`, a text that the validators find faulty is stored as rejected: it stays to
     be seen, and no release takes it.
@@ -88,13 +88,13 @@ def import_pairs(
         (label, {"description": " ".join(line.split())}, line)
         for label, line in zip(label_service.labels_of(session, label_set), lines, strict=True)
     ]
-    take_in_texts(
+    store_imported_texts(
         session, result, PromptKind.DESCRIPTION, given, author=author, check_texts=check_texts
     )
     return result
 
 
-def take_in_texts(
+def store_imported_texts(
     session: Session,
     result: Imported,
     kind: PromptKind,
@@ -103,7 +103,7 @@ def take_in_texts(
     author: str,
     check_texts: bool,
 ) -> None:
-    """Store one imported text for each label, its content parsed and raw; count it in `result`.
+    """Store one imported text per label, parsed and raw, and count it in `result`.
 
     With `check_texts`, one that the validators find faulty is stored as rejected.
     """
@@ -158,7 +158,7 @@ def label2text(release: Release) -> str:
 
 
 def descriptions(release: Release) -> str:
-    """The descriptions of a release as the paper's chatgpt.txt; a label without has no words."""
+    """The descriptions of a release as the paper's chatgpt.txt; empty lines for missing ones."""
     return "".join(" ".join((label.description or "").split()) + "\n" for label in release.labels)
 
 
@@ -195,7 +195,7 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
 
 
 def generation_records(session: Session, label_set: str | None = None) -> Iterator[BaseModel]:
-    """All generations (that serve one label set) with their provenance, the oldest first."""
+    """All generations (of one label set) with provenance, oldest first."""
     query = (
         sa.select(Generation, col(Label.key), col(LabelSet.name), col(PromptVersion.content_hash))
         .outerjoin(Label, col(Label.id) == col(Generation.label_id))
@@ -221,7 +221,7 @@ def generation_records(session: Session, label_set: str | None = None) -> Iterat
 def reviews(
     session: Session, label_set: str | None = None
 ) -> Iterator[tuple[TextReview, str, str]]:
-    """What people said of texts (that serve one label set), each with the text's kind and label."""
+    """All reviews (of one label set), each with the text's kind and label."""
     query = (
         sa.select(TextReview, col(Generation.kind), col(Generation.label_name))
         .join(Generation, col(Generation.id) == col(TextReview.generation_id))
@@ -250,7 +250,7 @@ def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
         for version in reversed(prompt_service.versions(session, prompt)):
             yield _line(version_record(session, prompt, version))
-        # Behind the versions: an archived prompt takes none.
+        # After the versions: an archived prompt accepts none.
         if prompt.archived_at is not None:
             yield _line(ArchivedRecord(prompt=prompt.name, at=prompt.archived_at))
         moves = select(AliasMove).where(AliasMove.prompt_id == prompt.id)
@@ -280,7 +280,7 @@ def _export_prompts(session: Session) -> Iterator[str]:
 
 
 def version_record(session: Session, prompt: Prompt, version: PromptVersion) -> VersionRecord:
-    """A prompt version with all that it holds."""
+    """The export record of a prompt version."""
     return VersionRecord(
         prompt=prompt.name,
         kind=PromptKind(prompt.kind),
@@ -308,7 +308,7 @@ _RECORDS: dict[str, type[BaseModel]] = {
 
 
 def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
-    """Take in what `export_jsonl` wrote. Raises InvalidInput for the first line that does not fit.
+    """Import the lines of `export_jsonl`. Raises InvalidInput for the first invalid line.
 
     What is there already is left as it is; nothing is overwritten. A prompt that came with the
     service takes the archive and the moves of the file as long as nobody here has used it.
@@ -317,7 +317,7 @@ def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
 
 
 class Importer:
-    """One import: maps what the file calls things to the rows of this database.
+    """One import: maps ids and names of the file to rows of this database.
 
     `here`: the file holds no prompts and label sets; it names those of this database.
     """
@@ -328,10 +328,8 @@ class Importer:
         self.done = Imported()
         self.versions: dict[str, int] = {}  # content hash → id
         self.numbers: dict[tuple[str, int], int] = {}  # prompt, number in the file → number here
-        self.open: dict[str, bool] = {}  # prompt → new here, or still as it was delivered
-        self.moved: set[tuple[str, str]] = (
-            set()
-        )  # prompt, alias: the log of these is taken in
+        self.open: dict[str, bool] = {}  # prompt → new here, or unmodified since installation
+        self.moved: set[tuple[str, str]] = set()  # prompt, alias: their moves are imported
         self.generations: dict[int, int] = {}  # id in the file → id here
         self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
         if here:
@@ -339,7 +337,7 @@ class Importer:
             self.versions = {digest: id for digest, id in session.exec(known) if id is not None}
 
     def run(self, lines: Iterable[str]) -> Imported:
-        """Take in the lines of a JSONL export."""
+        """Import the lines of a JSONL export."""
         number = 0
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -348,16 +346,16 @@ class Importer:
                 raw = json.loads(line)
                 kind = raw.get("record") if isinstance(raw, dict) else None
                 if number == 1 and kind != "enrich-export":
-                    raise InvalidInput("this is no export of this service")
+                    raise InvalidInput("this is not an export of this service")
                 model = _RECORDS.get(str(kind))
                 if model is None:
-                    raise InvalidInput(f"there is no record {shortened(str(kind))}")
+                    raise InvalidInput(f"unknown record {shortened(str(kind))}")
                 self.take(model.model_validate_json(line))
             except ValidationError as error:
                 reason = first_error_line(error, "")
                 raise InvalidInput(f"Line {number}: {reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
-                raise InvalidInput(f"Line {number} is no JSON: {error}") from error
+                raise InvalidInput(f"Line {number} is not valid JSON: {error}") from error
             except InvalidInput as error:
                 raise InvalidInput(f"Line {number}: {error}") from error
         if not number:
@@ -366,7 +364,7 @@ class Importer:
         return self.done
 
     def take(self, record: BaseModel) -> None:
-        """Take in one record; what is there already stays as it is."""
+        """Import one record; existing rows are unchanged."""
         if isinstance(record, LabelSetRecord):
             self._label_set(record)
         elif isinstance(record, VersionRecord):
@@ -378,7 +376,7 @@ class Importer:
         elif isinstance(record, AliasRecord):
             self._alias(record)
         elif isinstance(record, ReleaseRecord):
-            row, new = release_service.take_in(self.session, record.release)
+            row, new = release_service.import_release(self.session, record.release)
             self.note(self.done.releases, row.name, new)
         elif isinstance(record, GenerationRecord):
             self._generation(record)
@@ -386,7 +384,7 @@ class Importer:
             self._review(record)
 
     def note(self, names: list[str], name: str, new: bool) -> None:
-        """Count `name` as added, or as there already."""
+        """Count `name` as added or as existing."""
         if new:
             names.append(name)
         else:
@@ -478,7 +476,7 @@ class Importer:
         self.moved.add((record.prompt, record.name))
 
     def _as_delivered(self, prompt: Prompt) -> bool:
-        """Has nobody touched or used a prompt that every new service has?"""
+        """Whether a built-in prompt is unmodified and unused."""
         log = select(AliasMove.reason).where(AliasMove.prompt_id == prompt.id)
         versions = [one.id for one in prompt_service.versions(self.session, prompt)]
         uses = (
@@ -492,7 +490,7 @@ class Importer:
         )
 
     def _takes(self, prompt: Prompt, alias: str) -> bool:
-        """Is an alias not here yet, or here since this import took its first move?"""
+        """Whether an alias does not exist yet, or was created by this import."""
         there = select(Alias.id).where(Alias.prompt_id == prompt.id, Alias.name == alias)
         return (prompt.name, alias) in self.moved or self.session.exec(there).first() is None
 
@@ -500,7 +498,7 @@ class Importer:
         prompt = prompt_service.get(self.session, record.prompt)
         version = self.versions.get(record.content_hash)
         if version is not None and self._takes(prompt, record.name):
-            # Where its moves led already, this logs none; an older file has no moves.
+            # Logs nothing if the imported moves led there already; older files have no moves.
             prompt_service.move_alias(
                 self.session,
                 prompt,

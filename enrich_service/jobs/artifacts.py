@@ -1,4 +1,4 @@
-"""What jobs leave behind: files under their SHA-256, so that equal ones are kept once."""
+"""Artifacts of jobs: files stored once under their SHA-256."""
 
 import re
 from collections.abc import Sequence
@@ -19,24 +19,24 @@ _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}(; ?charset=[A-Za-z0-9-]{1,2
 
 
 def check_artifact_name(name: str) -> str:
-    """`name`, if an artifact may have it; else InvalidInput."""
+    """Return `name` if it is a valid artifact name. Raises InvalidInput."""
     if not _NAME.fullmatch(name):
         raise InvalidInput(
-            f"{shortened(name)} is no artifact name: use letters, digits, . _ - and one of the "
+            f"{shortened(name)} is not an artifact name: use letters, digits, . _ - and one of the "
             "endings .json .html .safetensors .txt .csv .png .jpg .svg .log"
         )
     return name
 
 
 def check_media_type(media_type: str) -> str:
-    """`media_type`, if it is one; else InvalidInput."""
+    """Return `media_type` if it is valid. Raises InvalidInput."""
     if not _MEDIA_TYPE.fullmatch(media_type):
-        raise InvalidInput(f"{shortened(media_type)} is no media type such as application/json")
+        raise InvalidInput(f"{shortened(media_type)} is not a media type such as application/json")
     return media_type
 
 
 def location(folder: Path, sha256: str) -> Path:
-    """Where the artifact with this hash lies."""
+    """The path of the artifact with this hash."""
     return folder / sha256[:2] / sha256
 
 
@@ -50,7 +50,7 @@ def record(
     sha256: str,
     size: int,
 ) -> JobArtifact:
-    """Note that a job left a file; a later one of the same name takes its place.
+    """Record an artifact of a job, replacing one of the same name.
 
     Raises LeaseLost.
     """
@@ -65,18 +65,18 @@ def record(
 
 
 def get(session: Session, job_id: int, name: str) -> JobArtifact:
-    """The artifact `name` of a job; else NotFound."""
+    """The artifact `name` of a job. Raises NotFound."""
     service.get(session, job_id)
     artifact = session.exec(
         select(JobArtifact).where(JobArtifact.job_id == job_id, JobArtifact.name == name)
     ).one_or_none()
     if artifact is None:
-        raise NotFound(f"Job {job_id} has no artifact {shortened(name)} (yet).")
+        raise NotFound(f"Job {job_id} has no artifact {shortened(name)}.")
     return artifact
 
 
 def view(artifact: JobArtifact) -> ArtifactView:
-    """`artifact` as it crosses the wire."""
+    """The API schema of `artifact`."""
     return ArtifactView(**artifact.model_dump(exclude={"id", "job_id"}))
 
 

@@ -26,9 +26,9 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     with read_session() as session:
-        found = service.listing(session, state=state, limit=limit)
+        jobs = service.listing(session, state=state, limit=limit)
     show(
-        found,
+        jobs,
         json=json,
         columns=("id", "state", "release_id", "worker", "attempts", "created_at", "error"),
     )
@@ -61,8 +61,8 @@ def cancel(job_id: int, json: Json = False) -> None:
 def confusable(job_id: int, json: Json = False) -> None:
     """Store the confusable classes of a job's report in its label set."""
     with write_session() as session:
-        found = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
-    show(found, json=json)
+        confusable = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
+    show(confusable, json=json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Tables of training jobs, their events and what they leave behind."""
+"""Tables of training jobs, their events and artifacts."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from enrich_service.core.database import UtcDateTime, enum_column, utcnow
 
 
 class JobRow(SQLModel, table=True):
-    """A training job. `fence`: the token of its newest claim, without which a worker is refused."""
+    """A training job. `fence`: fencing token of its newest claim, required from workers."""
 
     __tablename__ = "job"
 
@@ -37,7 +37,7 @@ class JobRow(SQLModel, table=True):
 
 
 class JobEvent(SQLModel, table=True):
-    """One event of a job; `seq` is given by the service, 1, 2, 3 … without gaps."""
+    """One event of a job; the service assigns `seq`: 1, 2, 3 … without gaps."""
 
     __tablename__ = "job_event"
     __table_args__ = (
@@ -58,7 +58,7 @@ class JobEvent(SQLModel, table=True):
 
 
 class JobArtifact(SQLModel, table=True):
-    """A file that a job left: kept in the artifact folder under its SHA-256."""
+    """A file of a job, stored in the artifact folder under its SHA-256."""
 
     __tablename__ = "job_artifact"
     __table_args__ = (UniqueConstraint("job_id", "name"),)

@@ -1,4 +1,4 @@
-"""What the service itself reads in the report of a job: how far apart the class texts lay."""
+"""Reading of job reports by the service."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,37 +16,36 @@ from enrich_service.releases import service as release_service
 
 
 def read(session: Session, folder: Path, job_id: int) -> Report:
-    """The report of a job; `folder`: where the artifacts lie. Raises NotFound where it has none."""
+    """The report of a job; `folder` holds the artifacts. Raises NotFound."""
     artifact = artifacts.get(session, job_id, "report.json")
     try:
         return Report.model_validate_json(artifacts.location(folder, artifact.sha256).read_bytes())
     except FileNotFoundError:
         raise NotFound(
-            f"The file of artifact {artifact.name!r} is gone from the artifact folder."
+            f"The file of artifact {artifact.name!r} is missing from the artifact folder."
         ) from None
     except ValidationError as error:
         raise Conflict(
-            f"The report of job {job_id} is of another version ({error.error_count()} fields "
+            f"The report of job {job_id} has another version ({error.error_count()} fields "
             "differ): train again."
         ) from error
 
 
 def learn_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
-    """Write a report's confusable pairs into the label set of the job; what was written.
+    """Store a report's confusable pairs in the label set of the job, and return them.
 
-    The closest texts come first, whichever text strategy they were found under. Labels that are
-    in no pair keep what was known of them.
+    Sorted by similarity over all text strategies. Labels without a pair are unchanged.
     """
     report = read(session, folder, job_id)
     release_id = service.get(session, job_id).release_id
-    assert release_id is not None  # or it could not have trained
+    assert release_id is not None  # required for training
     release = release_service.get(session, release_id)
     label_set = session.get_one(LabelSet, release.label_set_id)
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for label in label_service.labels_of(session, label_set):
         keys[label.name].append(label.key)
     near: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    pairs = [pair for found in report.diagnostics for pair in found.confusable if pair.a != pair.b]
+    pairs = [pair for bank in report.diagnostics for pair in bank.confusable if pair.a != pair.b]
     for pair in sorted(pairs, key=lambda pair: -pair.cosine):
         for a in keys[pair.a]:
             for b in keys[pair.b]:

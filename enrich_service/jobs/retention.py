@@ -1,10 +1,10 @@
-"""What finished jobs have left and nobody needs any more: named by rules, and taken away.
+"""Deletion of weights, log lines and files of finished jobs.
 
 Notable:
-- Rows go first, files after them: what a kill leaves are files without a row, and those go the
-  next time. A row without its file never comes of it.
-- Equal files are kept once, so a file goes with the last row that names it.
-- A file without a row may be about to get one: it stays until nobody has sent it for a day.
+- Rows are deleted before files: after a crash there may be files without a row, which the next run
+  deletes, but never rows without a file.
+- Equal files are stored once, so a file is deleted with the last row that references it.
+- A file without a row may be an upload in progress: it is kept for a day.
 """
 
 import time
@@ -23,12 +23,12 @@ from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 
 GRACE_SECONDS: Final = 86_400
 WEIGHTS: Final = ".safetensors"
-CHATTER: Final = (EventKind.LOG, EventKind.PROGRESS)
+MINOR_EVENTS: Final = (EventKind.LOG, EventKind.PROGRESS)
 _ENDED: Final = [state for state in JobState if state.is_final]
 
 
-class Left(BaseModel):
-    """What the rules name: weights and log lines of finished jobs, files that belong to none."""
+class PruneResult(BaseModel):
+    """Numbers of weights and log lines of finished jobs and of files without a job."""
 
     weights: int
     log_lines: int
@@ -44,16 +44,16 @@ def prune(
     weights_days: float | None,
     log_days: float | None,
     remove: bool,
-) -> Left:
-    """Count what jobs have left that ended so many days ago, and with `remove` take it away.
+) -> PruneResult:
+    """Count the data of jobs that finished the given number of days ago; `remove` deletes it.
 
-    `weights_days`: for students and text banks; `log_days`: for log lines and progress; None keeps
-    them all. What a job reached stays: its states, epochs, reports and pictures.
+    `weights_days` applies to students and text banks, `log_days` to log lines and progress; None
+    keeps them. States, epochs, reports and images are always kept.
     """
     weights = col(JobArtifact.name).endswith(WEIGHTS) & _ended(JobArtifact.job_id, weights_days)
-    lines = col(JobEvent.kind).in_(CHATTER) & _ended(JobEvent.job_id, log_days)
+    lines = col(JobEvent.kind).in_(MINOR_EVENTS) & _ended(JobEvent.job_id, log_days)
     with writing(engine) if remove else reading(engine) as session:
-        left = Left(
+        result = PruneResult(
             weights=_count(session, JobArtifact, weights),
             log_lines=_count(session, JobEvent, lines),
             files=0,
@@ -67,15 +67,15 @@ def prune(
     for path in _files(folder):
         status = path.stat()
         if path.name not in named and time.time() - status.st_mtime > GRACE_SECONDS:
-            left.files += 1
-            left.bytes += status.st_size
+            result.files += 1
+            result.bytes += status.st_size
             if remove:
                 path.unlink(missing_ok=True)
-    return left
+    return result
 
 
 def _ended(job_id: int, days: float | None) -> ColumnElement[bool]:
-    """Whether the job ended at least so many days ago."""
+    """Whether the job finished at least `days` ago."""
     if days is None:
         return false()
     jobs = select(JobRow.id).where(
@@ -89,5 +89,5 @@ def _count(session: Session, table: type[JobArtifact | JobEvent], rule: ColumnEl
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All artifacts that are whole, by their hash."""
+    """All complete artifacts."""
     return (path for path in folder.glob("??/*") if path.name.startswith(path.parent.name))

@@ -105,7 +105,7 @@ def claim_job(
     """Lease the job of highest priority whose needs the worker meets, with its release."""
     if clock.was_set():
         with writing(engine) as first:
-            service.put_leases_right(first, settings.lease_seconds)
+            service.adjust_leases(first, settings.lease_seconds)
         clock.note()
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
@@ -312,7 +312,7 @@ def _record_artifact(
 @router.get("/{job_id}/artifacts", summary="List artifacts", responses=problems(404))
 def list_artifacts(job_id: Id, session: ReadSession) -> list[ArtifactView]:
     """List the artifacts of a job."""
-    return [artifacts.view(found) for found in artifacts.listing(session, job_id)]
+    return [artifacts.view(artifact) for artifact in artifacts.listing(session, job_id)]
 
 
 @router.get(

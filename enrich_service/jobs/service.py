@@ -1,10 +1,9 @@
-"""Jobs: a queue that people and workers see alike.
+"""The job queue: creation, leases, events.
 
-A worker holds a job by a lease that it must renew. When the lease's time is over, the next worker
-that asks for work takes the job; until then the first may still renew it. Each claim makes a random
-`fence`: what comes with another one is refused, so neither a worker that slept through the end of
-its lease nor one that guesses can change the job. The service's own events and the workers' are
-numbered in one sequence without gaps.
+A worker holds a job by a lease that it must renew. The next claim by any worker expires leases
+that are overdue; until then an overdue lease may still be renewed. Each claim creates a random
+fencing token (`fence`). Requests with another token are rejected, so a worker whose lease has
+expired cannot change the job. Events of the service and of workers share one sequence without gaps.
 """
 
 from collections.abc import Sequence
@@ -28,8 +27,8 @@ from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.runs import service as runs
 
 HELD = (JobState.LEASED, JobState.RUNNING)
-SMALLEST_BATCH = 2  # contract.TrainConfig takes no smaller one
-_FRUITLESS = (RunState.FAILED, RunState.CANCELLED)
+SMALLEST_BATCH = 2  # the minimum of contract.TrainConfig
+_UNSUCCESSFUL = (RunState.FAILED, RunState.CANCELLED)
 
 
 def create(
@@ -43,15 +42,15 @@ def create(
     needs: Needs = Needs(),  # noqa: B008 - frozen
     shrink_batch: bool = False,
 ) -> JobRow:
-    """Put a job into the queue, for a release or for what a run will have given.
+    """Queue a job for a release, or for the release of a run that has not finished yet.
 
-    Raises NotFound without that release or run, Conflict where the run has failed.
+    Raises NotFound if the release or run does not exist, Conflict if the run has failed.
     """
     if release_id is not None:
         release_service.get(session, release_id)
     if after_run is not None:
         run = runs.get_run(session, after_run)
-        if run.state in _FRUITLESS:
+        if run.state in _UNSUCCESSFUL:
             raise Conflict(f"Run {after_run} has {run.state}: retry it first.")
     row = JobRow(
         release_id=release_id,
@@ -65,12 +64,12 @@ def create(
     )
     session.add(row)
     session.flush()
-    _tell_state(session, row, **({"waits_for_run": after_run} if after_run else {}))
+    _add_state_event(session, row, **({"waits_for_run": after_run} if after_run else {}))
     return row
 
 
 def get(session: Session, job_id: int) -> JobRow:
-    """The job with this id; else NotFound."""
+    """The job with this id. Raises NotFound."""
     row = session.get(JobRow, job_id)
     if row is None:
         raise NoSuch(f"job {job_id}", "jobs list", "/v1/jobs")
@@ -78,7 +77,7 @@ def get(session: Session, job_id: int) -> JobRow:
 
 
 def view(session: Session, row: JobRow) -> Job:
-    """`row` as it crosses the wire."""
+    """The API schema of `row`."""
     query = select(ReleaseRow.hash).where(ReleaseRow.id == row.release_id)
     return _view(row, session.exec(query).one_or_none())
 
@@ -96,7 +95,7 @@ def listing(
     limit: int | None = 100,
     offset: int = 0,
 ) -> list[Job]:
-    """Jobs, the newest first."""
+    """Jobs, newest first."""
     query = (
         select(JobRow, ReleaseRow.hash)
         .join(ReleaseRow, col(ReleaseRow.id) == col(JobRow.release_id), isouter=True)
@@ -112,13 +111,13 @@ def listing(
 
 
 def cancel(session: Session, job_id: int) -> JobRow:
-    """Cancel a job: at once where no worker holds it, else the worker is told to stop.
+    """Cancel a job: at once if no worker holds it, else request its worker to stop.
 
-    Raises Conflict where the job has succeeded or failed; cancelling twice is no error.
+    Idempotent. Raises Conflict if the job has succeeded or failed.
     """
     row = get(session, job_id)
     if row.state in (JobState.SUCCEEDED, JobState.FAILED):
-        raise Conflict(f"Job {job_id} has {row.state.value} already.")
+        raise Conflict(f"Job {job_id} has already {row.state.value}.")
     if row.state is JobState.CANCELLED:
         return row
     row.cancel_requested = True
@@ -130,15 +129,17 @@ def cancel(session: Session, job_id: int) -> JobRow:
 
 
 def retry(session: Session, job_id: int) -> JobRow:
-    """Put a job that failed or was cancelled into the queue again, with all its attempts.
+    """Queue a failed or cancelled job again, with a new count of attempts.
 
-    It goes on from its last checkpoint. Raises Conflict where it has not ended, or succeeded.
+    It resumes from its last checkpoint. Raises Conflict if it is in another state.
     """
     row = get(session, job_id)
     if row.state not in (JobState.FAILED, JobState.CANCELLED):
-        raise Conflict(f"Job {job_id} is {row.state}: only failed and cancelled jobs are retried.")
+        raise Conflict(
+            f"Job {job_id} is {row.state}: only failed and cancelled jobs can be retried."
+        )
     row.attempts, row.cancel_requested, row.finished_at, row.error = 0, False, None, None
-    _queue_again(session, row, "a person asked for it")
+    _queue_again(session, row, "retried by a user")
     return row
 
 
@@ -150,13 +151,13 @@ def claim(
     gpu: bool = False,
     memory_gb: float = 0.0,
 ) -> Lease | None:
-    """Give `worker` the most urgent job that waits and that it has enough for, or None.
+    """Lease the queued job of highest priority whose needs `worker` meets; None if there is none.
 
-    Leases that ended are taken back first, and runs that ended give their jobs a release.
+    Expires overdue leases first, and creates the releases of finished runs that jobs wait for.
     """
     now = utcnow()
-    _take_back(session, now)
-    _release_runs(session)
+    _expire_leases(session, now)
+    _create_awaited_releases(session)
     waiting = (
         select(JobRow.id)
         .where(
@@ -187,7 +188,7 @@ def claim(
         return None
     session.expire_all()
     row = get(session, claimed)
-    _tell_state(session, row, worker=worker, attempt=row.attempts)
+    _add_state_event(session, row, worker=worker, attempt=row.attempts)
     assert row.release_id is not None and row.fence is not None
     release = release_service.parsed(release_service.get(session, row.release_id))
     return Lease(
@@ -199,10 +200,11 @@ def claim(
     )
 
 
-def put_leases_right(session: Session, lease_seconds: float) -> None:
-    """Let no lease end before its worker can renew it, nor last for longer than a whole one.
+def adjust_leases(session: Session, lease_seconds: float) -> None:
+    """Limit every lease to between half and all of `lease_seconds` from now.
 
-    For when nobody could renew them, or the clock was set. Workers renew after a third.
+    Called when the service starts or the clock was set: leases could not be renewed meanwhile or
+    would last too long. Workers renew after a third of the lease.
     """
     ends, whole = col(JobRow.lease_expires_at), timedelta(seconds=lease_seconds)
     held = sa.update(JobRow).where(col(JobRow.state).in_(HELD))
@@ -211,34 +213,34 @@ def put_leases_right(session: Session, lease_seconds: float) -> None:
     session.execute(held.where(ends > now + whole).values(lease_expires_at=now + whole))
 
 
-def _release_runs(session: Session) -> None:
-    """Give the jobs whose run has ended its release; a run that brought nothing fails them."""
+def _create_awaited_releases(session: Session) -> None:
+    """Create the releases of finished runs that jobs wait for; a failed run fails its jobs."""
     waiting = session.exec(
         select(JobRow, Run)
         .join(Run, col(Run.id) == col(JobRow.after_run))
         .where(
             JobRow.state == JobState.QUEUED,
             col(JobRow.release_id).is_(None),
-            col(Run.state).in_((RunState.SUCCEEDED, *_FRUITLESS)),
+            col(Run.state).in_((RunState.SUCCEEDED, *_UNSUCCESSFUL)),
         )
     ).all()
     for row, run in waiting:
-        if run.state in _FRUITLESS:
+        if run.state in _UNSUCCESSFUL:
             _end(session, row, JobState.FAILED, f"Run {run.id} has {run.state}: {run.error or ''}")
         else:
             try:
                 row.release_id = _release_of(session, run)
             except UserError as error:
-                said = f"Run {run.id} gives no release: {error}"
-                _end(session, row, JobState.FAILED, said[:MAX_ERROR])
+                message = f"No release of run {run.id}: {error}"
+                _end(session, row, JobState.FAILED, message[:MAX_ERROR])
             else:
-                _tell_state(session, row, release=row.release_id)
+                _add_state_event(session, row, release=row.release_id)
         session.add(row)
     session.flush()
 
 
 def _release_of(session: Session, run: Run) -> int | None:
-    """The release of what `run` gave: named after it, the same for all its jobs."""
+    """The release of the texts of `run`, shared by all jobs that wait for it."""
     seen = runs.run_view(session, run)
     source = ReleaseSource(prompt=seen.prompt, version=seen.prompt_version)
     row, _ = release_service.create(
@@ -248,14 +250,14 @@ def _release_of(session: Session, run: Run) -> int | None:
             name=f"run-{run.id}",
             sources=[source],
             languages=[language_of(run)],
-            message=f"What run {run.id} gave",
+            message=f"Texts of run {run.id}",
         ),
     )
     return row.id
 
 
-def _take_back(session: Session, now: datetime) -> None:
-    """Put jobs whose lease has ended back into the queue, or end them."""
+def _expire_leases(session: Session, now: datetime) -> None:
+    """Queue jobs with overdue leases again, or end them."""
     expired = session.exec(
         select(JobRow).where(col(JobRow.state).in_(HELD), col(JobRow.lease_expires_at) < now)
     ).all()
@@ -268,10 +270,10 @@ def _take_back(session: Session, now: datetime) -> None:
                 session,
                 row,
                 JobState.FAILED,
-                f"Worker {worker!r} fell silent in the last of {row.max_attempts} attempts.",
+                f"The lease of worker {worker!r} expired in attempt {row.attempts}, the last one.",
             )
         else:
-            _queue_again(session, row, f"the lease of worker {worker!r} ended")
+            _queue_again(session, row, f"the lease of worker {worker!r} expired")
         session.add(row)
     session.flush()
 
@@ -279,7 +281,7 @@ def _take_back(session: Session, now: datetime) -> None:
 def _queue_again(session: Session, row: JobRow, reason: str) -> None:
     row.state, row.worker, row.lease_expires_at = JobState.QUEUED, None, None
     session.add(row)
-    _tell_state(session, row, reason=reason)
+    _add_state_event(session, row, reason=reason)
 
 
 def _has_expired(row: JobRow, now: datetime) -> bool:
@@ -287,12 +289,12 @@ def _has_expired(row: JobRow, now: datetime) -> bool:
 
 
 def held(session: Session, job_id: int, fence: str) -> JobRow:
-    """The job, if it is still held by the lease with `fence`; else LeaseLost."""
+    """The job, if the lease with `fence` still holds it. Raises LeaseLost."""
     row = get(session, job_id)
     if row.state.is_final:
-        raise LeaseLost(f"Job {job_id} has ended ({row.state.value}): stop working on it.")
+        raise LeaseLost(f"Job {job_id} is finished ({row.state.value}): stop working on it.")
     if row.state not in HELD or not _is_lease_of(row, fence):
-        raise LeaseLost(f"Another lease holds job {job_id} now, or none: stop working on it.")
+        raise LeaseLost(f"The lease of job {job_id} has expired: stop working on it.")
     return row
 
 
@@ -305,7 +307,7 @@ def _start(session: Session, row: JobRow) -> None:
         row.state = JobState.RUNNING
         row.started_at = row.started_at or utcnow()
         session.add(row)
-        _tell_state(session, row, worker=row.worker)
+        _add_state_event(session, row, worker=row.worker)
 
 
 def heartbeat(session: Session, job_id: int, fence: str, lease_seconds: float) -> JobRow:
@@ -319,10 +321,10 @@ def heartbeat(session: Session, job_id: int, fence: str, lease_seconds: float) -
 
 
 def add_events(session: Session, job_id: int, fence: str, events: Sequence[EventIn]) -> int:
-    """Append a worker's events in order, those left out that are there; how many were new.
+    """Append a worker's events in order, without duplicates. Returns the number of new events.
 
-    A worker that goes on in the folder of one that was killed brings what that one had not sent.
-    Raises LeaseLost.
+    A worker that resumes an attempt also sends the unsent events of the worker before it. Raises
+    LeaseLost.
     """
     row = held(session, job_id, fence)
     _start(session, row)
@@ -366,14 +368,14 @@ def finish(
     *,
     out_of_memory: bool = False,
 ) -> JobRow:
-    """End a job as its worker says. Saying it again is no error. Raises LeaseLost.
+    """Finish a job. Idempotent. Raises LeaseLost.
 
-    One that ran out of memory is told the next smaller batch size, and if its owner allowed it,
-    and it has an attempt left, queued with that.
+    If it ran out of memory, the error suggests half the batch size; with `shrink_batch` and an
+    attempt left, the job is queued again with that size.
     """
     row = get(session, job_id)
     if row.state is state and _is_lease_of(row, fence):
-        return row  # the answer to the first time was lost
+        return row  # a repeated request
     row = held(session, job_id, fence)
     error = error and escaped(error, MAX_ERROR)
     row.started_at = row.started_at or utcnow()
@@ -400,7 +402,7 @@ def _end(session: Session, row: JobRow, state: JobState, error: str | None = Non
     row.error = error
     row.lease_expires_at = None
     row.finished_at = utcnow()
-    _tell_state(session, row, **({"error": error} if error else {}))
+    _add_state_event(session, row, **({"error": error} if error else {}))
 
 
 def _last_seq(session: Session, job_id: int) -> int:
@@ -408,7 +410,7 @@ def _last_seq(session: Session, job_id: int) -> int:
     return session.exec(query).one() or 0
 
 
-def _tell_state(session: Session, row: JobRow, **data: Any) -> None:  # noqa: ANN401 - any JSON
+def _add_state_event(session: Session, row: JobRow, **data: Any) -> None:  # noqa: ANN401 - any JSON
     assert row.id is not None
     session.add(
         JobEvent(
@@ -424,29 +426,29 @@ def _tell_state(session: Session, row: JobRow, **data: Any) -> None:  # noqa: AN
 def events(
     session: Session, job_id: int, *, after: int = 0, limit: int | None = 1000
 ) -> list[Event]:
-    """Events of a job with a sequence number above `after`, in order."""
-    found = session.exec(
+    """Events of a job with a seq above `after`, in order."""
+    rows = session.exec(
         select(JobEvent)
         .where(JobEvent.job_id == job_id, JobEvent.seq > after)
         .order_by(col(JobEvent.seq))
         .limit(limit)
     )
-    return [_event(row) for row in found]
+    return [_event(row) for row in rows]
 
 
 def last_events(session: Session, job_id: int, *kinds: EventKind, limit: int = 1) -> list[Event]:
-    """The newest events of a job that are of one of these kinds, in order."""
-    found = session.exec(
+    """The newest events of a job of these kinds, in order."""
+    rows = session.exec(
         select(JobEvent)
         .where(JobEvent.job_id == job_id, col(JobEvent.kind).in_(kinds))
         .order_by(col(JobEvent.seq).desc())
         .limit(limit)
     ).all()
-    return [_event(row) for row in reversed(found)]
+    return [_event(row) for row in reversed(rows)]
 
 
 def _event(row: JobEvent) -> Event:
-    # Rows of older versions may hold any JSON.
+    # Rows of older versions may contain any JSON.
     data: Any = row.data
     fits = isinstance(data, dict)
     return Event(

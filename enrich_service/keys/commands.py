@@ -33,8 +33,8 @@ def create(
 def list_(json: Json = False) -> None:
     """List keys, newest first."""
     with read_session() as session:
-        found = [KeyView(**key.model_dump()) for key in service.listing(session)]
-    show(found, json=json)
+        keys = [KeyView(**key.model_dump()) for key in service.listing(session)]
+    show(keys, json=json)
 
 
 @app.command()
@@ -54,5 +54,5 @@ def audit(
     """List changes made over HTTP, newest first."""
     with read_session() as session:
         entries = service.audit_log(session, key_id=key, limit=limit)
-        found = [AuditView(**entry.model_dump()) for entry in entries]
-    show(found, json=json, columns=("id", "at", "who", "route", "object"))
+        views = [AuditView(**entry.model_dump()) for entry in entries]
+    show(views, json=json, columns=("id", "at", "who", "route", "object"))

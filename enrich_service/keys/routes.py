@@ -48,5 +48,5 @@ def read_audit_log(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[AuditView]:
     """List changes over HTTP with the key that made them, newest first."""
-    found = service.audit_log(session, key_id=key_id, before=before, limit=limit)
-    return [AuditView(**entry.model_dump()) for entry in found]
+    entries = service.audit_log(session, key_id=key_id, before=before, limit=limit)
+    return [AuditView(**entry.model_dump()) for entry in entries]

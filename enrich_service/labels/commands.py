@@ -54,22 +54,22 @@ def add(
             "Give class names, --csv, --from-json, or --folder and/or --label2text: one of them"
         )
     if csv is not None:
-        found = service.from_csv(csv.read_bytes())
+        parsed = service.from_csv(csv.read_bytes())
     elif from_json is not None:
-        found = service.from_json(from_json.read_bytes())
+        parsed = service.from_json(from_json.read_bytes())
     elif folder is not None:
-        found = service.from_folder(folder, label2text)
+        parsed = service.from_folder(folder, label2text)
     elif label2text is not None:
-        found = service.read_label2text(label2text)
+        parsed = service.read_label2text(label2text)
     else:
-        found = [LabelIn(name=label) for label in labels or ()]
+        parsed = [LabelIn(name=label) for label in labels or ()]
     if context is not None:
-        found = [
+        parsed = [
             label if label.context else label.model_copy(update={"context": context})
-            for label in found
+            for label in parsed
         ]
     with write_session() as session:
-        view = service.view(session, service.create(session, name, found))
+        view = service.view(session, service.create(session, name, parsed))
     show(view, json=json)
 
 
@@ -121,11 +121,11 @@ def confusable(
     with write_session() as session:
         label_set = service.get(session, name)
         if file is None:
-            found = service.guess_confusable(session, label_set)
+            confusable = service.guess_confusable(session, label_set)
         else:
-            found = _read_confusable(file)
-            service.set_confusable(session, label_set, found.confusable)
-    show(found, json=json)
+            confusable = _read_confusable(file)
+            service.set_confusable(session, label_set, confusable.confusable)
+    show(confusable, json=json)
 
 
 def _read_confusable(file: Path) -> Confusable:

@@ -20,7 +20,7 @@ class LabelSet(SQLModel, table=True):
 
 
 class Label(SQLModel, table=True):
-    """One class: `key` is its folder name, `name` what a person calls it."""
+    """One class: `key` is its folder name, `name` its human-readable name."""
 
     __tablename__ = "label"
     __table_args__ = (
@@ -37,7 +37,7 @@ class Label(SQLModel, table=True):
 
 
 class LabelLine(NamedTuple):
-    """A label to be read alone, without the weight of an object of the database."""
+    """A read-only label, lighter than a mapped object."""
 
     id: int | None
     key: str
@@ -46,7 +46,7 @@ class LabelLine(NamedTuple):
 
 
 class ConfusableLabel(SQLModel, table=True):
-    """`other_id` is easily taken for `label_id`; the nearest has rank 0. Both are of one set."""
+    """`label_id` is easily confused with `other_id`, of the same set. Rank 0: most similar."""
 
     __tablename__ = "confusable_label"
     __table_args__ = (UniqueConstraint("label_id", "other_id"),)

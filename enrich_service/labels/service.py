@@ -28,13 +28,13 @@ MAX_LABELS = 100_000
 MAX_NAME = 300  # characters, also of a context
 MAX_KEY = 255  # characters; a key names a folder
 MAX_CONFUSABLE = 20  # for one label
-NEAREST = 5  # of them are guessed from names
+NEAREST = 5  # derived from names, for one label
 _COLUMNS = ("key", "name", "context")
 _NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
 def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
-    """A new label set. Raises InvalidInput for the first label that cannot be one."""
+    """Create a label set. Raises InvalidInput for the first invalid label."""
     check_name("The label set's name", name)
     rows = _checked(labels)
     if session.exec(select(LabelSet.id).where(LabelSet.name == name)).one_or_none() is not None:
@@ -51,13 +51,13 @@ def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
     numbers: dict[str, int] = {}
     for number, label in enumerate(labels, start=1):
         if number > MAX_LABELS:
-            raise InvalidInput(f"A label set holds at most {MAX_LABELS} labels: split it")
+            raise InvalidInput(f"A label set has at most {MAX_LABELS} labels: split it")
         what = f"Label {number}"
         name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)
         key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
         key = check_line(f"The key of label {number}", key, limit=MAX_KEY)
         if "/" in key or "\\" in key or key in (".", ".."):
-            raise InvalidInput(f"{what}: the key {shortened(key)} cannot name a folder")
+            raise InvalidInput(f"{what}: the key {shortened(key)} is not a valid folder name")
         if key in numbers:
             raise InvalidInput(
                 f"{what} has the key {shortened(key)} of label {numbers[key]}: keys are unique"
@@ -75,17 +75,17 @@ def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
 def from_json(data: bytes) -> list[LabelIn]:
     """Labels of a JSON file: a list of names, or of objects with name, key and context."""
     try:
-        found = _NAMES_OR_LABELS.validate_json(data)
+        items = _NAMES_OR_LABELS.validate_json(data)
     except ValidationError as error:
         raise InvalidInput(
-            f"The JSON file is no list of labels ({error.errors(include_url=False)[-1]['msg']}): "
+            f"The JSON file is not a label list ({error.errors(include_url=False)[-1]['msg']}): "
             'write ["teal", …] or [{"name": "teal", "key": "n1", "context": "a bird"}, …]'
         ) from None
-    return [LabelIn(name=one) if isinstance(one, str) else one for one in found]
+    return [LabelIn(name=item) if isinstance(item, str) else item for item in items]
 
 
 def from_csv(data: bytes) -> list[LabelIn]:
-    """Labels of a CSV file with the columns name and, if wanted, key and context."""
+    """Labels of a CSV file with the column name and optionally key and context."""
     return [
         LabelIn(key=row.get("key") or None, name=row["name"], context=row.get("context") or None)
         for row in spreadsheet.read(data, _COLUMNS, needed=["name"])
@@ -108,7 +108,7 @@ def read_label2text(path: Path) -> list[LabelIn]:
 
 
 def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> list[LabelIn]:
-    """Labels of lines `key index name_with_underscores`, blank lines left out."""
+    """Labels of lines `key index name_with_underscores`; blank lines are skipped."""
     labels = []
     for number, line in enumerate(lines, start=1):
         parts = line.split()
@@ -124,7 +124,7 @@ def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> li
 
 
 def from_folder(folder: Path, label2text: Path | None = None) -> list[LabelIn]:
-    """One label for each class folder in `folder`, named by `label2text` or by the folder."""
+    """One label per class folder in `folder`, named by `label2text` or after the folder."""
     if not folder.is_dir():
         raise InvalidInput(f"There is no folder {folder}")
     keys = sorted(
@@ -143,7 +143,7 @@ def from_folder(folder: Path, label2text: Path | None = None) -> list[LabelIn]:
 
 
 def get(session: Session, name: str) -> LabelSet:
-    """The label set called `name`; else NotFound."""
+    """The label set with this name. Raises NotFound."""
     label_set = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if label_set is None:
         raise NoSuch(f"label set {shortened(name)}", "labels list", "/v1/label-sets")
@@ -151,11 +151,11 @@ def get(session: Session, name: str) -> LabelSet:
 
 
 def label(session: Session, label_id: int) -> tuple[Label, LabelSet]:
-    """The label with this id and its label set; else NotFound."""
-    found = session.get(Label, label_id)
-    if found is None:
-        raise NotFound(f"There is no label {label_id}. A label set's page tells the ids.")
-    return found, session.get_one(LabelSet, found.label_set_id)
+    """The label with this id and its label set. Raises NotFound."""
+    label = session.get(Label, label_id)
+    if label is None:
+        raise NotFound(f"There is no label {label_id}. List ids: GET /v1/label-sets/NAME/labels.")
+    return label, session.get_one(LabelSet, label.label_set_id)
 
 
 def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:
@@ -166,7 +166,7 @@ def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:
 
 
 def lines_of(session: Session, label_set: LabelSet) -> list[LabelLine]:
-    """All labels of `label_set`, in order; ten times as quick as `labels_of`."""
+    """All labels of `label_set` as plain rows, in order; ten times faster than `labels_of`."""
     rows = session.exec(
         select(Label.id, Label.key, Label.name, Label.context)
         .where(Label.label_set_id == label_set.id)
@@ -176,7 +176,7 @@ def lines_of(session: Session, label_set: LabelSet) -> list[LabelLine]:
 
 
 def view(session: Session, label_set: LabelSet) -> LabelSetView:
-    """`label_set` as it crosses the wire."""
+    """The API schema of `label_set`."""
     total = session.exec(
         select(func.count()).select_from(Label).where(Label.label_set_id == label_set.id)
     ).one()
@@ -185,8 +185,8 @@ def view(session: Session, label_set: LabelSet) -> LabelSetView:
 
 def listing(session: Session, *, limit: int | None = 100, offset: int = 0) -> list[LabelSetView]:
     """Label sets by name."""
-    found = session.exec(select(LabelSet).order_by(LabelSet.name).limit(limit).offset(offset))
-    return [view(session, label_set) for label_set in found.all()]
+    label_sets = session.exec(select(LabelSet).order_by(LabelSet.name).limit(limit).offset(offset))
+    return [view(session, label_set) for label_set in label_sets.all()]
 
 
 def page(
@@ -197,7 +197,7 @@ def page(
     limit: int | None = 100,
     offset: int = 0,
 ) -> LabelPage:
-    """`limit` labels from the `offset`-th on, of those whose name or key contains `search`."""
+    """One page of the labels whose name or key contains `search`."""
     wanted = [col(Label.label_set_id) == label_set.id]
     if search:
         wanted.append(
@@ -220,7 +220,7 @@ def page(
 
 
 def confusable_of(session: Session, labels: Sequence[Label | LabelLine]) -> list[list[Label]]:
-    """For each of `labels` those that it is most easily confused with, the nearest first."""
+    """The confusable labels of each of `labels`, most similar first."""
     near: dict[int | None, list[Label]] = {label.id: [] for label in labels}
     ids = list(near)
     for start in range(0, len(ids), 500):
@@ -237,10 +237,9 @@ def confusable_of(session: Session, labels: Sequence[Label | LabelLine]) -> list
 def set_confusable(
     session: Session, label_set: LabelSet, confusable: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write down which labels (keys) each of the given ones is most easily confused with.
+    """Set the keys of the labels that each given label is most easily confused with.
 
-    In place of what was known of those labels; of the others nothing changes. Raises InvalidInput
-    for a key that the label set does not have.
+    Replaces the lists of the given labels only. Raises InvalidInput for an unknown key.
     """
     ids = {label.key: label.id for label in labels_of(session, label_set)}
     rows = []
@@ -248,12 +247,12 @@ def set_confusable(
         if len(others) > MAX_CONFUSABLE:
             raise InvalidInput(
                 f"Label {shortened(key)} has {len(others)} confusable labels; at most "
-                f"{MAX_CONFUSABLE} are taken: give the nearest"
+                f"{MAX_CONFUSABLE} are allowed: give the most similar"
             )
-        for one in (key, *others):
-            if one not in ids:
+        for named in (key, *others):
+            if named not in ids:
                 raise InvalidInput(
-                    f"Label set {label_set.name!r} has no label with the key {shortened(one)}"
+                    f"Label set {label_set.name!r} has no label with the key {shortened(named)}"
                 )
         if key in others or len(set(others)) < len(others):
             raise InvalidInput(
@@ -271,18 +270,21 @@ def set_confusable(
         session.execute(insert(ConfusableLabel), rows)
 
 
-def alike_by_name(labels: Sequence[Label]) -> dict[str, list[str]]:
-    """The keys of up to `NEAREST` labels whose names end like a label's own, for each that has any.
+def confusable_by_name(labels: Sequence[Label]) -> dict[str, list[str]]:
+    """For each label, the keys of up to `NEAREST` labels whose names end in the same words.
 
-    In English the last word of a name says what kind of thing it is ("common teal", "cinnamon
-    teal"), and things of one kind look alike; the more words at the end are shared, the nearer.
-    Names of one word, of another language or of other kin find nothing, and nothing is made up.
+    The last word of an English name is usually the kind of object ("common teal", "cinnamon
+    teal"), and objects of one kind look alike. Labels that share more words come first. Labels
+    without a match are left out.
     """
     backwards = {label.key: label.name.casefold().split()[::-1] for label in labels}
     order = sorted(backwards, key=lambda key: (backwards[key], key))
-    found: dict[str, list[str]] = {}
-    for place, key in enumerate(order):
-        around = order[max(0, place - NEAREST) : place] + order[place + 1 : place + 1 + NEAREST]
+    confusable: dict[str, list[str]] = {}
+    for position, key in enumerate(order):
+        around = (
+            order[max(0, position - NEAREST) : position]
+            + order[position + 1 : position + 1 + NEAREST]
+        )
         shared = {
             other: _common_start(backwards[key], backwards[other])
             for other in around
@@ -290,32 +292,32 @@ def alike_by_name(labels: Sequence[Label]) -> dict[str, list[str]]:
         }
         near = sorted((other for other in shared if shared[other]), key=lambda o: (-shared[o], o))
         if near:
-            found[key] = near[:NEAREST]
-    return found
+            confusable[key] = near[:NEAREST]
+    return confusable
 
 
 def guess_confusable(session: Session, label_set: LabelSet) -> Confusable:
-    """Write down `alike_by_name` for the labels of which nothing is known; what was written."""
+    """Store `confusable_by_name` for the labels without confusable labels, and return it."""
     labels = labels_of(session, label_set)
     known = {
         label.key
         for label, near in zip(labels, confusable_of(session, labels), strict=True)
         if near
     }
-    guessed = {key: near for key, near in alike_by_name(labels).items() if key not in known}
+    guessed = {key: near for key, near in confusable_by_name(labels).items() if key not in known}
     set_confusable(session, label_set, guessed)
     return Confusable(confusable=guessed)
 
 
 def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many elements two sequences share from their start on."""
+    """Length of the common prefix of two sequences."""
     return next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
 
 
 def remove(session: Session, label_set: LabelSet) -> None:
-    """Delete `label_set` with its labels. Raises Conflict where texts or releases need it."""
+    """Delete `label_set` with its labels. Raises Conflict if it is used."""
     name = label_set.name
     own = select(Label.id).where(Label.label_set_id == label_set.id)
     try:
@@ -325,5 +327,5 @@ def remove(session: Session, label_set: LabelSet) -> None:
         session.flush()
     except IntegrityError as error:
         raise Conflict(
-            f"Label set {name!r} is used by runs, texts or releases, which are kept."
+            f"Label set {name!r} is used by runs, texts or releases and cannot be deleted."
         ) from error

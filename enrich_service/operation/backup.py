@@ -1,4 +1,4 @@
-"""Backups of the SQLite database, taken and put back while the service runs.
+"""Backup and restore of the SQLite database while the service runs.
 
 The artifacts are files that never change under names that say their content: copy the folder
 `artifacts` beside the backup with any tool, at any time.
@@ -26,11 +26,11 @@ from enrich_service.core.private_files import (
 )
 from enrich_service.core.settings import Settings
 
-BUSY_SECONDS = 30.0  # that writers of the service have to let go of the database
+BUSY_SECONDS = 30.0  # that a restore waits for writers of the service
 
 
 class Backup(BaseModel):
-    """A whole, checked copy of a database."""
+    """A complete, verified copy of a database."""
 
     file: Path
     size: int  # bytes
@@ -39,7 +39,7 @@ class Backup(BaseModel):
 
 
 class Restored(BaseModel):
-    """What was put back, and where that which was there before lies now."""
+    """The restored backup, and the path of the previous database."""
 
     file: Path
     revision: str
@@ -47,7 +47,7 @@ class Restored(BaseModel):
 
 
 def database_file(settings: Settings) -> Path:
-    """The file of the database. Raises InvalidInput where it is not SQLite."""
+    """The file of the database. Raises InvalidInput if it is not SQLite."""
     url = make_url(settings.sqlalchemy_url)
     if url.get_backend_name() != "sqlite" or not url.database:
         raise InvalidInput(
@@ -58,7 +58,7 @@ def database_file(settings: Settings) -> Path:
 
 
 def check(connection: sqlite3.Connection) -> str:
-    """The schema's revision of a database that is whole.
+    """Check a database and return its schema revision.
 
     Raises Unavailable where it is damaged or no database of this service.
     """
@@ -67,15 +67,17 @@ def check(connection: sqlite3.Connection) -> str:
         if found != ["ok"]:
             raise Unavailable(f"the database is damaged: {found[0].splitlines()[0]}")
         if broken := connection.execute("PRAGMA foreign_key_check").fetchone():
-            raise Unavailable(f"the database is damaged: a row of {broken[0]} points nowhere")
+            raise Unavailable(
+                f"the database is damaged: a row of {broken[0]} has a dangling foreign key"
+            )
         (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except (sqlite3.DatabaseError, TypeError) as error:
-        raise Unavailable(f"this is no database of this service ({error})") from None
+        raise Unavailable(f"this is not a database of this service ({error})") from None
     return str(revision)
 
 
 def back_up(settings: Settings, target: Path) -> Backup:
-    """Copy the database to `target` as it is at one moment, and check the copy.
+    """Copy a snapshot of the database to `target` and verify the copy.
 
     Raises:
         InvalidInput: the database is not SQLite.
@@ -86,7 +88,7 @@ def back_up(settings: Settings, target: Path) -> Backup:
     if not source.is_file():
         raise NotFound(f"there is no database {source}: check ENRICH_DATA_DIR")
     if target.exists():
-        raise Conflict(f"{target} exists: a backup never replaces another; choose another name")
+        raise Conflict(f"{target} exists: choose another name")
     partial = target.with_name(f".{target.name}.partial")
     now = utcnow()
     try:
@@ -107,7 +109,7 @@ def back_up(settings: Settings, target: Path) -> Backup:
 
 
 def restore(settings: Settings, backup: Path) -> Restored:
-    """Put a backup in the place of the database; what was there is kept beside it.
+    """Replace the database with a backup; the previous one is kept next to it.
 
     A running service sees the old content until the new one is there as a whole. A backup of an
     older version is migrated.
@@ -151,7 +153,7 @@ def restore(settings: Settings, backup: Path) -> Restored:
 
 
 def _keep(settings: Settings, live: Path) -> Path:
-    """Copy the present database beside itself; a damaged one is moved instead."""
+    """Copy the current database to a file next to it; a damaged one is moved."""
     kept = live.with_name(f"{live.stem}-before-{utcnow():%Y%m%d-%H%M%S-%f}.db")
     try:
         back_up(settings, kept)

@@ -33,9 +33,9 @@ def restore(
 
 def doctor(json: Json = False) -> None:
     """Check the installation for problems. The exit status is 1 if there are any."""
-    found = doctors.examine(load_settings())
-    show(found, json=json)
-    if any(finding.verdict == "failed" for finding in found):
+    findings = doctors.examine(load_settings())
+    show(findings, json=json)
+    if any(finding.verdict == "failed" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -37,7 +37,7 @@ Verdict = Literal["ok", "warning", "failed"]
 
 
 class Finding(BaseModel):
-    """What one look found; `detail` says what to do about it."""
+    """The result of one check; `detail` says what to do."""
 
     check: str
     verdict: Verdict
@@ -45,7 +45,7 @@ class Finding(BaseModel):
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything. A look that cannot be made is a failed one."""
+    """Run all checks. A check that raises an error has failed."""
     engine = make_engine(settings.sqlalchemy_url)
     looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
         "data folder": lambda: _data_folder(settings),
@@ -77,9 +77,9 @@ def _finding(name: str, look: Callable[[], tuple[Verdict, str]]) -> Finding:
 def _data_folder(settings: Settings) -> tuple[Verdict, str]:
     folder = settings.data_dir
     if not folder.is_dir():
-        return "warning", f"there is no {folder} yet; `enrich serve` makes it"
+        return "warning", f"there is no {folder} yet; `enrich serve` creates it"
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return "failed", f"{folder} cannot be written: change its owner or its mode"
+        return "failed", f"{folder} is not writable: change its owner or its mode"
     return "ok", str(folder)
 
 
@@ -94,14 +94,14 @@ def _disk(settings: Settings) -> tuple[Verdict, str]:
 
 
 def _exists(engine: Engine) -> bool:
-    """Whether there is a database; looking must not create one."""
+    """Whether there is a database; the check must not create one."""
     file = engine.url.database
     return engine.dialect.name != "sqlite" or (file is not None and Path(file).is_file())
 
 
 def _migrations(engine: Engine) -> tuple[Verdict, str]:
     if not _exists(engine):
-        return "warning", "there is no database yet; `enrich serve` makes it"
+        return "warning", "there is no database yet; `enrich serve` creates it"
     script = ScriptDirectory.from_config(alembic_config(engine))
     head = script.get_current_head()
     with engine.connect() as connection:
@@ -109,7 +109,7 @@ def _migrations(engine: Engine) -> tuple[Verdict, str]:
     if found == head:
         return "ok", f"at {head}, the newest"
     if found is not None and found not in {one.revision for one in script.walk_revisions()}:
-        return "failed", f"the database is at {found}, of a newer service: upgrade the service"
+        return "failed", f"the database has the newer revision {found}: upgrade the service"
     return "warning", f"at {found}, the newest is {head}: the next start migrates (back up first)"
 
 
@@ -139,16 +139,19 @@ def _keys(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
         if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
     ]
     if not found and settings.allow_remote:
-        return "warning", "none, and ENRICH_ALLOW_REMOTE lets in whoever reaches the service"
+        return (
+            "warning",
+            "none, and ENRICH_ALLOW_REMOTE gives full access to everyone who can reach the service",
+        )
     if not found:
         return "ok", "none yet: only this machine is let in"
     if not living:
-        return "failed", "all are revoked or expired, nobody gets in: `enrich keys create NAME`"
+        return "failed", "all are revoked or expired: create one with `enrich keys create NAME`"
     ending = [key for key in living if key.expires_at is not None and key.expires_at < now + SOON]
     if ending:
         names = ", ".join(key.name for key in ending)
-        return "warning", f"{len(living)} open, of which {names} will expire within a week"
-    return "ok", f"{len(living)} open"
+        return "warning", f"{len(living)} valid, of which {names} will expire within a week"
+    return "ok", f"{len(living)} valid"
 
 
 def _artifacts(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
@@ -162,8 +165,8 @@ def _artifacts(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
         wrong += not path.is_file() or path.stat().st_size != size
     if wrong:
         return "failed", (
-            f"{wrong} of {len(found)} are missing or cut off in {settings.artifact_dir}: copy them "
-            "back from where you keep them"
+            f"{wrong} of {len(found)} are missing or truncated in {settings.artifact_dir}: restore "
+            "them from a backup"
         )
     return "ok", f"{len(found)}, all there"
 
@@ -173,9 +176,12 @@ def _has_table(engine: Engine, name: str) -> bool:
 
 
 async def _language_model(settings: Settings) -> tuple[Verdict, str]:
-    """Open what the settings name, and ask a server for the list of its models: that is free."""
+    """Open the configured language model and list its models, which is free of charge."""
     if not settings.llm_api_key and "llm_url" not in settings.model_fields_set:
-        return "warning", "none is set: give OPENAI_API_KEY, or OPENAI_BASE_URL for another server"
+        return (
+            "warning",
+            "not configured: set OPENAI_API_KEY, or OPENAI_BASE_URL for another server",
+        )
     await open_model(settings).aclose()
     shown = without_password(settings.llm_url)
     if settings.llm_url.startswith("replay:"):
@@ -194,7 +200,10 @@ async def _language_model(settings: Settings) -> tuple[Verdict, str]:
         except httpx2.HTTPError as error:
             return "failed", f"{shown} does not answer ({str(error) or type(error).__name__})"
     if answer.status_code in (401, 403):
-        return "failed", f"{shown} refuses the key ({answer.status_code}): check OPENAI_API_KEY"
+        return (
+            "failed",
+            f"{shown} rejected the API key ({answer.status_code}): check OPENAI_API_KEY",
+        )
     if answer.status_code >= 500 or answer.is_redirect:
         return "failed", f"{shown} answers {answer.status_code}: check OPENAI_BASE_URL"
     return "ok", f"{shown} answers"

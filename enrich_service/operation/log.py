@@ -1,4 +1,4 @@
-"""The log: one line an event on standard error, as JSON or (opted in) as text for people.
+"""The log: one line per event on standard error, as JSON or as text.
 
 Every line that is written while a request is worked on carries that request's id. What a request
 or an answer holds is never logged, nor is what stands behind the ? of its address.
@@ -13,17 +13,17 @@ from typing import Any, Final, Literal
 
 REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# They tell addresses and headers of language models, where a password may stand.
+# They log addresses and headers of language models, which may contain passwords.
 _TOO_TALKATIVE: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "alembic")
 
 
 def fields(**named: object) -> dict[str, dict[str, object]]:
-    """The `extra` of a log call: values that stand beside the message, under their own names."""
+    """The `extra` of a log call: named values next to the message."""
     return {"fields": named}
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and what was given."""
+    """One JSON object per line: time, level, logger, message, request_id and extra values."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -54,7 +54,7 @@ class _Text(logging.Formatter):
 
 
 def configure(form: Literal["json", "text"]) -> None:
-    """Send every logger of this process to standard error in the given form."""
+    """Configure all loggers of this process to write to standard error in this format."""
     kind = _JsonLines if form == "json" else _Text
     quiet = {name: {"level": "WARNING"} for name in _TOO_TALKATIVE}
     logging.config.dictConfig(

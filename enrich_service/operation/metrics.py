@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests as this process counts them, the rest as the database has it.
+"""Prometheus metrics: requests counted in this process, the rest read from the database.
 
 With several server processes, each tells its own requests and all tell the same rest.
 """
@@ -17,7 +17,7 @@ from enrich_service.core.database import reading, utcnow
 from enrich_service.generations.models import Generation, Run, RunState
 from enrich_service.jobs.models import JobRow
 
-LATEST = 1000  # generations over which the latency of language models is told
+LATEST = 1000  # newest generations used for the latency of language models
 QUANTILES = (0.5, 0.95)
 
 
@@ -42,24 +42,24 @@ class Metrics:
         self._registry.register(_Stored(engine))
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request. `route` is the template: the paths themselves are without number."""
+        """Count one request. `route` is the path template, to limit the number of series."""
         route = route or "(none)"
         self._requests.labels(method if route != "(none)" else "", route, status).inc()
         self._seconds.labels(method if route != "(none)" else "", route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _Stored(Collector):
-    """What stands in the database, looked up when it is asked for."""
+    """Metrics read from the database on every scrape."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing beforehand: there may be no database yet."""
+        """No metrics at registration: there may be no database yet."""
         return []
 
     def collect(self) -> Iterable[Metric]:

@@ -1,4 +1,4 @@
-"""Each request gets an id, one line in the log, and its place in the metrics."""
+"""Request ids, the access log and request metrics."""
 
 import logging
 import re
@@ -20,13 +20,13 @@ log = logging.getLogger("enrich.request")
 
 
 class Requests:
-    """Middleware around everything else."""
+    """The outermost middleware."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; the id is the caller's own X-Request-ID where it has one."""
+        """Pass a request on. Its id is the X-Request-ID of the client, if it sent one."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -34,7 +34,7 @@ class Requests:
         request_id = given if _GIVEN.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         token = REQUEST.set(request_id)
-        status, began = 500, time.perf_counter()  # 500: what becomes of an error that gets here
+        status, began = 500, time.perf_counter()  # 500: an unhandled error
 
         async def told(message: Message) -> None:
             nonlocal status
@@ -53,7 +53,7 @@ class Requests:
         route = getattr(scope.get("route"), "path", "")
         self.metrics.count(scope["method"], route, status, seconds)
         if scope["path"] in OPEN_PATHS and status < 400:
-            return  # asked every few seconds by whoever watches the service
+            return  # frequent probes are not logged
         caller = scope["state"].get("caller")
         log.info(
             "%s %s %s",

@@ -49,8 +49,8 @@ def list_(
 ) -> None:
     """List prompts with their aliases."""
     with read_session() as session:
-        found = service.listing(session, search=search, tag=tag, archived=archived, limit=None)
-    show(found, json=json, columns=("name", "kind", "latest", "tags", "aliases", "summary"))
+        prompts = service.listing(session, search=search, tag=tag, archived=archived, limit=None)
+    show(prompts, json=json, columns=("name", "kind", "latest", "tags", "aliases", "summary"))
 
 
 @app.command("show")
@@ -58,8 +58,8 @@ def show_(name: str, version: Version = None, alias: Alias = None, json: Json = 
     """Show a version of a prompt. Default: the newest."""
     with read_session() as session:
         prompt = service.get(session, name)
-        found = service.resolve(session, name, version=version, alias=alias)
-        show(service.version_view(prompt, found), json=json)
+        resolved = service.resolve(session, name, version=version, alias=alias)
+        show(service.version_view(prompt, resolved), json=json)
 
 
 @app.command()
@@ -67,8 +67,8 @@ def versions(name: str, json: Json = False) -> None:
     """List the versions of a prompt."""
     with read_session() as session:
         prompt = service.get(session, name)
-        found = [service.version_view(prompt, one) for one in service.versions(session, prompt)]
-    show(found, json=json, columns=("number", "message", "author", "created_at", "content_hash"))
+        versions = [service.version_view(prompt, row) for row in service.versions(session, prompt)]
+    show(versions, json=json, columns=("number", "message", "author", "created_at", "content_hash"))
 
 
 @app.command()
@@ -107,11 +107,11 @@ def tag_(
 def diff(name: str, before: int, after: int, json: Json = False) -> None:
     """Show the differences between two versions."""
     with read_session() as session:
-        found = service.diff(session, service.get(session, name), before, after)
+        diff = service.diff(session, service.get(session, name), before, after)
     if json:
-        show(found, json=True)
+        show(diff, json=True)
         return
-    for changed in found.changed:
+    for changed in diff.changed:
         typer.echo(changed.field)
         for line in changed.diff:
             typer.echo(f"  {line}")

@@ -1,4 +1,4 @@
-"""Two texts side by side, with the words that changed marked."""
+"""Side-by-side diffs of two texts with changed words marked."""
 
 import difflib
 import re
@@ -11,14 +11,14 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def unified(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """A unified diff of lines, without the two lines that would name files."""
+    """A unified diff of lines, without file names."""
     return list(difflib.unified_diff(before, after, lineterm="", n=2))[2:]
 
 
 def side_by_side(
     before: Sequence[str], after: Sequence[str], context: int | None = None
 ) -> list[DiffRow]:
-    """Rows of two columns: equal lines beside each other, changed ones with their words marked.
+    """Rows of two columns, with changed words marked.
 
     `context`: so many equal lines are kept before and after a change, and the others become one
     row that counts them; 0: only changes, None: all are kept.
@@ -75,7 +75,7 @@ def _whole(line: str, changed: bool) -> list[DiffPart]:
 def _marked(
     before: str | None, after: str | None
 ) -> tuple[list[DiffPart] | None, list[DiffPart] | None]:
-    """Both lines in stretches that are equal or changed; a line that has no partner is changed."""
+    """Both lines split into equal and changed parts; a line without a partner is changed."""
     if before is None or after is None:
         return (
             None if before is None else _whole(before, True),

@@ -10,7 +10,7 @@ from enrich_service.core.database import UtcDateTime, utcnow
 
 
 class Prompt(SQLModel, table=True):
-    """A named template. `kind` says which field of a release its answers fill."""
+    """A named template. `kind` is the release field that its answers fill."""
 
     __tablename__ = "prompt"
 
@@ -23,7 +23,7 @@ class Prompt(SQLModel, table=True):
 
 
 class PromptTag(SQLModel, table=True):
-    """A word that people put on a prompt to find it again; no part of what shapes an answer."""
+    """A search tag of a prompt, not part of its versions."""
 
     __tablename__ = "prompt_tag"
 
@@ -32,7 +32,7 @@ class PromptTag(SQLModel, table=True):
 
 
 class PromptVersion(SQLModel, table=True):
-    """Everything that shapes an answer, frozen; `content_hash` covers all of it."""
+    """An immutable version of a prompt; `content_hash` covers its content."""
 
     __tablename__ = "prompt_version"
     __table_args__ = (UniqueConstraint("prompt_id", "number"),)
@@ -65,7 +65,7 @@ class Alias(SQLModel, table=True):
 
 
 class AliasMove(SQLModel, table=True):
-    """The log of an alias; moving it back is the rollback."""
+    """The log of an alias; a rollback is a move too."""
 
     __tablename__ = "alias_move"
 

@@ -91,7 +91,7 @@ def add_version(
 def list_versions(name: str, session: ReadSession) -> list[VersionView]:
     """List all versions of a prompt, newest first."""
     prompt = service.get(session, name)
-    return [service.version_view(prompt, found) for found in service.versions(session, prompt)]
+    return [service.version_view(prompt, version) for version in service.versions(session, prompt)]
 
 
 @router.get("/{name}/versions/{number}", summary="Show a version", responses=problems(404))

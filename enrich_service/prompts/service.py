@@ -31,14 +31,14 @@ from enrich_service.validation.rules import check_rules
 
 DEFAULT_ALIAS = "production"
 
-# Everything that shapes an answer, beside the prompt's kind.
+# The content of a version, which with the prompt's kind determines its hash.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
 MAX_JSON = 100_000  # bytes
 MAX_JSON_DEPTH = 60
 MAX_TAGS = 20
 MAX_TAG = 50  # characters
 _ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
-# They belong to the operator or to the call itself.
+# Reserved for the operator or set by the call.
 _NO_PARAMETERS = frozenset(
     {"api_key", "base_url", "messages", "n", "response_format", "stream", "tools", "extra_headers"}
 )
@@ -53,7 +53,7 @@ def content_hash(
     model_defaults: Mapping[str, Any],
     validators: Sequence[Mapping[str, Any]],
 ) -> str:
-    """SHA-256 (hex) of everything that shapes an answer, as canonical JSON."""
+    """SHA-256 (hex) of the content of a version, as canonical JSON."""
     body = {
         "kind": str(kind),
         "system": system,
@@ -74,7 +74,7 @@ def check_content(
     model_defaults: Mapping[str, Any],
     validators: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Raise InvalidInput, naming the field, unless this can be the content of a version."""
+    """Validate the content of a version. Raises InvalidInput, naming the field."""
     check_text("The system template", system, limit=20_000)
     check_text("The user template", user, limit=20_000)
     if not user.strip():
@@ -102,7 +102,7 @@ def check_content(
 
 
 def _check_depth(what: str, value: Any) -> None:  # noqa: ANN401 - any JSON
-    """Raise InvalidInput where JSON is nested so deep that reading it would overflow the stack."""
+    """Raise InvalidInput if JSON is nested so deep that parsing could overflow the stack."""
     level = [value]
     for _ in range(MAX_JSON_DEPTH):
         level = [
@@ -117,7 +117,7 @@ def _check_depth(what: str, value: Any) -> None:  # noqa: ANN401 - any JSON
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where a limit of tokens is none: an answer that is cut off doubles it."""
+    """Raise InvalidInput for an invalid token limit: a truncated answer doubles it."""
     for name, value in parameters.items():
         if name.startswith("max_") and not (type(value) is int and value > 0):
             raise InvalidInput(
@@ -147,7 +147,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _follow(reference: str, schema: Mapping[str, Any]) -> None:
-    """Raise InvalidInput unless a reference within `schema` leads to a schema in the end."""
+    """Raise InvalidInput unless every reference in `schema` resolves to a schema."""
     part_at = parts_of(schema)
     seen: set[str] = set()
     following: Any = reference
@@ -176,7 +176,7 @@ def _references(schema: Any) -> list[str]:  # noqa: ANN401 - any JSON
 
 
 def get(session: Session, name: str) -> Prompt:
-    """The prompt called `name`; else NotFound."""
+    """The prompt with this name. Raises NotFound."""
     prompt = session.exec(select(Prompt).where(Prompt.name == name)).one_or_none()
     if prompt is None:
         raise NoSuch(f"prompt {shortened(name)}", "prompts list", "/v1/prompts")
@@ -193,7 +193,7 @@ def latest(session: Session, prompt: Prompt) -> PromptVersion:
 def resolve(
     session: Session, name: str, *, version: int | None = None, alias: str | None = None
 ) -> PromptVersion:
-    """The version of prompt `name` by number or alias; by neither: the newest one."""
+    """The version of prompt `name` by number or alias. Default: the newest."""
     if version is not None and alias is not None:
         raise InvalidInput(f"Name a version or an alias of prompt {name!r}, not both")
     prompt = get(session, name)
@@ -244,7 +244,7 @@ def create(
     message: str = "",
     author: str = "",
 ) -> tuple[Prompt, PromptVersion]:
-    """A new prompt with its version 1. Raises InvalidInput, or Conflict if the name is taken."""
+    """Create a prompt with version 1. Raises InvalidInput, or Conflict if the name exists."""
     check_name("The prompt's name", name)
     check_text("The summary", summary, limit=1000)
     if kind not in set(PromptKind):
@@ -281,12 +281,12 @@ def create_version(
     message: str = "",
     author: str = "",
 ) -> tuple[PromptVersion, bool]:
-    """The next version of `prompt`, and whether it is new: equal content gives the latest again.
+    """Create the next version of `prompt`. Returns the latest and False if its content is equal.
 
     Raises InvalidInput for what cannot be a prompt, Conflict for an archived one.
     """
     if prompt.archived_at is not None:
-        raise Conflict(f"Prompt {prompt.name!r} is archived: bring it back first.")
+        raise Conflict(f"Prompt {prompt.name!r} is archived: restore it first.")
     check_text("The message", message, limit=1000)
     check_text("The author", author, limit=200)
     content: dict[str, Any] = {
@@ -327,7 +327,7 @@ def _newest_or_none(session: Session, prompt: Prompt) -> PromptVersion | None:
 
 
 def versions(session: Session, prompt: Prompt) -> Sequence[PromptVersion]:
-    """All versions of `prompt`, the newest first."""
+    """All versions of `prompt`, newest first."""
     return session.exec(
         select(PromptVersion)
         .where(PromptVersion.prompt_id == prompt.id)
@@ -344,7 +344,7 @@ def listing(
     limit: int | None = 100,
     offset: int = 0,
 ) -> list[PromptView]:
-    """Prompts by name; `search`: with this in name, summary or a tag, `tag`: with this very tag."""
+    """Prompts by name, filtered by `search` (name, summary, tag) or by exact `tag`."""
     query = select(Prompt).order_by(Prompt.name).limit(limit).offset(offset)
     if not archived:
         query = query.where(col(Prompt.archived_at).is_(None))
@@ -360,7 +360,7 @@ def listing(
 
 
 def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether a prompt has a tag that fits `condition`."""
+    """Whether a prompt has a tag that matches `condition`."""
     return exists().where(col(PromptTag.prompt_id) == col(Prompt.id), condition)
 
 
@@ -374,7 +374,7 @@ def tags_of(session: Session, prompt: Prompt) -> list[str]:
 
 
 def set_tags(session: Session, prompt: Prompt, tags: Sequence[str]) -> None:
-    """Give `prompt` these tags in place of those it had. Versions and hashes know nothing of it."""
+    """Replace the tags of `prompt`. Tags are not part of versions and hashes."""
     checked = {check_line(f"Tag {n}", tag, limit=MAX_TAG) for n, tag in enumerate(tags, start=1)}
     if len(checked) > MAX_TAGS:
         raise InvalidInput(f"A prompt has at most {MAX_TAGS} tags; these are {len(checked)}")
@@ -385,7 +385,7 @@ def set_tags(session: Session, prompt: Prompt, tags: Sequence[str]) -> None:
 
 
 def view(session: Session, prompt: Prompt) -> PromptView:
-    """`prompt` as it crosses the wire."""
+    """The API schema of `prompt`."""
     newest = session.exec(
         select(func.max(PromptVersion.number)).where(PromptVersion.prompt_id == prompt.id)
     ).one()
@@ -411,7 +411,7 @@ def view(session: Session, prompt: Prompt) -> PromptView:
 
 
 def version_view(prompt: Prompt, version: PromptVersion) -> VersionView:
-    """`version` as it crosses the wire."""
+    """The API schema of `version`."""
     return VersionView(
         prompt=prompt.name,
         kind=PromptKind(prompt.kind),
@@ -431,7 +431,7 @@ def move_alias(
     confirm: bool = False,
     at: datetime | None = None,
 ) -> AliasView:
-    """Point alias `name` at `version`, and log the move. The same target again changes nothing.
+    """Point alias `name` at `version` and log the move. The same target changes nothing.
 
     `at`: when that was, if not now.
 
@@ -439,7 +439,7 @@ def move_alias(
     """
     if not _ALIAS_NAME.fullmatch(name):
         raise InvalidInput(
-            f"{shortened(name)} is no alias: use a to z, 0 to 9, _ and -, beginning with a letter"
+            f"{shortened(name)} is not an alias: use a to z, 0 to 9, _ and -, with a letter first"
         )
     check_text("The reason", reason, limit=1000)
     check_text("The author", author, limit=200)
@@ -488,19 +488,19 @@ def roll_back_alias(
     author: str = "",
     confirm: bool = False,
 ) -> AliasView:
-    """Put alias `name` back to where it was before its last move, which is a move as well."""
+    """Roll alias `name` back to its previous version, and log the move."""
     moves = alias_moves(session, prompt, name)
     if not moves:
         raise NotFound(f"Prompt {prompt.name!r} has no alias {shortened(name)}.")
     before = moves[0].from_number
     if before is None:
-        raise Conflict(f"Alias {name!r} of prompt {prompt.name!r} was never anywhere else.")
+        raise Conflict(f"Alias {name!r} of prompt {prompt.name!r} has no previous version.")
     reason = reason or "rollback"
     return move_alias(session, prompt, name, before, reason=reason, author=author, confirm=confirm)
 
 
 def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMove]:
-    """The moves of alias `name`, the newest first."""
+    """The moves of alias `name`, newest first."""
     return session.exec(
         select(AliasMove)
         .where(AliasMove.prompt_id == prompt.id, AliasMove.name == name)
@@ -511,7 +511,7 @@ def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMo
 def diff(
     session: Session, prompt: Prompt, before: int, after: int, *, context: int | None = None
 ) -> VersionDiff:
-    """What changed from version `before` to version `after`, field by field.
+    """The changed fields between the versions `before` and `after`.
 
     `context`: so many equal lines are shown around a change in the rows; 0: only changes, None:
     the whole field.
@@ -535,7 +535,7 @@ def _lines(value: Any) -> list[str]:  # noqa: ANN401 - a text or any JSON
 
 
 def set_archived(session: Session, prompt: Prompt, archived: bool) -> None:
-    """Archive `prompt` or bring it back; its versions and texts stay as they are."""
+    """Archive or restore `prompt`. Versions and texts are unchanged."""
     if archived != (prompt.archived_at is not None):
         prompt.archived_at = utcnow() if archived else None
         session.add(prompt)

@@ -103,9 +103,9 @@ def translate(
 
     def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
         release_id = service.named(session, release)
-        found = translations.prepared(session, release_id, body, settings, source)
+        plan = translations.prepare(session, release_id, body, settings, source)
         make = estimates.estimate if estimate else enrichment.create_run
-        return make(session, found.body, found.plan, settings.prices, texts=found.texts)
+        return make(session, plan.body, plan.plan, settings.prices, texts=plan.texts)
 
     carry_out(settings, begin, estimate=estimate, json=json)
 
@@ -125,5 +125,5 @@ def diff(before: str, after: str, json: Json = False) -> None:
     """Show labels whose texts differ between two releases (names or ids)."""
     with read_session() as session:
         old, new = service.named(session, before), service.named(session, after)
-        found = service.diff(session, old, new)
-    show(found if json else found.changed, json=json)
+        changes = service.diff(session, old, new)
+    show(changes if json else changes.changed, json=json)

@@ -1,4 +1,4 @@
-"""The table of releases: stored as the very bytes that are served."""
+"""The table of releases, stored as the bytes that are served."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ class ReleaseRow(SQLModel, table=True):
     label_set_id: int = Field(foreign_key="label_set.id", index=True)
     name: str = Field(unique=True)
     hash: str = Field(index=True)
-    labels: int  # how many
+    labels: int  # number of labels
     message: str = ""
     author: str = ""
     body: bytes

@@ -8,7 +8,7 @@ from contract import Release
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.problems import problems
 from enrich_service.releases import service, translations
-from enrich_service.releases.frozen import Frozen
+from enrich_service.releases.body_cache import BodyCache
 from enrich_service.releases.schemas import (
     RELEASE_EXAMPLE,
     ReleaseCreate,
@@ -52,7 +52,7 @@ def import_release(
     label_set: Annotated[str | None, Query(description="Label set to import into")] = None,
 ) -> ReleaseView:
     """Import a release of another service. Its hash is kept."""
-    row, new = service.take_in(session, body, name=name, label_set=label_set)
+    row, new = service.import_release(session, body, name=name, label_set=label_set)
     response.status_code = 201 if new else 200
     return service.view(session, row)
 
@@ -85,8 +85,8 @@ async def read_release(
 ) -> Response:
     """Read a release, byte for byte as it was created. Its ETag is its hash."""
     known = [tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")]
-    frozen: Frozen = request.app.state.frozen
-    digest, body = await frozen.read(release_id)
+    bodies: BodyCache = request.app.state.release_bodies
+    digest, body = await bodies.read(release_id)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
     if digest in known or "*" in known:
         return Response(status_code=304, headers=headers)
@@ -111,10 +111,8 @@ def translate_release(
 
     Create a release with the prompt and the language to use the translations.
     """
-    found = translations.prepared(session, release_id, body, settings, enricher.source)
-    run = runs_service.create_run(
-        session, found.body, found.plan, settings.prices, texts=found.texts
-    )
+    plan = translations.prepare(session, release_id, body, settings, enricher.source)
+    run = runs_service.create_run(session, plan.body, plan.plan, settings.prices, texts=plan.texts)
     view = runs_service.run_view(session, run)
     session.commit()
     runs.wake()

@@ -1,16 +1,16 @@
-"""Releases: choose one text for every label, freeze them as bytes, hash them.
+"""Releases: choose one text for every label and store them as hashed, immutable bytes.
 
-Which text a label gets, for each field that is asked for:
+The text of a label, for each requested field, is the first of:
 1. the text that a person locked;
-2. else the newest text that a person wrote for it, or that was imported as an edit of another;
-3. else the newest accepted text of the asked prompt version (of sentences and captions: the union
-   over the samples, in their order);
-4. else the newest imported text.
-Texts that a person rejected are never taken; where only approved ones are asked for, no others are.
-All of it holds within one language: of several that a release names, the first that has a text
-for a label wins, and where none is named and there are several, the release is refused.
-A generation belongs to a label by its id, or, where it was made for no label set or another one,
-by the label's name and context: a text that was paid for once serves every label set.
+2. the newest text that a person wrote for it, or that was imported as an edit of another;
+3. the newest accepted text of the requested prompt version (for sentences and captions: the union
+   of the samples, in order);
+4. the newest imported text.
+Texts rejected by a person are never used, and with `approved_only` only approved ones are.
+Texts of different languages are not mixed: a label gets the text of the first requested language
+that has one. If none is requested and the texts are in several languages, it is an error.
+A generation matches a label by id, or, if it belongs to no or another label set, by the label's
+name and context, so that texts are reused across label sets.
 """
 
 from collections import defaultdict
@@ -158,10 +158,12 @@ def _id(label: Label) -> int:
 
 
 def parse_source(given: str, model: str | None = None) -> ReleaseSource:
-    """A source from `PROMPT@VERSION` or `PROMPT@ALIAS`."""
+    """Parse `PROMPT@VERSION` or `PROMPT@ALIAS`. Raises InvalidInput."""
     prompt, at, which = given.rpartition("@")
     if not (prompt and at and which):
-        raise InvalidInput(f"{shortened(given)} is no source: write PROMPT@VERSION or PROMPT@ALIAS")
+        raise InvalidInput(
+            f"{shortened(given)} is not a source: write PROMPT@VERSION or PROMPT@ALIAS"
+        )
     if which.isdecimal() and len(which) < 10:
         return ReleaseSource(prompt=prompt, version=int(which), model=model)
     return ReleaseSource(prompt=prompt, alias=which, model=model)
@@ -175,7 +177,7 @@ def _resolve(session: Session, source: ReleaseSource) -> _Source:
     return _Source(prompt.kind, prompt, version, source.model)
 
 
-# All that a release says of a generation; the raw reply is left where it is.
+# The columns that a release needs of a generation, without the raw reply.
 _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(Label.id).label("for_label"),
     col(Label.key).label("key"),
@@ -214,7 +216,7 @@ def _candidates(
     human = and_(
         or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
         col(Generation.kind) == source.kind,
-        # What a person did for a label of another set stays there.
+        # A person's text for a label of another set is not used.
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
     )
     of_version = and_(
@@ -247,9 +249,9 @@ def _candidates(
 def current(
     session: Session, label_set: LabelSet, source: ReleaseSource, only: Sequence[int]
 ) -> dict[int, tuple[Any, list[TextSource]]]:
-    """What a release from `source` would take now for the labels with these ids, and from where.
+    """The texts that a release from `source` would contain now, with their sources, by label id.
 
-    In whatever language: the newest text is shown.
+    Languages are ignored: the newest text is returned.
     """
     resolved = _resolve(session, source)
     candidates = _candidates(session, label_set, resolved, approved_only=False, only=only)
@@ -259,7 +261,7 @@ def current(
 def _by_language(
     kind: str, candidates: Sequence[Row[Any]], languages: Sequence[str]
 ) -> Iterable[dict[int, tuple[Any, list[TextSource]]]]:
-    """What is chosen in each of `languages` in turn; without any, of all candidates."""
+    """The chosen texts in each of `languages` in turn; without any, of all candidates."""
     if not languages:
         yield _choose(kind, candidates)
     for wanted in languages:
@@ -268,7 +270,7 @@ def _by_language(
 
 
 def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, list[TextSource]]]:
-    """For each label that has one, the chosen text of `kind` and where it came from."""
+    """The chosen text of `kind` and its sources, by label id."""
     locked: dict[int, Row[Any]] = {}
     edits: dict[int, Row[Any]] = {}
     imports: dict[int, Row[Any]] = {}
@@ -283,7 +285,7 @@ def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, l
         elif row.source == GenerationSource.IMPORT:
             imports[row.for_label] = row
         else:
-            # Taken out first, so that the newest one comes last.
+            # Removed first, so that the newest one comes last.
             samples[row.for_label].pop(row.sample_index, None)
             samples[row.for_label][row.sample_index] = row
     chosen: dict[int, tuple[Any, list[TextSource]]] = {}
@@ -305,7 +307,7 @@ def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, l
 
 
 def _field_value(kind: str, parsed: Sequence[dict[str, Any]]) -> Any:  # noqa: ANN401 - by kind
-    """The release field of `kind` from parsed answers; empty where they hold nothing."""
+    """The release field of `kind` from parsed answers; empty if they are empty."""
     if kind == PromptKind.DESCRIPTION:
         return str(parsed[0].get("description") or "").strip()
     if kind == PromptKind.ATTRIBUTES:
@@ -356,10 +358,10 @@ def _require_texts(
             named = ", ".join(map(repr, missing[:_NAMED_IN_ERRORS]))
             more = ", …" if len(missing) > _NAMED_IN_ERRORS else ""
             what = f"approved {kind or 'text'}" if approved_only else kind or "text"
-            remedy = "Approve" if approved_only else "Run the prompt for them, write or import"
+            remedy = "Approve" if approved_only else "Run the prompt, write or import"
             raise Conflict(
                 f"{len(missing)} of {len(labels)} labels have no {what}{spoken}: {named}{more}. "
-                f'{remedy} texts, or allow it: --allow-missing, in a request "allow_missing": true.'
+                f'{remedy} texts, or use --allow-missing, in a request "allow_missing": true.'
             )
 
 
@@ -381,7 +383,7 @@ def _store(
     if same_name is not None:
         if same_name.hash == digest and same_name.label_set_id == label_set.id:
             return same_name, False
-        raise Conflict(f"There is a release {name!r} with other texts: choose another name.")
+        raise Conflict(f"Release {name!r} exists with other texts: choose another name.")
     assert label_set.id is not None
     row = ReleaseRow(
         label_set_id=label_set.id,
@@ -511,23 +513,23 @@ def parsed(row: ReleaseRow) -> Release:
     return _read(row.body)
 
 
-@lru_cache(maxsize=4)  # they never change, and a large one takes half a second to read
+@lru_cache(maxsize=4)  # immutable, and a large one takes half a second to parse
 def _read(body: bytes) -> Release:
     return Release.model_validate_json(body)
 
 
-def take_in(
+def import_release(
     session: Session, release: Release, *, name: str | None = None, label_set: str | None = None
 ) -> tuple[ReleaseRow, bool]:
-    """Store a release that was exported elsewhere, under its own hash; and whether it is new.
+    """Import a release under its own hash. Returns it, and whether it is new.
 
-    Its label set is made where there is none of that name. Raises InvalidInput where the texts do
-    not have the hash they claim, Conflict where the label set has other labels.
+    Creates its label set if none has that name. Raises InvalidInput if the texts do not match the
+    hash, Conflict if the label set has other labels.
     """
     if release_hash(release.labels) != release.hash:
         raise InvalidInput(
-            f"The texts of release {shortened(release.name)} do not have the hash that it claims: "
-            "it was changed or damaged; export it again."
+            f"The texts of release {shortened(release.name)} do not match its hash: the file was "
+            "changed or damaged; export it again."
         )
     labels = [
         LabelIn(key=label.key, name=label.name, context=label.context) for label in release.labels
@@ -548,13 +550,13 @@ def take_in(
 
 
 def label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> tuple[LabelSet, bool]:
-    """The label set `name` with exactly these labels, made where there is none; is it new?"""
+    """The label set `name` with these labels, created if missing, and whether it is new."""
     found = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if found is None:
         return label_service.create(session, name, labels), True
     have = [(one.key, one.name, one.context) for one in label_service.labels_of(session, found)]
     if have != [(one.key, one.name, one.context) for one in labels]:
         raise Conflict(
-            f"There is a label set {name!r} with other labels: name another one to import into."
+            f"Label set {name!r} exists with other labels: choose another one to import into."
         )
     return found, False

@@ -1,4 +1,4 @@
-"""The labels of a label set as a person looks through them: the text of each as it is now.
+"""The table of a label set: each label with its current text and state.
 
 "Now" is what a release would take from one prompt version (see `service`).
 """
@@ -28,13 +28,13 @@ from enrich_service.releases.schemas import ReleaseSource
 
 
 class TextState(StrEnum):
-    """What is known of a label's text. The last three are looked for; rows tell them apart."""
+    """State of a label's text. The last three are filters; rows have them as separate fields."""
 
-    MISSING = "missing"  # nothing was asked yet, or nothing answered
+    MISSING = "missing"  # no answer yet
     ACCEPTED = "accepted"
-    EDITED = "edited"  # a person's
-    REJECTED = "rejected"  # every answer was bad
-    FLAGGED = "flagged"  # accepted, but worth a look
+    EDITED = "edited"  # written by a person
+    REJECTED = "rejected"  # all answers were rejected
+    FLAGGED = "flagged"  # accepted with a warning
     APPROVED = "approved"  # by a person
     LOCKED = "locked"
 
@@ -46,11 +46,11 @@ class LabelText:
     label: Label
     state: TextState
     text: str | None  # on one line
-    generation_id: int | None  # that the text came from, or that was rejected last
+    generation_id: int | None  # source of the text, or the last rejected one
     flags: tuple[str, ...]
     problems: tuple[str, ...]  # why there is no text
     edits: int  # texts that people wrote
-    approved: bool | None = None  # None: nobody said
+    approved: bool | None = None  # None: not reviewed
     locked: bool = False
 
 
@@ -59,7 +59,7 @@ _HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
 def _named_in(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Labels of a name that some generation of few has: looked up once, it spares the others."""
+    """Labels whose name occurs in the matching generations: narrows the search early."""
     return col(Label.name).in_(sa.select(col(Generation.label_name)).where(*conditions))
 
 
@@ -91,13 +91,13 @@ _EDIT = or_(
 
 
 def _has_human(kind: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    # What people write and import belongs to no run, and the index of runs finds it.
+    # Texts of people and imports have no run, so the index on run_id finds them.
     of_no_run = _named_in(col(Generation.run_id).is_(None), col(Generation.source).in_(_HUMAN))
     return and_(of_no_run, _exists(_human(kind), *conditions))
 
 
 def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElement[bool]:
-    """Labels in `state`, seen from one prompt version."""
+    """Labels in `state` for one prompt version."""
     rejected = _exists(
         col(Generation.prompt_version_id) == version.id,
         or_(col(Generation.status) == GenerationStatus.REJECTED, reviews.REJECTED),
@@ -129,7 +129,7 @@ def page(
     limit: int | None = 50,
     offset: int = 0,
 ) -> tuple[list[LabelText], int]:
-    """A stretch of the labels that fit, in their order, and how many fit in all.
+    """One page of the matching labels, in order, and their total number.
 
     `search` looks in names and keys.
     """
@@ -184,7 +184,7 @@ def _with_texts(
 def _generations(
     session: Session, ids: Sequence[int], version: PromptVersion, kind: str
 ) -> Sequence[sa.Row[Any]]:
-    """What was asked and written for these labels, the oldest first; without the bulk."""
+    """The generations of these labels without large columns, oldest first."""
     columns: tuple[Any, ...] = (
         col(Label.id).label("label"),
         col(Generation.id).label("id"),

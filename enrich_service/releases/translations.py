@@ -1,7 +1,7 @@
-"""Translations: the texts of a release, to be worked on by a run like any other.
+"""Translations: runs over the texts of a release.
 
-What a run is given is frozen with it, so that it goes on with the same texts after a restart. Each
-new text is a generation of its own language, and its parent is the text that it was made of.
+The texts are stored with the run, so that it resumes with the same texts after a restart. Each new
+text is a generation with its own language, whose parent is the original text.
 """
 
 from dataclasses import dataclass
@@ -24,27 +24,27 @@ _KINDS = (PromptKind.DESCRIPTION, PromptKind.SENTENCES, PromptKind.CAPTIONS)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """All that a run over the texts of a release needs."""
+class TranslationPlan:
+    """The inputs of a run over the texts of a release."""
 
     body: RunCreate
     plan: Plan
     texts: SourceTexts
 
 
-def prepared(
+def prepare(
     session: Session,
     release_id: int,
     body: TranslationCreate,
     settings: Settings,
     source: GenerationSource,
-) -> Prepared:
-    """What to ask to translate the texts of a release, of the field that the prompt fills.
+) -> TranslationPlan:
+    """Plan the translation of the texts of a release, in the field that the prompt fills.
 
     Raises:
-        NotFound: there is no such release or prompt.
-        InvalidInput: the prompt works on no such texts.
-        Conflict: the release has none, or has them in that language already.
+        NotFound: the release or prompt does not exist.
+        InvalidInput: the prompt does not use texts of a release.
+        Conflict: the release has no such texts, or has them in that language already.
     """
     row = service.get(session, release_id)
     release = service.parsed(row)
@@ -52,7 +52,7 @@ def prepared(
     plan = choose(session, body, settings, source)
     check_subject(plan, texts=True)
     if plan.kind not in _KINDS:
-        raise InvalidInput(f"prompt {plan.prompt!r}: {plan.kind} cannot be worked on as texts")
+        raise InvalidInput(f"prompt {plan.prompt!r}: {plan.kind} cannot be translated")
     origins = {one.key: one for one in release.sources if one.field == plan.kind}
     ids = {label.key: label.id for label in labels.labels_of(session, label_set)}
     wanted = body.language.strip().casefold()
@@ -71,6 +71,6 @@ def prepared(
             (given,) if isinstance(given, str) else given, origin.generation_id if origin else None
         )
     if not texts:
-        why = f"are in {body.language} already" if there else "are not there"
+        why = f"are already in {body.language}" if there else "do not exist"
         raise Conflict(f"The {plan.kind} texts of release {release.name!r} {why}.")
-    return Prepared(RunCreate(label_set=label_set.name, **body.model_dump()), plan, texts)
+    return TranslationPlan(RunCreate(label_set=label_set.name, **body.model_dump()), plan, texts)

@@ -1,4 +1,4 @@
-"""Two prompt versions, or two models, over the same label set: from what is stored, for nothing.
+"""Comparison of stored answers of two prompt versions or models over a label set.
 
 Of each label and side the text is shown that a release would take of the version: the newest
 accepted one, of sentences and captions the union over the samples. People's edits stay out: here
@@ -38,14 +38,14 @@ from enrich_service.trials.schemas import (
 from enrich_service.validation.answer import texts_of
 from enrich_service.validation.token_count import estimate_tokens
 
-TEACHER_TOKENS = 77  # what CLIP reads
+TEACHER_TOKENS = 77  # the context length of CLIP
 JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics
 _UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
 _MODELS = (GenerationSource.MODEL, GenerationSource.REPLAY)
 
 
 class _Answer(NamedTuple):
-    """What is read of a generation: of 10,000 labels, objects would take seconds."""
+    """The columns needed of a generation; mapped objects of 10,000 labels would take seconds."""
 
     id: int
     status: GenerationStatus
@@ -66,7 +66,7 @@ _COLUMNS = tuple(getattr(Generation, name) for name in _Answer._fields)
 
 @dataclass
 class _Side:
-    """A version and perhaps a model, with every stored answer by label id, the oldest first."""
+    """A version and optionally a model, with stored answers by label id, oldest first."""
 
     prompt: Prompt
     version: PromptVersion
@@ -86,7 +86,7 @@ def compare(
     limit: int = 100,
     offset: int = 0,
 ) -> Comparison:
-    """Both sides over `label_set`, with the labels from the `offset`-th on.
+    """Compare both sides over `label_set`, with one page of labels.
 
     `artifacts`: folder of the reports. Raises Conflict where the kinds of the prompts differ.
     """
@@ -107,7 +107,7 @@ def compare(
 def sums(
     session: Session, label_set: str, a: ReleaseSource, b: ReleaseSource, artifacts: Path
 ) -> tuple[ComparedSide, ComparedSide]:
-    """Both sides over the whole of `label_set`, in numbers; see `compare`."""
+    """The totals of both sides over `label_set`; see `compare`."""
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
     left, right = _sides(session, a, b)
@@ -128,7 +128,7 @@ def texts(
     limit: int,
     offset: int,
 ) -> tuple[list[ComparedLabel], int]:
-    """The texts of both sides for the labels from the `offset`-th on; how many labels there are."""
+    """The texts of both sides for one page of labels, and the number of labels."""
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
     shown = labels[offset : offset + limit]
@@ -159,7 +159,7 @@ def _side(session: Session, source: ReleaseSource) -> _Side:
 
 
 def _read(session: Session, side: _Side, wanted: sa.ColumnElement[bool]) -> None:
-    """Read the answers of `side` about the labels that are `wanted`."""
+    """Load the answers of `side` for the `wanted` labels."""
     same_label = and_(
         col(Label.name) == col(Generation.label_name),
         col(Label.context).is_not_distinct_from(col(Generation.label_context)),
@@ -181,7 +181,7 @@ def _read(session: Session, side: _Side, wanted: sa.ColumnElement[bool]) -> None
 
 
 def _results(side: _Side, label: LabelLine) -> list[_Answer]:
-    """The answers that speak for the label: accepted ones, else the last one there is."""
+    """The answers to show for a label: the accepted ones, else the last one."""
     rows = side.answers.get(label.id, [])
     accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
     if not accepted:
@@ -235,7 +235,7 @@ def _side_view(
     statuses = Counter(found[-1].status for found in results if found)
     texts = [found for found in map(_texts, results) if found]
     tokens = [_teacher_tokens(found) for found in texts]
-    # Once each, though a label may stand twice in a set.
+    # Each answer once: a name may occur twice in a label set.
     rows = list({row.id: row for found in side.answers.values() for row in found}.values())
     latencies = [row.latency_ms for row in rows if row.latency_ms is not None]
     return ComparedSide(
@@ -266,7 +266,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
-    """How many answers each rule had something to say of; each says so in front of a colon."""
+    """Number of answers by rule, the part of a problem before the colon."""
     counted = Counter(rule for said in found for rule in {one.partition(":")[0] for one in said})
     return dict(sorted(counted.items()))
 
@@ -274,7 +274,7 @@ def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
 def _diagnosed(
     session: Session, label_set: LabelSet, side: _Side, artifacts: Path
 ) -> SideDiagnostics | None:
-    """The diagnostics of the newest job whose release stands on this side alone."""
+    """The diagnostics of the newest job whose release has texts of this side only."""
     query = (
         select(JobRow.id, ReleaseRow)
         .join(ReleaseRow, col(ReleaseRow.id) == col(JobRow.release_id))
@@ -297,7 +297,7 @@ def _diagnosed(
 
 
 def _taken_from(release: Release, side: _Side) -> int:
-    """How many labels of a release have a text of this side; 0 where any has one of another."""
+    """Number of labels of a release with a text of this side; 0 if any has another source."""
     cited = [source for source in release.sources if source.field == side.prompt.kind]
     own = [
         source.key

@@ -1,4 +1,4 @@
-"""Try a prompt that is not saved, beside a version that is.
+"""Test an unsaved prompt next to a saved version.
 
 The answers of the unsaved prompt are stored nowhere: each label is asked once, and what is wrong
 with the answer is told as it is. The saved version answers as it does for `describe`: what is
@@ -37,7 +37,7 @@ from enrich_service.validation.judge import Judgement
 
 
 async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
-    """The texts of an unsaved prompt for each label, and those of the saved version beside them.
+    """The answers of an unsaved prompt and of the saved version for each label.
 
     Raises:
         InvalidInput: the content cannot be a prompt version, or a label cannot be one.
@@ -46,7 +46,7 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
     labels = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = _plan(enricher, body)
     if body.against is not None:
-        await asyncio.to_thread(_look_up, enricher, body.against)  # before anything is paid for
+        await asyncio.to_thread(_look_up, enricher, body.against)  # fail before any paid call
     accepted_texts = AcceptedTextIndex()
     outcomes = await asyncio.gather(
         *(_ask(enricher, plan, label, accepted_texts) for label in labels)
@@ -82,7 +82,7 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
 
 
 def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
-    """How the unsaved prompt is asked. Its version is a row that never meets the database."""
+    """The plan of the unsaved prompt. Its version is a row that is never stored."""
     content = body.model_dump(include=set(prompts.CONTENT_FIELDS))
     prompts.check_content(**content)
     digest = prompts.content_hash(kind=body.kind, **content)
@@ -131,7 +131,7 @@ def _without_answer(problems: list[str]) -> Tried:
 
 
 def _answered(enricher: Enricher, plan: Plan, reply: Reply, found: Judgement) -> Tried:
-    """An answer of the unsaved prompt; a bad one is shown with its text and its problems."""
+    """An answer of the unsaved prompt; a rejected one includes its text and problems."""
     attributes = attributes_of(found.parsed) if plan.kind == PromptKind.ATTRIBUTES else {}
     return Tried(
         status=GenerationStatus.ACCEPTED if found.accepted else GenerationStatus.REJECTED,
@@ -176,7 +176,7 @@ async def _saved(
 def _attempts(
     enricher: Enricher, generation_ids: Sequence[int | None]
 ) -> dict[int | None, list[Generation]]:
-    """For each result all generations with its dedupe key, the bad ones before it too."""
+    """For each result, all generations with its dedupe key, including earlier rejected ones."""
     with reading(enricher.engine) as session:
         results = session.exec(select(Generation).where(col(Generation.id).in_(generation_ids)))
         return {

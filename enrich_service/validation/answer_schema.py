@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT202012
 
 from enrich_service.core.errors import InvalidInput
 
-MOST_PARTS: Final = 5_000  # of a schema with its references written out
+MOST_PARTS: Final = 5_000  # of a schema with its references expanded
 
 
 def _match(
@@ -34,7 +34,7 @@ SchemaValidator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped
 
 
 def check_patterns(schema: Any) -> None:  # noqa: ANN401 - any JSON
-    """Raise InvalidInput where a pattern in `schema` cannot be matched in linear time."""
+    """Raise InvalidInput if a pattern in `schema` cannot be matched in linear time."""
     if isinstance(schema, list):
         for value in schema:
             check_patterns(value)
@@ -55,14 +55,14 @@ def check_patterns(schema: Any) -> None:  # noqa: ANN401 - any JSON
 
 
 def parts_of(schema: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Gives the part of `schema` that a reference leads to, or raises Unresolvable."""
-    # The registry is empty, so that nothing is ever fetched from an address.
+    """Return a function that resolves a reference in `schema`, or raises Unresolvable."""
+    # The registry is empty, so that nothing is fetched from a URL.
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
     return lambda reference: resolver.lookup(reference).contents
 
 
 def check_references(schema: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where references make `schema` too large to be checked in a moment."""
+    """Raise InvalidInput if `schema` is too large once its references are expanded."""
     part_at = parts_of(schema)
     within: set[int] = {id(schema)}  # what is being written out
     again: set[int] = set()  # of that, what was referred to from within
@@ -88,7 +88,7 @@ def check_references(schema: Mapping[str, Any]) -> None:
         try:
             target = part_at(reference)
         except Unresolvable:
-            return  # told elsewhere
+            return  # reported elsewhere
         if id(target) not in within:
             within.add(id(target))
             write_out(target)

@@ -1,4 +1,4 @@
-"""Charts as numbers for inline SVG: where lines, bars and ticks lie on a drawing of fixed size.
+"""Coordinates of charts for inline SVG: lines, bars and ticks in a fixed size.
 
 The colours are classes s1 … s6 of the style sheet, so that charts follow the reader's light or
 dark mode, and nothing has to be styled inline.
@@ -13,16 +13,16 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 COLOURS = 6
 _TICKS = 5
 _ROUNDING = 1e-6
-_NOTHING = 1e-100  # differences below this are none, and floats stay normal
+_NOTHING = 1e-100  # smaller differences count as zero, and floats stay normal
 
-_LARGEST = 1e100  # values beyond it are left out: no scale could show them
+_LARGEST = 1e100  # larger values are omitted: no scale could show them
 
 Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid: its place in the drawing, and what stands beside it."""
+    """A grid line: its position and its label."""
 
     at: float
     text: str
@@ -30,7 +30,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One series; `points` as an SVG polyline takes them."""
+    """One series; `points` in the format of an SVG polyline."""
 
     name: str
     colour: int
@@ -53,7 +53,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of WIDTH × HEIGHT."""
+    """A chart of WIDTH × HEIGHT."""
 
     title: str
     x_label: str
@@ -69,7 +69,7 @@ class Chart:
 def line_chart(
     title: str, series: Mapping[str, Points], *, x_label: str, log: bool = False
 ) -> Chart | None:
-    """Lines over a common x; None where there is no point that can be drawn.
+    """Lines over a common x; None if there are no finite points.
 
     Without `log` the y axis begins at 0 or below; with it, what is below a millionth of the highest
     value is left out: of positive measures that is 0 but for rounding.
@@ -126,7 +126,7 @@ def line_chart(
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> Chart | None:
-    """Bars side by side in named groups, the same name in the same colour; None without any."""
+    """Bars in named groups, one colour per name; None if there are no bars."""
     groups = [
         (label, {name: value for name, value in bars.items() if _is_drawable(value)})
         for label, bars in groups

@@ -1,4 +1,4 @@
-"""The page of two prompt versions, or two models, side by side over one label set."""
+"""The page that compares two prompt versions or models over a label set."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,12 +21,12 @@ from enrich_service.web.page import page
 
 router = APIRouter()
 SIZE = 25
-AT_ONCE = 1000  # labels whose sums come with the page; those of more are asked for after it
+AT_ONCE = 1000  # labels up to which the summary is part of the page; else it is loaded later
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A label with both texts, the words that differ marked."""
+    """A label with both texts and their differences."""
 
     label: ComparedLabel
     rows: list[DiffRow]
@@ -45,7 +45,7 @@ def compare_texts(
     sums: bool = False,
     offset: Annotated[int, Query(ge=0, le=MAX_ID)] = 0,
 ) -> HTMLResponse:
-    """What is stored of two versions or two models: in numbers, and text beside text."""
+    """The comparison of stored answers of two versions or models."""
     label_set = label_service.view(session, label_service.get(session, name))
     prompts = prompt_service.listing(session, limit=None)
     found: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def compare_texts(
 
 
 def _versions(prompts: list[PromptView]) -> list[tuple[str, list[str]]]:
-    """Each prompt with its versions as a comparison names them, the newest first."""
+    """Each prompt with its versions as PROMPT@VERSION, newest first."""
     return [
         (f"{one.name} ({one.kind.value})", [f"{one.name}@{n}" for n in range(one.latest, 0, -1)])
         for one in prompts
@@ -84,7 +84,7 @@ def _versions(prompts: list[PromptView]) -> list[tuple[str, list[str]]]:
 
 
 def _proposed(prompts: list[PromptView]) -> str:
-    """What runs use where nothing else is said, if it is there."""
+    """The default prompt version of runs, if it exists."""
     wanted = Choice.model_fields["prompt"].default
     found = [
         f"{one.name}@{alias.version}"
@@ -100,14 +100,14 @@ def _beside(label: ComparedLabel) -> Beside:
 
 
 def _lines(text: ComparedText | None) -> list[str]:
-    """What stands on one side: the texts, one a line."""
+    """The texts of one side, one per line."""
     if text is None or text.text is None:
         return []
     return text.texts if len(text.texts) > 1 else [text.text]
 
 
 def _rows(a: ComparedSide, b: ComparedSide) -> list[tuple[str, Any, Any]]:
-    """The measures of both sides as a table has them, with the counts of each rule at its end."""
+    """The rows of the summary table, with the counts of each rule at the end."""
     rows: list[tuple[str, Any, Any]] = [
         (words, getattr(a, name), getattr(b, name))
         for name, words in {

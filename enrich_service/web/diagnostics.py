@@ -1,4 +1,4 @@
-"""Pages on the class texts of a trained job: how far apart they lie, and each with each other."""
+"""Pages on the class texts of a job: diagnostics and the similarity matrix."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from enrich_service.web.releases import texts_of
 
 router = APIRouter()
 
-# Which text of a label a strategy reads; of the others all are shown.
+# The label field that a text strategy reads; other strategies show all fields.
 _FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
 _CONTROL = "shuffled"
 
@@ -28,10 +28,10 @@ _CONTROL = "shuffled"
 def show_diagnostics(
     request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
 ) -> HTMLResponse:
-    """How far apart the class texts of a job lie, and which are easily confused."""
+    """The separation of a job's class texts, and the confusable classes."""
     job = service.view(session, service.get(session, job_id))
     report = reports.read(session, settings.artifact_dir, job_id)
-    assert job.release_id is not None  # or it could not have trained
+    assert job.release_id is not None  # required for training
     release = release_service.parsed(release_service.get(session, job.release_id))
     field = _FIELD_OF.get(job.config.text_strategy)
     texts = {
@@ -61,7 +61,7 @@ def show_diagnostics(
 
 @dataclass(frozen=True)
 class Sheet:
-    """The example images of a job in one file: its size, and where each class's tiles lie."""
+    """The contact sheet of a job: its size, and the tiles of each class."""
 
     file: str
     side: int
@@ -80,7 +80,7 @@ def _sheet(drawn: Thumbnails) -> Sheet:
 
 
 def _plane(report: Report) -> Plane | None:
-    """The map of moves; classes that are named in pairs get their labels first."""
+    """The map of text shifts; classes in pairs get labels first."""
     if report.text_plane is None or not report.text_plane.classes:
         return None
     pairs = [(pair.a, pair.b) for pair in report.pulled_apart]
@@ -98,7 +98,7 @@ def show_similarity(
     settings: SettingsDep,
     texts: Annotated[str, Query(max_length=100)] = "",
 ) -> HTMLResponse:
-    """How alike the texts of each two classes are; `texts`: a strategy, by default the last."""
+    """The similarity matrix of the class texts; `texts`: the text strategy, default the last."""
     job = service.view(session, service.get(session, job_id))
     found = reports.read(session, settings.artifact_dir, job_id).similarity
     if found is None or not found.pictures:
@@ -110,5 +110,5 @@ def show_similarity(
 
 
 def _decimals(value: float, step: float) -> str:
-    """A cosine with no more digits than `step` leaves right."""
+    """Format a cosine with the precision of `step`."""
     return f"{value:.{3 if step < 0.005 else 2}f}"

@@ -1,4 +1,4 @@
-"""The REST interface as a page. FastAPI's own would load its scripts from another site."""
+"""The OpenAPI page. FastAPI's own page would load scripts from another site."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
@@ -17,5 +17,5 @@ _HEADERS = PAGE_HEADERS | {
 
 @router.get("/docs", response_class=HTMLResponse)
 def show_docs(request: Request) -> HTMLResponse:
-    """Every route, with examples, to be read and tried."""
+    """All routes with examples."""
     return HTMLResponse(render(request, "docs.html"), headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""Problems as people read them: where a browser asked for a page, it gets one."""
+"""Error pages for browsers, in place of problem documents."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +22,7 @@ def install(app: FastAPI) -> None:
 
 
 async def answer(request: Request, error: UserError) -> Response:
-    """The answer to a request that is refused before it reaches a route."""
+    """The response to a request that is rejected before it reaches a route."""
     return await run_in_threadpool(_shown, request, problems.answer(error))
 
 
@@ -37,7 +37,7 @@ def _as_page(
 
 
 def _shown(request: Request, response: Response) -> Response:
-    """`response`; where it is a problem document and a browser asked for a page, that page."""
+    """`response`, or an error page if it is a problem document and a browser asked for HTML."""
     if not _wants_page(request) or response.media_type != problems.MEDIA_TYPE:
         return response
     problem = json.loads(bytes(response.body))
@@ -47,7 +47,7 @@ def _shown(request: Request, response: Response) -> Response:
 
 
 def _told(headers: Mapping[str, str]) -> dict[str, str]:
-    """What a refusal says besides its text: how to get in, when to come again."""
+    """The headers of a rejection: authentication challenge, time to retry."""
     about = ("content-type", "content-length")
     return {name: value for name, value in headers.items() if name not in about}
 

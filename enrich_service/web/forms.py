@@ -1,7 +1,7 @@
-"""What people send: forms that only this service's own pages can have sent, and their fields.
+"""Forms of the pages: protection against cross-site requests, and parsing of their fields.
 
-Two fences against forms of other sites: `keys.gate` refuses what the browser says comes from
-elsewhere, and each form repeats the secret of a cookie that only pages of this service can read.
+Two protections: `keys.authentication` rejects requests that the browser marks as cross-site, and
+each form contains the token of a cookie that only pages of this service can read.
 """
 
 import secrets
@@ -25,12 +25,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Form(dict[str, str]):
-    """The fields of a form that were filled in, without blanks around them; files are apart."""
+    """The non-empty fields of a form, stripped; uploaded files are in `files`."""
 
     files: Mapping[str, bytes]
 
-    def ticked(self, name: str) -> bool:
-        """Whether a box was ticked."""
+    def is_checked(self, name: str) -> bool:
+        """Whether a checkbox is checked."""
         return name in self
 
 
@@ -48,7 +48,7 @@ async def _sent_form(request: Request) -> Form:
                 "This form has expired or came from another site: reload its page and resubmit.",
             )
         form = Form(
-            (name, value.strip().replace("\r\n", "\n"))  # browsers send lines as mail does
+            (name, value.strip().replace("\r\n", "\n"))  # browsers send CRLF
             for name, value in data.items()
             if isinstance(value, str) and value.strip() and name != TOKEN_FIELD
         )
@@ -71,7 +71,7 @@ def without_none(annotation: object) -> object:
 
 
 def field_values(model: type[BaseModel], form: Form, prefix: str = "") -> dict[str, Any]:
-    """The values that a form holds for the fields of `model`, ready to be validated.
+    """The values of a form for the fields of `model`, to be validated.
 
     A field of a nested model is named `outer.inner` in the form. A checkbox that was not ticked is
     False. The text of a choice becomes the value of the field's `Literal`, which may be a number.
@@ -83,7 +83,7 @@ def field_values(model: type[BaseModel], form: Form, prefix: str = "") -> dict[s
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             values[name] = field_values(annotation, form, f"{key}.")
         elif annotation is bool:
-            values[name] = form.ticked(key)
+            values[name] = form.is_checked(key)
         elif key in form:
             choices = get_args(annotation) if get_origin(annotation) is Literal else ()
             by_text = {str(choice): choice for choice in choices}
@@ -99,10 +99,10 @@ def parse_form(model: type[Model], values: Mapping[str, object]) -> Model:
         raise InvalidInput(first_error_line(error, "The form")) from error
 
 
-def done(url: str, form: Form) -> RedirectResponse:
-    """Go on to `url` after a form was accepted; who signed it is proposed the next time."""
+def redirect(url: str, form: Form) -> RedirectResponse:
+    """Redirect to `url` after a form was accepted, and remember its author in a cookie."""
     response = RedirectResponse(url, 303)
     author = form.get("author", "")[:200]
-    if author and author.isascii() and author.isprintable():  # all that a cookie can hold
+    if author and author.isascii() and author.isprintable():  # as cookies require
         response.set_cookie(PERSON_COOKIE, author, max_age=_YEAR, httponly=True, samesite="strict")
     return response

@@ -1,4 +1,4 @@
-"""The first page: what runs, what finished, what needs a person; at first, how to begin."""
+"""The home page: running, recently finished and failed work; first steps."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
@@ -15,14 +15,14 @@ from enrich_service.web.jobs import progress_of
 from enrich_service.web.page import page
 
 router = APIRouter()
-LATELY = 30  # runs and jobs that are looked through
+LATELY = 30  # newest runs and jobs that are considered
 SHOWN = 8
 _MOVING = (RunState.QUEUED, RunState.RUNNING)
 
 
 @router.get("/", response_class=HTMLResponse)
 def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResponse:
-    """What goes on, the newest first."""
+    """The home page."""
     lately = [
         enrichment_service.run_view(session, run, runs.active(run.id or 0))
         for run in enrichment_service.list_runs(

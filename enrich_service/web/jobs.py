@@ -1,4 +1,4 @@
-"""Pages of jobs: the queue, a job while it trains, what came of it, several side by side."""
+"""Pages of jobs: queue, form, progress, results, comparison."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +32,7 @@ from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
 from enrich_service.web.charts import Chart, bar_chart, line_chart
-from enrich_service.web.forms import SentForm, done, field_values, parse_form, without_none
+from enrich_service.web.forms import SentForm, field_values, parse_form, redirect, without_none
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -52,7 +52,7 @@ Jobs = Annotated[
 def list_jobs(
     request: Request, session: ReadSession, state: str = "", offset: Offset = 0
 ) -> HTMLResponse:
-    """Jobs, the newest first."""
+    """Jobs, newest first."""
     if state not in ("", *JobState):
         raise InvalidInput(f"state: must be one of {', '.join(JobState)}")
     wanted = JobState(state) if state else None
@@ -121,7 +121,7 @@ def _form(
 
 
 def _fields(model: type[BaseModel], given: Mapping[str, Any], prefix: str = "") -> list[Field]:
-    """The fields of a config; those of a config within it have its name before theirs."""
+    """The fields of a config; fields of a nested config are prefixed with its name."""
     found = []
     for name, info in model.model_fields.items():
         nested = info.annotation
@@ -151,7 +151,7 @@ def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config on one level: `losses.cls` for the field `cls` of `losses`."""
+    """A flattened config: `losses.cls` for the field `cls` of `losses`."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -167,7 +167,7 @@ def _config(job: Job) -> dict[str, Any]:
 
 @router.post("/jobs")
 def create_job(request: Request, form: SentForm, session: WriteSession) -> Response:
-    """Put a job into the queue."""
+    """Queue a job."""
     try:
         with session.begin_nested():
             body = parse_form(
@@ -177,9 +177,11 @@ def create_job(request: Request, form: SentForm, session: WriteSession) -> Respo
             )
             row = service.create(session, body.release_id, body.config, priority=body.priority)
     except UserError as error:
-        ticks = {f.name: form.ticked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"}
+        ticks = {
+            f.name: form.is_checked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"
+        }
         return _form(request, session, {**form, **ticks}, error)
-    return done(f"/jobs/{row.id}", form)
+    return redirect(f"/jobs/{row.id}", form)
 
 
 # ------------------------------------------------------------------------------------------ a job
@@ -195,7 +197,7 @@ def compare_jobs(
 
 @router.get("/jobs/compare.csv")
 def download_comparison(session: ReadSession, settings: SettingsDep, jobs: Jobs) -> Response:
-    """The tables of the comparison as one."""
+    """The comparison as one CSV table."""
     found = _comparison(session, settings, jobs)
     rows = [(row.name, *row.values) for row in (*found["results"], *found["settings"])]
     return csv_file("jobs.csv", ("", *(f"job {job.id}" for job in found["jobs"])), rows)
@@ -203,15 +205,15 @@ def download_comparison(session: ReadSession, settings: SettingsDep, jobs: Jobs)
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One line of the comparison; `differs`: not all jobs have the same here."""
+    """One row of the comparison."""
 
     name: str
     values: tuple[object, ...]
-    best: frozenset[int] = frozenset()  # places of the highest value
+    best: frozenset[int] = frozenset()  # positions of the highest value
 
     @property
     def differs(self) -> bool:
-        """Whether the jobs differ here."""
+        """Whether the values of the jobs differ."""
         return len({repr(value) for value in self.values}) > 1
 
 
@@ -252,7 +254,7 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
 
 
 def _release(session: Session, job: Job) -> ReleaseView | None:
-    """The release that a job trains on; None while it waits for the run that makes it."""
+    """The release that a job trains on; None while the job waits for its run."""
     if job.release_id is None:
         return None
     return release_service.view(session, release_service.get(session, job.release_id))
@@ -301,7 +303,7 @@ def _bars(split: str, jobs: Sequence[Job], found: Sequence[Report | None]) -> Ch
 def show_job(
     request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
 ) -> HTMLResponse:
-    """A job: how far it is, what came of it, what it was asked to do."""
+    """A job: progress, results and settings."""
     job = service.view(session, service.get(session, job_id))
     left = artifacts.listing(session, job_id)
     report, trouble = _report(session, settings, job)
@@ -320,7 +322,7 @@ def show_job(
 
 
 def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | None, str | None]:
-    """The report of a job, or why it cannot be shown; neither while there is none."""
+    """The report of a job, or the reason why it cannot be shown; None while there is none."""
     if not any(one.name == "report.json" for one in artifacts.listing(session, job.id)):
         return None, None
     try:
@@ -330,7 +332,7 @@ def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | No
 
 
 def _epochs(session: Session, job_id: int) -> list[Epoch]:
-    """The epochs of a job; one that was trained again after a stop counts once.
+    """The epochs of a job, without duplicates of resumed attempts.
 
     Events that older versions stored and that are no `Epoch` are left out.
     """
@@ -343,7 +345,7 @@ def _epochs(session: Session, job_id: int) -> list[Epoch]:
 
 
 def progress_of(session: Session, job: Job) -> Progress | None:
-    """How far the present phase of a job is; None once it has ended, or when none is known."""
+    """The progress of the current phase of a job; None if it is finished or unknown."""
     if job.state.is_final:
         return None
     for event in service.last_events(session, job.id, EventKind.PROGRESS):
@@ -353,7 +355,7 @@ def progress_of(session: Session, job: Job) -> Progress | None:
 
 
 def _progress(session: Session, job: Job) -> dict[str, Any]:
-    """What the moving part of the page shows."""
+    """The values of the progress section."""
     epochs = _epochs(session, job.id)
     log = service.last_events(session, job.id, EventKind.LOG, EventKind.STATE, limit=LOG_LINES)
     names = dict.fromkeys(name for epoch in epochs for name in epoch.losses)
@@ -418,7 +420,7 @@ def _read_update(request: Request, engine: Engine, job_id: int, known: int) -> U
 
 @router.get("/jobs/{job_id}/epochs.csv")
 def download_epochs(job_id: Id, session: ReadSession) -> Response:
-    """What was told of each epoch, as a table."""
+    """The epochs as CSV."""
     service.get(session, job_id)
     epochs = [_flat(epoch.model_dump()) for epoch in _epochs(session, job_id)]
     columns = list(dict.fromkeys(name for one in epochs for name in one))
@@ -430,4 +432,4 @@ def download_epochs(job_id: Id, session: ReadSession) -> Response:
 def cancel_job(job_id: Id, form: SentForm, session: WriteSession) -> Response:
     """Cancel a job."""
     service.cancel(session, job_id)
-    return done(f"/jobs/{job_id}", form)
+    return redirect(f"/jobs/{job_id}", form)

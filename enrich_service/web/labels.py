@@ -1,4 +1,4 @@
-"""Pages of label sets: their labels with the texts of now, and all that each label ever had."""
+"""Pages of label sets: labels with their current texts, and the history of each label."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -33,12 +33,12 @@ from enrich_service.prompts.schemas import PromptKind, PromptView
 from enrich_service.releases import table
 from enrich_service.runs.plan import choose
 from enrich_service.runs.schemas import Choice
-from enrich_service.web.forms import Form, SentForm, done, parse_form
+from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
 SIZE = 50
-TEXTS = 200  # of one label, on its page
+TEXTS = 200  # maximum on the page of a label
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 Search = Annotated[str, Query(max_length=300)]
 State = Annotated[table.TextState | None, Query()]
@@ -47,7 +47,7 @@ _DEFAULT_PROMPT = Choice.model_fields["prompt"].default
 
 @router.get("/label-sets", response_class=HTMLResponse)
 def list_label_sets(request: Request, session: ReadSession) -> HTMLResponse:
-    """Label sets by name, and the form for another."""
+    """Label sets by name, and the form of a new one."""
     return _sets(request, session)
 
 
@@ -70,13 +70,13 @@ def _sets(
 
 @router.post("/label-sets")
 def create_label_set(request: Request, form: SentForm, session: WriteSession) -> Response:
-    """Make a label set of pasted names or a CSV file."""
+    """Create a label set from pasted names or a CSV file."""
     try:
         with session.begin_nested():
             label_set = service.create(session, form.get("name", ""), _labels(form))
     except UserError as error:
         return _sets(request, session, error=error, given=form)
-    return done(f"/label-sets/{quote(label_set.name)}", form)
+    return redirect(f"/label-sets/{quote(label_set.name)}", form)
 
 
 def _labels(form: Form) -> Sequence[LabelIn]:
@@ -94,7 +94,7 @@ def _labels(form: Form) -> Sequence[LabelIn]:
 def _shown(
     session: Session, settings: SettingsDep, prompt: str | None, version: int | None
 ) -> tuple[PromptView, PromptVersion]:
-    """The prompt and its version whose texts are shown. Raises NotFound without any prompt."""
+    """The prompt version whose texts are shown. Raises NotFound if there are no prompts."""
     if prompt is None:
         names = [one.name for one in prompt_service.listing(session, limit=None)]
         if not names:
@@ -117,7 +117,7 @@ def show_label_set(
     state: str = "",
     offset: Offset = 0,
 ) -> HTMLResponse:
-    """The labels with their texts of now, a page at a time."""
+    """One page of labels with their current texts."""
     label_set = service.get(session, name)
     shown, used = _shown(session, settings, prompt or None, _number(version))
     rows, total = _rows(session, label_set, used, search, state, SIZE, offset)
@@ -140,7 +140,7 @@ def show_label_set(
 
 
 def _number(version: str) -> int | None:
-    """The number of a version in a query, where an empty field means none."""
+    """The version number of a query; None for an empty field."""
     if version and not (version.isdecimal() and 0 < int(version) <= MAX_ID):
         raise InvalidInput(f"version: {version[:20]!r} is not a version number")
     return int(version) if version else None
@@ -178,7 +178,7 @@ def download_texts(
     search: Search = "",
     state: str = "",
 ) -> Response:
-    """The table with all of its rows."""
+    """All rows of the table as CSV."""
     label_set = service.get(session, name)
     _, used = _shown(session, settings, prompt or None, _number(version))
     rows, _ = _rows(session, label_set, used, search, state, None, 0)
@@ -214,7 +214,7 @@ def show_label(
     before: Annotated[int | None, Query(alias="from", ge=1, le=MAX_ID)] = None,
     after: Annotated[int | None, Query(alias="to", ge=1, le=MAX_ID)] = None,
 ) -> HTMLResponse:
-    """A label with every text that it ever had."""
+    """A label with all of its texts."""
     compared = None
     if before is not None and after is not None:
         compared = (_view(session, before), _view(session, after))
@@ -257,7 +257,7 @@ def _label(
 
 
 def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[GenerationView]]]:
-    """By prompt version and model, each group as new as its newest text."""
+    """Texts by prompt version and model, the group of the newest text first."""
 
     def origin(one: GenerationView) -> str:
         if one.source in (GenerationSource.PERSON, GenerationSource.IMPORT):
@@ -270,7 +270,7 @@ def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[Generation
 
 
 def _editable(session: Session, row: table.LabelText, prompt: PromptView) -> str:
-    """What the edit form begins with: a description, or several texts, one a line."""
+    """The initial text of the edit form: a description, or several texts, one per line."""
     if row.generation_id is None or row.text is None:
         return ""
     detail = _detail(session, row.generation_id)
@@ -297,7 +297,7 @@ def write_text(
     session: WriteSession,
     settings: SettingsDep,
 ) -> Response:
-    """Store a person's text; `parent` is the generation that it stands in for, if any."""
+    """Store a person's text; `parent` is the generation that it replaces."""
     prompt = form.get("prompt", "")
     try:
         with session.begin_nested():
@@ -312,7 +312,7 @@ def write_text(
         raise
     except UserError as error:
         return _label(request, session, settings, label_id, prompt=prompt, error=error, given=form)
-    return done(f"/labels/{label_id}?{urlencode({'prompt': prompt})}", form)
+    return redirect(f"/labels/{label_id}?{urlencode({'prompt': prompt})}", form)
 
 
 def _written(form: Form, kind: PromptKind) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _written(form: Form, kind: PromptKind) -> dict[str, Any]:
 
 @router.get("/generations/{generation_id}", response_class=HTMLResponse)
 def show_generation(request: Request, generation_id: Id, session: ReadSession) -> HTMLResponse:
-    """One text with all that is known of how it came about, and what people said of it."""
+    """One text with its provenance and reviews."""
     return page(
         request,
         "labels/generation.html",
@@ -341,11 +341,11 @@ def show_generation(request: Request, generation_id: Id, session: ReadSession) -
 
 @router.post("/generations/{generation_id}/reviews")
 def review_text(generation_id: Id, form: SentForm, session: WriteSession) -> Response:
-    """Approve, reject, lock or unlock a text, and go back to its label's page or its own."""
+    """Review a text, and redirect to the page of its label or its own."""
     given = {key: form[key] for key in ("action", "reason", "author") if key in form}
     body = parse_form(ReviewIn, given | {"generations": [generation_id]})
     reviews.review(session, body.generations, body.action, reason=body.reason, author=body.author)
     label_id, prompt = form.get("label", ""), form.get("prompt", "")
     if label_id.isdecimal():
-        return done(f"/labels/{label_id}?{urlencode({'prompt': prompt})}", form)
-    return done(f"/generations/{generation_id}", form)
+        return redirect(f"/labels/{label_id}?{urlencode({'prompt': prompt})}", form)
+    return redirect(f"/generations/{generation_id}", form)

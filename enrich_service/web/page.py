@@ -1,4 +1,4 @@
-"""Turns templates into pages: one environment, one policy of what a page may load.
+"""Rendering of templates, with one content security policy.
 
 What a template prints is escaped; nothing inline runs or styles; all that a page needs comes from
 this service. A page can be read without any script.
@@ -48,7 +48,7 @@ def page(
     status: int = 200,
     **values: Any,  # noqa: ANN401 - any
 ) -> HTMLResponse:
-    """The page that `template` makes of `values`."""
+    """Render `template` with `values` as a page."""
     token = form_token(request)
     given = token or secrets.token_urlsafe(24)
     response = HTMLResponse(
@@ -66,7 +66,7 @@ def render(
     token: str | None = None,
     **values: Any,  # noqa: ANN401
 ) -> str:
-    """The text that `template` makes of `values`: a page, or a part of one."""
+    """Render `template` with `values` as text: a page or a part of one."""
     return _environment.get_template(template).render(
         path=request.url.path,
         query=request.query_params,
@@ -77,13 +77,13 @@ def render(
 
 
 def _key_name(request: Request) -> str:
-    """Who the caller's key says that it is."""
+    """The name of the caller's key."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return caller.name if caller and caller.key_id is not None else ""
 
 
 def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
-    """A table for download."""
+    """A CSV file for download."""
     return Response(
         "".join(spreadsheet.write(columns, rows)),
         media_type="text/csv; charset=utf-8",
@@ -92,14 +92,14 @@ def csv_file(name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
 
 
 def form_token(request: Request) -> str | None:
-    """The secret that forms of this browser carry; None: it has none yet."""
+    """The form token of this browser; None if it has none yet."""
     token = request.cookies.get(FORM_COOKIE, "")
     return token if _TOKEN.fullmatch(token) else None
 
 
 @lru_cache
 def _asset(name: str) -> str:
-    """The address of a static file, which changes when the file does."""
+    """The URL of a static file with a hash of its content."""
     digest = hashlib.sha256((_STATIC / name).read_bytes()).hexdigest()[:8]
     return f"/static/{name}?{digest}"
 
@@ -114,7 +114,7 @@ def _minute(moment: datetime | None) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    """A count with its thousands set apart, or a measure with few digits."""
+    """Format a count with thousands separators, or a measure with four digits."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
@@ -150,7 +150,7 @@ def _sentence(error: object) -> str:
 
 
 def _other_query(query: Mapping[str, str], **changes: object) -> Mapping[str, str]:
-    """The fields of a query with some changed; None or an empty text drops one."""
+    """The fields of a query with changes; None or an empty text removes a field."""
     changed = dict(query) | {name: str(value or "") for name, value in changes.items()}
     return {name: value for name, value in changed.items() if value}
 

@@ -1,4 +1,4 @@
-"""Arrows on a plane as numbers for inline SVG, with as many labels as can be read."""
+"""Coordinates of arrows on a plane for inline SVG, with labels that do not overlap."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from contract import Move, TextPlane
 
 WIDTH, HIGHEST, MARGIN = 960, 760, 24
-LETTER, LINE = 7.0, 14  # about the size of a letter of the labels
+LETTER, LINE = 7.0, 14  # approximate size of a letter
 GAP = 6  # between a point and its label
 LONGEST = 28  # letters of a label
 
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Arrow:
-    """One class: from its bare name to its text, and its label where there is room for one."""
+    """The arrow of one class from its name to its text, with a label if there is room."""
 
     name: str
     x1: float
@@ -31,7 +31,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Plane:
-    """A drawing; labelled arrows come last, and so above the others."""
+    """A drawing; labelled arrows come last, on top of the others."""
 
     arrows: tuple[Arrow, ...]
     labelled: int
@@ -78,7 +78,7 @@ def draw_plane(plane: TextPlane, first: Sequence[str] = ()) -> Plane:
 
 
 def _labelled(arrow: Arrow, taken: list[Box], height: float) -> Arrow | None:
-    """`arrow` with a label that covers none of the `taken` places, which then holds its own."""
+    """`arrow` with a label that overlaps none of the `taken` boxes; adds the label's box."""
     label = arrow.name if len(arrow.name) <= LONGEST else f"{arrow.name[: LONGEST - 1]}…"
     for x, y, anchor, box in _rooms(arrow, LETTER * len(label)):
         left, top, right, bottom = box
@@ -93,7 +93,7 @@ def _labelled(arrow: Arrow, taken: list[Box], height: float) -> Arrow | None:
 
 
 def _rooms(arrow: Arrow, width: float) -> Iterator[tuple[float, float, str, Box]]:
-    """Where a label may stand: beyond the tip of its arrow first, else on the other side."""
+    """Candidate boxes of a label: beyond the tip of its arrow, then on the other side."""
     x, y = arrow.x2, arrow.y2
     right = (x + GAP, "start", x + GAP)
     left = (x - GAP, "end", x - GAP - width)

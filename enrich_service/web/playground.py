@@ -23,18 +23,18 @@ from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import playground
 from enrich_service.trials.schemas import TrialRequest, TriedLabel
-from enrich_service.web.forms import Form, SentForm, done, parse_form
+from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import page, render
 from enrich_service.web.prompts import FIELDS, lines_of
 
 router = APIRouter()
 _EMPTY = {"output_schema": "{}", "model_defaults": "{}", "validators": "[]"}
-_LABELS = "harlequin duck\nsurf scoter"  # to begin with
+_LABELS = "harlequin duck\nsurf scoter"  # initial labels
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one label: nothing yet, an error, or both texts with their differences."""
+    """The state of one label: pending, an error, or both texts with their differences."""
 
     label: str
     tried: TriedLabel | None = None
@@ -42,7 +42,7 @@ class Answer:
 
     @property
     def rows(self) -> list[DiffRow]:
-        """The saved version's text beside that of the changed prompt."""
+        """The diff of the saved version's text and the edited prompt's."""
         if self.tried is None or self.tried.against is None:
             return []
         return side_by_side([self.tried.against.text or ""], [self.tried.candidate.text or ""])
@@ -55,7 +55,7 @@ def show_playground(
     session: ReadSession,
     version: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
 ) -> HTMLResponse:
-    """A version's content, ready to be changed and tried."""
+    """The playground with the content of a version."""
     saved = service.resolve(session, name, version=version)
     given = {field: lines_of(saved, field) for field in FIELDS}
     return _page(request, session, name, given | {"against": str(saved.number)})
@@ -107,7 +107,7 @@ async def try_prompt(
 async def stream_answers(
     request: Request, name: str, form: SentForm, enricher: EnricherDep
 ) -> AsyncIterator[ServerSentEvent]:
-    """The answers as they come: each event shows all labels, those that are asked still too."""
+    """Stream the answers; each event shows all labels, including pending ones."""
     try:
         async for answers in _tried(enricher, await _asked(enricher, name, form)):
             text = render(request, "prompts/answers.html", answers=answers, error=None)
@@ -118,7 +118,7 @@ async def stream_answers(
 
 
 async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest]:
-    """One request for each label. Raises InvalidInput for what cannot be asked."""
+    """One request per label. Raises InvalidInput."""
     labels = [line.strip() for line in form.get("labels", "").splitlines() if line.strip()]
 
     def kind() -> str:
@@ -156,7 +156,7 @@ def _content(form: Form) -> dict[str, Any]:
 async def _tried(
     enricher: Enricher, asked: Sequence[TrialRequest]
 ) -> AsyncIterator[Sequence[Answer]]:
-    """All labels in their order, again and again as their answers come in."""
+    """Yield all labels in order after each answer."""
     answers = [Answer(str(body.labels[0])) for body in asked]
     yield answers
 
@@ -176,12 +176,12 @@ async def _tried(
             yield answers
     finally:
         for left in tasks:
-            left.cancel()  # nobody listens any more
+            left.cancel()  # the client is gone
 
 
 @router.post("/prompts/{name}/versions")
 def keep_version(request: Request, name: str, form: SentForm, session: WriteSession) -> Response:
-    """Keep what is in the playground as the next version."""
+    """Save the edited prompt as the next version."""
     try:
         with session.begin_nested():
             given = {key: form[key] for key in ("message", "author") if key in form}
@@ -190,4 +190,4 @@ def keep_version(request: Request, name: str, form: SentForm, session: WriteSess
             version, _ = service.create_version(session, prompt, **body.model_dump())
     except UserError as error:
         return _page(request, session, name, form, error=error)
-    return done(f"/prompts/{quote(name)}/versions/{version.number}", form)
+    return redirect(f"/prompts/{quote(name)}/versions/{version.number}", form)

@@ -1,4 +1,4 @@
-"""Pages of prompts: what there is, how each came about, what differs, which version is in use."""
+"""Pages of prompts: list, versions, diffs, aliases."""
 
 import json
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from enrich_service.prompts import service
 from enrich_service.prompts.models import AliasMove, PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
 from enrich_service.runs import service as enrichment_service
-from enrich_service.web.forms import Form, SentForm, done, parse_form
+from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import page
 
 router = APIRouter()
 
-CONTEXT = 2  # equal lines that stay around a change when only changes are shown
+CONTEXT = 2  # equal lines shown around a change
 FIELDS = {
     "system": "System message",
     "user": "User message",
@@ -33,14 +33,14 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Use:
-    """How much was asked with something."""
+    """Numbers of runs and answers of a prompt or version."""
 
     runs: int
     answers: int
 
 
 def _uses(session: Session) -> dict[int, Use]:
-    """By the id of a prompt version; those that were never used are left out."""
+    """Usage by id of a prompt version; unused versions are left out."""
     runs = enrichment_service.runs_by_version(session)
     answers = answers_by_version(session)
     return {key: Use(runs.get(key, 0), answers.get(key, 0)) for key in runs | answers}
@@ -77,7 +77,7 @@ def list_prompts(
 
 @router.get("/prompts/{name}", response_class=HTMLResponse)
 def show_prompt(request: Request, name: str, session: ReadSession) -> HTMLResponse:
-    """A prompt's versions, the newest first, and where its aliases have been."""
+    """A prompt with its versions, newest first, and its alias history."""
     return _history(request, session, name)
 
 
@@ -112,7 +112,7 @@ def _aliases_at(prompt: PromptView, number: int) -> list[str]:
 
 
 def _moves(session: Session, prompt: PromptView) -> list[AliasMove]:
-    """Of all aliases, the newest first."""
+    """The moves of all aliases, newest first."""
     row = service.get(session, prompt.name)
     moves = [
         move for alias in prompt.aliases for move in service.alias_moves(session, row, alias.name)
@@ -122,7 +122,7 @@ def _moves(session: Session, prompt: PromptView) -> list[AliasMove]:
 
 @router.get("/prompts/{name}/versions/{number}", response_class=HTMLResponse)
 def show_version(request: Request, name: str, number: Id, session: ReadSession) -> HTMLResponse:
-    """Everything that a version says."""
+    """A version with its content."""
     prompt = service.get(session, name)
     version = service.resolve(session, name, version=number)
     view = service.view(session, prompt)
@@ -138,7 +138,7 @@ def show_version(request: Request, name: str, number: Id, session: ReadSession) 
 
 
 def lines_of(version: PromptVersion, field: str) -> str:
-    """One of the FIELDS as a person reads and edits it."""
+    """One of the FIELDS as editable text."""
     value = getattr(version, field)
     if isinstance(value, str):
         return value.replace("\r\n", "\n")
@@ -154,7 +154,7 @@ def compare_versions(
     after: Annotated[int | None, Query(alias="to", ge=1, le=MAX_ID)] = None,
     show: Annotated[str, Query(pattern="^(changes|all)$")] = "changes",
 ) -> HTMLResponse:
-    """Two versions side by side; by default the newest and the one before it."""
+    """The diff of two versions; default: the newest and the one before it."""
     prompt = service.view(session, service.get(session, name))
     after = after or prompt.latest
     before = before or max(1, after - 1)
@@ -179,7 +179,7 @@ def move_alias(request: Request, name: str, form: SentForm, session: WriteSessio
     try:
         with session.begin_nested():
             fields = {key: form[key] for key in ("version", "reason", "author") if key in form}
-            body = parse_form(AliasPut, fields | {"confirm": form.ticked("confirm")})
+            body = parse_form(AliasPut, fields | {"confirm": form.is_checked("confirm")})
             service.move_alias(
                 session, service.get(session, name), form.get("alias", ""), **body.model_dump()
             )
@@ -187,21 +187,21 @@ def move_alias(request: Request, name: str, form: SentForm, session: WriteSessio
         raise
     except UserError as error:
         return _history(request, session, name, error=error, given=form)
-    return done(request.url.path.removesuffix("/aliases"), form)
+    return redirect(request.url.path.removesuffix("/aliases"), form)
 
 
 @router.post("/prompts/{name}/aliases/{alias}/rollback")
 def roll_back_alias(
     request: Request, name: str, alias: str, form: SentForm, session: WriteSession
 ) -> Response:
-    """Put an alias back to where it was."""
+    """Roll an alias back to its previous version."""
     try:
         with session.begin_nested():
             fields = {key: form[key] for key in ("reason", "author") if key in form}
-            body = parse_form(AliasRollback, fields | {"confirm": form.ticked("confirm")})
+            body = parse_form(AliasRollback, fields | {"confirm": form.is_checked("confirm")})
             service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
     except NotFound:
         raise
     except UserError as error:
         return _history(request, session, name, error=error, given=form)
-    return done(request.url.path.removesuffix(f"/aliases/{alias}/rollback"), form)
+    return redirect(request.url.path.removesuffix(f"/aliases/{alias}/rollback"), form)

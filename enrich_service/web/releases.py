@@ -1,4 +1,4 @@
-"""Pages of releases: what is frozen in them, what differs, who trains on them."""
+"""Pages of releases: list, form, texts, diffs, jobs."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -24,12 +24,12 @@ from enrich_service.releases.schemas import (
 )
 from enrich_service.runs import service as run_service
 from enrich_service.runs.routes import EnricherDep, RunsDep
-from enrich_service.web.forms import Form, SentForm, done, parse_form
+from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
 SIZE = 50
-CHANGES = 20  # labels that differ, on one page
+CHANGES = 20  # changed labels per page
 JOBS = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 _DEFAULT_PROMPT = "visual-description"
@@ -37,7 +37,7 @@ _DEFAULT_PROMPT = "visual-description"
 
 @router.get("/releases", response_class=HTMLResponse)
 def list_releases(request: Request, session: ReadSession, offset: Offset = 0) -> HTMLResponse:
-    """Releases, the newest first."""
+    """Releases, newest first."""
     found = service.listing(session, limit=SIZE + 1, offset=offset)
     return page(
         request,
@@ -82,7 +82,7 @@ def _form(
 
 @router.post("/releases")
 def create_release(request: Request, form: SentForm, session: WriteSession) -> Response:
-    """Freeze a release."""
+    """Create a release."""
     try:
         with session.begin_nested():
             kept = ("label_set", "name", "message", "author")
@@ -92,18 +92,18 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
                 | {
                     "sources": _sources(form),
                     "languages": [form["language"]] if form.get("language") else [],
-                    "allow_missing": form.ticked("allow_missing"),
-                    "approved_only": form.ticked("approved_only"),
+                    "allow_missing": form.is_checked("allow_missing"),
+                    "approved_only": form.is_checked("approved_only"),
                 },
             )
             row, _ = service.create(session, body)
     except UserError as error:
         return _form(request, session, form, error)
-    return done(f"/releases/{row.id}", form)
+    return redirect(f"/releases/{row.id}", form)
 
 
 def _sources(form: Form) -> list[ReleaseSource]:
-    """Of the fields `from PROMPT`: the number of a version, or @ALIAS."""
+    """Parse the fields `from PROMPT`: a version number or @ALIAS."""
     chosen = {
         name.removeprefix("from "): value
         for name, value in form.items()
@@ -127,7 +127,7 @@ def show_release(
     search: Annotated[str, Query(max_length=300)] = "",
     offset: Offset = 0,
 ) -> HTMLResponse:
-    """A release's texts, a page at a time, and who uses it."""
+    """A release with one page of its texts, and its jobs."""
     return _show(request, session, release_id, search=search, offset=offset)
 
 
@@ -144,7 +144,7 @@ def translate_release(
     """Queue a run that translates its texts."""
     try:
         with session.begin_nested():
-            found = translations.prepared(
+            plan = translations.prepare(
                 session,
                 release_id,
                 parse_form(TranslationCreate, form),
@@ -152,13 +152,13 @@ def translate_release(
                 enricher.source,
             )
             run = run_service.create_run(
-                session, found.body, found.plan, settings.prices, texts=found.texts
+                session, plan.body, plan.plan, settings.prices, texts=plan.texts
             )
     except UserError as error:
         return _show(request, session, release_id, given=form, error=error)
     session.commit()
     runs.wake()
-    return done(f"/runs/{run.id}", form)
+    return redirect(f"/runs/{run.id}", form)
 
 
 def _show(
@@ -204,7 +204,7 @@ def _show(
 
 
 def texts_of(label: ReleaseLabel) -> list[tuple[str, str]]:
-    """Field and text, for those that the label has."""
+    """The texts of a label as (field, text)."""
     found = [("description", label.description)] if label.description else []
     if label.attributes:
         listed = (f"{name}: {', '.join(values)}" for name, values in label.attributes.items())
@@ -215,7 +215,7 @@ def texts_of(label: ReleaseLabel) -> list[tuple[str, str]]:
 
 
 def _origins(release: Release) -> list[tuple[str, int]]:
-    """Where the texts come from, and how many of them."""
+    """The sources of the texts, and their counts."""
     counted = Counter(
         f"{source.prompt} {source.prompt_version}, {source.resolved_model or source.source}"
         if source.source in ("model", "replay")
@@ -227,7 +227,7 @@ def _origins(release: Release) -> list[tuple[str, int]]:
 
 @router.get("/releases/{release_id}/texts.csv")
 def download_release(release_id: Id, session: ReadSession) -> Response:
-    """All texts of a release, one a line."""
+    """All texts of a release as CSV, one per line."""
     release = service.parsed(service.get(session, release_id))
     rows = (
         (label.key, label.name, label.context or "", field, text)
@@ -259,7 +259,7 @@ def compare_releases(
 
 
 def _changed(change: LabelChange) -> list[tuple[str, list[DiffRow]]]:
-    """Field by field what differs."""
+    """The diffs of the changed fields."""
     before, after = change.before or {}, change.after or {}
     rows = []
     for field in dict.fromkeys([*before, *after]):

@@ -1,4 +1,4 @@
-"""Pages for people, and the two questions that an operator's machine asks."""
+"""The router of all pages, and the health probes."""
 
 from typing import Literal
 
@@ -41,7 +41,7 @@ for area in (
 
 
 class Health(BaseModel):
-    """The service runs."""
+    """The state of the service."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
 
@@ -50,12 +50,12 @@ class Health(BaseModel):
 
 @router.get("/healthz", tags=["operation"], summary="Is the process alive?")
 def check_alive() -> Health:
-    """Answers while the process runs."""
+    """Liveness probe."""
     return Health()
 
 
 @router.get("/readyz", tags=["operation"], summary="Can it serve requests?", responses=problems())
 def check_ready(session: ReadSession) -> Health:
-    """Answers ok if the database does."""
+    """Readiness probe: checks the database."""
     session.execute(text("SELECT 1 FROM alembic_version"))
     return Health()

@@ -1,4 +1,4 @@
-"""Pages of runs: what one costs before it starts, how far it is, what failed and why."""
+"""Pages of runs: list, estimate, progress, failures."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ from enrich_service.runs.plan import choose
 from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
 from enrich_service.runs.scheduling.scheduler import RunScheduler
 from enrich_service.runs.schemas import RunCreate, RunResume, RunView
-from enrich_service.web.forms import Form, SentForm, done, parse_form
+from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -44,7 +44,7 @@ _CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples"
 def list_runs(
     request: Request, session: ReadSession, runs: RunsDep, offset: Offset = 0
 ) -> HTMLResponse:
-    """Runs, the newest first."""
+    """Runs, newest first."""
     found = service.list_runs(session, label_set=None, state=None, limit=SIZE + 1, offset=offset)
     return page(
         request,
@@ -58,7 +58,7 @@ def list_runs(
 
 @router.get("/runs.csv")
 def download_runs(session: ReadSession, runs: RunsDep) -> Response:
-    """All runs as a table."""
+    """All runs as CSV."""
     found = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
     columns = tuple(RunView.model_fields)
     rows = [
@@ -67,7 +67,7 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
     ]
     for row in rows:
         if row["cost_usd"] is not None:
-            row["cost_usd"] = round(row["cost_usd"], 3)  # a number still, to a tenth of a cent
+            row["cost_usd"] = round(row["cost_usd"], 3)  # a number, rounded to a tenth of a cent
     return csv_file("runs.csv", columns, ([row[name] for name in columns] for row in rows))
 
 
@@ -75,7 +75,7 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
 def choose_run(
     request: Request, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
 ) -> HTMLResponse:
-    """The form of a new run; with its choices made, what it would cost."""
+    """The form of a new run, with an estimate once its fields are set."""
     given = {name: value for name, value in request.query_params.items() if value.strip()}
     return _form(request, session, settings, enricher, given)
 
@@ -114,7 +114,7 @@ def _form(
 
 
 def _prompts_about_labels(session: Session) -> list[PromptView]:
-    """The prompts that can start a run here; those that rewrite texts start from a release."""
+    """The prompts for runs over labels; prompts that use texts are started from a release."""
     found = []
     for prompt in prompt_service.listing(session, limit=None):
         newest = prompt_service.versions(session, prompt_service.get(session, prompt.name))[0]
@@ -144,7 +144,7 @@ def create_run(
         return _form(request, session, settings, enricher, form, error)
     session.commit()
     runs.wake()
-    return done(f"/runs/{run.id}", form)
+    return redirect(f"/runs/{run.id}", form)
 
 
 @router.get("/runs/{run_id}", response_class=HTMLResponse)
@@ -160,7 +160,7 @@ def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) 
 
 
 def _progress(run: RunView) -> dict[str, Any]:
-    """What the moving part of the page shows."""
+    """The values of the progress section."""
     asked = run.accepted + run.rejected + run.failed
     left = run.total - run.done
     projected = None
@@ -213,7 +213,7 @@ async def follow_run(
 
 @router.post("/runs/{run_id}/pause")
 def pause_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
-    """Ask no more until it is resumed."""
+    """Pause a run."""
     service.pause_run(session, run_id)
     return _changed(run_id, session, runs, form)
 
@@ -222,7 +222,7 @@ def pause_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) 
 def resume_run(
     run_id: Id, form: SentForm, session: WriteSession, settings: SettingsDep, runs: RunsDep
 ) -> Response:
-    """Go on, if wanted with another budget."""
+    """Resume a run, optionally with another budget."""
     fields = {name: form[name] for name in RunResume.model_fields if name in form}
     body = parse_form(RunResume, fields)
     service.resume_run(session, run_id, settings.prices, **body.model_dump())
@@ -231,14 +231,14 @@ def resume_run(
 
 @router.post("/runs/{run_id}/cancel")
 def cancel_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
-    """Stop for good."""
+    """Cancel a run."""
     service.cancel_run(session, run_id)
     return _changed(run_id, session, runs, form)
 
 
 @router.post("/runs/{run_id}/retry")
 def retry_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
-    """Ask again what has no answer."""
+    """Retry the failed labels of a run."""
     service.retry_run(session, run_id)
     return _changed(run_id, session, runs, form)
 
@@ -246,4 +246,4 @@ def retry_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) 
 def _changed(run_id: int, session: Session, runs: RunScheduler, form: Form) -> RedirectResponse:
     session.commit()
     runs.wake()
-    return done(f"/runs/{run_id}", form)
+    return redirect(f"/runs/{run_id}", form)

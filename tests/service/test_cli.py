@@ -80,7 +80,7 @@ def test_a_json_file_of_names_or_of_labels_becomes_a_label_set(enrich, tmp_path)
     (tmp_path / "wrong.json").write_text('{"teal": 1}')
     wrong = enrich("labels", "add", "c", "--from-json", "wrong.json")
     assert wrong.exit_code == 1
-    assert wrong.stderr.startswith("enrich: The JSON file is no list of labels")
+    assert wrong.stderr.startswith("enrich: The JSON file is not a label list")
     assert wrong.stderr.count("\n") == 1
 
 
@@ -309,7 +309,7 @@ def test_a_setting_that_is_no_json_is_named_with_the_form_that_is_wanted(
     monkeypatch.setenv(variable, value)
     call = enrich("labels", "list")
     assert call.exit_code == 1
-    assert call.stderr.startswith(f"enrich: {variable} is no JSON")
+    assert call.stderr.startswith(f"enrich: {variable} is not valid JSON")
     assert form in call.stderr
     assert call.stderr.count("\n") == 1
 

@@ -41,7 +41,7 @@ def test_a_body_that_is_no_text_is_told_as_such(service):
         "/v1/label-sets", content=b"\x80{}", headers={"Content-Type": "application/json"}
     )
     assert found.status_code == 400
-    assert found.json()["detail"].startswith("The body is not what its Content-Type says")
+    assert found.json()["detail"].startswith("The body does not match its Content-Type")
 
 
 @pytest.mark.parametrize(

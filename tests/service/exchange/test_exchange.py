@@ -322,7 +322,7 @@ def damaged(lines, kind, **changes):
         ("alias_move", {"version": 9}, "moves to version 9, which is not in the file"),
         ("review", {"generation": 999}, "a review names generation 999"),
         ("label_set", {"labels": [{"name": ""}]}, "empty"),
-        ("label_set", {"record": "nonsense"}, "no record 'nonsense'"),
+        ("label_set", {"record": "nonsense"}, "unknown record 'nonsense'"),
         ("enrich-export", {"format": 2}, "format"),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_job_whose_workers_all_fall_silent_fails_with_the_reason(client, hurry
     assert claim(client) is None
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["state"], job["attempts"]) == ("failed", 2)
-    assert "fell silent" in job["error"]
+    assert "expired in attempt" in job["error"]
 
 
 def test_heartbeats_keep_a_lease_alive(client, hurry):

@@ -99,7 +99,7 @@ def test_a_browser_reads_a_refusal_as_a_page_that_still_asks_for_the_key(
         assert problem(browser.get("/v1/label-sets"))[0] == 401  # not what browsers look at
         assert said(browser.post("/runs", auth=("ann", key)))[0] == 403
         foreign = browser.post("/runs", auth=("ann", key), headers={"Origin": "http://a.example"})
-        assert "A page of another site" in said(foreign)[1]
+        assert "Cross-site requests" in said(foreign)[1]
         busy = browser.get("/runs", auth=("ann", key))  # the second of its requests
         assert said(busy)[0] == 429 and int(busy.headers["retry-after"]) > 0
 

@@ -44,8 +44,8 @@ BAD = [
     ([{"name": "a\u202egnp.exe"}], "bidi control U+202E"),
     ([{"name": "a\u2066b"}], "bidi control U+2066"),
     ([{"name": "a", "context": "b\u202e"}], "context of label 1"),
-    ([{"name": "a", "key": "../etc"}], "cannot name a folder"),
-    ([{"name": "a", "key": ".."}], "cannot name a folder"),
+    ([{"name": "a", "key": "../etc"}], "is not a valid folder name"),
+    ([{"name": "a", "key": ".."}], "is not a valid folder name"),
     ([], "at least one label"),
 ]
 
@@ -265,6 +265,6 @@ def test_names_that_end_alike_are_guessed_to_look_alike_where_nothing_is_known(s
 
 def test_a_hundred_thousand_names_of_one_kind_are_compared_with_their_neighbours_alone():
     labels = [Label(id=n, key=f"k{n}", name=f"kind {n} teal") for n in range(100_000)]
-    found = labels_service.alike_by_name(labels)
+    found = labels_service.confusable_by_name(labels)
     assert len(found) == 100_000
     assert all(len(near) == 5 for near in found.values())

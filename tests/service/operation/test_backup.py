@@ -118,7 +118,7 @@ def test_what_cannot_be_restored_leaves_everything_as_it_is(enrich, tmp_path):
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     for file, said in [
         (cut, "cannot be restored"),
-        (strange, "no database of this service"),
+        (strange, "is not a database of this service"),
         (newer, "newer version"),
         (tmp_path / "none.db", "no backup"),
     ]:

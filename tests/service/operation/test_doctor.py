@@ -37,7 +37,7 @@ def test_a_healthy_service_is_found_healthy(enrich, examine, monkeypatch):
         status, found = examine()
     assert {one["verdict"] for one in found.values()} == {"ok"}, found
     assert status == 0
-    assert found["API keys"]["detail"] == "1 open"
+    assert found["API keys"]["detail"] == "1 valid"
     assert "language model" in enrich("doctor").stdout
 
 
@@ -96,7 +96,7 @@ def test_a_language_model_that_does_not_answer_or_refuses_is_found(examine, monk
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-bad")
         status, found = examine()
-    assert status == 1 and "refuses the key" in found["language model"]["detail"]
+    assert status == 1 and "rejected the API key" in found["language model"]["detail"]
     monkeypatch.setenv("OPENAI_BASE_URL", "http://169.254.169.254/v1")
     assert "metadata" in examine()[1]["language model"]["detail"]
 

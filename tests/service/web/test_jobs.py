@@ -286,7 +286,7 @@ def test_a_report_of_another_version_is_said_on_the_page(browser, release, servi
     job = queue(service, release)
     worker = Worker(service)
     worker.leave("report.json", b"{}", "application/json")
-    assert "is of another version" in browser.get(f"/jobs/{job}").text
+    assert "has another version" in browser.get(f"/jobs/{job}").text
     service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
 
 

@@ -83,7 +83,7 @@ def test_a_protected_alias_needs_a_tick_and_a_reason(browser, prompt, service):
 def test_what_is_no_alias_is_said_beside_the_form(browser, prompt):
     page = browser.submit(prompt, f"{prompt}/aliases", alias="No!", version="1", reason="kept")
     assert page.status_code == 422
-    assert "is no alias" in page.text
+    assert "is not an alias" in page.text
     assert 'value="kept"' in page.text
 
 
@@ -132,7 +132,7 @@ def test_answers_are_streamed_as_they_come(browser, service, model):
     ).group(1)
     with browser.stream("POST", f"{url}/live", data=form) as answer:
         found = "".join(answer.iter_text()).split("\n\n")
-    asking = [event.count("Asking") for event in found if "data:" in event]
+    asking = [event.count("Waiting for the answer") for event in found if "data:" in event]
     assert asking == [2, 1, 0]
 
 

@@ -43,7 +43,7 @@ KNOWN_FOR = 1.0  # seconds for which callers are cached
 log = logging.getLogger(__name__)
 
 
-class Gate:
+class Authentication:
     """Middleware that authenticates requests and records changes in the audit log.
 
     `refusal` makes the response to a rejected request.

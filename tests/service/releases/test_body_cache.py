@@ -9,7 +9,7 @@ from enrich_service.core.errors import NotFound
 from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.labels.models import LabelSet
-from enrich_service.releases.frozen import Frozen
+from enrich_service.releases.body_cache import BodyCache
 from enrich_service.releases.models import ReleaseRow
 
 
@@ -30,7 +30,7 @@ def engine(tmp_path):
 
 
 def test_the_releases_that_were_read_last_are_kept_up_to_so_many_bytes(engine):
-    frozen = Frozen(engine, kept_bytes=250)
+    frozen = BodyCache(engine, kept_bytes=250)
 
     def read(number):
         return asyncio.run(frozen.read(number))
@@ -45,10 +45,10 @@ def test_the_releases_that_were_read_last_are_kept_up_to_so_many_bytes(engine):
 
 
 def test_a_release_above_the_bound_is_read_each_time(engine):
-    frozen = Frozen(engine, kept_bytes=99)
+    frozen = BodyCache(engine, kept_bytes=99)
     assert asyncio.run(frozen.read(1)) is not asyncio.run(frozen.read(1))
 
 
 def test_a_release_that_is_not_there_is_told(engine):
     with pytest.raises(NotFound, match="There is no release 9"):
-        asyncio.run(Frozen(engine).read(9))
+        asyncio.run(BodyCache(engine).read(9))

@@ -1,4 +1,4 @@
-"""The bytes of releases, kept in memory: a release never changes once it is there."""
+"""An in-memory LRU cache of release bodies, which are immutable."""
 
 from collections import OrderedDict
 from typing import Final
@@ -12,27 +12,27 @@ from enrich_service.releases import service
 KEPT_BYTES: Final = 32 * 2**20
 
 
-class Frozen:
-    """Hash and bytes of the releases that were read last."""
+class BodyCache:
+    """Caches the hash and the bytes of recently read releases."""
 
     def __init__(self, engine: Engine, *, kept_bytes: int = KEPT_BYTES) -> None:
         self._engine, self._kept_bytes = engine, kept_bytes
-        self._found: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
+        self._bodies: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
         self._size = 0
 
     async def read(self, release_id: int) -> tuple[str, bytes]:
         """Hash and bytes of a release. Raises NotFound."""
-        if (found := self._found.get(release_id)) is not None:
-            self._found.move_to_end(release_id)
-            return found
-        found = await run_in_threadpool(self._load, release_id)
-        if release_id not in self._found and len(found[1]) <= self._kept_bytes:
-            self._found[release_id] = found
-            self._size += len(found[1])
+        if (body := self._bodies.get(release_id)) is not None:
+            self._bodies.move_to_end(release_id)
+            return body
+        body = await run_in_threadpool(self._load, release_id)
+        if release_id not in self._bodies and len(body[1]) <= self._kept_bytes:
+            self._bodies[release_id] = body
+            self._size += len(body[1])
         while self._size > self._kept_bytes:
-            _, (_, oldest) = self._found.popitem(last=False)
+            _, (_, oldest) = self._bodies.popitem(last=False)
             self._size -= len(oldest)
-        return found
+        return body
 
     def _load(self, release_id: int) -> tuple[str, bytes]:
         with reading(self._engine) as session:
