@@ -65,9 +65,9 @@ def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Itera
 def _lines(
     engine: Engine, run: Run, folder: Path, classes: Sequence[LabelLine], roots: Roots
 ) -> Iterator[str]:
-    for one in classes:
-        for page in images_of(folder, one.key, roots, page=IMAGES_A_PAGE):
-            found = _captions(engine, run, one, {image.hash for image in page})
+    for label in classes:
+        for page in images_of(folder, label.key, roots, page=IMAGES_A_PAGE):
+            found = _captions(engine, run, label, {image.hash for image in page})
             for image in page:
                 for caption in found.get(image.hash, ()):
                     line = ImageCaption(image=image.name, caption=caption)

@@ -20,8 +20,8 @@ MANIFEST, RELEASE = "manifest.json", "release.json"
 
 def manifest(session: Session, release: Release) -> Manifest:
     """Create the manifest: texts by source and model, and the prompt versions."""
-    hashes = dict.fromkeys(one.prompt_hash for one in release.sources if one.prompt_hash)
-    names = {(one.prompt, one.prompt_version) for one in release.sources if one.prompt}
+    hashes = dict.fromkeys(source.prompt_hash for source in release.sources if source.prompt_hash)
+    names = {(source.prompt, source.prompt_version) for source in release.sources if source.prompt}
     prompts = [
         service.version_record(session, prompt, found)
         for digest in hashes
@@ -32,7 +32,7 @@ def manifest(session: Session, release: Release) -> Manifest:
         )
         if (prompt.name, found.number) in names
     ]
-    models = Counter((one.requested_model, one.resolved_model) for one in release.sources)
+    models = Counter((source.requested_model, source.resolved_model) for source in release.sources)
     return Manifest(
         release=release.name,
         hash=release.hash,
@@ -41,7 +41,7 @@ def manifest(session: Session, release: Release) -> Manifest:
         message=release.message,
         author=release.author,
         created_at=release.created_at,
-        texts=dict(Counter(f"{one.field} by {one.source}" for one in release.sources)),
+        texts=dict(Counter(f"{source.field} by {source.source}" for source in release.sources)),
         models=[
             ModelUse(requested=requested, resolved=resolved, texts=count)
             for (requested, resolved), count in models.items()

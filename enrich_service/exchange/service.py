@@ -169,12 +169,12 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
     if label_set is not None:
         sets = sets.where(LabelSet.id == label_service.get(session, label_set).id)
     chosen = session.exec(sets).all()
-    for one in chosen:
-        rows = label_service.labels_of(session, one)
+    for chosen_set in chosen:
+        rows = label_service.labels_of(session, chosen_set)
         labels = [LabelIn(key=row.key, name=row.name, context=row.context) for row in rows]
         near = zip(rows, label_service.confusable_of(session, rows), strict=True)
         confusable = {row.key: [other.key for other in others] for row, others in near if others}
-        yield _line(LabelSetRecord(name=one.name, labels=labels, confusable=confusable))
+        yield _line(LabelSetRecord(name=chosen_set.name, labels=labels, confusable=confusable))
     yield from _export_prompts(session)
     for record in generation_records(session, label_set):
         yield _line(record)
@@ -185,7 +185,7 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
                 **review.model_dump(include={"action", "reason", "author", "at"}),
             )
         )
-    ids = [one.id for one in chosen]
+    ids = [chosen_set.id for chosen_set in chosen]
     for body in session.exec(
         select(ReleaseRow.body)
         .where(col(ReleaseRow.label_set_id).in_(ids))
@@ -430,9 +430,9 @@ class Importer:
             new = True
         else:
             same = [
-                one
-                for one in prompt_service.versions(self.session, found)
-                if one.content_hash == record.content_hash
+                row
+                for row in prompt_service.versions(self.session, found)
+                if row.content_hash == record.content_hash
             ]
             new = not same
             version = (
@@ -478,7 +478,7 @@ class Importer:
     def _as_delivered(self, prompt: Prompt) -> bool:
         """Whether a built-in prompt is unmodified and unused."""
         log = select(AliasMove.reason).where(AliasMove.prompt_id == prompt.id)
-        versions = [one.id for one in prompt_service.versions(self.session, prompt)]
+        versions = [version.id for version in prompt_service.versions(self.session, prompt)]
         uses = (
             select(Run.id).where(col(Run.prompt_version_id).in_(versions)),
             select(Generation.id).where(col(Generation.prompt_version_id).in_(versions)),
@@ -486,7 +486,7 @@ class Importer:
         return (
             self.session.exec(log).all() == [_DELIVERED]
             and len(versions) == 1
-            and not any(self.session.exec(one.limit(1)).first() for one in uses)
+            and not any(self.session.exec(query.limit(1)).first() for query in uses)
         )
 
     def _takes(self, prompt: Prompt, alias: str) -> bool:

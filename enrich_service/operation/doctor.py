@@ -108,7 +108,9 @@ def _migrations(engine: Engine) -> tuple[Verdict, str]:
         found = MigrationContext.configure(connection).get_current_revision()
     if found == head:
         return "ok", f"at {head}, the newest"
-    if found is not None and found not in {one.revision for one in script.walk_revisions()}:
+    if found is not None and found not in {
+        revision.revision for revision in script.walk_revisions()
+    }:
         return "failed", f"the database has the newer revision {found}: upgrade the service"
     return "warning", f"at {found}, the newest is {head}: the next start migrates (back up first)"
 

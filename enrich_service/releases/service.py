@@ -554,8 +554,10 @@ def label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> tupl
     found = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
     if found is None:
         return label_service.create(session, name, labels), True
-    have = [(one.key, one.name, one.context) for one in label_service.labels_of(session, found)]
-    if have != [(one.key, one.name, one.context) for one in labels]:
+    have = [
+        (label.key, label.name, label.context) for label in label_service.labels_of(session, found)
+    ]
+    if have != [(label.key, label.name, label.context) for label in labels]:
         raise Conflict(
             f"Label set {name!r} exists with other labels: choose another one to import into."
         )

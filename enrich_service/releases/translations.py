@@ -53,7 +53,7 @@ def prepare(
     check_subject(plan, texts=True)
     if plan.kind not in _KINDS:
         raise InvalidInput(f"prompt {plan.prompt!r}: {plan.kind} cannot be translated")
-    origins = {one.key: one for one in release.sources if one.field == plan.kind}
+    origins = {origin.key: origin for origin in release.sources if origin.field == plan.kind}
     ids = {label.key: label.id for label in labels.labels_of(session, label_set)}
     wanted = body.language.strip().casefold()
     there = 0

@@ -60,9 +60,9 @@ def try_(
     if json:
         show(found, json=True)
         return
-    for one in found.labels:
-        typer.echo(one.label)
-        for side, tried in (("new", one.candidate), (against, one.against)):
+    for label in found.labels:
+        typer.echo(label.label)
+        for side, tried in (("new", label.candidate), (against, label.against)):
             if tried is not None:
                 problems = f" ({'; '.join(tried.problems)})" if tried.problems else ""
                 typer.echo(f"  {side}: {tried.text or tried.status}{problems}")

@@ -163,12 +163,14 @@ async def _saved(
         parameters=body.parameters,
     )
     found = await describe(enricher, request)
-    rows = await asyncio.to_thread(_attempts, enricher, [one.generation_id for one in found])
+    rows = await asyncio.to_thread(
+        _attempts, enricher, [described.generation_id for described in found]
+    )
     tried = [
-        _stored(one, rows[one.generation_id])
-        if one.generation_id is not None
-        else _without_answer(one.problems)
-        for one in found
+        _stored(described, rows[described.generation_id])
+        if described.generation_id is not None
+        else _without_answer(described.problems)
+        for described in found
     ]
     return found[0].prompt_version, tried
 
@@ -191,16 +193,16 @@ def _attempts(
         }
 
 
-def _stored(one: Described, rows: Sequence[Generation]) -> Tried:
-    last = next(row for row in rows if row.id == one.generation_id)
+def _stored(described: Described, rows: Sequence[Generation]) -> Tried:
+    last = next(row for row in rows if row.id == described.generation_id)
     return Tried(
-        status=one.status,
-        cached=one.cached,
-        text=one.text,
-        texts=one.texts,
-        attributes=one.attributes,
-        problems=one.problems,
-        flags=one.flags,
+        status=described.status,
+        cached=described.cached,
+        text=described.text,
+        texts=described.texts,
+        attributes=described.attributes,
+        problems=described.problems,
+        flags=described.flags,
         raw_reply=last.raw_reply,
         attempts=len(rows),
         prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
@@ -217,10 +219,10 @@ def _sum(costs: Sequence[float | None]) -> float | None:
 
 def _totals(tried: Sequence[Tried]) -> Totals:
     return Totals(
-        accepted=sum(one.status is GenerationStatus.ACCEPTED for one in tried),
-        rejected=sum(one.status is GenerationStatus.REJECTED for one in tried),
-        failed=sum(one.status is GenerationStatus.FAILED for one in tried),
-        prompt_tokens=sum(one.prompt_tokens for one in tried),
-        completion_tokens=sum(one.completion_tokens for one in tried),
-        cost_usd=_sum([one.cost_usd for one in tried]),
+        accepted=sum(answer.status is GenerationStatus.ACCEPTED for answer in tried),
+        rejected=sum(answer.status is GenerationStatus.REJECTED for answer in tried),
+        failed=sum(answer.status is GenerationStatus.FAILED for answer in tried),
+        prompt_tokens=sum(answer.prompt_tokens for answer in tried),
+        completion_tokens=sum(answer.completion_tokens for answer in tried),
+        cost_usd=_sum([answer.cost_usd for answer in tried]),
     )

@@ -78,8 +78,11 @@ def compare_texts(
 def _versions(prompts: list[PromptView]) -> list[tuple[str, list[str]]]:
     """Each prompt with its versions as PROMPT@VERSION, newest first."""
     return [
-        (f"{one.name} ({one.kind.value})", [f"{one.name}@{n}" for n in range(one.latest, 0, -1)])
-        for one in prompts
+        (
+            f"{prompt.name} ({prompt.kind.value})",
+            [f"{prompt.name}@{n}" for n in range(prompt.latest, 0, -1)],
+        )
+        for prompt in prompts
     ]
 
 
@@ -87,10 +90,10 @@ def _proposed(prompts: list[PromptView]) -> str:
     """The default prompt version of runs, if it exists."""
     wanted = Choice.model_fields["prompt"].default
     found = [
-        f"{one.name}@{alias.version}"
-        for one in prompts
-        for alias in one.aliases
-        if (one.name, alias.name) == (wanted, DEFAULT_ALIAS)
+        f"{prompt.name}@{alias.version}"
+        for prompt in prompts
+        for alias in prompt.aliases
+        if (prompt.name, alias.name) == (wanted, DEFAULT_ALIAS)
     ]
     return next(iter(found), "")
 

@@ -39,7 +39,7 @@ def show_diagnostics(
         for label in release.labels
     }
     spectra = {
-        one.text: list(enumerate(one.singular_values, start=1)) for one in report.diagnostics
+        bank.text: list(enumerate(bank.singular_values, start=1)) for bank in report.diagnostics
     }
     moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
     return page(
@@ -84,9 +84,9 @@ def _plane(report: Report) -> Plane | None:
     if report.text_plane is None or not report.text_plane.classes:
         return None
     pairs = [(pair.a, pair.b) for pair in report.pulled_apart]
-    for one in report.diagnostics:
-        if one.text != _CONTROL:
-            pairs += [(pair.a, pair.b) for pair in one.confusable]
+    for bank in report.diagnostics:
+        if bank.text != _CONTROL:
+            pairs += [(pair.a, pair.b) for pair in bank.confusable]
     return draw_plane(report.text_plane, first=[name for pair in pairs for name in pair])
 
 
@@ -103,7 +103,9 @@ def show_similarity(
     found = reports.read(session, settings.artifact_dir, job_id).similarity
     if found is None or not found.pictures:
         raise NotFound(f"The worker of job {job_id} wrote no similarity matrix: train again.")
-    chosen = next((one for one in found.pictures if one.text == texts), found.pictures[-1])
+    chosen = next(
+        (picture for picture in found.pictures if picture.text == texts), found.pictures[-1]
+    )
     return page(
         request, "jobs/similarity.html", job=job, found=found, chosen=chosen, step=_decimals
     )

@@ -229,7 +229,10 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
     rows = [
         ComparedRow(
             "release",
-            tuple(f"{one.name} ({one.hash[:10]})" if one else _shown(None) for one in releases),
+            tuple(
+                f"{release.name} ({release.hash[:10]})" if release else _shown(None)
+                for release in releases
+            ),
         ),
         *(
             ComparedRow(name, tuple(_shown(config.get(name)) for config in configs))
@@ -311,8 +314,8 @@ def show_job(
     return page(
         request,
         "jobs/show.html",
-        artifacts=[artifacts.view(one) for one in left],
-        has_page=any(one.name == "report.html" for one in left),
+        artifacts=[artifacts.view(artifact) for artifact in left],
+        has_page=any(artifact.name == "report.html" for artifact in left),
         report=report,
         trouble=trouble,
         release=release,
@@ -323,7 +326,7 @@ def show_job(
 
 def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | None, str | None]:
     """The report of a job, or the reason why it cannot be shown; None while there is none."""
-    if not any(one.name == "report.json" for one in artifacts.listing(session, job.id)):
+    if not any(artifact.name == "report.json" for artifact in artifacts.listing(session, job.id)):
         return None, None
     try:
         return reports.read(session, settings.artifact_dir, job.id), None
@@ -423,8 +426,8 @@ def download_epochs(job_id: Id, session: ReadSession) -> Response:
     """The epochs as CSV."""
     service.get(session, job_id)
     epochs = [_flat(epoch.model_dump()) for epoch in _epochs(session, job_id)]
-    columns = list(dict.fromkeys(name for one in epochs for name in one))
-    rows = ([one.get(name, "") for name in columns] for one in epochs)
+    columns = list(dict.fromkeys(name for epoch in epochs for name in epoch))
+    rows = ([epoch.get(name, "") for name in columns] for epoch in epochs)
     return csv_file(f"job-{job_id}-epochs.csv", columns, rows)
 
 

@@ -69,7 +69,7 @@ def test_a_release_is_translated_and_each_text_knows_what_it_was_made_of(
         assert (one["prompt"], one["language"]) == ("translation", "German")
         made = client.get(f"/v1/generations/{one['generation_id']}").json()
         assert made["parent_id"] == sources[one["key"]]
-    assert "Made of" in client.get(f"/generations/{one['generation_id']}").text
+    assert "Derived from" in client.get(f"/generations/{one['generation_id']}").text
 
     # Nothing is paid for twice, another text is another question.
     again = wait_for(client, translate(client, english).json()["id"])
