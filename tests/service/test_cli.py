@@ -172,7 +172,7 @@ def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
         (["jobs", "cancel", "7"], "no job 7"),
         (["jobs", "confusable", "7"], "no job 7"),
         (["labels", "confusable", "nix", "--from-names"], "no label set 'nix'"),
-        (["labels", "confusable", "nix"], "one of both"),
+        (["labels", "confusable", "nix"], "either"),
         (["texts", "approve", "7"], "no generation 7"),
         (["texts", "edit", "7", "x"], "no generation 7"),
         (["texts", "write", "7", "x"], "no label 7"),
@@ -317,9 +317,9 @@ def test_a_setting_that_is_no_json_is_named_with_the_form_that_is_wanted(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("secret", "DATABASE_URL names no database"),
-        ("nix://u:secret@h/d", "DATABASE_URL names no database"),
-        ("postgresql+asyncmy://u:secret@h/d", "DATABASE_URL names no database"),
+        ("secret", "DATABASE_URL is not a database URL"),
+        ("nix://u:secret@h/d", "DATABASE_URL is not a database URL"),
+        ("postgresql+asyncmy://u:secret@h/d", "DATABASE_URL is not a database URL"),
         ("mysql+pymysql://u:secret@h/d", "DATABASE_URL needs the package pymysql"),
     ],
 )

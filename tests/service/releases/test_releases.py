@@ -313,7 +313,7 @@ def test_a_source_names_a_version_or_an_alias(service, frozen, source):
     body = {"label_set": "set", "name": "x", "sources": [source]}
     answer = service.post("/v1/releases", json=body)
     assert answer.status_code == 422
-    assert "one of both" in answer.json()["detail"]
+    assert "either" in answer.json()["detail"]
 
 
 def test_a_release_travels_with_its_hash(service, frozen, start_service, tmp_path):

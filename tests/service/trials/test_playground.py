@@ -106,7 +106,7 @@ def test_what_was_tried_is_saved_as_the_next_version_with_the_hash_that_was_show
         ({"validators": [{"rule": "nix"}]}, "nix"),
         ({"parameters": {"messages": []}}, "'messages' belongs to the call"),
         ({"against": {"prompt": "nix", "version": 1}}, "no prompt 'nix'"),
-        ({"against": {"prompt": "visual-description"}}, "one of both"),
+        ({"against": {"prompt": "visual-description"}}, "either"),
     ],
 )
 def test_a_trial_that_makes_no_sense_asks_nothing(client, model, change, message):
