@@ -33,11 +33,12 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit features [batch, dim] of `pixels`, which it normalises itself."""
-        views = fixed_views(pixels, self.student.test_views)
-        features = [normalize(self.student(view), dim=1) for view in views]
-        if len(features) == 1:
-            return features[0]
-        return normalize(torch.stack(features).mean(dim=0), dim=1)
+        views = list(fixed_views(pixels, self.student.test_views))
+        # One pass through the network, whatever the number of views: the model stays small.
+        features = normalize(self.student(torch.cat(views)), dim=1)
+        if len(views) == 1:
+            return features
+        return normalize(features.view(len(views), -1, features.shape[1]).mean(dim=0), dim=1)
 
 
 class TextTower(nn.Module):

@@ -7,16 +7,19 @@ import torch
 from typer.testing import CliRunner
 
 from distill.cli.main import app
+from distill.data.releases import release_from_pairs
 from distill.data.splits import scan_split
 from distill.embeddings.prompts import prompts_of
 from distill.errors import ClassifierError, ModelError
 from distill.evaluation.accuracy import predict
 from distill.export.classifier_folder import export_run, load_run
+from distill.export.onnx import image_encoder, text_encoder
 from distill.export.tokenizer import tokenizer_json
-from distill.export.verify import check_features
+from distill.export.verify import check_features, onnx_features
+from distill.models.student import build_student
 from distill.models.teacher import load_teacher
 from distill.runtime import Classifier
-from distill.runtime.text_encoder import TextEncoder
+from distill.runtime.text_encoder import TextEncoder, open_session
 
 # What a language model may write: quotes, entities, ligatures, other scripts, emoji, blanks.
 ODD_TEXTS = (
@@ -87,6 +90,30 @@ def test_tokens_are_those_of_open_clip(teacher, shared, shared_hub):
     assert [encoder.token_count(text) for text in texts] == [
         model.token_count(text) for text in texts
     ]
+
+
+def test_a_text_tower_of_hugging_face_gives_what_open_clip_gives(shared, shared_hub):
+    """On every text of a release that ChatGPT wrote."""
+    model = load_teacher("hf-hub:bench/lite0-minilm")
+    bench = shared / "bench/tiny-imagenet-ood"
+    release = release_from_pairs(bench / "label2text.txt", bench / "chatgpt.txt")
+    texts = [text for each in release.labels for text in prompts_of(each, "name+description")]
+    content, cleaning = tokenizer_json(model)
+    encoder = TextEncoder(
+        text_encoder(model), content, context_length=model.context_length, cleaning=cleaning
+    )
+    cosines = (torch.from_numpy(encoder.encode(texts)) * model.encode_text(texts)).sum(dim=1)
+    assert cosines.min() > 1 - 1e-5
+
+
+def test_a_vit_with_ten_crops_gives_what_pytorch_gives():
+    student = build_student("test_vit", 8, image_size=32)
+    student.test_views = "ten-crop"
+    pixels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
+    found = onnx_features(open_session(image_encoder(student, 32)), pixels)
+    torch.testing.assert_close(
+        found, torch.nn.functional.normalize(student.encode(pixels), dim=1), atol=1e-5, rtol=0
+    )
 
 
 def test_a_model_that_gives_something_else_is_refused():
