@@ -210,7 +210,7 @@ class Clients:
         self._http.close()
 
 
-def check(
+def check(  # noqa: C901 - one condition for each promise of the service
     told: Told, data: Path, work: Path, counts: Mapping[str, Any], *, lost_calls: int, attempts: int
 ) -> tuple[dict[str, Any], list[str]]:
     """What was counted, and everything that is not as it should be.
@@ -218,7 +218,7 @@ def check(
     Args:
         told: What clients were told.
         data: Data folder of the stopped service.
-        work: ActiveRun folder of the stopped workers.
+        work: Work folder of the stopped workers.
         counts: What the language-model server has counted.
         lost_calls: Good answers that may have been in flight when a service was killed.
         attempts: Attempts that the kills of workers may have cost.
@@ -317,7 +317,7 @@ def _leases(events: list[sqlite3.Row]) -> int:
     )
 
 
-def _faults(
+def _faults(  # noqa: C901 - one condition for each way to lose something
     job: sqlite3.Row, events: list[sqlite3.Row], files: list[sqlite3.Row], data: Path
 ) -> Iterator[str]:
     """What is not as it should be with one job."""

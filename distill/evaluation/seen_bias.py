@@ -7,8 +7,8 @@ The best bias there, averaged over several choices of left-out classes, is the s
 
 Notable: the backbone has seen the left-out classes, so this is a proxy for a whole training without
 them, at a fraction of its cost. On two students of the demo's world and a linear one on real photos
-it gave 92, 95 and 93 % of the harmonic mean of the best bias. RIDGE was set on these three; from
-0.01 on it hardly matters.
+it gave 92, 95 and 93 % of the harmonic mean of the best bias. RIDGE was set on these same three, so
+these shares flatter it; with a RIDGE of 0.01 they were 96, 98 and 89 %.
 """
 
 from dataclasses import dataclass

@@ -107,7 +107,7 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of error
     """Answer every error of `app` with a problem document."""
     describe = app.openapi
 

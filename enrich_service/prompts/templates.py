@@ -283,51 +283,62 @@ def _check_size(what: str, tree: nodes.Template) -> None:
 
 
 def _check_node(what: str, node: nodes.Node, *, loops: int, filters: frozenset[str]) -> None:
-    def refuse(reason: str) -> InvalidInput:
-        return InvalidInput(f"The {what} template, line {node.lineno}: {reason}")
+    """Raise InvalidInput where `node` or a part of it is not allowed.
 
-    if not isinstance(node, _ALLOWED):
-        raise refuse(f"{type(node).__name__} is not allowed in a prompt")
-    if isinstance(node, nodes.Name) and node.name in ("loop", "self"):
-        raise refuse(f"there is no variable {node.name!r}")
+    `loops`: how many loops are around it; `filters`: those applied to its value already.
+    """
+    if reason := _fault(node, loops, filters):
+        raise InvalidInput(f"The {what} template, line {node.lineno}: {reason}")
     if isinstance(node, nodes.Getattr):
-        name = node.node.name if isinstance(node.node, nodes.Name) else ""
-        if name != "loop" or node.attr not in _LOOP_FIELDS:
-            raise refuse(f"attribute access (.{node.attr}) is not allowed in a prompt")
         return
-    if isinstance(node, nodes.Call):
-        if not _is_short_range(node):
-            raise refuse(f"only range(N) up to {MAX_RANGE} can be called in a prompt")
-    elif isinstance(node, nodes.Filter):
-        if node.name not in FILTERS:
-            raise refuse(
-                f"there is no filter {node.name!r}; there are {', '.join(sorted(FILTERS))}"
-            )
-        if node.name in filters:
-            raise refuse(f"the filter {node.name!r} is used twice in one expression")
-        options = [*node.args, *(pair.value for pair in node.kwargs)]
-        if (
-            node.dyn_args
-            or node.dyn_kwargs
-            or not all(isinstance(option, nodes.Const) for option in options)
-        ):
-            raise refuse(f"the options of the filter {node.name!r} must be constants")
+    if isinstance(node, nodes.Filter):
         if node.node is not None:
             _check_node(what, node.node, loops=loops, filters=filters | {node.name})
         return
-    elif isinstance(node, nodes.For):
-        loops += 1
-        if loops > MAX_NESTED_LOOPS:
-            raise refuse(f"loops may be nested {MAX_NESTED_LOOPS} deep")
-        if node.recursive:
-            raise refuse("a recursive loop is not allowed in a prompt")
-        iterated = node.iter
-        while isinstance(iterated, nodes.Filter) and iterated.node is not None:
-            iterated = iterated.node
-        if not isinstance(iterated, nodes.Name | nodes.List | nodes.Tuple | nodes.Call):
-            raise refuse("a loop runs over a variable, a list or range(N)")
     for child in node.iter_child_nodes():
-        _check_node(what, child, loops=loops, filters=filters)
+        _check_node(what, child, loops=loops + isinstance(node, nodes.For), filters=filters)
+
+
+def _fault(node: nodes.Node, loops: int, filters: frozenset[str]) -> str | None:
+    """Why a node is not allowed, its parts left out; None if it is."""
+    if not isinstance(node, _ALLOWED):
+        return f"{type(node).__name__} is not allowed in a prompt"
+    if isinstance(node, nodes.Name) and node.name in ("loop", "self"):
+        return f"there is no variable {node.name!r}"
+    if isinstance(node, nodes.Getattr):
+        name = node.node.name if isinstance(node.node, nodes.Name) else ""
+        if name != "loop" or node.attr not in _LOOP_FIELDS:
+            return f"attribute access (.{node.attr}) is not allowed in a prompt"
+    if isinstance(node, nodes.Call) and not _is_short_range(node):
+        return f"only range(N) up to {MAX_RANGE} can be called in a prompt"
+    if isinstance(node, nodes.Filter):
+        return _filter_fault(node, filters)
+    return _loop_fault(node, loops) if isinstance(node, nodes.For) else None
+
+
+def _filter_fault(node: nodes.Filter, filters: frozenset[str]) -> str | None:
+    if node.name not in FILTERS:
+        return f"there is no filter {node.name!r}; there are {', '.join(sorted(FILTERS))}"
+    if node.name in filters:
+        return f"the filter {node.name!r} is used twice in one expression"
+    options = [*node.args, *(pair.value for pair in node.kwargs)]
+    constant = all(isinstance(option, nodes.Const) for option in options)
+    if node.dyn_args or node.dyn_kwargs or not constant:
+        return f"the options of the filter {node.name!r} must be constants"
+    return None
+
+
+def _loop_fault(node: nodes.For, loops: int) -> str | None:
+    if loops >= MAX_NESTED_LOOPS:
+        return f"loops may be nested {MAX_NESTED_LOOPS} deep"
+    if node.recursive:
+        return "a recursive loop is not allowed in a prompt"
+    iterated = node.iter
+    while isinstance(iterated, nodes.Filter) and iterated.node is not None:
+        iterated = iterated.node
+    if not isinstance(iterated, nodes.Name | nodes.List | nodes.Tuple | nodes.Call):
+        return "a loop runs over a variable, a list or range(N)"
+    return None
 
 
 def _is_short_range(call: nodes.Call) -> bool:
