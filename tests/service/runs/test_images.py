@@ -329,7 +329,7 @@ def test_the_command_line_names_failed_images_and_says_what_is_missing(
     call = enrich("run", "start", "birds", "--prompt", "image-caption", "--images", photos)
     assert call.exit_code == 1
     assert "enrich: unreadable image: 1: n0/1.png\n" in call.stderr
-    assert "`enrich run resume 1` asks for the rest" in call.stderr
+    assert "`enrich run retry 1` asks for the rest" in call.stderr
     call = enrich("export", "captions", "1")
     assert len(call.stdout.splitlines()) == 4
     assert "1 of 5 have no caption" in call.stderr
