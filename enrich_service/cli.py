@@ -32,7 +32,7 @@ COMMANDS = (
     ("labels", "labels.commands:app", "Label sets: named lists of classes."),
     ("prompts", "prompts.commands:app", "Prompts, their versions and aliases."),
     ("run", "runs.commands:app", "Enrichment of whole label sets."),
-    ("texts", "generations.commands:app", "Texts: look, edit, write, approve, reject, lock."),
+    ("texts", "generations.commands:app", "Texts: list, edit, write, approve, reject, lock."),
     ("release", "releases.commands:app", "Releases: immutable texts for every label."),
     ("import", "exchange.commands:import_app", "Import texts from files."),
     ("export", "exchange.commands:export_app", "Export texts to files."),

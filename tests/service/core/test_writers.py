@@ -105,4 +105,4 @@ def test_a_writer_that_waits_too_long_says_busy(engine, settings, monkeypatch):
             labels.create(other, "ducks", [LabelIn(name="mallard")])
     impatient.dispose()
     known = storage_error(caught.value)
-    assert isinstance(known, Unavailable) and "busy" in str(known)
+    assert isinstance(known, Unavailable) and "was locked" in str(known)

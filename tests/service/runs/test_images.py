@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_refused_in_one_line(birds, photos, model):
         assert "images" in answer.json()["detail"]
     labels = wait_for(birds, start_run(birds)["id"])
     answer = birds.get(f"/v1/runs/{labels['id']}/captions.jsonl")
-    assert (answer.status_code, "not about images" in answer.json()["detail"]) == (409, True)
+    assert (answer.status_code, "not over images" in answer.json()["detail"]) == (409, True)
     assert birds.get("/label-sets/birds", params={"prompt": "image-caption"}).status_code == 200
 
 

@@ -209,7 +209,7 @@ def test_pages_can_be_read_without_scripts(chromium, service, world):
     tab.goto("/label-sets/things")
     tab.get_by_label("Search in names and keys").fill("goldfish")
     press(tab, "Search")
-    assert tab.locator("tbody tr").count() == 1
+    playwright.expect(tab.locator("tbody tr")).to_have_count(1)
     tab.goto(dict(world.pages)["job-running"])
     assert tab.locator("svg polyline").count() == 5
     tab.goto(dict(world.pages)["similarity"])
