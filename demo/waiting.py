@@ -95,18 +95,21 @@ class FollowedJob:
         self._display.update(self._bar, completed=step, total=steps, status=status)
 
 
-def follow(jobs: Sequence[FollowedJob], worker: Process) -> None:
+def follow(jobs: Sequence[FollowedJob], workers: Sequence[Process]) -> None:
     """Wait until all `jobs` have succeeded.
 
     Raises:
-        DemoError: one has failed, none makes progress, or the worker has ended.
+        DemoError: one has failed, none makes progress, or all workers have ended.
     """
-    timer = StallTimer("training", worker.log)
+    log = workers[0].log
+    timer = StallTimer("training", log)
     while waiting := [job for job in jobs if not job.succeeded]:
-        ended = worker.ended  # looked up first: it may end rightly while the jobs are asked for
+        # Looked up first: they may end rightly while the jobs are asked for.
+        ended = all(worker.ended for worker in workers)
         for job in waiting:
-            job.update(worker.log)
+            job.update(log)
         if ended and not all(job.succeeded for job in jobs):
-            worker.check()
+            for worker in workers:
+                worker.check()
         timer.check([job.last_event for job in jobs])
         time.sleep(0.5)

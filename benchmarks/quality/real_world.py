@@ -104,7 +104,7 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
         take = [str(BIN / "distill"), "worker", "--service", service.address, "--once"]
         take += ["--work-dir", str(work / "jobs")]
         with started("worker", take, work, **settings) as worker:
-            follow(followed, worker)
+            follow(followed, [worker])
         reports: dict[str, list[Report]] = {strategy: [] for strategy in STRATEGIES}
         for title, number in jobs.items():
             report = Report.model_validate(service.get(f"/v1/jobs/{number}/report"))

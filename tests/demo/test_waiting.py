@@ -121,7 +121,7 @@ def test_a_job_that_fails_ends_the_demo_with_its_reason(
         followed = FollowedJob(service, display, "name", job[0], CONFIG)
         finish(client, job, "failed", "no space left on the device")
         with pytest.raises(DemoError, match="failed: no space left on the device"):
-            follow([followed], sleeper)
+            follow([followed], [sleeper])
     service.close()
 
 

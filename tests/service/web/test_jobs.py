@@ -145,12 +145,14 @@ def test_no_stored_event_breaks_a_page(start_service, tmp_path, kind):
         jobs = [queue(client, 1), queue(client, 1)]
         engine = make_engine(settings.sqlalchemy_url)
         epoch = NUMBERS | {"epoch": 1, "losses": {"cls": 1}}
+        # PostgreSQL itself refuses to store these two as JSON.
+        unordered = (math.inf, math.nan) if engine.dialect.name == "sqlite" else ()
         told = [
             [1], "text", 7, {}, {"epoch": [1]}, {"epoch": {}}, {"message": [1]}, {"state": {}},
             {"message": "\x1b[31m"}, {"phase": [], "step": "1", "steps": 10**400},
             {"phase": "p", "step": 10**400, "steps": 0}, epoch, epoch | {"epoch": 10**400},
             *(epoch | {"epoch": 2, "loss": n, "seen_top1": n, "seconds": n, "losses": {"cls": n}}
-              for n in (10**400, 1e308, -1e308, 1e-308, math.inf, math.nan, "1", None)),
+              for n in (10**400, 1e308, -1e308, 1e-308, "1", None, *unordered)),
             *(epoch | {"epoch": 3, "losses": losses} for losses in ([], {"": 1}, {"cls": []})),
         ]  # fmt: skip
         with writing(engine) as session:
