@@ -36,7 +36,7 @@ STUDENT: dict[str, Any] = {
     "student": "test_byobnet",
     "image_size": 32,
     "batch_size": 64,
-    "epochs": 8,
+    "epochs": 10,
     "seed": 0,
 }
 
