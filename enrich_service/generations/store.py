@@ -46,9 +46,7 @@ class _Entry:
     run_id: int | None = None
     counts: dict[str, int | float] = field(default_factory=dict)
     request: tuple[int, str] | None = None  # the batch and the key of what is under way no longer
-    accepted_texts: AcceptedTextIndex | None = (
-        None  # of the prompt version, where labels may share no text
-    )
+    accepted_texts: AcceptedTextIndex | None = None  # where no two labels may share a text
     claim: tuple[str, ...] = ()  # dedupe keys to be claimed
     renew: bool = False  # the leases of all that this process has claimed
     stored: "asyncio.Future[_Outcome]" = field(

@@ -1,6 +1,5 @@
 """Enrichment over REST."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from enrich_service.core.dependencies import (
     WriteSession,
 )
 from enrich_service.core.problems import problems
+from enrich_service.core.server_sent_events import Update, poll
 from enrich_service.generations.models import RunState
 from enrich_service.runs import service
 from enrich_service.runs.describe import describe
@@ -51,12 +51,16 @@ EnricherDep = Annotated[Enricher, Depends(_enricher)]
 RunsDep = Annotated[RunScheduler, Depends(_runs)]
 
 
-def _show(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
+def current_view(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
     """The run as it is stored, with what this process knows of it."""
-    runs.wake()  # what was just changed is to begin now
     with reading(engine) as session:
-        run = service.get_run(session, run_id)
-        return service.run_view(session, run, runs.active(run_id))
+        return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
+
+
+def _changed(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
+    """Let the scheduler act on a change that was just committed; the run as it is then."""
+    runs.wake()
+    return current_view(engine, runs, run_id)
 
 
 @router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
@@ -119,6 +123,10 @@ def _existing_run(run_id: Id, session: ReadSession) -> int:
     return run_id
 
 
+# A stream looks up its run before it begins: once it has, a missing run cannot be a 404 any more.
+ExistingRunId = Annotated[int, Depends(_existing_run)]
+
+
 @router.get(
     "/runs/{run_id}/events",
     summary="Follow a run",
@@ -126,26 +134,23 @@ def _existing_run(run_id: Id, session: ReadSession) -> int:
     responses=problems(404),
 )
 async def follow_run(
-    run_id: Annotated[int, Depends(_existing_run)], engine: EngineDep, runs: RunsDep
+    request: Request,
+    run_id: ExistingRunId,
+    engine: EngineDep,
+    runs: RunsDep,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream a run's progress as server-sent events: each `progress` holds the whole run.
 
     Ends when the run does; a paused run stays open.
     """
-    last = None
-    while True:
-        view = await asyncio.to_thread(_look, engine, runs, run_id)
-        if view != last:
-            yield ServerSentEvent(event="progress", data=view)
-            last = view
-        if view.state not in service.UNFINISHED:
-            return
-        await asyncio.sleep(PROGRESS_SECONDS)
 
+    def read(last: RunView | None) -> Update[RunView | None]:
+        view = current_view(engine, runs, run_id)
+        events = [] if view == last else [ServerSentEvent(event="progress", data=view)]
+        return Update(view, events, final=view.state not in service.UNFINISHED)
 
-def _look(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
-    with reading(engine) as session:
-        return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
+    async for event in poll(request, read, None, interval_s=PROGRESS_SECONDS):
+        yield event
 
 
 @router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))
@@ -153,7 +158,7 @@ def pause_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDe
     """Ask no more until it is resumed. Calls in flight come in and are kept."""
     service.pause_run(session, run_id)
     session.commit()
-    return _show(engine, runs, run_id)
+    return _changed(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/resume", summary="Resume a run", responses=problems(404, 409))
@@ -168,7 +173,7 @@ def resume_run(
     """Go on with a paused run, if wanted with another budget."""
     service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
     session.commit()
-    return _show(engine, runs, run_id)
+    return _changed(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/cancel", summary="Cancel a run", responses=problems(404, 409))
@@ -176,7 +181,7 @@ def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsD
     """Stop a run. What was answered stays, and a retry takes it up again."""
     service.cancel_run(session, run_id)
     session.commit()
-    return _show(engine, runs, run_id)
+    return _changed(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/retry", summary="Retry a run", responses=problems(404, 409))
@@ -184,4 +189,4 @@ def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDe
     """Ask the labels of a failed or cancelled run that have no answer; stored ones cost nothing."""
     service.retry_run(session, run_id)
     session.commit()
-    return _show(engine, runs, run_id)
+    return _changed(engine, runs, run_id)

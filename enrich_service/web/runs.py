@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlmodel import Session
 
-from enrich_service.core.database import reading, utcnow
+from enrich_service.core.database import utcnow
 from enrich_service.core.dependencies import (
     MAX_ID,
     EngineDep,
@@ -28,7 +28,13 @@ from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service
 from enrich_service.runs.failures import failures
 from enrich_service.runs.plan import choose
-from enrich_service.runs.routes import PROGRESS_SECONDS, EnricherDep, RunsDep
+from enrich_service.runs.routes import (
+    PROGRESS_SECONDS,
+    EnricherDep,
+    ExistingRunId,
+    RunsDep,
+    current_view,
+)
 from enrich_service.runs.scheduling.scheduler import RunScheduler
 from enrich_service.runs.schemas import RunCreate, RunResume, RunView
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
@@ -175,15 +181,10 @@ def _progress(run: RunView) -> dict[str, Any]:
     }
 
 
-def _existing(run_id: Id, session: ReadSession) -> int:
-    service.get_run(session, run_id)
-    return run_id
-
-
 @router.get("/runs/{run_id}/live", response_class=EventSourceResponse)
 async def follow_run(
     request: Request,
-    run_id: Annotated[int, Depends(_existing)],
+    run_id: ExistingRunId,
     engine: EngineDep,
     runs: RunsDep,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -195,8 +196,7 @@ async def follow_run(
     """
 
     def read(known: str | None) -> Update[str | None]:
-        with reading(engine) as session:
-            run = service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
+        run = current_view(engine, runs, run_id)
         digest = hashlib.sha256(run.model_dump_json(exclude={"rate"}).encode()).hexdigest()[:16]
         events = []
         if digest != known:
