@@ -116,9 +116,11 @@ class WorkerPool:
         return await self._active.waiting.keep(await self._pager.without_result(items))
 
     async def _unpark(self) -> None:
-        due, _, item = self._active.parked[0]
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        heapq.heappop(self._active.parked)
+        parked = self._active.parked
+        # Another item that is due sooner may be parked meanwhile.
+        while (wait := parked[0][0] - time.monotonic()) > 0:
+            await asyncio.sleep(min(wait, POLL_INTERVAL_S))
+        _, _, item = heapq.heappop(parked)
         await self._queue.put(item)
 
     async def _ask_from(self, *, after: float) -> None:

@@ -15,6 +15,8 @@ import pytest
 from enrich_service.core.database import make_engine, utcnow, writing
 from enrich_service.core.settings import Settings
 from enrich_service.generations.models import Run, RunState
+from enrich_service.llm import retry
+from enrich_service.runs import enricher
 from enrich_service.runs.scheduling.worker_pool import WORKERS
 from tests.llm_server import Answer, faulty
 from tests.service.llm_fixtures import add_labels, start_run, wait_for
@@ -266,6 +268,21 @@ def test_a_label_that_is_put_off_for_long_is_parked_while_the_others_go_on(clien
     assert (found["state"], found["parked"], found["accepted"]) == ("running", 1, 19)
     assert model.calls["bird 0"] == 1
     assert client.post(f"/v1/runs/{run}/cancel").json()["state"] == "cancelled"
+
+
+def test_labels_that_are_parked_while_another_waits_are_each_requested_again(
+    client, model, monkeypatch
+):
+    for module in (enricher, retry):
+        monkeypatch.setattr(module, "MAX_RETRY_AFTER_S", 0.1)  # longer waits are parked
+    add_labels(client, birds(12))
+    # The third is parked while the run waits for the first two, and is due before them.
+    for name in ("bird 0", "bird 1"):
+        model.script(name, Answer(429, headers={"Retry-After": "2"}, delay=0.3))
+    model.script("bird 2", Answer(429, headers={"Retry-After": "0.2"}, delay=0.5))
+    run = wait_for(client, start_run(client, concurrency=2)["id"])
+    assert (run["state"], run["accepted"], run["cached"]) == ("succeeded", 12, 0)
+    assert [model.calls[name] for name in birds(12)] == [2, 2, 2, *[1] * 9]
 
 
 @pytest.mark.parametrize(
