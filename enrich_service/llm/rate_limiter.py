@@ -146,6 +146,7 @@ class PriorityRateLimiter:
                 self._queue(slot).remove(slot)
                 if slot.group is not None and slot.kept:
                     slot.group.inside -= 1
+                    self._admit()
             else:
                 self._leave(slot)  # it had just been given
             raise
@@ -172,10 +173,14 @@ class PriorityRateLimiter:
 
     def _next(self) -> Slot | None:
         """The slot to be given next, of those whose group lets them in."""
-        if self._urgent:
-            return self._urgent[0]
+        # A call that was cancelled stays in its queue until its task runs again.
+        for slot in self._urgent:
+            if not slot.given.done():
+                return slot
         full: CallGroup | None = None  # mostly one run waits, with all that it has
         for slot in self._waiting:
+            if slot.given.done():
+                continue
             if slot.group is None or (slot.group is not full and slot.group.lets_in()):
                 return slot
             full = slot.group

@@ -50,6 +50,25 @@ def test_a_slot_given_to_a_cancelled_call_is_not_lost() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_cancelled_call_is_passed_over_for_the_next_one(urgent: bool) -> None:
+    async def main() -> None:
+        limiter = PriorityRateLimiter(1)
+        async with limiter.slot(urgent=False):
+            cancelled, waiting = (asyncio.create_task(enter(limiter)) for _ in range(2))
+            await asyncio.sleep(0)
+            cancelled.cancel()  # it still stands in the queue when the slot becomes free
+        await asyncio.wait_for(waiting, 1)
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    async def enter(limiter: PriorityRateLimiter) -> None:
+        async with limiter.slot(urgent=urgent):
+            pass
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("limits", "tokens"),
     [({"calls_per_minute": 600}, 0), ({"tokens_per_minute": 60_000}, 100)],
