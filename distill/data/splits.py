@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -37,13 +38,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the relative path, size and modification time of every image."""
         digest = hashlib.sha256()
         for path in self.paths:
             stat = path.stat()
-            relative = "/".join(path.parts[-2:])
-            digest.update(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode("/".join(path.parts[-2:])))  # may be no UTF-8
+            digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
 

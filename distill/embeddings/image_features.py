@@ -56,7 +56,7 @@ def image_features(
     if cache is None:
         features = _encode(teacher, split, progress)
     else:
-        content = ["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint()]
+        content = ["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
         path = cache / f"features-{split.name}-{key}.safetensors"
         features = cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
@@ -85,7 +85,7 @@ def view_features(
     shape = (len(split), views, teacher.dim)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
-        [params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint()]
+        [params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
     )
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"views-{split.name}-{key}.safetensors"

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +68,15 @@ def test_a_changed_image_is_decoded_again(image_folder, tmp_path):
     second = load_pixels(scan_split(root, "unseen"), 16, tmp_path / "cache")
     assert not np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
+
+
+def test_an_image_whose_name_is_not_utf8_is_decoded(image_folder, tmp_path):
+    root = image_folder({"val": {"n1": 2}})
+    before = np.array(load_pixels(scan_split(root, "unseen"), 16, tmp_path / "cache"))
+    image = root / "val" / "n1" / "001.png"
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    after = load_pixels(scan_split(root, "unseen"), 16, tmp_path / "cache")
+    assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", None])
