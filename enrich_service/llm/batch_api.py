@@ -18,6 +18,7 @@ from openai.types import FileObject
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
 from enrich_service.llm.chat_model import ChatModel
 from enrich_service.llm.protocol import ChatRequest, Reply
+from enrich_service.validation.answer import storable
 
 PRICE_SHARE: Final = 0.5  # of the live price
 PURPOSE: Final = "batch"
@@ -120,7 +121,9 @@ class BatchApi:
             read = json.loads(line.decode(errors="replace"))
         except ValueError:
             return None
-        return read if isinstance(read, dict) and isinstance(read.get("custom_id"), str) else None
+        if not isinstance(read, dict) or not isinstance(read.get("custom_id"), str):
+            return None
+        return read | {"custom_id": storable(read["custom_id"])}
 
     def line(self, request: ChatRequest, fmt: str) -> bytes:
         """A question as a line of a file; its `custom_id` is the dedupe key."""

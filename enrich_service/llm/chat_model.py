@@ -34,6 +34,7 @@ from enrich_service.llm.server_errors import (
     wants_other_length,
 )
 from enrich_service.llm.ssrf_guard import GuardedTransport
+from enrich_service.validation.answer import storable
 
 FORMATS: Final = ("json_schema", "json_object", "text")
 MIN_SECRET_CHARS: Final = 8  # a shorter key may be a part of any word, and is never masked
@@ -218,7 +219,7 @@ class ChatModel:
         latency_ms: float | None,
         calls: int,
     ) -> Reply:
-        """The reply in the body of an answer. What a model wrote is never changed.
+        """The reply in the body of an answer. What a model wrote is kept as it can be stored.
 
         A body that is no chat completion is an error of the server, and is masked as one.
         """
@@ -294,7 +295,7 @@ class ChatModel:
             if isinstance(inner, dict):
                 body = inner
             body = body.get("message") or body.get("detail") or inner or body
-        return cut(self.masked(" ".join(str(body).split())))
+        return cut(self.masked(" ".join(storable(str(body)).split())))
 
 
 def _one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

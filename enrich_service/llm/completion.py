@@ -1,9 +1,12 @@
 """From the body of a chat completion to a reply."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from enrich_service.llm.protocol import Reply
+from enrich_service.validation.answer import storable
+
+MAX_COUNT: Final = 2**31 - 1  # of an integer column
 
 
 def read_completion(
@@ -13,7 +16,11 @@ def read_completion(
     latency_ms: float | None,
     calls: int,
 ) -> Reply:
-    """The parts of a chat completion that are kept; a body that is none is kept whole."""
+    """The parts of a chat completion that are kept; a body that is none is kept whole.
+
+    Characters that cannot be stored become U+FFFD (see `storable`); a field of the wrong type is
+    None.
+    """
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
@@ -23,25 +30,33 @@ def read_completion(
             content = "".join(part.get("text", "") for part in content)
         usage = completion.get("usage") or {}
         return Reply(
-            text=str(content),
+            text=storable(str(content)),
             messages=messages,
             response_format=fmt,
             latency_ms=latency_ms,
-            finish_reason=choice.get("finish_reason"),
-            refusal=message.get("refusal"),
-            resolved_model=completion.get("model"),
-            fingerprint=completion.get("system_fingerprint"),
-            response_id=completion.get("id"),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            finish_reason=_text(choice.get("finish_reason")),
+            refusal=_text(message.get("refusal")),
+            resolved_model=_text(completion.get("model")),
+            fingerprint=_text(completion.get("system_fingerprint")),
+            response_id=_text(completion.get("id")),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
             calls=calls,
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return Reply(
-            text=body,
+            text=storable(body),
             messages=messages,
             response_format=fmt,
             latency_ms=latency_ms,
             problem="the server's answer is not a chat completion",
             calls=calls,
         )
+
+
+def _text(value: object) -> str | None:
+    return storable(value) if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) and 0 <= value <= MAX_COUNT else None

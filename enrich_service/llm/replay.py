@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from contract import first_error_line
 from enrich_service.core.errors import InvalidInput, QuestionRefused
 from enrich_service.llm.protocol import ChatRequest, Reply
+from enrich_service.validation.answer import storable
 
 
 class RecordedReply(BaseModel):
@@ -80,7 +81,7 @@ class ReplayModel:
         turn = self._asked[key] = self._asked.get(key, -1) + 1
         reply = recorded[min(request.sample_index + turn, len(recorded) - 1)]
         return Reply(
-            text=reply.reply,
+            text=storable(reply.reply),
             messages=request.messages,
             response_format="json_schema",
             latency_ms=0.0,

@@ -1,11 +1,13 @@
 """One answer of a language model, read as far as it could be read, and what rules say of it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ENGLISH = "English"
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ Check = Callable[[Answer], Verdict]
 PASSED = Verdict()
 
 
+def storable(text: str) -> str:
+    """`text` with U+FFFD for NUL and lone surrogates, which no database stores as text."""
+    return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("\ufffd", text)
+
+
 def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:
     """What has to differ between labels: each text, or all attributes taken together."""
     return ("; ".join(texts),) if kind == "attributes" and texts else texts
@@ -72,13 +79,13 @@ def read_object(text: str) -> dict[str, Any] | None:
 
 
 def _tidy(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Strings on one line, without blanks around them."""
+    """Strings on one line, without blanks around them, as a database can store them."""
     if isinstance(value, str):
-        return " ".join(value.split())
+        return " ".join(storable(value).split())
     if isinstance(value, list):
         return [_tidy(item) for item in value]
     if isinstance(value, dict):
-        return {key: _tidy(item) for key, item in value.items()}
+        return {storable(key): _tidy(item) for key, item in value.items()}
     return value
 
 
