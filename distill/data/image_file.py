@@ -5,6 +5,7 @@ read the same pixels.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +14,26 @@ from PIL import Image, UnidentifiedImageError
 from distill.errors import UnreadableImages
 
 
-def open_image(path: Path) -> Image.Image:
-    """The image at `path` in RGB.
+def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """The image in `source`, a path or an open file, in RGB.
+
+    `name` is what a message calls it, by default the path.
 
     Raises:
-        UnreadableImages: the file is missing, truncated or not an image.
+        UnreadableImages: the file is missing, truncated, not an image, or has more pixels than
+            Pillow decodes (about 179 million), which may be a decompression bomb.
     """
+    name = name or str(source)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise UnreadableImages([f"{path} (it no longer exists)"]) from None
+        raise UnreadableImages([f"{name} (it no longer exists)"]) from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise UnreadableImages([f"{name} (it has more than {limit} megapixels)"]) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImages([f"{path} ({_one_line(error)})"]) from None
+        raise UnreadableImages([f"{name} ({_one_line(error)})"]) from None
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:

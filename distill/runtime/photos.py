@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from contract import IMAGE_SUFFIXES
 from distill.data.image_file import open_image
-from distill.errors import DataError, UnreadableImages
+from distill.errors import DataError
 
 STDIN: Final = "-"
 
@@ -28,16 +28,11 @@ class Photo:
         """The photo in RGB.
 
         Raises:
-            UnreadableImages: it is missing, cut off or no image.
+            UnreadableImages: it is missing, truncated, too large or not an image.
         """
         if self.content is None:
             return open_image(Path(self.name))
-        try:
-            with Image.open(io.BytesIO(self.content)) as image:
-                return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UnreadableImages([f"standard input ({reason})"]) from None
+        return open_image(io.BytesIO(self.content), self.name)
 
 
 def find_photos(arguments: Sequence[str]) -> list[Photo]:
@@ -74,13 +69,20 @@ def _images(paths: Sequence[Path], what: str) -> Iterator[Photo]:
 
 
 def _from_stdin(content: bytes) -> Iterator[Photo]:
-    try:
-        with Image.open(io.BytesIO(content)):
-            yield Photo("standard input", content)
+    if _is_image(content):
+        yield Photo("standard input", content)
         return
-    except UnidentifiedImageError:
-        pass
     names = [line.strip() for line in content.decode(errors="replace").splitlines()]
     if not any(names) or "\0" in names[0]:
         raise DataError("standard input is neither a photo nor a list of files, one a line")
     yield from (Photo(name) for name in names if name)
+
+
+def _is_image(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Image.DecompressionBombError:  # opening the photo says so
+        return True

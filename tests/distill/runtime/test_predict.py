@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from distill.cli.main import app
@@ -99,6 +100,21 @@ def test_unreadable_photos_are_told_at_the_end_and_stop_nothing(folder, photo, t
     assert [line.split(" (")[0] for line in result.stderr.splitlines()] == [
         f"distill: cannot read {tmp_path / name}" for name in ("broken.jpg", "gone.jpg")
     ]
+
+
+def test_a_photo_with_too_many_pixels_stops_nothing(folder, photo, tmp_path):
+    """200 megapixels of one colour are a PNG of 25 kB."""
+    large = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_000)).save(large)
+    result = predict(folder, large, photo, "--json")
+    assert result.exit_code == 1
+    assert [each["photo"] for each in json.loads(result.stdout)["photos"]] == [str(photo)]
+    assert result.stderr == f"distill: cannot read {large} (it has more than 178 megapixels)\n"
+    piped = predict(folder, "-", stdin=large.read_bytes())
+    assert piped.exit_code == 1
+    assert piped.stderr == (
+        "distill: cannot read standard input (it has more than 178 megapixels)\n"
+    )
 
 
 def test_a_contact_sheet_shows_every_photo_and_runs_nothing(folder, photo, tmp_path):
