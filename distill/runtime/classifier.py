@@ -1,6 +1,5 @@
 """A classifier folder, loaded: photos to classes, and classes that come and go by their text."""
 
-import os
 import re
 import secrets
 import shutil
@@ -298,8 +297,8 @@ def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> N
     try:
         partial.mkdir(parents=True)
         for name, content in files.items():
-            _write(partial / name, content)
-        _write(partial / MANIFEST, _as_json(manifest))
+            write_atomically(partial / name, content)
+        write_atomically(partial / MANIFEST, _as_json(manifest))
         if folder.exists():
             folder.replace(old)
         partial.replace(folder)
@@ -325,7 +324,7 @@ def check_target(folder: Path) -> None:
 
 def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
     try:
-        _write(folder / manifest.text_bank, bank)
+        write_atomically(folder / manifest.text_bank, bank)
         write_atomically(folder / MANIFEST, _as_json(manifest))
     except OSError as error:
         raise ClassifierError(
@@ -334,13 +333,6 @@ def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
     for path in folder.glob("text_bank*.safetensors"):
         if path.name != manifest.text_bank:
             path.unlink(missing_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _as_json(manifest: Manifest) -> bytes:

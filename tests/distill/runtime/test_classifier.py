@@ -107,6 +107,32 @@ def test_a_kill_between_the_files_of_a_save_leaves_the_old_classifier(classifier
     assert len(Classifier.load(classifier_folder).classes) == len(classifier.classes) - 1
 
 
+def test_a_save_that_fails_while_it_writes_leaves_the_old_classifier(classifier_folder):
+    """The same classes again, so that a save writes a text bank of the same name.
+
+    The limit on the size of a file stands for a full disk.
+    """
+    Classifier.load(classifier_folder).save()
+    code = (
+        "import resource, signal, sys\n"
+        "from distill.runtime import Classifier, ClassifierError\n"
+        "classifier = Classifier.load(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    classifier.save()\n"
+        "except ClassifierError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(classifier_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == (
+        f"cannot write the classifier {classifier_folder} (File too large): free some space\n"
+    )
+    assert Classifier.load(classifier_folder).classes
+    assert not list(classifier_folder.glob("*.partial"))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
