@@ -27,15 +27,25 @@ def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Te
         TextError: the two have different dimensions.
         DataError: a feature is not finite.
     """
+    check_features(features, text)
+    scores = features @ text.T if norm is None else norm.scores(features, text)
+    return scores.argmax(dim=1)
+
+
+def check_features(features: Tensor, text: Tensor) -> None:
+    """Refuse image `features` [images, dim] that cannot be compared with `text` [texts, dim].
+
+    Raises:
+        TextError: the two have different dimensions.
+        DataError: a feature is not finite.
+    """
     if features.shape[1] != text.shape[1]:
         raise TextError(
-            f"the image features have {features.shape[1]} dimensions and the text bank has "
+            f"the image features have {features.shape[1]} dimensions and the texts have "
             f"{text.shape[1]}: make both with the same teacher"
         )
     if not bool(features.isfinite().all()):
         raise DataError("the image features hold NaN or infinity: the model is damaged or diverged")
-    scores = features @ text.T if norm is None else norm.scores(features, text)
-    return scores.argmax(dim=1)
 
 
 def score(predicted: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from contract import Release
 from distill.embeddings.prompts import prefix_of, prompts_of
 from distill.embeddings.text_bank import encode_groups
-from distill.errors import DataError, TextError
+from distill.evaluation.accuracy import check_features
 from distill.models.teacher import Teacher
 
 
@@ -84,13 +84,7 @@ class AttributeTexts:
             TextError: the two have different dimensions.
             DataError: a feature is not finite.
         """
-        if features.shape[1] != self.features.shape[1]:
-            raise TextError(
-                f"the image features have {features.shape[1]} dimensions and the attribute texts "
-                f"{self.features.shape[1]}: make both with the same teacher"
-            )
-        if not bool(features.isfinite().all()):
-            raise DataError("the image features hold NaN or infinity: the model is damaged")
+        check_features(features, self.features)
         cosines = normalize(features, dim=1) @ self.features.T
         counts = torch.bincount(self.owners, minlength=len(self.keys))
         sums = cosines.new_zeros(len(cosines), len(self.keys))

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from contract import Calibration, JointAccuracy
 from distill.data.splits import Split
 from distill.embeddings.text_bank import TextBank
+from distill.evaluation.accuracy import check_features
 from distill.evaluation.calibration import (
     auroc,
     cross_fitted_error,
@@ -39,8 +40,14 @@ def calibrate(
     """Temperature and threshold of a student, fitted on seen validation images, and their worth.
 
     `features` [images, dim] of each split need no normalisation, `temperature` is the training's.
+
+    Raises:
+        TextError: the bank lacks a class, or has another dimension.
+        DataError: a feature is not finite.
     """
     text, targets = bank.select(splits["seen"].keys).features, splits["seen"].targets
+    for split_features in features.values():
+        check_features(split_features, text)
     cosines, others = (normalize(features[name], dim=1) @ text.T for name in ("seen", "unseen"))
     fitted = fit_temperature(cosines, targets)
     known, unknown = cosines.max(dim=1).values, others.max(dim=1).values
@@ -76,10 +83,13 @@ def joint_accuracy(
     result. `bias` is taken from the cosines of seen classes.
 
     Raises:
-        TextError: the bank lacks a class.
+        TextError: the bank lacks a class, or has another dimension.
+        DataError: a feature is not finite.
     """
     seen, unseen = splits["seen"], splits["unseen"]
     classes = bank.select((*seen.keys, *unseen.keys)).features
+    for split_features in features.values():
+        check_features(split_features, classes)
     decided = outcomes(
         normalize(features["seen"], dim=1) @ classes.T,
         seen.targets,

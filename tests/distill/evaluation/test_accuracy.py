@@ -28,7 +28,7 @@ def test_top1_counts_images_and_the_class_mean_counts_classes():
 
 
 def test_a_bank_of_another_dimension_is_refused():
-    with pytest.raises(TextError, match="3 dimensions and the text bank has 2"):
+    with pytest.raises(TextError, match="3 dimensions and the texts have 2"):
         accuracy(
             "teacher", "seen", torch.ones(1, 3), torch.zeros(1).long(), ("n0",), bank(torch.eye(2))
         )

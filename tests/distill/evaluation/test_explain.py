@@ -60,7 +60,7 @@ def test_no_more_classes_are_given_than_asked_for_or_than_there_are():
 
 
 def test_features_that_do_not_fit_are_refused():
-    with pytest.raises(TextError, match="7 dimensions and the attribute texts 4"):
+    with pytest.raises(TextError, match="7 dimensions and the texts have 4"):
         explain(torch.ones(1, 7), TEXTS, 1)
     with pytest.raises(DataError, match="NaN"):
         explain(torch.full((1, 4), torch.nan), TEXTS, 1)

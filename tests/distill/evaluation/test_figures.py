@@ -1,11 +1,17 @@
 """The joint setting and the calibration of a run: in its report and at the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from distill.cli.main import app
+from distill.data.splits import scan_split
+from distill.embeddings.text_bank import TextBank
+from distill.errors import DataError
+from distill.evaluation.figures import calibrate, joint_accuracy
 from distill.evaluation.report import read_report
 from tests.distill.conftest import DEMO
 
@@ -69,3 +75,29 @@ def test_options_that_do_not_fit_are_one_line(options, message, charm_run, charm
     result = evaluate(charm_run, charm_world, "--student", charm_run, *options)
     assert result.exit_code == 1
     assert result.stderr == f"distill: {message}\n"
+
+
+def test_a_text_bank_of_another_dimension_is_one_line(charm_run, charm_world, tmp_path):
+    bank = TextBank.load(charm_run / "text_bank.safetensors")
+    width = bank.features.shape[1]
+    replace(bank, features=bank.features[:, :8]).save(tmp_path / "bank.safetensors")
+    options = ("--joint", "--text-bank", tmp_path / "bank.safetensors")
+    result = evaluate(charm_run, charm_world, *options)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"distill: the image features have {width} dimensions and the texts have 8: make both "
+        "with the same teacher\n"
+    )
+
+
+def test_a_calibration_of_features_that_are_not_finite_is_refused(charm_run, charm_world):
+    bank = TextBank.load(charm_run / "text_bank.safetensors")
+    splits = {name: scan_split(charm_world, name) for name in ("seen", "unseen")}
+    features = {
+        name: torch.full((len(split), bank.features.shape[1]), torch.nan)
+        for name, split in splits.items()
+    }
+    with pytest.raises(DataError, match="NaN or infinity"):
+        calibrate(features, splits, bank, temperature=0.1, seen_bias=0)
+    with pytest.raises(DataError, match="NaN or infinity"):
+        joint_accuracy("student", features, splits, bank)
