@@ -15,7 +15,6 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 BINS: Final = 15
 TEMPERATURES: Final = (1e-4, 10.0)  # searched between; cosines differ by 2 at most
@@ -44,11 +43,6 @@ def fit_temperature(scores: Tensor, targets: Tensor) -> float:
         else:
             high = middle
     return 1 / math.exp((low + high) / 2)
-
-
-def negative_log_likelihood(scores: Tensor, targets: Tensor, temperature: float) -> float:
-    """The mean over images, in nats. `scores` [images, classes], `targets` [images]."""
-    return float(cross_entropy(scores.double() / temperature, targets))
 
 
 def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int = BINS) -> float:
@@ -103,11 +97,3 @@ def threshold_at(known: Tensor, share: float = 0.95) -> float:
 def false_positive_rate(known: Tensor, unknown: Tensor, share: float = 0.95) -> float:
     """The share of `unknown` scores, in percent, that reach what `share` of `known` reach."""
     return 100 * float((unknown.double() >= threshold_at(known, share)).double().mean())
-
-
-def scores_without_own_class(scores: Tensor, targets: Tensor) -> Tensor:
-    """`scores` [images, classes] as if each image's own class were not listed: its score is −∞.
-
-    So seen images stand in for images of no class, and no other image is needed.
-    """
-    return scores.scatter(1, targets[:, None], -torch.inf)
