@@ -1,4 +1,31 @@
-"""Long runs: quality on real input and speed against named alternatives."""
+"""Benchmarks, which run for long: `python -m benchmarks NAME …`, or all of them without a name.
+
+Speed:
+
+- speed.cli_start: CPU time to start a command
+- speed.cpu_kernels: what each replacement of a torch function saves in training
+- speed.enrichment_peers: labels per second beside curator and distilabel
+- speed.enrichment_rate: labels per second of an enrichment run, and its memory
+- speed.image_captions: time and memory to caption a folder of images
+- speed.load: requests of many clients on one database, and their latencies
+- speed.metrics_growth: time and memory of the metrics as the number of images grows
+- speed.pages: server time and size of each web page on a large database
+- speed.release_rate: reads of a release per second beside a minimal route
+- speed.teacher_speed: images and texts per second of the teacher beside plain open_clip
+- speed.training_speed: images per second in training beside a plain PyTorch loop
+
+Quality:
+
+- quality.ablation: what each loss and the descriptions add, on real photos
+- quality.clutter: several charms on one image, from one camera and from two
+- quality.real_world: the whole pipeline on real photos with recorded descriptions
+
+Faults:
+
+- faults.enrichment_faults: a run whose calls fail and whose service is killed again and again
+- faults.fuzz: requests that Schemathesis generates from the OpenAPI description
+- faults.service_faults: kills, a full disk, clock jumps and a cut network under service and workers
+"""
 
 import os
 

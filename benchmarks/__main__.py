@@ -1,30 +1,33 @@
-"""Runs benchmarks one after the other: `python -m benchmarks [speed.enrichment_rate …]`."""
+"""Runs benchmarks one after the other: `python -m benchmarks [speed.enrichment_rate …]`.
+
+Each one is a process of its own, with its default options. One that fails does not stop the others.
+"""
 
 import pkgutil
-import runpy
+import subprocess
 import sys
 
 import benchmarks
 
 
-def main() -> None:
+def runnable() -> list[str]:
+    """The names of all benchmarks: the modules below this package without a leading underscore."""
     modules = pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
     names = [module.name.removeprefix("benchmarks.") for module in modules if not module.ispkg]
-    runnable = [name for name in names if not name.rpartition(".")[2].startswith("_")]
-    chosen = sys.argv[1:] or runnable
+    return [name for name in names if "_" not in (part[0] for part in name.split("."))]
+
+
+def main() -> None:
+    known = runnable()
+    chosen = sys.argv[1:] or known
     for name in chosen:
-        if name not in runnable:
-            sys.exit(f"no benchmark is called {name!r}; there are: {', '.join(runnable)}")
+        if name not in known:
+            sys.exit(f"no benchmark is called {name!r}; there are: {', '.join(known)}")
     failed: list[str] = []
     for name in chosen:
         print(f"\n── {name} " + "─" * (70 - len(name)), flush=True)
-        sys.argv = [name]
-        try:
-            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
-        except SystemExit as ended:  # one that is skipped, or fails, does not take the others along
-            if ended.code:
-                print(ended.code, file=sys.stderr)
-                failed.append(name)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode:
+            failed.append(name)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

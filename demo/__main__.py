@@ -1,9 +1,9 @@
-"""The whole way once, over REST, as a user would go it: `python -m demo` (or `make demo`).
+"""The whole pipeline once, over REST, as a user would run it: `python -m demo` (or `make demo`).
 
-Renders the world, starts the service (recorded replies stand in for the language model) and a
-worker, and drives: label set, enrichment runs, release, two training jobs that differ in nothing
-but the text strategy, reports. Needs no network, no key, no GPU. Everything lands in demo-out/;
-what was started is stopped, however it ends.
+Renders images, starts the service (recorded replies stand in for the language model) and workers,
+and goes through label set, enrichment runs, release, two training jobs that differ only in the text
+strategy, and reports. Needs no network, no key and no GPU. All output is written to demo-out/, and
+all processes are stopped at the end, whatever happens.
 """
 
 import argparse
@@ -12,18 +12,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from contract import Accuracy, Report, TextStrategy, TrainConfig
 from demo.stack import BIN, DemoError, Service, started, stop_tidily, wait_for_address
-from demo.waiting import FollowedJob, finish_images, finish_run, follow
+from demo.waiting import FollowedJob, finish_images, finish_run, follow, progress_display
 from demo.world import CONTEXT, charms, image_count
 from distill.cli.console import ProgressDisplay
 
@@ -41,20 +39,6 @@ STUDENT: dict[str, Any] = {
 }
 
 
-@contextmanager
-def progress_display(console: Console) -> Iterator[ProgressDisplay]:
-    """Bars, or lines where `console` is no terminal; each task has a field `status`."""
-    columns = (
-        TextColumn("{task.description:26}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    with ProgressDisplay(*columns, console=console) as display:
-        yield display
-
-
 def enrich(service: Service, display: ProgressDisplay, prompt: str) -> None:
     """Run one prompt over the label set; raises DemoError unless it gave a text for each label."""
     body = {"label_set": "charms", "prompt": prompt, "author": "demo"}
@@ -68,8 +52,8 @@ def enrich(service: Service, display: ProgressDisplay, prompt: str) -> None:
     retried = sum(item["status"] == "retried" for item in page)
     flagged = sum(bool(item["flags"]) for item in page)
     display.console.print(
-        f"{prompt}: {run['accepted']} texts accepted, {retried} answers refused and asked "
-        f"again, {flagged} flagged",
+        f"{prompt}: {run['accepted']} texts accepted, {retried} answers rejected and "
+        f"requested again, {flagged} flagged",
         soft_wrap=True,
     )
 
@@ -165,7 +149,7 @@ def show(console: Console, rows: list[Accuracy]) -> None:
 
 
 def drive(out: Path, console: Console) -> None:
-    """Go the whole way; raises DemoError where it cannot."""
+    """Run the pipeline; raises DemoError if a step fails."""
     began = time.monotonic()
     work = out / "work"  # this run's own: images, database, checkpoints, logs
     shutil.rmtree(work, ignore_errors=True)
@@ -206,10 +190,10 @@ def drive(out: Path, console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m demo", description="The whole way once.")
-    parser.add_argument(
-        "--out", type=Path, default=HERE.parent / "demo-out", help="where everything lands"
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description="Run the whole pipeline once."
     )
+    parser.add_argument("--out", type=Path, default=HERE.parent / "demo-out", help="output folder")
     out = parser.parse_args().out.resolve()
     console = Console()
 

@@ -2,7 +2,7 @@
 
 Zero-shot accuracy of the shipped teacher on a freshly rendered world: against "a photo of {name}",
 against "a photo of {name} . {description}", and, as the control, against the same descriptions
-dealt out to the wrong classes. Descriptions can lose: shuffled, they fall below the bare names.
+shuffled over the classes. Shuffled descriptions are worse than the bare names.
 
     python -m demo.measure [--teacher FOLDER] [--seed N]
 """

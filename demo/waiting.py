@@ -9,12 +9,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract import EventKind, JobState, TrainConfig
 from demo.stack import DemoError, Process, Service, StallTimer
+from distill.cli.console import ProgressDisplay
 
 TRAINING = "Training"  # phase of a job whose progress is counted in steps
+
+
+def progress_display(console: Console) -> ProgressDisplay:
+    """Bars, or lines where `console` is no terminal; each task has a field `status`."""
+    columns = (
+        TextColumn("{task.description:26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    return ProgressDisplay(*columns, console=console)
 
 
 def finish_images(renderer: Process, display: Progress, folder: Path, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What Schemathesis has to be told about the service: how its bodies of JSON lines are written."""
+"""A serializer for Schemathesis: how the service's bodies of JSON lines are written."""
 
 import json
 from typing import Any

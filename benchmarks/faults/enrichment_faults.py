@@ -62,9 +62,9 @@ def main() -> None:
                     process.popen.wait()
                 else:
                     try:
-                        run = wait(service, run)
-                        if run["state"] == "failed":  # a label that met only faults: ask once more
-                            run = wait(service, service.post(f"/v1/runs/{run['id']}/retry", {}))
+                        run = wait(service.get, run)
+                        if run["state"] == "failed":  # a label that met only faults
+                            run = wait(service.get, service.post(f"/v1/runs/{run['id']}/retry", {}))
                         texts: Counter[str] = Counter()
                         before = None
                         while True:
@@ -89,8 +89,8 @@ def main() -> None:
     print(f"good answers sent: {sum(good.values())}; sent again after a kill lost them: {twice}")
     if len(texts) != options.labels or set(texts.values()) != {1}:
         sys.exit("enrichment_faults: a label has no text, or more than one")
-    if twice > CONCURRENCY * options.kills:  # only what was in flight at a kill may be asked again
-        sys.exit("enrichment_faults: more was asked again than was in flight at the kills")
+    if twice > CONCURRENCY * options.kills:  # only what was in flight at a kill may be repeated
+        sys.exit("enrichment_faults: more calls were repeated than were in flight at the kills")
 
 
 if __name__ == "__main__":

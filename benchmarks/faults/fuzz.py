@@ -14,14 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from benchmarks.speed.enrichment_rate import language_model
+from benchmarks.speed.enrichment_rate import language_model, wait
 from demo.stack import BIN, started, stop_tidily, wait_for_address
 
 HERE = Path(__file__).parent
@@ -62,17 +62,16 @@ def service(folder: Path) -> Iterator[tuple[str, str]]:
 def fill(client: httpx.Client) -> None:
     """Add what the examples of the description speak of: a label set, a run, a release, a job."""
 
-    def post(path: str, **body: object) -> int:
-        return int(client.post(path, json=body).raise_for_status().json().get("id", 0))
+    def post(path: str, **body: object) -> dict[str, Any]:
+        answer: dict[str, Any] = client.post(path, json=body).raise_for_status().json()
+        return answer
 
     post("/v1/label-sets", name="ducks", labels=[{"name": "mallard"}, {"name": "surf scoter"}])
-    run = post("/v1/runs", label_set="ducks")
-    while client.get(f"/v1/runs/{run}").json()["state"] in ("queued", "running"):
-        time.sleep(0.1)
+    wait(lambda path: client.get(path).json(), post("/v1/runs", label_set="ducks"))
     sources = [{"prompt": "visual-description", "alias": "production"}]
     release = post("/v1/releases", name="ducks-1", label_set="ducks", sources=sources)
     config = {"data": "/data/ducks", "teacher": "hf-hub:bench/lite0-minilm"}
-    post("/v1/jobs", release_id=release, config=config)
+    post("/v1/jobs", release_id=release["id"], config=config)
 
 
 def attack(address: str, key: str, seed: int, *options: str, report: Path) -> int:

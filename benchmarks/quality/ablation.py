@@ -23,7 +23,6 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +30,7 @@ from rich.table import Table
 
 from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
 from benchmarks.quality._lite import STUDENT, lite_weights
+from benchmarks.quality._statistics import mean_and_deviation
 from contract import LossWeights, Release, Report, TrainConfig
 from distill.data.releases import release_from_pairs, shuffle_texts
 from distill.evaluation.report import NORMALISED, read_report
@@ -148,26 +148,23 @@ def held_out(folder: Path, keys: list[str], count: int) -> Path:
     return folder
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± sample deviation; the mean alone of one value."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
 def row(found: list[tuple[Report, FewShot]], model: str, text: str) -> list[str]:
     """The cells of one rung: accuracies of `model` on `text`, then how it follows the teacher."""
 
     def top1(split: str) -> str:
         rows = [r for report, _ in found for r in report.accuracies]
-        return spread([r.top1 for r in rows if (r.model, r.text, r.split) == (model, text, split)])
+        return mean_and_deviation(
+            [r.top1 for r in rows if (r.model, r.text, r.split) == (model, text, split)]
+        )
 
-    shots = spread([r.top1 for _, few in found for r in few.rows if r.model == model])
+    shots = mean_and_deviation([r.top1 for _, few in found for r in few.rows if r.model == model])
     cells = [top1("seen"), top1("unseen"), shots]
     if model == "student":
         followed = [i for report, _ in found for i in report.imitation if i.split == "unseen"]
         cells += [
-            spread([100 * i.m_rel for i in followed]),
-            spread([100 * (i.m_neigh or 0) for i in followed]),
-            spread([i.m_vlalign for i in followed]),
+            mean_and_deviation([100 * i.m_rel for i in followed]),
+            mean_and_deviation([100 * (i.m_neigh or 0) for i in followed]),
+            mean_and_deviation([i.m_vlalign for i in followed]),
         ]
     return cells
 

@@ -1,7 +1,7 @@
 """The main job on real input: real photos, a real teacher, what ChatGPT really answered.
 
 A local HTTP server speaks the OpenAI protocol and answers with the recorded lines, faults included.
-The service enriches the label set over it, a person mends what was rejected, and a worker trains
+The service enriches the label set over it, a person writes the rejected texts, and a worker trains
 two students that differ in nothing but the texts: bare names, and names with descriptions.
 
     python -m benchmarks.quality.real_world [--epochs 12] [--seeds 1]
@@ -13,16 +13,15 @@ import shutil
 import time
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks._photos import DATA, ROOT, TEACHER, skip_without_photos
+from benchmarks.quality._statistics import mean_and_deviation
 from contract import Accuracy, Report, TextStrategy, TrainConfig
-from demo.__main__ import progress_display
 from demo.stack import BIN, Service, started, stop_tidily, wait_for_address
-from demo.waiting import FollowedJob, finish_run, follow
+from demo.waiting import FollowedJob, finish_run, follow, progress_display
 from tests.llm_server import LlmServer
 
 STRATEGIES: tuple[TextStrategy, ...] = ("name", "name+description")
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, list[Report]]:
-    """Go the whole way over REST; the reports of each strategy, by seed."""
+    """Run the whole pipeline over REST; the reports of each strategy, by seed."""
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -81,8 +80,8 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
             f"{run['accepted']} descriptions accepted, {run['rejected']} rejected, "
             f"{sum(model.calls.values())} calls"
         )
-        mended = mend(service, run["id"])
-        display.console.print(f"written by hand: {', '.join(mended)}")
+        written = write_rejected_texts(service, run["id"])
+        display.console.print(f"written by hand: {', '.join(written)}")
         release = service.post(
             "/v1/releases",
             {
@@ -115,7 +114,7 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
     return reports
 
 
-def mend(service: Service, run_id: int) -> list[str]:
+def write_rejected_texts(service: Service, run_id: int) -> list[str]:
     """Give each rejected label a person's text; the labels' names."""
     rejected = service.get("/v1/generations", run_id=run_id, status="rejected")["items"]
     for item in rejected:
@@ -146,18 +145,13 @@ def show(reports: dict[str, list[Report]], epochs: int, seeds: int, console: Con
 
 
 def _cells(reports: list[Report], model: str, text: str) -> list[str]:
-    def values(split: str) -> list[float]:
-        rows: list[Accuracy] = [row for report in reports for row in report.accuracies]
-        return [
-            row.top1 for row in rows if (row.model, row.text, row.split) == (model, text, split)
-        ]
-
-    cells = []
-    for split in ("seen", "unseen"):
-        found = values(split)
-        deviation = f" ± {stdev(found):.1f}" if len(found) > 1 else ""
-        cells.append(f"{mean(found):.1f}{deviation}")
-    return cells
+    rows: list[Accuracy] = [row for report in reports for row in report.accuracies]
+    return [
+        mean_and_deviation(
+            [row.top1 for row in rows if (row.model, row.text, row.split) == (model, text, split)]
+        )
+        for split in ("seen", "unseen")
+    ]
 
 
 if __name__ == "__main__":

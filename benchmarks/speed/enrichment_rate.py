@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -73,11 +73,11 @@ def peak_mib(process: Process) -> float:
     return int(peak.split()[1]) / 1024
 
 
-def wait(service: Service, run: dict[str, Any]) -> dict[str, Any]:
-    """The run once it has ended."""
+def wait(get: Callable[[str], Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Poll `run` until it has ended; the finished run. `get` gives the JSON at a path."""
     while run["state"] in ("queued", "running"):
         time.sleep(0.5)
-        run = service.get(f"/v1/runs/{run['id']}")
+        run = get(f"/v1/runs/{run['id']}")
     return run
 
 
@@ -85,7 +85,7 @@ def run_over(service: Service, label_set: str) -> tuple[dict[str, Any], float]:
     """A run over a label set, and the seconds from asking for it to the end that it noted."""
     began = time.time()
     asked = {"label_set": label_set, "concurrency": CONCURRENCY}
-    run = wait(service, service.post("/v1/runs", asked))
+    run = wait(service.get, service.post("/v1/runs", asked))
     return run, datetime.fromisoformat(run["finished_at"]).timestamp() - began
 
 

@@ -22,6 +22,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.speed.enrichment_rate import wait
 from demo.stack import BIN, Service, started, stop_tidily, wait_for_address
 
 CONNECTIONS = 4
@@ -103,10 +104,7 @@ def release_of(service: Service, labels: int) -> int:
     """Describe and release so many labels; the release's id."""
     asked = [{"name": f"kind {n} of teal"} for n in range(labels)]
     service.post("/v1/label-sets", {"name": "many", "labels": asked})
-    run = service.post("/v1/runs", {"label_set": "many"})
-    while run["state"] in ("queued", "running"):
-        time.sleep(0.2)
-        run = service.get(f"/v1/runs/{run['id']}")
+    wait(service.get, service.post("/v1/runs", {"label_set": "many"}))
     sources = [{"prompt": "visual-description", "alias": "production"}]
     named = {"name": "many-1", "label_set": "many", "sources": sources, "allow_missing": True}
     made = service.post("/v1/releases", named)

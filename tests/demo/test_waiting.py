@@ -12,9 +12,8 @@ import pytest
 from rich.console import Console
 
 from contract import TrainConfig
-from demo.__main__ import progress_display
 from demo.stack import DemoError, Process, Service, StallTimer, started
-from demo.waiting import FollowedJob, finish_images, follow
+from demo.waiting import FollowedJob, finish_images, follow, progress_display
 from distill.cli import console as distill_console
 
 CONFIG = TrainConfig(data="/data", teacher="local-dir:/teacher", epochs=4, batch_size=10)

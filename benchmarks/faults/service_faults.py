@@ -1,4 +1,4 @@
-"""Service and workers under faults; then the database is compared with what clients were told.
+"""Service and workers under faults; then the database is compared with what was confirmed.
 
 - kills: SIGKILL of the service, of a worker, or of a worker with its training, at random moments
 - disk: the service's is full for a while, then the worker's (small tmpfs; needs the right to mount)
@@ -6,11 +6,12 @@
   (Debian's libfaketime)
 - network: between worker and service, gone for longer than a lease, refused and silent
 
-Clients enrich label sets, train students and describe single names all the while. At the end no
-confirmed thing may be missing, changed or twice there, no label may have been asked for after its
-answer was stored, and each run and job must have ended right.
+Meanwhile clients enrich label sets, train students and describe single names. At the end nothing
+that was confirmed may be missing, changed or duplicated, no label may have been requested after its
+answer was stored, and each run and job must have ended in the right state.
 
-    python -m benchmarks.faults.storms [kills] [disk] [clock] [network] [--kills 100] [--seed 0]
+    python -m benchmarks.faults.service_faults [kills] [disk] [clock] [network]
+                                               [--kills 100] [--seed 0]
 """
 
 import argparse
@@ -30,8 +31,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
+from benchmarks.faults._clients import CONCURRENCY, EPOCHS, Clients, check
 from benchmarks.faults._proxy import Wire
-from benchmarks.faults._told import CONCURRENCY, EPOCHS, Clients, check
 from benchmarks.speed.enrichment_rate import language_model
 from demo.stack import BIN, DemoError, Process, stop_tidily, wait_for_address
 from demo.world import write_world
@@ -92,7 +93,7 @@ class Stack:
                 os.kill(child, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End all that lives, the workers first, so that nothing is left to be told."""
+        """Stop all processes, the workers first, so that they can report to the service."""
         for name in sorted(self.living, key=lambda name: name == "service"):
             self.living.pop(name).stop()
 
@@ -100,13 +101,13 @@ class Stack:
         """A release of the images' classes, made by way of a run; its id."""
         labels = json.loads((self.images / "labels.json").read_text())
         path = clients.add_run("charms", labels)
-        while path and not clients.look(path):
+        while path and not clients.poll(path):
             time.sleep(0.2)
         sources = [{"prompt": "visual-description", "alias": "production"}]
         body = {"label_set": "charms", "name": "charms-1", "sources": sources}
-        release = clients.ask("POST", "/v1/releases", json=body)
+        release = clients.request("POST", "/v1/releases", json=body)
         if release is None:
-            raise DemoError(f"there is no release to train on: {clients.told.wrong}")
+            raise DemoError(f"there is no release to train on: {clients.confirmed.wrong}")
         return int(release.json()["id"])
 
 
@@ -136,7 +137,7 @@ def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
             },
             "max_attempts": 10,
         }
-        clients = Clients(built.address, body, excused=(507,))
+        clients = Clients(built.address, body, no_answer_statuses=(507,))
         try:
             built.start("service")
             assert built.prepare(clients) == 1
@@ -148,14 +149,14 @@ def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
 
 def conclude(built: Stack, clients: Clients, **allowed: int) -> list[str]:
     """Let everything end, stop it all and compare; prints the counts, gives what is wrong."""
-    clients.settle(600)
-    clients.retry_what_failed()
-    clients.settle(600)
-    clients.ask_all_again()
+    clients.wait_until_finished(600)
+    clients.retry_failed()
+    clients.wait_until_finished(600)
+    clients.rerun_all()
     with urlopen(f"{built.model.removesuffix('/v1')}/counts") as answer:
         counts = json.load(answer)
     built.stop()
-    counted, wrong = check(clients.told, built.data, built.work, counts, **allowed)
+    counted, wrong = check(clients.confirmed, built.data, built.work, counts, **allowed)
     for what, number in counted.items():
         print(f"  {what}: {number}")
     return wrong
@@ -173,7 +174,7 @@ def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[
             built.start(worker)
         began = time.monotonic()
         path = clients.add_job()
-        _wait(lambda: path is not None and clients.look(path))
+        _wait(lambda: path is not None and clients.poll(path))
         pause = (time.monotonic() - began) / 2
         print(f"  a job takes {2 * pause:.0f} s undisturbed", flush=True)
         with clients.busy(enrichers=ENRICHERS):
@@ -220,7 +221,7 @@ def disk(images: Path, folder: Path, _number: int, _dice: random.Random) -> list
                     print(f"  {built.living['worker'].log.read_text().splitlines()[-1]}")
                     built.start("worker")
                 time.sleep(LEASE)
-            # A good answer that could not be stored is asked for again.
+            # A good answer that could not be stored is requested again.
             return conclude(built, clients, lost_calls=ENRICHERS * CONCURRENCY + 100, attempts=5)
 
 
@@ -292,7 +293,9 @@ SCENARIOS: dict[str, Callable[[Path, Path, int, random.Random], list[str]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.storms", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults.service_faults", description=__doc__
+    )
     parser.add_argument(
         "scenario", nargs="*", choices=[*SCENARIOS, []], metavar="SCENARIO", help="default: all"
     )

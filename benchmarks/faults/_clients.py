@@ -1,8 +1,8 @@
-"""Clients that go on whatever happens to the service, what they were told, and whether it is true.
+"""Clients that keep working while the service fails, and a check of what was confirmed to them.
 
-A client notes what the service has confirmed, and nothing else: a request without an answer may or
-may not have been carried out. `check` compares these notes with the database, the artifact folder
-and the language-model server's own count.
+A client records only what the service has confirmed: a request without an answer may or may not
+have been carried out. `check` compares these records with the database, the artifact folder and the
+calls that the language-model server has counted.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ FINAL = ("succeeded", "failed", "cancelled")
 
 
 @dataclass
-class Told:
-    """What clients were told."""
+class Confirmed:
+    """What the service has confirmed to clients."""
 
     label_sets: dict[str, list[str]] = field(default_factory=dict)  # name → labels
     runs: dict[int, str] = field(default_factory=dict)  # id → label set
@@ -40,22 +40,24 @@ class Told:
     events: dict[tuple[int, int], str] = field(default_factory=dict)  # (job, seq) → kind
     ended: dict[str, str] = field(default_factory=dict)  # /v1/runs/7 → succeeded
     unanswered: Counter[str] = field(default_factory=Counter)
-    wrong: Counter[str] = field(default_factory=Counter)  # answers that no client should get
+    wrong: Counter[str] = field(default_factory=Counter)  # unexpected answers
 
 
 class Clients:
     """Some threads that enrich, train and describe until they are stopped."""
 
-    def __init__(self, address: str, job: Mapping[str, Any], *, excused: Collection[int]) -> None:
-        """`job` is the body of a job; statuses that are `excused` count as no answer."""
-        self.told = Told()
-        self._job, self._excused = dict(job), excused
+    def __init__(
+        self, address: str, job: Mapping[str, Any], *, no_answer_statuses: Collection[int]
+    ) -> None:
+        """`job` is the body of a job; a status in `no_answer_statuses` counts as no answer."""
+        self.confirmed = Confirmed()
+        self._job, self._no_answer_statuses = dict(job), no_answer_statuses
         self._http = httpx.Client(base_url=address, timeout=60, trust_env=False)
         self._stopping = threading.Event()
 
     @contextmanager
     def busy(self, *, enrichers: int = 2, trainers: int = 1, describers: int = 1) -> Iterator[None]:
-        """Let them work while the block runs; at its end each finishes its turn."""
+        """Run the threads while the block runs; at its end each finishes its current task."""
         self._stopping.clear()
         works = [(self._enrich, enrichers), (self._train, trainers), (self._describe, describers)]
         threads = [
@@ -72,46 +74,46 @@ class Clients:
             for thread in threads:
                 thread.join()
 
-    def ask(self, method: str, path: str, **content: Any) -> httpx.Response | None:  # noqa: ANN401
-        """One request; None where no answer came."""
+    def request(self, method: str, path: str, **content: Any) -> httpx.Response | None:  # noqa: ANN401
+        """Send one request; None if no answer came."""
         try:
             answer = self._http.request(method, path, **content)
         except httpx.TransportError:
             answer = None
-        if answer is None or answer.status_code in self._excused:
+        if answer is None or answer.status_code in self._no_answer_statuses:
             if method != "GET":
-                self.told.unanswered[path] += 1
+                self.confirmed.unanswered[path] += 1
             time.sleep(0.2)
             return None
         if answer.is_error:
-            self.told.wrong[f"{method} {path}: {answer.status_code} {answer.text[:200]}"] += 1
+            self.confirmed.wrong[f"{method} {path}: {answer.status_code} {answer.text[:200]}"] += 1
             return None
         return answer
 
     def read(self, path: str, seconds: float = 120, **parameters: Any) -> Any:  # noqa: ANN401
-        """What lies at `path`, asked for until it comes."""
+        """The JSON at `path`, requested until there is an answer."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if answer := self.ask("GET", path, params=parameters):
+            if answer := self.request("GET", path, params=parameters):
                 return answer.json()
         raise TimeoutError(f"{path} was not answered within {seconds:g} s")
 
     def add_run(self, name: str, labels: list[dict[str, str]]) -> str | None:
-        """Store a label set and start a run over it; the run's path, None where one got lost."""
-        if not self.ask("POST", "/v1/label-sets", json={"name": name, "labels": labels}):
+        """Add a label set and start a run over it; the run's path, or None without an answer."""
+        if not self.request("POST", "/v1/label-sets", json={"name": name, "labels": labels}):
             return None
-        self.told.label_sets[name] = [label["name"] for label in labels]
-        asked = {"label_set": name, "concurrency": CONCURRENCY}
-        if not (answer := self.ask("POST", "/v1/runs", json=asked)):
+        self.confirmed.label_sets[name] = [label["name"] for label in labels]
+        body = {"label_set": name, "concurrency": CONCURRENCY}
+        if not (answer := self.request("POST", "/v1/runs", json=body)):
             return None
-        self.told.runs[answer.json()["id"]] = name
+        self.confirmed.runs[answer.json()["id"]] = name
         return f"/v1/runs/{answer.json()['id']}"
 
     def add_job(self) -> str | None:
-        """Queue a job; its path, None where it got lost."""
-        if not (answer := self.ask("POST", "/v1/jobs", json=self._job)):
+        """Queue a job; its path, or None without an answer."""
+        if not (answer := self.request("POST", "/v1/jobs", json=self._job)):
             return None
-        self.told.jobs.add(answer.json()["id"])
+        self.confirmed.jobs.add(answer.json()["id"])
         return f"/v1/jobs/{answer.json()['id']}"
 
     def _enrich(self, number: int) -> None:
@@ -133,8 +135,8 @@ class Clients:
         while not self._stopping.is_set():
             turn += 1
             body = {"labels": [f"scoter {number} {turn}"]}
-            if answer := self.ask("POST", "/v1/describe", json=body):
-                self.told.texts |= {
+            if answer := self.request("POST", "/v1/describe", json=body):
+                self.confirmed.texts |= {
                     one["generation_id"]: one["text"]
                     for one in answer.json()
                     if one["status"] == "accepted"
@@ -142,42 +144,44 @@ class Clients:
             self._stopping.wait(0.5)
 
     def _follow(self, path: str) -> None:
-        """Look at a run or a job until it has ended, or everybody stops."""
+        """Poll a run or a job until it has ended or the clients are stopped."""
         while not self._stopping.is_set():
-            if self.look(path):
+            if self.poll(path):
                 return
             self._stopping.wait(0.3)
 
-    def look(self, path: str) -> bool:
-        """Note what can be seen of a run or a job now; whether it has ended."""
+    def poll(self, path: str) -> bool:
+        """Record the present state of a run or a job; whether it has ended."""
         state = self.read(path)["state"]
         number = int(path.rpartition("/")[2])
         if path.startswith("/v1/jobs"):
-            seen = max((seq for job, seq in list(self.told.events) if job == number), default=0)
+            seen = max(
+                (seq for job, seq in list(self.confirmed.events) if job == number), default=0
+            )
             for event in self.read(f"{path}/events", after=seen):
                 if event["seq"] != seen + 1:
-                    self.told.wrong[f"{path}: event {event['seq']} came after {seen}"] += 1
+                    self.confirmed.wrong[f"{path}: event {event['seq']} came after {seen}"] += 1
                 seen = event["seq"]
-                self.told.events[number, seen] = event["kind"]
+                self.confirmed.events[number, seen] = event["kind"]
         else:
             page = self.read("/v1/generations", run_id=number, status="accepted", limit=1000)
-            self.told.texts |= {item["id"]: item["text"] for item in page["items"]}
+            self.confirmed.texts |= {item["id"]: item["text"] for item in page["items"]}
         if state not in FINAL:
             return False
-        self.told.ended[path] = state
+        self.confirmed.ended[path] = state
         return True
 
-    def settle(self, seconds: float) -> None:
+    def wait_until_finished(self, seconds: float) -> None:
         """Wait until all runs and jobs have ended, for at most `seconds`."""
         until = time.monotonic() + seconds
         open_ = {
             *(f"/v1/{kind}/{one['id']}" for kind in ("runs", "jobs") for one in self._all(kind)),
         }
         while open_ and time.monotonic() < until:
-            open_ = {path for path in open_ if not self.look(path)}
+            open_ = {path for path in open_ if not self.poll(path)}
             time.sleep(0.5)
         for path in sorted(open_):
-            self.told.wrong[f"{path} has not ended within {seconds:g} s"] += 1
+            self.confirmed.wrong[f"{path} has not ended within {seconds:g} s"] += 1
 
     def _all(self, kind: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -185,25 +189,25 @@ class Clients:
             found += page
         return found
 
-    def retry_what_failed(self) -> None:
-        """Do what a person would who reads why a run or a job failed."""
+    def retry_failed(self) -> None:
+        """Retry each failed run and job once, as a user would."""
         for kind in ("runs", "jobs"):
             for one in self._all(kind):
                 if one["state"] == "failed":
                     print(f"  {kind[:-1]} {one['id']} failed ({one['error']}) and is retried")
-                    self.ask("POST", f"/v1/{kind}/{one['id']}/retry")
+                    self.request("POST", f"/v1/{kind}/{one['id']}/retry")
 
-    def ask_all_again(self) -> None:
-        """Run once more over every label set that a run went over: it may not cost a call."""
-        for name in list(self.told.runs.values()):
-            answer = self.ask("POST", "/v1/runs", json={"label_set": name})
+    def rerun_all(self) -> None:
+        """Start another run over each enriched label set; it must not make any call."""
+        for name in list(self.confirmed.runs.values()):
+            answer = self.request("POST", "/v1/runs", json={"label_set": name})
             if answer is None:
                 continue
             path = f"/v1/runs/{answer.json()['id']}"
-            while not self.look(path):
+            while not self.poll(path):
                 time.sleep(0.1)
             if calls := self.read(path)["calls"]:
-                self.told.wrong[f"{calls} labels of {name!r} were asked for again"] += 1
+                self.confirmed.wrong[f"{calls} labels of {name!r} were requested again"] += 1
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -211,19 +215,25 @@ class Clients:
 
 
 def check(  # noqa: C901 - one condition for each promise of the service
-    told: Told, data: Path, work: Path, counts: Mapping[str, Any], *, lost_calls: int, attempts: int
+    confirmed: Confirmed,
+    data: Path,
+    work: Path,
+    counts: Mapping[str, Any],
+    *,
+    lost_calls: int,
+    attempts: int,
 ) -> tuple[dict[str, Any], list[str]]:
-    """What was counted, and everything that is not as it should be.
+    """Counts for the report, and a line for each thing that is wrong.
 
     Args:
-        told: What clients were told.
+        confirmed: What the service has confirmed to clients.
         data: Data folder of the stopped service.
         work: Work folder of the stopped workers.
-        counts: What the language-model server has counted.
+        counts: Calls that the language-model server has counted.
         lost_calls: Good answers that may have been in flight when a service was killed.
         attempts: Attempts that the kills of workers may have cost.
     """
-    wrong = [f"{words} (× {times})" for words, times in told.wrong.items()]
+    wrong = [f"{words} (× {times})" for words, times in confirmed.wrong.items()]
     with closing(sqlite3.connect(f"file:{data / 'enrich.db'}?mode=ro", uri=True)) as database:
         database.row_factory = sqlite3.Row
 
@@ -243,22 +253,22 @@ def check(  # noqa: C901 - one condition for each promise of the service
                 ("job", "SELECT id FROM job"),
             )
         }
-        confirmed: dict[str, Any] = {
-            "label set": told.label_sets, "run": told.runs, "job": told.jobs
+        expected: dict[str, Any] = {
+            "label set": confirmed.label_sets, "run": confirmed.runs, "job": confirmed.jobs
         }  # fmt: skip
         for kind, there in stored.items():
             path = f"/v1/{kind.replace(' ', '-')}s"
-            wrong += [f"{kind} {one} is lost" for one in confirmed[kind] if there[one] != 1]
-            unasked = there.total() - len(confirmed[kind]) - told.unanswered[path]
-            # What the checks have asked again is no note of a client's.
-            if kind != "run" and unasked > 0:
-                wrong.append(f"{unasked} {kind}s that nobody asked for")
+            wrong += [f"{kind} {one} is lost" for one in expected[kind] if there[one] != 1]
+            unrequested = there.total() - len(expected[kind]) - confirmed.unanswered[path]
+            # `rerun_all` starts runs that are not recorded.
+            if kind != "run" and unrequested > 0:
+                wrong.append(f"{unrequested} {kind}s that no client requested")
             noted = rows("SELECT count(*) FROM audit_entry WHERE route = ?", f"POST {path}")[0][0]
             if noted != there.total():
                 wrong.append(f"{there.total()} {kind}s, and {noted} in the audit log")
 
         texts = {row["id"]: row for row in rows("SELECT * FROM generation")}
-        for number, text in told.texts.items():
+        for number, text in confirmed.texts.items():
             if number not in texts or text not in json.loads(texts[number]["parsed"]).values():
                 wrong.append(f"generation {number} is lost or was changed: {text!r}")
         accepted = Counter(
@@ -270,13 +280,13 @@ def check(  # noqa: C901 - one condition for each promise of the service
         ):
             if row["state"] != "succeeded":
                 wrong.append(f"run {row['id']} is {row['state']}: {row['error']}")
-            for label in told.label_sets.get(row["name"], []):
+            for label in confirmed.label_sets.get(row["name"], []):
                 if accepted[label] != 1:
                     wrong.append(f"{label!r} has {accepted[label]} texts")
         answered = counts["answered"]
         again = sum(answered.values()) - len(answered)
         if again > lost_calls:
-            wrong.append(f"{again} good answers were asked for again, {lost_calls} were in flight")
+            wrong.append(f"{again} good answers were requested again, {lost_calls} were in flight")
 
         more = 0
         for row in rows(
@@ -287,7 +297,7 @@ def check(  # noqa: C901 - one condition for each promise of the service
             files = rows("SELECT * FROM job_artifact WHERE job_id = ?", row["id"])
             wrong += [f"job {row['id']}: {words}" for words in _faults(row, events, files, data)]
             for event in events:
-                kind = told.events.get((row["id"], event["seq"]), event["kind"])
+                kind = confirmed.events.get((row["id"], event["seq"]), event["kind"])
                 if kind != event["kind"]:
                     wrong.append(f"job {row['id']}: event {event['seq']} was changed")
         if more > attempts:
@@ -296,13 +306,13 @@ def check(  # noqa: C901 - one condition for each promise of the service
         lying = [path for path in (data / "artifacts").rglob("*") if path.is_file()]
         wrong += [f"{path.name} belongs to no job" for path in lying if path.name not in kept]
     wrong += [f"{path} was left half-written" for path in work.rglob("*.partial")]
-    told_ended = Counter(told.ended.values())
+    ended = Counter(confirmed.ended.values())
     counted = {
-        "label sets, runs, jobs confirmed": [len(one) for one in confirmed.values()],
-        "not answered": told.unanswered.total(),
-        "texts told and found": len(told.texts),
-        "job events told and found": len(told.events),
-        "ended": dict(told_ended),
+        "label sets, runs, jobs confirmed": [len(one) for one in expected.values()],
+        "not answered": confirmed.unanswered.total(),
+        "texts confirmed and found": len(confirmed.texts),
+        "job events confirmed and found": len(confirmed.events),
+        "ended": dict(ended),
         "good answers sent again": again,
         "attempts beyond the first": more,
     }
@@ -344,7 +354,7 @@ def _faults(  # noqa: C901 - one condition for each way to lose something
         data["epoch"] for event, data in zip(events, said, strict=True) if event["kind"] == "epoch"
     ]
     if len(epochs) != len(set(epochs)):
-        yield f"epochs were told twice: {epochs}"
+        yield f"epochs were reported twice: {epochs}"
     if lacking := ARTIFACTS - {file["name"] for file in files}:
         yield f"it left no {', '.join(sorted(lacking))}"
     for file in files:

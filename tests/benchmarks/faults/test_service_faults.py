@@ -1,4 +1,4 @@
-"""The checker of benchmarks.faults.storms must see what it is there to see."""
+"""The check of benchmarks.faults.service_faults finds each kind of damage."""
 
 import shutil
 import sqlite3
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from benchmarks.faults._told import Clients, check
+from benchmarks.faults._clients import Clients, check
 from enrich_service.core.settings import Settings
 from tests.conftest import running
 from tests.llm_server import LlmServer
@@ -27,38 +27,40 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What a client was told by a service that has stopped, its data folder, the model's counts."""
+def confirmed(tmp_path_factory):
+    """What a stopped service has confirmed to a client, its data folder, the model's counts."""
     folder = tmp_path_factory.mktemp("faults")
     with LlmServer() as model:
         with running(Settings(data_dir=folder, llm_url=model.url, llm_model="small")) as url:
-            clients = Clients(url, {}, excused=())
+            clients = Clients(url, {}, no_answer_statuses=())
             path = clients.add_run("ducks", [{"name": "mallard"}, {"name": "teal"}])
-            while not clients.look(path):
+            while not clients.poll(path):
                 time.sleep(0.05)
             clients.close()
-        yield clients.told, folder, {"answered": dict(model.answered)}
+        yield clients.confirmed, folder, {"answered": dict(model.answered)}
 
 
-def found(told, folder, counts):
+def found(confirmed, folder, counts):
     work = folder / "work"
-    return check(told, folder, work, counts, lost_calls=0, attempts=0)[1]
+    return check(confirmed, folder, work, counts, lost_calls=0, attempts=0)[1]
 
 
-def test_nothing_is_wrong_where_nothing_is(told):
-    assert found(*told) == []
+def test_nothing_is_wrong_where_nothing_is(confirmed):
+    assert found(*confirmed) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_each_damage_is_seen(told, tmp_path, damage):
-    notes, folder, counts = told
+def test_each_damage_is_seen(confirmed, tmp_path, damage):
+    records, folder, counts = confirmed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     with closing(sqlite3.connect(tmp_path / "enrich.db")) as database, database:
         database.execute(damage)
-    assert any(DAMAGES[damage] in words for words in found(notes, tmp_path, counts))
+    assert any(DAMAGES[damage] in words for words in found(records, tmp_path, counts))
 
 
-def test_an_answer_that_was_asked_for_twice_is_seen(told):
-    notes, folder, counts = told
+def test_an_answer_that_was_requested_twice_is_seen(confirmed):
+    records, folder, counts = confirmed
     counts = {"answered": counts["answered"] | {"teal": 2}}
-    assert found(notes, folder, counts) == ["1 good answers were asked for again, 0 were in flight"]
+    assert found(records, folder, counts) == [
+        "1 good answers were requested again, 0 were in flight"
+    ]
