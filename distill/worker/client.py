@@ -1,6 +1,7 @@
 """HTTP requests of a worker to the service: one attempt, or retries until a deadline."""
 
 import contextlib
+import json
 import threading
 import time
 from typing import Any, Final, TypeVar
@@ -65,8 +66,10 @@ class ServiceClient:
             RequestRefused: it refuses this request.
             ServiceError: it rejects the API key.
         """
+        if body is not None:
+            content, headers = _to_json(body), {"Content-Type": "application/json"}
         try:
-            response = self._http.request(method, path, json=body, content=content, headers=headers)
+            response = self._http.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise ServiceUnavailable(
                 f"the service at {self.shown_url} does not answer "
@@ -117,6 +120,15 @@ class ServiceClient:
                 f"{self.shown_url} answers, but not as an enrichment service of this version: "
                 "check the address, or update the older of the two"
             ) from None
+
+
+def _to_json(body: object) -> bytes:
+    """`body` as JSON that every server reads: null for NaN and infinity, ? for half a surrogate.
+
+    A training can print both: a loss that diverges, the name of a file that is not UTF-8.
+    """
+    finite = json.loads(json.dumps(body), parse_constant=lambda _: None)
+    return json.dumps(finite, ensure_ascii=False).encode(errors="replace")
 
 
 def _problem_detail(response: httpx.Response) -> str:

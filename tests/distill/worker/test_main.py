@@ -97,3 +97,24 @@ def test_a_training_that_fails_with_odd_characters_fails_with_its_reason(
     found = service.get(f"/v1/jobs/{job}").json()
     said = r"\u001b[31mcannot read photo\u202egnp.png\u001b[0m"
     assert (found["state"], found["error"]) == ("failed", said)
+
+
+def test_events_with_half_a_surrogate_pair_or_infinity_do_not_stop_the_others(
+    service, address, tmp_path, queue_job
+):
+    """As in the name of a file that is not UTF-8, or in a loss that diverges."""
+    job = queue_job(service, 1)
+    printing = r"""
+for kind, data in (
+    ("log", '{"message": "cannot read caf\\udce9.png"}'),
+    ("epoch", '{"epoch": 1, "loss": 1e999}'),
+    ("log", '{"message": "last"}'),
+):
+    print('{"kind": "%s", "at": "2026-01-02T03:04:05Z", "data": %s}' % (kind, data), flush=True)
+raise SystemExit("end")
+"""
+    command = (sys.executable, "-c", printing)
+    work(address, work_dir=tmp_path, name="w", once=True, command=command)
+    messages = [data["message"] for data in events(service, job, "log")]
+    assert (messages[0], messages[2]) == ("cannot read caf?.png", "last")
+    assert messages[1].startswith("invalid event: ") and "'loss': None" in messages[1]
