@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -83,25 +84,31 @@ def clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=POSTGRES is not None)
-def on_postgres() -> Iterator[None]:
+def on_postgres() -> Iterator[Callable[..., str] | None]:
     """Every data folder has a database of its own on the server that ENRICH_TEST_POSTGRES names.
 
-    Of this process, and of those that it starts.
+    Of this process, and of those that it starts. Gives a function that makes the database of a
+    folder, from that of another folder if one is named; None on SQLite.
     """
+    if POSTGRES is None:
+        yield None
+        return
     import sqlalchemy as sa
 
     from enrich_service.core.settings import Settings
 
-    assert POSTGRES is not None
     server = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
 
-    def database_of(folder: Path) -> str:
+    def name_of(folder: Path) -> str:
         digest = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()
-        name = f"enrich_{digest[:16]}"
+        return f"enrich_{digest[:16]}"
+
+    def database_of(folder: Path, template: Path | None = None) -> str:
+        name, source = name_of(folder), name_of(template) if template else "template1"
         with server.connect() as connection:
             there = sa.text("SELECT 1 FROM pg_database WHERE datname = :name")
             if connection.execute(there, {"name": name}).first() is None:
-                connection.execute(sa.text(f"CREATE DATABASE {name}"))
+                connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {source}"))
         return server.url.set(database=name).render_as_string(hide_password=False)
 
     def url_of(settings: Settings) -> str:
@@ -117,8 +124,36 @@ def on_postgres() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Settings, "sqlalchemy_url", property(url_of))
         patch.setattr(subprocess, "Popen", Popen)
-        yield
+        yield database_of
     server.dispose()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory, on_postgres) -> Callable[[Path], Path]:
+    """A function that puts an empty, migrated database into a data folder; gives the folder.
+
+    A database that is there already stays. The migrations run once a session, which saves half a
+    second a database; tests of the migrations and of the first start do without.
+    """
+    from enrich_service.core.database import make_engine
+    from enrich_service.core.prestart import prestart
+    from enrich_service.core.settings import Settings
+
+    template = tmp_path_factory.mktemp("migrated")
+    settings = Settings(data_dir=template)
+    engine = make_engine(settings.sqlalchemy_url)
+    prestart(engine, settings)
+    engine.dispose()  # SQLite then writes its log back into the file
+
+    def copy(folder: Path) -> Path:
+        if on_postgres is not None:
+            on_postgres(folder, template)
+        elif not (folder / "enrich.db").exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copy(template / "enrich.db", folder)  # with its mode, 0600
+        return folder
+
+    return copy
 
 
 @contextmanager
@@ -150,10 +185,16 @@ def running(settings: object) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def start_service() -> Iterator[Callable[[object], str]]:
+def start_service(migrated) -> Iterator[Callable[[object], str]]:
     """A function that starts a service for given settings; all stop when the module ends."""
     with ExitStack() as stack:
-        yield lambda settings: stack.enter_context(running(settings))
+
+        def start(settings) -> str:
+            if settings.database_url is None:
+                migrated(settings.data_dir)
+            return stack.enter_context(running(settings))
+
+        yield start
 
 
 @pytest.fixture(scope="module")

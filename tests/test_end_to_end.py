@@ -32,10 +32,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def release(folder) -> Path:
+def release(folder, migrated) -> Path:
     """A release of the answers that the recorded model gave to both prompts, as a file."""
     environment = {
-        "ENRICH_DATA_DIR": str(folder / "data"),
+        "ENRICH_DATA_DIR": str(migrated(folder / "data")),
         "OPENAI_BASE_URL": f"replay:{DEMO / 'replies.jsonl'}",
     }
 

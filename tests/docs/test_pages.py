@@ -97,10 +97,10 @@ def describe(call):
 
 
 @pytest.fixture
-def shell(tmp_path, monkeypatch):
+def shell(tmp_path, monkeypatch, migrated):
     """A function that runs one line of a page: `export`, `python -m demo.world` or a command."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path / "data")))
     for folder in ("docs", "demo"):
         (tmp_path / folder).mkdir()
     (tmp_path / "demo/teacher").symlink_to(ROOT / "demo/teacher")

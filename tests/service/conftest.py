@@ -6,7 +6,6 @@ import pytest
 from sqlalchemy import Engine
 
 from enrich_service.core.database import make_engine
-from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 
 
@@ -16,8 +15,8 @@ def settings(tmp_path) -> Settings:
 
 
 @pytest.fixture
-def engine(settings) -> Iterator[Engine]:
+def engine(settings, migrated) -> Iterator[Engine]:
+    migrated(settings.data_dir)
     engine = make_engine(settings.sqlalchemy_url)
-    prestart(engine, settings)
     yield engine
     engine.dispose()

@@ -26,7 +26,9 @@ def model() -> Iterator[LlmServer]:
 
 
 @pytest.fixture
-def connect(model: LlmServer, tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
+def connect(
+    model: LlmServer, tmp_path: Path, migrated: Callable[[Path], Path]
+) -> Iterator[Callable[..., httpx.Client]]:
     """A function that starts a service with given settings and gives a client of it."""
     with ExitStack() as stack:
 
@@ -37,6 +39,7 @@ def connect(model: LlmServer, tmp_path: Path) -> Iterator[Callable[..., httpx.Cl
                 "llm_model": "small",
                 "prices": PRICES,
             }
+            migrated(given["data_dir"])
             url = stack.enter_context(running(Settings(**(given | settings))))
             return stack.enter_context(httpx.Client(base_url=url, timeout=30))
 
@@ -49,9 +52,9 @@ def client(connect: Callable[..., httpx.Client]) -> httpx.Client:
 
 
 @pytest.fixture
-def enrich(tmp_path, monkeypatch, model):
+def enrich(tmp_path, monkeypatch, model, migrated):
     """Run `enrich` on an empty data folder with the local model; gives the finished call."""
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path / "data")))
     monkeypatch.setenv("OPENAI_BASE_URL", model.url)
     monkeypatch.setenv("ENRICH_LLM_MODEL", "small")
     monkeypatch.setenv("ENRICH_PRICES", '{"small": [1, 10]}')

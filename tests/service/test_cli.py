@@ -15,9 +15,9 @@ from enrich_service.cli import app
 
 
 @pytest.fixture
-def enrich(tmp_path, monkeypatch):
+def enrich(tmp_path, monkeypatch, migrated):
     """Run `enrich` on an empty data folder; gives the finished call."""
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path / "data")))
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(app, [str(one) for one in arguments])
 

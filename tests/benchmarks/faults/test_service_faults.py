@@ -27,9 +27,9 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def confirmed(tmp_path_factory):
+def confirmed(tmp_path_factory, migrated):
     """What a stopped service has confirmed to a client, its data folder, the model's counts."""
-    folder = tmp_path_factory.mktemp("faults")
+    folder = migrated(tmp_path_factory.mktemp("faults"))
     with LlmServer() as model:
         with running(Settings(data_dir=folder, llm_url=model.url, llm_model="small")) as url:
             clients = Clients(url, {}, no_answer_statuses=())

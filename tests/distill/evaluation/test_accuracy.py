@@ -1,13 +1,12 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from distill.cli.main import app
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, TextError
-from distill.evaluation import accuracy as evaluate
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.method import metrics
 
@@ -64,6 +63,12 @@ def test_imitation_gathers_each_metric_of_one_split():
     assert row.mean_angle == metrics.mean_angle(student, teacher)
 
 
+def test_a_student_that_reverses_every_order_of_the_teachers_has_a_normalised_m_vlalign_of_1():
+    _, teacher, text = random_features(40)
+    row = imitation("train", -teacher, teacher, text)
+    assert (row.m_vlalign, row.m_vlalign_normalised) == (45, 1)
+
+
 def test_small_sets_are_compared_with_as_many_neighbours_and_texts_as_they_have():
     row = imitation("seen", *random_features(5, classes=3))
     assert (row.m_neigh_k, row.m_neigh, row.m_vlalign_k) == (4, 1.0, 3)
@@ -73,20 +78,15 @@ def test_small_sets_are_compared_with_as_many_neighbours_and_texts_as_they_have(
 
 def test_of_a_very_large_split_an_evenly_spaced_part_is_compared_and_said(monkeypatch):
     student, teacher, text = random_features(41)
-    monkeypatch.setattr(evaluate, "MAX_IMAGES", 21)
+    monkeypatch.setattr("distill.evaluation.accuracy.MAX_IMAGES", 21)
     row = imitation("train", student, teacher, text)
     assert row.images == 21
     assert row.m_rel == metrics.m_rel(student[::2], teacher[::2])
 
 
-def run(shared, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", "distill", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(shared / "hf-home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-    )
-    assert done.returncode == 0, done.stderr
+def run(*words):
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
@@ -95,13 +95,13 @@ def run(shared, *words):
     [("val", False, 23.4), ("val", True, 27.4), ("val_on_train", True, 45.7)],
 )
 def test_the_real_teacher_reaches_the_figures_measured_beforehand(
-    shared, tmp_path_factory, split, described, expected
+    shared, shared_hub, tmp_path_factory, split, described, expected
 ):
     bench = shared / "bench" / "tiny-imagenet-ood"
     descriptions = ("--descriptions", bench / "chatgpt.txt") if described else ()
     cache = tmp_path_factory.getbasetemp() / "evaluate-cache"  # the image features, once a split
     result = run(
-        shared, "evaluate", "--teacher", "hf-hub:bench/lite0-minilm", "--data", bench,
+        "evaluate", "--teacher", "hf-hub:bench/lite0-minilm", "--data", bench,
         "--split", split, "--labels", bench / "label2text.txt", *descriptions,
         "--cache", cache, "--json",
     )  # fmt: skip
@@ -113,7 +113,7 @@ def test_the_real_teacher_reaches_the_figures_measured_beforehand(
 )
 def test_real_clip_text_features_give_the_cosines_measured_beforehand(shared, key, mean, nearest):
     file = shared / "bench" / "lvis1203-clip-vitb32-text.npz"
-    result = run(shared, "diagnose", "--embeddings", file, "--key", key, "--json")
+    result = run("diagnose", "--embeddings", file, "--key", key, "--json")
     assert result["mean_cosine"] == pytest.approx(mean, abs=5e-4)
     assert result["mean_nearest_cosine"] == pytest.approx(nearest, abs=5e-4)
     assert len(result["confusable"]) == 10

@@ -13,7 +13,7 @@ from distill.data.augment import apply_views
 from distill.errors import DataError
 from distill.evaluation.accuracy import predict
 from distill.pipeline.few_shot import Support, finetune, retrieval_logits, sample_support
-from distill.training import loop as train_module
+from distill.training import loop
 from tests.distill.training.test_loop import make_config, make_data, make_student, run
 
 KEYS = ("a", "b", "c")
@@ -90,7 +90,7 @@ def new_classes():
         data.pixels[~seen][:6], data.targets[~seen][:6] - 2, data.teacher[~seen][:6], data.text[2:]
     )
     test = data.pixels[~seen][6:], data.targets[~seen][6:] - 2
-    data = train_module.TrainingData(
+    data = loop.TrainingData(
         pixels=data.pixels[seen],
         targets=data.targets[seen],
         teacher=data.teacher[seen],
@@ -142,7 +142,7 @@ def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(
         batches.append([image.numpy().tobytes() for image in pixels])
         return apply_views(pixels, params)
 
-    monkeypatch.setattr(train_module, "apply_views", record_batch)
+    monkeypatch.setattr(loop, "apply_views", record_batch)
     config = make_config(batch_size=8)
     finetune(config, make_student(config), data, support)
     new = {image.numpy().tobytes() for image in support.pixels}

@@ -23,25 +23,27 @@ from tests.distill.worker.conftest import (
 )
 
 
-def test_nothing_is_lost_while_the_service_is_away(free_port, tmp_path, queue_job):
+def test_nothing_is_lost_while_the_service_is_away(free_port, tmp_path, migrated, queue_job):
+    data = migrated(tmp_path / "data")
     with ExitStack() as stack:
-        with serving(free_port, tmp_path / "data") as client:
+        with serving(free_port, data) as client:
             release_colours(client)
             job = queue_job(client, 60)
             address = f"http://127.0.0.1:{free_port}"
             stack.enter_context(running_worker(address, tmp_path / "work"))
             wait_for(lambda: epochs(client, job))
         time.sleep(2)  # killed; the training goes on
-        with serving(free_port, tmp_path / "data") as client:
+        with serving(free_port, data) as client:
             wait_for(lambda: state(client, job) == "succeeded")
             assert epochs(client, job) == list(range(1, 61))
             assert client.get(f"/v1/jobs/{job}").json()["attempts"] == 1
 
 
 def test_events_that_a_killed_worker_had_not_sent_are_told_by_the_next(
-    free_port, tmp_path, queue_job
+    free_port, tmp_path, migrated, queue_job
 ):
-    address, data, work_dir = f"http://127.0.0.1:{free_port}", tmp_path / "data", tmp_path / "work"
+    address, work_dir = f"http://127.0.0.1:{free_port}", tmp_path / "work"
+    data = migrated(tmp_path / "data")
     with ExitStack() as stack:
         with serving(free_port, data, lease_seconds=2) as client:
             release_colours(client)

@@ -61,7 +61,7 @@ def cutting(port: int, after: int) -> Iterator[tuple[int, list[int]]]:
 
 
 def test_an_upload_that_is_cut_goes_on_where_it_was_in_little_memory(
-    free_port, tmp_path, queue_job
+    free_port, tmp_path, migrated, queue_job
 ):
     size, after = 70_000_000, 30_000_000
     file = tmp_path / "student.safetensors"
@@ -73,7 +73,7 @@ def test_an_upload_that_is_cut_goes_on_where_it_was_in_little_memory(
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
     with (
-        serving(free_port, tmp_path / "data") as client,
+        serving(free_port, migrated(tmp_path / "data")) as client,
         cutting(free_port, after) as (port, sent),
     ):
         release_colours(client)

@@ -29,6 +29,15 @@ from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
 
+@pytest.fixture
+def engine(settings):
+    """Of a database that the migrations have made in this test."""
+    engine = make_engine(settings.sqlalchemy_url)
+    prestart(engine, settings)
+    yield engine
+    engine.dispose()
+
+
 def fill(engine):
     """At least one row in each table that people fill."""
     with writing(engine) as session:

@@ -14,6 +14,7 @@ from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
+from tests.conftest import running
 from tests.llm_server import LlmServer
 from tests.service.llm_fixtures import add_labels, start_run, wait_for
 
@@ -27,9 +28,9 @@ def disk(small_disk):
     return small_disk
 
 
-def test_a_full_disk_is_a_507_and_nothing_half_written_stays(disk, start_service):
+def test_a_full_disk_is_a_507_and_nothing_half_written_stays(disk):
     settings = Settings(data_dir=disk)
-    with httpx.Client(base_url=start_service(settings), timeout=30) as client:
+    with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
         small = {"name": "small", "labels": [{"name": "mallard"}]}
         assert client.post("/v1/label-sets", json=small).status_code == 201
         names = [{"name": f"label {i} " + "x" * 200} for i in range(20_000)]
@@ -42,12 +43,12 @@ def test_a_full_disk_is_a_507_and_nothing_half_written_stays(disk, start_service
         assert client.post("/v1/label-sets", json={"name": "large", "labels": names}).is_success
 
 
-def test_a_run_that_met_a_full_disk_goes_on_by_itself_once_there_is_room(disk, start_service):
+def test_a_run_that_met_a_full_disk_goes_on_by_itself_once_there_is_room(disk):
     with LlmServer(latency=0.5) as model:
         settings = Settings(
             data_dir=disk, llm_url=model.url, llm_model="small", run_lease_seconds=0.5
         )
-        with httpx.Client(base_url=start_service(settings), timeout=30) as client:
+        with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
             add_labels(client, ["mallard", "teal", "scoter"])
             run = start_run(client)["id"]
             wait_for(client, run, "running")

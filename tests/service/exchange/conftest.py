@@ -3,14 +3,12 @@
 import pytest
 
 from enrich_service.core.database import make_engine
-from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 
 
 @pytest.fixture
-def elsewhere(tmp_path):
-    settings = Settings(data_dir=tmp_path / "elsewhere")
+def elsewhere(tmp_path, migrated):
+    settings = Settings(data_dir=migrated(tmp_path / "elsewhere"))
     engine = make_engine(settings.sqlalchemy_url)
-    prestart(engine, settings)
     yield engine
     engine.dispose()

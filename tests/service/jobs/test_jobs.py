@@ -1,15 +1,23 @@
 import fcntl
 import hashlib
 import json
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from contract import (
     ConfusablePair,
@@ -23,7 +31,6 @@ from contract import (
 )
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Conflict, LeaseLost
-from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.jobs import service as jobs
 from enrich_service.jobs.schemas import EventIn
@@ -586,15 +593,11 @@ def test_jobs_are_listed_by_state_the_newest_first(client):
 class JobMachine(RuleBasedStateMachine):
     """Jobs, workers and time in any order, against a model of what must hold."""
 
-    def __init__(self):
+    def __init__(self, migrated):
         super().__init__()
-        import tempfile
-        from pathlib import Path
-
         self.folder = tempfile.TemporaryDirectory()
-        settings = Settings(data_dir=Path(self.folder.name))
+        settings = Settings(data_dir=migrated(Path(self.folder.name)))
         self.engine = make_engine(settings.sqlalchemy_url)
-        prestart(self.engine, settings)
         with writing(self.engine) as session:
             labels.create(session, "d", [LabelIn(name="a")])
             releases.create(session, ReleaseCreate(label_set="d", name="r", allow_missing=True))
@@ -701,10 +704,11 @@ class JobMachine(RuleBasedStateMachine):
                 assert (job.finished_at is not None) == job.state.is_final
 
 
-JobMachine.TestCase.settings = hypothesis_settings(
-    max_examples=15, stateful_step_count=25, deadline=None
-)
-TestJobsKeepTheirPromisesInAnyOrder = JobMachine.TestCase
+def test_jobs_keep_their_promises_in_any_order(migrated):
+    run_state_machine_as_test(
+        lambda: JobMachine(migrated),
+        settings=hypothesis_settings(max_examples=15, stateful_step_count=25, deadline=None),
+    )
 
 
 def report_of(pairs):
@@ -765,10 +769,10 @@ def test_a_report_teaches_its_label_set_which_labels_are_confused(client):
 
 
 @pytest.fixture
-def asked(tmp_path):
+def asked(tmp_path, migrated):
     """A service of its own whose language model answers; an empty queue."""
     with LlmServer() as model:
-        settings = Settings(data_dir=tmp_path, llm_url=model.url, llm_model="small")
+        settings = Settings(data_dir=migrated(tmp_path), llm_url=model.url, llm_model="small")
         with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
             client.model = model
             names = [{"name": name} for name in ("mallard", "teal")]

@@ -19,9 +19,9 @@ from tests.service.runs.test_runs import until
 
 
 @pytest.fixture
-def enrich(tmp_path, monkeypatch):
+def enrich(tmp_path, monkeypatch, migrated):
     """Run `enrich` on the data folder of the test's service; gives what it printed as JSON."""
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path)))
 
     def run(*arguments):
         call = CliRunner().invoke(app, [*map(str, arguments), "--json"])
@@ -206,10 +206,10 @@ def test_every_change_is_in_the_audit_log_with_its_key(client, enrich):
     assert len(enrich("keys", "audit", "--key", 1)) == 1
 
 
-def test_a_change_that_its_route_commits_itself_is_in_the_audit_log_too(tmp_path):
+def test_a_change_that_its_route_commits_itself_is_in_the_audit_log_too(tmp_path, migrated):
     with (
         LlmServer() as model,
-        running(Settings(data_dir=tmp_path, llm_url=model.url)) as url,
+        running(Settings(data_dir=migrated(tmp_path), llm_url=model.url)) as url,
         httpx.Client(base_url=url) as client,
     ):
         add_ducks(client)
@@ -220,10 +220,10 @@ def test_a_change_that_its_route_commits_itself_is_in_the_audit_log_too(tmp_path
 
 
 @pytest.mark.sqlite
-def test_a_change_whose_audit_row_cannot_be_written_is_not_made(tmp_path):
+def test_a_change_whose_audit_row_cannot_be_written_is_not_made(tmp_path, migrated):
     with (
         LlmServer() as model,
-        running(Settings(data_dir=tmp_path, llm_url=model.url)) as url,
+        running(Settings(data_dir=migrated(tmp_path), llm_url=model.url)) as url,
         httpx.Client(base_url=url) as client,
     ):
         add_ducks(client)

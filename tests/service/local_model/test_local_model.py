@@ -61,9 +61,12 @@ def local():
 
 
 @pytest.mark.local_llm
-def test_names_are_described_with_real_tokens_and_released(local, tmp_path):
+def test_names_are_described_with_real_tokens_and_released(local, tmp_path, migrated):
     settings = Settings(
-        data_dir=tmp_path, llm_url=local["url"], llm_model=local["model"], llm_concurrency=1
+        data_dir=migrated(tmp_path),
+        llm_url=local["url"],
+        llm_model=local["model"],
+        llm_concurrency=1,
     )
     with running(settings) as url, httpx.Client(base_url=url, timeout=120) as client:
         assert client.post("/v1/prompts", json=SMALL).status_code == 201
@@ -90,13 +93,13 @@ def test_names_are_described_with_real_tokens_and_released(local, tmp_path):
 
 
 @pytest.mark.local_llm
-def test_a_real_server_that_sees_nothing_is_told_in_one_line(local, tmp_path):
+def test_a_real_server_that_sees_nothing_is_told_in_one_line(local, tmp_path, migrated):
     folder = tmp_path / "photos" / "teal"
     folder.mkdir(parents=True)
     for number in range(3):
         Image.new("RGB", (20, 20), (number, 80, 80)).save(folder / f"{number}.png")
     settings = Settings(
-        data_dir=tmp_path / "data",
+        data_dir=migrated(tmp_path / "data"),
         llm_url=local["url"],
         llm_model=local["model"],
         image_roots=(tmp_path,),

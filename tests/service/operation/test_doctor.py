@@ -28,7 +28,8 @@ def examine(enrich):
     return run
 
 
-def test_a_healthy_service_is_found_healthy(enrich, examine, monkeypatch):
+def test_a_healthy_service_is_found_healthy(enrich, examine, monkeypatch, migrated, tmp_path):
+    migrated(tmp_path / "data")
     enrich("labels", "add", "ducks", "mallard")
     enrich("keys", "create", "ann")
     with LlmServer(key="sk-good") as server:
@@ -65,7 +66,10 @@ def test_before_the_first_start_there_is_nothing_wrong_and_nothing_is_made(exami
         ),
     ],
 )
-def test_what_is_broken_is_found_and_the_exit_status_tells(enrich, examine, tmp_path, harm, check):
+def test_what_is_broken_is_found_and_the_exit_status_tells(
+    enrich, examine, tmp_path, migrated, harm, check
+):
+    migrated(tmp_path / "data")
     enrich("labels", "add", "ducks", "mallard")
     enrich("keys", "create", "ann")
     assert examine()[0] == 0
@@ -101,8 +105,8 @@ def test_a_language_model_that_does_not_answer_or_refuses_is_found(examine, monk
     assert "metadata" in examine()[1]["language model"]["detail"]
 
 
-def test_an_open_door_is_pointed_at(examine, enrich, monkeypatch):
-    enrich("labels", "list")
+def test_an_open_door_is_pointed_at(examine, enrich, monkeypatch, migrated, tmp_path):
+    migrated(tmp_path / "data")
     monkeypatch.setenv("ENRICH_ALLOW_REMOTE", "1")
     assert examine()[1]["API keys"]["verdict"] == "warning"
     enrich("keys", "create", "ann", "--days", "2")

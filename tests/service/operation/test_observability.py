@@ -38,7 +38,8 @@ def serving(folder, **settings):
     client.log = log.read_text().splitlines(keepends=True)
 
 
-def test_the_log_is_one_json_line_an_event_and_each_request_has_an_id(tmp_path):
+def test_the_log_is_one_json_line_an_event_and_each_request_has_an_id(tmp_path, migrated):
+    migrated(tmp_path / "data")
     with serving(tmp_path) as client:
         answer = client.get("/v1/label-sets?limit=7", headers={"X-Request-ID": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
@@ -55,7 +56,8 @@ def test_the_log_is_one_json_line_an_event_and_each_request_has_an_id(tmp_path):
     assert requests[1]["route"] == "/v1/jobs/{job_id}/cancel" and requests[0]["ms"] > 0
 
 
-def test_people_may_have_the_log_as_text(tmp_path):
+def test_people_may_have_the_log_as_text(tmp_path, migrated):
+    migrated(tmp_path / "data")
     with serving(tmp_path, ENRICH_LOG_FORMAT="text") as client:
         client.get("/v1/jobs")
     line = next(line for line in client.log if "/v1/jobs" in line)
@@ -72,10 +74,13 @@ def samples(client):
 
 
 @pytest.fixture
-def busy(tmp_path):
+def busy(tmp_path, migrated):
     with LlmServer(latency=0.05) as model:
         settings = Settings(
-            data_dir=tmp_path, llm_url=model.url, llm_model="small", prices={"small": (1e6, 1e6)}
+            data_dir=migrated(tmp_path),
+            llm_url=model.url,
+            llm_model="small",
+            prices={"small": (1e6, 1e6)},
         )
         with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
             yield client

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from enrich_service.cli import app
 from enrich_service.core.settings import Settings
+from tests.conftest import running
 from tests.service.web.worker import Worker
 
 pytestmark = pytest.mark.sqlite
@@ -29,10 +30,9 @@ def open_to_others(folder: Path) -> list[str]:
     ]
 
 
-def test_a_running_service_keeps_its_files_to_itself(start_service, tmp_path):
+def test_a_running_service_keeps_its_files_to_itself(tmp_path):
     data = tmp_path / "data"
-    url = start_service(Settings(data_dir=data))
-    with httpx.Client(base_url=url) as client:
+    with running(Settings(data_dir=data)) as url, httpx.Client(base_url=url) as client:
         assert client.post(
             "/v1/label-sets", json={"name": "d", "labels": [{"name": "teal"}]}
         ).is_success
@@ -49,9 +49,9 @@ def test_a_running_service_keeps_its_files_to_itself(start_service, tmp_path):
         config = {"data": "d", "teacher": "t"}
         client.post("/v1/jobs", json={"release_id": made.json()["id"], "config": config})
         Worker(client).leave("notes.txt", b"private", "text/plain")
-    names = {path.name for path in data.rglob("*")}
-    assert {"enrich.db", "enrich.db-wal", "enrich.db-shm", "artifacts"} <= names
-    assert open_to_others(data) == []
+        names = {path.name for path in data.rglob("*")}
+        assert {"enrich.db", "enrich.db-wal", "enrich.db-shm", "artifacts"} <= names
+        assert open_to_others(data) == []
 
 
 def test_the_command_line_makes_private_files_and_closes_open_ones(tmp_path, monkeypatch):

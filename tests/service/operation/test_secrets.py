@@ -70,7 +70,8 @@ LABELS = ["mallard", "bad request", "no completion", "elsewhere", "refused"]
 
 
 @pytest.mark.parametrize("password", ["", f"user:{URL_PASSWORD}@"])
-def test_no_secret_is_written_or_told_anywhere(tmp_path, password):
+def test_no_secret_is_written_or_told_anywhere(tmp_path, migrated, password):
+    migrated(tmp_path / "data")
     settings = secret_settings()
     assert settings
     with spiteful_server() as server:

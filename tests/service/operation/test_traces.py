@@ -60,7 +60,8 @@ def attributes(span):
     }
 
 
-def test_a_collector_gets_a_span_of_each_request_and_of_each_call_in_it(tmp_path):
+def test_a_collector_gets_a_span_of_each_request_and_of_each_call_in_it(tmp_path, migrated):
+    migrated(tmp_path / "data")
     with LlmServer() as model, collector() as (address, bodies):
         model.script("smew", Answer(400, body='{"error": {"message": "the key planted-key"}}'))
         with serving(

@@ -6,7 +6,6 @@ import pytest
 
 from enrich_service.core.database import make_engine, writing
 from enrich_service.core.errors import NotFound
-from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
 from enrich_service.labels.models import LabelSet
 from enrich_service.releases.body_cache import BodyCache
@@ -14,10 +13,9 @@ from enrich_service.releases.models import ReleaseRow
 
 
 @pytest.fixture
-def engine(tmp_path):
-    settings = Settings(data_dir=tmp_path)
+def engine(tmp_path, migrated):
+    settings = Settings(data_dir=migrated(tmp_path))
     engine = make_engine(settings.sqlalchemy_url)
-    prestart(engine, settings)
     with writing(engine) as session:
         labels = LabelSet(name="birds", hash="0" * 64)
         session.add(labels)

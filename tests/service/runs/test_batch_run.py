@@ -280,10 +280,10 @@ def test_a_replay_file_takes_no_batches(connect, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["in progress", "upload", "create"])
-def test_a_killed_service_sends_nothing_twice(model, tmp_path, moment):
+def test_a_killed_service_sends_nothing_twice(model, tmp_path, migrated, moment):
     """At the latter two the provider did what it was asked for, and nobody was told."""
     environment = {
-        "ENRICH_DATA_DIR": str(tmp_path / "data"),
+        "ENRICH_DATA_DIR": str(migrated(tmp_path / "data")),
         "OPENAI_BASE_URL": model.url,
         "ENRICH_LLM_MODEL": "small",
         "ENRICH_RUN_LEASE_SECONDS": "1",

@@ -19,10 +19,10 @@ def text(description):
 
 
 @pytest.fixture
-def served(model, tmp_path):
+def served(model, tmp_path, migrated):
     """Two services, each a process of its own, on one database; and their addresses."""
     environment = {
-        "ENRICH_DATA_DIR": str(tmp_path / "data"),
+        "ENRICH_DATA_DIR": str(migrated(tmp_path / "data")),
         "OPENAI_BASE_URL": model.url,
         "ENRICH_LLM_MODEL": "small",
         "ENRICH_RUN_LEASE_SECONDS": "2",

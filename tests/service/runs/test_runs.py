@@ -420,10 +420,12 @@ def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str]
         process.communicate()
 
 
-def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twice(model, tmp_path):
+def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twice(
+    model, tmp_path, migrated
+):
     model.latency = 0.05
     environment = {
-        "ENRICH_DATA_DIR": str(tmp_path / "data"),
+        "ENRICH_DATA_DIR": str(migrated(tmp_path / "data")),
         "OPENAI_BASE_URL": model.url,
         "ENRICH_RUN_LEASE_SECONDS": "1",
     }

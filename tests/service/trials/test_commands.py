@@ -8,9 +8,9 @@ from tests.service.trials.test_playground import BODY
 
 
 @pytest.fixture
-def enrich(tmp_path, monkeypatch, model):
+def enrich(tmp_path, monkeypatch, model, migrated):
     """Run `enrich` on an empty data folder, with the local server as language model."""
-    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path / "data")))
     monkeypatch.setenv("OPENAI_BASE_URL", model.url)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.json").write_text(json.dumps(BODY | {"name": "mine"}))
