@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from distill.runtime import Classifier, Prediction
     from distill.runtime.photos import Photo
 
-BATCH = 32  # photos between two steps of the progress bar
-
 
 @dataclass
 class Results:
@@ -93,13 +91,13 @@ def add_class(
     if equals:
         classifier.add(name, text, allow_near=allow_near)
         return
-    classifier.check_name(name)  # before anybody is asked
+    name = classifier.check_name(name)  # before a language model is asked
     if classifier.manifest.text.strategy == "name":
         classifier.add(name, allow_near=allow_near)
         return
     from distill.runtime.describe import describe  # half of the start is httpx
 
-    texts = describe(" ".join(name.split()), classifier.manifest.text, service)
+    texts = describe(name, classifier.manifest.text, service)
     entry = classifier.add(name, texts, allow_near=allow_near)
     for shown in entry.texts:
         notes.print(f"added: {shown}", markup=False)
@@ -114,6 +112,7 @@ def classify(
     thumbnails: bool,
 ) -> Results:
     """Classify photos in batches; those that cannot be read are collected."""
+    from distill.runtime.classifier import BATCH
     from distill.runtime.contact_sheet import thumbnail
 
     results = Results()

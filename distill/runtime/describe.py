@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import httpx
+from pydantic import BaseModel, TypeAdapter
 
 from contract import ReleaseLabel
 from distill.embeddings.prompts import prefix_of, prompts_of
@@ -24,11 +25,24 @@ PROMPT: Final = (
 )
 
 
+class Description(BaseModel):
+    """What is read of one entry of the answer to `POST /v1/describe`."""
+
+    status: str
+    problems: tuple[str, ...]
+    text: str | None
+    texts: tuple[str, ...]
+    attributes: dict[str, tuple[str, ...]]
+
+
+DESCRIPTIONS: Final = TypeAdapter(tuple[Description, ...])
+
+
 def describe(
     name: str, info: TextInfo, service: str | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
     """Texts for the class `name`: by the `service` at that address, else by the language model
-    that OPENAI_BASE_URL, OPENAI_API_KEY and OPENAI_MODEL name.
+    of OPENAI_BASE_URL and OPENAI_API_KEY, with the model ENRICH_LLM_MODEL (gpt-4o-mini).
 
     Raises:
         ServiceError: the one that was asked does not answer, refuses, or has no text.
@@ -49,21 +63,26 @@ def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tup
     if info.prompt is not None:
         body |= {"prompt": info.prompt, "version": info.prompt_version}
     url = f"{service.rstrip('/')}/v1/describe"
-    (described,) = _post(url, body, key, "the service")
-    if described["status"] != "accepted":
-        problems = "; ".join(described["problems"]) or described["status"]
+    document = _post(url, body, key, "the service")
+    try:
+        (described,) = DESCRIPTIONS.validate_python(document)
+    except ValueError:  # pydantic's, or more than one
+        raise ServiceError(
+            f"{url} does not answer as an enrichment service does: check the address of --service"
+        ) from None
+    if described.status != "accepted":
+        problems = "; ".join(described.problems) or described.status
         raise ServiceError(
             f"the service has no text for {name!r} ({problems}): write "
             f'--add "{name}=what it looks like"'
         )
-    texts = tuple(described["texts"])
     label = ReleaseLabel(
         key=name,
         name=name,
-        description=described["text"],
-        attributes={what: tuple(values) for what, values in described["attributes"].items()},
-        sentences=texts,
-        captions=texts,
+        description=described.text,
+        attributes=described.attributes,
+        sentences=described.texts,
+        captions=described.texts,
     )
     strategy = info.strategy
     if strategy == "attributes" and not label.attributes:
@@ -85,7 +104,7 @@ def _by_language_model(name: str, info: TextInfo, environment: Mapping[str, str]
         )
     called = f"{name} ({info.context})" if info.context else name
     body = {
-        "model": environment.get("OPENAI_MODEL") or DEFAULT_MODEL,
+        "model": environment.get("ENRICH_LLM_MODEL") or DEFAULT_MODEL,
         "messages": [{"role": "user", "content": PROMPT.format(name=called)}],
     }
     url = f"{base.rstrip('/')}/chat/completions"

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from PIL import Image
@@ -159,7 +161,7 @@ def test_a_name_alone_is_described_by_the_language_model_of_the_environment(
     with LlmServer(key="secret", behave=lambda call: Answer(content=OKAPI)) as model:
         monkeypatch.setenv("OPENAI_BASE_URL", model.url)
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
-        monkeypatch.setenv("OPENAI_MODEL", "small")
+        monkeypatch.setenv("ENRICH_LLM_MODEL", "small")
         result = predict(folder, photo, "--add", "okapi", "--json")
         assert result.exit_code == 0, result.stderr
         assert result.stderr == f"added: a photo of okapi . {OKAPI}\n"
@@ -207,6 +209,29 @@ def test_a_name_alone_is_described_by_the_service_with_the_prompt_of_the_release
             in predict(classifier_folder, photo, "--add", name.upper(), "--service", url).stderr
         )
     assert model.calls.total() == 1
+
+
+@pytest.mark.parametrize("body", ['{"ok": true}', '[{"status": "accepted"}]', "[]", "7"])
+def test_an_answer_that_is_no_description_is_one_line(folder, photo, body):
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = predict(folder, photo, "--add", "okapi", "--service", url)
+        server.shutdown()
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"distill: {url}/v1/describe does not answer as an enrichment service does: check the "
+        "address of --service\n"
+    )
 
 
 def test_a_class_near_another_one_is_added_only_when_allowed(classifier_folder, photo):
