@@ -234,7 +234,8 @@ class Batches:
 
 
 def _jsonl(lines: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return text.encode(errors="backslashreplace")  # lone surrogates stay JSON escapes
 
 
 def _json(body: dict[str, Any], status: int = 200) -> tuple[int, bytes]:

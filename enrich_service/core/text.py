@@ -10,6 +10,7 @@ from enrich_service.core.errors import InvalidInput
 # They reorder the text around them, so that a label could be displayed as another.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 
 
@@ -73,6 +74,11 @@ def escaped(value: str, limit: int) -> str:
 
 def _escape(character: str) -> str:
     return f"\\u{ord(character):04x}"
+
+
+def storable(text: str) -> str:
+    """`text` with U+FFFD for NUL and lone surrogates, which no database stores as text."""
+    return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("\ufffd", text)
 
 
 def shortened(value: str, limit: int = 60) -> str:

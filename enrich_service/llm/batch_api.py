@@ -16,9 +16,9 @@ from openai.types import Batch as RemoteBatch
 from openai.types import FileObject
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.text import storable
 from enrich_service.llm.chat_model import ChatModel
 from enrich_service.llm.protocol import ChatRequest, Reply
-from enrich_service.validation.answer import storable
 
 PRICE_SHARE: Final = 0.5  # of the live price
 PURPOSE: Final = "batch"

@@ -20,7 +20,7 @@ import httpx2
 import openai
 
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
-from enrich_service.core.text import without_password
+from enrich_service.core.text import storable, without_password
 from enrich_service.core.traces import model_call
 from enrich_service.llm.completion import read_completion
 from enrich_service.llm.protocol import ChatRequest, Reply
@@ -34,7 +34,6 @@ from enrich_service.llm.server_errors import (
     wants_other_length,
 )
 from enrich_service.llm.ssrf_guard import GuardedTransport
-from enrich_service.validation.answer import storable
 
 FORMATS: Final = ("json_schema", "json_object", "text")
 MIN_SECRET_CHARS: Final = 8  # a shorter key may be a part of any word, and is never masked

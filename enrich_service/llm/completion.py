@@ -3,8 +3,8 @@
 import json
 from typing import Any, Final
 
+from enrich_service.core.text import storable
 from enrich_service.llm.protocol import Reply
-from enrich_service.validation.answer import storable
 
 MAX_COUNT: Final = 2**31 - 1  # of an integer column
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract import first_error_line
 from enrich_service.core.errors import InvalidInput, QuestionRefused
+from enrich_service.core.text import storable
 from enrich_service.llm.protocol import ChatRequest, Reply
-from enrich_service.validation.answer import storable
 
 
 class RecordedReply(BaseModel):

@@ -1,13 +1,13 @@
 """One answer of a language model, read as far as it could be read, and what rules say of it."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from enrich_service.core.text import storable
+
 ENGLISH = "English"
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ class Verdict:
 Rule = Callable[..., Verdict]
 Check = Callable[[Answer], Verdict]
 PASSED = Verdict()
-
-
-def storable(text: str) -> str:
-    """`text` with U+FFFD for NUL and lone surrogates, which no database stores as text."""
-    return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("\ufffd", text)
 
 
 def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:

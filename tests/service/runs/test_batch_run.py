@@ -89,6 +89,14 @@ def test_bad_answers_are_asked_again_in_the_next_batch(client, model):
     assert again.body["max_tokens"] > model.requests[1].body["max_tokens"]
 
 
+def test_characters_that_cannot_be_stored_are_replaced_in_the_answers_of_a_batch(client, model):
+    model.script("bird 1", Answer(content='{"description": "A bird \ud83d with red wings."}'))
+    run = wait_for(client, start_batch_run(client)["id"])
+    assert (run["state"], run["accepted"]) == ("succeeded", 6)
+    [bad] = generations(client, label="bird 1", status="retried")
+    assert bad["text"] == "A bird \ufffd with red wings."
+
+
 def test_questions_that_fail_on_their_own_are_told_and_retried(client, model):
     names = birds(6)
     model.script(names[2], Answer(400, body='{"error": {"message": "that is a bad question"}}'))

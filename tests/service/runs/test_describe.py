@@ -5,6 +5,8 @@ import pytest
 
 from tests.llm_server import Answer, LlmServer
 
+TEAL = "A teal is a small duck with a chestnut head and a green stripe behind its eye."
+
 
 def describe(client, *labels, **body):
     answer = client.post("/v1/describe", json={"labels": list(labels), **body})
@@ -106,6 +108,46 @@ def test_an_answer_that_stays_bad_is_rejected_and_kept(client, model, answer, ru
     (again,) = describe(client, "teal")
     assert again["cached"]
     assert model.calls["teal"] == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(content='{"description": "A teal \ud83d is a small duck."}'),
+        Answer(content='{"description": "A teal \\ud83d is a small duck."}'),
+        Answer(content='{"description": "A teal \0 is a small duck."}'),
+        Answer(content='{"description": "A teal \\u0000 is a small duck."}'),
+        Answer(refusal="I cannot \ud83d \0."),
+        Answer(body='{"error": "\\ud83d", "of": "\0"}'),
+    ],
+    ids=["surrogate", "escaped surrogate", "NUL", "escaped NUL", "refusal", "no completion"],
+)
+def test_characters_that_cannot_be_stored_are_replaced(client, model, answer):
+    model.script("teal", answer)
+    found, other = client.post("/v1/describe", json={"labels": ["teal", "mallard"]}).json()
+    assert (found["status"], other["status"]) == ("accepted", "accepted")
+    [bad] = generations(client, label="teal", status="retried")
+    kept = client.get(f"/v1/generations/{bad['id']}").json()
+    shown = json.dumps([kept["raw_reply"], kept["parsed"]], ensure_ascii=False)
+    assert "\0" not in shown
+    if answer.content:
+        assert "\ufffd" in kept["parsed"]["description"]
+        assert kept["problems"][0].startswith("control: ")
+
+
+def test_usage_that_is_no_number_of_tokens_is_not_stored(client, model):
+    completion = {
+        "model": ["small"],
+        "choices": [
+            {"message": {"content": json.dumps({"description": TEAL})}, "finish_reason": 7}
+        ],
+        "usage": {"prompt_tokens": 2**80, "completion_tokens": "many"},
+    }
+    model.script("teal", Answer(body=json.dumps(completion)))
+    [found] = client.post("/v1/describe", json={"labels": ["teal"]}).json()
+    row = client.get(f"/v1/generations/{found['generation_id']}").json()
+    assert (row["status"], row["resolved_model"]) == ("accepted", None)
+    assert row["prompt_tokens"] is row["completion_tokens"] is row["finish_reason"] is None
 
 
 def test_an_answer_that_was_cut_off_gets_more_room(client, model):
