@@ -164,7 +164,7 @@ def parse_source(given: str, model: str | None = None) -> ReleaseSource:
         raise InvalidInput(
             f"{shortened(given)} is not a source: write PROMPT@VERSION or PROMPT@ALIAS"
         )
-    if which.isdecimal() and len(which) < 10:
+    if which.isdecimal() and len(which) < 10 and int(which) > 0:
         return ReleaseSource(prompt=prompt, version=int(which), model=model)
     return ReleaseSource(prompt=prompt, alias=which, model=model)
 

@@ -167,6 +167,7 @@ def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
         (["labels", "add", "x", "a", "a"], "key 'a' of label 1"),
         (["release", "create", "nix", "r"], "no label set 'nix'"),
         (["release", "create", "nix", "r", "--source", "p"], "PROMPT@VERSION"),
+        (["release", "create", "nix", "r", "--source", "p@0"], "no label set 'nix'"),
         (["export", "release", "nix"], "no release 'nix'"),
         (["prompts", "show", "nix"], "no prompt 'nix'"),
         (["jobs", "cancel", "7"], "no job 7"),

@@ -48,6 +48,7 @@ def test_two_versions_are_compared_after_their_runs(enrich):
         (["try", "p.json", *["teal"] * 11], "labels"),
         (["try", "bad.json", "teal"], "kind"),
         (["compare", "nix", "standard@1", "succinct@1"], "no label set 'nix'"),
+        (["compare", "nix", "standard@0", "succinct@1"], "no label set 'nix'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(enrich, tmp_path, arguments, message):

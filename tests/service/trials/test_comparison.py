@@ -132,6 +132,7 @@ def test_what_a_worker_measured_is_shown_for_the_side_that_its_release_stands_on
         ({"a": "standard"}, 422, "PROMPT@VERSION"),
         ({"a": "nix@1"}, 404, "no prompt 'nix'"),
         ({"a": "standard@9"}, 404, "no version 9"),
+        ({"a": "standard@0"}, 404, "'0'"),
         ({"a": "attributes@1"}, 409, "prompts of one kind"),
     ],
 )
