@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
+from contract import first_error_line
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.text import once
 from enrich_service.labels import service
 from enrich_service.labels.schemas import Confusable, LabelIn
 
@@ -130,10 +133,12 @@ def confusable(
 
 def _read_confusable(file: Path) -> Confusable:
     try:
-        return Confusable.model_validate({"confusable": jsonlib.loads(file.read_bytes())})
-    except ValueError as error:
+        lists = jsonlib.loads(file.read_bytes(), object_pairs_hook=once("lists"))
+        return Confusable.model_validate({"confusable": lists})
+    except (ValueError, RecursionError) as error:
+        reason = first_error_line(error) if isinstance(error, ValidationError) else str(error)
         raise InvalidInput(
-            f'{file} is no JSON object like {{"mallard": ["teal"]}}: {str(error).splitlines()[0]}'
+            f'{file} is not a JSON object like {{"mallard": ["teal"]}}: {reason}'
         ) from error
 
 

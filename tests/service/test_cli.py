@@ -160,6 +160,24 @@ def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"teal": "mallard"}', "confusable.teal: Input should be a valid list"),
+        ('{"teal": [], "teal": ["mallard"]}', "two lists for 'teal'"),
+        ("[", "Expecting value"),
+    ],
+)
+def test_a_file_of_confusable_labels_that_is_none_is_told_in_one_line(
+    enrich, tmp_path, text, message
+):
+    enrich("labels", "add", "ducks", "mallard", "teal")
+    (tmp_path / "near.json").write_text(text)
+    call = enrich("labels", "confusable", "ducks", "--file", "near.json")
+    assert call.exit_code == 1
+    assert message in call.stderr and call.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["labels", "show", "nix"], "no label set 'nix'"),
