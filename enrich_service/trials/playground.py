@@ -44,7 +44,7 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
         LanguageModelError: not one label could be answered.
     """
     labels = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
-    plan = _plan(enricher, body)
+    plan = await asyncio.to_thread(_plan, enricher, body)  # compiles templates
     if body.against is not None:
         await asyncio.to_thread(_look_up, enricher, body.against)  # fail before any paid call
     accepted_texts = AcceptedTextIndex()
