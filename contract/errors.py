@@ -1,6 +1,7 @@
 """Validation errors as messages for people."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,8 +15,14 @@ def first_error_line(error: ValidationError, document: str = "document") -> str:
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     location = location_path(first["loc"]) or document
-    message = first["msg"].removeprefix("Value error, ")
+    message = error_message(first)
     return f"{location}: {message}" if location else message
+
+
+def error_message(details: Mapping[str, Any]) -> str:
+    """The message of one of a ValidationError's `errors()`, without pydantic's prefix."""
+    message: str = details["msg"]
+    return message.removeprefix("Value error, ")
 
 
 def location_path(parts: Iterable[int | str]) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
+from contract.errors import error_message, first_error_line
 from enrich_service.core.database import make_engine, reading, storage_error, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.money import in_dollars
@@ -36,7 +37,7 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         variable = name if name.isupper() else f"ENRICH_{name.upper()}"
-        raise InvalidInput(f"{variable}: {first['msg']}") from error
+        raise InvalidInput(f"{variable}: {error_message(first)}") from error
     except SettingsError as error:
         name = str(error).split('"')[1]  # only the message has the field name
         wanted = Settings.model_fields[name].description
@@ -92,8 +93,7 @@ def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the optio
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{first['loc'][0]}: {first['msg']}") from None
+        raise InvalidInput(first_error_line(error, "")) from None
 
 
 def working(what: str) -> Status:

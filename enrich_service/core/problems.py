@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from contract.errors import location_path
+from contract.errors import error_message, location_path
 from enrich_service.core.database import storage_error
 from enrich_service.core.errors import InvalidInput, UserError
 
@@ -127,7 +127,8 @@ def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of 
     @app.exception_handler(RequestValidationError)
     def validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
         errors = [
-            {"at": location_path(item["loc"]), "message": item["msg"]} for item in error.errors()
+            {"at": location_path(item["loc"]), "message": error_message(item)}
+            for item in error.errors()
         ]
         detail = f"{errors[0]['at']}: {errors[0]['message']}"
         if len(errors) > 1:

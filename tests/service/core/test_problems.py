@@ -60,6 +60,12 @@ def test_a_method_that_a_path_does_not_know_is_answered_with_all_that_it_knows(
     assert (found.status_code, found.headers["allow"]) == (405, allowed)
 
 
+def test_a_rule_of_a_body_is_told_without_the_prefix_of_the_library(service):
+    found = service.post("/v1/jobs", json={"config": {"data": "/d", "teacher": "t"}})
+    assert found.status_code == 422
+    assert "Value error" not in found.text and found.json()["detail"].startswith("body: ")
+
+
 def test_where_a_body_does_not_fit_is_told_on_one_short_line(service):
     found = service.post("/v1/label-sets", json={"name": "a", "labels": [], "x\n" * 5000: 1})
     assert found.status_code == 422
