@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Engine, Enum, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine
 
@@ -184,6 +184,11 @@ def _postgres_error(error: DBAPIError) -> UserError | None:
             return StorageFull("The disk of the database is full: free some space and try again.")
         case "25006":  # read_only_sql_transaction
             return Unavailable("The database is read-only: let its user write, or ask its primary.")
+    if isinstance(error, DataError):
+        return InvalidInput(
+            "The request contains a value that the database cannot store, such as a NUL "
+            "character: remove it."
+        )
     if isinstance(error, OperationalError) or error.connection_invalidated:
         said = shortened(" ".join(str(error.orig).split()), 200)
         return Unavailable(

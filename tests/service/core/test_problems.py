@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.conftest import POSTGRES
+
 TOO_LARGE = 2**63
 
 
@@ -64,6 +66,12 @@ def test_a_rule_of_a_body_is_told_without_the_prefix_of_the_library(service):
     found = service.post("/v1/jobs", json={"config": {"data": "/d", "teacher": "t"}})
     assert found.status_code == 422
     assert "Value error" not in found.text and found.json()["detail"].startswith("body: ")
+
+
+def test_a_nul_character_is_no_internal_error(service):
+    found = service.get("/v1/label-sets/a%00b")
+    assert found.status_code == (422 if POSTGRES else 404)  # SQLite stores it
+    assert ("NUL" in found.json()["detail"]) == bool(POSTGRES)
 
 
 def test_where_a_body_does_not_fit_is_told_on_one_short_line(service):
