@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from contract import EventKind, JobState, check_event_data, first_error_line
-from enrich_service.core.text import escaped, shortened
+from enrich_service.core.text import escaped
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ class EventIn(BaseModel):
         if size > MAX_EVENT_BYTES:
             raise ValueError(f"an event has at most {MAX_EVENT_BYTES} bytes, this has {size}")
         self.data = check_event_data(self.kind, self.data)
+        json.dumps(self.data, allow_nan=False)  # "inf" and "nan" became floats
         for name, value in self.data.items():
             if isinstance(value, str):
                 self.data[name] = escaped(value, MAX_LOG_LINE)
@@ -197,7 +198,7 @@ class EventIn(BaseModel):
                 raise
             given = {name: value.get(name) for name in ("kind", "data", "at")}
             reason = first_error_line(error, "")
-            message = f"invalid event: {reason}: {shortened(repr(given), MAX_LOG_LINE // 2)}"
+            message = f"invalid event: {reason}: {repr(given)[: MAX_LOG_LINE // 2]}"
             named = {name: value[name] for name in ("worker_seq", "fence") if name in value}
             event = validate({**named, "kind": EventKind.LOG, "data": {"message": message}})
             log.warning("a worker sent an invalid event: %s", reason)

@@ -275,6 +275,7 @@ EPOCH = (
     '{"epoch": 1, "learning_rate": 0.1, "loss": LOSS, "losses": {}, "seen_top1": 1, "seconds": 1,'
     ' "images_per_second": 1}'
 )
+QUOTED_INF, QUOTED_NAN = '"inf"', '"nan"'  # pydantic reads them as floats
 
 
 @pytest.mark.parametrize(
@@ -287,6 +288,8 @@ EPOCH = (
         ('"kind": "epoch", "data": {"epoch": [1]}', "epoch: Input should be a valid integer"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "1" + "0" * 400)}', "loss: Input"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "NaN")}', "float values are not JSON"),
+        (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", QUOTED_INF)}', "not JSON"),
+        (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", QUOTED_NAN)}', "not JSON"),
         ('"kind": "epoch", "data": {"epoch": 1e308}', "epoch: "),
         ('"kind": "progress", "data": {"phase": "p", "step": 1e400, "steps": 1}', "not JSON"),
         ('"kind": "log", "data": {}, "at": "2026-01-02T03:04:05"', "at: Input should have"),
