@@ -17,7 +17,6 @@ from sqlmodel import Session, col, func, select
 from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, LeaseLost, NoSuch, UserError
-from enrich_service.core.text import escaped
 from enrich_service.generations.models import Run, RunState, language_of
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import MAX_ERROR, EventIn
@@ -371,26 +370,27 @@ def finish(
     """Finish a job. Idempotent. Raises LeaseLost.
 
     If it ran out of memory, the error suggests half the batch size; with `shrink_batch` and an
-    attempt left, the job is queued again with that size.
+    attempt left, the job is queued again with that size, or cancelled if that was requested.
     """
     row = get(session, job_id)
     if row.state is state and _is_lease_of(row, fence):
         return row  # a repeated request
     row = held(session, job_id, fence)
-    error = error and escaped(error, MAX_ERROR)
     row.started_at = row.started_at or utcnow()
     if state is JobState.FAILED and out_of_memory:
         batch_size = TrainConfig.model_validate(row.config).batch_size
         smaller = max(SMALLEST_BATCH, batch_size // 2)
         if smaller == batch_size:
             error = f"out of memory even with a batch_size of {batch_size}"
-        elif not row.shrink_batch or row.attempts >= row.max_attempts:
+        elif not row.shrink_batch or row.attempts >= row.max_attempts or row.cancel_requested:
             error = f"out of memory with a batch_size of {batch_size}: try {smaller}"
         else:
             row.config = {**row.config, "batch_size": smaller}
             reason = f"out of memory with a batch_size of {batch_size}: trying {smaller}"
             _queue_again(session, row, reason)
             return row
+        if row.cancel_requested:
+            state = JobState.CANCELLED
     _end(session, row, state, error)
     session.add(row)
     session.flush()

@@ -859,6 +859,19 @@ def test_out_of_memory_is_told_with_the_next_smaller_batch_and_tried_if_allowed(
         assert claim(asked).job.config.batch_size == max(2, batch_size // 2)
 
 
+@pytest.mark.parametrize(("shrink", "batch_size"), [(True, 128), (False, 128), (True, 2)])
+def test_a_job_to_be_cancelled_that_runs_out_of_memory_is_not_queued_again(
+    asked, shrink, batch_size
+):
+    job = queue(asked, config=CONFIG | {"batch_size": batch_size}, shrink_batch=shrink)
+    lease = claim(asked)
+    asked.post(f"/v1/jobs/{job}/cancel")
+    body = {"fence": lease.fence, "state": "failed", "error": "x", "out_of_memory": True}
+    ended = asked.post(f"/v1/jobs/{job}/finish", json=body).json()
+    assert ended["state"] == "cancelled" and "out of memory" in ended["error"]
+    assert claim(asked) is None
+
+
 def test_a_job_that_failed_is_tried_again_when_a_person_says_so(asked):
     job = queue(asked, max_attempts=1)
     lease = claim(asked)
