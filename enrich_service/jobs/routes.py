@@ -102,7 +102,10 @@ def list_jobs(
 def claim_job(
     body: Claim, session: WorkSession, engine: EngineDep, settings: SettingsDep, clock: ClockDep
 ) -> Lease | Response:
-    """Lease the job of highest priority whose needs the worker meets, with its release."""
+    """Lease the job of highest priority whose needs the worker meets, with its release.
+
+    Also deletes the incomplete uploads of jobs that have ended.
+    """
     if clock.was_set():
         with writing(engine) as first:
             service.adjust_leases(first, settings.lease_seconds)
@@ -121,11 +124,9 @@ def show_job(job_id: Id, session: ReadSession) -> Job:
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409) | _JOB)
-def cancel_job(job_id: Id, session: WriteSession, settings: SettingsDep) -> Job:
+def cancel_job(job_id: Id, session: WriteSession) -> Job:
     """Cancel a job: at once if queued, else with its worker's next heartbeat."""
-    row = service.cancel(session, job_id)
-    uploads.discard_ended(session, settings.artifact_dir)
-    return service.view(session, row)
+    return service.view(session, service.cancel(session, job_id))
 
 
 @router.post("/{job_id}/retry", summary="Retry a job", responses=problems(404, 409) | _JOB)
@@ -151,12 +152,11 @@ def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored
 
 
 @router.post("/{job_id}/finish", summary="Finish a job", responses=problems(404, 409) | _JOB)
-def finish_job(job_id: Id, body: Finish, session: WriteSession, settings: SettingsDep) -> Job:
+def finish_job(job_id: Id, body: Finish, session: WriteSession) -> Job:
     """Finish a job. Idempotent. 409: the lease has expired."""
     row = service.finish(
         session, job_id, body.fence, body.state, body.error, out_of_memory=body.out_of_memory
     )
-    uploads.discard_ended(session, settings.artifact_dir)
     return service.view(session, row)
 
 

@@ -552,6 +552,7 @@ def test_what_has_come_of_an_upload_goes_when_its_job_ends(client, hurry, end):
         client.post(f"{url}/cancel")  # a worker holds it: it has not ended yet
         assert len(files(client)) == len(before) + 1
         client.post(f"{url}/finish", json={"fence": lease.fence, "state": "cancelled"})
+        assert claim(client) is None  # any worker's next claim cleans up
     assert client.get(url).json()["state"] in ("cancelled", "failed")
     assert files(client) == before
 
