@@ -12,6 +12,7 @@ BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u206
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
+_MAX_DIGITS = 18  # more than any number that is stored; int() of very many raises ValueError
 
 
 def check_name(what: str, name: str) -> str:
@@ -98,6 +99,11 @@ def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
         return dict(pairs)
 
     return made
+
+
+def whole_number(value: str) -> int | None:
+    """The number that `value` writes in decimal digits; None for other or longer text."""
+    return int(value) if value.isdecimal() and len(value) <= _MAX_DIGITS else None
 
 
 def without_password(url: str) -> str:

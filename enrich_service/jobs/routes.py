@@ -27,6 +27,7 @@ from enrich_service.core.errors import InvalidInput, NotFound
 from enrich_service.core.problems import problems
 from enrich_service.core.server_sent_events import Update, poll
 from enrich_service.core.settings import Settings
+from enrich_service.core.text import whole_number
 from enrich_service.jobs import artifacts, reports, service, uploads
 from enrich_service.jobs.models import JobArtifact
 from enrich_service.jobs.schemas import (
@@ -196,8 +197,8 @@ async def follow_events(
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="Continue after this event")] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream events as server-sent events with id = seq. The stream ends when the job is final."""
-    seq = int(last_event_id) if last_event_id and last_event_id.isdigit() else after
-    seq = min(seq, MAX_ID)
+    seen = whole_number(last_event_id or "")
+    seq = after if seen is None else min(seen, MAX_ID)
     read = partial(_read_update, engine, job_id)
     async for event in poll(request, read, seq, interval_s=settings.event_poll_seconds):
         yield event

@@ -448,7 +448,7 @@ def last_events(session: Session, job_id: int, *kinds: EventKind, limit: int = 1
 
 
 def _event(row: JobEvent) -> Event:
-    # Rows of older versions may contain any JSON.
+    # No stored JSON may break a page: what is not an object is shown as text.
     data: Any = row.data
     fits = isinstance(data, dict)
     return Event(

@@ -28,6 +28,7 @@ from enrich_service.core.dependencies import (
 from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.server_sent_events import END, Update, poll
 from enrich_service.core.settings import Settings
+from enrich_service.core.text import whole_number
 from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
@@ -337,7 +338,7 @@ def _report(session: Session, settings: Settings, job: Job) -> tuple[Report | No
 def _epochs(session: Session, job_id: int) -> list[Epoch]:
     """The epochs of a job, without duplicates of resumed attempts.
 
-    Events that older versions stored and that are no `Epoch` are left out.
+    Events whose data is not an `Epoch` are left out: no stored JSON may break a page.
     """
     epochs: dict[int, Epoch] = {}
     for event in service.last_events(session, job_id, EventKind.EPOCH, limit=EPOCHS):
@@ -401,7 +402,7 @@ async def follow_job(
     An event's id is the seq of the job's last event: a client that reconnects with it gets only
     what changed since.
     """
-    seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    seq = whole_number(last_event_id or "") or 0
     read = partial(_read_update, request, engine, job_id)
     async for event in poll(request, read, seq, interval_s=settings.event_poll_seconds):
         yield event

@@ -11,8 +11,8 @@ from sqlmodel import Session
 
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import InvalidInput, NotFound, UserError
+from enrich_service.core.text import whole_number
 from enrich_service.generations import edits, reviews
-from enrich_service.generations.edits import edit_generation
 from enrich_service.generations.models import GenerationSource
 from enrich_service.generations.schemas import (
     GenerationDetail,
@@ -41,7 +41,6 @@ SIZE = 50
 TEXTS = 200  # maximum on the page of a label
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 Search = Annotated[str, Query(max_length=300)]
-State = Annotated[table.TextState | None, Query()]
 _DEFAULT_PROMPT = Choice.model_fields["prompt"].default
 
 
@@ -141,9 +140,12 @@ def show_label_set(
 
 def _number(version: str) -> int | None:
     """The version number of a query; None for an empty field."""
-    if version and not (version.isdecimal() and 0 < int(version) <= MAX_ID):
+    if not version:
+        return None
+    number = whole_number(version)
+    if number is None or not 0 < number <= MAX_ID:
         raise InvalidInput(f"version: {version[:20]!r} is not a version number")
-    return int(version) if version else None
+    return number
 
 
 def _rows(
@@ -303,9 +305,9 @@ def write_text(
         with session.begin_nested():
             kind = prompt_service.view(session, prompt_service.get(session, prompt)).kind
             body = parse_form(TextIn, _written(form, kind) | {"author": form.get("author", "")})
-            parent = form.get("parent", "")
-            if parent.isdecimal() and int(parent) <= MAX_ID:
-                edit_generation(session, int(parent), body)
+            parent = whole_number(form.get("parent", ""))
+            if parent is not None and parent <= MAX_ID:
+                edits.edit_generation(session, parent, body)
             else:
                 edits.write_text(session, label_id, LabelTextIn(prompt=prompt, **body.model_dump()))
     except NotFound:

@@ -386,7 +386,11 @@ def test_a_job_that_has_ended_cannot_be_cancelled_or_ended_otherwise(client, lea
 
 
 def stream(client, job_id, last=None, stop_after=None):
-    headers = {"Last-Event-ID": str(last)} if last is not None else {}
+    headers = (
+        {"Last-Event-ID": last if isinstance(last, bytes) else str(last)}
+        if last is not None
+        else {}
+    )
     found = []
     with client.stream("GET", f"/v1/jobs/{job_id}/events/stream", headers=headers) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -414,6 +418,8 @@ def test_a_stream_goes_on_where_it_broke_off_and_ends_with_the_job(client, lease
     assert first + rest == events(client, job_id)
     assert rest[-1].data == {"state": "succeeded"}
     assert stream(client, job_id, last=rest[-1].seq) == []
+    assert stream(client, job_id, last="9" * 400) == first + rest  # not an id: from the beginning
+    assert stream(client, job_id, last=b"\xb2") == first + rest  # a superscript two
     assert client.get("/v1/jobs/999999/events/stream").status_code == 404
 
 

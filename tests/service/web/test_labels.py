@@ -56,6 +56,12 @@ def test_a_label_set_that_cannot_be_is_refused_with_what_was_typed(browser):
     assert "Give names" in browser.submit("/label-sets", "/label-sets", name="none").text
 
 
+@pytest.mark.parametrize("version", ["9" * 5000, "\N{SUPERSCRIPT TWO}", "0", "-1"])
+def test_a_version_that_is_no_number_is_named(browser, ducks, version):
+    page = browser.get(ducks, params={"version": version})
+    assert page.status_code == 422 and "is not a version number" in page.text
+
+
 def test_the_table_shows_each_label_with_its_text_and_state(browser, ducks):
     page = browser.get(ducks)
     assert len(rows(page)) == len(NAMES)
