@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from enrich_service.core import spreadsheet
+from enrich_service.core import audit, spreadsheet
 from enrich_service.core.caller import Caller
 from enrich_service.core.money import in_dollars
 
@@ -48,7 +49,9 @@ def page(
     status: int = 200,
     **values: Any,  # noqa: ANN401 - any
 ) -> HTMLResponse:
-    """Render `template` with `values` as a page."""
+    """Render `template` with `values` as a page. A page of an error is not audited."""
+    if status >= HTTPStatus.BAD_REQUEST:
+        audit.settle(request)  # the session of a rejected form still commits: nothing has changed
     token = form_token(request)
     given = token or secrets.token_urlsafe(24)
     response = HTMLResponse(

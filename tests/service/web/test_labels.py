@@ -56,6 +56,12 @@ def test_a_label_set_that_cannot_be_is_refused_with_what_was_typed(browser):
     assert "Give names" in browser.submit("/label-sets", "/label-sets", name="none").text
 
 
+def test_a_form_that_is_refused_is_not_in_the_audit_log(browser, service):
+    before = service.get("/v1/audit").json()
+    assert browser.submit("/label-sets", "/label-sets", name="<b>", names="x").status_code == 422
+    assert service.get("/v1/audit").json() == before
+
+
 @pytest.mark.parametrize("version", ["9" * 5000, "\N{SUPERSCRIPT TWO}", "0", "-1"])
 def test_a_version_that_is_no_number_is_named(browser, ducks, version):
     page = browser.get(ducks, params={"version": version})
