@@ -1,12 +1,13 @@
-"""Who is asking what: claims in the database, so that of several processes one asks it.
+"""Claims on dedupe keys in the database, so that each is requested once, whoever wants it.
 
-A claim ends with the lease of its owner, which is renewed while the owner lives.
+Notable:
+- Live requests are claimed by their process. A claim ends with the lease of its owner, which is
+  renewed while the owner lives.
+- What a batch asks is in the table `batch_request` until its answer is stored. No claim is given
+  for it, and no batch is prepared with what is claimed: both are decided in a writing transaction.
 """
 
 import functools
-import os
-import secrets
-import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,81 +17,102 @@ from sqlmodel import Session, col, delete, exists, select, update
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import ServiceError
-from enrich_service.generations.models import Claim, Generation
-from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_for
+from enrich_service.core.lease_owner import new_lease_owner
+from enrich_service.generations.models import BatchRequest, Claim, Generation
+from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_of
+
+ABANDONED_AFTER = timedelta(days=1)  # since its lease ended; then any process deletes a claim
 
 
-class ClaimedElsewhere(ServiceError):
-    """Another process is asking this now: its answer is to be waited for."""
+class ClaimedByOther(ServiceError):
+    """Another process or a batch is requesting this now: wait for its answer."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What came of claiming dedupe keys: those that are in neither were claimed."""
+    """The outcome of claiming dedupe keys: those in neither field were claimed."""
 
-    results: dict[str, Generation]  # there is nothing to be asked
-    elsewhere: set[str]  # another process is asking
+    results: dict[str, Generation]  # nothing is to be requested
+    claimed_by_others: set[str]  # another process or a batch is requesting it
 
 
 class ClaimTable:
     """The claims of this process and of others. Every change needs a writing session."""
 
     def __init__(self, lease_seconds: float) -> None:
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.owner = new_lease_owner()
         self.lease = timedelta(seconds=lease_seconds)
 
     def claim(self, session: Session, keys: Collection[str]) -> Claims:
-        """Claim dedupe keys that have no result and that no other process has claimed."""
-        results = {
-            row.dedupe_key or "": row
-            for some in chunks(keys)
-            for row in session.exec(results_for(some))
-        }
-        elsewhere = self.elsewhere(session, set(keys) - results.keys())
-        if free := set(keys) - results.keys() - elsewhere:
+        """Claim dedupe keys that have no result and that nobody else is requesting."""
+        results = results_of(session, keys)
+        missing = set(keys) - results.keys()
+        others = self.claimed(session, missing, by_others=True) | _in_batches(session, missing)
+        if free := missing - others:
             expires_at = utcnow() + self.lease
             rows = [
                 {"dedupe_key": key, "owner": self.owner, "expires_at": expires_at} for key in free
             ]
             statement = _insert_claims(session.get_bind().dialect.name)
             session.connection().execute(statement, rows)
-        return Claims(results, elsewhere)
+        return Claims(results, others)
 
     def release(self, session: Session, keys: Collection[str]) -> None:
-        """Let others ask these."""
+        """Delete the claims of this process on these keys."""
         mine = col(Claim.owner) == self.owner
         for some in chunks(keys):
             session.exec(delete(Claim).where(mine, col(Claim.dedupe_key).in_(some)))
 
     def renew(self, session: Session) -> None:
-        """Prolong the lease of all claims of this process."""
+        """Renew the lease of all claims of this process; delete abandoned claims."""
+        now = utcnow()
         mine = col(Claim.owner) == self.owner
-        session.exec(update(Claim).where(mine).values(expires_at=utcnow() + self.lease))
+        session.exec(update(Claim).where(mine).values(expires_at=now + self.lease))
+        session.exec(delete(Claim).where(col(Claim.expires_at) < now - ABANDONED_AFTER))
 
-    def elsewhere(self, session: Session, keys: Collection[str]) -> set[str]:
-        """Those of the keys that other processes are asking now.
+    def claimed(
+        self, session: Session, keys: Collection[str], *, by_others: bool = False
+    ) -> set[str]:
+        """Those of the keys that some process is requesting live now; `by_others`: not this one.
 
-        What has a result is asked no longer. A lease far in the future is from before the clock was
-        set, and over.
+        A key with a result is requested no longer. A lease far in the future is from before the
+        clock was set, and over.
         """
         now = utcnow()
         expires_at = col(Claim.expires_at)
+        current = [
+            expires_at > now,
+            expires_at <= now + 2 * self.lease,
+            ~exists().where(
+                col(Generation.dedupe_key) == col(Claim.dedupe_key),
+                col(Generation.status).in_(RESULTS),
+            ),
+        ]
+        if by_others:
+            current.append(col(Claim.owner) != self.owner)
         return {
             key
             for some in chunks(keys)
             for key in session.exec(
-                select(Claim.dedupe_key).where(
-                    col(Claim.dedupe_key).in_(some),
-                    col(Claim.owner) != self.owner,
-                    expires_at > now,
-                    expires_at <= now + 2 * self.lease,
-                    ~exists().where(
-                        col(Generation.dedupe_key) == col(Claim.dedupe_key),
-                        col(Generation.status).in_(RESULTS),
-                    ),
-                )
+                select(Claim.dedupe_key).where(col(Claim.dedupe_key).in_(some), *current)
             )
         }
+
+    def free_for_batch(self, session: Session, keys: Collection[str]) -> set[str]:
+        """Those of the keys that have no result and that no process or batch is requesting."""
+        missing = set(keys) - results_of(session, keys).keys()
+        return missing - self.claimed(session, missing) - _in_batches(session, missing)
+
+
+def _in_batches(session: Session, keys: Collection[str]) -> set[str]:
+    """Those of the keys that a batch is requesting."""
+    return {
+        key
+        for some in chunks(keys)
+        for key in session.exec(
+            select(BatchRequest.dedupe_key).where(col(BatchRequest.dedupe_key).in_(some))
+        )
+    }
 
 
 @functools.cache

@@ -1,21 +1,27 @@
-"""SQL that several modules of this folder send."""
+"""SQL that several modules send."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import SQLModel, col, select
-from sqlmodel.sql.expression import SelectOfScalar
+from sqlmodel import Session, SQLModel, col, select
 
 from enrich_service.generations.models import Generation, GenerationStatus
 
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
 
-def results_for(keys: list[str]) -> SelectOfScalar[Generation]:
-    """The results (accepted or rejected) for dedupe keys."""
-    return select(Generation).where(
-        col(Generation.dedupe_key).in_(keys), col(Generation.status).in_(RESULTS)
-    )
+def results_of(session: Session, keys: Collection[str]) -> dict[str, Generation]:
+    """The results (accepted or rejected) by dedupe key."""
+    return {
+        row.dedupe_key: row
+        for some in chunks(keys)
+        for row in session.exec(
+            select(Generation).where(
+                col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+            )
+        )
+        if row.dedupe_key
+    }
 
 
 def insert_into(dialect: str, table: type[SQLModel]) -> sqlite.Insert | postgresql.Insert:

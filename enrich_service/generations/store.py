@@ -3,8 +3,8 @@
 Notable: answers that arrive within a moment, or while a transaction is being written, share the
 next one, since a commit costs as much for one row as for fifty. A run's counters change in the
 transaction that stores the generation, so the two never disagree, whenever the process is killed.
-What is to be asked is claimed in such a transaction first, so that of several processes one asks
-it; the claims of a process that was killed end with its lease.
+What is to be requested is claimed in such a transaction first, so that of several processes one
+requests it; the claims of a process that was killed end with its lease.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from enrich_service.generations.models import (
     Run,
     RunFinding,
 )
-from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_for
+from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_of
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import texts_of
 
@@ -47,6 +47,7 @@ class _Entry:
     counts: dict[str, int | float] = field(default_factory=dict)
     request: tuple[int, str] | None = None  # the batch and the key of what is under way no longer
     accepted_texts: AcceptedTextIndex | None = None  # where no two labels may share a text
+    rebuild: Callable[[], GenerationFields] | None = None  # if another label has its text by now
     claim: tuple[str, ...] = ()  # dedupe keys to be claimed
     renew: bool = False  # the leases of all that this process has claimed
     stored: "asyncio.Future[_Outcome]" = field(
@@ -106,7 +107,7 @@ class GenerationStore:
         self._engine, self._asked = engine, asked
         self._claims = ClaimTable(lease_seconds)
         self._claimed: set[str] = set()
-        self._released: list[str] = []  # claims that have ended and whose rows are still there
+        self._released: set[str] = set()  # claims that have ended and whose rows are still there
         self._renewing: asyncio.Task[None] | None = None
         self._all_here = asyncio.Event()
         self._pending: list[_Entry] = []
@@ -121,14 +122,14 @@ class GenerationStore:
         batch_id: int | None = None,
         *,
         accepted_texts: AcceptedTextIndex | None = None,
-    ) -> GenerationFields | None:
-        """Store a generation and count it in its run; unless it is asked again its claim ends.
+        rebuild: Callable[[], GenerationFields] | None = None,
+    ) -> GenerationFields:
+        """Store a generation and count it in its run; its claim ends unless it is requested again.
 
-        Gives the stored row; where another process had a result for the key first, that one.
-        `batch_id`: the batch that asked for it, and now asks for it no longer. `accepted_texts`:
-        the index of the prompt version, where no two labels may share a text. Then None says that
-        another process has stored the text for another label: nothing is stored, and the index
-        knows the text.
+        Returns the stored row; the result of another process if that was stored first.
+        `batch_id`: the batch that requested it, and now no longer does. `accepted_texts`: the index
+        of the prompt version, if no two labels may share a text. If another process has stored the
+        text for another label, the index is updated and what `rebuild` returns is stored instead.
         """
         key = generation.dedupe_key or ""
         stored = await self._enter(
@@ -138,10 +139,11 @@ class GenerationStore:
                 _counts(generation),
                 request=(batch_id, key) if batch_id is not None else None,
                 accepted_texts=accepted_texts,
+                rebuild=rebuild,
             )
         )
-        assert not isinstance(stored, Claims)
-        if stored is not None and generation.status is not GenerationStatus.RETRIED:
+        assert isinstance(stored, GenerationFields)
+        if stored.status is not GenerationStatus.RETRIED:
             self.release(key)
         return stored
 
@@ -159,9 +161,9 @@ class GenerationStore:
         return key in self._claimed
 
     async def claim(self, keys: Collection[str]) -> Claims:
-        """Claim what is to be asked, so that no other process asks it too.
+        """Claim what is to be requested, so that no other process or batch requests it too.
 
-        What has a result is not claimed, nor what another process has claimed.
+        What has a result is not claimed, nor what another process or a batch is requesting.
         """
         claims = await self._enter(_Entry(claim=tuple(keys)))
         assert isinstance(claims, Claims)
@@ -174,9 +176,9 @@ class GenerationStore:
 
         The rows go with the next claims or renewal: whoever looks before them sees the result.
         """
-        own = [key for key in keys if key in self._claimed]
-        self._claimed.difference_update(own)
-        self._released += own
+        own = self._claimed.intersection(keys)
+        self._claimed -= own
+        self._released |= own
 
     async def _renew(self) -> None:
         while self._claimed or self._released:
@@ -234,8 +236,9 @@ class GenerationStore:
 
     async def _tell(self, entry: _Entry, outcome: _Outcome) -> None:
         if isinstance(outcome, Claims):
-            claimed = set(entry.claim) - outcome.results.keys() - outcome.elsewhere
+            claimed = set(entry.claim) - outcome.results.keys() - outcome.claimed_by_others
             self._claimed |= claimed
+            self._released -= claimed  # released by another caller while this was written
             if entry.stored.done():  # whoever wanted to ask was cancelled
                 self.release(*claimed)
         if not entry.stored.done():
@@ -244,15 +247,16 @@ class GenerationStore:
 
     def _write(self, batch: list[_Entry]) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
-        released: list[str] = []
+        released: set[str] = set()
         totals = _Totals()
         with writing(self._engine) as session:
             self._read_new_texts(session, batch)
             for entry in batch:
+                if entry.rebuild is not None and _is_text_of_another_label(entry):
+                    # In this transaction: a paid answer is stored even if its caller is cancelled.
+                    entry.generation = entry.rebuild()
+                    entry.counts = _counts(entry.generation)
                 row, counts = None, entry.counts
-                if _is_text_of_another_label(entry):
-                    outcomes.append(None)
-                    continue
                 if entry.generation is not None:
                     row = _insert(session, entry.generation)
                     totals.findings.update(_findings(entry.generation))
@@ -262,9 +266,9 @@ class GenerationStore:
                 totals.add(entry, counts)
             totals.write(session)
             if any(entry.claim or entry.renew for entry in batch):
-                released = list(self._released)
+                released = set(self._released)
                 self._change_claims(session, batch, released, outcomes)
-        del self._released[: len(released)]
+        self._released -= released
         self._add_own_texts(batch, outcomes)
         return outcomes
 
@@ -272,7 +276,7 @@ class GenerationStore:
         self,
         session: Session,
         batch: list[_Entry],
-        released: list[str],
+        released: set[str],
         outcomes: list[_Outcome],
     ) -> None:
         """Renew and claim what `batch` wants; what came of its claims goes into `outcomes`."""
@@ -284,15 +288,22 @@ class GenerationStore:
             if entry.claim:
                 own = set(entry.claim)
                 found = {key: claims.results[key] for key in own & claims.results.keys()}
-                outcomes[i] = Claims(found, own & claims.elsewhere)
+                outcomes[i] = Claims(found, own & claims.claimed_by_others)
 
-    async def claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
-        """The questions that other processes are asking now."""
-        return await asyncio.to_thread(self._claimed_elsewhere, keys)
+    async def claimed(self, keys: Collection[str], *, by_others: bool = False) -> set[str]:
+        """The keys that some process is requesting live now; `by_others`: not this one."""
+        return await asyncio.to_thread(self._read_claimed, keys, by_others=by_others)
 
-    def _claimed_elsewhere(self, keys: Collection[str]) -> set[str]:
+    def _read_claimed(self, keys: Collection[str], *, by_others: bool) -> set[str]:
         with reading(self._engine) as session:
-            return self._claims.elsewhere(session, keys)
+            return self._claims.claimed(session, keys, by_others=by_others)
+
+    def free_for_batch(self, session: Session, keys: Collection[str]) -> set[str]:
+        """Those of the keys that have no result and that no process or batch is requesting.
+
+        They stay free until the writing transaction of `session` ends.
+        """
+        return self._claims.free_for_batch(session, keys)
 
     def _read_new_texts(self, session: Session, batch: list[_Entry]) -> None:
         """Learn which texts other processes have stored, of the prompt versions in `batch`.
@@ -331,12 +342,7 @@ class GenerationStore:
 
     def _results(self, keys: Collection[str]) -> dict[str, Generation]:
         with reading(self._engine) as session:
-            return {
-                row.dedupe_key: row
-                for some in chunks(keys)
-                for row in session.exec(results_for(some))
-                if row.dedupe_key
-            }
+            return results_of(session, keys)
 
     async def owners(self, keys: Collection[str]) -> dict[str, int | None]:
         """The run (None: a single request) that each key with a result was made by."""

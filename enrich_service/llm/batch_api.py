@@ -91,8 +91,8 @@ class BatchApi:
                     break
         return None
 
-    async def look(self, batch_id: str) -> RemoteBatch:
-        """How far a batch is. Raises BatchUnknown."""
+    async def retrieve(self, batch_id: str) -> RemoteBatch:
+        """The state of a batch. Raises BatchUnknown."""
         with self._told(f"{self.model.provider} does not know the batch {batch_id}", BatchUnknown):
             return self._checked(await self._client.batches.retrieve(batch_id))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
 from enrich_service.core.text import check_line
-from enrich_service.generations.claims import ClaimedElsewhere
+from enrich_service.generations.claims import ClaimedByOther
 from enrich_service.generations.models import Generation, GenerationFields, GenerationStatus
 from enrich_service.generations.service import line_of
 from enrich_service.labels.service import MAX_NAME
@@ -17,7 +17,7 @@ from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
 from enrich_service.validation.answer import attributes_of, texts_of
 
 TRIES = 3  # calls for one answer: someone waits
-POLL_INTERVAL_S = 0.2  # between looks at what another process is asking
+POLL_INTERVAL_S = 0.2  # between reads of what other processes are requesting
 SAMPLES = 16  # samples of one label that `refresh` can make
 NoAnswer = LanguageModelError | Conflict
 
@@ -89,12 +89,9 @@ async def _one(
     if not refresh and results:
         accepted = [row for row in results if row.status is GenerationStatus.ACCEPTED]
         return (accepted or results)[-1], True
-    asked = next((in_batches[item.key] for item in samples if item.key in in_batches), None)
-    if not refresh and asked:
-        return Conflict(
-            f"run {asked[1]} is asking for {samples[0].name!r} by batch: wait for its answer, "
-            "or pay for another sample now with refresh"
-        )
+    in_batch = next((in_batches[item.key] for item in samples if item.key in in_batches), None)
+    if not refresh and in_batch:
+        return _asked_by_batch(samples[0], run_id=in_batch[1])
     taken = known.keys() | in_batches.keys()
     item = next((item for item in samples if item.key not in taken), None)
     if item is None:
@@ -106,10 +103,20 @@ async def _one(
     while True:
         try:
             return await enricher.answer(plan, item, caller), False
-        except ClaimedElsewhere:  # until its answer is there, or its lease has ended
-            await asyncio.sleep(POLL_INTERVAL_S)
+        except ClaimedByOther:
+            if batches := await enricher.store.in_batches([item.key]):
+                return _asked_by_batch(item, run_id=batches[item.key][1])
+            while await enricher.store.claimed([item.key], by_others=True):
+                await asyncio.sleep(POLL_INTERVAL_S)
         except LanguageModelError as error:
             return error
+
+
+def _asked_by_batch(item: Item, *, run_id: int) -> Conflict:
+    return Conflict(
+        f"run {run_id} is asking for {item.name!r} by batch: wait for its answer, "
+        "or pay for another sample now with refresh"
+    )
 
 
 def _described(plan: Plan, row: GenerationFields, cached: bool) -> Described:

@@ -16,7 +16,7 @@ from enrich_service.core.errors import (
     UnreadableImage,
 )
 from enrich_service.core.settings import Settings
-from enrich_service.generations.claims import ClaimedElsewhere
+from enrich_service.generations.claims import ClaimedByOther
 from enrich_service.generations.models import GenerationFields, GenerationSource, GenerationStatus
 from enrich_service.generations.store import GenerationStore
 from enrich_service.llm.images import data_url
@@ -116,7 +116,7 @@ class Enricher:
         A caller who wants what is being asked already shares its answer.
 
         Raises:
-            ClaimedElsewhere: another process is asking it; it may be asked for again later.
+            ClaimedByOther: another process or a batch is requesting it; try again later.
             ModelBusy: the server asks to wait for longer than `MAX_RETRY_AFTER_S`.
             LanguageModelError: no request will be answered before something is mended.
         """
@@ -150,8 +150,8 @@ class Enricher:
             claims = await self.store.claim([item.key])
             if item.key in claims.results:
                 return claims.results[item.key]
-            if item.key in claims.elsewhere:
-                raise ClaimedElsewhere(item.name)
+            if item.key in claims.claimed_by_others:
+                raise ClaimedByOther(item.name)
         context = await self.context(plan, caller.run_id)
         picture, unreadable = await _picture(item)
         attempt, kept = Attempt(1, plan.parameters), False
@@ -207,11 +207,9 @@ class Enricher:
         Another process may have stored the same text after it was judged here.
         """
         accepted_texts = context.accepted_texts if context.plan.unique_texts else None
-        stored = await self.store.add(generation, batch_id, accepted_texts=accepted_texts)
-        if stored is None:
-            stored = await self.store.add(build(outcome), batch_id, accepted_texts=accepted_texts)
-        assert stored is not None, "an answer with another label's text was accepted twice"
-        return stored
+        return await self.store.add(
+            generation, batch_id, accepted_texts=accepted_texts, rebuild=partial(build, outcome)
+        )
 
     def release(self, keys: Iterable[str]) -> None:
         """Let other processes ask what was claimed and is not being asked here."""

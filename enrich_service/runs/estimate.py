@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, func, select
 
 from enrich_service.generations.models import Generation, Run, RunMode
-from enrich_service.generations.sql import RESULTS
+from enrich_service.generations.sql import RESULTS, chunks
 from enrich_service.labels import service as labels
 from enrich_service.llm.batch_api import PRICE_SHARE
 from enrich_service.llm.images import Roots
@@ -87,13 +87,11 @@ def _mean_tokens(session: Session, plan: Plan, *, images: bool) -> tuple[float, 
 
 def count_results(session: Session, keys: Iterable[str]) -> int:
     """How many of the dedupe keys have a result."""
-    listed = list(keys)
     return sum(
         session.exec(
             select(func.count()).where(
-                col(Generation.dedupe_key).in_(listed[i : i + 500]),
-                col(Generation.status).in_(RESULTS),
+                col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
             )
         ).one()
-        for i in range(0, len(listed), 500)
+        for some in chunks(keys)
     )

@@ -1,27 +1,33 @@
-"""What others are asking, by batch or in another process: it is waited for, not paid for again."""
+"""What others are requesting: it is waited for, not paid for again."""
 
 from collections.abc import Sequence
 
+from enrich_service.generations.models import Run, RunMode
 from enrich_service.generations.store import GenerationStore
 from enrich_service.runs.plan import Item
 
 
 class WaitingItems:
-    """The items of the run `run_id` that are under way for another run."""
+    """The items of a run that another run, or a single request, is requesting.
 
-    def __init__(self, store: GenerationStore, run_id: int) -> None:
-        self._store, self._run_id = store, run_id
+    A live run shares what its own process is requesting (see `Enricher.answer`); a batch run waits
+    for that too.
+    """
+
+    def __init__(self, store: GenerationStore, run: Run) -> None:
+        self._store, self._run_id = store, run.id
+        self._shares_own = run.mode is RunMode.LIVE
         self._in_batches: dict[int, list[Item]] = {}
-        self._claimed: dict[str, Item] = {}  # by another process, by key
+        self._claimed: dict[str, Item] = {}  # by key
 
     def __len__(self) -> int:
         return sum(map(len, self._in_batches.values())) + len(self._claimed)
 
     async def keep(self, items: Sequence[Item]) -> list[Item]:
-        """Those of `items` that nobody is asking; what another run asks is kept here."""
+        """Those of `items` that nobody is requesting; what another run requests is kept here."""
         keys = [item.key for item in items]
         in_batches = await self._store.in_batches(keys)
-        claimed = await self._store.claimed_elsewhere(keys)
+        claimed = await self._store.claimed(keys, by_others=self._shares_own)
         for item in items:
             if item.key in in_batches:
                 batch_id, run_id = in_batches[item.key]
@@ -32,16 +38,17 @@ class WaitingItems:
         return [item for item in items if item.key not in in_batches and item.key not in claimed]
 
     def add_claimed(self, item: Item) -> None:
-        """Keep an item that another process is asking about."""
+        """Keep an item that another process, or a batch that has just begun, is requesting."""
         self._claimed[item.key] = item
 
     async def give_back(self) -> list[Item]:
-        """What was kept and is being asked no longer; it may have a result by now."""
+        """What was kept and is requested no longer; it may have a result by now."""
         items: list[Item] = []
         if self._in_batches:
             ended = self._in_batches.keys() - await self._store.open_batches(self._in_batches)
             items += [item for id_ in sorted(ended) for item in self._in_batches.pop(id_)]
         if self._claimed:
-            ended_keys = self._claimed.keys() - await self._store.claimed_elsewhere(self._claimed)
-            items += [self._claimed.pop(key) for key in sorted(ended_keys)]
+            keys = set(self._claimed)
+            claimed = await self._store.claimed(keys, by_others=self._shares_own)
+            items += [self._claimed.pop(key) for key in sorted(keys - claimed)]
         return items

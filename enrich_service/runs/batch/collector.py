@@ -1,6 +1,7 @@
-"""Looks after what a batch run has sent, and takes in the answers.
+"""Follows what a batch run has sent, and stores the answers.
 
-An answer is judged and stored as a live one is. What is to be asked again goes into the next batch.
+An answer is judged and stored as a live one is. What is to be requested again goes into the next
+batch.
 """
 
 import asyncio
@@ -17,13 +18,12 @@ from enrich_service.core.database import utcnow
 from enrich_service.core.errors import ModelBusy, QuestionRefused, UserError
 from enrich_service.generations.models import Batch, GenerationStatus, RunState
 from enrich_service.llm.batch_api import ENDED, QUEUE_FULL, STOPPABLE, BatchApi, BatchUnknown
-from enrich_service.runs.active_run import ActiveRun
 from enrich_service.runs.attempt import Attempt, build_request
-from enrich_service.runs.batch.store import PAGE_SIZE, BatchStore
-from enrich_service.runs.batch.submitter import TRIES, BatchSubmitter, SendQueue
+from enrich_service.runs.batch.context import BatchContext
+from enrich_service.runs.batch.store import PAGE_SIZE
+from enrich_service.runs.batch.submitter import TRIES, BatchSubmitter
 from enrich_service.runs.build_generation import build_generation
-from enrich_service.runs.enricher import Enricher
-from enrich_service.runs.plan import Item, Plan
+from enrich_service.runs.plan import Item
 
 MIN_POLL_INTERVAL_S: Final = 0.5  # between looks at a batch, at first
 MAX_POLL_INTERVAL_S: Final = 60.0
@@ -32,29 +32,20 @@ QUEUE_FULL_DELAY_S: Final = 60.0  # before something is sent again into a full q
 
 
 class BatchCollector:
-    """Takes in the answers of one run's batches."""
+    """Stores the answers of one run's batches."""
 
-    def __init__(
-        self,
-        enricher: Enricher,
-        active: ActiveRun,
-        plan: Plan,
-        store: BatchStore,
-        queue: SendQueue,
-        submitter: BatchSubmitter,
-    ) -> None:
-        assert active.run.id is not None
-        self._enricher, self._active, self._plan, self._store = enricher, active, plan, store
-        self._run_id = active.run.id
-        self._queue, self._submitter = queue, submitter
+    def __init__(self, context: BatchContext, submitter: BatchSubmitter) -> None:
+        self._enricher, self._active, self._plan = context.enricher, context.active, context.plan
+        self._run_id, self._store, self._queue = context.run_id, context.store, context.queue
+        self._submitter = submitter
         self._tries: Counter[str] = Counter()  # by key, that ended in a passing fault
         self.due: dict[int, float] = {}  # when to look at a batch, monotonic
 
-    async def look_at(self, api: BatchApi, batch: Batch) -> None:
-        """See how far a batch is, and take it in where it has ended.
+    async def update(self, api: BatchApi, batch: Batch) -> None:
+        """Get the state of a batch, and store its answers if it has ended.
 
-        What goes wrong is written down, and looked at again later; where it does not pass by
-        itself the run pauses.
+        An error is stored and the batch is retried later; an error that is not temporary pauses the
+        run.
         """
         assert batch.id is not None
         try:
@@ -78,7 +69,7 @@ class BatchCollector:
         if batch.remote_id is None:
             await self._submitter.submit(api, batch, None, known=False)
             return
-        remote = await api.look(batch.remote_id)
+        remote = await api.retrieve(batch.remote_id)
         if self._active.state is RunState.CANCELLED and remote.status in STOPPABLE:
             remote = await api.cancel(batch.remote_id)
         counts = remote.request_counts
@@ -87,20 +78,20 @@ class BatchCollector:
             news |= {"completed": counts.completed, "failed": counts.failed}
         await self._store.change(batch, **news)
         if remote.status in ENDED:
-            await self._take_in(api, batch, remote)
+            await self._store_results(api, batch, remote)
 
-    async def _take_in(self, api: BatchApi, batch: Batch, remote: RemoteBatch) -> None:
+    async def _store_results(self, api: BatchApi, batch: Batch, remote: RemoteBatch) -> None:
         for file_id in filter(None, (remote.output_file_id, remote.error_file_id)):
             async with aclosing(api.lines(file_id)) as lines:
                 some: dict[str, dict[str, Any]] = {}
                 async for line in lines:
                     some[line["custom_id"]] = line
                     if len(some) == PAGE_SIZE:
-                        await self._settle_all(api, batch, some)
+                        await self._store_answers(api, batch, some)
                         some = {}
                         if self._active.state is None:
                             return
-                await self._settle_all(api, batch, some)
+                await self._store_answers(api, batch, some)
         if remote.status == "failed":
             errors = (remote.errors and remote.errors.data) or ()
             why = "; ".join(str(error.message) for error in errors)
@@ -115,7 +106,7 @@ class BatchCollector:
             said = f"the batch has {remote.status} without asking it"
             while left := await asyncio.to_thread(self._store.requests, batch, None):
                 refused = {"error": {"message": said}}
-                await self._settle_all(api, batch, {item.key: refused for item in left})
+                await self._store_answers(api, batch, {item.key: refused for item in left})
         await asyncio.to_thread(self._store.close, batch, None)
 
     async def _send_less(self, batch: Batch, said: str) -> None:
@@ -136,17 +127,20 @@ class BatchCollector:
             "smaller and one batch at a time",
         )
 
-    async def _settle_all(
+    async def _store_answers(
         self, api: BatchApi, batch: Batch, lines: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Judge and store what some lines of a batch's files say; lines that were are passed by."""
+        """Judge and store the answers in some lines of a batch's files; stored ones are skipped."""
         items = await asyncio.to_thread(self._store.requests, batch, list(lines))
         attempts = await asyncio.to_thread(self._store.attempts, [item.key for item in items])
         await asyncio.gather(
-            *(self._settle(api, batch, item, attempts[item.key], lines[item.key]) for item in items)
+            *(
+                self._store_answer(api, batch, item, attempts[item.key], lines[item.key])
+                for item in items
+            )
         )
 
-    async def _settle(
+    async def _store_answer(
         self, api: BatchApi, batch: Batch, item: Item, attempt: Attempt, line: Mapping[str, Any]
     ) -> None:
         assert batch.id is not None

@@ -1,6 +1,7 @@
 """A file of requests as it grows."""
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -22,3 +23,19 @@ class BatchFile:
         self.file.write(line)
         self.items.append(item)
         self.size += len(line)
+
+    def close(self) -> None:
+        """Delete the file."""
+        self.file.close()
+
+    def remove(self, keys: Collection[str]) -> None:
+        """Remove the requests with these dedupe keys."""
+        if not keys:
+            return
+        kept = BatchFile(self.response_format, self.length_parameter)
+        with self.file as lines:
+            lines.seek(0)
+            for item, line in zip(self.items, lines, strict=True):
+                if item.key not in keys:
+                    kept.add(item, line)
+        self.file, self.items, self.size = kept.file, kept.items, kept.size

@@ -23,8 +23,9 @@ from enrich_service.llm.batch_api import BatchApi
 from enrich_service.llm.chat_model import ChatModel
 from enrich_service.runs.active_run import ActiveRun
 from enrich_service.runs.batch.collector import MIN_POLL_INTERVAL_S, BatchCollector
+from enrich_service.runs.batch.context import BatchContext, SendQueue
 from enrich_service.runs.batch.store import BatchStore
-from enrich_service.runs.batch.submitter import BatchSubmitter, SendQueue
+from enrich_service.runs.batch.submitter import BatchSubmitter
 from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.plan import Item, Plan
 
@@ -50,13 +51,12 @@ class BatchRun:
         run = active.run
         assert run.id is not None
         self._enricher, self._active = enricher, active
-        self._store = BatchStore(engine, run.id, plan, enricher.model.provider)
+        self._store = BatchStore(engine, enricher.store, run.id, plan, enricher.model.provider)
         limited = run.budget_usd is not None or run.budget_tokens is not None
-        self._queue = queue = SendQueue(MAX_REQUESTS, MAX_BYTES, one_at_a_time=limited)
-        self._submitter = BatchSubmitter(enricher, active, plan, self._store, queue, missing)
-        self._collector = BatchCollector(
-            enricher, active, plan, self._store, queue, self._submitter
-        )
+        self._queue = SendQueue(MAX_REQUESTS, MAX_BYTES, one_at_a_time=limited)
+        context = BatchContext(enricher, active, plan, self._store, self._queue)
+        self._submitter = BatchSubmitter(context, missing)
+        self._collector = BatchCollector(context, self._submitter)
 
     async def ask_all(self) -> None:
         """Ask what is missing and take in the answers, until there is nothing left to wait for.
@@ -69,7 +69,7 @@ class BatchRun:
         while True:
             for batch in await asyncio.to_thread(self._store.under_way):
                 if self._collector.due.get(batch.id or 0, 0.0) <= time.monotonic():
-                    await self._collector.look_at(self._api(), batch)
+                    await self._collector.update(self._api(), batch)
             batches = await asyncio.to_thread(self._store.under_way)
             if self._active.asks and self._queue.may_send(batches):
                 await self._submitter.send(self._api())

@@ -3,11 +3,11 @@
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Engine
-from sqlmodel import col, delete, or_, select, update
+from sqlmodel import Session, col, delete, or_, select, update
 
 from enrich_service.core.database import reading, utcnow, writing
 from enrich_service.generations.models import (
@@ -17,6 +17,7 @@ from enrich_service.generations.models import (
     GenerationStatus,
     Run,
 )
+from enrich_service.generations.store import GenerationStore
 from enrich_service.labels.models import Label
 from enrich_service.runs.attempt import Attempt
 from enrich_service.runs.batch.file import BatchFile
@@ -32,37 +33,51 @@ class BatchStore:
     killed, nothing is sent twice and no answer is counted twice.
     """
 
-    def __init__(self, engine: Engine, run_id: int, plan: Plan, provider: str) -> None:
-        self._engine, self._run_id, self._plan, self._provider = engine, run_id, plan, provider
+    def __init__(
+        self, engine: Engine, generations: GenerationStore, run_id: int, plan: Plan, provider: str
+    ) -> None:
+        self._engine, self._generations = engine, generations
+        self._run_id, self._plan, self._provider = run_id, plan, provider
 
-    def prepare(self, file: BatchFile) -> Batch:
-        """Write down what is about to be sent."""
+    def prepare(self, file: BatchFile) -> Batch | None:
+        """Store the batch that is about to be sent; None if nothing of it is to be requested.
+
+        What somebody has requested since the file was begun is removed from it.
+        """
+        with writing(self._engine) as session:
+            keys = {item.key for item in file.items}
+            free = self._generations.free_for_batch(session, keys)
+            items = [item for item in file.items if item.key in free]
+            batch = self._add(session, file, items) if items else None
+        file.remove(keys - free)
+        return batch
+
+    def _add(self, session: Session, file: BatchFile, items: Sequence[Item]) -> Batch:
         batch = Batch(
             run_id=self._run_id,
             name=f"enrich-run-{self._run_id}-{secrets.token_hex(8)}.jsonl",
             provider=self._provider,
             response_format=file.response_format,
             length_parameter=file.length_parameter,
-            requests=len(file.items),
+            requests=len(items),
         )
-        with writing(self._engine) as session:
-            session.add(batch)
-            session.flush()
-            session.execute(
-                BatchRequest.__table__.insert(),  # type: ignore[attr-defined]
-                [
-                    {
-                        "batch_id": batch.id,
-                        "dedupe_key": item.key,
-                        "label_id": item.label_id,
-                        "sample_index": item.sample_index,
-                        "confusable": list(item.confusable),
-                        "texts": list(item.texts),
-                        "parent_id": item.parent_id,
-                    }
-                    for item in file.items
-                ],
-            )
+        session.add(batch)
+        session.flush()
+        session.execute(
+            BatchRequest.__table__.insert(),  # type: ignore[attr-defined]
+            [
+                {
+                    "batch_id": batch.id,
+                    "dedupe_key": item.key,
+                    "label_id": item.label_id,
+                    "sample_index": item.sample_index,
+                    "confusable": list(item.confusable),
+                    "texts": list(item.texts),
+                    "parent_id": item.parent_id,
+                }
+                for item in items
+            ],
+        )
         return batch
 
     def under_way(self) -> list[Batch]:

@@ -6,63 +6,33 @@ batches, of another process too, are asked as the ones before.
 """
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field
 from typing import IO, Final
 
 from enrich_service.core.errors import LanguageModelError, ModelBusy
-from enrich_service.generations.claims import ClaimedElsewhere
 from enrich_service.generations.models import Batch
 from enrich_service.llm.batch_api import PRICE_SHARE, BatchApi
 from enrich_service.llm.protocol import ChatRequest
-from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.answer_for_run import answer_for_run
 from enrich_service.runs.attempt import Attempt, build_request
+from enrich_service.runs.batch.context import BatchContext
 from enrich_service.runs.batch.file import BatchFile
-from enrich_service.runs.batch.store import BatchStore
-from enrich_service.runs.enricher import Caller, Enricher
-from enrich_service.runs.plan import Item, Plan
+from enrich_service.runs.enricher import Caller
+from enrich_service.runs.plan import Item
 
 PAGE_SIZE: Final = 500  # labels looked up at a time
 TRIES: Final = 3  # of one call, and of one request while the server has passing faults
 
 
-@dataclass
-class SendQueue:
-    """What is to be sent, and in how large pieces."""
-
-    max_requests: int  # in a file
-    max_bytes: int
-    one_at_a_time: bool  # only one batch may be under way
-    again: deque[Item] = field(default_factory=deque)  # to be asked in the next batch
-    not_before: float = 0.0  # when to send the next batch, monotonic
-
-    def may_send(self, under_way: Collection[Batch]) -> bool:
-        """Whether another batch may be sent now."""
-        if self.one_at_a_time and under_way:
-            return False
-        at_rest = all(batch.remote_id for batch in under_way)
-        return at_rest and self.not_before <= time.monotonic()
-
-
 class BatchSubmitter:
     """Sends the batches of one run. `missing`: its items that have no result, some at a time."""
 
-    def __init__(
-        self,
-        enricher: Enricher,
-        active: ActiveRun,
-        plan: Plan,
-        store: BatchStore,
-        queue: SendQueue,
-        missing: AsyncIterator[list[Item]],
-    ) -> None:
-        assert active.run.id is not None
-        self._enricher, self._active, self._plan, self._store = enricher, active, plan, store
-        self._run_id = active.run.id
-        self._queue, self._missing = queue, missing
+    def __init__(self, context: BatchContext, missing: AsyncIterator[list[Item]]) -> None:
+        self._enricher, self._active, self._plan = context.enricher, context.active, context.plan
+        self._run_id, self._store, self._queue = context.run_id, context.store, context.queue
+        self._missing = missing
 
     async def send(self, api: BatchApi) -> None:
         """Send what is missing, in as many batches as it takes and as the budget allows."""
@@ -122,14 +92,15 @@ class BatchSubmitter:
         )
 
     async def _to_ask(self) -> AsyncGenerator[tuple[Item, Attempt]]:
-        """What has no result and is not under way, each with the attempt that is its next.
+        """Items that have no result and that nobody is requesting, with their next attempts.
 
-        What is not taken of it, once it is closed, comes with the next call.
+        Items that were not consumed when this is closed come with the next call.
         """
         while page := await self._page():
             keys = [item.key for item in page]
             owners = await self._enricher.store.owners(keys)
-            free = {item.key for item in await self._active.waiting.keep(page)}
+            no_result = [item for item in page if item.key not in owners]
+            free = {item.key for item in await self._active.waiting.keep(no_result)}
             attempts = await asyncio.to_thread(self._store.attempts, keys)
             others = sum(owners.get(key, self._run_id) != self._run_id for key in keys)
             if others:
@@ -138,7 +109,7 @@ class BatchSubmitter:
             try:
                 while left:
                     item = left.popleft()
-                    if item.key in free and item.key not in owners:
+                    if item.key in free:
                         yield item, attempts[item.key]
             finally:
                 self._queue.again.extendleft(reversed(left))
@@ -155,27 +126,20 @@ class BatchSubmitter:
         return page
 
     async def _ask_live(self, item: Item) -> None:
-        """Ask one question of the server that has not answered such a one yet."""
-        try:
-            generation = await self._enricher.answer(
-                self._plan,
-                item,
-                Caller(False, TRIES, self._run_id, self._active.on_generation),
-            )
-        except ClaimedElsewhere:
-            self._active.waiting.add_claimed(item)
-            return
-        if generation.run_id != self._run_id:
-            await self._enricher.store.count(self._run_id, cached=1)
-            return
-        if self._active.failed_in_row == TRIES:
-            self._active.halt(
-                f"{TRIES} labels in a row got no answer, the last because {generation.problems[0]}"
-            )
+        """Send one live request to a server that has not answered such a request yet."""
+        caller = Caller(False, TRIES, self._run_id, self._active.on_generation)
+        await answer_for_run(
+            self._enricher, self._active, self._plan, item, caller, max_failures=TRIES
+        )
 
     async def _send_part(self, api: BatchApi, part: BatchFile) -> None:
-        with closing(part.file):
+        with closing(part):
+            items = part.items
             batch = await asyncio.to_thread(self._store.prepare, part)
+            sent = {item.key for item in part.items}
+            self._queue.again.extend(item for item in items if item.key not in sent)
+            if batch is None:
+                return
             for attempt in range(1, TRIES + 1):
                 try:
                     await self.submit(api, batch, part.file, known=attempt == 1)

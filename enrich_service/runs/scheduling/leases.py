@@ -4,9 +4,6 @@ The owner of a run renews its lease; when it is killed, the lease runs out and a
 the same one, started again) goes on.
 """
 
-import os
-import secrets
-import socket
 import time
 from collections.abc import Collection
 from datetime import timedelta
@@ -15,6 +12,7 @@ from sqlalchemy import Engine
 from sqlmodel import and_, col, exists, or_, select, true, update
 
 from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.lease_owner import new_lease_owner
 from enrich_service.generations.models import Batch, Run, RunState
 from enrich_service.runs.active_run import ActiveRun
 
@@ -27,7 +25,7 @@ class RunLeases:
     def __init__(self, engine: Engine, lease_seconds: float, *, only: int | None = None) -> None:
         self._engine, self._only = engine, only
         self._lease = timedelta(seconds=lease_seconds)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._owner = new_lease_owner()
         self._put_off: dict[int, float] = {}  # runs whose batches are to wait, until when
 
     def put_off(self, run_id: int, seconds: float) -> None:

@@ -103,7 +103,7 @@ class RunScheduler:
                 active.stop.set()  # paused, cancelled, or taken over by another process
         for run in await asyncio.to_thread(self._leases.claim, list(self._active)):
             assert run.id is not None
-            waiting = WaitingItems(self._enricher.store, run.id)
+            waiting = WaitingItems(self._enricher.store, run)
             active = self._active[run.id] = ActiveRun(run, waiting, run.state)
             if run.state is not RunState.RUNNING:
                 active.stop.set()  # there are batches to be taken in, and no more

@@ -13,9 +13,8 @@ import time
 from collections.abc import Sequence
 
 from enrich_service.core.errors import ModelBusy, UserError
-from enrich_service.generations.claims import ClaimedElsewhere
-from enrich_service.generations.models import GenerationStatus
 from enrich_service.runs.active_run import ActiveRun, internal_error
+from enrich_service.runs.answer_for_run import answer_for_run
 from enrich_service.runs.enricher import Caller, Enricher
 from enrich_service.runs.plan import Item, Plan
 from enrich_service.runs.scheduling.pager import RunPager
@@ -28,7 +27,7 @@ WORKERS = 2  # for each call at a time: while one asks, the other stores or wait
 # what is asked at once is answered at once, and then each answer waits for all others, every time.
 STAGGER_S = 0.003
 GRACE_S = 5.0  # that calls in flight have to end when a run stops
-POLL_INTERVAL_S = 0.5  # between looks at what is being asked elsewhere
+POLL_INTERVAL_S = 0.5  # between reads of what others are requesting
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +99,18 @@ class WorkerPool:
                 return
 
     async def _claimed(self, items: Sequence[Item]) -> list[Item]:
-        """Those of `items` that no other process is asking; they are claimed for this one."""
-        claims = await self._enricher.store.claim([item.key for item in items])
+        """Those of `items` that nobody else is requesting; they are claimed for this process."""
+        keys = {item.key for item in items}
+        self._active.claimed |= keys  # first: if this is cancelled meanwhile, they are released
+        others = (await self._enricher.store.claim(keys)).claimed_by_others
+        self._active.claimed -= others
         for item in items:
-            if item.key in claims.elsewhere:
+            if item.key in others:
                 self._active.waiting.add_claimed(item)
-            else:
-                self._active.claimed.add(item.key)
-        return [item for item in items if item.key not in claims.elsewhere]
+        return [item for item in items if item.key not in others]
 
     async def _back(self) -> list[Item]:
-        """What has still no result of what was being asked elsewhere, once that has ended."""
+        """Items that others were requesting and that have no result, once that has ended."""
         while not (items := await self._active.waiting.give_back()):
             await asyncio.sleep(POLL_INTERVAL_S)
         return await self._active.waiting.keep(await self._pager.without_result(items))
@@ -149,25 +149,18 @@ class WorkerPool:
         assert run.id is not None
         self._active.claimed.discard(item.key)
         try:
-            generation = await self._enricher.answer(self._plan, item, self._caller)
-        except ClaimedElsewhere:
-            self._active.waiting.add_claimed(item)
-            return
+            await answer_for_run(
+                self._enricher,
+                self._active,
+                self._plan,
+                item,
+                self._caller,
+                max_failures=FAILURES_IN_A_ROW,
+            )
         except ModelBusy as busy:
             await self._enricher.store.count(run.id, calls=busy.calls)
             due = time.monotonic() + (busy.retry_after or 0.0)
             heapq.heappush(self._active.parked, (due, next(_order), item))
-            return
-        self._active.finished.append(time.monotonic())
-        if generation.run_id != run.id:
-            await self._enricher.store.count(run.id, cached=1)
-            return
-        failed = generation.status is GenerationStatus.FAILED
-        if failed and self._active.failed_in_row >= FAILURES_IN_A_ROW:
-            self._active.halt(
-                f"{self._active.failed_in_row} labels in a row got no answer, the last because "
-                f"{generation.problems[0]}"
-            )
 
 
 _order = itertools.count()  # breaks ties between items that are due at the same moment

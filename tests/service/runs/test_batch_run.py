@@ -229,6 +229,18 @@ def test_two_runs_over_the_same_labels_ask_once(client, model):
     assert not asked_twice(model)
 
 
+def test_a_batch_run_waits_for_what_a_live_run_is_asking(client, model):
+    names = birds(6)
+    model.script(names[5], Answer(delay=1.5))
+    add_labels(client, names)
+    live = start_run(client)
+    until(lambda: model.calls[names[5]] == 1)
+    batch = wait_for(client, start_run(client, mode="batch")["id"])
+    assert (batch["state"], batch["cached"], batch["batches"]) == ("succeeded", 6, [])
+    assert wait_for(client, live["id"])["accepted"] == 6
+    assert not asked_twice(model)
+
+
 def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
     model.batching.fates.append(Fate(seconds=60, cancelled_after=2))
     batch = start_batch_run(client)

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import httpx
@@ -322,6 +324,17 @@ def test_a_run_that_shares_the_questions_of_a_paused_one_goes_on_with_them(clien
     run = wait_for(client, run)
     assert (run["state"], run["accepted"] + run["cached"]) == ("succeeded", 6)
     assert sum(model.calls.values()) == 6
+
+
+def test_a_run_repeats_a_call_of_another_caller_that_failed(client, model):
+    add_labels(client, ["teal"])
+    model.script("teal", replace(DOWN, delay=1.0), DOWN, DOWN)  # as often as describe tries
+    with ThreadPoolExecutor(1) as pool:
+        described = pool.submit(client.post, "/v1/describe", json={"labels": ["teal"]})
+        until(lambda: model.calls["teal"])
+        run = wait_for(client, start_run(client)["id"])
+    assert described.result().json()[0]["status"] == "failed"
+    assert (run["state"], run["accepted"], run["cached"], run["calls"]) == ("succeeded", 1, 0, 1)
 
 
 def test_describe_goes_before_a_run(connect, model):

@@ -1,0 +1,47 @@
+"""What the parts of one batch run share."""
+
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from enrich_service.generations.models import Batch
+from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.batch.store import BatchStore
+from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.plan import Item, Plan
+
+
+@dataclass
+class SendQueue:
+    """What is to be sent, and in how large pieces."""
+
+    max_requests: int  # in a file
+    max_bytes: int
+    one_at_a_time: bool  # only one batch may be under way
+    again: deque[Item] = field(default_factory=deque)  # to be requested in the next batch
+    not_before: float = 0.0  # when to send the next batch, monotonic
+
+    def may_send(self, under_way: Collection[Batch]) -> bool:
+        """Whether another batch may be sent now."""
+        if self.one_at_a_time and under_way:
+            return False
+        at_rest = all(batch.remote_id for batch in under_way)
+        return at_rest and self.not_before <= time.monotonic()
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """One batch run in this process."""
+
+    enricher: Enricher
+    active: ActiveRun
+    plan: Plan
+    store: BatchStore
+    queue: SendQueue
+
+    @property
+    def run_id(self) -> int:
+        """The id of the run."""
+        assert self.active.run.id is not None
+        return self.active.run.id
