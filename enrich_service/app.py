@@ -17,6 +17,7 @@ import enrich_service.operation.routes
 import enrich_service.prompts.routes
 import enrich_service.releases.routes
 import enrich_service.runs.routes
+import enrich_service.students.routes
 import enrich_service.trials.routes
 import enrich_service.web.errors
 import enrich_service.web.routes
@@ -42,6 +43,7 @@ TAGS: Final = (
     "releases",
     "import and export",
     "jobs",
+    "students",
     "trials",
     "keys",
     "operation",
@@ -106,6 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.generations,
         enrich_service.exchange,
         enrich_service.jobs,
+        enrich_service.students,
         enrich_service.trials,
         enrich_service.keys,
         enrich_service.operation,

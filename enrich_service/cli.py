@@ -37,6 +37,7 @@ COMMANDS = (
     ("import", "exchange.commands:import_app", "Import texts from files."),
     ("export", "exchange.commands:export_app", "Export texts to files."),
     ("jobs", "jobs.commands:app", "Training jobs."),
+    ("students", "students.commands:app", "Registered students, their versions and aliases."),
     (
         "backup",
         "operation.commands:backup",

@@ -66,6 +66,15 @@ from enrich_service.runs.schemas import (
     RunResume,
     RunView,
 )
+from enrich_service.students.schemas import (
+    StudentAliasMoveView,
+    StudentAliasPut,
+    StudentAliasRollback,
+    StudentAliasView,
+    StudentRegister,
+    StudentVersionView,
+    StudentView,
+)
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 
 GOING_ON = (RunState.QUEUED, RunState.RUNNING)
@@ -401,9 +410,57 @@ class Client:
         """Cancel a job."""
         return self._post(f"jobs/{job_id}/cancel", None, Job)
 
+    def retry_job(self, job_id: int) -> Job:
+        """Queue a failed or cancelled job again."""
+        return self._post(f"jobs/{job_id}/retry", None, Job)
+
     def report(self, job_id: int) -> Report:
         """Get the report of a job."""
         return self._get(f"jobs/{job_id}/report", Report)
+
+    # ----------------------------------------------------------------------------------- students
+
+    def register_student(self, student: StudentRegister) -> StudentVersionView:
+        """Register the classifier of a job as the next version of a student."""
+        return self._post("students", student, StudentVersionView)
+
+    def students(self) -> list[StudentView]:
+        """List students by name (the first 1000)."""
+        return self._list("students", StudentView, limit=1000)
+
+    def student(self, name: str) -> StudentView:
+        """Get a student with its aliases."""
+        return self._get(f"students/{name}", StudentView)
+
+    def student_versions(self, name: str) -> list[StudentVersionView]:
+        """List all versions of a student with their figures, newest first."""
+        return self._list(f"students/{name}/versions", StudentVersionView)
+
+    def student_version(self, name: str, number: int) -> StudentVersionView:
+        """Get a version of a student."""
+        return self._get(f"students/{name}/versions/{number}", StudentVersionView)
+
+    def student_classifier(self, name: str, number: int) -> bytes:
+        """Get the classifier folder of a version as a zip file."""
+        return self._call("GET", f"students/{name}/versions/{number}/classifier").content
+
+    def student_alias(self, name: str, alias: str) -> StudentAliasView:
+        """Get the version of a student that an alias points at."""
+        return self._get(f"students/{name}/aliases/{alias}", StudentAliasView)
+
+    def move_student_alias(self, name: str, alias: str, move: StudentAliasPut) -> StudentAliasView:
+        """Point an alias at a version of a student."""
+        return self._send("PUT", f"students/{name}/aliases/{alias}", move, StudentAliasView)
+
+    def roll_back_student_alias(
+        self, name: str, alias: str, rollback: StudentAliasRollback
+    ) -> StudentAliasView:
+        """Point an alias at the version before its last move."""
+        return self._post(f"students/{name}/aliases/{alias}/rollback", rollback, StudentAliasView)
+
+    def student_alias_moves(self, name: str, alias: str) -> list[StudentAliasMoveView]:
+        """List the moves of an alias of a student, newest first."""
+        return self._list(f"students/{name}/aliases/{alias}/moves", StudentAliasMoveView)
 
     # -------------------------------------------------------------------------- imports, exports
 

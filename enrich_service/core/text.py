@@ -13,6 +13,7 @@ BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u206
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
 _MAX_DIGITS = 18  # more than any number that is stored; int() of very many raises ValueError
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 
 
 def check_name(what: str, name: str) -> str:
@@ -21,6 +22,15 @@ def check_name(what: str, name: str) -> str:
         raise InvalidInput(
             f"{what} {shortened(name)} is not a valid name: use 1 to 100 letters, digits, spaces "
             "and . _ + -, beginning with a letter or digit"
+        )
+    return name
+
+
+def check_alias(name: str) -> str:
+    """Return `name` if it can name an alias. Raises InvalidInput."""
+    if not _ALIAS.fullmatch(name):
+        raise InvalidInput(
+            f"{shortened(name)} is not an alias: use a to z, 0 to 9, _ and -, with a letter first"
         )
     return name
 

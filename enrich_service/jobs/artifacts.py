@@ -13,7 +13,7 @@ from enrich_service.jobs.models import JobArtifact
 from enrich_service.jobs.schemas import ArtifactView
 
 _NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|html|safetensors|txt|csv|png|jpg|svg|log)"
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|html|safetensors|zip|txt|csv|png|jpg|svg|log)"
 )
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}(; ?charset=[A-Za-z0-9-]{1,20})?")
 
@@ -23,7 +23,7 @@ def check_artifact_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{shortened(name)} is not an artifact name: use letters, digits, . _ - and one of the "
-            "endings .json .html .safetensors .txt .csv .png .jpg .svg .log"
+            "endings .json .html .safetensors .zip .txt .csv .png .jpg .svg .log"
         )
     return name
 
@@ -77,7 +77,7 @@ def get(session: Session, job_id: int, name: str) -> JobArtifact:
 
 def view(artifact: JobArtifact) -> ArtifactView:
     """The API schema of `artifact`."""
-    return ArtifactView(**artifact.model_dump(exclude={"id", "job_id"}))
+    return ArtifactView(**artifact.model_dump(exclude={"id", "job_id", "pinned"}))
 
 
 def listing(session: Session, job_id: int) -> Sequence[JobArtifact]:

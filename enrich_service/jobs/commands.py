@@ -78,7 +78,9 @@ def prune(
     weights: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Delete students and text banks of jobs that ended this many days ago."
+            min=0,
+            help="Delete students, text banks and unregistered classifiers of jobs that ended this "
+            "many days ago.",
         ),
     ] = None,
     logs: Annotated[
@@ -92,7 +94,8 @@ def prune(
 ) -> None:
     """Count the data of old jobs; with --yes, delete it. The service may be running.
 
-    Reports, pictures, epochs and states stay. Files that belong to no job go too after a day.
+    Reports, pictures, epochs, states and registered students stay. Files that belong to no job go
+    too after a day.
     """
     settings = load_settings()
     with database(settings) as engine:

@@ -58,7 +58,10 @@ class JobEvent(SQLModel, table=True):
 
 
 class JobArtifact(SQLModel, table=True):
-    """A file of a job, stored in the artifact folder under its SHA-256."""
+    """A file of a job, stored in the artifact folder under its SHA-256.
+
+    `pinned`: a registered student needs it, so that pruning keeps it.
+    """
 
     __tablename__ = "job_artifact"
     __table_args__ = (UniqueConstraint("job_id", "name"),)
@@ -69,4 +72,5 @@ class JobArtifact(SQLModel, table=True):
     media_type: str
     sha256: str
     size: int  # bytes
+    pinned: bool = False
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)

@@ -4,6 +4,7 @@ Notable:
 - Rows are deleted before files: after a crash there may be files without a row, which the next run
   deletes, but never rows without a file.
 - Equal files are stored once, so a file is deleted with the last row that references it.
+- A pinned artifact is kept: a registered student needs it.
 - A file without a row may be an upload in progress: it is kept for a day.
 """
 
@@ -15,14 +16,14 @@ from typing import Final
 
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Engine, false
-from sqlmodel import Session, col, delete, func, not_, select
+from sqlmodel import Session, col, delete, func, not_, or_, select
 
 from contract import EventKind, JobState
 from enrich_service.core.database import reading, utcnow, writing
 from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 
 GRACE_SECONDS: Final = 86_400
-WEIGHTS: Final = ".safetensors"
+WEIGHTS: Final = (".safetensors", ".zip")
 MINOR_EVENTS: Final = (EventKind.LOG, EventKind.PROGRESS)
 _ENDED: Final = [state for state in JobState if state.is_final]
 
@@ -47,10 +48,15 @@ def prune(
 ) -> PruneResult:
     """Count the data of jobs that finished the given number of days ago; `remove` deletes it.
 
-    `weights_days` applies to students and text banks, `log_days` to log lines and progress; None
-    keeps them. States, epochs, reports and images are always kept.
+    `weights_days` applies to students, text banks and classifiers that are not registered,
+    `log_days` to log lines and progress; None keeps them. States, epochs, reports and images are
+    always kept.
     """
-    weights = col(JobArtifact.name).endswith(WEIGHTS) & _ended(JobArtifact.job_id, weights_days)
+    weights = (
+        or_(*(col(JobArtifact.name).endswith(ending) for ending in WEIGHTS))
+        & col(JobArtifact.pinned).is_(False)
+        & _ended(JobArtifact.job_id, weights_days)
+    )
     lines = col(JobEvent.kind).in_(MINOR_EVENTS) & _ended(JobEvent.job_id, log_days)
     with writing(engine) if remove else reading(engine) as session:
         result = PruneResult(

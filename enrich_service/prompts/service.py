@@ -14,7 +14,7 @@ from sqlmodel import Session, col, delete, func, select
 
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
-from enrich_service.core.text import check_line, check_name, check_text, shortened
+from enrich_service.core.text import check_alias, check_line, check_name, check_text, shortened
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
@@ -37,7 +37,6 @@ MAX_JSON = 100_000  # bytes
 MAX_JSON_DEPTH = 60
 MAX_TAGS = 20
 MAX_TAG = 50  # characters
-_ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 # Reserved for the operator or set by the call.
 _NO_PARAMETERS = frozenset(
     {"api_key", "base_url", "messages", "n", "response_format", "stream", "tools", "extra_headers"}
@@ -437,10 +436,7 @@ def move_alias(
 
     Raises Conflict where a protected alias is moved without confirmation and reason.
     """
-    if not _ALIAS_NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{shortened(name)} is not an alias: use a to z, 0 to 9, _ and -, with a letter first"
-        )
+    check_alias(name)
     check_text("The reason", reason, limit=1000)
     check_text("The author", author, limit=200)
     target = _by_number_or_alias(session, prompt, number=version)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from contract import Release
 from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
+from enrich_service.core.etags import is_known
 from enrich_service.core.problems import problems
 from enrich_service.releases import service, translations
 from enrich_service.releases.body_cache import BodyCache
@@ -84,11 +85,10 @@ async def read_release(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Read a release, byte for byte as it was created. Its ETag is its hash."""
-    known = [tag.strip().removeprefix("W/").strip('"') for tag in (if_none_match or "").split(",")]
     bodies: BodyCache = request.app.state.release_bodies
     digest, body = await bodies.read(release_id)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}
-    if digest in known or "*" in known:
+    if is_known(digest, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)
 

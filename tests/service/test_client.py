@@ -12,16 +12,27 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.runs.schemas import DescribeRequest, NamedLabel, RunCreate
+from enrich_service.students.schemas import (
+    StudentAliasPut,
+    StudentAliasRollback,
+    StudentRegister,
+)
 from enrich_service.trials.schemas import TrialRequest
 from tests.llm_server import LlmServer
 from tests.service.llm_fixtures import connect, model  # noqa: F401 - fixtures
+from tests.service.web.worker import Worker, classifier_zip
 
 STANDARD = ReleaseSource(prompt="standard", version=1)
 
 
 @pytest.fixture
-def client(connect):  # noqa: F811
-    with Client(str(connect().base_url)) as client:
+def http(connect):  # noqa: F811
+    return connect()
+
+
+@pytest.fixture
+def client(http):
+    with Client(str(http.base_url)) as client:
         yield client
 
 
@@ -58,9 +69,34 @@ def test_the_way_from_names_to_a_job_is_a_dozen_lines(client):
     job = client.create_job(JobCreate(release_id=view.id, config=config))
     assert client.job(job.id).state is JobState.QUEUED
     client.cancel_job(job.id)
+    assert client.retry_job(job.id).state is JobState.QUEUED
+    client.cancel_job(job.id)
     assert client.wait_for_job(job.id).state is client.jobs()[0].state is JobState.CANCELLED
     with pytest.raises(ClientError, match="no artifact"):
         client.report(job.id)
+
+
+def test_a_student_goes_from_a_job_to_an_alias_and_back(client, http):
+    client.create_label_set("ducks", ["mallard", "teal"])
+    wanted = ReleaseCreate(label_set="ducks", name="r", allow_missing=True)
+    release = client.create_release(wanted).id
+    config = TrainConfig(data="/data", teacher="hf-hub:a/b")
+    jobs = [client.create_job(JobCreate(release_id=release, config=config)).id for _ in range(2)]
+    for _ in jobs:
+        Worker(http).finish(unseen=10.0)
+    made = [client.register_student(StudentRegister(name="ducks", job_id=job)) for job in jobs]
+    assert client.student_versions("ducks") == made[::-1]
+    assert client.student_version("ducks", 1) == made[0]
+    assert client.student_classifier("ducks", 2) == classifier_zip(jobs[1])
+    for version in (1, 2):
+        move = StudentAliasPut(version=version, reason="newer", author="ada")
+        moved = client.move_student_alias("ducks", "production", move)
+    assert client.student_alias("ducks", "production") == moved
+    assert client.student("ducks").aliases == client.students()[0].aliases == [moved]
+    back = StudentAliasRollback(reason="slower")
+    assert client.roll_back_student_alias("ducks", "production", back).version == 1
+    moves = client.student_alias_moves("ducks", "production")
+    assert [move.reason for move in moves] == ["slower", "newer", "newer"]
 
 
 def test_prompts_are_made_tried_and_compared(client):

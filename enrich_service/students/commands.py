@@ -1,0 +1,144 @@
+"""`enrich students`."""
+
+from typing import Annotated, Self
+
+import typer
+from pydantic import BaseModel
+
+from enrich_service.core.console import (
+    Json,
+    load_settings,
+    read_session,
+    request,
+    show,
+    write_session,
+)
+from enrich_service.core.errors import InvalidInput
+from enrich_service.students import service
+from enrich_service.students.schemas import (
+    Figures,
+    StudentAliasPut,
+    StudentAliasRollback,
+    StudentRegister,
+    StudentVersionView,
+    StudentView,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Registered students, their versions and aliases.")
+
+Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
+Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
+
+
+class _Row(BaseModel):
+    """A student as a row of a table."""
+
+    name: str
+    latest: int
+    aliases: str
+
+    @classmethod
+    def of(cls, student: StudentView) -> Self:
+        """The row of `student`."""
+        aliases = ", ".join(f"{alias.alias} → {alias.version}" for alias in student.aliases)
+        return cls(name=student.name, latest=student.latest, aliases=aliases)
+
+
+@app.command("list")
+def list_(json: Json = False) -> None:
+    """List students with their aliases."""
+    with read_session() as session:
+        students = service.listing(session, limit=None)
+    show(students if json else [_Row.of(student) for student in students], json=json)
+
+
+@app.command("show")
+def show_(
+    name: str,
+    version: Annotated[int | None, typer.Option(min=1, help="Version number.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Version alias.")] = None,
+    json: Json = False,
+) -> None:
+    """Show a version of a student. Default: the newest."""
+    if version is not None and alias is not None:
+        raise InvalidInput("Give --version or --alias, not both")
+    with read_session() as session:
+        student = service.get(session, name)
+        if alias is not None:
+            version = service.resolve(session, student, alias).version
+        number = version or service.latest(session, student)
+        show(service.version_view(session, student, number), json=json)
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="Name of the student, new or existing.")],
+    job_id: Annotated[int, typer.Argument(help="A succeeded job.")],
+    message: Annotated[str, typer.Option(help="Reason for this version.")] = "",
+    author: Author = "",
+    json: Json = False,
+) -> None:
+    """Register the classifier of a job as the next version of a student."""
+    body = request(StudentRegister, name=name, job_id=job_id, message=message, author=author)
+    with write_session() as session:
+        version = service.register(session, load_settings().artifact_dir, body)
+        view = service.version_view(session, service.get(session, name), version.number)
+    show(view, json=json, columns=("student", "number", "job_id", "bytes", "sha256"))
+
+
+@app.command()
+def alias(
+    name: str,
+    alias: str,
+    version: int,
+    reason: Reason,
+    author: Author = "",
+    json: Json = False,
+) -> None:
+    """Point an alias at a version."""
+    body = request(StudentAliasPut, version=version, reason=reason, author=author)
+    with write_session() as session:
+        moved = service.move_alias(session, service.get(session, name), alias, body)
+    show(moved, json=json, columns=("student", "alias", "version"))
+
+
+@app.command()
+def rollback(
+    name: str, alias: str, reason: Reason, author: Author = "", json: Json = False
+) -> None:
+    """Point an alias at the version before its last move."""
+    body = request(StudentAliasRollback, reason=reason, author=author)
+    with write_session() as session:
+        moved = service.roll_back_alias(session, service.get(session, name), alias, body)
+    show(moved, json=json, columns=("student", "alias", "version"))
+
+
+@app.command()
+def compare(
+    name: str,
+    versions: Annotated[
+        list[int] | None, typer.Argument(help="Version numbers. Default: all versions.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare the figures of versions: accuracies, size, latency."""
+    with read_session() as session:
+        student = service.get(session, name)
+        found = service.versions(session, student=student)
+        for number in versions or ():
+            service.get_version(session, student, number)
+    chosen = [one for one in found if not versions or one.number in versions]
+    show(
+        chosen if json else [_rounded(one) for one in chosen],
+        json=json,
+        columns=("number", "aliases", "job_id", "model", *Figures.model_fields, "bytes"),
+    )
+
+
+def _rounded(version: StudentVersionView) -> StudentVersionView:
+    figures = {name: getattr(version, name) for name in Figures.model_fields}
+    return version.model_copy(
+        update={
+            name: value if value is None else round(value, 1) for name, value in figures.items()
+        }
+    )
