@@ -32,8 +32,16 @@ from enrich_service.core.text import whole_number
 from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
+from enrich_service.students import service as students
 from enrich_service.web.charts import Chart, bar_chart, line_chart
-from enrich_service.web.forms import SentForm, field_values, parse_form, redirect, without_none
+from enrich_service.web.forms import (
+    Form,
+    SentForm,
+    field_values,
+    parse_form,
+    redirect,
+    without_none,
+)
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
@@ -308,6 +316,19 @@ def show_job(
     request: Request, job_id: Id, session: ReadSession, settings: SettingsDep
 ) -> HTMLResponse:
     """A job: progress, results and settings."""
+    return job_page(request, session, settings, job_id)
+
+
+def job_page(
+    request: Request,
+    session: Session,
+    settings: Settings,
+    job_id: int,
+    *,
+    error: UserError | None = None,
+    given: Form | None = None,
+) -> HTMLResponse:
+    """The page of a job; `error`: why the form of its student, with `given`, was not accepted."""
     job = service.view(session, service.get(session, job_id))
     left = artifacts.listing(session, job_id)
     report, trouble = _report(session, settings, job)
@@ -315,7 +336,14 @@ def show_job(
     return page(
         request,
         "jobs/show.html",
+        status=error.status if error else 200,
+        error=error,
+        given=given or {},
+        versions=students.versions(session, job_id=job_id),
+        students=[one.name for one in students.listing(session, limit=None)],
         artifacts=[artifacts.view(artifact) for artifact in left],
+        can_register=job.state is JobState.SUCCEEDED
+        and any(artifact.name == students.ARTIFACT for artifact in left),
         has_page=any(artifact.name == "report.html" for artifact in left),
         report=report,
         trouble=trouble,
@@ -430,6 +458,13 @@ def download_epochs(job_id: Id, session: ReadSession) -> Response:
     columns = list(dict.fromkeys(name for epoch in epochs for name in epoch))
     rows = ([epoch.get(name, "") for name in columns] for epoch in epochs)
     return csv_file(f"job-{job_id}-epochs.csv", columns, rows)
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry_job(job_id: Id, form: SentForm, session: WriteSession) -> Response:
+    """Queue a failed or cancelled job again."""
+    service.retry(session, job_id)
+    return redirect(f"/jobs/{job_id}", form)
 
 
 @router.post("/jobs/{job_id}/cancel")

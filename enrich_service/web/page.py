@@ -123,6 +123,11 @@ def _number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
+def _figure(value: float | None) -> str:
+    """A percentage or a time, with one decimal."""
+    return "–" if value is None else f"{value:,.1f}"
+
+
 def _dollars(value: float | None) -> str:
     if value is None:
         return "unknown price"
@@ -168,6 +173,7 @@ _environment = Environment(
 _environment.filters |= {
     "minute": _minute,
     "number": _number,
+    "figure": _figure,
     "dollars": _dollars,
     "duration": _duration,
     "but_with": _other_query,

@@ -19,6 +19,7 @@ from enrich_service.web import (
     prompts,
     releases,
     runs,
+    students,
 )
 from enrich_service.web.page import static
 
@@ -35,6 +36,7 @@ for area in (
     releases,
     jobs,
     diagnostics,
+    students,
     docs,
 ):
     router.include_router(area.router, include_in_schema=False)

@@ -156,6 +156,34 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     assert tab.locator("svg rect").count() == 10
 
 
+def test_a_student_is_followed_from_its_job_to_an_alias_and_back(tab, service, world):
+    tab.goto(dict(world.pages)["job"])
+    number = tab.url.rpartition("/")[2]
+    tab.get_by_text("Register as a version of a student").click()
+    tab.get_by_label("Student, new or existing").fill("birds")
+    tab.get_by_label("Message").fill("the first")
+    press(tab, "Register")
+    tab.get_by_role("heading", name="birds").wait_for()
+    follow(tab, number)
+    follow(tab, "birds, version 1")
+    tab.get_by_label("Reason").fill("nothing better yet")
+    press(tab, "Move")
+    tab.locator(".state.production").wait_for()
+
+    # The other version: what differs is seen at once, and what was wrong is taken back.
+    tab.goto("/students/things")
+    assert tab.locator("td strong").count() >= 2
+    tab.get_by_label("Points at version").select_option("2")
+    tab.get_by_label("Reason").last.fill("better on unseen classes")
+    press(tab, "Move")
+    tab.get_by_text("Roll back to version 1").click()
+    tab.get_by_label("Reason").first.fill("slower")
+    press(tab, "Roll back")
+    tab.get_by_role("cell", name="slower", exact=True).wait_for()
+    moves = service.get("/v1/students/things/aliases/production/moves").json()
+    assert [move["to_version"] for move in moves[:2]] == [1, 2]
+
+
 def test_an_alias_is_moved_and_rolled_back_by_keyboard_alone(tab, service, world):
     tab.goto("/prompts/visual-description")
     tab.keyboard.press("Tab")

@@ -112,6 +112,12 @@ def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
             worker.train(1)
             worker.train(2)
     one, two, three = jobs
+    for job in (one, two):
+        post(client, "/v1/students", name="things", job_id=job, message=EVIL, author=EVIL)
+    for number, reason in ((2, "better"), (1, EVIL)):
+        move = {"version": number, "reason": reason, "author": EVIL}
+        answer = client.put("/v1/students/things/aliases/production", json=move)
+        assert answer.status_code == 200
     return World(
         labels=tuple(texts),
         pages=(
@@ -143,6 +149,8 @@ def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
             ("compare", f"/jobs/compare?job={one}&job={two}&job={three}"),
             ("diagnostics", f"/jobs/{two}/diagnostics"),
             ("similarity", f"/jobs/{two}/similarity"),
+            ("students", "/students"),
+            ("student", "/students/things"),
             ("error", "/nothing/here"),
         ),
     )
