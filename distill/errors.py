@@ -9,6 +9,10 @@ DistillError
 │   ├── ModelError       an unknown teacher or student, weights that do not load
 │   ├── CheckpointError  a damaged checkpoint, or one of another configuration
 │   ├── ClassifierError  a classifier folder that is damaged, a class that cannot be added
+│   │   ├── ClassExists         a class of this name, or one with nearly the same text, is there
+│   │   ├── UnknownClass        there is no class of this name or key
+│   │   ├── ClassifierChanged   another program has changed the folder since it was loaded
+│   │   └── ClassifierNotSaved  the folder cannot be written
 │   └── ServiceError     the enrichment service does not answer, or rejects the worker
 │       ├── ServiceUnavailable  it does not answer now; it may later
 │       ├── RequestRefused      it refuses one request; others may be accepted
@@ -61,6 +65,22 @@ class CheckpointError(UserError):
 
 class ClassifierError(UserError):
     """A classifier folder that is damaged or of another version, a class that cannot be added."""
+
+
+class ClassExists(ClassifierError):
+    """A class of this name, or one with nearly the same text, is there already."""
+
+
+class UnknownClass(ClassifierError):
+    """There is no class of this name or key."""
+
+
+class ClassifierChanged(ClassifierError):
+    """Another program has changed the folder since it was loaded."""
+
+
+class ClassifierNotSaved(ClassifierError):
+    """The folder cannot be written."""
 
 
 class ServiceError(UserError):

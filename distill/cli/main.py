@@ -48,6 +48,11 @@ COMMANDS = (
         "predict:predict",
         "Classify photos, also into classes that are added here by a description.",
     ),
+    (
+        "serve",
+        "serve:serve",
+        "Serve a classifier: photos in, classes out, with a page to try it.",
+    ),
     ("worker", "worker:worker", "Take training jobs from the service, one after the other."),
     ("data", "data:app", "Data sets in the layout that training reads."),
 )

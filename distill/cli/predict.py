@@ -92,14 +92,11 @@ def add_class(
         classifier.add(name, text, allow_near=allow_near)
         return
     name = classifier.check_name(name)  # before a language model is asked
-    if classifier.manifest.text.strategy == "name":
-        classifier.add(name, allow_near=allow_near)
-        return
     from distill.runtime.describe import describe  # half of the start is httpx
 
     texts = describe(name, classifier.manifest.text, service)
     entry = classifier.add(name, texts, allow_near=allow_near)
-    for shown in entry.texts:
+    for shown in entry.texts if texts else ():
         notes.print(f"added: {shown}", markup=False)
 
 

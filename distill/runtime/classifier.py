@@ -5,6 +5,7 @@ import secrets
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,16 @@ from safetensors.numpy import save as save_tensors
 
 from contract import ReleaseLabel
 from distill.data.atomic_file import write_atomically
-from distill.data.image_file import open_image, square
+from distill.data.image_file import open_image
 from distill.embeddings.prompts import prefix_of
-from distill.errors import ClassifierError
+from distill.errors import (
+    ClassExists,
+    ClassifierChanged,
+    ClassifierError,
+    ClassifierNotSaved,
+    UnknownClass,
+)
+from distill.runtime.image_encoder import ImageEncoder, Pixels
 from distill.runtime.manifest import (
     IMAGE_ENCODER,
     MANIFEST,
@@ -30,25 +38,31 @@ from distill.runtime.manifest import (
     TOKENIZER,
     ClassEntry,
     Manifest,
+    check_folder,
     file_entry,
-    read_folder,
+    read_file,
+    read_manifest,
 )
-from distill.runtime.text_encoder import TextEncoder, open_session
+from distill.runtime.text_encoder import Features, TextEncoder
 
 BATCH: Final = 32
 ADDED: Final = "added"
 Photo = str | Path | Image.Image
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One class for one image. `cosine` is that of the image's and the class text's features."""
+    """One class for one image.
+
+    `cosine` is that of the image's and the class text's features; `seen` says whether the student
+    was trained on images of the class.
+    """
 
     key: str
     name: str
     probability: float
     cosine: float
+    seen: bool
 
 
 @dataclass(frozen=True)
@@ -71,31 +85,37 @@ class Prediction:
 class Classifier:
     """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
-        self.manifest = manifest
-        self._folder, self._files = folder, files
-        self._images = open_session(files[IMAGE_ENCODER])
-        self.bank = _read_bank(folder, manifest, files[manifest.text_bank])
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self.manifest, self._folder = manifest, folder
+        self.image_encoder = ImageEncoder(
+            read_file(folder, manifest, IMAGE_ENCODER), manifest.preprocessing.image_size, threads
+        )
+        self.bank = _read_bank(folder, manifest)
         self._texts = TextEncoder(
-            files[TEXT_ENCODER],
-            files[TOKENIZER],
+            lambda: read_file(folder, manifest, TEXT_ENCODER),
+            read_file(folder, manifest, TOKENIZER),
             context_length=manifest.text.context_length,
             cleaning=manifest.text.cleaning,
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
         """The classifier in `folder`, every file checked against its SHA-256.
+
+        `threads` encode images, by default one on each core.
 
         Raises:
             ClassifierError: there is none, it has another format version, or a file is missing,
                 cut off or changed.
         """
-        manifest, files = read_folder(Path(folder))
-        for name in (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER):
-            if name not in files:
-                raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
-        return cls(Path(folder), manifest, dict(files))
+        manifest = check_folder(Path(folder))
+        if TEXT_ENCODER not in manifest.files:
+            raise ClassifierError(f"{folder} lists no {TEXT_ENCODER}: export the classifier again")
+        return cls(Path(folder), manifest, threads)
+
+    def copy(self) -> Self:
+        """A classifier whose classes change independently; it shares the encoders."""
+        return copy(self)
 
     @property
     def classes(self) -> tuple[ClassEntry, ...]:
@@ -109,15 +129,15 @@ class Classifier:
             UnreadableImages: a file is missing, cut off or no image.
         """
         encoded = [
-            self._images.run(None, {"pixels": np.stack(list(batch))})[0]
+            self.image_encoder.encode(np.stack(list(batch)))
             for batch in _batches(self._pixels(photos))
         ]
         return np.concatenate(encoded) if encoded else self.bank[:0]
 
-    def _pixels(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.uint8]]:
+    def _pixels(self, photos: Sequence[Photo]) -> Iterator[Pixels]:
         for photo in photos:
             image = photo if isinstance(photo, Image.Image) else open_image(Path(photo))
-            yield square(image.convert("RGB"), self.manifest.preprocessing.image_size)
+            yield self.image_encoder.pixels(image)
 
     def classify(
         self, photos: Sequence[Photo], top: int = 5, *, among: Sequence[str] | None = None
@@ -128,8 +148,18 @@ class Classifier:
             UnreadableImages: a file is missing, cut off or no image.
             ClassifierError: the classifier has no class, or none of such a key.
         """
+        self._rows(among)  # before the photos are read
+        return self.rank(self.encode(photos), top, among=among)
+
+    def rank(
+        self, features: Features, top: int = 5, *, among: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """The `top` likeliest classes for each row of unit image features [images, dim].
+
+        Raises:
+            ClassifierError: the classifier has no class, or none of such a key.
+        """
         rows = self._rows(among)
-        features = self.encode(photos)
         cosines = features @ self.bank[rows].T
         probabilities = self._probabilities(cosines, rows)
         return [
@@ -140,7 +170,7 @@ class Classifier:
         places = {entry.key: row for row, entry in enumerate(self.classes)}
         missing = [key for key in among or () if key not in places]
         if missing:
-            raise ClassifierError(f"the classifier has no class with the key {missing[0]!r}")
+            raise UnknownClass(f"the classifier has no class with the key {missing[0]!r}")
         rows = list(places.values()) if among is None else [places[key] for key in among]
         if not rows:
             raise ClassifierError("the classifier has no class: add one by its name and a text")
@@ -165,6 +195,7 @@ class Classifier:
                 self.classes[rows[i]].name,
                 float(probabilities[i]),
                 float(cosines[i]),
+                self.classes[rows[i]].seen,
             )
             for i in order
         )
@@ -213,7 +244,7 @@ class Classifier:
         for entry in self.classes:
             same = _spelling(name) in (_spelling(entry.name), _spelling(entry.key))
             if same or (key or name) == entry.key:
-                raise ClassifierError(
+                raise ClassExists(
                     f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
                     "choose another name"
                 )
@@ -234,10 +265,11 @@ class Classifier:
         cosines = self.bank @ features
         nearest, limit = int(cosines.argmax()), self.manifest.text.nearest_limit
         if cosines[nearest] > limit:
-            raise ClassifierError(
+            raise ClassExists(
                 f"the text of {name!r} lies too near to that of "
                 f"{self.classes[nearest].name!r} (cosine {cosines[nearest]:.4f}, limit "
-                f"{limit:.4f}): describe what tells them apart, or allow it with --allow-near"
+                f"{limit:.4f}): describe what tells them apart, or allow it (--allow-near, in "
+                "Python and REST allow_near)"
             )
 
     def remove(self, name: str) -> ClassEntry:
@@ -251,7 +283,7 @@ class Classifier:
                 others = (*self.classes[:row], *self.classes[row + 1 :])
                 self._replace(others, np.delete(self.bank, row, axis=0))
                 return entry
-        raise ClassifierError(f"the classifier has no class {name!r}")
+        raise UnknownClass(f"the classifier has no class {name!r}")
 
     def _replace(self, classes: tuple[ClassEntry, ...], bank: Features) -> None:
         self.manifest = self.manifest.model_copy(update={"classes": classes})
@@ -263,26 +295,40 @@ class Classifier:
         A kill at any moment leaves the old classifier or the new one.
 
         Raises:
-            ClassifierError: the folder cannot be written, or holds something else.
+            ClassifierError: the folder cannot be written, holds something else, or was changed by
+                another program.
         """
         target = self._folder if folder is None else Path(folder)
+        in_place = folder is None or target.resolve() == self._folder.resolve()
         bank = save_tensors({"tensor": np.ascontiguousarray(self.bank)})
-        if folder is None or target.resolve() == self._folder.resolve():
-            # The manifest, which is replaced last, says which of two banks is meant.
-            bank_name = f"text_bank-{file_entry(bank).sha256[:12]}.safetensors"
-        else:
-            bank_name = TEXT_BANK
-        old_bank = self.manifest.text_bank
-        files = {name: data for name, data in self._files.items() if name != old_bank}
-        files[bank_name] = bank
-        entries = {name: file_entry(data) for name, data in files.items()}
-        manifest = self.manifest.model_copy(update={"files": entries})
-        if bank_name == TEXT_BANK:
-            write_folder(target, manifest, files)
-        else:
+        # In place, the manifest, which is replaced last, says which of two banks is meant.
+        bank_name = (
+            f"text_bank-{file_entry(bank).sha256[:12]}.safetensors" if in_place else TEXT_BANK
+        )
+        others = [name for name in self.manifest.files if name != self.manifest.text_bank]
+        entries = {name: self.manifest.files[name] for name in others}
+        manifest = self.manifest.model_copy(
+            update={"files": entries | {bank_name: file_entry(bank)}}
+        )
+        if in_place:
+            self._check_unchanged(target)
             _save_in_place(target, manifest, bank)
-        self.manifest, self._files, self._folder = manifest, files, target
+        else:
+            files = {name: read_file(self._folder, self.manifest, name) for name in others}
+            write_folder(target, manifest, files | {bank_name: bank})
+        self.manifest, self._folder = manifest, target
         return target
+
+    def _check_unchanged(self, folder: Path) -> None:
+        try:
+            unchanged = read_manifest(folder).files == self.manifest.files
+        except ClassifierError:
+            unchanged = False
+        if not unchanged:
+            raise ClassifierChanged(
+                f"another program has changed the classifier {folder} since it was loaded: load it "
+                "again (restart a server)"
+            )
 
 
 def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
@@ -305,7 +351,7 @@ def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> N
     except OSError as error:
         if old.exists() and not folder.exists():
             old.replace(folder)
-        raise ClassifierError(
+        raise ClassifierNotSaved(
             f"cannot write the classifier {folder} ({error.strerror}): free some space or choose "
             "another folder"
         ) from None
@@ -327,7 +373,7 @@ def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
         write_atomically(folder / manifest.text_bank, bank)
         write_atomically(folder / MANIFEST, _as_json(manifest))
     except OSError as error:
-        raise ClassifierError(
+        raise ClassifierNotSaved(
             f"cannot write the classifier {folder} ({error.strerror}): free some space"
         ) from None
     for path in folder.glob("text_bank*.safetensors"):
@@ -339,7 +385,8 @@ def _as_json(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
-def _read_bank(folder: Path, manifest: Manifest, content: bytes) -> Features:
+def _read_bank(folder: Path, manifest: Manifest) -> Features:
+    content = read_file(folder, manifest, manifest.text_bank)
     try:
         bank: Features = load_tensors(content)["tensor"]
     except (SafetensorError, KeyError):

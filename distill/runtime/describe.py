@@ -40,21 +40,26 @@ DESCRIPTIONS: Final = TypeAdapter(tuple[Description, ...])
 
 def describe(
     name: str, info: TextInfo, service: str | None, environment: Mapping[str, str] = os.environ
-) -> tuple[str, ...]:
+) -> tuple[str, ...] | None:
     """Texts for the class `name`: by the `service` at that address, else by the language model
     of OPENAI_BASE_URL and OPENAI_API_KEY, with the model ENRICH_LLM_MODEL (gpt-4o-mini).
+
+    None where the student was trained with names alone, so that a new class needs no text either.
 
     Raises:
         ServiceError: the one that was asked does not answer, refuses, or has no text.
         ClassifierError: there is nobody to ask.
     """
+    name = " ".join(name.split())
+    if info.strategy == "name":
+        return None
     if service is not None:
         return _by_service(name, info, service, environment.get("ENRICH_API_KEY"))
     if environment.get("OPENAI_API_KEY") or environment.get("OPENAI_BASE_URL"):
         return (_by_language_model(name, info, environment),)
     raise ClassifierError(
-        f'the new class {name!r} needs a description: write --add "{name}=what it looks like", '
-        "name an enrichment service with --service URL, or set OPENAI_API_KEY"
+        f"the new class {name!r} needs a description: give one, name an enrichment service with "
+        "--service URL, or set OPENAI_API_KEY"
     )
 
 
@@ -73,8 +78,7 @@ def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tup
     if described.status != "accepted":
         problems = "; ".join(described.problems) or described.status
         raise ServiceError(
-            f"the service has no text for {name!r} ({problems}): write "
-            f'--add "{name}=what it looks like"'
+            f"the service has no text for {name!r} ({problems}): describe the class yourself"
         )
     label = ReleaseLabel(
         key=name,

@@ -10,8 +10,10 @@ README.md                 the model card
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -27,6 +29,7 @@ TEXT_ENCODER: Final = "text_encoder.onnx"
 TOKENIZER: Final = "tokenizer.json"
 TEXT_BANK: Final = "text_bank.safetensors"
 MODEL_CARD: Final = "README.md"
+AGAIN: Final = "export the classifier again, or copy the whole folder again"
 
 TextCleaning = Literal["none", "lower", "whitespace", "canonicalize"]
 
@@ -131,31 +134,55 @@ def file_entry(content: bytes) -> FileEntry:
     return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def read_folder(folder: Path) -> tuple[Manifest, Mapping[str, bytes]]:
-    """The manifest of a classifier folder and the content of its files, all of them checked.
+def check_folder(folder: Path) -> Manifest:
+    """The manifest of a classifier folder, after each of its files was checked.
 
     Raises:
         ClassifierError: there is no classifier, it has another format version, or a file is
             missing, cut off or changed.
     """
     manifest = read_manifest(folder)
-    contents: dict[str, bytes] = {}
     for name, expected in manifest.files.items():
-        again = "export the classifier again, or copy the whole folder again"
         if Path(name).name != name:
-            raise ClassifierError(f"{folder / MANIFEST} names a file outside its folder: {again}")
-        try:
-            content = (folder / name).read_bytes()
-        except FileNotFoundError:
-            raise ClassifierError(f"{folder} has no file {name}: {again}") from None
-        except OSError as error:
-            raise ClassifierError(f"cannot read {folder / name} ({error.strerror})") from None
-        if len(content) < expected.bytes:
-            raise ClassifierError(f"{folder / name} is cut off: {again}")
-        if file_entry(content) != expected:
-            raise ClassifierError(f"{folder / name} is not the file that was exported: {again}")
-        contents[name] = content
-    return manifest, contents
+            raise ClassifierError(f"{folder / MANIFEST} names a file outside its folder: {AGAIN}")
+        with _open(folder, name) as file:
+            found = FileEntry(
+                sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=file.tell()
+            )
+        _check_file(folder / name, found, expected)
+    return manifest
+
+
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The content of the file `name` of a classifier folder.
+
+    Raises:
+        ClassifierError: the manifest does not list it, or it is missing, cut off or changed.
+    """
+    if name not in manifest.files:
+        raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
+    with _open(folder, name) as file:
+        content = file.read()
+    _check_file(folder / name, file_entry(content), manifest.files[name])
+    return content
+
+
+@contextmanager
+def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
+    try:
+        with (folder / name).open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise ClassifierError(f"{folder} has no file {name}: {AGAIN}") from None
+    except OSError as error:
+        raise ClassifierError(f"cannot read {folder / name} ({error.strerror})") from None
+
+
+def _check_file(path: Path, found: FileEntry, expected: FileEntry) -> None:
+    if found.bytes < expected.bytes:
+        raise ClassifierError(f"{path} is cut off: {AGAIN}")
+    if found != expected:
+        raise ClassifierError(f"{path} is not the file that was exported: {AGAIN}")
 
 
 def read_manifest(folder: Path) -> Manifest:

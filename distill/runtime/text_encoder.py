@@ -6,7 +6,7 @@ does with a text that is longer than the context (`distill.embeddings.prompts`).
 
 import html
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -23,10 +23,19 @@ BATCH: Final = 32
 
 
 class TextEncoder:
-    """Encodes texts with `model` (ONNX) and `tokenizer` (JSON of the package tokenizers)."""
+    """Encodes texts with `model` (ONNX) and `tokenizer` (JSON of the package tokenizers).
+
+    `model` may be a function that reads it: most classifiers in use never encode a text, and the
+    model of a large teacher takes hundreds of megabytes.
+    """
 
     def __init__(
-        self, model: bytes, tokenizer: bytes, *, context_length: int, cleaning: TextCleaning
+        self,
+        model: bytes | Callable[[], bytes],
+        tokenizer: bytes,
+        *,
+        context_length: int,
+        cleaning: TextCleaning,
     ) -> None:
         self._model, self._tokenizer_json = model, tokenizer
         self._context_length, self._cleaning = context_length, cleaning
@@ -38,7 +47,7 @@ class TextEncoder:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        return open_session(self._model)
+        return open_session(self._model if isinstance(self._model, bytes) else self._model())
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -79,10 +88,17 @@ class TextEncoder:
         return _mean([_mean([next(encoded) for _ in text]) for text in pieces])
 
 
-def open_session(model: bytes) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU, which says nothing but errors."""
+def open_session(model: bytes, threads: int | None = None) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU, which says nothing but errors.
+
+    `threads` compute, by default one on each core. If given, they sleep while they wait: a server
+    has other work for the cores.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -21,8 +21,18 @@ def classifier(exported_charms) -> Classifier:
 
 def test_importing_it_never_imports_torch():
     code = (
-        "import sys, distill.runtime, distill.cli.predict\n"
+        "import sys, distill.runtime, distill.runtime.server.main, distill.cli.predict\n"
         "print({'torch', 'timm', 'open_clip', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_importing_it_needs_no_web_framework():
+    code = (
+        "import sys, distill.runtime\nprint({'fastapi', 'starlette', 'uvicorn'} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
@@ -93,6 +103,26 @@ def test_a_class_that_was_added_is_there_after_saving(classifier_folder, tmp_pat
         assert removed not in again.classes
         assert again.classify(photos) == classifier.classify(photos)
         assert len(list(folder.glob("text_bank*"))) == 1
+
+
+def test_a_copy_has_classes_of_its_own(classifier):
+    before = classifier.classes
+    copy = classifier.copy()
+    copy.add("okapi", "a horse-like animal with striped legs")
+    copy.remove(before[0].key)
+    assert classifier.classes == before
+    assert len(classifier.bank) == len(before)
+    assert [entry.name for entry in copy.classes[-2:]] == [before[-1].name, "okapi"]
+
+
+def test_a_save_does_not_undo_that_of_another_program(classifier_folder):
+    first, second = (Classifier.load(classifier_folder) for _ in range(2))
+    first.add("okapi", "a horse-like animal with striped legs")
+    first.save()
+    second.add("tapir", "a pig-like animal with a short trunk")
+    with pytest.raises(ClassifierError, match="another program has changed the classifier"):
+        second.save()
+    assert Classifier.load(classifier_folder).classes == first.classes
 
 
 def test_a_kill_between_the_files_of_a_save_leaves_the_old_classifier(classifier_folder):

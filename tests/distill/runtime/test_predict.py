@@ -150,8 +150,8 @@ def test_a_name_alone_needs_somebody_who_describes_it(folder, photo):
     result = predict(folder, photo, "--add", "okapi")
     assert result.exit_code == 1
     assert result.stderr == (
-        "distill: the new class 'okapi' needs a description: write --add \"okapi=what it looks "
-        'like", name an enrichment service with --service URL, or set OPENAI_API_KEY\n'
+        "distill: the new class 'okapi' needs a description: give one, name an enrichment service "
+        "with --service URL, or set OPENAI_API_KEY\n"
     )
 
 

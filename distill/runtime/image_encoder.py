@@ -1,0 +1,26 @@
+"""The student as ONNX: photos to unit features, without torch."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distill.data.image_file import square
+from distill.runtime.text_encoder import Features, open_session
+
+Pixels = NDArray[np.uint8]
+
+
+class ImageEncoder:
+    """Encodes images of `image_size` pixels a side with `model` (ONNX), by `threads` threads."""
+
+    def __init__(self, model: bytes, image_size: int, threads: int | None = None) -> None:
+        self._session, self._size = open_session(model, threads), image_size
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """The centre square of `image` as the encoder takes it: uint8 [3, size, size]."""
+        return square(image.convert("RGB"), self._size)
+
+    def encode(self, pixels: Pixels) -> Features:
+        """Unit features [batch, dim] of uint8 pixels [batch, 3, size, size]."""
+        features: Features = self._session.run(None, {"pixels": pixels})[0]
+        return features

@@ -1,0 +1,80 @@
+"""The application: routes, middleware, background tasks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from distill.runtime.server.batching import Batcher
+from distill.runtime.server.http import problems
+from distill.runtime.server.http.access import Access
+from distill.runtime.server.http.body_limit import BodyLimit
+from distill.runtime.server.http.request_log import RequestLog
+from distill.runtime.server.live_classifier import LiveClassifier
+from distill.runtime.server.metrics import Metrics
+from distill.runtime.server.routes import Server, router
+from distill.runtime.server.settings import ServerSettings
+
+STATIC: Final = files("distill.runtime.server") / "static"
+Background = Callable[[LiveClassifier], Coroutine[Any, Any, None]]
+
+
+def create_app(
+    live: LiveClassifier, settings: ServerSettings, *, background: Background | None = None
+) -> FastAPI:
+    """The application that answers with `live`.
+
+    `background` runs as long as the application, such as a task that replaces the classifier.
+    """
+    metrics = Metrics()
+    batcher = Batcher(
+        max_batch=settings.max_batch,
+        max_wait_s=settings.max_wait_ms / 1000,
+        max_queue=settings.max_queue,
+        metrics=metrics,
+    )
+    decoders = ThreadPoolExecutor(settings.threads, "decode")
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(batcher.run())]
+        if background is not None:
+            tasks.append(asyncio.create_task(background(live)))
+        yield
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        batcher.close()
+        decoders.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="Classifier",
+        summary="Classes of photos, and classes that come and go by their text.",
+        version=version("enrich-distill"),
+        lifespan=lifespan,
+        openapi_tags=[{"name": name} for name in ("photos", "classes", "operation")],
+        docs_url=None,  # they load scripts from another site
+        redoc_url=None,
+    )
+    app.state.server = Server(settings, live, batcher, decoders, metrics)
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s)
+    app.add_middleware(Access, keys=settings.keys, allow_remote=settings.allow_remote)
+    app.add_middleware(RequestLog, metrics=metrics)
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=str(STATIC)), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        """The page."""
+        return FileResponse(str(STATIC / "index.html"))
+
+    return app
