@@ -93,7 +93,8 @@ async def _classify(
         features = await _encode(upload, classifier, admission, server)
     except UnreadableImages as error:
         server.metrics.photos.labels("unreadable").inc()
-        return PhotoOut(photo=upload.name, error=error.images[0])
+        reason = error.images[0].removeprefix(f"{upload.name} (").removesuffix(")")
+        return PhotoOut(photo=upload.name, error=reason)
     (prediction,) = classifier.rank(features[None], top)
     server.metrics.photos.labels("unknown" if prediction.unknown else "classified").inc()
     candidates = [CandidateOut.model_validate(each) for each in prediction.candidates]

@@ -143,7 +143,7 @@ def test_an_unreadable_photo_is_an_entry_among_others_and_an_error_alone(client,
     assert first["error"] is None and first["candidates"]
     for found, name in zip(others, bad, strict=True):
         assert found["photo"] == name
-        assert found["error"].startswith(f"{name} (")
+        assert found["error"] and len(found["error"].splitlines()) == 1
         assert (found["candidates"], found["unknown"]) == ([], None)
     for content in bad.values():
         alone = client.post("/v1/classify", content=content)
@@ -184,7 +184,7 @@ def test_a_decompression_bomb_is_an_error_of_that_photo_alone(client, photos):
     bomb = as_file(Image.new("1", (20_000, 20_000)))
     files = [("photos", ("bomb.png", bomb)), *files_of(photos[:1])]
     first, second = client.post("/v1/classify", files=files).json()["photos"]
-    assert first["error"] == "bomb.png (it has more than 50000000 pixels)"
+    assert first["error"] == "it has more than 50000000 pixels"
     assert second["error"] is None
 
 
