@@ -5,18 +5,33 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.console import one_line_errors
+from distill.cli.console import CACHE, one_line_errors
 from distill.errors import ClassifierError
 
 
 @one_line_errors
 def serve(
-    folder: Annotated[Path, typer.Argument(help="Classifier folder (`distill export`).")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Classifier folder (`distill export`).")
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="In the place of FOLDER: a student of the service, such as birds@production; the "
+            "server follows the alias. The API key of the service is ENRICH_API_KEY."
+        ),
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(help="Enrichment service: it has the student, or describes new classes."),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Folder for classifiers that were fetched.")] = CACHE
+    / "classifiers",
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between two looks at the alias.")
+    ] = 10.0,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8100,
-    service: Annotated[
-        str | None, typer.Option(help="Enrichment service that describes new classes.")
-    ] = None,
     max_batch: Annotated[
         int, typer.Option(min=1, help="Photos encoded together, of one or several requests.")
     ] = 16,
@@ -45,7 +60,7 @@ def serve(
 ) -> None:
     """Serve a classifier: photos in, classes out, with a page to try it."""
     try:
-        from distill.runtime.server.main import check_address, run
+        from distill.runtime.server.main import check_address, run, serve_folder, serve_student
         from distill.runtime.server.settings import ServerSettings, read_keys, usable_cores
     except ModuleNotFoundError as error:
         raise ClassifierError(
@@ -65,4 +80,12 @@ def serve(
         service=service,
     )
     check_address(host, settings)
-    run(folder, settings, host=host, port=port)
+    if (folder is None) == (student is None):
+        raise ClassifierError("give either a classifier folder or --student NAME@ALIAS")
+    if folder is not None:
+        source = serve_folder(folder, settings)
+    elif student is None or service is None:
+        raise ClassifierError(f"the student {student} is in a service: name it with --service URL")
+    else:
+        source = serve_student(student, cache, poll, settings)
+    run(source, settings, host=host, port=port)

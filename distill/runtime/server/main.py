@@ -1,18 +1,27 @@
 """The process behind `distill serve`."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Final
 
 import uvicorn
 
 from distill.errors import UserError
 from distill.runtime.classifier import Classifier
-from distill.runtime.server.app import create_app
+from distill.runtime.server.app import Background, create_app
 from distill.runtime.server.http.access import is_loopback
 from distill.runtime.server.live_classifier import LiveClassifier
+from distill.runtime.server.registry.client import RegistryClient
+from distill.runtime.server.registry.follower import Follower
 from distill.runtime.server.settings import ServerSettings
 
-READ_ONLY = "This server is read-only (--read-only): classes can be neither added nor removed."
+READ_ONLY: Final = "This server is read-only: classes can be neither added nor removed."
+FOLLOWS: Final = (
+    "This server follows {}, whose next version would lose the change: add the class to a release, "
+    "or serve a classifier folder."
+)
+Source = tuple[LiveClassifier, Background | None]
 
 
 def check_address(host: str, settings: ServerSettings) -> None:
@@ -24,30 +33,43 @@ def check_address(host: str, settings: ServerSettings) -> None:
         )
 
 
-def serve_folder(folder: Path, settings: ServerSettings) -> LiveClassifier:
+def serve_folder(folder: Path, settings: ServerSettings) -> Source:
     """The classifier in `folder`, whose classes may change unless the server is read-only.
 
     Raises:
         ClassifierError: there is none, or it is damaged.
     """
-    return LiveClassifier(
+    live = LiveClassifier(
         Classifier.load(folder, threads=settings.threads),
         folder.resolve().name,
         read_only=READ_ONLY if settings.read_only else None,
         service=settings.service,
     )
+    return live, None
 
 
-def run(folder: Path, settings: ServerSettings, *, host: str, port: int) -> None:
-    """Serve the classifier in `folder` until stopped.
+def serve_student(student: str, cache: Path, poll_s: float, settings: ServerSettings) -> Source:
+    """The classifier that `student`, a name like birds@production, means at the service.
+
+    It is fetched when the server has started; until then there is none.
 
     Raises:
-        ClassifierError: there is none, or it is damaged.
+        ServiceError: the address of the service, the name or the API key cannot be one.
     """
+    assert settings.service is not None
+    client = RegistryClient(settings.service, student, os.environ.get("ENRICH_API_KEY"))
+    name = f"{client.student}@{client.alias}"
+    live = LiveClassifier(None, name, read_only=FOLLOWS.format(name))
+    return live, Follower(client, cache, poll_s=poll_s, threads=settings.threads).run
+
+
+def run(source: Source, settings: ServerSettings, *, host: str, port: int) -> None:
+    """Serve until stopped."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    live, background = source
     uvicorn.run(
-        create_app(serve_folder(folder, settings), settings),
+        create_app(live, settings, background=background),
         host=host,
         port=port,
         log_config=None,  # its lines go where all others go

@@ -19,11 +19,17 @@ from distill.runtime.server.settings import ServerSettings
 
 
 @contextmanager
-def serving(live, settings=None, *, background=None) -> Iterator[str]:
-    """The base URL of a server on a free loopback port; `live` may be a classifier folder."""
+def serving(folder, settings=None) -> Iterator[str]:
+    """The base URL of a server of a classifier folder, on a free loopback port."""
     settings = settings or ServerSettings(threads=1)
-    if not hasattr(live, "replace_with"):
-        live = serve_folder(live, settings)
+    with running(serve_folder(folder, settings), settings) as url:
+        yield url
+
+
+@contextmanager
+def running(source, settings) -> Iterator[str]:
+    """The base URL of a server of a classifier and the task that keeps it up to date."""
+    live, background = source
     app = create_app(live, settings, background=background)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2
