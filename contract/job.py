@@ -64,7 +64,13 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    data: Annotated[str, Field(description="Folder with train/, val_on_train/ and val/")]
+    data: Annotated[
+        str,
+        Field(
+            description="Folder with one folder per class, or with train/ and optionally "
+            "val_on_train/ (validation) and val/ (unseen classes)"
+        ),
+    ]
     teacher: Annotated[
         str,
         AfterValidator(_check_teacher),

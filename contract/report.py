@@ -26,6 +26,9 @@ class SplitCount(_Frozen):
     classes: int
     fewest: int
     most: int
+    held_out: Annotated[
+        bool, Field(description="Taken from training, where there are no validation images")
+    ] = False
 
 
 class Preflight(_Frozen):

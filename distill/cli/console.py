@@ -33,6 +33,13 @@ LINE_INTERVAL_S: Final = 10.0  # between lines of progress where there is no ter
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        help="Images: a folder of class folders, or with train/, val_on_train/ (seen) and val/ "
+        "(unseen)."
+    ),
+]
 TeacherOption = Annotated[
     str, typer.Option(help="NAME@TAG of open_clip, hf-hub:ORG/NAME or local-dir:FOLDER.")
 ]
@@ -47,7 +54,7 @@ StrategyOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 CacheOption = Annotated[Path, typer.Option(help="Folder for cached features and pixels.")]
-CACHE = Path(".distill-cache")
+CACHE = Path(".distill-cache")  # as in distill.data.splits, which imports torch
 DataRootOption = Annotated[
     list[Path] | None,
     typer.Option(

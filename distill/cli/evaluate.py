@@ -1,8 +1,9 @@
 """`distill evaluate`, `distill text-bank` and `distill diagnose`."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,6 +13,7 @@ from contract import TestViews
 from distill.cli.console import (
     CACHE,
     CacheOption,
+    DataOption,
     DescriptionsOption,
     JsonOption,
     LabelsOption,
@@ -25,7 +27,11 @@ from distill.cli.console import (
     show,
     strategy_given,
 )
-from distill.errors import TextError, UserError
+from distill.errors import DataError, TextError, UserError
+
+if TYPE_CHECKING:
+    from distill.data.splits import Split
+    from distill.evaluation.figures import EvaluatedSplit
 
 
 @one_line_errors
@@ -62,9 +68,14 @@ def text_bank(
 
 @one_line_errors
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Folder with val_on_train/ (seen), val/ (unseen).")],
+    data: DataOption,
     teacher: TeacherOption,
-    split: Annotated[str, typer.Option(help="val or unseen, val_on_train or seen.")] = "val",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="val or unseen, val_on_train or seen. Default: unseen, if there are such classes."
+        ),
+    ] = None,
     student: Annotated[
         Path | None, typer.Option(help="Folder of a training run. Default: evaluate the teacher.")
     ] = None,
@@ -95,7 +106,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a teacher or a student on one split, against the texts of a release."""
-    from distill.data.splits import EVALUATION_SPLITS
     from distill.embeddings.text_bank import TextBank
     from distill.evaluation.accuracy import accuracy
     from distill.evaluation.figures import joint_accuracy
@@ -104,12 +114,8 @@ def evaluate(
     from distill.evaluation.score_norm import ScoreNorm
     from distill.models.student import FILE, load_student
     from distill.models.teacher import load_teacher
-    from distill.pipeline.inputs import Inputs, scan_splits
+    from distill.pipeline.inputs import Inputs
 
-    if split not in EVALUATION_SPLITS:
-        raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
-    name = EVALUATION_SPLITS[split]
-    names: tuple[Literal["seen", "unseen"], ...] = ("seen", "unseen") if joint else (name,)
     if student is None and (test_views or normalised):
         raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
     if joint and normalised:
@@ -119,31 +125,30 @@ def evaluate(
     norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
     if text_bank is None:
         chosen = release_given(release, labels, descriptions)
-        splits = scan_splits(data, {label.key for label in chosen.labels}, names)
+        name, splits = _splits(data, split, {label.key for label in chosen.labels}, joint, cache)
     else:
         if release or labels or descriptions or strategy:
             raise TextError("give either --text-bank or a release with its strategy, not both")
         bank = TextBank.load(text_bank)
         if bank.teacher != teacher:
             raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
-        splits = scan_splits(data, bank.keys, names)
+        name, splits = _splits(data, split, bank.keys, joint, cache)
     with bars() as bar:
         inputs = Inputs(splits, load_teacher(teacher), cache, bar)
         if text_bank is None:
-            keys = [key for each in names for key in splits[each].keys]
+            keys = [key for each in splits.values() for key in each.keys]
             bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), keys)
         if student is None:
-            features = {each: inputs.teacher_features(each) for each in names}
+            features = {each: inputs.teacher_features(each) for each in splits}
         else:
             network, size = load_student(student / FILE)
             features = {
-                each: network.encode(inputs.pixels(each, size), test_views) for each in names
+                each: network.encode(inputs.pixels(each, size), test_views) for each in splits
             }
     model: Literal["teacher", "student"] = "teacher" if student is None else "student"
     if joint:
         bias = _seen_bias(student) if seen_bias is None else seen_bias
-        tested = {each: splits[each] for each in names}
-        together = joint_accuracy(model, features, tested, bank, bias=bias)
+        together = joint_accuracy(model, features, splits, bank, bias=bias)
         show(together, as_json, f"{model}, seen and unseen classes together")
         return
     images = splits[name]
@@ -152,6 +157,28 @@ def evaluate(
         model, name, features[name], images.targets, images.keys, bank, text=text, norm=norm
     )
     show(result, as_json, f"{model} on {name} classes")
+
+
+def _splits(
+    data: Path, split: str | None, known: Collection[str], joint: bool, cache: Path
+) -> tuple["EvaluatedSplit", "dict[EvaluatedSplit, Split]"]:
+    """The name of the split to evaluate on, and the splits to read: that one, or both for `joint`.
+
+    Without a name it is unseen, or seen where there are no unseen classes.
+    """
+    from distill.data.splits import EVALUATION_SPLITS, NO_UNSEEN, scan_splits
+
+    if split is not None and split not in EVALUATION_SPLITS:
+        raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
+    name = EVALUATION_SPLITS[split or "unseen"]
+    both: tuple[EvaluatedSplit, ...] = ("seen", "unseen")
+    found = scan_splits(data, known, both if joint or split is None else (name,), cache=cache)
+    if "unseen" not in found and name == "unseen":
+        if joint or split is not None:
+            raise DataError(f"{data}: {NO_UNSEEN}")
+        notes.print(NO_UNSEEN, soft_wrap=True)
+        name = "seen"
+    return name, {each: found[each] for each in (both if joint else (name,))}
 
 
 def _seen_bias(student: Path | None) -> float:

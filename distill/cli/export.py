@@ -43,7 +43,7 @@ def export(
             f"{row.speed.ms:.1f}",
             f"{row.speed.images_per_second:,.0f}",
             f"{row.seen:.1f}",
-            f"{row.unseen:.1f}",
+            "–" if row.unseen is None else f"{row.unseen:.1f}",
         )
     Console().print(table)
     notes.print(

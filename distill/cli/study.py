@@ -11,6 +11,7 @@ from contract import Release, TrainConfig
 from distill.cli.console import (
     CACHE,
     CacheOption,
+    DataOption,
     DescriptionsOption,
     JsonOption,
     LabelsOption,
@@ -50,7 +51,7 @@ def run_config(
 @one_line_errors
 def few_shot(
     student: Annotated[Path, typer.Option(help="Folder of a training run.")],
-    data: Annotated[Path, typer.Option(help="Folder with val/; finetuning needs all splits.")],
+    data: DataOption,
     ks: Annotated[list[int], typer.Option("-k", help="Support images of each class; repeat it.")],
     release: ReleaseOption = None,
     labels: LabelsOption = None,
@@ -164,7 +165,7 @@ def explain(
 
 @one_line_errors
 def learn_prompt(
-    data: Annotated[Path, typer.Option(help="Folder with train/, val_on_train/ and val/.")],
+    data: DataOption,
     teacher: TeacherOption,
     out: Annotated[Path, typer.Option(help="The text bank to write, a safetensors file.")],
     release: ReleaseOption = None,
@@ -178,13 +179,14 @@ def learn_prompt(
     as_json: JsonOption = False,
 ) -> None:
     """Learn a context that replaces "a photo of", on the seen classes (CoOp)."""
+    from distill.data.splits import scan_splits
     from distill.models.teacher import load_teacher
-    from distill.pipeline.inputs import Inputs, scan_splits
+    from distill.pipeline.inputs import Inputs
     from distill.pipeline.prompt_learning import Settings
     from distill.pipeline.prompt_learning import learn_prompt as learn
 
     chosen = release_given(release, labels, descriptions)
-    splits = scan_splits(data, {label.key for label in chosen.labels})
+    splits = scan_splits(data, {label.key for label in chosen.labels}, cache=cache)
     with bars() as bar:
         inputs = Inputs(splits, load_teacher(teacher), cache, bar)
         result = learn(inputs, chosen, Settings(tokens, described, steps, seed), out)

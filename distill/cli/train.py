@@ -96,6 +96,7 @@ def train(
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)
     seed_list = None if seeds is None else parse_seeds(seeds)
+    from distill.data.splits import NO_UNSEEN
     from distill.pipeline.job import run_job
     from distill.pipeline.seeds import run_seeds
     from distill.training.distributed import processes
@@ -114,6 +115,8 @@ def train(
         )
     if processes().is_main_process and not events:
         print_accuracies(result.accuracies)
+        if not any(row.split == "unseen" for row in result.accuracies):
+            notes.print(NO_UNSEEN, soft_wrap=True)
         page = "report.html" if seed_list is None else "seeds.html"
         notes.print(f"report: {out / page}", markup=False)
 

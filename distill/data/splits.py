@@ -1,11 +1,18 @@
-"""Splits of a data folder: train/, val_on_train/ (seen classes) and val/ (unseen classes).
+"""The splits that training reads: train, seen (validation images), unseen (held-out classes).
 
-A split is its class folders in sorted order; each folder needs a label of the same key.
+A source names the split of each image, or none. Notable:
+- Without validation images, HELD_OUT of the images of each class are taken from training. Which
+  ones follows from HOLD_OUT_SEED and the images' names alone, so that every run, evaluation and
+  export of one data set agrees, and an image that is added moves few others.
+- Unseen classes are optional.
+- A folder called `val` is the paper's for unseen classes. Where all of its classes are trained on,
+  it holds validation images.
 """
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +21,32 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from contract import IMAGE_SUFFIXES
+from contract import SplitName
+from distill.data.sources.find import find_source
+from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError, some
 
-SPLITS: Final = {"train": "train", "seen": "val_on_train", "unseen": "val"}  # name → folder
+SPLITS: Final[Mapping[SplitName, str]] = {
+    "train": "train",
+    "seen": "val_on_train",
+    "unseen": "val",
+}  # name → folder
 EVALUATION_SPLITS: Final[dict[str, Literal["seen", "unseen"]]] = {
     "seen": "seen",
     "val_on_train": "seen",
     "unseen": "unseen",
     "val": "unseen",
 }  # name or folder → name
+# Names of splits in other people's data: validation images, or the unseen classes of the paper.
+VALIDATION_NAMES: Final = ("val", "validation", "valid", "dev", "test")  # the first one is used
+HELD_OUT: Final = 0.2  # of the training images of each class, where there are no validation images
+HOLD_OUT_SEED: Final = 0
+CACHE: Final = Path(".distill-cache")
+NO_UNSEEN: Final = (
+    "the data has no unseen classes, so nothing here tells how well classes are recognised that "
+    "were not trained on: put images of other classes in val/, or hold some out with `distill data "
+    "split --unseen N`"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,7 @@ class Split:
     keys: tuple[str, ...]
     paths: tuple[Path, ...]
     targets: Tensor  # [images] int64
+    held_out: bool = False  # taken from the training images, since there were no others
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,37 +73,145 @@ class Split:
         return digest.hexdigest()
 
 
-def scan_split(root: Path, name: str, known: Collection[str] | None = None) -> Split:
-    """The split called `name` ('train', 'seen', 'unseen', or a folder name) below `root`.
+def scan_splits(
+    data: str | Path,
+    known: Collection[str] | None = None,
+    names: Sequence[SplitName] = tuple(SPLITS),
+    *,
+    cache: Path = CACHE,
+) -> dict[SplitName, Split]:
+    """The splits `names` of `data`, as far as there are any; train and seen always are.
+
+    `known` are the keys of the labels. `cache` keeps images that are not files of their own.
 
     Raises:
-        DataError: the folder is missing or empty, a class folder has no image, or its key is not
-            among the `known` labels.
+        DataError: there are no images of a split, its classes do not fit the others' or are not
+            `known`, or the data cannot be read.
     """
-    folder = root / SPLITS.get(name, name)
-    if not folder.is_dir():
-        raise DataError(
-            f"there is no folder {folder}: the data folder needs train/, val_on_train/ and val/ "
-            "with one folder per class"
-        )
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not classes:
-        raise DataError(f"{folder} holds no class folder: put the images of each class in its own")
-    if known is not None and (unknown := [key for key in classes if key not in known]):
-        raise DataError(
-            f"{folder} has {some(unknown)} without a label: add them to the label set and "
-            "release again, or remove the folders"
-        )
-    paths: list[Path] = []
-    targets: list[int] = []
-    for index, key in enumerate(classes):
-        images = sorted(
-            path for path in (folder / key).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not images:
+    images = assign_splits(find_source(data).images(cache))
+    held_out = "train" in images and "seen" not in images
+    if held_out:
+        images["seen"] = hold_out(images["train"])
+        taken = {image.path for image in images["seen"]}
+        images["train"] = [image for image in images["train"] if image.path not in taken]
+    for name in names:
+        if name not in images and name != "unseen":
             raise DataError(
-                f"the class folder {folder / key} holds no image: add some or remove it"
+                f"{data} has no {name} images: the data needs class folders, or train/ and "
+                "optionally val_on_train/ and val/ with one folder per class"
             )
-        paths += images
-        targets += [index] * len(images)
-    return Split(name, tuple(classes), tuple(paths), torch.tensor(targets))
+    splits = {
+        name: _split(name, images[name], held_out=held_out and name == "seen")
+        for name in names
+        if name in images
+    }
+    _check_classes(data, {name: {image.key for image in own} for name, own in images.items()})
+    for split in splits.values():
+        unknown = [key for key in split.keys if known is not None and key not in known]
+        if unknown:
+            raise DataError(
+                f"{data} has {some(unknown)} without a label: add them to the label set and "
+                "release again, or remove them from the data"
+            )
+    return splits
+
+
+def scan_split(
+    data: str | Path,
+    name: SplitName,
+    known: Collection[str] | None = None,
+    *,
+    cache: Path = CACHE,
+) -> Split:
+    """The split `name` of `data`; see `scan_splits`.
+
+    Raises:
+        DataError: as `scan_splits`, or there are no unseen classes.
+    """
+    splits = scan_splits(data, known, (name,), cache=cache)
+    if name not in splits:
+        raise DataError(f"{data}: {NO_UNSEEN}")
+    return splits[name]
+
+
+def assign_splits(images: Iterable[LabelledImage]) -> dict[SplitName, list[LabelledImage]]:
+    """The images by split. Those whose source names no split are for training.
+
+    Raises:
+        DataError: a split's name is unknown.
+    """
+    by_name: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        by_name[(image.split or "train").strip().lower()].append(image)
+    splits: dict[SplitName, list[LabelledImage]] = {}
+    for name, folder in SPLITS.items():
+        if both := by_name.pop(name, []) + (by_name.pop(folder, []) if folder != "val" else []):
+            splits[name] = both
+    validation = [
+        by_name.pop(name) for name in VALIDATION_NAMES if name in by_name
+    ]  # of several, the others are a test set, which nothing is chosen on
+    if by_name:
+        raise DataError(
+            f"there is a split called {next(iter(by_name))!r}: call it train, val_on_train "
+            "(validation images) or val (unseen classes)"
+        )
+    if validation:
+        trained = {image.key for image in splits.get("train", [])}
+        seen = {image.key for image in validation[0]} <= trained and "seen" not in splits
+        splits.setdefault("seen" if seen else "unseen", validation[0])
+    return splits
+
+
+def hold_out(
+    images: Sequence[LabelledImage], share: float = HELD_OUT, seed: int = HOLD_OUT_SEED
+) -> list[LabelledImage]:
+    """`share` of the images of each class, and at least one, except of a class with one image.
+
+    The images are ordered by a hash of `seed`, class and file name.
+
+    Raises:
+        DataError: no class has two images.
+    """
+    by_class: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        by_class[image.key].append(image)
+    chosen: list[LabelledImage] = []
+    for same in by_class.values():
+        count = max(1, round(share * len(same))) if len(same) > 1 else 0
+        chosen += sorted(same, key=lambda image: _rank(image, seed))[:count]
+    if not chosen:
+        raise DataError(
+            "each class has a single image, so none can be held out to evaluate on: add images"
+        )
+    return sorted(chosen, key=lambda image: (image.key, image.path))
+
+
+def _rank(image: LabelledImage, seed: int) -> bytes:
+    name = os.fsencode(f"{seed}\0{image.key}\0{image.path.name}")
+    return hashlib.sha256(name).digest()
+
+
+def _split(name: SplitName, images: Iterable[LabelledImage], *, held_out: bool = False) -> Split:
+    """A split of `images`, class by class."""
+    ordered = sorted(images, key=lambda image: (image.key, image.path))
+    keys = tuple(dict.fromkeys(image.key for image in ordered))
+    index = {key: number for number, key in enumerate(keys)}
+    targets = torch.tensor([index[image.key] for image in ordered], dtype=torch.int64)
+    return Split(name, keys, tuple(image.path for image in ordered), targets, held_out)
+
+
+def _check_classes(data: str | Path, classes: Mapping[SplitName, Collection[str]]) -> None:
+    """Check that the classes of the splits fit each other."""
+    if "train" not in classes:
+        return
+    trained = set(classes["train"])
+    if untrained := sorted(set(classes.get("seen", ())) - trained):
+        raise DataError(
+            f"{data} has validation images of the class {untrained[0]!r}, which is not in train: "
+            "seen classes need images in both"
+        )
+    if both := sorted(set(classes.get("unseen", ())) & trained):
+        raise DataError(
+            f"{data} has {both[0]!r} among the unseen classes (val) and in train: move its images "
+            "to val_on_train"
+        )

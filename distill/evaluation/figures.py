@@ -40,6 +40,7 @@ def calibrate(
     """Temperature and threshold of a student, fitted on seen validation images, and their worth.
 
     `features` [images, dim] of each split need no normalisation, `temperature` is the training's.
+    Without unseen images, what is measured on them is None.
 
     Raises:
         TextError: the bank lacks a class, or has another dimension.
@@ -48,23 +49,31 @@ def calibrate(
     text, targets = bank.select(splits["seen"].keys).features, splits["seen"].targets
     for split_features in features.values():
         check_features(split_features, text)
-    cosines, others = (normalize(features[name], dim=1) @ text.T for name in ("seen", "unseen"))
+    cosines = normalize(features["seen"], dim=1) @ text.T
     fitted = fit_temperature(cosines, targets)
-    known, unknown = cosines.max(dim=1).values, others.max(dim=1).values
-    by_softmax = [
-        torch.softmax(scores.double() / fitted, dim=1).max(dim=1).values
-        for scores in (cosines, others)
-    ]
+    known = cosines.max(dim=1).values
     before = torch.softmax(cosines.double() / temperature, dim=1)
-    return Calibration(
+    calibration = Calibration(
         temperature=fitted,
         seen_bias=seen_bias,
         ece_before=expected_calibration_error(before, targets),
         ece_after=cross_fitted_error(cosines, targets),
         unknown_threshold=threshold_at(known, KNOWN_SHARE),
-        unknown_auroc=auroc(known, unknown),
-        unknown_auroc_softmax=auroc(*by_softmax),
-        unknown_fpr_at_95_tpr=false_positive_rate(known, unknown, KNOWN_SHARE),
+    )
+    if "unseen" not in features:
+        return calibration
+    others = normalize(features["unseen"], dim=1) @ text.T
+    unknown = others.max(dim=1).values
+    by_softmax = [
+        torch.softmax(scores.double() / fitted, dim=1).max(dim=1).values
+        for scores in (cosines, others)
+    ]
+    return calibration.model_copy(
+        update={
+            "unknown_auroc": auroc(known, unknown),
+            "unknown_auroc_softmax": auroc(*by_softmax),
+            "unknown_fpr_at_95_tpr": false_positive_rate(known, unknown, KNOWN_SHARE),
+        }
     )
 
 

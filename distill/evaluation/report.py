@@ -115,6 +115,10 @@ def render(
         views=VIEWS,
         gains=[gain for model in ("student", "teacher") if (gain := _gain(report, model))],
         headline=headline(report),
+        has_unseen=not report.accuracies or any(x.split == "unseen" for x in report.accuracies),
+        held_out=sum(x.images for x in report.preflight.splits if x.held_out)
+        if report.preflight
+        else 0,
         rows=_table(report.accuracies),
         top=max((row.top1 for row in report.accuracies), default=0) or 1,
         curves=_curves(report),
@@ -186,7 +190,7 @@ def headline(report: Report) -> str:
             (r for r in report.accuracies if r.model == "student" and r.split == "unseen"), None
         )
         if row is None:
-            return "This run was not evaluated on unseen classes."
+            return _seen_headline(report)
         return (
             f"Trained on {TEXT_TITLES[report.config.text_strategy]} alone, the student recognises "
             f"{row.top1:.1f} % of the images of {row.classes} classes that it never saw."
@@ -208,6 +212,18 @@ def headline(report: Report) -> str:
             "the gain does not come from their content."
         )
     return f"{sentence}; shuffled over the classes, the same texts reach {gain.control:.1f} %."
+
+
+def _seen_headline(report: Report) -> str:
+    """One sentence on the accuracy on seen classes, for a run without unseen ones."""
+    rows = [row for row in report.accuracies if row.model == "student" and row.split == "seen"]
+    chosen = [row for row in rows if row.text == report.config.text_strategy]
+    if not chosen:
+        return "This run was not evaluated."
+    return (
+        f"The student recognises {chosen[0].top1:.1f} % of the validation images of "
+        f"{chosen[0].classes} classes that it was trained on; there are no unseen classes."
+    )
 
 
 def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]]]:

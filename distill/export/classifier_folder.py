@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contract import Calibration, Release, Report
 from distill.data.pixels import Progress, load_pixels
 from distill.data.releases import read_release
-from distill.data.splits import Split, scan_split
+from distill.data.splits import Split, scan_splits
 from distill.embeddings.prompts import prefix_of, prompts_of
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError
@@ -103,7 +103,7 @@ def load_run(
         UserError: there is no finished run, its images cannot be read, or its teacher is another.
     """
     report = read_report(folder)
-    if report.calibration is None or not report.joint:
+    if report.calibration is None:
         raise DataError(f"the run {folder} has no calibration in its report: train it again")
     bank = TextBank.load(folder / BANK_FILE)
     student, size = load_student(folder / STUDENT_FILE)
@@ -114,8 +114,8 @@ def load_run(
             f"the teacher {loaded.name} has other weights than the one of the run {folder}: give "
             "the right one with --teacher"
         )
-    root = data or Path(report.config.data)
-    splits = {name: scan_split(root, name, bank.keys) for name in EVALUATED}
+    found = scan_splits(data or report.config.data, bank.keys, EVALUATED, cache=cache)
+    splits = {name: found[name] for name in EVALUATED if name in found}
     pixels = {
         name: torch.from_numpy(load_pixels(split, size, cache, bar(f"Pixels, {name}")))
         for name, split in splits.items()
@@ -193,7 +193,7 @@ def _row(
     for split_name, split in run.splits.items():
         found = predict(features[split_name], run.bank.select(split.keys).features)
         top1[split_name], _ = score(found, split.targets, len(split.keys))
-    return FormatRow(name, megabytes, speed, top1["seen"], top1["unseen"])
+    return FormatRow(name, megabytes, speed, top1["seen"], top1.get("unseen"))
 
 
 def _teacher_row(run: FinishedRun) -> FormatRow:
@@ -208,7 +208,7 @@ def _teacher_row(run: FinishedRun) -> FormatRow:
         if row.model == "teacher" and row.text == run.bank.strategy
     }
     speed = measure_speed(run.teacher.encode_image, images)
-    return FormatRow("teacher", size_bytes / 1e6, speed, top1["seen"], top1["unseen"])
+    return FormatRow("teacher", size_bytes / 1e6, speed, top1["seen"], top1.get("unseen"))
 
 
 def _manifest(
@@ -218,7 +218,7 @@ def _manifest(
     rows: Sequence[FormatRow],
 ) -> Manifest:
     report, release, bank = run.report, run.release, run.bank
-    unseen = set(run.splits["unseen"].keys)
+    unseen = set(run.splits["unseen"].keys) if "unseen" in run.splits else set()
     return Manifest(
         created_at=datetime.now(UTC),
         teacher=TeacherInfo(
@@ -252,6 +252,8 @@ def _manifest(
 def _accuracies(report: Report, rows: Sequence[FormatRow]) -> dict[str, float]:
     """Top-1 in percent: of the exported encoder alone, and of the run where all classes compete."""
     exported = next(row for row in rows if row.megabytes is not None)
+    if exported.unseen is None:
+        return {"seen": exported.seen}
     joint = next(row for row in reversed(report.joint) if row.model == "student")
     return {
         "seen": exported.seen,

@@ -48,13 +48,27 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
     numbers, calibration = manifest.accuracies, manifest.calibration
     images = {row.split: (row.images, row.classes) for row in report.accuracies}
     lines = ["| top-1 % | | images | classes |", "| --- | ---: | ---: | ---: |"]
-    for split in ("seen", "unseen"):
+    for split in [split for split in ("seen", "unseen") if split in numbers]:
         count, classes = images[split]
         deviation = 1.96 * (numbers[split] * (100 - numbers[split]) / count) ** 0.5
         lines.append(
             f"| {split} classes alone | {numbers[split]:.1f} ± {deviation:.1f} | {count:,} | "
             f"{classes} |"
         )
+    fitted = (
+        f"Probabilities: temperature {calibration.temperature:.4f}, fitted on the seen validation "
+        f"images; expected calibration error {calibration.ece_after:.1f} % (with the temperature "
+        f"of the training: {calibration.ece_before:.1f} %). An image whose best cosine is below "
+        f"{calibration.unknown_threshold:.3f} is called unknown, which 5 % of the images of seen "
+        "classes are."
+    )
+    if "unseen" not in numbers:
+        untold = (
+            "Not measured, since there were no images of unseen classes: how well a class is "
+            "recognised that is added by a description, and how many images of no class are "
+            "called unknown. Intervals are of 95 %, over images."
+        )
+        return "\n\n".join(("\n".join(lines), untold, fitted))
     lines += [
         f"| {split} images, all classes competing | {numbers[f'joint_{split}']:.1f} | "
         f"{images[split][0]:,} | {len(manifest.classes)} |"
@@ -66,11 +80,7 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         f"curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}. Intervals are of 95 %, over images."
     )
     certain = (
-        f"Probabilities: temperature {calibration.temperature:.4f}, fitted on the seen validation "
-        f"images; expected calibration error {calibration.ece_after:.1f} % (with the temperature "
-        f"of the training: {calibration.ece_before:.1f} %). An image whose best cosine is below "
-        f"{calibration.unknown_threshold:.3f} is called unknown, which 5 % of the images of seen "
-        f"classes are. Measured against the seen classes alone, "
+        f"{fitted} Measured against the seen classes alone, "
         f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes pass (AUROC "
         f"{calibration.unknown_auroc:.3f})."
     )
@@ -85,9 +95,10 @@ def format_table(rows: Sequence[FormatRow]) -> str:
     ]
     for row in rows:
         size = "" if row.megabytes is None else f"{row.megabytes:.1f}"
+        unseen = "–" if row.unseen is None else f"{row.unseen:.1f}"
         lines.append(
             f"| {row.name} | {size} | {row.speed.ms:.1f} | {row.speed.images_per_second:,.0f} | "
-            f"{row.seen:.1f} | {row.unseen:.1f} |"
+            f"{row.seen:.1f} | {unseen} |"
         )
     return "\n".join(lines)
 

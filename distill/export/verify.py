@@ -41,7 +41,7 @@ class FormatRow:
     megabytes: float | None
     speed: Speed
     seen: float
-    unseen: float
+    unseen: float | None  # None without unseen classes
 
 
 def onnx_features(session: ort.InferenceSession, pixels: Tensor) -> Tensor:

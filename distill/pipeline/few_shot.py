@@ -25,12 +25,12 @@ from torch.nn.functional import normalize, one_hot
 
 from contract import Release, SplitName, TrainConfig
 from distill.data.pixels import Progress
-from distill.data.splits import Split
+from distill.data.splits import NO_UNSEEN, SPLITS, Split, scan_splits
 from distill.errors import DataError, ModelError, UserError
 from distill.evaluation.accuracy import predict, score
 from distill.models.student import Student
 from distill.models.teacher import Teacher, load_teacher
-from distill.pipeline.inputs import SPLITS, Inputs, scan_splits
+from distill.pipeline.inputs import Inputs
 from distill.training.loop import Callbacks, TrainingData, train
 
 ALPHA: Final = 1.0  # weight of the cache relative to the texts
@@ -222,9 +222,11 @@ def few_shot(
     """
     if not sampling.ks or not sampling.seeds:
         raise UserError("few-shot needs at least one k and one seed: give -k 1 --seeds 1")
-    names: tuple[SplitName, ...] = ("unseen",) if method == "retrieval" else SPLITS
+    names: tuple[SplitName, ...] = ("unseen",) if method == "retrieval" else tuple(SPLITS)
     keys = {label.key for label in release.labels}
-    splits = scan_splits(Path(config.data), keys, names)
+    splits = scan_splits(config.data, keys, names, cache=cache)
+    if "unseen" not in splits:
+        raise DataError(f"{config.data}: {NO_UNSEEN}")
     unseen = splits["unseen"]
     supports = {  # before any model is loaded: this raises if a k is too large
         (k, seed): sample_support(unseen.targets, unseen.keys, k, seed)

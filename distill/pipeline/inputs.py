@@ -1,9 +1,8 @@
 """What training and evaluation read: image splits, teacher, text banks, image features, pixels."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,40 +10,12 @@ from torch import Tensor
 from contract import Release, SplitName, TextStrategy
 from distill.data.image_file import open_image, square
 from distill.data.pixels import Progress, load_pixels
-from distill.data.splits import Split, scan_split
+from distill.data.splits import Split
 from distill.embeddings.image_features import image_features, view_features
 from distill.embeddings.text_bank import TextBank, build_text_bank
-from distill.errors import DataError
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import load_student
 from distill.models.teacher import Teacher
-
-SPLITS: Final[tuple[SplitName, ...]] = ("train", "seen", "unseen")
-
-
-def scan_splits(
-    root: Path, keys: Collection[str], names: Sequence[SplitName] = SPLITS
-) -> dict[SplitName, Split]:
-    """The splits `names` below the data folder `root`; `keys` are those of the labels.
-
-    Raises:
-        DataError: a split is missing, or the classes of the splits do not fit each other or `keys`.
-    """
-    splits = {name: scan_split(root, name, keys) for name in names}
-    classes = {name: set(split.keys) for name, split in splits.items()}
-    if "train" not in classes:
-        return splits
-    if untrained := sorted(classes.get("seen", set()) - classes["train"]):
-        raise DataError(
-            f"{root}/val_on_train has the class {untrained[0]!r}, which is not in train/: seen "
-            "classes need images in both"
-        )
-    if trained := sorted(classes.get("unseen", set()) & classes["train"]):
-        raise DataError(
-            f"{root}/val has the class {trained[0]!r}, which is also in train/ and so not unseen: "
-            "move it to val_on_train/"
-        )
-    return splits
 
 
 @dataclass(frozen=True)

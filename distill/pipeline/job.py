@@ -15,6 +15,7 @@ from torch import Tensor
 from contract import EventKind, Release, Report, TextStrategy, TrainConfig
 from distill.data.pixels import Progress
 from distill.data.releases import shuffle_texts, write_release
+from distill.data.splits import NO_UNSEEN, scan_splits
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError
@@ -22,7 +23,7 @@ from distill.evaluation.report import CONTROL, read_report
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
-from distill.pipeline.inputs import Inputs, scan_splits
+from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
 from distill.pipeline.results import (
     BANK_FILE,
@@ -114,13 +115,15 @@ def _prepare(
     def log(message: str) -> None:
         on_event(EventKind.LOG, {"message": message})
 
-    splits = scan_splits(Path(config.data), {label.key for label in release.labels})
+    splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
     _prepare_folder(out, release)
     teacher = load_teacher(config.teacher)
     student = _build_student(config, teacher)  # before encoding: it may be impossible
     inputs = Inputs(splits, teacher, cache, _progress_events(on_event))
     checks, pixels = preflight(config, release, inputs, log)
-    classes = (*splits["train"].keys, *splits["unseen"].keys)
+    if "unseen" not in splits:
+        log(NO_UNSEEN)
+    classes = (*splits["train"].keys, *(splits["unseen"].keys if "unseen" in splits else ()))
     banks = _text_banks(config, release, inputs, classes)
     bank = banks[config.text_strategy]
     if processes().is_main_process:

@@ -65,7 +65,7 @@ def describe(checks: Preflight) -> list[str]:
     """The findings as lines for people."""
     lines = [
         f"{split.split}: {split.images:,} images of {split.classes} classes, {split.fewest} to "
-        f"{split.most} a class"
+        f"{split.most} a class" + (", held out of training" if split.held_out else "")
         for split in checks.splits
     ]
     for what, items in (
@@ -92,6 +92,7 @@ def _count(name: SplitName, split: Split) -> SplitCount:
         classes=len(split.keys),
         fewest=int(images.min()),
         most=int(images.max()),
+        held_out=split.held_out,
     )
 
 

@@ -78,7 +78,9 @@ def learn_prompt(inputs: Inputs, release: Release, settings: Settings, out: Path
     learned = learn_context(
         teacher, [labels[key] for key in train.keys], features["train"], train.targets, settings
     )
-    keys = tuple(dict.fromkeys((*splits["seen"].keys, *splits["unseen"].keys)))
+    names: tuple[Literal["seen", "unseen"], ...] = ("seen", "unseen")
+    evaluated = [split for split in names if split in splits]
+    keys = tuple(dict.fromkeys(key for split in evaluated for key in splits[split].keys))
     bank = TextBank(
         encode_learned(
             teacher,
@@ -95,7 +97,6 @@ def learn_prompt(inputs: Inputs, release: Release, settings: Settings, out: Path
     )
     bank.save(out)
     hand_written = inputs.text_bank(release, bank.strategy, keys)
-    evaluated: tuple[Literal["seen", "unseen"], ...] = ("seen", "unseen")
     return PromptLearning(
         teacher=teacher.name,
         release_hash=release.hash,

@@ -42,7 +42,7 @@ from distill.evaluation.score_norm import ScoreNorm
 from distill.evaluation.seen_bias import SeenImages, choose_seen_bias
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import Student, save_student
-from distill.pipeline.inputs import SPLITS, Inputs
+from distill.pipeline.inputs import Inputs
 
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
@@ -92,7 +92,7 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
     )
     features = {
         split: student.encode(run.pixels[split], student.single_view if split == "train" else None)
-        for split in SPLITS
+        for split in run.inputs.splits
     }
     norm = ScoreNorm.of(features["train"])
     norm.save(out / SCORE_NORM_FILE)
@@ -136,7 +136,7 @@ def _build_report(
                 run.features[split],
                 run.bank.select(splits[split].keys).features,
             )
-            for split in SPLITS
+            for split in splits
         ),
         diagnostics=tuple(
             diagnose(bank.features, bank.names, text) for text, bank in run.banks.items()
@@ -153,20 +153,23 @@ def _joint_and_calibration(
     run: RunInputs, student: Student, features: Mapping[SplitName, Tensor]
 ) -> dict[str, object]:
     """The fields of the report on seen and unseen classes together, and on probabilities."""
-    bank = run.bank
-    splits = {split: run.inputs.splits[split] for split in EVALUATED}
+    bank, temperature = run.bank, run.config.temperature
+    splits = {split: run.inputs.splits[split] for split in EVALUATED if split in run.inputs.splits}
     by_model: dict[Literal["teacher", "student"], dict[Literal["seen", "unseen"], Tensor]] = {
-        "teacher": {split: run.features[split] for split in EVALUATED},
-        "student": {split: features[split] for split in EVALUATED},
+        "teacher": {split: run.features[split] for split in splits},
+        "student": {split: features[split] for split in splits},
     }
+    tested = by_model["student"]
+    if "unseen" not in splits:
+        calibration = calibrate(tested, splits, bank, temperature=temperature, seen_bias=0.0)
+        return {"calibration": calibration}
     rows = [
-        joint_accuracy(model, tested, splits, text_bank, text=text)
-        for model, tested in by_model.items()
+        joint_accuracy(model, own, splits, text_bank, text=text)
+        for model, own in by_model.items()
         for text, text_bank in run.banks.items()
     ]
-    bias, tested = _seen_bias(run, student, features["seen"]), by_model["student"]
+    bias = _seen_bias(run, student, features["seen"])
     rows.append(joint_accuracy("student", tested, splits, bank, bias=bias))
-    temperature = run.config.temperature
     return {
         "joint": tuple(rows),
         "calibration": calibrate(tested, splits, bank, temperature=temperature, seen_bias=bias),
@@ -223,6 +226,7 @@ def accuracies(
         )
         for text, bank, scores in rows
         for split in EVALUATED
+        if split in splits
     )
 
 

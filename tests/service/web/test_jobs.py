@@ -209,6 +209,22 @@ def test_an_ended_job_shows_its_report_in_a_box_of_its_own(browser, trained):
     assert "report.json" in page and "state succeeded" in page
 
 
+def test_a_job_without_unseen_classes_says_what_its_figures_do_not_tell(browser, release, service):
+    job = queue(service, release)
+    worker = Worker(service)
+    report = report_of(worker.lease, (worker.train(1),), 1.0)
+    seen = tuple(row for row in report.accuracies if row.split == "seen")
+    worker.leave(
+        "report.json",
+        report.model_copy(update={"accuracies": seen}).model_dump_json().encode(),
+        "application/json",
+    )
+    worker.leave("report.html", b"<h1>The report</h1>", "text/html; charset=utf-8")
+    body = {"fence": worker.lease.fence, "state": "succeeded"}
+    assert service.post(f"/v1/jobs/{job}/finish", json=body).status_code == 200
+    assert "The data of this job has no unseen classes" in browser.get(f"/jobs/{job}").text
+
+
 def test_jobs_are_compared_with_what_differs_marked(browser, trained, release):
     page = browser.get("/jobs/compare", params={"job": trained}).text
     differing = re.findall(r'<tr class="differs"><th scope="row">(\S+)', page)

@@ -1,0 +1,65 @@
+"""Class folders: below train/, val_on_train/ and val/, or directly in the data folder."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from contract import IMAGE_SUFFIXES
+from distill.data.sources.labelled_image import LabelledImage
+from distill.errors import DataError
+
+SPLIT_FOLDERS: Final = ("train", "val_on_train", "val", "validation", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """A folder with train/ and, optionally, validation folders, each with one folder per class."""
+
+    root: Path
+
+    def images(self, cache: Path) -> Iterator[LabelledImage]:
+        """The images of all split folders, class by class."""
+        for split in SPLIT_FOLDERS:
+            if (self.root / split).is_dir():
+                yield from _class_folders(self.root / split, split)
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """A folder with one folder per class, not divided into splits."""
+
+    root: Path
+
+    def images(self, cache: Path) -> Iterator[LabelledImage]:
+        """The images of all class folders."""
+        yield from _class_folders(self.root, None)
+
+
+def has_split_folders(root: Path) -> bool:
+    """Whether `root` has one of the folders that hold a split."""
+    return any((root / split).is_dir() for split in SPLIT_FOLDERS)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files anywhere below `folder`, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _class_folders(folder: Path, split: str | None) -> Iterator[LabelledImage]:
+    classes = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not classes:
+        raise DataError(f"{folder} holds no class folder: put the images of each class in its own")
+    for key in classes:
+        images = image_files(folder / key)
+        if not images:
+            raise DataError(
+                f"the class folder {folder / key} holds no image: add some or remove it"
+            )
+        for path in images:
+            yield LabelledImage(split, key, path)
