@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 # The files that both sides take for images.
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
+    | {".avif", ".heic", ".heif"}
 )
 
 

@@ -1,39 +1,46 @@
 """One image file: opened in RGB, and cropped to the square that a student gets.
 
 Notable: Pillow and numpy alone, so that training and a classifier without torch (`distill.runtime`)
-read the same pixels.
+read the same pixels. What happens to rotated, transparent, 16-bit or damaged files is decided in
+`contract.images`, which the service uses too.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from contract.images import failure_reason, open_regular, upright_rgb
 from distill.errors import UnreadableImages
+
+DECODING: Final = 2  # part of cache keys; raise it when the same file gives other pixels
 
 
 def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
-    """The image in `source`, a path or an open file, in RGB.
+    """The image in `source`, a path or an open file: its first frame, upright, in 8-bit sRGB.
 
     `name` is what a message calls it, by default the path.
 
     Raises:
-        UnreadableImages: the file is missing, truncated, not an image, or has more pixels than
-            Pillow decodes (about 179 million), which may be a decompression bomb.
+        UnreadableImages: the file is missing, empty, truncated, not an image or not a regular file,
+            or has more pixels than Pillow decodes (about 179 million), which may be a decompression
+            bomb.
     """
     name = name or str(source)
+    head = b""
     try:
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise UnreadableImages([f"{name} (it no longer exists)"]) from None
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise UnreadableImages([f"{name} (it has more than {limit} megapixels)"]) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImages([f"{name} ({_one_line(error)})"]) from None
+        with open_regular(source) if isinstance(source, Path) else nullcontext(source) as file:
+            head = file.read(12)
+            file.seek(0)
+            with Image.open(file) as image:
+                return upright_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise dozens of types for damaged files
+        raise UnreadableImages([f"{name} ({failure_reason(error, head)})"]) from None
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -45,7 +52,3 @@ def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.atomic_file import atomic_file
-from distill.data.image_file import open_image, square
+from distill.data.image_file import DECODING, open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
 
@@ -32,7 +32,7 @@ def load_pixels(
         DataError: the cache folder cannot be written.
     """
     shape = (len(split), 3, size, size)
-    path = cache / f"pixels-{split.name}-{size}-{split.fingerprint[:16]}.u8"
+    path = cache / f"pixels{DECODING}-{split.name}-{size}-{split.fingerprint[:16]}.u8"
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         _decode(split, size, path, progress)
     # Copy on write: torch expects writable memory; the file does not change.

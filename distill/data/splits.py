@@ -67,9 +67,13 @@ class Split:
         """SHA-256 over the relative path, size and modification time of every image."""
         digest = hashlib.sha256()
         for path in self.paths:
-            stat = path.stat()
             digest.update(os.fsencode("/".join(path.parts[-2:])))  # may be no UTF-8
-            digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            try:
+                stat = path.stat()
+            except OSError:  # such as a link to a missing file, which decoding reports
+                digest.update(b"\0\n")
+            else:
+                digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
 

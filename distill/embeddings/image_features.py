@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.augment import apply_views, sample_views
-from distill.data.image_file import open_image
+from distill.data.image_file import DECODING, open_image
 from distill.data.pixels import Progress, load_pixels
 from distill.data.splits import Split
 from distill.data.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
@@ -56,7 +56,7 @@ def image_features(
     if cache is None:
         features = _encode(teacher, split, progress)
     else:
-        content = ["raw", teacher.fingerprint, preprocessing(teacher), split.fingerprint]
+        content = ["raw", DECODING, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
         path = cache / f"features-{split.name}-{key}.safetensors"
         features = cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
@@ -85,7 +85,7 @@ def view_features(
     shape = (len(split), views, teacher.dim)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
-        [params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
+        [DECODING, params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
     )
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"views-{split.name}-{key}.safetensors"

@@ -19,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from contract import ReleaseLabel
+from contract.images import upright_rgb
 from distill.data.atomic_file import write_atomically
 from distill.data.image_file import open_image
 from distill.embeddings.prompts import prefix_of
@@ -136,7 +137,8 @@ class Classifier:
 
     def _pixels(self, photos: Sequence[Photo]) -> Iterator[Pixels]:
         for photo in photos:
-            image = photo if isinstance(photo, Image.Image) else open_image(Path(photo))
+            given = isinstance(photo, Image.Image)
+            image = upright_rgb(photo) if given else open_image(Path(photo))
             yield self.image_encoder.pixels(image)
 
     def classify(

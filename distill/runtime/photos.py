@@ -62,7 +62,7 @@ def _photos_of(argument: str) -> Iterator[Photo]:
 
 
 def _images(paths: Sequence[Path], what: str) -> Iterator[Photo]:
-    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     if not images:
         raise DataError(f"{what} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     yield from (Photo(str(path)) for path in images)

@@ -8,14 +8,12 @@ Notable:
 - A file says in its header how many pixels it has, whatever its size. Too many are refused before
   anything is decoded, and of large images one is decoded at a time, so that the memory needed does
   not grow with the number of images that are prepared at once.
-- Only regular files are opened: reading a named pipe would wait for ever.
+- Only regular files are opened, and all kinds are read as in training (`contract.images`).
 """
 
 import base64
 import hashlib
 import os
-import stat
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +21,10 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from contract import IMAGE_SUFFIXES
+from contract.images import failure_reason, open_regular, upright_rgb
 from enrich_service.core.errors import InvalidInput, UnreadableImage
 
 SIDE: Final = 512  # pixels of the longest side, as sent
@@ -96,9 +95,6 @@ def _hashed(folder: Path, name: str, roots: Roots) -> ImageFile:
     else:
         try:
             with _opened(path) as file:
-                if not file.seek(0, os.SEEK_END):
-                    raise OSError(0, "it is empty")  # many may be, and each is to be named
-                file.seek(0)
                 return ImageFile(name, path, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             problem = str(error.strerror)
@@ -107,25 +103,22 @@ def _hashed(folder: Path, name: str, roots: Roots) -> ImageFile:
 
 def _opened(path: Path) -> BufferedReader:
     """The file, for reading. Raises OSError unless it is a regular one of _MAX_BYTES at most."""
-    # A named pipe without a writer would keep even `open` waiting.
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    found = os.fstat(file.fileno())
-    if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES:
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size <= _MAX_BYTES:
         return file
     file.close()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(0, "it is not a regular file")
     raise OSError(0, f"it has more than {_MAX_BYTES // 1024**2} MiB")
 
 
 def data_url(image: ImageFile) -> str:
-    """The image as it is sent: a JPEG of at most `SIDE` pixels a side, upright, in RGB.
+    """The image as it is sent: a JPEG of at most `SIDE` pixels a side, upright, in sRGB.
 
     Raises:
         UnreadableImage: it is gone, cut off, no image, too large, or no longer what was hashed.
     """
     if image.problem is not None:
         raise UnreadableImage(image.name, image.problem)
+    data = b""
     try:
         with _opened(image.path) as file:
             data = file.read()
@@ -133,13 +126,10 @@ def data_url(image: ImageFile) -> str:
             raise UnreadableImage(image.name, "it was changed while the run went on")
         with Image.open(BytesIO(data)) as opened:
             small = _reduced(image.name, opened)
-    except UnidentifiedImageError:
-        raise UnreadableImage(image.name, "it is no image") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise UnreadableImage(image.name, " ".join(said.split())) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(image.name, "it has too many pixels") from None
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise dozens of types for damaged files
+        raise UnreadableImage(image.name, failure_reason(error, data[:12])) from None
     sent = BytesIO()
     small.save(sent, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(sent.getvalue()).decode()
@@ -159,6 +149,8 @@ def _reduced(name: str, opened: Image.Image) -> Image.Image:
 
 def _decoded(opened: Image.Image) -> Image.Image:
     opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
-    image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
+    if opened.mode in ("L", "RGB", "RGBA", "CMYK") and "transparency" not in opened.info:
+        opened.thumbnail((SIDE, SIDE))  # before conversions, which take memory
+    image = upright_rgb(opened)
     image.thumbnail((SIDE, SIDE))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return image

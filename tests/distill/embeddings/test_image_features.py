@@ -2,19 +2,32 @@
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from distill.data.augment import apply_views
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_split
 from distill.data.tensor_file import DamagedFile, read_tensor, write_rows
-from distill.embeddings.image_features import view_features
+from distill.embeddings.image_features import image_features, view_features
 from distill.models.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")
 def teacher(tiny_teacher):
     return load_teacher(tiny_teacher)
+
+
+def test_the_teacher_sees_a_rotated_photo_as_its_upright_twin(teacher, tmp_path):
+    folder = tmp_path / "train" / "n1"
+    folder.mkdir(parents=True)
+    image = Image.linear_gradient("L").convert("RGB")
+    image.save(folder / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "b.png", exif=exif)
+    features = image_features(teacher, scan_split(tmp_path, "train"), cache=None)
+    torch.testing.assert_close(features[0], features[1])
 
 
 @pytest.fixture

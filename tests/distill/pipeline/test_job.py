@@ -1,6 +1,7 @@
 """One job from configuration and release to student and report, on images of plain colours."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -156,14 +157,18 @@ def test_all_that_is_wrong_is_named_at_once_before_the_teacher_is_asked(
     shutil.copytree(colour_images, data)
     for image in ("train/red/0.png", "val/white/3.png"):
         (data / image).write_bytes(b"no image")
+    (data / "train/red/gone.png").symlink_to("nowhere.png")
+    os.mkfifo(data / "train/red/pipe.png")
     bare = [label.model_copy(update={"description": None}) for label in colours.labels]
     release = colours.model_copy(update={"labels": (bare[0], *colours.labels[1:5], bare[5])})
 
-    with pytest.raises(DataError, match=r"cannot read 2 images: .*0\.png .*3\.png") as error:
+    with pytest.raises(DataError, match=r"cannot read 4 images: .*0\.png .*3\.png") as error:
         job(release, data=str(data))
     assert "\n" not in str(error.value)
     block = job.log[0]
-    assert "unreadable images: 2" in block and "val/white/3.png" in block
+    assert "unreadable images: 4" in block and "val/white/3.png (it is not an image)" in block
+    assert "gone.png (it is a link to a missing file)" in block
+    assert "pipe.png (it is a named pipe, not a regular file)" in block
     assert "classes without text: 2\n  red\n  white" in block
     assert "teacher" not in block
 

@@ -56,6 +56,17 @@ def test_a_photo_may_be_a_file_or_an_image(classifier, charm_world):
         assert classifier.classify([path]) == classifier.classify([image])
 
 
+def test_a_rotated_photo_is_classified_as_its_upright_twin(classifier, charm_world, tmp_path):
+    path = scan_split(charm_world, "unseen").paths[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        upright, *others = classifier.classify([path, tmp_path / "turned.png", turned])
+    assert others == [upright, upright]
+
+
 def test_photos_in_batches_are_photos_one_by_one(classifier, charm_world):
     paths = scan_split(charm_world, "unseen").paths[:40]  # more than a batch
     together = classifier.encode(paths)

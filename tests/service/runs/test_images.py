@@ -128,9 +128,9 @@ def test_an_unreadable_image_is_a_failure_by_name_and_the_others_go_on(birds, mo
     assert len(model.requests) == 3
     failed = birds.get("/v1/generations", params={"status": "failed", "limit": 1000}).json()
     reasons = {one["image"]: one["problems"][0] for one in failed["items"]}
-    assert "n0/1.png (it is no image)" in reasons["n0/1.png"]
+    assert "n0/1.png (it is not an image)" in reasons["n0/1.png"]
     assert "runcated" in reasons["n1/0.JPEG"]
-    assert "No such file" in reasons["n0/gone.png"]
+    assert "it is a link to a missing file" in reasons["n0/gone.png"]
     page = birds.get(f"/runs/{run['id']}").text
     assert "unreadable image" in page
     assert "n0/1.png" in page
@@ -152,7 +152,8 @@ def test_what_is_no_regular_file_is_named_and_keeps_nobody_waiting(birds, model,
     assert (run["accepted"], run["failed"]) == (5, 2)
     failed = birds.get("/v1/generations", params={"status": "failed"}).json()["items"]
     assert {one["problems"][0].partition(": ")[2] for one in failed} == {
-        f"n0/{name}.png (it is not a regular file): mend or remove it" for name in ("pipe", "link")
+        f"n0/{name}.png (it is a named pipe, not a regular file): mend or remove it"
+        for name in ("pipe", "link")
     }
 
 

@@ -1,0 +1,146 @@
+"""How an image file is read by both sides: opened safely, upright, in 8-bit sRGB.
+
+Needs Pillow and numpy, so the package `contract` does not import it by itself.
+docs/how-to/images.md has a table of what happens to each kind of file.
+"""
+
+import io
+import os
+import stat
+import warnings
+from functools import lru_cache
+from io import BufferedReader
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+try:  # the extra `heif`
+    import pillow_heif
+except ModuleNotFoundError:
+    HEIF_SUPPORTED = False
+else:
+    pillow_heif.register_heif_opener()
+    HEIF_SUPPORTED = True
+
+# A damaged EXIF block or a large image is no reason to print lines of code to a user.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+
+_ORIENTATION: Final = 0x0112  # the EXIF tag
+_TRANSPOSED: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """The file at `path`, for reading.
+
+    Raises:
+        OSError: it is missing, empty or not a regular file; `strerror` says which. Opening a named
+            pipe or a device never waits.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        reason = "it is a link to a missing file" if path.is_symlink() else "it no longer exists"
+        raise FileNotFoundError(0, reason) from None
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_size:
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, f"it is a {_kind(found.st_mode)}, not a regular file")
+    raise OSError(0, "it is empty")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "named pipe" if stat.S_ISFIFO(mode) else "device"
+
+
+def failure_reason(error: Exception, head: bytes) -> str:
+    """Why an image could not be read, in one line, from Pillow's `error`.
+
+    `head` are the first bytes of the file.
+    """
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels"
+    if isinstance(error, UnidentifiedImageError):
+        if not HEIF_SUPPORTED and head[4:8] == b"ftyp":
+            return "HEIC needs pillow-heif: pip install 'enrich-distill[heif]'"
+        return "it is not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first frame of `image` in 8-bit sRGB: upright, on white where it is transparent."""
+    image = _eight_bit(_upright(image))
+    profile = image.info.get("icc_profile")
+    if not image.has_transparency_data:
+        return _in_srgb(image, profile)
+    alpha = image.convert("RGBA")
+    colours = _in_srgb(alpha.convert("RGB"), profile)
+    white = Image.new("RGB", image.size, "white")
+    return Image.composite(colours, white, alpha.getchannel("A"))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image`, turned as its EXIF data says. HEIF and TIFF files are turned when they are read."""
+    image.load()
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged EXIF block raises many types; the pixels are fine
+        return image
+    if orientation not in _TRANSPOSED:
+        return image
+    turned = image.transpose(_TRANSPOSED[orientation])
+    turned.info = image.info
+    return turned
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """`image` with 8 bits a channel: 16-bit, 32-bit and float pixels are scaled."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    low, high = 0.0, 65535.0
+    if image.mode == "F" and values.min() >= 0 and values.max() <= 255:
+        high = 1.0 if values.max() <= 1 else 255.0
+    elif values.max() > 65535 or (image.mode == "F" and values.min() < 0):
+        low, high = min(0.0, values.min()), values.max()
+    scaled = np.clip((values - low) * (255 / max(high - low, 1e-300)), 0, 255).round()
+    grey = Image.fromarray(scaled.astype(np.uint8))
+    grey.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
+    return grey
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """`image` without transparency in sRGB, converted by its ICC `profile` if that fits."""
+    if profile:
+        if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+            image = image.convert("RGB")
+        try:
+            if (transform := _to_srgb(profile, image.mode)) is not None:
+                return cast(Image.Image, ImageCms.applyTransform(image, transform))
+        except (ImageCms.PyCMSError, ValueError, OSError):
+            pass  # a damaged profile, or one of another kind of image
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The conversion from `profile`; None where that is sRGB itself."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
+        return None
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
