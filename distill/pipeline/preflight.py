@@ -3,6 +3,7 @@
 All checks run before any error is raised: one log message lists everything that is wrong.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -18,6 +19,7 @@ from distill.evaluation.accuracy import accuracy
 from distill.pipeline.inputs import Inputs
 
 SAMPLE: Final = 512  # seen images that the teacher is tested on
+SIGNIFICANCE: Final = 0.05  # of the test whether the teacher is better than chance
 LISTED: Final = 50  # files and classes named in the log
 
 
@@ -118,11 +120,24 @@ def _raise_errors(
         )
     if checks.teacher_top1 is None:
         return
-    chance = checks.chance / 100
-    error = (chance * (1 - chance) / checks.teacher_sample) ** 0.5
-    if checks.teacher_top1 / 100 <= chance + 3 * error:
+    hits = round(checks.teacher_top1 / 100 * checks.teacher_sample)
+    if not is_above_chance(hits, checks.teacher_sample, checks.chance / 100):
         raise ModelError(
             f"the teacher {config.teacher} recognises {checks.teacher_top1:.1f} % of the seen "
             f"images, no more than chance ({checks.chance:.1f} %): check that folders, labels and "
             "texts belong together"
         )
+
+
+def is_above_chance(hits: int, images: int, chance: float) -> bool:
+    """Whether guessing would hardly get `hits` of `images` right (exact binomial test).
+
+    True too where even all of them right would prove nothing, as with two images of two classes.
+    """
+    if chance**images > SIGNIFICANCE:
+        return True
+    guessed = sum(
+        math.comb(images, right) * chance**right * (1 - chance) ** (images - right)
+        for right in range(hits, images + 1)
+    )
+    return guessed <= SIGNIFICANCE

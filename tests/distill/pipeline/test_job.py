@@ -19,6 +19,8 @@ from distill.errors import DataError, ModelError, TextError, UserError
 from distill.evaluation.seeds_report import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
+from distill.pipeline.preflight import is_above_chance
+from tests.distill.conftest import SPLITS
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,40 @@ def test_classes_without_text_are_all_named(job, colours):
 def test_a_teacher_no_better_than_chance_stops_the_run(job, tiny_teacher):
     with pytest.raises(ModelError, match=r"no more than chance \(33.3 %\): check that folders"):
         job(text_strategy="name", teacher=tiny_teacher)
+
+
+def test_a_good_teacher_passes_on_twelve_photos(job, colour_images, tmp_path):
+    """11 of 12 right among two classes: guessing gets there once in 300 times."""
+    data = tmp_path / "few"
+    for split, names in SPLITS.items():
+        for name in names[:2]:
+            images = sorted((colour_images / split / name).iterdir())[:6]
+            (data / split / name).mkdir(parents=True)
+            for image in images:
+                shutil.copy(image, data / split / name)
+    odd = data / "val_on_train" / "red" / "0.png"
+    shutil.copy(data / "val_on_train" / "green" / "0.png", odd)
+    found = job(text_strategy="name", data=str(data)).preflight
+    assert found.teacher_sample == 12
+    assert found.teacher_top1 == pytest.approx(100 * 11 / 12)
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "classes", "passes"),
+    [
+        (11, 12, 2, True),
+        (9, 12, 2, False),  # p = 0.073
+        (10, 12, 2, True),  # p = 0.019
+        (2, 2, 2, True),
+        (0, 2, 2, True),  # too few to tell
+        (0, 3, 3, False),
+        (8, 512, 120, False),
+        (12, 512, 120, True),
+        (512, 512, 2, True),
+    ],
+)
+def test_the_check_against_chance_is_an_exact_binomial_test(hits, images, classes, passes):
+    assert is_above_chance(hits, images, 1 / classes) == passes
 
 
 def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
