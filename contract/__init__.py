@@ -7,6 +7,7 @@ from contract.caption import IMAGE_SUFFIXES, ImageCaption
 from contract.errors import first_error_line
 from contract.event import Event, EventKind, LogLine, Progress, check_event_data
 from contract.job import (
+    CLASSIFIER_ARTIFACT,
     Job,
     JobCreate,
     JobState,
@@ -40,6 +41,7 @@ from contract.report import (
 )
 
 __all__ = [
+    "CLASSIFIER_ARTIFACT",
     "IMAGE_SUFFIXES",
     "Accuracy",
     "Calibration",

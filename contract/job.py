@@ -3,13 +3,14 @@
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from contract.release import Release
 
 TEACHER_SCHEMES = ("hf-hub", "local-dir")
+CLASSIFIER_ARTIFACT: Final = "classifier.zip"  # of a job: the files of its classifier folder
 
 
 def _check_teacher(name: str) -> str:
@@ -163,6 +164,10 @@ class TrainConfig(BaseModel):
         Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),
     ] = True
     seed: Annotated[int, Field(description="Decides initial weights, batches and augmentation")] = 0
+    export: Annotated[
+        StrictBool,
+        Field(description="Finish with a classifier folder that runs without torch"),
+    ] = True
 
     @model_validator(mode="after")
     def _captions_are_there(self) -> Self:

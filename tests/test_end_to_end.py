@@ -87,7 +87,7 @@ def test_descriptions_help_the_teacher_on_classes_it_never_saw(distill):
 def test_a_trained_student_is_reported_as_it_is_evaluated(distill, folder):
     config = {
         "data": "charms", "teacher": TEACHER, "student": "resnet10t", "image_size": 32,
-        "text_strategy": "name+description", "epochs": 2, "batch_size": 32,
+        "text_strategy": "name+description", "epochs": 2, "batch_size": 32, "export": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     distill("train", "--config", "config.json", "--out", "run")

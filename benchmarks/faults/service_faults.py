@@ -134,6 +134,7 @@ def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
                 "batch_size": 32,
                 "epochs": EPOCHS,
                 "text_strategy": "name",
+                "export": False,
             },
             "max_attempts": 10,
         }

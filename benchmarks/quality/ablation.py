@@ -95,6 +95,7 @@ def run(
         teacher_views=options.epochs,
         seed=seed,
         weights=str(options.weights) if options.weights else None,
+        export=False,
         **settings | {"losses": LossWeights(**settings["losses"])},
     )
     runs = options.out / f"{options.student}-{options.epochs}"

@@ -94,7 +94,12 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
         followed = []
         for seed, strategy in product(range(seeds), STRATEGIES):
             config = TrainConfig(
-                data=str(DATA), teacher=TEACHER, text_strategy=strategy, epochs=epochs, seed=seed
+                data=str(DATA),
+                teacher=TEACHER,
+                text_strategy=strategy,
+                epochs=epochs,
+                seed=seed,
+                export=False,
             )
             body = {"release_id": release["id"], "config": config.model_dump(mode="json")}
             title = f"{strategy}, seed {seed}"

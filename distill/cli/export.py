@@ -24,12 +24,12 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a classifier that runs without torch, checked against PyTorch image by image."""
-    from distill.export.classifier_folder import export_run, load_run
+    from distill.export.classifier_folder import export_run
+    from distill.export.finished_run import load_run
 
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
-    notes.print("exporting the image encoder and the text encoder to ONNX …")
-    exported = export_run(finished, out, cache=cache)
+        exported = export_run(finished, out, cache=cache, progress=bar("Exporting"))
     if as_json:
         print(exported.manifest.model_dump_json())  # noqa: T201
         return

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,21 +13,17 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contract import Calibration, Release, Report
-from distill.data.pixels import Progress, load_pixels
-from distill.data.releases import read_release
-from distill.data.splits import Split, scan_splits
+from contract import Calibration, Report
+from distill.data.pixels import Progress
 from distill.embeddings.prompts import prefix_of, prompts_of
-from distill.embeddings.text_bank import TextBank
-from distill.errors import DataError, ModelError
 from distill.evaluation.accuracy import predict, score
-from distill.evaluation.report import read_report
+from distill.evaluation.figures import EvaluatedSplit
+from distill.export.finished_run import FinishedRun
 from distill.export.model_card import model_card
 from distill.export.onnx import image_encoder, text_encoder
 from distill.export.tokenizer import tokenizer_json
 from distill.export.verify import (
     BATCH,
-    EvaluatedSplit,
     FormatRow,
     Speed,
     check_features,
@@ -35,9 +31,6 @@ from distill.export.verify import (
     measure_speed,
     onnx_features,
 )
-from distill.models.student import FILE as STUDENT_FILE
-from distill.models.student import Student, load_student
-from distill.models.teacher import Teacher, load_teacher
 from distill.runtime.classifier import check_target, write_folder
 from distill.runtime.manifest import (
     IMAGE_ENCODER,
@@ -57,23 +50,8 @@ from distill.runtime.manifest import (
 )
 from distill.runtime.text_encoder import TextEncoder, open_session
 
-BANK_FILE: Final = "text_bank.safetensors"  # in the folder of a run
-RELEASE_FILE: Final = "release.json"
-EVALUATED: Final[tuple[EvaluatedSplit, ...]] = ("seen", "unseen")
+STEPS: Final = 5  # of an export: image encoder, text encoder, comparison, speed, files
 PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a run left behind, and the validation images that it is judged on."""
-
-    report: Report
-    release: Release
-    bank: TextBank
-    student: Student
-    teacher: Teacher
-    splits: Mapping[EvaluatedSplit, Split]
-    pixels: Mapping[EvaluatedSplit, Tensor]  # uint8 [images, 3, size, size]
 
 
 @dataclass(frozen=True)
@@ -87,99 +65,78 @@ class Exported:
     text_cosine: float
 
 
-def load_run(
-    folder: Path,
-    *,
-    data: Path | None = None,
-    teacher: str | None = None,
-    cache: Path,
-    bar: Callable[[str], Progress],
-) -> FinishedRun:
-    """What is needed of the finished run in `folder`.
-
-    `data` and `teacher` say where the images and the teacher lie now, if elsewhere.
-
-    Raises:
-        UserError: there is no finished run, its images cannot be read, or its teacher is another.
-    """
-    report = read_report(folder)
-    if report.calibration is None:
-        raise DataError(f"the run {folder} has no calibration in its report: train it again")
-    bank = TextBank.load(folder / BANK_FILE)
-    student, size = load_student(folder / STUDENT_FILE)
-    release = read_release(folder / RELEASE_FILE)
-    loaded = load_teacher(teacher or report.config.teacher)
-    if loaded.fingerprint != report.teacher_fingerprint:
-        raise ModelError(
-            f"the teacher {loaded.name} has other weights than the one of the run {folder}: give "
-            "the right one with --teacher"
-        )
-    found = scan_splits(data or report.config.data, bank.keys, EVALUATED, cache=cache)
-    splits = {name: found[name] for name in EVALUATED if name in found}
-    pixels = {
-        name: torch.from_numpy(load_pixels(split, size, cache, bar(f"Pixels, {name}")))
-        for name, split in splits.items()
-    }
-    return FinishedRun(report, release, bank, student, loaded, splits, pixels)
-
-
-def export_run(run: FinishedRun, out: Path, *, cache: Path | None = None) -> Exported:
+def export_run(
+    run: FinishedRun, out: Path, *, cache: Path | None = None, progress: Progress
+) -> Exported:
     """Write the classifier folder `out`, after every part was checked against PyTorch.
 
     `cache`, a folder, keeps the text encoder, which is the same for all students of a teacher.
+    `progress` is called as (steps done, STEPS).
 
     Raises:
         ModelError: a model cannot be exported, or gives something else than PyTorch.
         ClassifierError: the folder cannot be written, or holds something else.
     """
     check_target(out)  # before minutes are spent
-    size = run.pixels["seen"].shape[-1]
-    tokenizer, cleaning = tokenizer_json(run.teacher)
-    files = {
-        IMAGE_ENCODER: image_encoder(run.student, size),
-        TEXT_ENCODER: text_encoder(run.teacher, cache),
-        TOKENIZER: tokenizer,
-        TEXT_BANK: save({"tensor": run.bank.features.contiguous()}),
-    }
-    labels = {label.key: label for label in run.release.labels}
-    groups = {key: prompts_of(labels[key], run.bank.strategy) for key in run.bank.keys}
-    text_cosine = check_texts(
-        TextEncoder(
-            files[TEXT_ENCODER],
-            tokenizer,
-            context_length=run.teacher.context_length,
-            cleaning=cleaning,
-        ),
-        groups,
-        {key: prefix_of(labels[key], run.bank.strategy) for key in run.bank.keys},
-        run.bank,
-    )
-    session = open_session(files[IMAGE_ENCODER])
+    progress(0, STEPS)
+    image_model = image_encoder(run.student, run.pixels["seen"].shape[-1])
+    progress(1, STEPS)
+    texts = _export_texts(run, cache)
+    progress(2, STEPS)
+    session = open_session(image_model)
     eager = {name: run.student.encode(pixels) for name, pixels in run.pixels.items()}
     exported = {name: onnx_features(session, pixels) for name, pixels in run.pixels.items()}
     difference = max(
         check_features(eager[name], exported[name], run.bank.select(split.keys).features, name)
         for name, split in run.splits.items()
     )
+    progress(3, STEPS)
+    images = run.pixels["seen"]
+    speed = measure_speed(lambda pixels: onnx_features(session, pixels), images)
     rows = (
-        _row(
-            "PyTorch eager", None, measure_speed(run.student.encode, run.pixels["seen"]), run, eager
-        ),
-        _row(
-            "ONNX Runtime",
-            len(files[IMAGE_ENCODER]) / 1e6,
-            measure_speed(lambda pixels: onnx_features(session, pixels), run.pixels["seen"]),
-            run,
-            exported,
-        ),
+        _row("PyTorch eager", None, measure_speed(run.student.encode, images), run, eager),
+        _row("ONNX Runtime", len(image_model) / 1e6, speed, run, exported),
         _teacher_row(run),
     )
-    manifest = _manifest(run, groups, cleaning, rows)
-    files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
+    progress(4, STEPS)
+    manifest = _manifest(run, texts, rows)
+    files = {
+        IMAGE_ENCODER: image_model,
+        TEXT_ENCODER: texts.encoder,
+        TOKENIZER: texts.tokenizer,
+        TEXT_BANK: save({"tensor": run.bank.features.contiguous()}),
+        MODEL_CARD: model_card(manifest, run.report, rows).encode(),
+    }
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
     write_folder(out, manifest, files)
-    return Exported(out, manifest, rows, difference, text_cosine)
+    progress(STEPS, STEPS)
+    return Exported(out, manifest, rows, difference, texts.least_cosine)
+
+
+@dataclass(frozen=True)
+class _ExportedTexts:
+    """The text side of a classifier. `prompts` of each class by its key."""
+
+    encoder: bytes
+    tokenizer: bytes
+    cleaning: TextCleaning
+    prompts: Mapping[str, tuple[str, ...]]
+    least_cosine: float  # of a class feature with that of the run's bank
+
+
+def _export_texts(run: FinishedRun, cache: Path | None) -> _ExportedTexts:
+    """Export the teacher's text tower, and check it on all texts of the release."""
+    model = text_encoder(run.teacher, cache)
+    tokenizer, cleaning = tokenizer_json(run.teacher)
+    labels, strategy = {label.key: label for label in run.release.labels}, run.bank.strategy
+    prompts = {key: prompts_of(labels[key], strategy) for key in run.bank.keys}
+    prefixes = {key: prefix_of(labels[key], strategy) for key in run.bank.keys}
+    encoder = TextEncoder(
+        model, tokenizer, context_length=run.teacher.context_length, cleaning=cleaning
+    )
+    least_cosine = check_texts(encoder, prompts, prefixes, run.bank)
+    return _ExportedTexts(model, tokenizer, cleaning, prompts, least_cosine)
 
 
 def _row(
@@ -211,12 +168,7 @@ def _teacher_row(run: FinishedRun) -> FormatRow:
     return FormatRow("teacher", size_bytes / 1e6, speed, top1["seen"], top1.get("unseen"))
 
 
-def _manifest(
-    run: FinishedRun,
-    groups: Mapping[str, tuple[str, ...]],
-    cleaning: TextCleaning,
-    rows: Sequence[FormatRow],
-) -> Manifest:
+def _manifest(run: FinishedRun, texts: _ExportedTexts, rows: Sequence[FormatRow]) -> Manifest:
     report, release, bank = run.report, run.release, run.bank
     unseen = set(run.splits["unseen"].keys) if "unseen" in run.splits else set()
     return Manifest(
@@ -231,7 +183,7 @@ def _manifest(
         ),
         release=ReleaseInfo(name=release.name, label_set=release.label_set, hash=release.hash),
         preprocessing=Preprocessing(image_size=report.config.image_size),
-        text=_text_info(run, cleaning),
+        text=_text_info(run, texts.cleaning),
         calibration=report.calibration or Calibration(temperature=report.config.temperature),
         accuracies=_accuracies(report, rows),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -239,7 +191,7 @@ def _manifest(
             ClassEntry(
                 key=key,
                 name=name,
-                texts=groups[key],
+                texts=texts.prompts[key],
                 seen=key not in unseen,
                 origin=f"release {release.hash}",
             )

@@ -1,11 +1,19 @@
 """The student and the teacher's text tower as ONNX.
 
-Notable: torch.export takes a quarter of a minute for each, most of it Python, so the text tower,
-which is the same for all students of a teacher, is kept in the cache folder.
+Notable:
+- torch has two ways to ONNX. Tracing takes a second, but fixes whatever depends on the example, so
+  the traced model is tried with other numbers of inputs. torch.export, which takes a quarter of a
+  minute, is for what cannot be traced.
+- The text tower, which is the same for all students of a teacher, is kept in the cache folder.
 """
 
 import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -17,8 +25,10 @@ from torch.nn.functional import normalize
 from distill.data.atomic_file import atomic_file
 from distill.data.augment import fixed_views
 from distill.errors import DataError, ModelError
+from distill.export.verify import FEATURE_TOLERANCE
 from distill.models.student import Student
 from distill.models.teacher import Teacher
+from distill.runtime.text_encoder import open_session
 
 MOST_IMAGES: Final = 65_536  # of a batch; torch wants a bound
 PROBES: Final = ("a photo of a dog", "a bird with a red beak . it has long thin legs")
@@ -60,7 +70,8 @@ def image_encoder(student: Student, image_size: int) -> bytes:
         ModelError: torch cannot export a part of it.
     """
     student.eval()
-    pixels = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    shape, generator = (2, 3, image_size, image_size), torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     return _export(ImageEncoder(student), pixels, "pixels", "the student")
 
 
@@ -91,30 +102,85 @@ def text_encoder(teacher: Teacher, cache: Path | None = None) -> bytes:
 
 def _export(module: nn.Module, example: Tensor, input_name: str, what: str) -> bytes:
     """`module` as an ONNX model with one input [batch, ...] and the output `features`."""
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    module.eval()
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)  # onnxscript tells of every constant that it cannot fold
     try:
-        with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: batch},),
-                input_names=[input_name],
-                output_names=["features"],
-                external_data=False,
-                verbose=False,
-            )
-            if program is None:
-                raise RuntimeError("torch.onnx gave no program")
-            path = Path(folder, "model.onnx")
-            program.save(path, external_data=False)
-            return path.read_bytes()
+            try:
+                model = _trace(module, example, input_name)
+                if _gives_the_same(model, module, example, input_name):
+                    return model
+            except Exception:  # it raises dozens of kinds: the other way may succeed
+                pass
+            model = _torch_export(module, example, input_name)
+            if not _gives_the_same(model, module, example, input_name):
+                raise RuntimeError("the result depends on the number of inputs")
+            return model
     except Exception as error:  # torch.export and onnxscript raise dozens of kinds
         raise ModelError(
             f"cannot export {what} to ONNX ({' '.join(str(error).split())[:200]})"
         ) from error
     finally:
         logging.disable(level)
+
+
+def _trace(module: nn.Module, example: Tensor, input_name: str) -> bytes:
+    model = BytesIO()
+    with _silent_stdout():
+        torch.onnx.export(
+            module,
+            (example,),
+            model,
+            dynamo=False,
+            input_names=[input_name],
+            output_names=["features"],
+            dynamic_axes={input_name: {0: "batch"}, "features": {0: "batch"}},
+        )
+    return model.getvalue()
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Discard standard output, on which torch's C++ prints the graph of what it cannot trace."""
+    sys.stdout.flush()
+    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nowhere)
+
+
+def _gives_the_same(model: bytes, module: nn.Module, example: Tensor, input_name: str) -> bool:
+    """Whether `model` does for other numbers of inputs what `module` does."""
+    session = open_session(model)
+    for inputs in (example[:1], torch.cat([example, example[:1]])):
+        expected = module(inputs).cpu()
+        found = torch.from_numpy(session.run(None, {input_name: inputs.cpu().numpy()})[0])
+        if not torch.allclose(found, expected, rtol=0, atol=FEATURE_TOLERANCE):
+            return False
+    return True
+
+
+def _torch_export(module: nn.Module, example: Tensor, input_name: str) -> bytes:
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    with TemporaryDirectory() as folder:
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=[input_name],
+            output_names=["features"],
+            external_data=False,
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx gave no program")
+        path = Path(folder, "model.onnx")
+        program.save(path, external_data=False)
+        return path.read_bytes()

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from distill.embeddings.text_bank import TextBank
 from distill.errors import ModelError
+from distill.evaluation.figures import EvaluatedSplit
 from distill.runtime.text_encoder import TextEncoder
 
 FEATURE_TOLERANCE: Final = 1e-4
@@ -21,8 +22,6 @@ TEXT_TOLERANCE: Final = 1e-5  # of a cosine
 TIE: Final = 1e-5  # of two cosines, within which rounding may change the better one
 BATCH: Final = 32
 TIMED_SECONDS: Final = 0.5  # for each model and batch size
-
-EvaluatedSplit = Literal["seen", "unseen"]
 
 
 @dataclass(frozen=True)

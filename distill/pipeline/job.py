@@ -1,6 +1,6 @@
 """One training job, from configuration and release to student and report.
 
-The steps in the order in which they run: check, encode, train, evaluate, report.
+The steps in the order in which they run: check, encode, train, evaluate, report, export.
 """
 
 import time
@@ -12,17 +12,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from contract import EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
 from distill.data.pixels import Progress
 from distill.data.releases import shuffle_texts, write_release
 from distill.data.splits import NO_UNSEEN, scan_splits
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
-from distill.errors import DataError
+from distill.errors import DataError, Interrupted
 from distill.evaluation.report import CONTROL, read_report
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
+from distill.pipeline.classifier import export_classifier, remove_classifier
 from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
 from distill.pipeline.results import (
@@ -54,6 +55,8 @@ def run_job(
 ) -> Report:
     """Train a student and write report.json, report.html, the student and its text bank to `out`.
 
+    With `config.export` also the folder classifier/, where it can be exported.
+
     Where torchrun started several processes, all of them call this; only the main process sends
     events and writes files.
 
@@ -80,9 +83,40 @@ def run_job(
         resume=resume,
     )
     if is_main:
-        write_results(run, student, out, epochs)
+        _finish(run, student, out, epochs, on_event=emit, should_stop=should_stop)
     processes().wait_for_everyone()
     return read_report(out)
+
+
+def _finish(
+    run: RunInputs,
+    student: Student,
+    out: Path,
+    epochs: tuple[Epoch, ...],
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Evaluate the trained student, write the report and export the classifier."""
+    remove_classifier(out)  # that of an earlier student
+    report = write_results(run, student, out, epochs)
+    if not run.config.export:
+        return
+    show = _progress_events(on_event)("Exporting the classifier")
+
+    def progress(done: int, total: int) -> None:
+        if should_stop():
+            raise Interrupted
+        show(done, total)
+
+    export_classifier(
+        run,
+        student,
+        report,
+        out,
+        log=lambda message: on_event(EventKind.LOG, {"message": message}),
+        progress=progress,
+    )
 
 
 def _ignore_event(_kind: EventKind, _data: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ class RunInputs:
         return self.banks[self.config.text_strategy]
 
 
-def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epoch, ...]) -> None:
+def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epoch, ...]) -> Report:
     """Save the trained student to `out`, evaluate it and write the report.
 
     Raises:
@@ -102,6 +102,7 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
     report = report.model_copy(update={**pictures, "finished_at": datetime.now(UTC)})
     names = run.bank.names
     write_report(report, out, similarity=_similarity(run.banks["name"], run.bank), names=names)
+    return report
 
 
 def _build_report(

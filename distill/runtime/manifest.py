@@ -20,10 +20,10 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract import Calibration, TestViews, TextStrategy, first_error_line
+from distill.data.classifier_zip import MANIFEST
 from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1
-MANIFEST: Final = "classifier.json"
 IMAGE_ENCODER: Final = "image_encoder.onnx"
 TEXT_ENCODER: Final = "text_encoder.onnx"
 TOKENIZER: Final = "tokenizer.json"

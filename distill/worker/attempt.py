@@ -13,8 +13,9 @@ from typing import IO, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
-from contract import Job, Lease
+from contract import CLASSIFIER_ARTIFACT, Job, Lease
 from distill.data.atomic_file import write_atomically
+from distill.data.classifier_zip import FOLDER, MANIFEST, zip_folder
 from distill.data.releases import write_release
 from distill.errors import DataError, LeaseLost, RequestRefused, ServiceError, ServiceUnavailable
 from distill.training.outcome import INTERRUPTED, OUT_OF_MEMORY
@@ -124,9 +125,12 @@ class Attempt:
             self._finish("failed", reason, status in (OUT_OF_MEMORY, -signal.SIGKILL))
 
     def _upload_results(self) -> None:
-        pictures = {name: kind for name, kind in PICTURES.items() if (self.folder / name).exists()}
+        files = {name: kind for name, kind in PICTURES.items() if (self.folder / name).exists()}
+        if (self.folder / FOLDER / MANIFEST).is_file():
+            zip_folder(self.folder / FOLDER, self.folder / CLASSIFIER_ARTIFACT)
+            files[CLASSIFIER_ARTIFACT] = "application/zip"
         try:
-            for name, media_type in (pictures | ARTIFACTS).items():
+            for name, media_type in (files | ARTIFACTS).items():
                 path = f"{self.path}/artifacts/{name}?fence={self.lease.fence}"
                 upload(self.service, path, self.folder / name, media_type)
         except RequestRefused as error:  # the same request would be refused again

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from contract import Report
+from contract import CLASSIFIER_ARTIFACT, Report
 from demo.world import write_world
 from enrich_service.local_model.server import MODEL
 from tests.service.local_model.test_local_model import SMALL
@@ -194,7 +194,9 @@ def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, cli
     assert report.release_hash == release["hash"]
     assert [epoch.epoch for epoch in report.epochs] == list(range(1, EPOCHS + 1))
     assert "the student recognises" in client.get(f"{job}/report.html").text
-    for artifact in client.get(f"{job}/artifacts").json():
+    artifacts = client.get(f"{job}/artifacts").json()
+    assert CLASSIFIER_ARTIFACT in [artifact["name"] for artifact in artifacts]
+    for artifact in artifacts:
         content = client.get(f"{job}/artifacts/{artifact['name']}").content
         assert hashlib.sha256(content).hexdigest() == artifact["sha256"]
 
@@ -276,7 +278,7 @@ def test_the_profile_ray_trains_a_job_on_two_nodes(tmp_path):
         assert client.post("/v1/label-sets", json=body).status_code == 201
         body = {"name": "names", "label_set": "charms", "allow_missing": True}
         release = client.post("/v1/releases", json=body).json()["id"]
-        config = CONFIG | {"epochs": 2}
+        config = CONFIG | {"epochs": 2, "export": False}
         body = {"release_id": release, "config": config}
         job = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['id']}"
         stack.wait(lambda: client.get(job).json()["state"] in ("succeeded", "failed"), 600)

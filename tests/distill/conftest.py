@@ -21,7 +21,8 @@ from contract import Release, ReleaseLabel, TrainConfig, release_hash
 from demo.world import charms, write_world
 
 if TYPE_CHECKING:
-    from distill.export.classifier_folder import Exported, FinishedRun
+    from distill.export.classifier_folder import Exported
+    from distill.export.finished_run import FinishedRun
 
 TINY = {
     "model_cfg": {
@@ -242,6 +243,7 @@ def charm_run(charm_world: Path, charm_release: Release) -> Path:
         image_size=32,
         epochs=1,
         batch_size=36,
+        export=False,  # exported_charms does it where it is needed
     )
     out = charm_world / "run"
     run_job(
@@ -258,7 +260,7 @@ def charm_run(charm_world: Path, charm_release: Release) -> Path:
 @pytest.fixture(scope="session")
 def finished_charm_run(charm_run: Path, charm_world: Path) -> "FinishedRun":
     """That run, loaded to be exported."""
-    from distill.export.classifier_folder import load_run
+    from distill.export.finished_run import load_run
 
     return load_run(charm_run, cache=charm_world / "cache", bar=lambda _: lambda *_: None)
 
@@ -268,7 +270,8 @@ def exported_charms(finished_charm_run, charm_world: Path) -> "Exported":
     """The classifier folder of that run."""
     from distill.export.classifier_folder import export_run
 
-    return export_run(finished_charm_run, charm_world / "classifier", cache=charm_world / "cache")
+    out, cache = charm_world / "classifier", charm_world / "cache"
+    return export_run(finished_charm_run, out, cache=cache, progress=lambda *_: None)
 
 
 @pytest.fixture

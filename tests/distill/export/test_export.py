@@ -12,7 +12,8 @@ from distill.data.splits import scan_split
 from distill.embeddings.prompts import prompts_of
 from distill.errors import ClassifierError, ModelError
 from distill.evaluation.accuracy import predict
-from distill.export.classifier_folder import export_run, load_run
+from distill.export.classifier_folder import export_run
+from distill.export.finished_run import load_run
 from distill.export.onnx import image_encoder, text_encoder
 from distill.export.tokenizer import tokenizer_json
 from distill.export.verify import check_features, onnx_features
@@ -116,6 +117,32 @@ def test_a_vit_with_ten_crops_gives_what_pytorch_gives():
     )
 
 
+class Scaled(torch.nn.Module):
+    """A backbone that treats a single image otherwise: nothing that a graph can say."""
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)) * (len(images) > 1)
+
+
+def test_a_student_that_cannot_be_traced_is_exported_another_way():
+    student = build_student("test_resnet", 8, image_size=32)
+    norm = torch.nn.RMSNorm(student.projection.in_features)  # unknown to torch's tracer
+    student.backbone.global_pool = torch.nn.Sequential(student.backbone.global_pool, norm)
+    pixels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
+    found = onnx_features(open_session(image_encoder(student, 32)), pixels)
+    torch.testing.assert_close(
+        found, torch.nn.functional.normalize(student.encode(pixels), dim=1), atol=1e-5, rtol=0
+    )
+
+
+def test_a_student_that_depends_on_the_number_of_images_is_refused(capfd):
+    student = build_student("test_resnet", 8, image_size=32)
+    student.backbone, student.projection = Scaled(), torch.nn.Linear(3, 8)
+    with pytest.raises(ModelError, match=r"^cannot export the student to ONNX \("):
+        image_encoder(student, 32)
+    assert capfd.readouterr().out == ""
+
+
 def test_a_model_that_gives_something_else_is_refused():
     unit = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.manual_seed(0)), dim=1)
     assert check_features(3 * unit, unit, unit, "seen") < 1e-6
@@ -130,7 +157,7 @@ def test_a_model_that_gives_something_else_is_refused():
 def test_an_export_replaces_a_classifier_and_nothing_else(finished_charm_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not lose me")
     with pytest.raises(ClassifierError, match="not empty and no classifier: choose another folder"):
-        export_run(finished_charm_run, tmp_path)
+        export_run(finished_charm_run, tmp_path, progress=lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

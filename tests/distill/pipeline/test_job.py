@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from distill.evaluation.seeds_report import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
 from distill.pipeline.preflight import is_above_chance
+from distill.runtime import Classifier
 from tests.distill.conftest import SPLITS
 
 
@@ -41,6 +43,7 @@ def job(colour_images, colour_teacher, colours, cache, tmp_path) -> Callable[...
             "image_size": 32,
             "batch_size": 16,
             "epochs": 1,
+            "export": False,
         }
 
         def on_event(kind: EventKind, data: dict) -> None:
@@ -250,6 +253,7 @@ def test_several_seeds_make_a_report_each_and_one_of_all(
         "image_size": 32,
         "batch_size": 16,
         "epochs": 6,
+        "export": False,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "release.json").write_text(colours.model_dump_json())
@@ -320,3 +324,33 @@ def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images,
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 1
         assert "are for a student: give --student FOLDER" in result.stderr
+
+
+def test_a_job_ends_with_a_classifier_which_a_new_student_replaces(job, tmp_path, colour_images):
+    job(text_strategy="name", export=True)
+    assert job.log[-1].startswith("classifier: ") and "% of unseen images right" in job.log[-1]
+    folder = tmp_path / "out" / "classifier"
+    classifier = Classifier.load(folder)
+    photo = colour_images / "train" / "red" / "0.png"
+    assert len(classifier.classify([photo])[0].candidates) == 5
+    job(text_strategy="name", seed=1, resume=False)
+    assert not folder.exists()
+
+
+def test_a_job_succeeds_where_nothing_can_be_exported(job, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    job(text_strategy="name", export=True)
+    assert job.log[-1] == (
+        "no classifier was exported, onnxscript is not installed here: install "
+        f"enrich-distill[worker] and run `distill export {out} --out FOLDER`"
+    )
+    monkeypatch.undo()
+    (out / "classifier").mkdir()
+    (out / "classifier" / "thesis.txt").write_text("do not lose me")
+    assert job(text_strategy="name", export=True, resume=True).accuracies
+    assert job.log[-1] == (
+        f"no classifier was exported: {out}/classifier is not empty and no classifier: choose "
+        f"another folder; once that is solved, run `distill export {out} --out FOLDER`"
+    )
+    assert (out / "classifier" / "thesis.txt").read_text() == "do not lose me"

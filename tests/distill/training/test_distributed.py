@@ -30,6 +30,7 @@ def start(colour_images, colour_teacher, colours, tmp_path):
             "optimiser": "sgd",  # Adam would make whole steps of a gradient that is 0 but for noise
             "learning_rate": 0.02,
             "epochs": 3,
+            "export": False,
             **changes,
         }
         path = tmp_path / f"{out}.json"

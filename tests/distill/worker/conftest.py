@@ -68,6 +68,7 @@ def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
             "batch_size": 16,
             "text_strategy": "name",
             "epochs": epochs,
+            "export": False,
         } | config
         answer = client.post("/v1/jobs", json={"release_id": 1, "config": config} | (job or {}))
         assert answer.status_code == 201, answer.text

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import zipfile
 
 import httpx
 import pytest
@@ -9,7 +10,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
-from contract import Report
+from contract import CLASSIFIER_ARTIFACT, Report
+from distill.runtime import Classifier
 from distill.worker.attempt import ARTIFACTS, PICTURES
 from distill.worker.main import work
 from tests.distill.worker.conftest import (
@@ -22,8 +24,10 @@ from tests.distill.worker.conftest import (
 )
 
 
-def test_a_job_ends_with_report_and_student_at_the_service(service, address, work_dir, queue_job):
-    job = queue_job(service, 3)
+def test_a_job_ends_with_report_student_and_classifier_at_the_service(
+    service, address, work_dir, queue_job, colour_images, tmp_path
+):
+    job = queue_job(service, 3, export=True)
     with running_worker(address, work_dir, "--once") as process:
         _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
@@ -39,11 +43,17 @@ def test_a_job_ends_with_report_and_student_at_the_service(service, address, wor
     assert "the student recognises" in page.text
     listed = {each["name"]: each for each in service.get(f"/v1/jobs/{job}/artifacts").json()}
     drawn = {"similarity-before.png", "thumbnails.jpg"}  # of bare names, there is no after
-    assert set(listed) == {*ARTIFACTS, *drawn} and drawn < set(PICTURES)
+    assert set(listed) == {*ARTIFACTS, *drawn, CLASSIFIER_ARTIFACT} and drawn < set(PICTURES)
     for name, artifact in listed.items():
         mine = (work_dir / f"job-{job}" / name).read_bytes()
         assert artifact["sha256"] == hashlib.sha256(mine).hexdigest()
         assert service.get(f"/v1/jobs/{job}/artifacts/{name}").content == mine
+    phases = {data["phase"]: data for data in events(service, job, "progress")}
+    assert phases["Exporting the classifier"]["step"] == phases["Exporting the classifier"]["steps"]
+    with zipfile.ZipFile(work_dir / f"job-{job}" / CLASSIFIER_ARTIFACT) as archive:
+        archive.extractall(tmp_path / "classifier")
+    photo = colour_images / "val" / "white" / "0.png"
+    assert len(Classifier.load(tmp_path / "classifier").classify([photo])[0].candidates) == 5
     openmp = (work_dir / f"job-{job}" / "stderr.log").read_text()
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in openmp  # as OpenMP read it when it was loaded
     written = (path for path in work_dir.rglob("*") if path.is_file())

@@ -1,0 +1,74 @@
+"""A finished training run, as an export needs it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from contract import Release, Report
+from distill.data.pixels import Progress, load_pixels
+from distill.data.releases import read_release
+from distill.data.splits import Split, scan_splits
+from distill.embeddings.text_bank import TextBank
+from distill.errors import DataError, ModelError
+from distill.evaluation.figures import EvaluatedSplit
+from distill.evaluation.report import read_report
+from distill.models.student import FILE as STUDENT_FILE
+from distill.models.student import Student, load_student
+from distill.models.teacher import Teacher, load_teacher
+
+BANK_FILE: Final = "text_bank.safetensors"
+RELEASE_FILE: Final = "release.json"
+EVALUATED: Final[tuple[EvaluatedSplit, ...]] = ("seen", "unseen")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind, and the validation images that it is judged on."""
+
+    report: Report
+    release: Release
+    bank: TextBank
+    student: Student
+    teacher: Teacher
+    splits: Mapping[EvaluatedSplit, Split]
+    pixels: Mapping[EvaluatedSplit, Tensor]  # uint8 [images, 3, size, size]
+
+
+def load_run(
+    folder: Path,
+    *,
+    data: Path | None = None,
+    teacher: str | None = None,
+    cache: Path,
+    bar: Callable[[str], Progress],
+) -> FinishedRun:
+    """What is needed of the finished run in `folder`.
+
+    `data` and `teacher` say where the images and the teacher lie now, if elsewhere.
+
+    Raises:
+        UserError: there is no finished run, its images cannot be read, or its teacher is another.
+    """
+    report = read_report(folder)
+    if report.calibration is None:
+        raise DataError(f"the run {folder} has no calibration in its report: train it again")
+    bank = TextBank.load(folder / BANK_FILE)
+    student, size = load_student(folder / STUDENT_FILE)
+    release = read_release(folder / RELEASE_FILE)
+    loaded = load_teacher(teacher or report.config.teacher)
+    if loaded.fingerprint != report.teacher_fingerprint:
+        raise ModelError(
+            f"the teacher {loaded.name} has other weights than the one of the run {folder}: give "
+            "the right one with --teacher"
+        )
+    found = scan_splits(data or report.config.data, bank.keys, EVALUATED, cache=cache)
+    splits = {name: found[name] for name in EVALUATED if name in found}
+    pixels = {
+        name: torch.from_numpy(load_pixels(split, size, cache, bar(f"Pixels, {name}")))
+        for name, split in splits.items()
+    }
+    return FinishedRun(report, release, bank, student, loaded, splits, pixels)

@@ -1,0 +1,87 @@
+"""The last step of a job: its student as a classifier folder.
+
+Notable: a training may have taken days. Whatever keeps its student from being exported is logged
+in one line, and the job succeeds without a classifier.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from contract import Report
+from distill.data.classifier_zip import FOLDER, MANIFEST
+from distill.data.pixels import Progress
+from distill.errors import Interrupted
+from distill.models.student import Student
+from distill.pipeline.results import EVALUATED, RunInputs
+
+if TYPE_CHECKING:
+    from distill.export.classifier_folder import Exported
+
+NEEDED: Final = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "ftfy")
+
+
+def export_classifier(
+    run: RunInputs,
+    student: Student,
+    report: Report,
+    out: Path,
+    *,
+    log: Callable[[str], None],
+    progress: Progress,
+) -> None:
+    """Write the classifier folder of a trained student below `out`, or log why there is none.
+
+    Raises:
+        Interrupted: by `progress`.
+    """
+    folder = out / FOLDER
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        log(
+            f"no classifier was exported, {' and '.join(missing)} is not installed here: install "
+            f"enrich-distill[worker] and run `distill export {out} --out FOLDER`"
+        )
+        return
+    try:
+        exported = _export(run, student, report, folder, progress)
+    except Interrupted:
+        raise
+    except Exception as error:
+        log(
+            f"no classifier was exported: {' '.join(str(error).split()) or type(error).__name__}; "
+            f"once that is solved, run `distill export {out} --out FOLDER`"
+        )
+        return
+    eager, onnx, *_ = exported.rows
+    unseen = "" if onnx.unseen is None else f" and {onnx.unseen:.1f} % of unseen"
+    log(
+        f"classifier: {onnx.seen:.1f} % of seen{unseen} images right, as PyTorch; "
+        f"{onnx.speed.ms:.1f} ms an image, PyTorch {eager.speed.ms:.1f}"
+    )
+
+
+def remove_classifier(out: Path) -> None:
+    """Delete the classifier that an earlier training left in the folder of a run."""
+    if (out / FOLDER / MANIFEST).is_file():
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
+def _export(
+    run: RunInputs, student: Student, report: Report, folder: Path, progress: Progress
+) -> "Exported":
+    from distill.export.classifier_folder import export_run  # of the extra `export`
+    from distill.export.finished_run import FinishedRun
+
+    evaluated = [split for split in EVALUATED if split in run.inputs.splits]
+    finished = FinishedRun(
+        report=report,
+        release=run.release,
+        bank=run.bank,
+        student=student.cpu(),
+        teacher=run.inputs.teacher,
+        splits={split: run.inputs.splits[split] for split in evaluated},
+        pixels={split: run.pixels[split] for split in evaluated},
+    )
+    return export_run(finished, folder, cache=run.inputs.cache, progress=progress)
