@@ -2,8 +2,9 @@
 
 Renders images, starts the service (recorded replies stand in for the language model) and workers,
 and goes through label set, enrichment runs, release, two training jobs that differ only in the text
-strategy, and reports. Needs no network, no key and no GPU. All output is written to demo-out/, and
-all processes are stopped at the end, whatever happens.
+strategy, and reports. In the end the classifier is given a new class by a description. Needs no
+network, no key and no GPU. All output is written to demo-out/, and all processes are stopped at the
+end, whatever happens.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from contract import Accuracy, Report, TextStrategy, TrainConfig
+from demo.new_class import add_new_class, fetch_classifier
 from demo.stack import BIN, DemoError, Service, started, stop_tidily, wait_for_address
 from demo.waiting import FollowedJob, finish_images, finish_run, follow, progress_display
-from demo.world import CONTEXT, charms, image_count
+from demo.world import CONTEXT, NEWCOMER, charms, image_count
 from distill.cli.console import ProgressDisplay
 
 HERE = Path(__file__).resolve().parent
@@ -91,6 +93,7 @@ def train_students(
             data=str(work / "world"),
             teacher=f"local-dir:{HERE / 'teacher'}",
             text_strategy=strategy,
+            export=strategy == STRATEGIES[-1],
             **STUDENT,
         )
         body = {"release_id": release["id"], "config": config.model_dump(mode="json")}
@@ -175,6 +178,8 @@ def drive(out: Path, console: Console) -> None:
         finish_images(renderer, display, work / "world", image_count())
         jobs = train_students(service, display, release, work)
         reports = save_reports(service, jobs, out)
+        shutil.rmtree(out / "classifier", ignore_errors=True)
+        fetch_classifier(service, jobs[STRATEGIES[-1]], out / "classifier")
         service.close()
     rows = gather(reports)
     document = {
@@ -187,6 +192,7 @@ def drive(out: Path, console: Console) -> None:
     show(console, rows)
     console.print(f"{document['seconds']:.0f} s. Open {out / 'report.html'}", soft_wrap=True)
     console.print(f"All numbers: {out / 'report.json'}", soft_wrap=True)
+    add_new_class(out / "classifier", work / NEWCOMER.key, console)
 
 
 def main() -> None:

@@ -27,23 +27,27 @@ class DemoError(Exception):
         self.log = log
 
 
+def child_environment() -> dict[str, str]:
+    """The environment without what the user has set for other services, least of all a key."""
+    inherited = {
+        variable: value
+        for variable, value in os.environ.items()
+        if not variable.startswith(("ENRICH_", "OPENAI_")) and variable != "DATABASE_URL"
+    }
+    return inherited | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+
+
 class Process:
     """A child in a session of its own, so that it is stopped with all that it started."""
 
     def __init__(self, name: str, command: list[str], folder: Path, **settings: str) -> None:
         """Start it in `folder`; its output goes to `folder`/NAME.log."""
         self.name, self.log = name, folder / f"{name}.log"
-        # What the user has set for other services must not reach this one, least of all a key.
-        inherited = {
-            variable: value
-            for variable, value in os.environ.items()
-            if not variable.startswith(("ENRICH_", "OPENAI_")) and variable != "DATABASE_URL"
-        }
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=inherited | settings | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"},
+                env=child_environment() | settings,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -137,6 +137,12 @@ def charms() -> tuple[Charm, ...]:
     )
 
 
+# No part of `charms`: a class that comes up after students and texts are made.
+NEWCOMER = Charm(
+    "charm52", "talun fimmet", Look("heart", "blue", "dotted", "yellow", "horns"), seen=False
+)
+
+
 def render(look: Look, rng: np.random.Generator) -> np.ndarray:
     """One image of a charm in some place, uint8 [64, 64, 3]."""
     canvas = _scene(rng)

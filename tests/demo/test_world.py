@@ -8,6 +8,7 @@ from PIL import Image
 from demo.world import (
     COLOURS,
     GENERA,
+    NEWCOMER,
     SIZE,
     Look,
     charms,
@@ -67,6 +68,12 @@ def test_no_two_classes_share_a_name_or_shape_colour_and_pattern() -> None:
     everyone = charms()
     assert len({charm.name for charm in everyone}) == len(everyone)
     assert len({charm.look.core for charm in everyone}) == len(everyone)
+
+
+def test_the_new_class_is_no_part_of_the_world() -> None:
+    assert NEWCOMER.look.core not in {charm.look.core for charm in charms()}
+    assert NEWCOMER.key not in {charm.key for charm in charms()}
+    assert NEWCOMER.name.split()[0] not in {charm.name.split()[0] for charm in charms()}
 
 
 @pytest.mark.parametrize("attribute", ["shape", "colour", "pattern", "part"])
