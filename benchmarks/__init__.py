@@ -18,6 +18,7 @@ Quality:
 
 - quality.ablation: what each loss and the descriptions add, on real photos
 - quality.clutter: several charms on one image, from one camera and from two
+- quality.parity: an exported classifier beside PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions
 
 Faults:
