@@ -20,16 +20,33 @@ def export(
     teacher: Annotated[
         str | None, typer.Option(help="Where the run's teacher lies now, if elsewhere.")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also in 8-bit integers; used where that is quicker.")
+    ] = False,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Points of top-1 that --int8 may lose.")
+    ] = 1.0,
+    bake: Annotated[
+        bool,
+        typer.Option("--bake", help="Also classifier.onnx: image to probabilities, fixed classes."),
+    ] = False,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="open_clip model to compare with: NAME@TAG, hf-hub:…, local-dir:…"),
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
     """Write a classifier that runs without torch, checked against PyTorch image by image."""
-    from distill.export.classifier_folder import export_run
+    from distill.export.classifier_folder import ExportOptions, export_run
     from distill.export.finished_run import load_run
 
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
-        exported = export_run(finished, out, cache=cache, progress=bar("Exporting"))
+        options = ExportOptions(int8=int8, max_drop=max_drop, bake=bake, rivals=tuple(rival or ()))
+        exported = export_run(
+            finished, out, options=options, cache=cache, progress=bar("Exporting")
+        )
     if as_json:
         print(exported.manifest.model_dump_json())  # noqa: T201
         return
@@ -51,4 +68,6 @@ def export(
         f"images; features within {exported.feature_difference:.0e}, texts within "
         f"{1 - exported.text_cosine:.0e} in cosine"
     )
+    if exported.recommendation:
+        notes.print(exported.recommendation)
     notes.print(f"classifier: {out}", markup=False)

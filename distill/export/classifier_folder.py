@@ -2,38 +2,34 @@
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract import Calibration, Report
 from distill.data.pixels import Progress
 from distill.embeddings.prompts import prefix_of, prompts_of
-from distill.evaluation.accuracy import predict, score
 from distill.evaluation.figures import EvaluatedSplit
 from distill.export.finished_run import FinishedRun
 from distill.export.model_card import model_card
-from distill.export.onnx import image_encoder, text_encoder
+from distill.export.onnx import baked_classifier, image_encoder, text_encoder
+from distill.export.quantise import check_drop, quantise, recommend
+from distill.export.table import encoder_row, load_rival, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
-from distill.export.verify import (
-    BATCH,
-    FormatRow,
-    Speed,
-    check_features,
-    check_texts,
-    measure_speed,
-    onnx_features,
-)
+from distill.export.verify import FormatRow, check_features, check_texts, onnx_features
 from distill.runtime.classifier import check_target, write_folder
 from distill.runtime.manifest import (
+    BAKED,
     IMAGE_ENCODER,
+    INT8_ENCODER,
     MODEL_CARD,
     TEXT_BANK,
     TEXT_ENCODER,
@@ -55,6 +51,16 @@ PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx",
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """What an export makes besides image and text encoder."""
+
+    int8: bool = False
+    max_drop: float = 1.0  # points of top-1 that int8 may lose, on seen and on unseen images
+    bake: bool = False  # image → probabilities of the present classes
+    rivals: tuple[str, ...] = ()  # open_clip models to compare with
+
+
+@dataclass(frozen=True)
 class Exported:
     """A written classifier folder. `feature_difference`, `text_cosine`: the worst ones measured."""
 
@@ -63,10 +69,16 @@ class Exported:
     rows: tuple[FormatRow, ...]
     feature_difference: float
     text_cosine: float
+    recommendation: str | None  # which image encoder is used and why, if there are two
 
 
 def export_run(
-    run: FinishedRun, out: Path, *, cache: Path | None = None, progress: Progress
+    run: FinishedRun,
+    out: Path,
+    *,
+    options: ExportOptions | None = None,
+    cache: Path | None = None,
+    progress: Progress,
 ) -> Exported:
     """Write the classifier folder `out`, after every part was checked against PyTorch.
 
@@ -74,44 +86,66 @@ def export_run(
     `progress` is called as (steps done, STEPS).
 
     Raises:
-        ModelError: a model cannot be exported, or gives something else than PyTorch.
+        ModelError: a model cannot be exported, gives something else than PyTorch, or loses too much
+            by quantisation; a rival cannot be loaded.
         ClassifierError: the folder cannot be written, or holds something else.
     """
+    options = options or ExportOptions()
     check_target(out)  # before minutes are spent
+    rivals = [load_rival(name) for name in options.rivals]
     progress(0, STEPS)
-    image_model = image_encoder(run.student, run.pixels["seen"].shape[-1])
+    size = run.pixels["seen"].shape[-1]
+    files = {IMAGE_ENCODER: image_encoder(run.student, size)}
     progress(1, STEPS)
     texts = _export_texts(run, cache)
+    files |= {TEXT_ENCODER: texts.encoder, TOKENIZER: texts.tokenizer}
     progress(2, STEPS)
-    session = open_session(image_model)
     eager = {name: run.student.encode(pixels) for name, pixels in run.pixels.items()}
-    exported = {name: onnx_features(session, pixels) for name, pixels in run.pixels.items()}
+    exported = _features(files[IMAGE_ENCODER], run)
     difference = max(
         check_features(eager[name], exported[name], run.bank.select(split.keys).features, name)
         for name, split in run.splits.items()
     )
     progress(3, STEPS)
-    images = run.pixels["seen"]
-    speed = measure_speed(lambda pixels: onnx_features(session, pixels), images)
-    rows = (
-        _row("PyTorch eager", None, measure_speed(run.student.encode, images), run, eager),
-        _row("ONNX Runtime", len(image_model) / 1e6, speed, run, exported),
-        _teacher_row(run),
-    )
+    rows = [
+        encoder_row("PyTorch eager", None, run.student.encode, eager, run),
+        _onnx_row("ONNX Runtime", files[IMAGE_ENCODER], exported, run),
+    ]
+    used, recommendation = IMAGE_ENCODER, None
+    if options.int8:
+        files[INT8_ENCODER] = quantise(files[IMAGE_ENCODER], run.train, size)
+        features = _features(files[INT8_ENCODER], run)
+        rows.append(_onnx_row("ONNX Runtime, int8", files[INT8_ENCODER], features, run))
+        check_drop(rows[1], rows[2], options.max_drop)
+        quicker, recommendation = recommend(rows[1], rows[2])
+        used = INT8_ENCODER if quicker else IMAGE_ENCODER
+    measured = rows[2] if used == INT8_ENCODER else rows[1]
+    rows += [teacher_row(run), *(rival_row(rival, run, cache) for rival in rivals)]
     progress(4, STEPS)
-    manifest = _manifest(run, texts, rows)
-    files = {
-        IMAGE_ENCODER: image_model,
-        TEXT_ENCODER: texts.encoder,
-        TOKENIZER: texts.tokenizer,
-        TEXT_BANK: save({"tensor": run.bank.features.contiguous()}),
-        MODEL_CARD: model_card(manifest, run.report, rows).encode(),
-    }
+    manifest = _manifest(run, texts, measured).model_copy(update={"image_encoder": used})
+    if options.bake:
+        files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
+    files[TEXT_BANK] = save({"tensor": run.bank.features.contiguous()})
+    files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
     write_folder(out, manifest, files)
     progress(STEPS, STEPS)
-    return Exported(out, manifest, rows, difference, texts.least_cosine)
+    return Exported(out, manifest, tuple(rows), difference, texts.least_cosine, recommendation)
+
+
+def _features(model: bytes, run: FinishedRun) -> dict[EvaluatedSplit, Tensor]:
+    """Unit features of all validation images by an ONNX image encoder."""
+    session = open_session(model)
+    return {name: onnx_features(session, pixels) for name, pixels in run.pixels.items()}
+
+
+def _onnx_row(
+    name: str, model: bytes, features: Mapping[EvaluatedSplit, Tensor], run: FinishedRun
+) -> FormatRow:
+    session = open_session(model)
+    encode = partial(onnx_features, session)
+    return encoder_row(name, len(model), encode, features, run)
 
 
 @dataclass(frozen=True)
@@ -139,36 +173,7 @@ def _export_texts(run: FinishedRun, cache: Path | None) -> _ExportedTexts:
     return _ExportedTexts(model, tokenizer, cleaning, prompts, least_cosine)
 
 
-def _row(
-    name: str,
-    megabytes: float | None,
-    speed: Speed,
-    run: FinishedRun,
-    features: Mapping[EvaluatedSplit, Tensor],
-) -> FormatRow:
-    top1 = {}
-    for split_name, split in run.splits.items():
-        found = predict(features[split_name], run.bank.select(split.keys).features)
-        top1[split_name], _ = score(found, split.targets, len(split.keys))
-    return FormatRow(name, megabytes, speed, top1["seen"], top1.get("unseen"))
-
-
-def _teacher_row(run: FinishedRun) -> FormatRow:
-    """The teacher at its own image size, with the accuracies of the run's report."""
-    size = run.teacher.image_size
-    images = torch.rand(BATCH, 3, size, size)
-    visual = cast(nn.Module, run.teacher.model.visual)
-    size_bytes = sum(each.numel() * each.element_size() for each in visual.parameters())
-    top1 = {
-        row.split: row.top1
-        for row in run.report.accuracies
-        if row.model == "teacher" and row.text == run.bank.strategy
-    }
-    speed = measure_speed(run.teacher.encode_image, images)
-    return FormatRow("teacher", size_bytes / 1e6, speed, top1["seen"], top1.get("unseen"))
-
-
-def _manifest(run: FinishedRun, texts: _ExportedTexts, rows: Sequence[FormatRow]) -> Manifest:
+def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> Manifest:
     report, release, bank = run.report, run.release, run.bank
     unseen = set(run.splits["unseen"].keys) if "unseen" in run.splits else set()
     return Manifest(
@@ -185,7 +190,7 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, rows: Sequence[FormatRow]
         preprocessing=Preprocessing(image_size=report.config.image_size),
         text=_text_info(run, texts.cleaning),
         calibration=report.calibration or Calibration(temperature=report.config.temperature),
-        accuracies=_accuracies(report, rows),
+        accuracies=_accuracies(report, measured),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         classes=tuple(
             ClassEntry(
@@ -201,20 +206,26 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, rows: Sequence[FormatRow]
     )
 
 
-def _accuracies(report: Report, rows: Sequence[FormatRow]) -> dict[str, float]:
+def _accuracies(report: Report, measured: FormatRow) -> dict[str, float]:
     """Top-1 in percent: of the exported encoder alone, and of the run where all classes compete."""
-    exported = next(row for row in rows if row.megabytes is not None)
-    if exported.unseen is None:
-        return {"seen": exported.seen}
+    if measured.unseen is None:
+        return {"seen": measured.seen}
     joint = next(row for row in reversed(report.joint) if row.model == "student")
     return {
-        "seen": exported.seen,
-        "unseen": exported.unseen,
+        "seen": measured.seen,
+        "unseen": measured.unseen,
         "joint_seen": joint.seen,
         "joint_unseen": joint.unseen,
         "joint_harmonic_mean": joint.harmonic_mean,
         "joint_ausuc": 100 * joint.ausuc,
     }
+
+
+def _biases(manifest: Manifest) -> tuple[Tensor, float]:
+    """What is taken from the cosine of each class [classes], and the temperature."""
+    calibration = manifest.calibration
+    seen = torch.tensor([float(entry.seen) for entry in manifest.classes])
+    return calibration.seen_bias * seen, calibration.temperature
 
 
 def nearest_limit(bank: Tensor) -> float:

@@ -34,6 +34,7 @@ class FinishedRun:
     bank: TextBank
     student: Student
     teacher: Teacher
+    train: Split
     splits: Mapping[EvaluatedSplit, Split]
     pixels: Mapping[EvaluatedSplit, Tensor]  # uint8 [images, 3, size, size]
 
@@ -65,10 +66,10 @@ def load_run(
             f"the teacher {loaded.name} has other weights than the one of the run {folder}: give "
             "the right one with --teacher"
         )
-    found = scan_splits(data or report.config.data, bank.keys, EVALUATED, cache=cache)
+    found = scan_splits(data or report.config.data, bank.keys, cache=cache)
     splits = {name: found[name] for name in EVALUATED if name in found}
     pixels = {
         name: torch.from_numpy(load_pixels(split, size, cache, bar(f"Pixels, {name}")))
         for name, split in splits.items()
     }
-    return FinishedRun(report, release, bank, student, loaded, splits, pixels)
+    return FinishedRun(report, release, bank, student, loaded, found["train"], splits, pixels)

@@ -51,6 +51,25 @@ class ImageEncoder(nn.Module):
         return normalize(features.view(len(views), -1, features.shape[1]).mean(dim=0), dim=1)
 
 
+class BakedClassifier(nn.Module):
+    """uint8 pixels [batch, 3, size, size] → probabilities [batch, classes] of fixed classes."""
+
+    text: Tensor
+    biases: Tensor
+
+    def __init__(self, student: Student, text: Tensor, biases: Tensor, temperature: float) -> None:
+        """`text` [classes, dim]; `biases` [classes] are taken from the cosines."""
+        super().__init__()
+        self.encoder, self.temperature = ImageEncoder(student), temperature
+        self.register_buffer("text", text)
+        self.register_buffer("biases", biases)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """softmax((cosine − bias) / temperature) of `pixels`."""
+        cosines = self.encoder(pixels) @ self.text.T
+        return torch.softmax((cosines - self.biases) / self.temperature, dim=1)
+
+
 class TextTower(nn.Module):
     """Token ids [batch, context] → unit features [batch, dim]."""
 
@@ -69,10 +88,26 @@ def image_encoder(student: Student, image_size: int) -> bytes:
     Raises:
         ModelError: torch cannot export a part of it.
     """
-    student.eval()
+    return _export(ImageEncoder(student), _example(image_size), "pixels", "the student")
+
+
+def baked_classifier(
+    student: Student, image_size: int, text: Tensor, biases: Tensor, temperature: float
+) -> bytes:
+    """The ONNX model of a `BakedClassifier`, with the output `probabilities`.
+
+    Raises:
+        ModelError: torch cannot export a part of it.
+    """
+    module = BakedClassifier(student, text, biases, temperature)
+    return _export(
+        module, _example(image_size), "pixels", "the classifier", output_name="probabilities"
+    )
+
+
+def _example(image_size: int) -> Tensor:
     shape, generator = (2, 3, image_size, image_size), torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    return _export(ImageEncoder(student), pixels, "pixels", "the student")
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def text_encoder(teacher: Teacher, cache: Path | None = None) -> bytes:
@@ -100,8 +135,16 @@ def text_encoder(teacher: Teacher, cache: Path | None = None) -> bytes:
     return model
 
 
-def _export(module: nn.Module, example: Tensor, input_name: str, what: str) -> bytes:
-    """`module` as an ONNX model with one input [batch, ...] and the output `features`."""
+def _export(
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    what: str,
+    *,
+    output_name: str = "features",
+) -> bytes:
+    """`module` as an ONNX model with one input [batch, ...] and one output."""
+    names = (input_name, output_name)
     module.eval()
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)  # onnxscript tells of every constant that it cannot fold
@@ -109,12 +152,12 @@ def _export(module: nn.Module, example: Tensor, input_name: str, what: str) -> b
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             try:
-                model = _trace(module, example, input_name)
+                model = _trace(module, example, *names)
                 if _gives_the_same(model, module, example, input_name):
                     return model
             except Exception:  # it raises dozens of kinds: the other way may succeed
                 pass
-            model = _torch_export(module, example, input_name)
+            model = _torch_export(module, example, *names)
             if not _gives_the_same(model, module, example, input_name):
                 raise RuntimeError("the result depends on the number of inputs")
             return model
@@ -126,7 +169,7 @@ def _export(module: nn.Module, example: Tensor, input_name: str, what: str) -> b
         logging.disable(level)
 
 
-def _trace(module: nn.Module, example: Tensor, input_name: str) -> bytes:
+def _trace(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> bytes:
     model = BytesIO()
     with _silent_stdout():
         torch.onnx.export(
@@ -135,8 +178,8 @@ def _trace(module: nn.Module, example: Tensor, input_name: str) -> bytes:
             model,
             dynamo=False,
             input_names=[input_name],
-            output_names=["features"],
-            dynamic_axes={input_name: {0: "batch"}, "features": {0: "batch"}},
+            output_names=[output_name],
+            dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
         )
     return model.getvalue()
 
@@ -166,7 +209,7 @@ def _gives_the_same(model: bytes, module: nn.Module, example: Tensor, input_name
     return True
 
 
-def _torch_export(module: nn.Module, example: Tensor, input_name: str) -> bytes:
+def _torch_export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> bytes:
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     with TemporaryDirectory() as folder:
         program = torch.onnx.export(
@@ -175,7 +218,7 @@ def _torch_export(module: nn.Module, example: Tensor, input_name: str) -> bytes:
             dynamo=True,
             dynamic_shapes=({0: batch},),
             input_names=[input_name],
-            output_names=["features"],
+            output_names=[output_name],
             external_data=False,
             verbose=False,
         )

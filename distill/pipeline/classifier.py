@@ -81,6 +81,7 @@ def _export(
         bank=run.bank,
         student=student.cpu(),
         teacher=run.inputs.teacher,
+        train=run.inputs.splits["train"],
         splits={split: run.inputs.splits[split] for split in evaluated},
         pixels={split: run.pixels[split] for split in evaluated},
     )

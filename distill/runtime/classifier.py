@@ -32,7 +32,7 @@ from distill.errors import (
 )
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 from distill.runtime.manifest import (
-    IMAGE_ENCODER,
+    BAKED,
     MANIFEST,
     TEXT_BANK,
     TEXT_ENCODER,
@@ -89,8 +89,11 @@ class Classifier:
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.manifest, self._folder = manifest, folder
         self.image_encoder = ImageEncoder(
-            read_file(folder, manifest, IMAGE_ENCODER), manifest.preprocessing.image_size, threads
+            read_file(folder, manifest, manifest.image_encoder),
+            manifest.preprocessing.image_size,
+            threads,
         )
+        self._changed = False  # classes, since the folder was exported or loaded
         self.bank = _read_bank(folder, manifest)
         self._texts = TextEncoder(
             lambda: read_file(folder, manifest, TEXT_ENCODER),
@@ -290,6 +293,7 @@ class Classifier:
     def _replace(self, classes: tuple[ClassEntry, ...], bank: Features) -> None:
         self.manifest = self.manifest.model_copy(update={"classes": classes})
         self.bank = bank
+        self._changed = True
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write the classifier with its present classes to `folder`, or back to where it was.
@@ -307,7 +311,10 @@ class Classifier:
         bank_name = (
             f"text_bank-{file_entry(bank).sha256[:12]}.safetensors" if in_place else TEXT_BANK
         )
-        others = [name for name in self.manifest.files if name != self.manifest.text_bank]
+        stale = {self.manifest.text_bank}
+        if self._changed:  # what was baked knows the old classes alone
+            stale.add(BAKED)
+        others = [name for name in self.manifest.files if name not in stale]
         entries = {name: self.manifest.files[name] for name in others}
         manifest = self.manifest.model_copy(
             update={"files": entries | {bank_name: file_entry(bank)}}
@@ -378,8 +385,8 @@ def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
         raise ClassifierNotSaved(
             f"cannot write the classifier {folder} ({error.strerror}): free some space"
         ) from None
-    for path in folder.glob("text_bank*.safetensors"):
-        if path.name != manifest.text_bank:
+    for path in (*folder.glob("text_bank*.safetensors"), folder / BAKED):
+        if path.name not in manifest.files:
             path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,8 @@
 
 classifier.json           this
 image_encoder.onnx        uint8 pixels [batch, 3, size, size] → unit features [batch, dim]
+image_encoder.int8.onnx   the same in 8 bits, if asked for
+classifier.onnx           pixels → probabilities of the exported classes, if asked for
 text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
 tokenizer.json            of the text encoder, for the package `tokenizers`
 text_bank*.safetensors    unit text features [classes, dim], a row for each entry of `classes`
@@ -25,6 +27,8 @@ from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1
 IMAGE_ENCODER: Final = "image_encoder.onnx"
+INT8_ENCODER: Final = "image_encoder.int8.onnx"
+BAKED: Final = "classifier.onnx"
 TEXT_ENCODER: Final = "text_encoder.onnx"
 TOKENIZER: Final = "tokenizer.json"
 TEXT_BANK: Final = "text_bank.safetensors"
@@ -121,6 +125,7 @@ class Manifest(_Frozen):
     ] = {}
     versions: Annotated[dict[str, str], Field(description="Of the packages that wrote it")] = {}
     classes: tuple[ClassEntry, ...]
+    image_encoder: Annotated[str, Field(description="File of the encoder in use")] = IMAGE_ENCODER
     files: dict[str, FileEntry]
 
     @property

@@ -1,6 +1,8 @@
 """A finished run becomes a classifier folder that gives the same numbers without torch."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ from distill.evaluation.accuracy import predict
 from distill.export.classifier_folder import export_run
 from distill.export.finished_run import load_run
 from distill.export.onnx import image_encoder, text_encoder
+from distill.export.quantise import check_drop, recommend
 from distill.export.tokenizer import tokenizer_json
-from distill.export.verify import check_features, onnx_features
+from distill.export.verify import FormatRow, Speed, check_features, onnx_features
 from distill.models.student import build_student
 from distill.models.teacher import load_teacher
 from distill.runtime import Classifier
 from distill.runtime.text_encoder import TextEncoder, open_session
+from tests.distill.conftest import DEMO
 
 # What a language model may write: quotes, entities, ligatures, other scripts, emoji, blanks.
 ODD_TEXTS = (
@@ -152,6 +156,73 @@ def test_a_model_that_gives_something_else_is_refused():
     near = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0], [1.0, 1.0001]]), dim=1)
     nudged = torch.nn.functional.normalize(torch.tensor([[1.0, 0.99995]]), dim=1)
     check_features(near[1:], nudged, near, "unseen")  # a tie may go either way
+
+
+def test_int8_a_baked_classifier_and_a_rival(
+    charm_run, charm_world, exported_charms, finished_charm_run, tmp_path
+):
+    teacher, out = f"local-dir:{DEMO / 'teacher'}", tmp_path / "classifier"
+    words = ["export", charm_run, "--out", out, "--cache", charm_world / "cache", "--bake"]
+    words += ["--int8", "--max-drop", "100", "--rival", teacher]
+    result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    rows = {row[0]: row[1:] for row in map(cells, result.stdout.splitlines()) if len(row) == 6}
+    assert [*rows][1:] == [
+        "PyTorch eager",
+        "ONNX Runtime",
+        "ONNX Runtime, int8",
+        "teacher",
+        teacher,
+    ]
+    assert rows[teacher][-2:] == rows["teacher"][-2:]
+    assert float(rows["ONNX Runtime, int8"][0]) < float(rows["ONNX Runtime"][0]) / 2
+    assert re.search(r"int8 is (\d\.\d times as quick here|slower here)", result.stderr)
+
+    classifier = Classifier.load(out)
+    baked = open_session((out / "classifier.onnx").read_bytes())
+    pixels = finished_charm_run.pixels["unseen"]
+    (probabilities,) = baked.run(None, {"pixels": pixels.numpy()})
+    photos = finished_charm_run.splits["unseen"].paths
+    for row, found in zip(
+        probabilities, Classifier.load(exported_charms.folder).classify(photos), strict=True
+    ):
+        assert row.max() == pytest.approx(found.best.probability, abs=1e-4)
+    classifier.add("okapi", "a horse-like animal with striped legs")
+    classifier.save()
+    assert not (out / "classifier.onnx").exists()  # it knows no okapi
+    assert len(Classifier.load(out).classify(photos[:2], top=99)[0].candidates) == 52
+
+
+def cells(line):
+    """The columns of a line of a table, or nothing."""
+    return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+
+
+def test_int8_that_loses_too_much_is_refused_and_slower_int8_is_not_used():
+    before = FormatRow("ONNX Runtime", 4.0, Speed(2.0, 100.0), 80.0, 60.0)
+    after = FormatRow("ONNX Runtime, int8", 1.0, Speed(1.0, 200.0), 80.5, 58.5)
+    with pytest.raises(ModelError, match=r"^int8 loses 1.5 points of top-1 on unseen images, more"):
+        check_drop(before, after, 1.0)
+    check_drop(before, after, 1.5)
+    said = "points of top-1: +0.5 seen, -1.5 unseen"
+    assert recommend(before, after) == (
+        True,
+        f"int8 is 2.0 times as quick here and is used; {said}",
+    )
+    slower = replace(after, speed=Speed(4.0, 50.0))
+    assert recommend(before, slower) == (
+        False,
+        f"int8 is slower here, 0.5 times as quick: float32 is used; {said}",
+    )
+
+
+def test_a_rival_that_open_clip_does_not_know_is_one_line(charm_run, charm_world, tmp_path):
+    words = ["export", charm_run, "--out", tmp_path / "x", "--cache", charm_world / "cache"]
+    result = CliRunner().invoke(app, [str(word) for word in (*words, "--rival", "ViT-B-31@openai")])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "distill: --rival ViT-B-31@openai: open_clip knows no teacher 'ViT-B-31': did you mean"
+    )
 
 
 def test_an_export_replaces_a_classifier_and_nothing_else(finished_charm_run, tmp_path):

@@ -1,0 +1,113 @@
+"""An image encoder in 8-bit integers: static quantisation by ONNX Runtime.
+
+Weights get a scale per channel, activations one per tensor, from training images (QDQ format). The
+ranges are 7 bits wide, since the sums of full ones overflow on processors without VNNI.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from distill.data.image_file import open_image, square
+from distill.data.splits import Split
+from distill.errors import ModelError
+from distill.export.verify import FormatRow
+
+IMAGES: Final = 256  # training images that activations are measured on
+BATCH: Final = 32
+QUANTISED: Final = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool")
+
+
+class _Images(CalibrationDataReader):  # type: ignore[misc]
+    """Batches of evenly spaced training images, as ONNX Runtime asks for them."""
+
+    def __init__(self, train: Split, image_size: int) -> None:
+        rows = np.linspace(0, len(train) - 1, min(len(train), IMAGES)).astype(int)
+        self._batches = self._read([train.paths[row] for row in rows], image_size)
+
+    @staticmethod
+    def _read(paths: list[Path], image_size: int) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(paths), BATCH):
+            yield np.stack([square(open_image(x), image_size) for x in paths[start:][:BATCH]])
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"pixels": batch}
+
+
+def quantise(model: bytes, train: Split, image_size: int) -> bytes:
+    """The image encoder `model` (ONNX) with 8-bit weights and activations.
+
+    Raises:
+        ModelError: ONNX Runtime cannot quantise it.
+        UnreadableImages: a training image cannot be read.
+    """
+    images = _Images(train, image_size)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it recommends what is done here
+    try:
+        with TemporaryDirectory() as folder:
+            source, prepared, target = (Path(folder, f"{x}.onnx") for x in ("a", "b", "c"))
+            source.write_bytes(model)
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            options: dict[str, Any] = {
+                "quant_format": QuantFormat.QDQ,
+                "per_channel": True,
+                "reduce_range": True,
+                "activation_type": QuantType.QUInt8,
+                "weight_type": QuantType.QInt8,
+                "op_types_to_quantize": list(QUANTISED),
+            }
+            quantize_static(prepared, target, images, **options)
+            return target.read_bytes()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"cannot quantise the student ({' '.join(str(error).split())[:200]}): export it "
+            "without --int8"
+        ) from error
+    finally:
+        logging.disable(level)
+
+
+def check_drop(before: FormatRow, after: FormatRow, most: float) -> None:
+    """Refuse a quantised encoder that loses too much.
+
+    Raises:
+        ModelError: it loses more than `most` points of top-1 on seen or unseen images.
+    """
+    drops = _drops(before, after)
+    split, drop = max(drops.items(), key=lambda item: item[1])
+    if drop > most:
+        raise ModelError(
+            f"int8 loses {drop:.1f} points of top-1 on {split} images, more than {most:g}: export "
+            "without --int8, or allow more with --max-drop"
+        )
+
+
+def recommend(before: FormatRow, after: FormatRow) -> tuple[bool, str]:
+    """Whether int8 is quicker for one image on this machine, and a line that says so."""
+    times = before.speed.ms / after.speed.ms
+    changes = ", ".join(f"{-drop:+.1f} {split}" for split, drop in _drops(before, after).items())
+    lost = f"points of top-1: {changes}"
+    if times > 1:
+        return True, f"int8 is {times:.1f} times as quick here and is used; {lost}"
+    return False, f"int8 is slower here, {times:.1f} times as quick: float32 is used; {lost}"
+
+
+def _drops(before: FormatRow, after: FormatRow) -> dict[str, float]:
+    drops = {"seen": before.seen - after.seen}
+    if before.unseen is not None and after.unseen is not None:
+        drops["unseen"] = before.unseen - after.unseen
+    return drops

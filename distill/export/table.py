@@ -1,0 +1,82 @@
+"""The rows of an export's table: size, speed and accuracy of each way to classify the images."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.embeddings.image_features import image_features
+from distill.embeddings.text_bank import TextBank, build_text_bank
+from distill.errors import ModelError
+from distill.evaluation.accuracy import predict, score
+from distill.evaluation.figures import EvaluatedSplit
+from distill.export.finished_run import FinishedRun
+from distill.export.verify import BATCH, FormatRow, Speed, measure_speed
+from distill.models.teacher import Teacher, load_teacher
+
+
+def encoder_row(
+    name: str,
+    size: int | None,
+    encode: Callable[[Tensor], object],
+    features: Mapping[EvaluatedSplit, Tensor],
+    run: FinishedRun,
+) -> FormatRow:
+    """The student in one format of `size` bytes: `encode` gives `features` of the pixels."""
+    speed = measure_speed(encode, run.pixels["seen"])
+    seen, unseen = _top1(features, run, run.bank)
+    return FormatRow(name, None if size is None else size / 1e6, speed, seen, unseen)
+
+
+def teacher_row(run: FinishedRun) -> FormatRow:
+    """The teacher at its own image size, with the accuracies of the run's report."""
+    top1 = {
+        row.split: row.top1
+        for row in run.report.accuracies
+        if row.model == "teacher" and row.text == run.bank.strategy
+    }
+    megabytes, speed = _measure_teacher(run.teacher)
+    return FormatRow("teacher", megabytes, speed, top1["seen"], top1.get("unseen"))
+
+
+def load_rival(name: str) -> Teacher:
+    """The open_clip model `name`, of any kind that a teacher may be of.
+
+    Raises:
+        ModelError: it is unknown or cannot be loaded.
+    """
+    try:
+        return load_teacher(name)
+    except ModelError as error:
+        raise ModelError(f"--rival {name}: {error}") from None
+
+
+def rival_row(rival: Teacher, run: FinishedRun, cache: Path | None) -> FormatRow:
+    """Another open_clip model on the images of the run, by the texts that the student uses."""
+    bank = build_text_bank(rival, run.release, run.bank.strategy, keys=run.bank.keys, cache=cache)
+    features = {
+        name: image_features(rival, split, cache=cache) for name, split in run.splits.items()
+    }
+    megabytes, speed = _measure_teacher(rival)
+    return FormatRow(rival.name, megabytes, speed, *_top1(features, run, bank))
+
+
+def _top1(
+    features: Mapping[EvaluatedSplit, Tensor], run: FinishedRun, bank: TextBank
+) -> tuple[float, float | None]:
+    """Top-1 in percent on seen and on unseen images, each among the classes of their split."""
+    top1 = {}
+    for name, split in run.splits.items():
+        found = predict(features[name], bank.select(split.keys).features)
+        top1[name], _ = score(found, split.targets, len(split.keys))
+    return top1["seen"], top1.get("unseen")
+
+
+def _measure_teacher(teacher: Teacher) -> tuple[float, Speed]:
+    """Megabytes of the image tower of an open_clip model, and its speed at its own image size."""
+    visual = cast(nn.Module, teacher.model.visual)
+    size = sum(each.numel() * each.element_size() for each in visual.parameters())
+    images = torch.rand(BATCH, 3, teacher.image_size, teacher.image_size)
+    return size / 1e6, measure_speed(teacher.encode_image, images)
