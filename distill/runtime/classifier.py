@@ -140,8 +140,9 @@ class Classifier:
 
     def _pixels(self, photos: Sequence[Photo]) -> Iterator[Pixels]:
         for photo in photos:
-            given = isinstance(photo, Image.Image)
-            image = upright_rgb(photo) if given else open_image(Path(photo))
+            image = (
+                upright_rgb(photo) if isinstance(photo, Image.Image) else open_image(Path(photo))
+            )
             yield self.image_encoder.pixels(image)
 
     def classify(
