@@ -27,6 +27,7 @@ from enrich_service.core.settings import Settings, environment_names
 
 B = TypeVar("B", bound=BaseModel)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
 
 
 def load_settings() -> Settings:

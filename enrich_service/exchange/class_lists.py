@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from sqlmodel import Session, select
 
-from contract import Release, ReleaseLabel
+from contract import Release, ReleaseLabel, first_error_line
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.text import check_text, once, shortened
 from enrich_service.exchange.schemas import Imported
@@ -115,12 +115,9 @@ def read(data: str) -> dict[str, list[str]]:
     try:
         return _FILE.validate_python(json.loads(data, object_pairs_hook=once("lists")), strict=True)
     except (ValueError, RecursionError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            what = f"{shortened('.'.join(map(str, first['loc'])) or 'the file')}: {first['msg']}"
+        reason = first_error_line(error) if isinstance(error, ValidationError) else str(error)
         raise InvalidInput(
-            f'The file is no JSON object like {{"teal": ["a green stripe"]}}: {what}'
+            f'The file is not a JSON object like {{"teal": ["a green stripe"]}}: {reason}'
         ) from error
 
 

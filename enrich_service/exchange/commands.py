@@ -13,6 +13,7 @@ from sqlmodel import Session
 
 from contract import Release, first_error_line
 from enrich_service.core.console import (
+    Author,
     Json,
     bars,
     database,
@@ -37,6 +38,9 @@ Target = Annotated[
     Path | None, typer.Option("--output", "-o", help="Output file. Default: standard output.")
 ]
 ReleaseName = Annotated[str, typer.Argument(help="Release name or id.")]
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Validate texts; store invalid ones as rejected.")
+]
 
 
 def _read(path: Path) -> str:
@@ -72,11 +76,8 @@ def pairs(
     label2text: File,
     descriptions: Annotated[Path | None, typer.Argument(exists=True, dir_okay=False)] = None,
     context: Annotated[str | None, typer.Option(help="Context for every label.")] = None,
-    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
-    check_texts: Annotated[
-        bool,
-        typer.Option("--check/--no-check", help="Validate texts; store invalid ones as rejected."),
-    ] = True,
+    author: Author = "",
+    check_texts: Check = True,
     json: Json = False,
 ) -> None:
     """Import the paper's label2text.txt, and chatgpt.txt with one text per line."""
@@ -139,7 +140,7 @@ def import_release_csv(
     file: File,
     name: Annotated[str, typer.Argument(help="Release name.")],
     label_set: Annotated[str, typer.Argument(help="Label set; created if it does not exist.")],
-    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
+    author: Author = "",
     json: Json = False,
 ) -> None:
     """Create a release from a CSV file. Equal texts have equal hashes."""
@@ -179,10 +180,6 @@ def _import_lists(
 
 LabelSetName = Annotated[
     str, typer.Argument(help="Label set; created from the names if it does not exist.")
-]
-Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
-Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Validate texts; store invalid ones as rejected.")
 ]
 
 

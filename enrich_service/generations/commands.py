@@ -4,20 +4,20 @@ from typing import Annotated
 
 import typer
 
-from enrich_service.core.console import Json, read_session, request, show, write_session
+from enrich_service.core.console import Author, Json, read_session, request, show, write_session
 from enrich_service.generations import reviews
 from enrich_service.generations.edits import edit_generation, write_text
 from enrich_service.generations.models import GenerationStatus, ReviewAction
 from enrich_service.generations.schemas import GenerationFilter, LabelTextIn, Opinion, TextIn
 from enrich_service.generations.service import generation_detail, generation_view, list_generations
 from enrich_service.generations.store import get_generation
+from enrich_service.prompts.schemas import DEFAULT_PROMPT
 from enrich_service.validation.answer import ENGLISH
 
 app = typer.Typer(no_args_is_help=True, help="Texts: list, edit, write, approve, reject, lock.")
 
 Ids = Annotated[list[int], typer.Argument(help="Ids of generations.")]
 Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
-Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
 
 
 @app.command("list")
@@ -75,7 +75,7 @@ def edit(generation_id: int, text: str, author: Author = "", json: Json = False)
 def write(
     label_id: Annotated[int, typer.Argument(help="Id of a label, as `enrich labels show` has it.")],
     text: str,
-    prompt: Annotated[str, typer.Option(help="Prompt the text replaces.")] = "visual-description",
+    prompt: Annotated[str, typer.Option(help="Prompt the text replaces.")] = DEFAULT_PROMPT,
     language: Annotated[str, typer.Option(help="Language of the text.")] = ENGLISH,
     author: Author = "",
     json: Json = False,

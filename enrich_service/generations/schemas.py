@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from enrich_service.core.money import Dollars
 from enrich_service.generations.models import GenerationSource, GenerationStatus, ReviewAction
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import DEFAULT_PROMPT, PromptKind
 from enrich_service.validation.answer import ENGLISH
 
 EXAMPLE_TEXT = "The harlequin duck has slate-blue plumage, chestnut flanks and bold white stripes."
@@ -67,7 +67,7 @@ class LabelTextIn(TextIn):
         },
     )
 
-    prompt: str = "visual-description"
+    prompt: str = DEFAULT_PROMPT
     language: Annotated[str, Field(max_length=50, description="Language of the text")] = ENGLISH
 
 

@@ -3,11 +3,20 @@
 from collections.abc import Collection, Iterable
 
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Session, SQLModel, col, select
+from sqlmodel import Session, SQLModel, and_, col, select
 
-from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.generations.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.labels.models import Label
 
 RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
+MODEL_SOURCES = (GenerationSource.MODEL, GenerationSource.REPLAY)
+HUMAN_SOURCES = (GenerationSource.PERSON, GenerationSource.IMPORT)
+
+# Joins generations to labels: a text belongs to every label of its name and context.
+SAME_LABEL = and_(
+    col(Generation.label_name) == col(Label.name),
+    col(Generation.label_context).is_not_distinct_from(col(Label.context)),
+)
 
 
 def results_of(session: Session, keys: Collection[str]) -> dict[str, Generation]:

@@ -8,7 +8,14 @@ import typer
 from pydantic import ValidationError
 
 from contract import first_error_line
-from enrich_service.core.console import Json, read_session, reading_file, show, write_session
+from enrich_service.core.console import (
+    Author,
+    Json,
+    read_session,
+    reading_file,
+    show,
+    write_session,
+)
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import once
 from enrich_service.prompts import service
@@ -19,7 +26,6 @@ app = typer.Typer(no_args_is_help=True, help="Prompts, their versions and aliase
 Version = Annotated[int | None, typer.Option(min=1, help="Version number.")]
 Alias = Annotated[str | None, typer.Option(help="Version alias.")]
 Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
-Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
 Confirm = Annotated[
     bool, typer.Option("--confirm", help="Confirm the change of a protected alias.")
 ]

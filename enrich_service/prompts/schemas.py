@@ -18,6 +18,8 @@ class PromptKind(StrEnum):
 
 
 RELEASED_KINDS = tuple(kind for kind in PromptKind if kind is not PromptKind.IMAGE_CAPTION)
+UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)  # a release unites their samples
+DEFAULT_PROMPT = "visual-description"
 
 
 _CONTENT: dict[str, Any] = {

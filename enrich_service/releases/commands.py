@@ -6,6 +6,7 @@ import typer
 from sqlmodel import Session
 
 from enrich_service.core.console import (
+    Author,
     Json,
     load_settings,
     read_session,
@@ -37,7 +38,7 @@ def create(
         typer.Option(help="Language of the texts; repeat in order of preference."),
     ] = None,
     message: Annotated[str, typer.Option(help="Purpose of the release.")] = "",
-    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
+    author: Author = "",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Allow labels without text.")
     ] = False,
@@ -77,7 +78,7 @@ def translate(
     budget_tokens: Annotated[
         int | None, typer.Option(help="Pause at this number of tokens.")
     ] = None,
-    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
+    author: Author = "",
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print the estimated cost; make no calls.")
     ] = False,

@@ -33,12 +33,13 @@ from enrich_service.generations.models import (
     GenerationSource,
     GenerationStatus,
 )
+from enrich_service.generations.sql import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Prompt, PromptVersion
-from enrich_service.prompts.schemas import RELEASED_KINDS, PromptKind
+from enrich_service.prompts.schemas import RELEASED_KINDS, UNION_KINDS, PromptKind
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import (
     LabelChange,
@@ -49,7 +50,6 @@ from enrich_service.releases.schemas import (
 )
 
 _TEXT_FIELDS = ("description", "attributes", "sentences", "captions")
-_UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
 _NAMED_IN_ERRORS = 5
 
 
@@ -197,11 +197,6 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     reviews.LOCKED.label("locked"),
     LANGUAGE.label("language"),
 )
-SAME_LABEL = and_(
-    col(Generation.label_name) == col(Label.name),
-    col(Generation.label_context).is_not_distinct_from(col(Label.context)),
-)
-_HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
 
 
 def _candidates(
@@ -214,13 +209,13 @@ def _candidates(
 ) -> Sequence[Row[Any]]:
     """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
     human = and_(
-        or_(col(Generation.source).in_(_HUMAN), reviews.LOCKED),
+        or_(col(Generation.source).in_(HUMAN_SOURCES), reviews.LOCKED),
         col(Generation.kind) == source.kind,
         # A person's text for a label of another set is not used.
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
     )
     of_version = and_(
-        col(Generation.source).not_in(_HUMAN),
+        col(Generation.source).not_in(HUMAN_SOURCES),
         col(Generation.prompt_version_id) == (source.version.id if source.version else None),
     )
     if source.model is not None:
@@ -296,7 +291,7 @@ def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, l
             rows = [edits[label_id]]
         elif label_id not in samples:
             rows = [imports[label_id]]
-        elif kind in _UNION_KINDS:
+        elif kind in UNION_KINDS:
             rows = [row for _, row in sorted(samples[label_id].items())]
         else:
             rows = [list(samples[label_id].values())[-1]]

@@ -21,6 +21,7 @@ from enrich_service.generations.models import (
     TextReview,
 )
 from enrich_service.generations.service import line_of
+from enrich_service.generations.sql import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.releases import service
@@ -54,23 +55,19 @@ class LabelText:
     locked: bool = False
 
 
-_OF_LABEL = service.SAME_LABEL
-_HUMAN = (GenerationSource.PERSON, GenerationSource.IMPORT)
-
-
 def _named_in(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """Labels whose name occurs in the matching generations: narrows the search early."""
     return col(Label.name).in_(sa.select(col(Generation.label_name)).where(*conditions))
 
 
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return sa.exists().where(_OF_LABEL, *conditions)
+    return sa.exists().where(SAME_LABEL, *conditions)
 
 
 def _accepted(version: PromptVersion) -> ColumnElement[bool]:
     return and_(
         col(Generation.prompt_version_id) == version.id,
-        col(Generation.source).not_in(_HUMAN),
+        col(Generation.source).not_in(HUMAN_SOURCES),
         col(Generation.status) == GenerationStatus.ACCEPTED,
         ~reviews.REJECTED,
     )
@@ -79,7 +76,7 @@ def _accepted(version: PromptVersion) -> ColumnElement[bool]:
 def _human(kind: str) -> ColumnElement[bool]:
     return and_(
         col(Generation.kind) == kind,
-        col(Generation.source).in_(_HUMAN),
+        col(Generation.source).in_(HUMAN_SOURCES),
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
         ~reviews.REJECTED,
     )
@@ -92,7 +89,9 @@ _EDIT = or_(
 
 def _has_human(kind: str, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     # Texts of people and imports have no run, so the index on run_id finds them.
-    of_no_run = _named_in(col(Generation.run_id).is_(None), col(Generation.source).in_(_HUMAN))
+    of_no_run = _named_in(
+        col(Generation.run_id).is_(None), col(Generation.source).in_(HUMAN_SOURCES)
+    )
     return and_(of_no_run, _exists(_human(kind), *conditions))
 
 
@@ -196,7 +195,7 @@ def _generations(
     query = (
         sa.select(*columns)
         .select_from(Label)
-        .join(Generation, _OF_LABEL)
+        .join(Generation, SAME_LABEL)
         .where(
             col(Label.id).in_(ids),
             or_(col(Generation.prompt_version_id) == version.id, _human(kind)),

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from enrich_service.core.console import (
+    Author,
     Json,
     bars,
     database,
@@ -37,6 +38,7 @@ from enrich_service.generations.models import (
     RunMode,
     RunState,
 )
+from enrich_service.prompts.schemas import DEFAULT_PROMPT
 from enrich_service.runs import describe as describing
 from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service
@@ -80,7 +82,7 @@ def describe(
     context: Annotated[
         str | None, typer.Option(help="What kind of thing they are, e.g. 'a bird'.")
     ] = None,
-    prompt: Prompt = "visual-description",
+    prompt: Prompt = DEFAULT_PROMPT,
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
@@ -122,7 +124,7 @@ def describe(
 @app.command()
 def start(
     label_set: str,
-    prompt: Prompt = "visual-description",
+    prompt: Prompt = DEFAULT_PROMPT,
     version: Version = None,
     alias: Alias = None,
     model: Model = None,
@@ -145,7 +147,7 @@ def start(
     concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
-    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
+    author: Author = "",
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
     ] = False,

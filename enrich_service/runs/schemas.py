@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool
 from enrich_service.core.money import Dollars
 from enrich_service.generations.models import GenerationSource, GenerationStatus, RunMode, RunState
 from enrich_service.generations.schemas import EXAMPLE_TEXT, EXAMPLE_TIME
+from enrich_service.prompts.schemas import DEFAULT_PROMPT
 from enrich_service.validation.answer import ENGLISH
 
 
@@ -16,7 +17,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, Field(description="Name of the prompt")] = "visual-description"
+    prompt: Annotated[str, Field(description="Name of the prompt")] = DEFAULT_PROMPT
     version: Annotated[int | None, Field(ge=1, description="Number of its version")] = None
     alias: Annotated[
         str | None,

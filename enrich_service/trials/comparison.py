@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlmodel import Session, and_, col, select
+from sqlmodel import Session, col, select
 
 from contract import Release, Report
 from enrich_service.core.errors import Conflict, NotFound
-from enrich_service.generations.models import Generation, GenerationSource, GenerationStatus
+from enrich_service.core.money import known_sum
+from enrich_service.generations.models import Generation, GenerationStatus
 from enrich_service.generations.service import line_of
+from enrich_service.generations.sql import MODEL_SOURCES, SAME_LABEL
 from enrich_service.jobs import reports
 from enrich_service.jobs.models import JobArtifact, JobRow
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelLine, LabelSet
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import Prompt, PromptVersion
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import UNION_KINDS, PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.releases.schemas import ReleaseSource
@@ -40,8 +42,6 @@ from enrich_service.validation.token_count import estimate_tokens
 
 TEACHER_TOKENS = 77  # the context length of CLIP
 JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics
-_UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)
-_MODELS = (GenerationSource.MODEL, GenerationSource.REPLAY)
 
 
 class _Answer(NamedTuple):
@@ -90,17 +90,19 @@ def compare(
 
     `artifacts`: folder of the reports. Raises Conflict where the kinds of the prompts differ.
     """
-    left, right = sums(session, label_set, a, b, artifacts)
-    found, total = texts(session, label_set, a, b, limit=limit, offset=offset)
-    after = offset + len(found)
+    chosen = label_service.get(session, label_set)
+    labels = label_service.lines_of(session, chosen)
+    left, right = _sides_over(session, chosen, a, b)
+    shown = labels[offset : offset + limit]
+    after = offset + len(shown)
     return Comparison(
         label_set=label_set,
-        kind=PromptKind(prompts.get(session, a.prompt).kind),
-        a=left,
-        b=right,
-        labels=found,
-        total=total,
-        next_offset=after if found and after < total else None,
+        kind=PromptKind(left.prompt.kind),
+        a=_side_view(left, labels, _diagnosed(session, chosen, left, artifacts)),
+        b=_side_view(right, labels, _diagnosed(session, chosen, right, artifacts)),
+        labels=_compared(left, right, shown),
+        total=len(labels),
+        next_offset=after if shown and after < len(labels) else None,
     )
 
 
@@ -110,9 +112,7 @@ def sums(
     """The totals of both sides over `label_set`; see `compare`."""
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
-    left, right = _sides(session, a, b)
-    for side in (left, right):
-        _read(session, side, col(Label.label_set_id) == chosen.id)
+    left, right = _sides_over(session, chosen, a, b)
     return (
         _side_view(left, labels, _diagnosed(session, chosen, left, artifacts)),
         _side_view(right, labels, _diagnosed(session, chosen, right, artifacts)),
@@ -135,11 +135,24 @@ def texts(
     left, right = _sides(session, a, b)
     for side in (left, right):
         _read(session, side, col(Label.id).in_([label.id for label in shown]))
-    found = [
+    return _compared(left, right, shown), len(labels)
+
+
+def _compared(left: _Side, right: _Side, labels: Sequence[LabelLine]) -> list[ComparedLabel]:
+    return [
         ComparedLabel(key=label.key, name=label.name, a=_text(left, label), b=_text(right, label))
-        for label in shown
+        for label in labels
     ]
-    return found, len(labels)
+
+
+def _sides_over(
+    session: Session, label_set: LabelSet, a: ReleaseSource, b: ReleaseSource
+) -> tuple[_Side, _Side]:
+    """Both sides with their answers for a whole label set."""
+    left, right = _sides(session, a, b)
+    for side in (left, right):
+        _read(session, side, col(Label.label_set_id) == label_set.id)
+    return left, right
 
 
 def _sides(session: Session, a: ReleaseSource, b: ReleaseSource) -> tuple[_Side, _Side]:
@@ -160,17 +173,13 @@ def _side(session: Session, source: ReleaseSource) -> _Side:
 
 def _read(session: Session, side: _Side, wanted: sa.ColumnElement[bool]) -> None:
     """Load the answers of `side` for the `wanted` labels."""
-    same_label = and_(
-        col(Label.name) == col(Generation.label_name),
-        col(Label.context).is_not_distinct_from(col(Generation.label_context)),
-    )
     query = (
         sa.select(col(Label.id), *_COLUMNS)
-        .join(Generation, same_label)
+        .join(Generation, SAME_LABEL)
         .where(
             wanted,
             col(Generation.prompt_version_id) == side.version.id,
-            col(Generation.source).in_(_MODELS),
+            col(Generation.source).in_(MODEL_SOURCES),
         )
         .order_by(col(Generation.id))
     )
@@ -186,7 +195,7 @@ def _results(side: _Side, label: LabelLine) -> list[_Answer]:
     accepted = [row for row in rows if row.status is GenerationStatus.ACCEPTED]
     if not accepted:
         return rows[-1:]
-    if side.prompt.kind not in _UNION_KINDS:
+    if side.prompt.kind not in UNION_KINDS:
         return accepted[-1:]
     by_sample = {row.sample_index: row for row in accepted}  # the newest of each
     return [row for _, row in sorted(by_sample.items())]
@@ -199,11 +208,6 @@ def _texts(rows: Sequence[_Answer]) -> list[str]:
 
 def _teacher_tokens(texts: Sequence[str]) -> int:
     return max(map(estimate_tokens, texts), default=0)
-
-
-def _cost(rows: Sequence[_Answer]) -> float | None:
-    known = [row.cost_usd for row in rows if row.cost_usd is not None]
-    return sum(known) if known else None
 
 
 def _text(side: _Side, label: LabelLine) -> ComparedText | None:
@@ -224,7 +228,7 @@ def _text(side: _Side, label: LabelLine) -> ComparedText | None:
         attempts=len(rows),
         prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
         completion_tokens=sum(row.completion_tokens or 0 for row in rows),
-        cost_usd=_cost(rows),
+        cost_usd=known_sum(row.cost_usd for row in rows),
     )
 
 
@@ -255,7 +259,7 @@ def _side_view(
         calls=sum(row.calls for row in rows),
         prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
         completion_tokens=sum(row.completion_tokens or 0 for row in rows),
-        cost_usd=_cost(rows),
+        cost_usd=known_sum(row.cost_usd for row in rows),
         mean_latency_ms=_mean(latencies),
         diagnostics=diagnostics,
     )
@@ -303,7 +307,7 @@ def _taken_from(release: Release, side: _Side) -> int:
         source.key
         for source in cited
         if source.prompt_hash == side.version.content_hash
-        and source.source in _MODELS
+        and source.source in MODEL_SOURCES
         and side.model in (None, source.requested_model)
     ]
     return len(set(own)) if len(own) == len(cited) else 0

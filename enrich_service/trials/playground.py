@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from enrich_service.core.database import reading
 from enrich_service.core.errors import LanguageModelError
+from enrich_service.core.money import known_sum
 from enrich_service.generations.models import Generation, GenerationStatus
 from enrich_service.generations.service import line_of
 from enrich_service.llm.protocol import Reply
@@ -207,14 +208,9 @@ def _stored(described: Described, rows: Sequence[Generation]) -> Tried:
         attempts=len(rows),
         prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
         completion_tokens=sum(row.completion_tokens or 0 for row in rows),
-        cost_usd=_sum([row.cost_usd for row in rows]),
+        cost_usd=known_sum(row.cost_usd for row in rows),
         latency_ms=last.latency_ms,
     )
-
-
-def _sum(costs: Sequence[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return sum(known) if known else None
 
 
 def _totals(tried: Sequence[Tried]) -> Totals:
@@ -224,5 +220,5 @@ def _totals(tried: Sequence[Tried]) -> Totals:
         failed=sum(answer.status is GenerationStatus.FAILED for answer in tried),
         prompt_tokens=sum(answer.prompt_tokens for answer in tried),
         completion_tokens=sum(answer.completion_tokens for answer in tried),
-        cost_usd=_sum([answer.cost_usd for answer in tried]),
+        cost_usd=known_sum(answer.cost_usd for answer in tried),
     )

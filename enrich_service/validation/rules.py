@@ -54,9 +54,9 @@ from enrich_service.validation.lexicon import (
 )
 from enrich_service.validation.token_count import estimate_tokens
 from enrich_service.validation.words import (
-    _without,
     named_in,
     normalise,
+    without_name,
     without_name_key,
     words_of,
 )
@@ -165,7 +165,9 @@ def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)]
             problems.append(f'"{_quote(text)}" is too short to describe anything')
         elif answer.kind == "image_caption":
             pass  # "a child holds a fish" is about what can be seen, without a word for looks
-        elif answer.english and _latin(text) and not VISIBLE.search(_without(text, answer.label)):
+        elif (
+            answer.english and _latin(text) and not VISIBLE.search(without_name(text, answer.label))
+        ):
             problems.append("names no visible attribute; say shape, colour, parts or texture")
     return Verdict(tuple(problems))
 
@@ -229,7 +231,7 @@ def language(
         if not _latin(text):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
     for text in answer.prose:
-        words = normalise(_without(text, answer.label)).split()
+        words = normalise(without_name(text, answer.label)).split()
         hits = sum(word in _FUNCTION_WORDS[language] or bool(VISIBLE.match(word)) for word in words)
         if len(words) >= 8 and hits < min_share * len(words):
             return Verdict((f'"{_quote(text)}" is not in the language asked for ({language})',))
@@ -238,7 +240,7 @@ def language(
 
 def _not_english(answer: Answer) -> Verdict:
     for text in answer.prose:
-        words = normalise(_without(text, answer.label)).split()
+        words = normalise(without_name(text, answer.label)).split()
         hits = sum(word in _FUNCTION_WORDS["en"] for word in words)
         if len(words) >= 8 and hits >= 0.3 * len(words):  # French or German have a tenth of them
             return Verdict((f'"{_quote(text)}" is English; write {_quote(answer.language)}',))

@@ -84,8 +84,8 @@ def _spans(words: tuple[str, ...], name: tuple[str, ...]) -> Iterator[int]:
 
 
 @lru_cache(maxsize=4096)
-def _without(text: str, label: str) -> str:
-    """The text's words without its label's name: "goldfish" is no golden colour."""
+def without_name(text: str, label: str) -> str:
+    """The words of a text without its label's name: "goldfish" is not the colour gold."""
     words, name = normalise(text).split(), words_of(label)
     gone = {i + k for i in _spans(words_of(text), name) for k in range(len(name))}
     return " ".join(word for i, word in enumerate(words) if i not in gone)
@@ -93,7 +93,7 @@ def _without(text: str, label: str) -> str:
 
 def without_name_key(text: str, label: str) -> str:
     """Key of a text with its label's name taken out; "" where too little is left to compare."""
-    rest = _without(text, label)
+    rest = without_name(text, label)
     return f"rest:{rest}" if len(rest.split()) >= 3 else ""
 
 

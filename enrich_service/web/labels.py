@@ -29,7 +29,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.models import PromptVersion
-from enrich_service.prompts.schemas import PromptKind, PromptView
+from enrich_service.prompts.schemas import DEFAULT_PROMPT, PromptKind, PromptView
 from enrich_service.releases import table
 from enrich_service.runs.plan import choose
 from enrich_service.runs.schemas import Choice
@@ -41,7 +41,6 @@ SIZE = 50
 TEXTS = 200  # maximum on the page of a label
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 Search = Annotated[str, Query(max_length=300)]
-_DEFAULT_PROMPT = Choice.model_fields["prompt"].default
 
 
 @router.get("/label-sets", response_class=HTMLResponse)
@@ -98,7 +97,7 @@ def _shown(
         names = [one.name for one in prompt_service.listing(session, limit=None)]
         if not names:
             raise NotFound("There is no prompt yet: add one with `enrich prompts add`.")
-        prompt = _DEFAULT_PROMPT if _DEFAULT_PROMPT in names else names[0]
+        prompt = DEFAULT_PROMPT if DEFAULT_PROMPT in names else names[0]
     choice = Choice(prompt=prompt, version=version)
     plan = choose(session, choice, settings, GenerationSource.MODEL)
     return prompt_service.view(session, prompt_service.get(session, plan.prompt)), plan.version

@@ -14,7 +14,7 @@ from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
-from enrich_service.prompts.schemas import RELEASED_KINDS, DiffRow
+from enrich_service.prompts.schemas import DEFAULT_PROMPT, RELEASED_KINDS, DiffRow
 from enrich_service.releases import service, translations
 from enrich_service.releases.schemas import (
     LabelChange,
@@ -32,7 +32,6 @@ SIZE = 50
 CHANGES = 20  # changed labels per page
 JOBS = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
-_DEFAULT_PROMPT = "visual-description"
 
 
 @router.get("/releases", response_class=HTMLResponse)
@@ -64,7 +63,7 @@ def _form(
     listed = prompt_service.listing(session, limit=None)
     prompts = [one for one in listed if one.kind in RELEASED_KINDS]
     chosen = {one.name: given.get(f"from {one.name}", "") for one in prompts}
-    default = next((one for one in prompts if one.name == _DEFAULT_PROMPT), None)
+    default = next((one for one in prompts if one.name == DEFAULT_PROMPT), None)
     if error is None and default is not None:
         in_use = any(alias.name == "production" for alias in default.aliases)
         chosen[default.name] = "@production" if in_use else str(default.latest)

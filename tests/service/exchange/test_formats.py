@@ -261,12 +261,12 @@ def test_two_labels_of_one_name_do_not_fit_into_lists_by_name(engine):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "no JSON object"),
-        ("{", "no JSON object"),
-        ('{"teal": "a text"}', "'teal'"),
-        ('{"teal": [1]}', "'teal.0'"),
+        ("[1]", "not a JSON object"),
+        ("{", "not a JSON object"),
+        ('{"teal": "a text"}', ": teal: "),
+        ('{"teal": [1]}', ": teal.0: "),
         ('{"teal": ["a"], "teal": ["b"]}', "two lists for 'teal'"),
-        ("[" * 5000, "no JSON object"),
+        ("[" * 5000, "not a JSON object"),
     ],
 )
 def test_a_file_that_holds_no_lists_is_told(text, message):
