@@ -83,30 +83,32 @@ class TrainConfig(BaseModel):
     pretrained: Annotated[StrictBool, Field(description="Start from timm's own weights")] = False
     weights: Annotated[
         str | None,
-        Field(description="Start from this safetensors file instead, which names layers as timm"),
+        Field(description="Start from this safetensors file instead, with timm's layer names"),
     ] = None
     teacher_views: Annotated[
         int,
         Field(
             ge=0,
             le=256,
-            description="Stored augmented views an image, which student and teacher both see; 0: "
-            "the teacher sees the clean image alone",
+            description="Stored augmented views per image, shared by student and teacher; 0: "
+            "the teacher sees only the unaugmented image",
         ),
     ] = 0
     text_strategy: Annotated[
-        TextStrategy, Field(description="Which texts of the release become a class's text feature")
+        TextStrategy, Field(description="Texts of the release that make a class's text feature")
     ] = "name+description"
     captions: Annotated[
         str | None,
-        Field(description="JSONL file, relative to `data`: {image, caption} a line, for L_cap"),
+        Field(
+            description="JSONL file, relative to `data`, one {image, caption} per line, for L_cap"
+        ),
     ] = None
     losses: Annotated[LossWeights, Field(description="Weight of each loss")] = LossWeights()
     adaptive_weights: Annotated[
-        StrictBool, Field(description="Learn the weights of the losses, from those given on")
+        StrictBool, Field(description="Learn the weights of the losses, starting from `losses`")
     ] = False
     temperature: Annotated[
-        float, Field(gt=0, description="Divides the cosines in all losses with a softmax")
+        float, Field(gt=0, description="Temperature of the softmax in the losses")
     ] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
@@ -116,33 +118,33 @@ class TrainConfig(BaseModel):
     output_stride: Annotated[
         Literal[8, 16, 32],
         Field(
-            description="Pixels, a side, for each position of a CNN's last feature map: less sees "
-            "small images better and takes longer"
+            description="Stride in pixels of a CNN's last feature map: a smaller one classifies "
+            "small images better and is slower"
         ),
     ] = 32
     test_views: Annotated[
         TestViews,
         Field(
-            description="What the finished student sees of an image: the whole, its centre at the "
+            description="Evaluation views of the student: the whole image, its centre at the "
             "scale of the training crops, or ten crops, which costs ten times as much and is more "
             "accurate"
         ),
     ] = "centre"
     epochs: Annotated[int, Field(ge=1, description="Passes over the training images")] = 12
-    batch_size: Annotated[int, Field(ge=2, description="Images, of each process")] = 128
+    batch_size: Annotated[int, Field(ge=2, description="Images per batch and process")] = 128
     accumulate: Annotated[
         int,
         Field(
             ge=1,
-            description="Batches whose gradients make one step; each is contrasted by itself",
+            description="Batches per optimiser step; the contrastive loss is per batch",
         ),
     ] = 1
     learning_rate: Annotated[
         float,
         Field(
             gt=0,
-            description="For a CNN from scratch by muon; adamw, ViTs and trained weights need a "
-            "tenth or less",
+            description="Default for a CNN from scratch with muon; adamw, ViTs and pretrained "
+            "weights need a tenth or less",
         ),
     ] = 0.02
     weight_decay: Annotated[float, Field(ge=0, description="Not applied to biases and norms")] = (
@@ -150,11 +152,11 @@ class TrainConfig(BaseModel):
     )
     optimiser: Annotated[
         Literal["adamw", "sgd", "muon"],
-        Field(description="On equal images, muon gets further; its steps take longer"),
+        Field(description="muon learns more per image; its steps take longer"),
     ] = "muon"
     schedule: Annotated[
         Literal["cosine", "steps", "one-cycle"],
-        Field(description="How the learning rate goes; a one-cycle has its own warm-up"),
+        Field(description="Learning-rate schedule; one-cycle has its own warm-up"),
     ] = "cosine"
     warmup_epochs: Annotated[
         float, Field(ge=0, description="Epochs in which the learning rate rises from 0")
@@ -163,7 +165,7 @@ class TrainConfig(BaseModel):
         StrictBool,
         Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),
     ] = True
-    seed: Annotated[int, Field(description="Decides initial weights, batches and augmentation")] = 0
+    seed: Annotated[int, Field(description="Seed of initial weights, batches and augmentation")] = 0
     export: Annotated[
         StrictBool,
         Field(description="Finish with a classifier folder that runs without torch"),
@@ -221,7 +223,7 @@ class JobCreate(BaseModel):
     release_id: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
     after_run: Annotated[
         int | None,
-        Field(ge=1, le=2**31 - 1, description="In place of a release: wait for this run's"),
+        Field(ge=1, le=2**31 - 1, description="Run id: wait for its texts, instead of a release"),
     ] = None
     config: TrainConfig
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
@@ -275,5 +277,5 @@ class Lease(BaseModel):
     job: Job
     release: Release
     fence: str
-    seconds: Annotated[float, Field(description="How long it lasts from now, and from a renewal")]
+    seconds: Annotated[float, Field(description="Duration of the lease from now or from a renewal")]
     expires_at: datetime  # by the service's clock

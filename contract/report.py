@@ -1,4 +1,4 @@
-"""The report of a training job: what the enrichment was worth, in numbers.
+"""The report of a training job: the measured effect of the enrichment.
 
 Accuracies are percent (0–100), cosines lie in [−1, 1].
 """
@@ -32,14 +32,18 @@ class SplitCount(_Frozen):
 
 
 class Preflight(_Frozen):
-    """What was looked at before the first step."""
+    """Checks before the first step."""
 
     splits: tuple[SplitCount, ...]
     unreadable: Annotated[tuple[str, ...], Field(description="Images that cannot be read")]
     without_text: Annotated[tuple[str, ...], Field(description="Keys of classes without text")]
-    teacher_sample: Annotated[int, Field(description="Seen images that the teacher was tried on")]
-    teacher_top1: Annotated[float | None, Field(description="Percent; null if it was not tried")]
-    chance: Annotated[float, Field(description="Percent that guessing would get right")]
+    teacher_sample: Annotated[
+        int, Field(description="Seen images that the teacher was evaluated on")
+    ]
+    teacher_top1: Annotated[
+        float | None, Field(description="Percent; null if it was not evaluated")
+    ]
+    chance: Annotated[float, Field(description="Accuracy of guessing, percent")]
 
 
 class Accuracy(_Frozen):
@@ -89,10 +93,11 @@ class Calibration(_Frozen):
     ] = None
     ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
     unknown_threshold: Annotated[
-        float | None, Field(description="An image whose best cosine is less is of no class")
+        float | None, Field(description="Images with a lower best cosine are unknown")
     ] = None
     unknown_auroc: Annotated[
-        float | None, Field(description="Seen from unseen images by the best cosine, 0 to 1")
+        float | None,
+        Field(description="AUROC of seen against unseen images by the best cosine, 0 to 1"),
     ] = None
     unknown_auroc_softmax: Annotated[
         float | None, Field(description="The same by the best probability")
@@ -131,7 +136,7 @@ class Imitation(_Frozen):
 
 
 class ClassMargin(_Frozen):
-    """1 − cosine of a class's text with the nearest other class's: 0 is no room at all."""
+    """1 − cosine of a class's text with the nearest other class's; 0 if identical."""
 
     name: str
     margin: float

@@ -131,7 +131,7 @@ class Client:
 
     def create_label_set(self, name: str, labels: Iterable[LabelIn | str]) -> LabelSetView:
         """Create a label set; a string is the name of a label."""
-        given = [LabelIn(name=one) if isinstance(one, str) else one for one in labels]
+        given = [LabelIn(name=label) if isinstance(label, str) else label for label in labels]
         return self._post("label-sets", LabelSetCreate(name=name, labels=given), LabelSetView)
 
     def upload_label_set(self, name: str, csv: bytes) -> LabelSetView:
@@ -637,7 +637,7 @@ class Client:
 
     def _list(self, path: str, model: type[M], **query: Any) -> list[M]:  # noqa: ANN401
         found = self._call("GET", path, None, **query).json()
-        return [model.model_validate(one) for one in found]
+        return [model.model_validate(item) for item in found]
 
 
 def _check(url: str, key: str | None) -> None:

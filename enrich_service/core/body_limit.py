@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DISCARDED_BYTES: Final = 1024**3
-DISCARDING_SECONDS: Final = 30.0
+DISCARD_TIMEOUT_S: Final = 30.0
 
 
 class BodyLimit:
@@ -69,7 +69,7 @@ async def _discard(receive: Receive) -> None:
     """Read and discard the rest of a body, within the limits above."""
     left = DISCARDED_BYTES
     with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARDING_SECONDS):
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
             while left > 0:
                 message = await receive()
                 left -= len(message.get("body", b""))

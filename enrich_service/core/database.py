@@ -34,7 +34,7 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
-BUSY_SECONDS = 30  # that a writer waits for the others
+BUSY_TIMEOUT_S = 30  # that a writer waits for the others
 _WRITER_LOCK = 0x77726974  # any number that nobody else takes
 
 
@@ -95,12 +95,12 @@ def make_engine(url: str) -> Engine:
         @event.listens_for(engine, "begin")
         def wait_for_turn(connection: Connection) -> None:
             if connection.get_execution_options().get("write", False):
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S}s'")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
 
         return engine
     engine = create_engine(
-        url, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}, **options
+        url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S}, **options
     )
 
     @event.listens_for(engine, "connect")
@@ -140,7 +140,8 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-_BUSY = f"The database was locked for {BUSY_SECONDS} seconds: try again."
+def _locked() -> Unavailable:
+    return Unavailable(f"The database was locked for {BUSY_TIMEOUT_S} seconds: try again.")
 
 
 def storage_error(error: BaseException) -> UserError | None:
@@ -157,7 +158,7 @@ def storage_error(error: BaseException) -> UserError | None:
         if code == sqlite3.SQLITE_READONLY:
             return Unavailable("The database is read-only: make its file and folder writable.")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Unavailable(_BUSY)
+            return _locked()
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
             return Unavailable(f"The database cannot be read or written ({cause}): check its disk.")
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -179,7 +180,7 @@ def storage_error(error: BaseException) -> UserError | None:
 def _postgres_error(error: DBAPIError) -> UserError | None:
     match getattr(error.orig, "sqlstate", None):
         case "55P03":  # lock_not_available
-            return Unavailable(_BUSY)
+            return _locked()
         case "53100":  # disk_full
             return StorageFull("The disk of the database is full: free some space and try again.")
         case "25006":  # read_only_sql_transaction

@@ -15,7 +15,7 @@ ServiceError
 │   ├── Unavailable      503  a required service does not answer
 │   │   └── LanguageModelError    the language model's server rejects, fails or is unknown
 │   │       ├── ModelBusy         it may answer later: rate limit, fault, timeout
-│   │       └── QuestionRefused   it rejects this request
+│   │       └── RequestRejected   it rejects this request
 │   └── StorageFull      507  the disk is full
 └── (anything else is an internal error: 500)
 """
@@ -153,7 +153,7 @@ class ModelBusy(LanguageModelError):
         self.unreachable = unreachable
 
 
-class QuestionRefused(LanguageModelError):
+class RequestRejected(LanguageModelError):
     """The server will not answer this one question. `calls`: spent on asking."""
 
     def __init__(self, message: str, *, calls: int = 1) -> None:

@@ -128,7 +128,7 @@ def import_release(
         release = Release.model_validate_json(_read(file))
     except ValidationError as error:
         reason = first_error_line(error, "")
-        raise InvalidInput(f"{file} is no release: {reason}") from error
+        raise InvalidInput(f"{file} is not a release: {reason}") from error
     with _importing() as session:
         row, _ = release_service.import_release(session, release, name=name, label_set=label_set)
         view = release_service.view(session, row)

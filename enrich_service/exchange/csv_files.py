@@ -77,7 +77,7 @@ def generations_csv(session: Session, label_set: str | None = None) -> Iterator[
     rows = (
         [record[name] for name in GENERATION_COLUMNS]
         for record in (
-            one.model_dump(mode="json") for one in generation_records(session, label_set)
+            record.model_dump(mode="json") for record in generation_records(session, label_set)
         )
     )
     return spreadsheet.write(GENERATION_COLUMNS, rows)
@@ -128,7 +128,7 @@ def confusable_csv(session: Session, label_set: str) -> Iterator[str]:
 
 
 def _is_structured(annotation: Any) -> bool:  # noqa: ANN401 - any type
-    return any(get_origin(one) in (dict, list) for one in (annotation, *get_args(annotation)))
+    return any(get_origin(type_) in (dict, list) for type_ in (annotation, *get_args(annotation)))
 
 
 _STRUCTURED = frozenset(
@@ -150,4 +150,4 @@ def _first(error: Exception) -> str:
     """The first error, on one line."""
     if isinstance(error, ValidationError):
         return first_error_line(error, "")
-    return f"a cell is no JSON: {error}"
+    return f"a cell is not JSON: {error}"

@@ -17,20 +17,22 @@ from enrich_service.validation.answer import ENGLISH
 app = typer.Typer(no_args_is_help=True, help="Texts: list, edit, write, approve, reject, lock.")
 
 Ids = Annotated[list[int], typer.Argument(help="Ids of generations.")]
-Reason = Annotated[str, typer.Option(help="Why; it goes into the log.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
 
 
 @app.command("list")
 def list_(
-    label: Annotated[str | None, typer.Option(help="Exact name of the label.")] = None,
-    run: Annotated[int | None, typer.Option(help="Made by this run.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Made with this prompt.")] = None,
-    version: Annotated[int | None, typer.Option(help="Version of the prompt.")] = None,
-    status: Annotated[GenerationStatus, typer.Option(help="With this status.")] = (
+    label: Annotated[str | None, typer.Option(help="Filter by exact label name.")] = None,
+    run: Annotated[int | None, typer.Option(help="Filter by run.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Filter by prompt.")] = None,
+    version: Annotated[int | None, typer.Option(help="Filter by version of the prompt.")] = None,
+    status: Annotated[GenerationStatus, typer.Option(help="Filter by status.")] = (
         GenerationStatus.ACCEPTED
     ),
-    opinion: Annotated[Opinion | None, typer.Option(help="What people think of it.")] = None,
-    before: Annotated[int | None, typer.Option(help="Older than this id.")] = None,
+    opinion: Annotated[Opinion | None, typer.Option(help="Filter by review state.")] = None,
+    before: Annotated[
+        int | None, typer.Option(help="Only ids below this one, for the next page.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
     json: Json = False,
 ) -> None:
@@ -73,7 +75,7 @@ def edit(generation_id: int, text: str, author: Author = "", json: Json = False)
 
 @app.command()
 def write(
-    label_id: Annotated[int, typer.Argument(help="Id of a label, as `enrich labels show` has it.")],
+    label_id: Annotated[int, typer.Argument(help="Label id, see `enrich labels show`.")],
     text: str,
     prompt: Annotated[str, typer.Option(help="Prompt the text replaces.")] = DEFAULT_PROMPT,
     language: Annotated[str, typer.Option(help="Language of the text.")] = ENGLISH,
@@ -91,7 +93,7 @@ def write(
 def _say(action: ReviewAction, ids: list[int], reason: str, author: str, json: bool) -> None:
     with write_session() as session:
         written = reviews.review(session, ids, action, reason=reason, author=author)
-        found = [reviews.view(one) for one in written]
+        found = [reviews.view(review) for review in written]
     show(found, json=json)
 
 

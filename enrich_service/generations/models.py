@@ -103,7 +103,7 @@ class Batch(SQLModel, table=True):
     requests: int
     completed: int = 0  # as the provider counts
     failed: int = 0
-    error: str | None = None  # why it came to nothing, or cannot be looked at for now
+    error: str | None = None  # why it failed, or why it is retried later
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
     ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # its answers are in
 

@@ -148,7 +148,7 @@ def log_of(session: Session, generation_id: int) -> list[ReviewView]:
 
 
 def view(row: TextReview) -> ReviewView:
-    """One entry of the log as it crosses the wire."""
+    """One entry of the log as the API schema."""
     return ReviewView(**row.model_dump())
 
 

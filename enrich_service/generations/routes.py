@@ -56,7 +56,7 @@ def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
     written = reviews.review(
         session, body.generations, body.action, reason=body.reason, author=body.author
     )
-    return [reviews.view(one) for one in written]
+    return [reviews.view(review) for review in written]
 
 
 @router.get(

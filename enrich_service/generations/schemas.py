@@ -80,7 +80,7 @@ class GenerationView(BaseModel):
     label: str
     context: str | None
     label_id: int | None
-    image: Annotated[str | None, Field(description="CLASS/FILE that it is a caption of")]
+    image: Annotated[str | None, Field(description="The image of a caption, as CLASS/FILE")]
     kind: PromptKind
     text: str | None
     status: GenerationStatus
@@ -94,8 +94,10 @@ class GenerationView(BaseModel):
     parent_id: int | None
     problems: list[str]
     flags: list[str]
-    approved: Annotated[bool | None, Field(description="False: rejected; null: nobody said")]
-    locked: Annotated[bool, Field(description="It wins, and cannot be edited")]
+    approved: Annotated[bool | None, Field(description="False: rejected; null: not reviewed")]
+    locked: Annotated[
+        bool, Field(description="Takes precedence over newer texts and cannot be edited")
+    ]
     author: str
     created_at: datetime
 
@@ -162,7 +164,7 @@ class GenerationPage(BaseModel):
 
     items: list[GenerationView]
     next_before: Annotated[
-        int | None, Field(description="Value of `before` for the next page; None: this is the last")
+        int | None, Field(description="Value of `before` for the next page; null on the last page")
     ]
 
 
@@ -179,10 +181,12 @@ class GenerationFilter(BaseModel):
     version: Annotated[int | None, Field(ge=1, le=MAX_ID, description="Of `prompt`")] = None
     status: GenerationStatus | None = None
     source: GenerationSource | None = None
-    flagged: Annotated[bool | None, Field(description="With flags, or without")] = None
-    opinion: Annotated[Opinion | None, Field(description="What people think of it")] = None
+    flagged: Annotated[
+        bool | None, Field(description="Only texts with flags (true) or without (false)")
+    ] = None
+    opinion: Annotated[Opinion | None, Field(description="Review state")] = None
     before: Annotated[
-        int | None, Field(ge=1, le=MAX_ID, description="Older than this id: the next page")
+        int | None, Field(ge=1, le=MAX_ID, description="Only ids below this one, for the next page")
     ] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 

@@ -22,7 +22,7 @@ from contract import EventKind, JobState
 from enrich_service.core.database import reading, utcnow, writing
 from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 
-GRACE_SECONDS: Final = 86_400
+GRACE_S: Final = 86_400
 WEIGHTS: Final = (".safetensors", ".zip")
 MINOR_EVENTS: Final = (EventKind.LOG, EventKind.PROGRESS)
 _ENDED: Final = [state for state in JobState if state.is_final]
@@ -72,7 +72,7 @@ def prune(
             session.exec(delete(JobEvent).where(lines))
     for path in _files(folder):
         status = path.stat()
-        if path.name not in named and time.time() - status.st_mtime > GRACE_SECONDS:
+        if path.name not in named and time.time() - status.st_mtime > GRACE_S:
             result.files += 1
             result.bytes += status.st_size
             if remove:

@@ -30,7 +30,7 @@ from enrich_service.jobs.artifacts import location
 from enrich_service.jobs.models import JobRow
 
 CHUNK = 4 * 1024 * 1024  # proposed chunk size in bytes
-FORGOTTEN_SECONDS = 7 * 86_400  # after the last chunk of an incomplete upload
+UPLOAD_EXPIRY_S = 7 * 86_400  # after the last chunk of an incomplete upload
 _PARTIAL = re.compile(r"upload-(\d+)-")
 _RANGE = re.compile(r"bytes (?:\*|(\d{1,15})-(\d{1,15}))/([1-9]\d{0,14})")
 
@@ -112,7 +112,7 @@ def _incoming(folder: Path) -> tuple[int, Path]:
             left.unlink()
     for left in folder.glob("upload-*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
+            if time.time() - left.stat().st_mtime > UPLOAD_EXPIRY_S:
                 left.unlink()
     while True:
         descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)

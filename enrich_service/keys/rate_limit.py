@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from enrich_service.core.errors import TooManyRequests
 
-BURST_SECONDS = 2.0  # burst size in seconds of the rate
+BURST_S = 2.0  # burst size in seconds of the rate
 
 
 class RateLimit:
     """`rate` requests per second and key, counted in each process separately."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._room = rate, max(1.0, rate * BURST_SECONDS)
+        self._rate, self._room = rate, max(1.0, rate * BURST_S)
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: dict[int, tuple[float, float]] = {}  # key → tokens, when they were counted

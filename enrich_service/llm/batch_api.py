@@ -1,6 +1,6 @@
-"""The Batch API of an OpenAI-compatible server: a file of questions goes up, one of answers down.
+"""The Batch API of an OpenAI-compatible server: upload a file of requests, read one of answers.
 
-What the server says on the way is told as `llm` tells it; an answer is read as `llm` reads it.
+Errors and answers are read as in `chat_model`.
 """
 
 import json
@@ -15,7 +15,7 @@ import openai
 from openai.types import Batch as RemoteBatch
 from openai.types import FileObject
 
-from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.errors import LanguageModelError, ModelBusy, RequestRejected
 from enrich_service.core.text import storable
 from enrich_service.llm.chat_model import ChatModel
 from enrich_service.llm.protocol import ChatRequest, Reply
@@ -23,8 +23,8 @@ from enrich_service.llm.protocol import ChatRequest, Reply
 PRICE_SHARE: Final = 0.5  # of the live price
 PURPOSE: Final = "batch"
 ENDPOINT: Final = "/v1/chat/completions"
-UPLOAD_SECONDS: Final = 600.0  # that the server may think about a file
-CLOCKS_DIFFER: Final = 3600.0  # seconds, at most, between ours and the server's
+UPLOAD_TIMEOUT_S: Final = 600.0
+MAX_CLOCK_SKEW_S: Final = 3600.0  # between this machine and the server
 
 QUEUE_FULL: Final = "token_limit_exceeded"  # a batch's error: too much is under way already
 
@@ -39,10 +39,9 @@ class BatchUnknown(LanguageModelError):
 
 
 class BatchApi:
-    """What `model`'s server offers besides chat completions.
+    """The Batch API of the server of `model`.
 
-    Every method raises ModelBusy where the server may answer later, and LanguageModelError where
-    something is to be mended first.
+    Every method raises ModelBusy for temporary errors, and LanguageModelError for others.
     """
 
     def __init__(self, model: ChatModel) -> None:
@@ -50,18 +49,18 @@ class BatchApi:
         self._client = model.client
 
     async def upload(self, name: str, lines: IO[bytes]) -> str:
-        """Put a file of questions (see `line`) there; gives its id."""
+        """Upload a file of requests (see `line`). Returns its id."""
         lines.seek(0)
         with self._told(_no_batches(self.model)):
             found = await self._client.files.create(
                 file=(name, lines),
                 purpose=PURPOSE,
-                timeout=httpx2.Timeout(UPLOAD_SECONDS, connect=10.0),
+                timeout=httpx2.Timeout(UPLOAD_TIMEOUT_S, connect=10.0),
             )
         return self._checked(found).id
 
     async def create(self, file_id: str, name: str) -> RemoteBatch:
-        """Have the questions of a file answered, within a day."""
+        """Start the batch of a file, to be answered within a day."""
         with self._told(_no_batches(self.model)):
             found = await self._client.batches.create(
                 input_file_id=file_id,
@@ -72,22 +71,22 @@ class BatchApi:
         return self._checked(found)
 
     async def file_named(self, name: str, since: datetime) -> str | None:
-        """The id of a file that was put there under `name`, not before `since`."""
+        """The id of the file that was uploaded as `name`, not before `since`."""
         with self._told(_no_batches(self.model)):
-            async for one in self._client.files.list(purpose=PURPOSE, order="desc", limit=100):
-                if one.filename == name:
-                    return one.id
-                if one.created_at < since.timestamp() - CLOCKS_DIFFER:
+            async for file in self._client.files.list(purpose=PURPOSE, order="desc", limit=100):
+                if file.filename == name:
+                    return file.id
+                if file.created_at < since.timestamp() - MAX_CLOCK_SKEW_S:
                     break
         return None
 
     async def batch_of(self, file_id: str, since: datetime) -> RemoteBatch | None:
-        """The batch that answers the questions of a file, if there is one, not before `since`."""
+        """The batch of a file, if one was started, not before `since`."""
         with self._told(_no_batches(self.model)):
-            async for one in self._client.batches.list(limit=100):
-                if one.input_file_id == file_id:
-                    return one
-                if one.created_at < since.timestamp() - CLOCKS_DIFFER:
+            async for batch in self._client.batches.list(limit=100):
+                if batch.input_file_id == file_id:
+                    return batch
+                if batch.created_at < since.timestamp() - MAX_CLOCK_SKEW_S:
                     break
         return None
 
@@ -97,12 +96,12 @@ class BatchApi:
             return self._checked(await self._client.batches.retrieve(batch_id))
 
     async def cancel(self, batch_id: str) -> RemoteBatch:
-        """Ask no more of a batch; what it has answered can be had once it says `cancelled`."""
+        """Cancel a batch; its answers can be read once its status is `cancelled`."""
         with self._told(f"{self.model.provider} does not know the batch {batch_id}", BatchUnknown):
             return self._checked(await self._client.batches.cancel(batch_id))
 
     async def lines(self, file_id: str) -> AsyncGenerator[dict[str, Any]]:
-        """The lines of a file of answers; what is no line of one is left out."""
+        """The lines of a file of answers; invalid lines are skipped."""
         unknown = f"{self.model.provider} does not know the file {file_id}"
         with self._told(unknown, BatchUnknown):
             async with self._client.files.with_streaming_response.content(file_id) as response:
@@ -126,7 +125,7 @@ class BatchApi:
         return read | {"custom_id": storable(read["custom_id"])}
 
     def line(self, request: ChatRequest, fmt: str) -> bytes:
-        """A question as a line of a file; its `custom_id` is the dedupe key."""
+        """A request as a line of a file; its `custom_id` is the dedupe key."""
         line = {
             "custom_id": request.key,
             "method": "POST",
@@ -137,11 +136,13 @@ class BatchApi:
 
     def outcome(
         self, line: Mapping[str, Any], request: ChatRequest, fmt: str
-    ) -> Reply | ModelBusy | QuestionRefused:
-        """What a line of a file of answers says of a question."""
+    ) -> Reply | ModelBusy | RequestRejected:
+        """The outcome of a request, from a line of a file of answers."""
         response, error = line.get("response"), line.get("error")
         if not isinstance(response, dict):
-            return QuestionRefused(f"the batch did not ask it: {self.model.said(error)}", calls=0)
+            return RequestRejected(
+                f"the batch did not request it: {self.model.said(error)}", calls=0
+            )
         status, body = response.get("status_code"), response.get("body")
         if status != 200:
             return self.model.unanswered(int(status or 500), self.model.said(body), 1)
@@ -153,7 +154,7 @@ class BatchApi:
     def _told(
         self, unknown: str, kind: type[LanguageModelError] = LanguageModelError
     ) -> Iterator[None]:
-        """Tell of the SDK's errors by ours; `unknown` and `kind`: what a 404 means."""
+        """Raise the SDK's errors as ours; `unknown` and `kind`: the error for a 404."""
         try:
             yield
         except openai.APIStatusError as error:

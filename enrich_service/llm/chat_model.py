@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, RequestRejected
 from enrich_service.core.text import storable, without_password
 from enrich_service.core.traces import model_call
 from enrich_service.llm.completion import read_completion
@@ -240,8 +240,8 @@ class ChatModel:
             return self._late(calls)
         if isinstance(error, openai.APIConnectionError):
             cause = root_cause(error)
-            if isinstance(cause, QuestionRefused):
-                return QuestionRefused(str(cause), calls=calls)
+            if isinstance(cause, RequestRejected):
+                return RequestRejected(str(cause), calls=calls)
             said = " ".join(str(cause).split()) or type(cause).__name__
             return ModelBusy(
                 f"cannot reach {self.shown} ({said}): "
@@ -251,11 +251,13 @@ class ChatModel:
             )
         said = self.said(error.body or error.message)
         if not isinstance(error, openai.APIStatusError):
-            return LanguageModelError(f"{self.provider} answers what nobody understands ({said})")
+            return LanguageModelError(
+                f"{self.provider} sent an answer that cannot be parsed ({said})"
+            )
         status = error.status_code
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
-                f"the quota at {self.provider} is used up: add credit there, then resume ({said})"
+                f"the quota at {self.provider} is exhausted: add credit there, then resume ({said})"
             )
         if status in (401, 403):
             remedy = (
@@ -263,7 +265,7 @@ class ChatModel:
                 if self.api_key
                 else "set OPENAI_API_KEY"
             )
-            return LanguageModelError(f"{self.provider} refuses the key: {remedy} ({said})")
+            return LanguageModelError(f"{self.provider} rejected the API key: {remedy} ({said})")
         if status == 404:
             return LanguageModelError(f"{unknown} ({said})")
         if 300 <= status < 400:
@@ -278,14 +280,14 @@ class ChatModel:
 
     def unanswered(
         self, status: int, said: str, calls: int, wait: float | None = None
-    ) -> ModelBusy | QuestionRefused:
+    ) -> ModelBusy | RequestRejected:
         """What a status means that tells of no more than this one request."""
         line = f"{self.provider} answers {status} ({said})"
         if wait is not None and wait > MAX_RETRY_AFTER_S:
             line += f" and asks to wait for {wait:.0f} s"
         if status in (408, 409, 429) or status >= 500:
             return ModelBusy(line, calls=calls, retry_after=wait)
-        return QuestionRefused(line, calls=calls)
+        return RequestRejected(line, calls=calls)
 
     def said(self, body: object) -> str:
         """The server's own words in the body of an error, on one line and without our secrets."""

@@ -86,7 +86,7 @@ class LanguageModel(Protocol):
 
         Raises:
             ModelBusy: try again, perhaps much later.
-            QuestionRefused: the server will not answer this one request.
+            RequestRejected: the server will not answer this one request.
             LanguageModelError: no request will be answered before something is mended.
         """
         ...

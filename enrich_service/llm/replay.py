@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract import first_error_line
-from enrich_service.core.errors import InvalidInput, QuestionRefused
+from enrich_service.core.errors import InvalidInput, RequestRejected
 from enrich_service.core.text import storable
 from enrich_service.llm.protocol import ChatRequest, Reply
 
@@ -69,11 +69,11 @@ class ReplayModel:
         """The next recorded reply for the label and prompt.
 
         Raises:
-            QuestionRefused: none was recorded.
+            RequestRejected: none was recorded.
         """
         recorded = self._replies.get((request.label, request.prompt))
         if recorded is None:
-            raise QuestionRefused(
+            raise RequestRejected(
                 f"{self.provider} has no reply for label {request.label!r} and prompt "
                 f"{request.prompt!r}: record one, or set OPENAI_BASE_URL to a language model"
             )

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Final
 
-from enrich_service.core.errors import LanguageModelError, ModelBusy, QuestionRefused
+from enrich_service.core.errors import LanguageModelError, ModelBusy, RequestRejected
 from enrich_service.llm.protocol import ChatRequest, LanguageModel, Reply
 from enrich_service.llm.rate_limiter import Slot
 
@@ -23,7 +23,7 @@ async def send_with_retries(
 
     Raises:
         ModelBusy: sent `tries` times in vain, or told to wait longer than `MAX_RETRY_AFTER_S`.
-        QuestionRefused, LanguageModelError: as `LanguageModel.send`.
+        RequestRejected, LanguageModelError: as `LanguageModel.send`.
     """
     calls = 0
     for attempt in range(1, tries + 1):
@@ -36,7 +36,7 @@ async def send_with_retries(
                 busy.calls = calls
                 raise
             await slot.step_out(_backoff_s(busy, attempt))
-        except QuestionRefused as refused:
+        except RequestRejected as refused:
             slot.reconcile(calls=refused.calls, tokens=0)
             refused.calls += calls
             raise

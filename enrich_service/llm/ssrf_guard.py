@@ -16,7 +16,7 @@ import aiohttp
 import httpx2
 from aiohttp.abc import ResolveResult
 
-from enrich_service.core.errors import InvalidInput, LanguageModelError, QuestionRefused
+from enrich_service.core.errors import InvalidInput, LanguageModelError, RequestRejected
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -82,8 +82,8 @@ class _Resolver(aiohttp.ThreadedResolver):
     ) -> list[ResolveResult]:
         """All addresses of `host`; LanguageModelError where one of them is never asked."""
         found = await super().resolve(host, port, family)
-        for one in found:
-            check_address(host, one["host"])
+        for address in found:
+            check_address(host, address["host"])
         return found
 
 
@@ -111,9 +111,9 @@ async def _read(answer: aiohttp.ClientResponse, most_bytes: int) -> httpx2.Respo
     async for part in coming.aiter_bytes():
         unpacked += part
         if len(unpacked) > most_bytes:
-            raise QuestionRefused(
+            raise RequestRejected(
                 f"the answer of {answer.url.origin()} is larger than "
-                f"{most_bytes // 1024**2} MiB, so it is no answer of a language model"
+                f"{most_bytes // 1024**2} MiB, so it is not an answer of a language model"
             )
     headers = [(name, value) for name, value in answer.raw_headers if name.lower() not in _UNPACKED]
     return httpx2.Response(answer.status, headers=headers, content=bytes(unpacked))
@@ -149,7 +149,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request and read the whole answer. Raises what httpx2 raises.
 
-        And QuestionRefused where the answer is larger than any answer may be.
+        And RequestRejected where the answer is larger than any answer may be.
         """
         limits = request.extensions.get("timeout", {})
         where = request.url  # its user and password are a header already

@@ -26,7 +26,7 @@ from enrich_service.core.private_files import (
 )
 from enrich_service.core.settings import Settings
 
-BUSY_SECONDS = 30.0  # that a restore waits for writers of the service
+BUSY_TIMEOUT_S = 30.0  # that a restore waits for writers of the service
 
 
 class Backup(BaseModel):
@@ -165,7 +165,7 @@ def _keep(settings: Settings, live: Path) -> Path:
 
 
 def _open(file: Path) -> sqlite3.Connection:
-    return sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)
+    return sqlite3.connect(file, timeout=BUSY_TIMEOUT_S, isolation_level=None)
 
 
 def _sync(file: Path) -> None:

@@ -31,7 +31,7 @@ from enrich_service.operation import backup
 LITTLE_ROOM: Final = 1024 * MEBIBYTE  # bytes, below which a disk is nearly full
 NO_ROOM: Final = 64 * MEBIBYTE
 SOON: Final = timedelta(days=7)
-LLM_SECONDS: Final = 10.0
+LLM_TIMEOUT_S: Final = 10.0
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -47,7 +47,7 @@ class Finding(BaseModel):
 def examine(settings: Settings) -> list[Finding]:
     """Run all checks. A check that raises an error has failed."""
     engine = make_engine(settings.sqlalchemy_url)
-    looks: dict[str, Callable[[], tuple[Verdict, str]]] = {
+    checks: dict[str, Callable[[], tuple[Verdict, str]]] = {
         "data folder": lambda: _data_folder(settings),
         "disk": lambda: _disk(settings),
         "migrations": lambda: _migrations(engine),
@@ -57,14 +57,14 @@ def examine(settings: Settings) -> list[Finding]:
         "language model": lambda: asyncio.run(_language_model(settings)),
     }
     try:
-        return [_finding(name, look) for name, look in looks.items()]
+        return [_finding(name, check) for name, check in checks.items()]
     finally:
         engine.dispose()
 
 
-def _finding(name: str, look: Callable[[], tuple[Verdict, str]]) -> Finding:
+def _finding(name: str, check: Callable[[], tuple[Verdict, str]]) -> Finding:
     try:
-        verdict, detail = look()
+        verdict, detail = check()
     except UserError as error:
         verdict, detail = "failed", str(error)
     except (DBAPIError, OSError) as error:
@@ -90,7 +90,7 @@ def _disk(settings: Settings) -> tuple[Verdict, str]:
     said = f"{free / MEBIBYTE:.0f} MiB free at {folder}"
     if free < NO_ROOM:
         return "failed", f"{said}: free some space"
-    return ("warning", f"{said}: soon full") if free < LITTLE_ROOM else ("ok", said)
+    return ("warning", f"{said}: nearly full") if free < LITTLE_ROOM else ("ok", said)
 
 
 def _exists(engine: Engine) -> bool:
@@ -124,14 +124,14 @@ def _integrity(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
             assert raw is not None
             backup.check(raw)
             size = backup.database_file(settings).stat().st_size
-            return "ok", f"whole, {size / MEBIBYTE:.1f} MiB"
+            return "ok", f"intact, {size / MEBIBYTE:.1f} MiB"
         connection.execute(text("SELECT 1"))
         return "ok", "the server answers"
 
 
 def _keys(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
     if not _has_table(engine, "api_key"):
-        return "ok", "none yet: only this machine is let in"
+        return "ok", "none yet: only this machine has access"
     now = utcnow()
     with reading(engine) as session:
         found = keys.listing(session)
@@ -146,7 +146,7 @@ def _keys(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
             "none, and ENRICH_ALLOW_REMOTE gives full access to everyone who can reach the service",
         )
     if not found:
-        return "ok", "none yet: only this machine is let in"
+        return "ok", "none yet: only this machine has access"
     if not living:
         return "failed", "all are revoked or expired: create one with `enrich keys create NAME`"
     ending = [key for key in living if key.expires_at is not None and key.expires_at < now + SOON]
@@ -170,7 +170,7 @@ def _artifacts(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
             f"{wrong} of {len(found)} are missing or truncated in {settings.artifact_dir}: restore "
             "them from a backup"
         )
-    return "ok", f"{len(found)}, all there"
+    return "ok", f"{len(found)}, all present"
 
 
 def _has_table(engine: Engine, name: str) -> bool:
@@ -191,7 +191,7 @@ async def _language_model(settings: Settings) -> tuple[Verdict, str]:
     key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else "none"
     async with httpx2.AsyncClient(
         transport=GuardedTransport(settings.llm_url),
-        timeout=LLM_SECONDS,
+        timeout=LLM_TIMEOUT_S,
         follow_redirects=False,
     ) as client:
         try:

@@ -95,7 +95,7 @@ def check_content(
     _check_schema(output_schema)
     for name in model_defaults:
         if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
-            raise InvalidInput(f"{shortened(name)} is no parameter that a prompt can set")
+            raise InvalidInput(f"{shortened(name)} is not a parameter that a prompt can set")
     check_parameters(model_defaults)
     check_rules(validators)
 
@@ -131,7 +131,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     except jsonschema.SchemaError as error:
         where = "/".join(str(part) for part in error.absolute_path) or "its top"
         raise InvalidInput(
-            f"The output schema is no JSON Schema: {where}: {shortened(error.message, 200)}"
+            f"The output schema is not valid: {where}: {shortened(error.message, 200)}"
         ) from error
     check_patterns(schema)
     if schema.get("type") != "object":

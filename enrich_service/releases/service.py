@@ -437,7 +437,7 @@ def body(session: Session, release_id: int) -> tuple[str, bytes]:
 
 
 def view(session: Session, row: ReleaseRow) -> ReleaseView:
-    """`row` as it crosses the wire, without its texts."""
+    """`row` as the API schema, without its texts."""
     label_set = session.get_one(LabelSet, row.label_set_id)
     return ReleaseView(label_set=label_set.name, **row.model_dump(exclude={"label_set_id", "body"}))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import ModelBusy, QuestionRefused
+from enrich_service.core.errors import ModelBusy, RequestRejected
 from enrich_service.generations.models import (
     GenerationFields,
     GenerationStatus,
@@ -18,7 +18,7 @@ from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import ENGLISH
 from enrich_service.validation.judge import Judgement, judge
 
-Outcome = Reply | ModelBusy | QuestionRefused
+Outcome = Reply | ModelBusy | RequestRejected
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 

@@ -52,14 +52,14 @@ from enrich_service.runs.schemas import Described, DescribeRequest, RunCreate, R
 from enrich_service.validation.answer import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
-LOOK_SECONDS = 0.2  # between looks at a run whose progress is shown
+POLL_INTERVAL_S = 0.2  # between looks at a run whose progress is shown
 PROGRESS_INTERVAL_S = 10.0  # between lines of progress where standard error is no terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrichment of whole label sets.")
 _RUN_COLUMNS = ("id", "state", "label_set", "prompt", "prompt_version", "model", "done", "total")
 
 Prompt = Annotated[str, typer.Option(help="Name of the prompt.")]
-Version = Annotated[int | None, typer.Option(help="Number of its version.")]
+Version = Annotated[int | None, typer.Option(help="Version number.")]
 Alias = Annotated[str | None, typer.Option(help="Or an alias; default: production, if it has it.")]
 Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
 Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
@@ -114,10 +114,13 @@ def describe(
     with database(settings) as engine, working("Asking"):
         found = asyncio.run(ask(engine))
     show(found, json=json, columns=("label", "status", "text"))
-    for one in found:
-        if one.status is not GenerationStatus.ACCEPTED:
-            typer.echo(f"enrich: {one.label!r} {one.status}: {'; '.join(one.problems)}", err=True)
-    if any(one.status is not GenerationStatus.ACCEPTED for one in found):
+    missing = [
+        described for described in found if described.status is not GenerationStatus.ACCEPTED
+    ]
+    for described in missing:
+        problems = "; ".join(described.problems)
+        typer.echo(f"enrich: {described.label!r} {described.status}: {problems}", err=True)
+    if missing:
         raise typer.Exit(1)
 
 
@@ -144,7 +147,7 @@ def start(
         ),
     ] = False,
     samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
-    concurrency: Annotated[int, typer.Option(help="Calls at one time.")] = 16,
+    concurrency: Annotated[int, typer.Option(help="Concurrent calls.")] = 16,
     budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
     author: Author = "",
@@ -282,7 +285,7 @@ async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
                     asked.clear()
                     runs.wake()
                 try:
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(POLL_INTERVAL_S):
                         await asked.wait()
                 except TimeoutError:
                     pass
@@ -304,9 +307,9 @@ def _pause(engine: Engine, run_id: int) -> None:
             service.pause_run(session, run_id)
 
 
-def _view(engine: Engine, run_id: int, work: ActiveRun | None = None) -> RunView:
+def _view(engine: Engine, run_id: int, active: ActiveRun | None = None) -> RunView:
     with reading(engine) as session:
-        return service.run_view(session, service.get_run(session, run_id), work)
+        return service.run_view(session, service.get_run(session, run_id), active)
 
 
 def _progress_line(run: RunView) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from enrich_service.core.errors import (
     LanguageModelError,
     ModelBusy,
-    QuestionRefused,
+    RequestRejected,
     UnreadableImage,
 )
 from enrich_service.core.settings import Settings
@@ -191,7 +191,7 @@ class Enricher:
             if busy.retry_after is not None and busy.retry_after > MAX_RETRY_AFTER_S:
                 raise
             return busy
-        except QuestionRefused as refused:
+        except RequestRejected as refused:
             return refused
 
     async def add(
@@ -245,14 +245,14 @@ class Enricher:
         return await asyncio.shield(reading)
 
 
-async def _picture(item: Item) -> tuple[str | None, QuestionRefused | None]:
+async def _picture(item: Item) -> tuple[str | None, RequestRejected | None]:
     """The image of an item as a data URL, if it has one, or why it cannot be read."""
     if item.image is None:
         return None, None
     try:
         return await asyncio.to_thread(data_url, item.image), None
     except UnreadableImage as error:
-        return None, QuestionRefused(str(error), calls=0)
+        return None, RequestRejected(str(error), calls=0)
 
 
 def is_asked_again(answer: GenerationFields) -> bool:

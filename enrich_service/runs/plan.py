@@ -60,7 +60,7 @@ class Plan:
 
     @cached_property
     def rewrites(self) -> bool:
-        """Whether the prompt works on texts that are there, such as to translate them."""
+        """Whether the prompt rewrites given texts, for example translates them."""
         return "texts" in variables_of(self.version)
 
     def item(
@@ -146,7 +146,7 @@ def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
     if unused := asked.keys() - variables_of(version):
         name = min(unused)
         raise InvalidInput(
-            f"{name}: version {version.number} of prompt {choice.prompt!r} does not speak of it: "
+            f"{name}: version {version.number} of prompt {choice.prompt!r} does not use it: "
             f"add {{{{ {name} }}}} to the prompt, or leave it out"
         )
     return asked
@@ -169,12 +169,12 @@ def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False)
     """Raise InvalidInput unless a prompt about images or texts gets some, and no other does."""
     if plan.rewrites and not texts:
         raise InvalidInput(
-            f"prompt {plan.prompt!r} works on texts that are there: name a release that has them "
+            f"prompt {plan.prompt!r} rewrites texts: name a release that has them "
             "(`enrich release translate RELEASE --language …`)"
         )
     if texts and not plan.rewrites:
         raise InvalidInput(
-            f"prompt {plan.prompt!r} works on no text: name one that speaks of {{{{ texts }}}}, "
+            f"prompt {plan.prompt!r} rewrites no texts: name one that uses {{{{ texts }}}}, "
             "such as translation"
         )
     if plan.kind == PromptKind.IMAGE_CAPTION and images is None:
@@ -184,6 +184,6 @@ def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False)
         )
     if plan.kind != PromptKind.IMAGE_CAPTION and images is not None:
         raise InvalidInput(
-            f"images: prompt {plan.prompt!r} gives a {plan.kind} of a label and looks at no image: "
+            f"images: prompt {plan.prompt!r} answers with a {plan.kind} and uses no image: "
             "name a prompt of the kind image_caption, such as image-caption"
         )

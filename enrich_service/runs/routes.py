@@ -34,7 +34,7 @@ from enrich_service.runs.schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["enrichment"])
-PROGRESS_SECONDS = 0.5  # between looks at a run whose progress is streamed
+PROGRESS_INTERVAL_S = 0.5  # between looks at a run whose progress is streamed
 
 
 def _enricher(request: Request) -> Enricher:
@@ -149,7 +149,7 @@ async def follow_run(
         events = [] if view == last else [ServerSentEvent(event="progress", data=view)]
         return Update(view, events, final=view.state not in service.UNFINISHED)
 
-    async for event in poll(request, read, None, interval_s=PROGRESS_SECONDS):
+    async for event in poll(request, read, None, interval_s=PROGRESS_INTERVAL_S):
         yield event
 
 

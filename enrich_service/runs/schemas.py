@@ -18,10 +18,10 @@ class Choice(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Field(description="Name of the prompt")] = DEFAULT_PROMPT
-    version: Annotated[int | None, Field(ge=1, description="Number of its version")] = None
+    version: Annotated[int | None, Field(ge=1, description="Version number")] = None
     alias: Annotated[
         str | None,
-        Field(description="Or an alias of it; by neither: `production`, else the newest version"),
+        Field(description="Or its alias; default: `production`, else the newest version"),
     ] = None
     model: Annotated[
         str | None, Field(min_length=1, max_length=200, description="Default: ENRICH_LLM_MODEL")
@@ -31,10 +31,12 @@ class Choice(BaseModel):
         Field(description="Parameters of the call, on top of the prompt's own: temperature, …"),
     ] = {}
     n: Annotated[
-        int, Field(ge=1, le=100, description="Sentences or captions an answer, if the prompt asks")
+        int,
+        Field(ge=1, le=100, description="Sentences or captions per answer, if the prompt uses `n`"),
     ] = 1
     language: Annotated[
-        str, Field(max_length=50, description="Language of the answer, if the prompt asks")
+        str,
+        Field(max_length=50, description="Language of the answer, if the prompt uses `language`"),
     ] = ENGLISH
 
 
@@ -47,7 +49,7 @@ class NamedLabel(BaseModel):
     context: str | None = None
     confusable: Annotated[
         list[str],
-        Field(max_length=20, description="Names it is easily taken for: `labels` in a prompt"),
+        Field(max_length=20, description="Names of easily confused labels: `labels` in a prompt"),
     ] = []
 
 
@@ -67,7 +69,7 @@ class DescribeRequest(Choice):
 
     labels: Annotated[list[str | NamedLabel], Field(min_length=1, max_length=100)]
     refresh: Annotated[
-        StrictBool, Field(description="Ask for a new sample, though there is an answer already")
+        StrictBool, Field(description="Request a new sample even if there is an answer")
     ] = False
 
 
@@ -101,13 +103,15 @@ class Described(BaseModel):
 
     label: str
     context: str | None
-    text: Annotated[str | None, Field(description="The first text, or all attributes in a line")]
+    text: Annotated[str | None, Field(description="The first text, or all attributes on one line")]
     texts: list[str]
     attributes: dict[str, list[str]]
     status: GenerationStatus
-    cached: Annotated[bool, Field(description="Nothing was asked: the answer was there")]
+    cached: Annotated[
+        bool, Field(description="Whether the answer was stored already; nothing was requested")
+    ]
     problems: Annotated[list[str], Field(description="Why it was not accepted")]
-    flags: Annotated[list[str], Field(description="Accepted, but worth a look")]
+    flags: Annotated[list[str], Field(description="Accepted, but to be reviewed")]
     generation_id: int | None
     prompt: str
     prompt_version: int
@@ -151,14 +155,14 @@ class RunCreate(Choice):
     mode: Annotated[
         RunMode,
         Field(
-            description="batch: by files of questions that the provider answers within a day, for "
+            description="batch: files of requests that the provider answers within a day, for "
             "half the price (OpenAI's Batch API)"
         ),
     ] = RunMode.LIVE
     samples: Annotated[
         int, Field(ge=1, le=100, description="Generations for each label or image")
     ] = 1
-    concurrency: Annotated[int, Field(ge=1, le=1000, description="Calls at one time")] = 16
+    concurrency: Annotated[int, Field(ge=1, le=1000, description="Concurrent calls")] = 16
     budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
     budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
         None
@@ -184,9 +188,9 @@ class BatchView(BaseModel):
     requests: int
     completed: Annotated[int, Field(description="As the provider counts")]
     failed: Annotated[int, Field(description="As the provider counts")]
-    error: Annotated[str | None, Field(description="Why it came to nothing, or waits")]
+    error: Annotated[str | None, Field(description="Why it failed, or why it is retried later")]
     created_at: datetime
-    ended_at: Annotated[datetime | None, Field(description="When its answers were taken in")]
+    ended_at: Annotated[datetime | None, Field(description="When its answers were stored")]
 
 
 class RunView(BaseModel):
@@ -243,32 +247,36 @@ class RunView(BaseModel):
     model: str
     parameters: dict[str, JsonValue]
     variables: dict[str, JsonValue]
-    images: Annotated[str | None, Field(description="Folder of the images that are asked about")]
+    images: Annotated[str | None, Field(description="Folder of the images")]
     mode: RunMode
-    batches: Annotated[list[BatchView], Field(description="Where the mode is batch")]
+    batches: Annotated[list[BatchView], Field(description="For the mode batch")]
     samples: int
     concurrency: int
     budget_usd: float | None
     budget_tokens: int | None
     state: RunState
-    error: Annotated[str | None, Field(description="Why it ended or paused before its end")]
+    error: Annotated[str | None, Field(description="Why it failed or paused")]
     total: Annotated[int, Field(description="Labels, or images, × samples")]
     done: int
-    cached: Annotated[int, Field(description="Had an answer already; nothing was paid")]
+    cached: Annotated[int, Field(description="Labels that had an answer already, at no cost")]
     accepted: int
-    rejected: Annotated[int, Field(description="Every answer was bad")]
-    failed: Annotated[int, Field(description="Got no answer; a retry asks again")]
-    parked: Annotated[int, Field(description="Put off, since the server asked for it")]
-    waiting_on_other_runs: Annotated[
-        int, Field(description="Asked by another run, whose answer is awaited")
+    rejected: Annotated[int, Field(description="Labels whose answers were all rejected")]
+    failed: Annotated[
+        int, Field(description="Labels without an answer; a retry requests them again")
     ]
-    calls: Annotated[int, Field(description="Requests sent, repeated ones included")]
+    parked: Annotated[
+        int, Field(description="Labels that wait because the server asked to retry later")
+    ]
+    waiting_on_other_runs: Annotated[
+        int, Field(description="Labels that another run or request is asking for")
+    ]
+    calls: Annotated[int, Field(description="Requests sent, including retries")]
     prompt_tokens: int
     completion_tokens: int
     cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
     problems: Annotated[dict[str, int], Field(description="Answers that broke a rule, by rule")]
     flags: Annotated[dict[str, int], Field(description="Answers that a rule flagged, by rule")]
-    rate: Annotated[float | None, Field(description="Labels a second, lately")]
+    rate: Annotated[float | None, Field(description="Labels per second, over the last 200")]
     author: str
     created_at: datetime
     started_at: datetime | None
@@ -300,4 +308,4 @@ class RunEstimate(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
-    basis: Annotated[str, Field(description="Where the numbers of tokens come from")]
+    basis: Annotated[str, Field(description="How the numbers of tokens were estimated")]

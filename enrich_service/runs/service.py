@@ -40,8 +40,8 @@ def create_run(
 ) -> Run:
     """Queue a run. Raises InvalidInput for a budget in money where nothing has a price.
 
-    `roots`: where images may lie (see `images`). `texts`: what to work on; labels without are left
-    out.
+    `roots`: folders that may contain images (see `llm.images`); None allows every folder. `texts`:
+    the texts that the prompt rewrites; labels without one are skipped.
     """
     _check_budget(body.budget_usd, plan.model, prices)
     check_mode(body, plan)
@@ -137,7 +137,7 @@ def get_run(session: Session, run_id: int) -> Run:
 
 
 def run_view(session: Session, run: Run, active: ActiveRun | None = None) -> RunView:
-    """`run` as it crosses the wire, with what is known of it where it is worked on."""
+    """`run` as the API schema, with the live state of a run in this process."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
     found = session.exec(
         select(RunFinding)
@@ -153,8 +153,10 @@ def run_view(session: Session, run: Run, active: ActiveRun | None = None) -> Run
         prompt_version=version.number,
         done=run.cached + run.accepted + run.rejected + run.failed,
         batches=_batches(session, run),
-        problems={one.rule: one.answers for one in found if one.verdict == "problem"},
-        flags={one.rule: one.answers for one in found if one.verdict == "flag"},
+        problems={
+            finding.rule: finding.answers for finding in found if finding.verdict == "problem"
+        },
+        flags={finding.rule: finding.answers for finding in found if finding.verdict == "flag"},
         parked=len(active.parked) if active else 0,
         waiting_on_other_runs=len(active.waiting) if active else 0,
         rate=active.rate() if active else None,

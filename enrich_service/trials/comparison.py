@@ -271,7 +271,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
     """Number of answers by rule, the part of a problem before the colon."""
-    counted = Counter(rule for said in found for rule in {one.partition(":")[0] for one in said})
+    counted = Counter(rule for said in found for rule in {line.partition(":")[0] for line in said})
     return dict(sorted(counted.items()))
 
 
@@ -317,7 +317,9 @@ def _of_report(
     report: Report, release: Release, job_id: int, labels: int
 ) -> SideDiagnostics | None:
     wanted = report.config.text_strategy
-    found = next((one for one in report.diagnostics if one.text == wanted), None)
+    found = next(
+        (diagnostics for diagnostics in report.diagnostics if diagnostics.text == wanted), None
+    )
     if found is None or wanted == "name":  # a training on bare names says nothing of texts
         return None
     return SideDiagnostics(

@@ -34,7 +34,7 @@ class AcceptedTextIndex:
         return any(key in others for key in text_keys(kind, texts))
 
     def by_others_than(self, label: str) -> Mapping[str, str]:
-        """The keys that belong to other labels (see `rules.accepted_keys`)."""
+        """The keys that belong to other labels (see `words.accepted_keys`)."""
         return _Others((self._stored, self._reserved), label)
 
 

@@ -17,7 +17,7 @@ class Judgement:
     texts: tuple[str, ...]
     problems: tuple[str, ...]
     flags: tuple[str, ...]
-    cut_off: bool = False  # more room may mend it
+    cut_off: bool = False  # a higher max_tokens may fix it
 
     @property
     def accepted(self) -> bool:

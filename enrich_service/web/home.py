@@ -23,7 +23,7 @@ _MOVING = (RunState.QUEUED, RunState.RUNNING)
 @router.get("/", response_class=HTMLResponse)
 def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResponse:
     """The home page."""
-    lately = [
+    recent = [
         enrichment_service.run_view(session, run, runs.active(run.id or 0))
         for run in enrichment_service.list_runs(
             session, label_set=None, state=None, limit=LATELY, offset=0
@@ -35,16 +35,16 @@ def show_home(request: Request, session: ReadSession, runs: RunsDep) -> HTMLResp
         "home.html",
         label_sets=label_service.listing(session, limit=SHOWN),
         releases=release_service.listing(session, limit=SHOWN),
-        moving_runs=[run for run in lately if run.state in _MOVING],
+        moving_runs=[run for run in recent if run.state in _MOVING],
         moving_jobs=[(job, progress_of(session, job)) for job in jobs if not job.state.is_final],
         waiting_runs=[
             run
-            for run in lately
+            for run in recent
             if run.state in (RunState.PAUSED, RunState.FAILED)
             or (run.state is RunState.SUCCEEDED and run.rejected)
         ][:SHOWN],
         failed_jobs=[job for job in jobs if job.state is JobState.FAILED][:SHOWN],
-        ended_runs=[run for run in lately if run.state is RunState.SUCCEEDED][:SHOWN],
+        ended_runs=[run for run in recent if run.state is RunState.SUCCEEDED][:SHOWN],
         ended_jobs=[job for job in jobs if job.state is JobState.SUCCEEDED][:SHOWN],
-        described=any(run.accepted or run.cached for run in lately),
+        described=any(run.accepted or run.cached for run in recent),
     )

@@ -94,7 +94,7 @@ def _shown(
 ) -> tuple[PromptView, PromptVersion]:
     """The prompt version whose texts are shown. Raises NotFound if there are no prompts."""
     if prompt is None:
-        names = [one.name for one in prompt_service.listing(session, limit=None)]
+        names = [prompt.name for prompt in prompt_service.listing(session, limit=None)]
         if not names:
             raise NotFound("There is no prompt yet: add one with `enrich prompts add`.")
         prompt = DEFAULT_PROMPT if DEFAULT_PROMPT in names else names[0]
@@ -265,7 +265,7 @@ def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[Generation
             return "Written by people" if one.source is GenerationSource.PERSON else "Imported"
         return f"{one.prompt} {one.prompt_version}, {one.model or one.source}"
 
-    newest = {origin(one): -one.id for one in reversed(found)}
+    newest = {origin(generation): -generation.id for generation in reversed(found)}
     ordered = sorted(found, key=lambda one: (newest[origin(one)], -one.id))
     return [(name, list(group)) for name, group in groupby(ordered, key=origin)]
 

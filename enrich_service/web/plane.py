@@ -45,7 +45,7 @@ def draw_plane(plane: TextPlane, first: Sequence[str] = ()) -> Plane:
     Labels go to the classes of `first`, then to those that moved furthest; one that would cover
     another is left out.
     """
-    places = [place for one in plane.classes for place in (one.before, one.after)]
+    places = [place for move in plane.classes for place in (move.before, move.after)]
     finite = [place for place in places if all(map(math.isfinite, place))] or [(0.0, 0.0)]
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
     low, high = min(y for _, y in finite), max(y for _, y in finite)
@@ -68,10 +68,10 @@ def draw_plane(plane: TextPlane, first: Sequence[str] = ()) -> Plane:
     taken: list[Box] = []
     labelled: list[Arrow] = []
     bare: list[Arrow] = []
-    for one in sorted(plane.classes, key=weight):
-        if not all(map(math.isfinite, (*one.before, *one.after))):
+    for move in sorted(plane.classes, key=weight):
+        if not all(map(math.isfinite, (*move.before, *move.after))):
             continue
-        arrow = Arrow(one.name, *at(one.before), *at(one.after))
+        arrow = Arrow(move.name, *at(move.before), *at(move.after))
         with_label = _labelled(arrow, taken, height)
         (bare if with_label is None else labelled).append(with_label or arrow)
     return Plane((*bare, *reversed(labelled)), len(labelled), height)

@@ -160,7 +160,7 @@ def compare_versions(
     before = before or max(1, after - 1)
     context = CONTEXT if show == "changes" else None
     found = service.diff(session, service.get(session, name), before, after, context=context)
-    changed = {one.field: one.rows for one in found.changed}
+    changed = {change.field: change.rows for change in found.changed}
     return page(
         request,
         "prompts/diff.html",

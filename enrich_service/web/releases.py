@@ -61,9 +61,9 @@ def _form(
     request: Request, session: Session, given: Form, error: UserError | None = None
 ) -> HTMLResponse:
     listed = prompt_service.listing(session, limit=None)
-    prompts = [one for one in listed if one.kind in RELEASED_KINDS]
-    chosen = {one.name: given.get(f"from {one.name}", "") for one in prompts}
-    default = next((one for one in prompts if one.name == DEFAULT_PROMPT), None)
+    prompts = [prompt for prompt in listed if prompt.kind in RELEASED_KINDS]
+    chosen = {prompt.name: given.get(f"from {prompt.name}", "") for prompt in prompts}
+    default = next((prompt for prompt in prompts if prompt.name == DEFAULT_PROMPT), None)
     if error is None and default is not None:
         in_use = any(alias.name == "production" for alias in default.aliases)
         chosen[default.name] = "@production" if in_use else str(default.latest)
@@ -198,7 +198,9 @@ def _show(
         search=search,
         origins=_origins(release),
         jobs=job_service.listing(session, release_id=release_id, limit=JOBS),
-        others=[one for one in service.listing(session, limit=1000) if one.id != release_id],
+        others=[
+            release for release in service.listing(session, limit=1000) if release.id != release_id
+        ],
     )
 
 
@@ -251,7 +253,7 @@ def compare_releases(
         request,
         "releases/diff.html",
         found=found,
-        changes=[(one, _changed(one)) for one in found.changed],
+        changes=[(change, _changed(change)) for change in found.changed],
         first=offset,
         size=CHANGES,
     )
@@ -272,5 +274,5 @@ def _lines(value: Any) -> list[str]:  # noqa: ANN401 - a field of a label, as JS
     if isinstance(value, dict):
         return [f"{name}: {', '.join(map(str, values))}" for name, values in value.items()]
     if isinstance(value, list):
-        return [str(one) for one in value]
+        return [str(item) for item in value]
     return [str(value or "")]

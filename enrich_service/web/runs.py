@@ -29,7 +29,7 @@ from enrich_service.runs import service
 from enrich_service.runs.failures import failures
 from enrich_service.runs.plan import choose
 from enrich_service.runs.routes import (
-    PROGRESS_SECONDS,
+    PROGRESS_INTERVAL_S,
     EnricherDep,
     ExistingRunId,
     RunsDep,
@@ -207,7 +207,7 @@ async def follow_run(
             events.append(END)
         return Update(digest, events, final=final)
 
-    async for event in poll(request, read, last_event_id, interval_s=PROGRESS_SECONDS):
+    async for event in poll(request, read, last_event_id, interval_s=PROGRESS_INTERVAL_S):
         yield event
 
 

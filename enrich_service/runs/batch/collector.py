@@ -15,7 +15,7 @@ from typing import Any, Final
 from openai.types import Batch as RemoteBatch
 
 from enrich_service.core.database import utcnow
-from enrich_service.core.errors import ModelBusy, QuestionRefused, UserError
+from enrich_service.core.errors import ModelBusy, RequestRejected, UserError
 from enrich_service.generations.models import Batch, GenerationStatus, RunState
 from enrich_service.llm.batch_api import ENDED, QUEUE_FULL, STOPPABLE, BatchApi, BatchUnknown
 from enrich_service.runs.attempt import Attempt, build_request
@@ -56,7 +56,7 @@ class BatchCollector:
                 return
             await self._store.change(batch, error=str(error))
             if not isinstance(error, ModelBusy) and self._active.asks:
-                self._active.halt(f"{error}; mend it and resume, or cancel the run", pause=True)
+                self._active.halt(f"{error}; fix it and resume, or cancel the run", pause=True)
         age = (utcnow() - batch.created_at).total_seconds()
         wait = max(MIN_POLL_INTERVAL_S, min(MAX_POLL_INTERVAL_S, POLL_SHARE * age))
         self.due[batch.id] = time.monotonic() + wait
@@ -99,7 +99,7 @@ class BatchCollector:
                 await self._send_less(batch, api.model.said(why))
                 return
             said = f"{batch.provider} refused the batch {batch.remote_id}: {api.model.said(why)}"
-            self._active.halt(f"{said}; mend it and retry the run")
+            self._active.halt(f"{said}; fix it and retry the run")
             await asyncio.to_thread(self._store.close, batch, said)
             return
         if self._active.state is not RunState.CANCELLED:
@@ -148,7 +148,7 @@ class BatchCollector:
         chat_request = build_request(self._plan, item, attempt)
         outcome = api.outcome(line, chat_request, batch.response_format)
         cancelled = self._active.state is RunState.CANCELLED
-        if cancelled and isinstance(outcome, QuestionRefused) and not outcome.calls:
+        if cancelled and isinstance(outcome, RequestRejected) and not outcome.calls:
             # It was never asked, and nobody wants it any more.
             await store.count(self._run_id, request=request)
             return

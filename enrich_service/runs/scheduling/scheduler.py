@@ -25,7 +25,7 @@ from enrich_service.runs.scheduling.pager import RunPager
 from enrich_service.runs.scheduling.worker_pool import GRACE_S, WorkerPool
 from enrich_service.runs.waiting_items import WaitingItems
 
-POLL_INTERVAL_S = 0.5  # between looks at the table
+POLL_INTERVAL_S = 0.5  # between reads of the table
 RETRY_INTERVAL_S = 60.0  # until a batch is looked after again where that was not possible
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class RunScheduler:
     async def _watch(self) -> None:
         while not self._stopping:
             try:
-                await self._look()
+                await self._update()
             except Exception as error:
                 if known := storage_error(error):
                     log.warning("cannot look after the runs: %s", known)
@@ -91,8 +91,8 @@ class RunScheduler:
                     await self._awake.wait()
             self._awake.clear()
 
-    async def _look(self) -> None:
-        """Renew the leases of active runs, see what became of them, and take up new ones."""
+    async def _update(self) -> None:
+        """Renew the leases of active runs, read their states, and start new ones."""
         if self._clock.was_set():
             await asyncio.to_thread(self._leases.correct)
             self._clock.note()

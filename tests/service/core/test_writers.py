@@ -97,7 +97,7 @@ def test_a_reader_sees_one_state_whatever_is_written_meanwhile(engine):
 
 
 def test_a_writer_that_waits_too_long_says_busy(engine, settings, monkeypatch):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.1)
     impatient = make_engine(settings.sqlalchemy_url)
     with writing(engine) as session:
         labels.listing(session)

@@ -190,7 +190,7 @@ def test_confusable_labels_go_out_as_csv_without_formulas(engine):
         (b"name\nx\n", "needs a first line"),
         (b"key,name,strange\n", "needs a first line"),
         (b"key,name\na\n", "Line 2"),
-        (b"key,name,sentences\na,b,not json\n", "Row 1 .*no JSON"),
+        (b"key,name,sentences\na,b,not json\n", "Row 1 .*not JSON"),
         (b"key,name,sentences\na,b,7\n", "Row 1 .*sentences"),
         (b"key,name\na,b\na,c\n", "key 'a' of label 1"),
         (b"key,name\n", "at least one label"),

@@ -13,7 +13,7 @@ from enrich_service.core.errors import (
     InvalidInput,
     LanguageModelError,
     ModelBusy,
-    QuestionRefused,
+    RequestRejected,
 )
 from enrich_service.llm.chat_model import ChatModel, provider_of
 from enrich_service.llm.protocol import ChatRequest, Reply
@@ -135,7 +135,7 @@ def test_a_quota_used_up_stops_at_once() -> None:
     with LlmServer() as server:
         server.script("*", Answer(429, body=body))
         with pytest.raises(
-            LanguageModelError, match=r"quota at http://127.0.0.1:.* is used up"
+            LanguageModelError, match=r"quota at http://127.0.0.1:.* is exhausted"
         ) as e:
             ask(server)
         assert not isinstance(e.value, ModelBusy)
@@ -168,7 +168,7 @@ def test_a_short_key_does_not_garble_what_an_error_says() -> None:
     body = json.dumps({"error": {"message": "prompt is too long"}})
     with LlmServer() as server:
         server.script("*", *[Answer(400, body=body)] * 3)
-        with pytest.raises(QuestionRefused, match=r"answers 400 .prompt is too long"):
+        with pytest.raises(RequestRejected, match=r"answers 400 .prompt is too long"):
             ask(server, key="o")
 
 
@@ -208,7 +208,7 @@ def test_a_refused_question_says_why() -> None:
     body = json.dumps({"error": {"message": "prompt is too long"}})
     with LlmServer() as server:
         server.script("*", *[Answer(400, body=body)] * 3)
-        with pytest.raises(QuestionRefused, match=r"answers 400 .prompt is too long"):
+        with pytest.raises(RequestRejected, match=r"answers 400 .prompt is too long"):
             ask(server)
 
 
@@ -279,7 +279,7 @@ def test_a_small_reply_that_unpacks_to_200_mb_is_refused_before_it_fills_the_mem
     with LlmServer() as server:
         server.script("*", packed(bytes(2**20), times=200))
         tracemalloc.start()
-        with pytest.raises(QuestionRefused, match="is larger than 16 MiB"):
+        with pytest.raises(RequestRejected, match="is larger than 16 MiB"):
             ask(server)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from enrich_service.core.errors import InvalidInput, QuestionRefused
+from enrich_service.core.errors import InvalidInput, RequestRejected
 from enrich_service.generations.models import GenerationSource
 from enrich_service.llm.protocol import ChatRequest
 from enrich_service.llm.replay import ReplayModel
@@ -40,7 +40,7 @@ def test_several_lines_answer_successive_attempts_and_samples(tmp_path: Path) ->
 
 
 def test_an_unknown_label_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(QuestionRefused, match=r"replay:replies.jsonl has no reply for label 'dax'"):
+    with pytest.raises(RequestRejected, match=r"replay:replies.jsonl has no reply for label 'dax'"):
         ask(recorded(tmp_path, line("wug", "1")), "dax")
 
 

@@ -69,7 +69,7 @@ BAD = [
     ({"user": ""}, "empty"),
     ({"user": "a\u202eb"}, "bidi control"),
     ({"system": "{% if %}"}, "system template"),
-    ({"output_schema": {"type": "strange"}}, "no JSON Schema"),
+    ({"output_schema": {"type": "strange"}}, "output schema is not valid"),
     ({"output_schema": {"type": "array"}}, "must describe an object"),
     ({"output_schema": {"type": "object", "$ref": "http://x/y"}}, "only #/"),
     ({"output_schema": {"type": "object", "$ref": "#"}}, "'#' in a circle"),
@@ -83,7 +83,7 @@ BAD = [
     ),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "("}}}},
-        "no JSON Schema",
+        "output schema is not valid",
     ),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "(?=b)"}}}},
@@ -116,8 +116,8 @@ BAD = [
     ({"validators": [{"rule": "schema", "schema": nested(150)}]}, "validators: JSON nested more"),
     ({"tags": ["a\nb"]}, "control character"),
     ({"kind": "poem"}, "kind"),
-    ({"model_defaults": {"api_key": "x"}}, "'api_key' is no parameter"),
-    ({"model_defaults": {"Temp!": 1}}, "no parameter"),
+    ({"model_defaults": {"api_key": "x"}}, "'api_key' is not a parameter"),
+    ({"model_defaults": {"Temp!": 1}}, "not a parameter"),
     ({"model_defaults": {"max_tokens": None}}, "max_tokens is 'null': give a whole number"),
     ({"model_defaults": {"max_completion_tokens": "lots"}}, "give a whole number of tokens"),
     ({"model_defaults": {"max_tokens": 0}}, "give a whole number of tokens"),

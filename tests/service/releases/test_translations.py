@@ -96,7 +96,7 @@ def test_what_cannot_be_translated_is_told_in_one_line(client, model, english):
     client.post("/v1/prompts", json=spoken | {"output_schema": {"type": "object"}})
     for body, status, said in (
         ({"language": "english"}, 409, "are already in english"),
-        ({"prompt": "spoken"}, 422, "works on no text"),
+        ({"prompt": "spoken"}, 422, "rewrites no texts"),
         ({"prompt": "nix"}, 404, "no prompt 'nix'"),
         ({"language": " "}, 422, "language is empty"),
         ({"budget_usd": 1, "model": "other"}, 422, "budget_usd"),

@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_in_one_line(birds, photos, model):
         (body, "asks about images"),
         (body | {"images": str(empty / "nix")}, "there is no folder"),
         (body | {"images": str(empty)}, "name the folder that holds the class folders"),
-        ({"label_set": "birds", "images": str(photos)}, "looks at no image"),
+        ({"label_set": "birds", "images": str(photos)}, "uses no image"),
     ):
         for route in ("/v1/runs", "/v1/runs/estimate"):
             answer = birds.post(route, json=wrong)

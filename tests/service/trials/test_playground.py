@@ -102,7 +102,7 @@ def test_what_was_tried_is_saved_as_the_next_version_with_the_hash_that_was_show
         ({"user": "{{ labl }}"}, "unknown variable 'labl'"),
         ({"user": "{{ label.__class__ }}"}, "attribute access"),
         ({"user": "{% for a in range(1000000) %}x{% endfor %}"}, "range(N) up to"),
-        ({"output_schema": {"type": "strange"}}, "no JSON Schema"),
+        ({"output_schema": {"type": "strange"}}, "output schema is not valid"),
         ({"validators": [{"rule": "nix"}]}, "nix"),
         ({"parameters": {"messages": []}}, "'messages' belongs to the call"),
         ({"against": {"prompt": "nix", "version": 1}}, "no prompt 'nix'"),
