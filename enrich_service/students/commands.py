@@ -6,6 +6,7 @@ import typer
 from pydantic import BaseModel
 
 from enrich_service.core.console import (
+    Author,
     Json,
     load_settings,
     read_session,
@@ -27,7 +28,6 @@ from enrich_service.students.schemas import (
 app = typer.Typer(no_args_is_help=True, help="Registered students, their versions and aliases.")
 
 Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
-Author = Annotated[str, typer.Option(help="Author name.", envvar="USER")]
 
 
 class _Row(BaseModel):
