@@ -77,7 +77,7 @@ def create_job(
     body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
 ) -> Job:
     """Queue the training of a student on a release, or on the texts of a run once it succeeds."""
-    row = service.create(session, **dict(body))
+    row = service.create(session, body)
     return service.view(session, row)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
-from contract import Event, EventKind, Job, JobState, Lease, Needs, TrainConfig
+from contract import Event, EventKind, Job, JobCreate, JobState, Lease, Needs, TrainConfig
 from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, LeaseLost, NoSuch, UserError
 from enrich_service.generations.models import Run, RunState, language_of
@@ -30,40 +30,30 @@ SMALLEST_BATCH = 2  # the minimum of contract.TrainConfig
 _UNSUCCESSFUL = (RunState.FAILED, RunState.CANCELLED)
 
 
-def create(
-    session: Session,
-    release_id: int | None,
-    config: TrainConfig,
-    *,
-    after_run: int | None = None,
-    priority: int = 0,
-    max_attempts: int = 3,
-    needs: Needs = Needs(),  # noqa: B008 - frozen
-    shrink_batch: bool = False,
-) -> JobRow:
+def create(session: Session, body: JobCreate) -> JobRow:
     """Queue a job for a release, or for the release of a run that has not finished yet.
 
     Raises NotFound if the release or run does not exist, Conflict if the run has failed.
     """
-    if release_id is not None:
-        release_service.get(session, release_id)
-    if after_run is not None:
-        run = runs.get_run(session, after_run)
+    if body.release_id is not None:
+        release_service.get(session, body.release_id)
+    if body.after_run is not None:
+        run = runs.get_run(session, body.after_run)
         if run.state in _UNSUCCESSFUL:
-            raise Conflict(f"Run {after_run} has {run.state}: retry it first.")
+            raise Conflict(f"Run {body.after_run} has {run.state}: retry it first.")
     row = JobRow(
-        release_id=release_id,
-        after_run=after_run,
-        config=config.model_dump(mode="json"),
-        priority=priority,
-        max_attempts=max_attempts,
-        needs_gpu=needs.gpu,
-        needs_memory_gb=needs.memory_gb,
-        shrink_batch=shrink_batch,
+        release_id=body.release_id,
+        after_run=body.after_run,
+        config=body.config.model_dump(mode="json"),
+        priority=body.priority,
+        max_attempts=body.max_attempts,
+        needs_gpu=body.needs.gpu,
+        needs_memory_gb=body.needs.memory_gb,
+        shrink_batch=body.shrink_batch,
     )
     session.add(row)
     session.flush()
-    _add_state_event(session, row, **({"waits_for_run": after_run} if after_run else {}))
+    _add_state_event(session, row, **({"waits_for_run": body.after_run} if body.after_run else {}))
     return row
 
 

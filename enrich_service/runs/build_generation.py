@@ -16,7 +16,7 @@ from enrich_service.runs.attempt import ATTEMPTS, PROTOCOL_PROBLEM, Attempt
 from enrich_service.runs.plan import Item, Plan
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import ENGLISH
-from enrich_service.validation.judge import Judgement, judge
+from enrich_service.validation.judge import Judgement, Subject, judge
 
 Outcome = Reply | ModelBusy | RequestRejected
 Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
@@ -82,16 +82,14 @@ def judge_reply(
     """What the rules of the plan's prompt version say of a reply about `item`."""
     if reply.problem is not None:
         return Judgement(None, (), (f"{PROTOCOL_PROBLEM}{reply.problem}",), ())
-    return judge(
-        reply,
-        plan.checks,
+    subject = Subject(
         label=item.name,
         context=item.context,
         kind=plan.kind,
-        accepted_texts=accepted_texts,
         n=plan.variables.get("n"),
         language=plan.variables.get("language", ENGLISH),
     )
+    return judge(reply, plan.checks, subject, accepted_texts)
 
 
 def reply_fields(context: BuildContext, reply: Reply, judgement: Judgement) -> dict[str, Any]:

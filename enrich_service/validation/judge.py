@@ -67,34 +67,37 @@ class Checks:
         )
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a reply is about, and what was asked for."""
+
+    label: str
+    context: str | None
+    kind: str  # as Prompt.kind
+    n: int | None = None  # number of texts; None: as the schema says
+    language: str = ENGLISH
+
+
 def judge(
-    reply: ModelReply,
-    checks: Checks,
-    *,
-    label: str,
-    context: str | None,
-    kind: str,
-    accepted_texts: AcceptedTextIndex,
-    n: int | None = None,
-    language: str = ENGLISH,
+    reply: ModelReply, checks: Checks, subject: Subject, accepted_texts: AcceptedTextIndex
 ) -> Judgement:
-    """Read the reply and apply the prompt's rules; what breaks the form goes no further."""
+    """Read the reply and apply the rules of form, then, if it passes, those of content."""
     if reply.refusal or reply.finish_reason == "content_filter":
         said = reply.refusal or "the server's content filter stopped the answer"
         return Judgement(None, (), (f"refusal: {said[:200]}",), ())
     parsed = read_object(reply.text)
     cut_off = reply.finish_reason == "length"
-    texts = texts_of(kind, parsed)
+    texts = texts_of(subject.kind, parsed)
     answer = Answer(
-        label=label,
-        context=context,
-        kind=kind,
+        label=subject.label,
+        context=subject.context,
+        kind=subject.kind,
         raw=reply.text,
         parsed=parsed,
         texts=texts,
-        others=accepted_texts.by_others_than(label),
-        n=n,
-        language=language,
+        others=accepted_texts.by_others_than(subject.label),
+        n=subject.n,
+        language=subject.language,
     )
     verdict = checks.form(answer)
     if cut_off and verdict.problems:

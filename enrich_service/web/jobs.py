@@ -184,7 +184,7 @@ def create_job(request: Request, form: SentForm, session: WriteSession) -> Respo
                 {key: form[key] for key in ("release_id", "priority") if key in form}
                 | {"config": field_values(TrainConfig, form)},
             )
-            row = service.create(session, body.release_id, body.config, priority=body.priority)
+            row = service.create(session, body)
     except UserError as error:
         ticks = {
             f.name: form.is_checked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"

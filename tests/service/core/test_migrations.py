@@ -8,7 +8,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlmodel import SQLModel, select
 
-from contract import TrainConfig
+from contract import JobCreate, TrainConfig
 from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Unavailable
 from enrich_service.core.migrate import alembic_config
@@ -74,7 +74,9 @@ def fill(engine):
                 sources=[releases.ReleaseSource(prompt="mine", version=1)],
             ),
         )
-        jobs.create(session, release.id, TrainConfig(data="d", teacher="t"))
+        jobs.create(
+            session, JobCreate(release_id=release.id, config=TrainConfig(data="d", teacher="t"))
+        )
 
 
 def counts(engine):

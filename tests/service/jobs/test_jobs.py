@@ -23,6 +23,7 @@ from contract import (
     ConfusablePair,
     Event,
     Job,
+    JobCreate,
     JobState,
     Lease,
     Report,
@@ -624,7 +625,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule()
     def queue(self):
         with writing(self.engine) as session:
-            jobs.create(session, 1, TrainConfig(**CONFIG), max_attempts=2)
+            jobs.create(session, JobCreate(release_id=1, config=CONFIG, max_attempts=2))
 
     @rule()
     def claim(self):
