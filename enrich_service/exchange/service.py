@@ -40,7 +40,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import AliasPut, PromptKind
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
@@ -469,8 +469,7 @@ class Importer:
             self.session,
             prompt,
             record.name,
-            version,
-            **record.model_dump(include={"reason", "author"}),
+            AliasPut(version=version, reason=record.reason, author=record.author),
             at=record.at,
         )
         self.moved.add((record.prompt, record.name))
@@ -503,9 +502,11 @@ class Importer:
                 self.session,
                 prompt,
                 record.name,
-                self.session.get_one(PromptVersion, version).number,
-                reason="import",
-                protected=record.protected,
+                AliasPut(
+                    version=self.session.get_one(PromptVersion, version).number,
+                    reason="import",
+                    protected=record.protected,
+                ),
             )
 
     def _generation(self, record: GenerationRecord) -> None:

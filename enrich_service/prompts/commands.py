@@ -13,13 +13,14 @@ from enrich_service.core.console import (
     Json,
     read_session,
     reading_file,
+    request,
     show,
     write_session,
 )
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import once
 from enrich_service.prompts import service
-from enrich_service.prompts.schemas import PromptCreate, VersionCreate
+from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 
 app = typer.Typer(no_args_is_help=True, help="Prompts, their versions and aliases.")
 
@@ -137,17 +138,11 @@ def alias(
     json: Json = False,
 ) -> None:
     """Point an alias at a version."""
+    body = request(
+        AliasPut, version=version, reason=reason, author=author, protected=protect, confirm=confirm
+    )
     with write_session() as session:
-        moved = service.move_alias(
-            session,
-            service.get(session, name),
-            alias,
-            version,
-            reason=reason,
-            author=author,
-            protected=protect,
-            confirm=confirm,
-        )
+        moved = service.move_alias(session, service.get(session, name), alias, body)
     show(moved, json=json)
 
 
@@ -161,15 +156,9 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Roll an alias back to its previous version."""
+    body = AliasRollback(reason=reason, author=author, confirm=confirm)
     with write_session() as session:
-        moved = service.roll_back_alias(
-            session,
-            service.get(session, name),
-            alias,
-            reason=reason,
-            author=author,
-            confirm=confirm,
-        )
+        moved = service.roll_back_alias(session, service.get(session, name), alias, body)
     show(moved, json=json)
 
 

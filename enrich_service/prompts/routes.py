@@ -130,7 +130,7 @@ def show_alias(name: str, alias: str, session: ReadSession) -> VersionView:
 @router.put("/{name}/aliases/{alias}", summary="Move an alias", responses=problems(404, 409))
 def move_alias(name: str, alias: str, body: AliasPut, session: WriteSession) -> AliasView:
     """Point an alias at a version. Moves are logged; a protected alias requires `confirm`."""
-    return service.move_alias(session, service.get(session, name), alias, **body.model_dump())
+    return service.move_alias(session, service.get(session, name), alias, body)
 
 
 @router.post(
@@ -138,7 +138,7 @@ def move_alias(name: str, alias: str, body: AliasPut, session: WriteSession) -> 
 )
 def roll_back_alias(name: str, alias: str, body: AliasRollback, session: WriteSession) -> AliasView:
     """Roll an alias back to its previous version."""
-    return service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
+    return service.roll_back_alias(session, service.get(session, name), alias, body)
 
 
 @router.get("/{name}/aliases/{alias}/moves", summary="List alias moves", responses=problems(404))

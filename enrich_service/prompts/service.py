@@ -18,6 +18,8 @@ from enrich_service.core.text import check_alias, check_line, check_name, check_
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
+    AliasPut,
+    AliasRollback,
     AliasView,
     FieldDiff,
     PromptKind,
@@ -422,24 +424,20 @@ def move_alias(
     session: Session,
     prompt: Prompt,
     name: str,
-    version: int,
+    body: AliasPut,
     *,
-    reason: str = "",
-    author: str = "",
-    protected: bool | None = None,
-    confirm: bool = False,
     at: datetime | None = None,
 ) -> AliasView:
-    """Point alias `name` at `version` and log the move. The same target changes nothing.
+    """Point alias `name` at a version and log the move. The same version changes nothing.
 
-    `at`: when that was, if not now.
+    `at`: time of the move, default now.
 
     Raises Conflict where a protected alias is moved without confirmation and reason.
     """
     check_alias(name)
-    check_text("The reason", reason, limit=1000)
-    check_text("The author", author, limit=200)
-    target = _by_number_or_alias(session, prompt, number=version)
+    check_text("The reason", body.reason, limit=1000)
+    check_text("The author", body.author, limit=200)
+    target = _by_number_or_alias(session, prompt, number=body.version)
     assert prompt.id is not None and target.id is not None
     alias = session.exec(
         select(Alias).where(Alias.prompt_id == prompt.id, Alias.name == name)
@@ -449,41 +447,33 @@ def move_alias(
         alias = Alias(prompt_id=prompt.id, name=name, version_id=target.id)
     else:
         before = session.get_one(PromptVersion, alias.version_id).number
-        changes = before != version or protected is False
-        if alias.protected and changes and not (confirm and reason.strip()):
+        changes = before != body.version or body.protected is False
+        if alias.protected and changes and not (body.confirm and body.reason.strip()):
             raise Conflict(
                 f"Alias {name!r} of prompt {prompt.name!r} is protected: "
                 'confirm with a reason: --confirm --reason, in a request "confirm" and "reason".'
             )
     alias.version_id = target.id
-    if protected is not None:
-        alias.protected = protected
+    if body.protected is not None:
+        alias.protected = body.protected
     session.add(alias)
-    if before != version:
+    if before != body.version:
         session.add(
             AliasMove(
                 prompt_id=prompt.id,
                 name=name,
                 from_number=before,
-                to_number=version,
-                reason=reason,
-                author=author,
+                to_number=body.version,
+                reason=body.reason,
+                author=body.author,
                 at=at or utcnow(),
             )
         )
     session.flush()
-    return AliasView(name=name, version=version, protected=alias.protected)
+    return AliasView(name=name, version=body.version, protected=alias.protected)
 
 
-def roll_back_alias(
-    session: Session,
-    prompt: Prompt,
-    name: str,
-    *,
-    reason: str = "",
-    author: str = "",
-    confirm: bool = False,
-) -> AliasView:
+def roll_back_alias(session: Session, prompt: Prompt, name: str, body: AliasRollback) -> AliasView:
     """Roll alias `name` back to its previous version, and log the move."""
     moves = alias_moves(session, prompt, name)
     if not moves:
@@ -491,8 +481,8 @@ def roll_back_alias(
     before = moves[0].from_number
     if before is None:
         raise Conflict(f"Alias {name!r} of prompt {prompt.name!r} has no previous version.")
-    reason = reason or "rollback"
-    return move_alias(session, prompt, name, before, reason=reason, author=author, confirm=confirm)
+    move = body.model_dump() | {"reason": body.reason or "rollback"}
+    return move_alias(session, prompt, name, AliasPut(version=before, **move))
 
 
 def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMove]:

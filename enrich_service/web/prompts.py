@@ -180,9 +180,7 @@ def move_alias(request: Request, name: str, form: SentForm, session: WriteSessio
         with session.begin_nested():
             fields = {key: form[key] for key in ("version", "reason", "author") if key in form}
             body = parse_form(AliasPut, fields | {"confirm": form.is_checked("confirm")})
-            service.move_alias(
-                session, service.get(session, name), form.get("alias", ""), **body.model_dump()
-            )
+            service.move_alias(session, service.get(session, name), form.get("alias", ""), body)
     except NotFound:
         raise
     except UserError as error:
@@ -199,7 +197,7 @@ def roll_back_alias(
         with session.begin_nested():
             fields = {key: form[key] for key in ("reason", "author") if key in form}
             body = parse_form(AliasRollback, fields | {"confirm": form.is_checked("confirm")})
-            service.roll_back_alias(session, service.get(session, name), alias, **body.model_dump())
+            service.roll_back_alias(session, service.get(session, name), alias, body)
     except NotFound:
         raise
     except UserError as error:

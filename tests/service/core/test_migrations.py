@@ -25,6 +25,7 @@ from enrich_service.jobs import service as jobs
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
+from enrich_service.prompts.schemas import AliasPut
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
@@ -50,7 +51,7 @@ def fill(engine):
             output_schema={"type": "object"},
             tags=["ducks"],
         )
-        prompts.move_alias(session, prompt, "production", 1, reason="first")
+        prompts.move_alias(session, prompt, "production", AliasPut(version=1, reason="first"))
         for label in labels.labels_of(session, ducks):
             session.add(
                 Generation(

@@ -12,6 +12,7 @@ from enrich_service.core.errors import Unavailable
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
+from enrich_service.prompts.schemas import AliasPut
 
 SCHEMA = {"type": "object", "properties": {"description": {"type": "string"}}}
 
@@ -73,11 +74,12 @@ def test_moves_of_an_alias_at_once_are_a_chain(engine, at_once):
             prompts.create_version(
                 session, prompt, user=f"{{{{ label }}}} {n}", output_schema=SCHEMA
             )
-        prompts.move_alias(session, prompt, "production", 9)
+        prompts.move_alias(session, prompt, "production", AliasPut(version=9))
 
     def move(own, n):
         with writing(own) as session:
-            prompts.move_alias(session, prompts.get(session, "looks"), "production", n + 1)
+            looks = prompts.get(session, "looks")
+            prompts.move_alias(session, looks, "production", AliasPut(version=n + 1))
 
     at_once(8, move)
     with reading(engine) as session:

@@ -18,6 +18,7 @@ from enrich_service.generations.models import (
 )
 from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
+from enrich_service.prompts.schemas import AliasPut, AliasRollback
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
@@ -114,7 +115,7 @@ def filled(engine):
             message="first",
         )
         prompts.create_version(session, prompt, user="2", output_schema={"type": "object"})
-        prompts.move_alias(session, prompt, "production", 1)
+        prompts.move_alias(session, prompt, "production", AliasPut(version=1))
         label = labels.labels_of(session, labels.get(session, "ducks"))[1]
         made = Generation(
             source=GenerationSource.MODEL,
@@ -208,16 +209,23 @@ def moved(filled):
     """
     with writing(filled) as session:
         mine = prompts.get(session, "mine")
-        prompts.move_alias(session, mine, "production", 2, reason="shorter", author="ada")
-        prompts.move_alias(session, mine, "canary", 2, author="eve")
-        prompts.roll_back_alias(session, mine, "production", reason="worse", author="eve")
-        prompts.move_alias(session, mine, "production", 1, protected=True)
+        prompts.move_alias(
+            session, mine, "production", AliasPut(version=2, reason="shorter", author="ada")
+        )
+        prompts.move_alias(session, mine, "canary", AliasPut(version=2, author="eve"))
+        prompts.roll_back_alias(
+            session, mine, "production", AliasRollback(reason="worse", author="eve")
+        )
+        prompts.move_alias(session, mine, "production", AliasPut(version=1, protected=True))
         prompts.set_archived(session, mine, True)
         prompts.set_archived(session, prompts.get(session, "attributes"), True)
         given = prompts.get(session, "visual-description")
         prompts.create_version(session, given, user="3", output_schema={"type": "object"})
         prompts.move_alias(
-            session, given, "production", 2, reason="ours", author="ada", protected=True
+            session,
+            given,
+            "production",
+            AliasPut(version=2, reason="ours", author="ada", protected=True),
         )
     return filled
 
@@ -267,9 +275,13 @@ def test_an_import_leaves_the_archive_and_the_log_of_what_is_in_use(moved, elsew
         exchange.import_jsonl(session, lines)
         mine = prompts.get(session, "mine")
         prompts.set_archived(session, mine, False)
-        prompts.move_alias(session, mine, "canary", 1, reason="safer", author="li")
+        prompts.move_alias(
+            session, mine, "canary", AliasPut(version=1, reason="safer", author="li")
+        )
         given = prompts.get(session, "visual-description")
-        prompts.roll_back_alias(session, given, "production", reason="no", confirm=True)
+        prompts.roll_back_alias(
+            session, given, "production", AliasRollback(reason="no", confirm=True)
+        )
     before = exported(elsewhere)
     with writing(elsewhere) as session:
         exchange.import_jsonl(session, lines)
