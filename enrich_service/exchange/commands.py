@@ -214,19 +214,19 @@ def _write(lines: Iterable[str], output: Path | None, total: int | None = None) 
     """
     count = 0
     lines = iter(lines)
-    # A header and what follows, for which things are looked up: what is not there is told before a
-    # file is emptied.
+    # The header and the first row: a missing release or label set raises before the file is
+    # truncated.
     first = list(islice(lines, 2))
-    # Where the lines themselves are seen, a bar would stand between them.
+    # A progress bar would interleave with lines on the terminal.
     with bars(hidden=output is None and sys.stdout.isatty()) as shown:
-        told = shown.track(chain(first, lines), total, description="Writing")
+        tracked = shown.track(chain(first, lines), total, description="Writing")
         if output is None:
-            for line in told:
+            for line in tracked:
                 typer.echo(line, nl=False)
                 count += 1
         else:
             with _writing(output), output.open("w", encoding="utf-8", newline="") as file:
-                for line in told:
+                for line in tracked:
                     file.write(line)
                     count += 1
     return count

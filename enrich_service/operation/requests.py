@@ -36,7 +36,7 @@ class Requests:
         token = REQUEST.set(request_id)
         status, began = 500, time.perf_counter()  # 500: an unhandled error
 
-        async def told(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -44,7 +44,7 @@ class Requests:
             await send(message)
 
         try:
-            await self.app(scope, receive, told)
+            await self.app(scope, receive, send_and_record)
         finally:
             self._note(scope, status, time.perf_counter() - began)
             REQUEST.reset(token)
