@@ -60,7 +60,7 @@ def test_before_the_first_start_there_is_nothing_wrong_and_nothing_is_made(exami
         (
             lambda file: execute(
                 file,
-                "INSERT INTO job_artifact VALUES (1, 1, 'a.txt', 't/p', 'ab', 3, '2026-01-01')",
+                "INSERT INTO job_artifact VALUES (1, 1, 'a.txt', 't/p', 'ab', 3, '2026-01-01', 0)",
             ),
             "artifacts",
         ),
