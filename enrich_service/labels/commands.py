@@ -11,8 +11,11 @@ from contract import first_error_line
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import once
-from enrich_service.labels import service
+from enrich_service.labels import files, service
 from enrich_service.labels.schemas import Confusable, LabelIn
+from enrich_service.labels.suspects import suspicious_names
+
+MAX_WARNINGS = 20
 
 app = typer.Typer(no_args_is_help=True, help="Label sets: named lists of classes.")
 
@@ -23,7 +26,11 @@ def add(
     labels: Annotated[list[str] | None, typer.Argument(help="Class names.")] = None,
     csv: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV file with columns key,name,context."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="CSV or TSV file with columns key,name,context; or one name a line.",
+        ),
     ] = None,
     from_json: Annotated[
         Path | None,
@@ -34,8 +41,10 @@ def add(
         ),
     ] = None,
     folder: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder with one folder per class."),
+        list[Path] | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder with one folder per class; repeat it."
+        ),
     ] = None,
     label2text: Annotated[
         Path | None,
@@ -50,18 +59,19 @@ def add(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create a label set from names, a JSON or CSV file, a folder or a label2text.txt."""
-    from_folder = folder is not None or label2text is not None
+    """Create a label set from names, a JSON or CSV file, folders or a label2text.txt."""
+    from_folder = bool(folder) or label2text is not None
     if sum((bool(labels), csv is not None, from_json is not None, from_folder)) != 1:
         raise InvalidInput(
             "Give class names, --csv, --from-json, or --folder and/or --label2text: one of them"
         )
+    places: list[str] = []
     if csv is not None:
-        parsed = service.from_csv(csv.read_bytes())
+        parsed, places = files.from_table(csv.read_bytes())
     elif from_json is not None:
         parsed = service.from_json(from_json.read_bytes())
-    elif folder is not None:
-        parsed = service.from_folder(folder, label2text)
+    elif folder:
+        parsed = service.from_folders(folder, label2text)
     elif label2text is not None:
         parsed = service.read_label2text(label2text)
     else:
@@ -72,7 +82,12 @@ def add(
             for label in parsed
         ]
     with write_session() as session:
-        view = service.view(session, service.create(session, name, parsed))
+        view = service.view(session, service.create(session, name, parsed, places))
+    warnings = suspicious_names([label.name for label in parsed])
+    for warning in warnings[:MAX_WARNINGS]:
+        typer.echo(f"warning: {warning}", err=True)
+    if len(warnings) > MAX_WARNINGS:
+        typer.echo(f"warning: and {len(warnings) - MAX_WARNINGS} more such names", err=True)
     show(view, json=json)
 
 

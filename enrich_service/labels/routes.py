@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Form, Query
 
 from enrich_service.core.dependencies import ReadSession, WriteSession
 from enrich_service.core.problems import problems
-from enrich_service.labels import service
+from enrich_service.labels import files, service
 from enrich_service.labels.schemas import Confusable, LabelPage, LabelSetCreate, LabelSetView
 
 router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
@@ -21,7 +21,7 @@ def create_label_set(body: LabelSetCreate, session: WriteSession) -> LabelSetVie
 @router.post(
     "/upload",
     status_code=201,
-    summary="Create a label set from a CSV file",
+    summary="Create a label set from a file",
     responses=problems(409, 413),
 )
 def upload_label_set(
@@ -29,14 +29,15 @@ def upload_label_set(
     file: Annotated[
         bytes,
         File(
-            description="CSV in UTF-8 with the columns key,name,context (only name is required)",
+            description="CSV or TSV with the columns key,name,context (only name is required), or "
+            "one name a line; in UTF-8, UTF-16 or Windows-1252",
             examples=["key,name,context\nn01847000,harlequin duck,a bird species\n"],
         ),
     ],
     session: WriteSession,
 ) -> LabelSetView:
-    """Create a label set from a CSV file, all or nothing."""
-    return service.view(session, service.create(session, name, service.from_csv(file)))
+    """Create a label set from a table or a list of names, all or nothing."""
+    return service.view(session, service.create(session, name, *files.from_table(file)))
 
 
 @router.get("", summary="List label sets", responses=problems())

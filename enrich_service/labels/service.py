@@ -15,6 +15,7 @@ from sqlmodel import Session, col, delete, func, select
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, shortened
+from enrich_service.labels import files
 from enrich_service.labels.models import ConfusableLabel, Label, LabelLine, LabelSet
 from enrich_service.labels.schemas import (
     Confusable,
@@ -29,14 +30,20 @@ MAX_NAME = 300  # characters, also of a context
 MAX_KEY = 255  # characters; a key names a folder
 MAX_CONFUSABLE = 20  # for one label
 NEAREST = 5  # derived from names, for one label
-_COLUMNS = ("key", "name", "context")
 _NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
-def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
-    """Create a label set. Raises InvalidInput for the first invalid label."""
+def create(
+    session: Session, name: str, labels: Iterable[LabelIn], places: Sequence[str] = ()
+) -> LabelSet:
+    """Create a label set. `places` say where each label is from, such as "Line 3" of a file.
+
+    Raises:
+        InvalidInput: labels are invalid; all of them are named.
+        Conflict: there is a label set of this name.
+    """
     check_name("The label set's name", name)
-    rows = _checked(labels)
+    rows = _checked(labels, places)
     if session.exec(select(LabelSet.id).where(LabelSet.name == name)).one_or_none() is not None:
         raise Conflict(f"There is a label set {name!r} already: choose another name.")
     label_set = LabelSet(name=name)
@@ -46,30 +53,45 @@ def create(session: Session, name: str, labels: Iterable[LabelIn]) -> LabelSet:
     return label_set
 
 
-def _checked(labels: Iterable[LabelIn]) -> list[dict[str, object]]:
+def _checked(labels: Iterable[LabelIn], places: Sequence[str]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    numbers: dict[str, int] = {}
-    for number, label in enumerate(labels, start=1):
-        if number > MAX_LABELS:
+    wrong: list[str] = []
+    known: dict[str, str] = {}
+    for number, label in enumerate(labels):
+        if number >= MAX_LABELS:
             raise InvalidInput(f"A label set has at most {MAX_LABELS} labels: split it")
-        what = f"Label {number}"
-        name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)
-        key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
-        key = check_line(f"The key of label {number}", key, limit=MAX_KEY)
-        if "/" in key or "\\" in key or key in (".", ".."):
-            raise InvalidInput(f"{what}: the key {shortened(key)} is not a valid folder name")
-        if key in numbers:
-            raise InvalidInput(
-                f"{what} has the key {shortened(key)} of label {numbers[key]}: keys are unique"
-            )
-        numbers[key] = number
-        context = label.context.strip() if label.context else None
-        if context:
-            check_line(f"The context of label {number}", context, limit=MAX_NAME)
-        rows.append({"position": number - 1, "key": key, "name": name, "context": context or None})
+        place = places[number] if places else f"Label {number + 1}"
+        try:
+            row = _row(label, place.lower(), known)
+        except InvalidInput as error:
+            wrong.append(str(error))
+            continue
+        known[str(row["key"])] = place.lower()
+        rows.append({"position": len(rows), **row})
+    if wrong:
+        raise files.problems(wrong)
     if not rows:
         raise InvalidInput("A label set needs at least one label")
     return rows
+
+
+def _row(label: LabelIn, place: str, known: Mapping[str, str]) -> dict[str, object]:
+    """The checked fields of a label; `known` maps the keys before it to their places."""
+    name = check_line(f"The name of {place}", label.name, limit=MAX_NAME)
+    key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
+    key = check_line(f"The key of {place}", key, limit=MAX_KEY)
+    if "/" in key or "\\" in key or key in (".", ".."):
+        raise InvalidInput(
+            f"{place.capitalize()}: the key {shortened(key)} is not a valid folder name"
+        )
+    if key in known:
+        raise InvalidInput(
+            f"{place.capitalize()} has the key {shortened(key)} of {known[key]}: keys are unique"
+        )
+    context = label.context.strip() if label.context else None
+    if context:
+        check_line(f"The context of {place}", context, limit=MAX_NAME)
+    return {"key": key, "name": name, "context": context or None}
 
 
 def from_json(data: bytes) -> list[LabelIn]:
@@ -84,18 +106,10 @@ def from_json(data: bytes) -> list[LabelIn]:
     return [LabelIn(name=item) if isinstance(item, str) else item for item in items]
 
 
-def from_csv(data: bytes) -> list[LabelIn]:
-    """Labels of a CSV file with the column name and optionally key and context."""
-    return [
-        LabelIn(key=row.get("key") or None, name=row["name"], context=row.get("context") or None)
-        for row in spreadsheet.read(data, _COLUMNS, needed=["name"])
-    ]
-
-
 def to_csv(session: Session, label_set: LabelSet) -> Iterator[str]:
-    """The labels of `label_set` as lines of CSV, for `from_csv`."""
+    """The labels of `label_set` as lines of CSV, for `files.from_table`."""
     rows = ((label.key, label.name, label.context) for label in labels_of(session, label_set))
-    return spreadsheet.write(_COLUMNS, rows)
+    return spreadsheet.write(files.COLUMNS, rows)
 
 
 def read_label2text(path: Path) -> list[LabelIn]:
@@ -123,23 +137,24 @@ def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> li
     return labels
 
 
-def from_folder(folder: Path, label2text: Path | None = None) -> list[LabelIn]:
-    """One label per class folder in `folder`, named by `label2text` or after the folder."""
-    if not folder.is_dir():
-        raise InvalidInput(f"There is no folder {folder}")
-    keys = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
-    if not keys:
-        raise InvalidInput(f"{folder} has no class folders")
+def from_folders(folders: Sequence[Path], label2text: Path | None = None) -> list[LabelIn]:
+    """One label per class folder in any of `folders`, named by `label2text` or after the folder."""
+    keys: set[str] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidInput(f"There is no folder {folder}")
+        own = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
+        if not own:
+            raise InvalidInput(f"{folder} has no class folders")
+        keys |= set(own)
     if label2text is None:
-        return [LabelIn(key=key, name=key.replace("_", " ")) for key in keys]
+        return [LabelIn(key=key, name=key.replace("_", " ")) for key in sorted(keys)]
     known = {label.key: label for label in read_label2text(label2text)}
-    if missing := [key for key in keys if key not in known]:
+    if missing := sorted(keys - known.keys()):
         raise InvalidInput(
             f"{label2text} has no line for {len(missing)} class folders, first {missing[0]!r}"
         )
-    return [known[key] for key in keys]
+    return [known[key] for key in sorted(keys)]
 
 
 def get(session: Session, name: str) -> LabelSet:

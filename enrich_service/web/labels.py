@@ -23,7 +23,7 @@ from enrich_service.generations.schemas import (
 )
 from enrich_service.generations.service import generation_detail, generation_view, texts_of_label
 from enrich_service.generations.store import get_generation
-from enrich_service.labels import service
+from enrich_service.labels import files, service
 from enrich_service.labels.models import LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
@@ -71,19 +71,20 @@ def create_label_set(request: Request, form: SentForm, session: WriteSession) ->
     """Create a label set from pasted names or a CSV file."""
     try:
         with session.begin_nested():
-            label_set = service.create(session, form.get("name", ""), _labels(form))
+            label_set = service.create(session, form.get("name", ""), *_labels(form))
     except UserError as error:
         return _sets(request, session, error=error, given=form)
     return redirect(f"/label-sets/{quote(label_set.name)}", form)
 
 
-def _labels(form: Form) -> Sequence[LabelIn]:
+def _labels(form: Form) -> tuple[list[LabelIn], list[str]]:
+    """The labels, and the places of those from a file."""
     if "file" in form.files:
-        return service.from_csv(form.files["file"])
+        return files.from_table(form.files["file"])
     names = [line.strip() for line in form.get("names", "").splitlines() if line.strip()]
     if not names:
         raise InvalidInput("Give names, one per line, or a CSV file")
-    return [LabelIn(name=name, context=form.get("context")) for name in names]
+    return [LabelIn(name=name, context=form.get("context")) for name in names], []
 
 
 # ----------------------------------------------------------------------------------- a label set

@@ -21,6 +21,7 @@ from enrich_service.generations.models import (
     GenerationStatus,
     ReviewAction,
 )
+from enrich_service.labels import files
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
@@ -100,7 +101,7 @@ def test_labels_go_out_as_csv_and_come_in_as_they_were(engine):
         chosen = labels.get(session, "nasty")
         lines = list(labels.to_csv(session, chosen))
         assert no_formula(cells(lines))
-        again = labels.create(session, "again", labels.from_csv("".join(lines).encode()))
+        again = labels.create(session, "again", *files.from_table("".join(lines).encode()))
         assert [(one.key, one.name, one.context) for one in labels.labels_of(session, again)] == [
             (one.key, one.name, one.context) for one in labels.labels_of(session, chosen)
         ]

@@ -1,11 +1,24 @@
+import json
+
 import pytest
 from sqlmodel import func, select
+from typer.testing import CliRunner
 
+from enrich_service.cli import app
 from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
+from enrich_service.labels import files
 from enrich_service.labels import service as labels_service
 from enrich_service.labels.models import Label
 from enrich_service.labels.schemas import LabelIn
+from enrich_service.labels.suspects import suspicious_names
+
+
+@pytest.fixture
+def enrich_labels(tmp_path, monkeypatch):
+    """Run `enrich labels` on an empty data folder; gives the finished call."""
+    monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path / "data"))
+    return lambda *words: CliRunner().invoke(app, ["labels", *map(str, words)])
 
 
 def create(client, name, labels):
@@ -134,9 +147,9 @@ def test_a_csv_file_becomes_a_label_set(service):
     ("data", "message"),
     [
         (b"", "needs a first line"),
-        (b"label\nx\n", "needs a first line"),
+        (b"label,colour\nx,y\n", "needs a first line"),
         (b"key,name\nn1,duck, wood\n", "Line 2"),
-        (b"name\n\xff\xfe\n", "not UTF-8"),
+        (b"name\n\xff\x81\n", "not text in UTF-8"),
         (b'name\n"open', "unexpected end"),
     ],
 )
@@ -150,22 +163,92 @@ def test_a_folder_of_class_folders_becomes_labels(tmp_path):
     for name in ("n02", "n01", ".cache"):
         (tmp_path / name).mkdir()
     (tmp_path / "readme.txt").write_text("")
-    assert [one.key for one in labels_service.from_folder(tmp_path)] == ["n01", "n02"]
+    assert [one.key for one in labels_service.from_folders([tmp_path])] == ["n01", "n02"]
     names = tmp_path / "label2text.txt"
     names.write_text("n01 1 wood_duck\nn02 2 teal\nn03 3 mallard\n")
-    found = labels_service.from_folder(tmp_path, names)
+    found = labels_service.from_folders([tmp_path], names)
     assert [(one.key, one.name) for one in found] == [("n01", "wood duck"), ("n02", "teal")]
     names.write_text("n01 1 wood_duck\n")
     with pytest.raises(InvalidInput, match="no line for 1 class folders, first 'n02'"):
-        labels_service.from_folder(tmp_path, names)
+        labels_service.from_folders([tmp_path], names)
     names.write_text("n01 wood duck\n")
     with pytest.raises(InvalidInput, match="Line 1"):
-        labels_service.from_folder(tmp_path, names)
+        labels_service.from_folders([tmp_path], names)
+
+
+def test_the_classes_of_several_folders_become_one_set(tmp_path, enrich_labels):
+    for folder, names in (("train", ("teal", "wood_duck")), ("val", ("eider", "teal"))):
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+    words = ["--folder", tmp_path / "train", "--folder", tmp_path / "val"]
+    call = enrich_labels("add", "ducks", *words, "--json")
+    assert (call.exit_code, json.loads(call.stdout)["labels"]) == (0, 3)
+    keys = json.loads(enrich_labels("show", "ducks", "--json").stdout)["items"]
+    assert [one["key"] for one in keys] == ["eider", "teal", "wood_duck"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "Key;Name;Context\r\nn1;Gürteltier;ein Tier\r\nn2;Möwe;\r\n".encode("cp1252"),
+        "key\tname\tcontext\r\nn1\tGürteltier\tein Tier\r\nn2\tMöwe\t\r\n".encode("utf-16"),
+        "key\tname\tcontext\nn1\tGürteltier\tein Tier\nn2\tMöwe\t\n".encode("utf-16-le"),
+        '\ufeffname,key,context\n"Gürteltier",n1,ein Tier\n\nMöwe,n2,\n'.encode(),
+    ],
+)
+def test_tables_of_spreadsheet_programs_are_read_as_they_are(data):
+    labels, places = files.from_table(data)
+    assert [(one.key, one.name, one.context) for one in labels] == [
+        ("n1", "Gürteltier", "ein Tier"),
+        ("n2", "Möwe", None),
+    ]
+    assert places[0] == "Line 2"
+
+
+def test_a_list_has_one_name_a_line_and_maybe_a_title():
+    for text in ("teal\nwood duck\n", "\ufeffClasses\r\n\r\nteal\r\n  wood duck"):
+        assert [one.name for one in files.from_table(text.encode())[0]] == ["teal", "wood duck"]
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(service):
+    table = b"key,name\nn1,teal\nn1,eider\nn2,\na/b,coot\nn3,swan\n"
+    told = upload(service, "wrong", table).json()["detail"]
+    assert "Line 3 has the key 'n1' of line 2" in told
+    assert "The name of line 4 is empty" in told
+    assert "Line 5: the key 'a/b' is not a valid folder name" in told
+    torn = upload(service, "wrong", b"key,name\nn1,teal,x\nn2,eider\nn3\n").json()["detail"]
+    assert "Line 2 does not have 2 fields" in torn and "Line 4 does not" in torn
+    assert service.get("/v1/label-sets/wrong").status_code == 404
+
+
+def test_names_that_are_probably_mistakes_are_warned_of(enrich_labels):
+    names = [
+        "teal", "Teal", "wood ducks", "wood-duck", "harlequin duck", "harlequin dukc", "IMG_0001",
+        "N/A", "n01847000", "12", "class 1", "class 2", "glass", "box", "fox",
+    ]  # fmt: skip
+    assert suspicious_names(names) == [
+        "'IMG_0001' looks like the name of a file, not of a class",
+        "'N/A' is no name of a class",
+        "'n01847000' is a WordNet id: give the name that people use",
+        "'12' is no name of a class",
+        "'teal' and 'Teal' may be the same class",
+        "'wood ducks' and 'wood-duck' may be the same class",
+        "'harlequin duck' and 'harlequin dukc' may be misspelt",
+    ]
+    call = enrich_labels("add", "odd", "teal", "Teal", "--json")
+    assert call.exit_code == 0 and json.loads(call.stdout)["labels"] == 2
+    assert "warning: 'teal' and 'Teal' may be the same class" in call.stderr
+
+
+def test_the_real_names_bring_no_false_warning(shared):
+    root = shared / "bench/tiny-imagenet-ood"
+    found = labels_service.read_label2text(root / "label2text.txt")
+    assert suspicious_names([label.name for label in found]) == []
 
 
 def test_the_real_photos_folder_is_read(shared):
     root = shared / "bench/tiny-imagenet-ood"
-    found = labels_service.from_folder(root / "train", root / "label2text.txt")
+    found = labels_service.from_folders([root / "train"], root / "label2text.txt")
     assert len(found) == 120
     assert ("n01443537", "goldfish") in {(one.key, one.name) for one in found}
 

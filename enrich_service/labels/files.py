@@ -1,0 +1,125 @@
+"""Labels from files: CSV and TSV as spreadsheet programs write them, or one name a line.
+
+Encoding and delimiter are detected. All mistakes are reported at once, with their lines.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Final
+
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.spreadsheet import MAX_CELL, restored
+from enrich_service.core.text import shortened
+from enrich_service.labels.schemas import LabelIn
+
+COLUMNS: Final = ("key", "name", "context")
+DELIMITERS: Final = (",", ";", "\t")
+HEADERS: Final = ("name", "names", "label", "labels", "class", "classes")  # of a list of names
+BOMS: Final = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
+    """The labels of a CSV or TSV file or of a list with one name a line, and the place of each.
+
+    Raises:
+        InvalidInput: it is no text, has no column name, or lines do not have its columns.
+    """
+    text = decoded(data)
+    lines = text.splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    if not first:
+        raise InvalidInput(
+            f"The file is empty: it needs a first line with the columns {','.join(COLUMNS)}, or "
+            "one name a line"
+        )
+    delimiter = next((sign for sign in DELIMITERS if _columns(first, sign)), None)
+    if delimiter is None and any(sign in first for sign in DELIMITERS):
+        raise InvalidInput(
+            f"The file needs a first line with the columns {','.join(COLUMNS)}, of which name must "
+            f"be there; it has {shortened(first)}"
+        )
+    if delimiter is None:
+        return _names(lines)
+    return _table(text, delimiter)
+
+
+def decoded(data: bytes) -> str:
+    """`data` as text: UTF-8, UTF-16 or, as of Excel's CSV files, Windows-1252.
+
+    Raises:
+        InvalidInput: it is none of them.
+    """
+    encodings = ["utf-8", "cp1252"]
+    if b"\0" in data[:200]:  # UTF-16 without a byte order mark: which half is zero?
+        encodings = ["utf-16-le" if data[1:2] == b"\0" else "utf-16-be"]
+    for mark, encoding in BOMS.items():
+        if data.startswith(mark):
+            encodings = [encoding]
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise InvalidInput("The file is not text in UTF-8, UTF-16 or Windows-1252: save it as UTF-8")
+
+
+def problems(found: Sequence[str], limit: int = 10) -> InvalidInput:
+    """One error of many."""
+    more = f"; and {len(found) - limit} more" if len(found) > limit else ""
+    return InvalidInput("; ".join(found[:limit]) + more)
+
+
+def _columns(line: str, delimiter: str) -> list[str]:
+    """The columns that the line names if it is a header of a table with a name, else nothing."""
+    cells = [cell.strip().strip('"').lower() for cell in line.split(delimiter)]
+    return cells if "name" in cells and set(cells) <= set(COLUMNS) else []
+
+
+def _names(lines: Sequence[str]) -> tuple[list[LabelIn], list[str]]:
+    labels: list[LabelIn] = []
+    places: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        name = restored(line.strip()).strip('"')
+        if not name or (not labels and name.lower() in HEADERS):
+            continue
+        labels.append(LabelIn(name=name))
+        places.append(f"Line {number}")
+    return labels, places
+
+
+def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
+    csv.field_size_limit(MAX_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    labels: list[LabelIn] = []
+    places: list[str] = []
+    wrong: list[str] = []
+    columns: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not columns:
+                columns = [cell.strip().lower() for cell in cells]
+                continue
+            place = f"Line {reader.line_num}"
+            if len(cells) != len(columns):
+                wrong.append(
+                    f"{place} does not have {len(columns)} fields: put fields with {delimiter!r} "
+                    'in "quotes"'
+                )
+                continue
+            row = dict(zip(columns, map(restored, cells), strict=True))
+            labels.append(
+                LabelIn(
+                    key=row.get("key") or None,
+                    name=row["name"],
+                    context=row.get("context") or None,
+                )
+            )
+            places.append(place)
+    except csv.Error as error:
+        wrong.append(f"Line {reader.line_num}: {error}")
+    if wrong:
+        raise problems(wrong)
+    return labels, places
