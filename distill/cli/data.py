@@ -1,13 +1,32 @@
-"""`distill data prepare`."""
+"""`distill data prepare`, `distill data split` and `distill data check`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from distill.cli.console import JsonOption, bars, notes, one_line_errors
+from distill.cli.console import CACHE, CacheOption, JsonOption, bars, notes, one_line_errors
+from distill.errors import DataError, UserError, some
 
-app = typer.Typer(no_args_is_help=True, help="Data sets in the layout that training reads.")
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from contract import SplitName
+    from distill.data.check import DataCheck, Duplicates
+    from distill.data.sources.labelled_image import LabelledImage
+
+SHEET_IMAGES: Final = 6  # of each class
+SHEET_CLASSES: Final = 200
+LISTED: Final = 5  # duplicates, files and classes named of each kind
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of class folders or with train/; a CSV, TSV, JSONL or Parquet file with "
+        "path, label; WebDataset shards; a Hugging Face dataset (folder or hf:NAME)."
+    ),
+]
+
+app = typer.Typer(no_args_is_help=True, help="Data sets: check, split, arrange.")
 
 
 @app.command()
@@ -46,3 +65,175 @@ def prepare(
     for split, images in result.images.items():
         notes.print(f"{split}: {images} images of {result.classes[split]} classes")
     notes.print(f"{out}, by lists with the SHA-256 {result.lists_sha256}", soft_wrap=True)
+
+
+@app.command()
+@one_line_errors
+def split(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option(help="Folder to create, or a .csv or .jsonl file.")],
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of each class for validation.")
+    ] = 0.2,
+    unseen: Annotated[
+        str, typer.Option(help="Classes to hold out as unseen: a number, or KEY,KEY,….")
+    ] = "0",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="With a number: hold out the classes whose names this teacher finds least like "
+            "the others', not random ones."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    copy: Annotated[bool, typer.Option(help="Copy the images instead of linking them.")] = False,
+    cache: CacheOption = CACHE,
+) -> None:
+    """Divide images into train, validation and unseen classes; near-duplicates stay together.
+
+    Splits that the source has are ignored.
+    """
+    from distill.data import divide
+    from distill.data.duplicates import Fingerprint, fingerprints, near_duplicates
+    from distill.data.sources.find import find_source
+    from distill.errors import UnreadableImages
+
+    images = sorted(find_source(source).images(cache), key=lambda image: (image.key, image.path))
+    keys = sorted({image.key for image in images})
+    if teacher is not None:
+        unseen = ",".join(_least_alike(keys, unseen, teacher))
+    chosen = divide.choose_unseen(keys, unseen, seed)
+    with bars() as bar:
+        found = fingerprints([image.path for image in images], bar("Comparing images"))
+        if broken := [x for x in found if not isinstance(x, Fingerprint)]:
+            raise UnreadableImages([name for error in broken for name in error.images])
+        groups = near_duplicates([x.perceptual for x in found if isinstance(x, Fingerprint)])
+        division, left_out = divide.divide(
+            images, groups, validation=validation, unseen=chosen, seed=seed
+        )
+        if out.suffix in divide.MANIFESTS:
+            divide.write_manifest(out, division)
+        else:
+            divide.write_folders(out, division, copy=copy, progress=bar("Images"))
+    for name, own in division.items():
+        classes = len({image.key for image in own})
+        notes.print(f"{name}: {len(own):,} images of {classes} classes")
+    if chosen:
+        notes.print(f"unseen classes: {', '.join(sorted(chosen))}", soft_wrap=True, markup=False)
+    if groups:
+        notes.print(
+            f"{sum(map(len, groups))} near-duplicates in {len(groups)} groups, each in one split"
+        )
+    if left_out:
+        notes.print(f"{len(left_out)} images left out: nearly the same as one of an unseen class")
+    notes.print(f"written to {out}", markup=False, soft_wrap=True)
+
+
+def _least_alike(keys: "Sequence[str]", number: str, teacher: str) -> "list[str]":
+    """The `number` of classes whose names have the smallest cosine with the nearest other name."""
+    from distill.embeddings.text_bank import encode_groups
+    from distill.models.teacher import load_teacher
+
+    if not number.isdecimal() or not 0 < int(number) < len(keys):
+        raise UserError(
+            f"--teacher chooses the classes: give a number of them below {len(keys)} with --unseen"
+        )
+    names = [f"a photo of {key.replace('_', ' ')}" for key in keys]
+    text = encode_groups(load_teacher(teacher), [((name,), "") for name in names])
+    nearest = (text @ text.T).fill_diagonal_(-1).max(dim=1).values
+    return [keys[index] for index in nearest.argsort()[: int(number)].tolist()]
+
+
+@app.command()
+@one_line_errors
+def check(
+    source: SourceArgument,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Contact sheet to write, .html or .png.")
+    ] = None,
+    cache: CacheOption = CACHE,
+    as_json: JsonOption = False,
+) -> None:
+    """Counts, class sizes, duplicates, unreadable and skipped files of a data set."""
+    from distill.data.check import check_data
+    from distill.data.sources.find import find_source
+    from distill.data.splits import assign_splits
+
+    if sheet is not None and sheet.suffix not in (".html", ".png"):
+        raise UserError(f"{sheet} is neither .html nor .png: choose one of them for --sheet")
+    found = find_source(source)
+    splits = assign_splits(found.images(cache))
+    with bars() as bar:
+        checked = check_data(found, splits, bar("Reading images"))
+        if sheet is not None:
+            _write_sheet(source, splits, sheet)
+    if as_json:
+        print(checked.model_dump_json())  # noqa: T201
+    else:
+        print("\n".join(describe(checked)))  # noqa: T201
+    if sheet is not None:
+        notes.print(f"contact sheet: {sheet}", markup=False, soft_wrap=True)
+
+
+def describe(checked: "DataCheck") -> list[str]:
+    """The findings as lines for people."""
+    lines = [
+        f"{name}: {split.images:,} images of {split.classes} classes, {split.fewest} "
+        f"({split.smallest_class}) to {split.most} ({split.largest_class}) a class"
+        for name, split in checked.splits.items()
+    ]
+    if checked.shorter_side:
+        least, median, most = checked.shorter_side
+        lines.append(f"shorter side: {least} to {most} px, median {median}")
+    if checked.small:
+        lines.append(f"smaller than 32 px: {checked.small}")
+    skipped = ", ".join(f"{count} {suffix}" for suffix, count in checked.skipped.items())
+    lines.append(f"skipped files: {skipped or 'none'}")
+    lines.append(f"unreadable images: {len(checked.unreadable) or 'none'}")
+    lines += [f"  {name}" for name in checked.unreadable[:LISTED]]
+    lines += _described("duplicates and near-duplicates", checked.duplicates)
+    lines += _described("of these in several splits", checked.leaks)
+    lines += _described("of these with several labels", checked.label_conflicts)
+    return lines
+
+
+def _described(title: str, groups: "Sequence[Duplicates]") -> list[str]:
+    lines = [f"{title}: {len(groups) or 'none'}" + (" groups" if groups else "")]
+    lines += [
+        f"  {'same' if group.same_bytes else 'near'}: {some(group.images, 4, quote=False)}"
+        for group in groups[:LISTED]
+    ]
+    return lines + ([f"  and {len(groups) - LISTED} more"] if len(groups) > LISTED else [])
+
+
+def _write_sheet(
+    title: str, splits: "Mapping[SplitName, Sequence[LabelledImage]]", sheet: Path
+) -> None:
+    """A page or picture with some images of each class."""
+    from distill.data.image_file import open_image
+    from distill.errors import UnreadableImages
+    from distill.runtime.contact_sheet import Tile, contact_sheet, contact_sheet_png, thumbnail
+
+    by_class: dict[str, list[Path]] = {}
+    for split_name, images in splits.items():
+        for image in images:
+            by_class.setdefault(f"{split_name}: {image.key}", []).append(image.path)
+    if len(by_class) > SHEET_CLASSES:
+        notes.print(f"the sheet shows the first {SHEET_CLASSES} of {len(by_class)} classes")
+    tiles = []
+    for name, paths in list(by_class.items())[:SHEET_CLASSES]:
+        step = -(-len(paths) // SHEET_IMAGES)
+        for path in paths[::step]:
+            try:
+                tiles.append(Tile(name, thumbnail(open_image(path))))
+            except UnreadableImages:
+                continue  # listed in the findings
+    try:
+        if sheet.suffix == ".png":
+            sheet.write_bytes(contact_sheet_png(tiles, SHEET_IMAGES))
+        else:
+            sheet.write_text(contact_sheet(title, tiles), encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot write {sheet} ({error.strerror}): choose another --sheet"
+        ) from None

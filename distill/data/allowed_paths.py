@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract import TrainConfig
+from distill.data.sources.find import base_folder, find_source
+from distill.data.sources.hugging_face import SCHEME
+from distill.data.sources.manifest_file import ManifestFile
 from distill.errors import DataError
 
 
@@ -18,15 +21,26 @@ def check_allowed_paths(config: TrainConfig, roots: Sequence[Path]) -> None:
         DataError: a path is outside, contains `..`, or a folder has a link that leads outside.
     """
     allowed = [root.resolve() for root in roots]
-    _check_folder("data folder", config.data, allowed)
+    _check_data(config.data, allowed)
     if config.captions is not None:
-        captions = Path(config.data, config.captions)
+        captions = base_folder(config.data) / config.captions
         if ".." in captions.parts or not _is_inside(captions, allowed):
             raise DataError(f"the job's captions {config.captions} are not in its data folder")
     if config.weights is not None:
         _check_path("weights", config.weights, allowed)
     if config.teacher.startswith("local-dir:"):
         _check_folder("teacher", config.teacher.removeprefix("local-dir:"), allowed)
+
+
+def _check_data(data: str, allowed: Sequence[Path]) -> None:
+    """Check a data folder, or a file and the images that it lists."""
+    if data.startswith(SCHEME):  # on the hub, as a teacher may be
+        return
+    _check_folder("data folder", data, allowed)
+    source = find_source(data) if Path(data).is_file() else None
+    if isinstance(source, ManifestFile):
+        for image in source.images(Path()):
+            _check_path("image", str(image.path), allowed)
 
 
 def _check_path(what: str, name: str, allowed: Sequence[Path]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
 from distill.data.pixels import Progress
 from distill.data.releases import shuffle_texts, write_release
+from distill.data.sources.find import base_folder
 from distill.data.splits import NO_UNSEEN, scan_splits
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
@@ -231,7 +232,7 @@ def _captions(config: TrainConfig, inputs: Inputs, log: Callable[[str], None]) -
     """Features of the captions of the training images, if L_cap has a weight."""
     if not config.losses.cap or config.captions is None:
         return None
-    root = Path(config.data)
+    root = base_folder(config.data)
     texts = read_captions(root / config.captions, root, inputs.splits["train"])
     log(f"captions for {sum(map(bool, texts))} of {len(texts)} training images")
     return caption_features(inputs.teacher, texts, cache=inputs.cache)

@@ -1,4 +1,4 @@
-"""A page that shows photos with their likeliest classes, to look through by eye."""
+"""A page or picture of many photos to look through by eye, with their likeliest classes, if any."""
 
 import base64
 import html
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from distill.runtime.classifier import Prediction
 
@@ -34,7 +34,7 @@ class Tile:
 
     name: str
     thumbnail: bytes
-    prediction: Prediction
+    prediction: Prediction | None = None
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -57,9 +57,31 @@ def contact_sheet(title: str, tiles: Sequence[Tile]) -> str:
     )
 
 
+def contact_sheet_png(tiles: Sequence[Tile], columns: int) -> bytes:
+    """The tiles as one PNG, row by row, each above its name."""
+    line = 16  # pixels of a name
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * SIDE, max(rows, 1) * (SIDE + line)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, tile in enumerate(tiles):
+        left, top = index % columns * SIDE, index // columns * (SIDE + line)
+        with Image.open(io.BytesIO(tile.thumbnail)) as image:
+            sheet.paste(image, (left, top))
+        name = tile.name.encode("latin-1", "replace").decode("latin-1")  # what the font has
+        draw.text((left + 2, top + SIDE + 2), name[:32], fill="black")
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
 def _figure(tile: Tile) -> str:
     data = base64.b64encode(tile.thumbnail).decode()
     name = html.escape(tile.name)
+    if tile.prediction is None:
+        return (
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
+            f"<figcaption>{name}</figcaption></figure>"
+        )
     rows = "".join(
         f'<li><i style="width:{100 * each.probability:.1f}%"></i>'
         f"<span>{html.escape(each.name)} {100 * each.probability:.0f} %</span></li>"

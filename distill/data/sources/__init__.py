@@ -1,4 +1,10 @@
 """Where labelled images come from: one module for each kind of source.
 
-folders      the paper's train/, val_on_train/ and val/; or one folder of class folders
+folders        train/, val_on_train/ and val/ with class folders; or class folders alone
+manifest_file  CSV, TSV, JSON lines or Parquet with the columns path, label and, maybe, split
+hugging_face   a dataset on disk, or by its name on the hub
+webdataset     tar files of images and labels
+
+`find` tells which one a path is. Each gives files: what is packed is written to the cache once
+(`image_store`), so that everything that follows reads files alone.
 """

@@ -3,17 +3,49 @@
 from pathlib import Path
 
 from distill.data.sources.folders import ClassFolders, SplitFolders, has_split_folders
+from distill.data.sources.hugging_face import FILES as HUGGING_FACE_FILES
+from distill.data.sources.hugging_face import SCHEME, HuggingFaceDataset
 from distill.data.sources.labelled_image import Source
+from distill.data.sources.manifest_file import SUFFIXES as MANIFEST_SUFFIXES
+from distill.data.sources.manifest_file import ManifestFile
+from distill.data.sources.webdataset import Shards, shard_paths
 from distill.errors import DataError
+
+KINDS = (
+    "a folder of class folders, a folder with train/, a .csv, .tsv, .jsonl or .parquet file, "
+    "WebDataset shards (.tar), or a Hugging Face dataset (a folder, or hf:ORGANISATION/NAME)"
+)
 
 
 def find_source(data: str | Path) -> Source:
-    """The source that `data` names.
+    """The source that `data` names: KINDS.
 
     Raises:
         DataError: there is nothing, or nothing that is a data set.
     """
+    if str(data).startswith(SCHEME):
+        return HuggingFaceDataset(str(data))
     path = Path(data)
     if path.is_dir():
-        return SplitFolders(path) if has_split_folders(path) else ClassFolders(path)
-    raise DataError(f"there is no data folder {path}: correct the path, or create it")
+        return _source_of_folder(path)
+    if not path.is_file():
+        raise DataError(f"there is no data folder {path}: correct the path, or create it")
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return ManifestFile(path)
+    if path.suffix.lower() == ".tar":
+        return Shards((path,))
+    raise DataError(f"{path} is no data set: give {KINDS}")
+
+
+def _source_of_folder(path: Path) -> Source:
+    if any((path / name).is_file() for name in HUGGING_FACE_FILES):
+        return HuggingFaceDataset(str(path))
+    if shards := shard_paths(path):
+        return Shards(shards)
+    return SplitFolders(path) if has_split_folders(path) else ClassFolders(path)
+
+
+def base_folder(data: str | Path) -> Path:
+    """The folder that other paths of a configuration are relative to: `data`, or where it lies."""
+    path = Path(data)
+    return path.parent if path.is_file() else path

@@ -1,0 +1,89 @@
+"""A Hugging Face dataset: a folder that `save_to_disk` wrote, or a name on the hub (`hf:NAME`)."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
+from distill.data.sources.labelled_image import LabelledImage
+from distill.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCHEME: Final = "hf:"
+FILES: Final = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
+
+
+@dataclass(frozen=True)
+class HuggingFaceDataset:
+    """A dataset with a column of images and one of labels.
+
+    `name` is a folder, or hf:ORGANISATION/NAME, or hf:ORGANISATION/NAME@CONFIGURATION.
+    """
+
+    name: str
+
+    def images(self, cache: Path) -> list[LabelledImage]:
+        """The images of all splits, in the order of the rows."""
+        parts = self._load()
+        files = sorted(
+            Path(file["filename"]) for part in parts.values() for file in part.cache_files
+        )
+        identity = [self.name, *files_identity(files)]
+        return stored_images(cache, identity, lambda: self._rows(parts))
+
+    def _load(self) -> Mapping[str, "Dataset"]:
+        try:
+            import datasets
+        except ModuleNotFoundError:
+            raise DataError(
+                f"{self.name} needs the package datasets: pip install 'enrich-distill[hf]'"
+            ) from None
+        try:
+            loaded = (
+                datasets.load_dataset(*_hub_name(self.name))
+                if self.name.startswith(SCHEME)
+                else datasets.load_from_disk(self.name)
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"cannot load the dataset {self.name} ({reason})") from None
+        return loaded if isinstance(loaded, dict) else {"": loaded}
+
+    def _rows(self, parts: Mapping[str, "Dataset"]) -> Iterator[EncodedImage]:
+        from datasets import Image
+
+        for split, part in parts.items():
+            image_column, label_column = self._columns(part)
+            label = part.features[label_column]
+            for row in part.cast_column(image_column, Image(decode=False)):
+                image, value = row[image_column], row[label_column]
+                key = label.int2str(value) if hasattr(label, "int2str") else str(value)
+                content = image["bytes"] or Path(image["path"]).read_bytes()
+                yield EncodedImage(split or None, key, image["path"] or "", content)
+
+    def _columns(self, part: "Dataset") -> tuple[str, str]:
+        """The columns with images and with labels."""
+        from datasets import ClassLabel, Image
+
+        features: dict[str, Any] = dict(part.features)
+        images = [name for name, kind in features.items() if isinstance(kind, Image)]
+        labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+        labels = ["label"] if "label" in features else labels
+        if not images or not labels:
+            raise DataError(
+                f"the dataset {self.name} has no column of {'labels' if images else 'images'} (it "
+                f"has {', '.join(features)}): it needs a column of type Image and one called label"
+            )
+        return images[0], labels[0]
+
+
+def _hub_name(name: str) -> list[str]:
+    """The arguments of `load_dataset`, which would read a folder of that name as well."""
+    path, _, configuration = name.removeprefix(SCHEME).partition("@")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path) or Path(path).exists():
+        raise DataError(f"{name} is no name of a dataset on the hub: give hf:ORGANISATION/NAME")
+    return [path, configuration] if configuration else [path]

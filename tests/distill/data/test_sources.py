@@ -1,0 +1,190 @@
+"""One set of photos in every layout: each gives the same images of the same classes."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract import TrainConfig
+from distill.data.allowed_paths import check_allowed_paths
+from distill.data.pixels import load_pixels
+from distill.data.splits import scan_splits
+from distill.errors import DataError
+
+LAYOUT = {
+    "train": {"red fox": 4, "n2": 3},
+    "val_on_train": {"red fox": 2, "n2": 1},
+    "val": {"n3": 2},
+}
+
+
+@pytest.fixture
+def photos(image_folder) -> Path:
+    return image_folder(LAYOUT)
+
+
+def rows(photos: Path) -> list[dict[str, str]]:
+    return [
+        {"path": str(path.relative_to(photos)), "label": path.parts[-2], "split": path.parts[-3]}
+        for path in sorted(photos.rglob("*.png"))
+    ]
+
+
+def write_csv(photos: Path) -> Path:
+    lines = [",".join(row.values()) for row in rows(photos)]
+    file = photos / "photos.csv"
+    file.write_text("\ufeffpath,label,split\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def write_tsv(photos: Path) -> Path:
+    lines = ["\t".join(row.values()) for row in rows(photos)]
+    (photos / "photos.tsv").write_text("path\tlabel\tsplit\n" + "\n".join(lines) + "\n")
+    return photos / "photos.tsv"
+
+
+def write_jsonl(photos: Path) -> Path:
+    (photos / "photos.jsonl").write_text("\n".join(json.dumps(row) for row in rows(photos)))
+    return photos / "photos.jsonl"
+
+
+def write_parquet(photos: Path) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows(photos)), photos / "photos.parquet")
+    return photos / "photos.parquet"
+
+
+def write_dataset(photos: Path) -> Path:
+    datasets = pytest.importorskip("datasets")
+    names = sorted({row["label"] for row in rows(photos)})
+    features = datasets.Features(
+        {"picture": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    parts = {}
+    for split in LAYOUT:
+        own = [row for row in rows(photos) if row["split"] == split]
+        columns = {
+            "picture": [(photos / row["path"]).read_bytes() for row in own],
+            "label": [names.index(row["label"]) for row in own],
+        }
+        columns["picture"] = [{"bytes": content, "path": None} for content in columns["picture"]]
+        parts[split] = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict(parts).save_to_disk(photos.parent / "dataset")
+    return photos.parent / "dataset"
+
+
+def write_shards(photos: Path) -> Path:
+    folder = photos.parent / "shards"
+    folder.mkdir()
+    for split in LAYOUT:
+        own = [row for row in rows(photos) if row["split"] == split]
+        for number, part in enumerate((own[::2], own[1::2])):
+            with tarfile.open(folder / f"{split}-{number:04}.tar", "w") as shard:
+                for index, row in enumerate(part):
+                    add(shard, f"{index:06}.png", (photos / row["path"]).read_bytes())
+                    if number:
+                        add(shard, f"{index:06}.cls", row["label"].encode())
+                    else:
+                        add(shard, f"{index:06}.json", json.dumps(row).encode())
+    return folder
+
+
+def add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    shard.addfile(info, io.BytesIO(content))
+
+
+def pixels(data: Path, cache: Path) -> dict[str, dict[str, list[bytes]]]:
+    """By split and class: the images of 8 × 8 pixels, sorted."""
+    found = {}
+    for name, split in scan_splits(data, cache=cache).items():
+        decoded = np.array(load_pixels(split, 8, cache))
+        found[name] = {
+            key: sorted(image.tobytes() for image in decoded[split.targets.numpy() == index])
+            for index, key in enumerate(split.keys)
+        }
+    return found
+
+
+LAYOUTS = [write_csv, write_tsv, write_jsonl, write_parquet, write_dataset, write_shards]
+
+
+@pytest.mark.parametrize("write", LAYOUTS)
+def test_every_layout_gives_the_images_of_the_folders(photos, tmp_path, write):
+    assert pixels(write(photos), tmp_path / "cache") == pixels(photos, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("write", [write_dataset, write_shards])
+def test_packed_images_are_unpacked_once_and_found_again_in_a_new_cache(photos, tmp_path, write):
+    data = write(photos)
+    first = scan_splits(data, cache=tmp_path / "cache")["train"]
+    first.paths[0].write_bytes(b"changed")  # a second unpacking would undo this
+    again = scan_splits(data, cache=tmp_path / "cache")["train"]
+    assert again.paths[0].read_bytes() == b"changed"
+    elsewhere = scan_splits(data, cache=tmp_path / "other")["train"]
+    assert elsewhere.paths != first.paths
+    first.paths[0].write_bytes(elsewhere.paths[0].read_bytes())
+    unpacked = [scan_splits(data, cache=tmp_path / name)["train"] for name in ("other", "third")]
+    assert unpacked[0].fingerprint == unpacked[1].fingerprint
+
+
+def test_images_without_split_are_for_training_and_some_are_held_out(photos, tmp_path):
+    lines = [f"{row['path']},{row['label']}" for row in rows(photos)]
+    (photos / "photos.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    splits = scan_splits(photos / "photos.csv", cache=tmp_path)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 9, "seen": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,label\na.png,a\n", r"has no column 'path' \(it has image, label\): the"),
+        ("path,label\ntrain/n2/000.png,\n", "row 2: no path or no label"),
+        ("path,label\nx.png,a\ny.png,a\n", r"names 2 images that do not exist .*'x.png', 'y.png'"),
+        ("path,label\n", "lists no image"),
+        ("", r"has no column 'path' \(it has none\)"),
+        ("path,label,split\ntrain/n2/000.png,a,hold\n", "a split called 'hold': call it train"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line(photos, content, message):
+    (photos / "photos.csv").write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        scan_splits(photos / "photos.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_other_wrong_sources_are_one_line_each(photos, tmp_path, monkeypatch):
+    (photos / "a.jsonl").write_text("[1]\n")
+    (photos / "a.txt").write_text("")
+    (photos / "a.tar").write_bytes(b"no tar file")
+    (photos / "a.parquet").write_bytes(b"no parquet file")
+    with tarfile.open(photos / "bare.tar", "w") as shard:
+        add(shard, "1.png", b"image")
+    for name, message in {
+        "a.jsonl": r"line 1: expected .*, found '\[1\]'",
+        "a.txt": "is no data set: give a folder of class folders",
+        "a.tar": r"cannot read the shard .*a\.tar",
+        "a.parquet": "is no Parquet file",
+        "bare.tar": "sample '1' has no label: put its class in NAME.cls",
+    }.items():
+        with pytest.raises(DataError, match=message) as error:
+            scan_splits(photos / name, cache=tmp_path / "cache")
+        assert "\n" not in str(error.value)
+    assert list((tmp_path / "cache").rglob("*.partial")) == []
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="hf:images is no name of a dataset on the hub"):
+        scan_splits("hf:images")  # a folder here
+
+
+def test_a_job_reads_only_images_below_the_allowed_folders(photos, tmp_path):
+    config = TrainConfig(data=str(write_csv(photos)), teacher="ViT-B-32@openai")
+    check_allowed_paths(config, [photos])
+    (photos / "photos.csv").write_text("path,label\n/etc/hostname,a\n")
+    with pytest.raises(DataError, match="the job's image /etc/hostname is not below"):
+        check_allowed_paths(config, [photos])
