@@ -134,7 +134,7 @@ def evaluate(
             raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
         name, splits = _splits(data, split, bank.keys, joint, cache)
     with bars() as bar:
-        inputs = Inputs(splits, load_teacher(teacher), cache, bar)
+        inputs = Inputs({each: splits[each] for each in splits}, load_teacher(teacher), cache, bar)
         if text_bank is None:
             keys = [key for each in splits.values() for key in each.keys]
             bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), keys)

@@ -13,7 +13,7 @@ from distill.models.teacher import load_teacher
 
 @pytest.fixture
 def root(image_folder):
-    return image_folder({"train": {"n1": 2, "n2": 1}, "val": {"n3": 1}})
+    return image_folder({"train": {"n1": 2, "n2": 1}, "val_on_train": {"n2": 1}, "val": {"n3": 1}})
 
 
 def write(root, *lines):

@@ -32,7 +32,9 @@ def test_the_teacher_sees_a_rotated_photo_as_its_upright_twin(teacher, tmp_path)
 
 @pytest.fixture
 def split(image_folder):
-    return scan_split(image_folder({"train": {"n1": 3, "n2": 2}}), "train")
+    return scan_split(
+        image_folder({"train": {"n1": 3, "n2": 2}, "val_on_train": {"n2": 1}}), "train"
+    )
 
 
 def test_each_stored_view_has_the_teachers_feature_of_those_pixels(teacher, split, tmp_path):

@@ -63,7 +63,7 @@ def test_equal_texts_and_a_single_class_are_no_error(tmp_path):
 
 
 def test_tiles_show_images_of_the_class_that_they_name(tmp_path, image_folder):
-    root = image_folder({"train": {"a": 3, "b": 1, "c": 2}})
+    root = image_folder({"train": {"a": 3, "b": 1, "c": 2}, "val_on_train": {"b": 1}})
     split = scan_split(root, "train")
     names = {"a": "first", "b": "second", "c": "third", "x": "unseen"}
     found = draw_thumbnails(tmp_path, split, names, ["b", "x", "a", "b"])
@@ -76,7 +76,8 @@ def test_tiles_show_images_of_the_class_that_they_name(tmp_path, image_folder):
 
 
 def test_an_image_that_is_gone_is_left_out(tmp_path, image_folder):
-    split = scan_split(image_folder({"train": {"a": 2, "b": 1}}), "train")
+    root = image_folder({"train": {"a": 2, "b": 1}, "val_on_train": {"b": 1}})
+    split = scan_split(root, "train")
     split.paths[0].unlink()
     found = draw_thumbnails(tmp_path, split, {"a": "a", "b": "b"}, ["a", "b"])
     assert found.tiles == ("a", "b")
