@@ -8,15 +8,16 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, Report, TrainConfig, first_error_line
+from contract import EventKind, LossWeights, Report, TrainConfig, first_error_line
 from distill.cli.console import (
     CACHE,
     CacheOption,
@@ -32,6 +33,8 @@ from distill.cli.console import (
 from distill.data.allowed_paths import check_allowed_paths
 from distill.errors import UserError
 from distill.training.outcome import INTERRUPTED, outcome_of
+
+RUN_FILES: Final = ("checkpoint.safetensors", "student.safetensors", "report.json")
 
 if TYPE_CHECKING:
     from distill.evaluation.seeds_report import SeedsReport, Spread
@@ -50,9 +53,24 @@ def read_config(path: Path, preset: str | None = None) -> TrainConfig:
     except OSError as error:
         raise UserError(f"cannot read the configuration {path} ({error.strerror})") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error_line(error)}") from None
+        raise UserError(f"{path}: {unknown_option(error) or first_error_line(error)}") from None
     except ValueError as error:
         raise UserError(f"{path} is neither TOML nor JSON: {error}") from None
+
+
+def unknown_option(error: ValidationError) -> str | None:
+    """A line on the first option that does not exist, with the nearest one that does."""
+    for each in error.errors(include_url=False):
+        if each["type"] != "extra_forbidden":
+            continue
+        *parents, name = map(str, each["loc"])
+        known = LossWeights.model_fields if parents else TrainConfig.model_fields
+        nearest = get_close_matches(name, known, n=1, cutoff=0.0)
+        return (
+            f"there is no option {'.'.join([*parents, name])!r}: did you mean "
+            f"{'.'.join([*parents, *nearest])!r}?"
+        )
+    return None
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -96,6 +114,9 @@ def train(
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)
     seed_list = None if seeds is None else parse_seeds(seeds)
+    if not resume:
+        for folder in (out, *out.glob("seed-*")):
+            refuse_to_overwrite(folder, out)
     from distill.data.splits import NO_UNSEEN
     from distill.pipeline.job import run_job
     from distill.pipeline.seeds import run_seeds
@@ -119,6 +140,18 @@ def train(
             notes.print(NO_UNSEEN, soft_wrap=True)
         page = "report.html" if seed_list is None else "seeds.html"
         notes.print(f"report: {out / page}", markup=False)
+
+
+def refuse_to_overwrite(folder: Path, out: Path) -> None:
+    """Refuse to train into `out` anew where `folder` holds a run.
+
+    Raises:
+        UserError: it does.
+    """
+    if any((folder / name).exists() for name in RUN_FILES):
+        raise UserError(
+            f"{folder} holds a run already: continue it with --resume, or choose another --out"
+        )
 
 
 def stop_requests(*, follow_parent: bool) -> Callable[[], bool]:

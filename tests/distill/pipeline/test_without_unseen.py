@@ -67,6 +67,21 @@ def test_the_report_has_no_unseen_part_and_says_so(trained, folder):
     assert "recognises" in page and "AUROC" not in page
 
 
+def test_a_run_is_not_overwritten_by_forgetting_resume(trained, folder):
+    words = [
+        "train", "--config", str(folder / "config.json"), "--labels", str(folder / "labels.txt"),
+        "--out", str(folder / "run"),
+    ]  # fmt: skip
+    before = (folder / "run" / "report.json").read_bytes()
+    for more in ([], ["--seeds", "0,1"]):
+        refused = invoke(folder, *words, *more)
+        assert refused.exit_code == 1 and refused.stderr.count("\n") == 1
+        assert "run holds a run already: continue it with --resume, or choose" in refused.stderr
+    assert (folder / "run" / "report.json").read_bytes() == before
+    resumed = invoke(folder, *words, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+
+
 def test_evaluate_takes_the_seen_classes_and_refuses_what_needs_unseen_ones(
     trained, folder, colour_teacher
 ):
