@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
@@ -58,6 +58,21 @@ class LossWeights(BaseModel):
         float, Field(ge=0, description="L_vlprox: match the teacher's probabilities of close texts")
     ] = 1.0
     cap: Annotated[float, Field(ge=0, description="L_cap; needs `captions`")] = 0.0
+
+
+LEARNING_RATES = {"muon": 0.02, "adamw": 0.002, "sgd": 0.05}  # of a CNN from scratch
+TRANSFORMERS = re.compile(r"vit|deit|swin|beit|^eva|cait|^pit_|former|mixer|volo|twins|xcit")
+
+
+def default_learning_rate(values: dict[str, Any]) -> float:
+    """The learning rate for the student, start and optimiser of a configuration.
+
+    `values` are the fields of a `TrainConfig`. Transformers and trained weights need smaller steps.
+    """
+    rate = LEARNING_RATES.get(values.get("optimiser", ""), LEARNING_RATES["muon"])
+    is_trained = values.get("pretrained") or values.get("weights") is not None
+    is_transformer = TRANSFORMERS.search(values.get("student", ""))
+    return rate / 10 if is_trained or is_transformer else rate
 
 
 class TrainConfig(BaseModel):
@@ -139,21 +154,21 @@ class TrainConfig(BaseModel):
             description="Batches per optimiser step; the contrastive loss is per batch",
         ),
     ] = 1
-    learning_rate: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="Default for a CNN from scratch with muon; adamw, ViTs and pretrained "
-            "weights need a tenth or less",
-        ),
-    ] = 0.02
-    weight_decay: Annotated[float, Field(ge=0, description="Not applied to biases and norms")] = (
-        0.01
-    )
     optimiser: Annotated[
         Literal["adamw", "sgd", "muon"],
         Field(description="muon learns more per image; its steps take longer"),
     ] = "muon"
+    learning_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Default by optimiser: muon 0.02, adamw 0.002, sgd 0.05; a tenth of it for "
+            "transformers and for trained weights",
+        ),
+    ] = Field(default_factory=default_learning_rate)
+    weight_decay: Annotated[float, Field(ge=0, description="Not applied to biases and norms")] = (
+        0.01
+    )
     schedule: Annotated[
         Literal["cosine", "steps", "one-cycle"],
         Field(description="Learning-rate schedule; one-cycle has its own warm-up"),

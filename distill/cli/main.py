@@ -10,6 +10,7 @@ from distill.training.openmp import let_idle_threads_sleep
 
 # In the order of `distill --help`: name, module and attribute below distill.cli, help.
 COMMANDS = (
+    ("init", "init:init", "Write a commented training configuration for a data set."),
     ("train", "train:train", "Distil a student and write its report."),
     ("report", "train:report", "Render report.html again from a finished run."),
     (
@@ -54,7 +55,7 @@ COMMANDS = (
         "Serve a classifier: photos in, classes out, with a page to try it.",
     ),
     ("worker", "worker:worker", "Take training jobs from the service, one after the other."),
-    ("data", "data:app", "Data sets in the layout that training reads."),
+    ("data", "data:app", "Data sets: check, split, arrange."),
 )
 
 

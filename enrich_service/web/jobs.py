@@ -12,6 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError
 from pydantic import Field as PydanticField
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -153,7 +154,9 @@ def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
         kind = "whole"
     elif annotation is float:
         kind = "number"
-    default = "" if info.is_required() or info.default is None else info.default
+    # A default that depends on other fields is left to the schema: the field stays empty.
+    has_default = info.default not in (None, PydanticUndefined)
+    default = info.default if has_default else ""
     value = given.get(name, default)
     value = "" if value is None else str(value) if kind == "choice" else value
     return Field(name, kind, value, info.description or "", choices, info.is_required())

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,7 @@ NOT_RUN = (". ", "pip ", "vllm ", "llama-server ", "ollama ", "enrich llm up")
 STAND_INS = {
     "ViT-B-32@laion2b_s34b_b79k": f"local-dir:{ROOT}/demo/teacher",
     'student = "resnet18"': 'student = "test_resnet"',
+    "--student resnet18": "--student test_resnet",
     "image_size = 128": "image_size = 32",
 }
 # The photos of the pages are of the demo's world: the teacher knows it by its descriptions.
@@ -79,6 +81,8 @@ def write_photos(folder):
             for number in range(1, count + 1):
                 image = Image.fromarray(render(LOOKS[key].look, rng))
                 image.save(folder / split / key / f"{number}.jpg")
+    # Somebody's own: class folders alone.
+    shutil.copytree(folder / "train", folder.with_name("my-photos"))
 
 
 def describe(call):
