@@ -37,7 +37,7 @@ DataOption = Annotated[
     Path,
     typer.Option(
         help="Images: a folder of class folders, or with train/, val_on_train/ (seen) and val/ "
-        "(unseen)."
+        "(unseen); or any other source of `distill data check`."
     ),
 ]
 TeacherOption = Annotated[

@@ -22,7 +22,7 @@ class SplitFolders:
     def images(self, cache: Path) -> Iterator[LabelledImage]:
         """The images of all split folders, class by class."""
         for split in SPLIT_FOLDERS:
-            if (self.root / split).is_dir():
+            if _holds_folders(self.root / split):
                 yield from _class_folders(self.root / split, split)
 
 
@@ -38,13 +38,17 @@ class ClassFolders:
 
 
 def has_split_folders(root: Path) -> bool:
-    """Whether `root` has one of the folders that hold a split."""
-    return any((root / split).is_dir() for split in SPLIT_FOLDERS)
+    """Whether `root` has a folder that holds a split; one of images may be of the class "train"."""
+    return any(_holds_folders(root / split) for split in SPLIT_FOLDERS)
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files anywhere below `folder`, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 def _class_folders(folder: Path, split: str | None) -> Iterator[LabelledImage]:

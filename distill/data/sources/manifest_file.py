@@ -5,15 +5,16 @@ Paths are relative to the folder of the list.
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError, some
 
 SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".parquet")
+DELIMITERS: Final = (",", ";", "\t")
 COLUMNS: Final = "path, label and optionally split"
 
 
@@ -61,13 +62,16 @@ class ManifestFile:
         except csv.Error as error:
             raise DataError(f"{self.path} is no CSV file ({error})") from None
 
-    def _text_rows(self, file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def _text_rows(self, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if self.path.suffix.lower() == ".jsonl":
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, self._json_row(number, line)
             return
-        reader = csv.DictReader(file, delimiter="\t" if self.path.suffix == ".tsv" else ",")
+        header = file.readline().rstrip("\r\n")
+        file.seek(0)
+        fits = (sign for sign in DELIMITERS if {"path", "label"} <= set(header.split(sign)))
+        reader = csv.DictReader(file, delimiter=next(fits, ","))
         columns = reader.fieldnames or []
         if absent := [name for name in ("path", "label") if name not in columns]:
             raise DataError(

@@ -46,6 +46,12 @@ def write_tsv(photos: Path) -> Path:
     return photos / "photos.tsv"
 
 
+def write_semicolons(photos: Path) -> Path:
+    lines = [";".join(row.values()) for row in rows(photos)]
+    (photos / "photos.csv").write_text("path;label;split\n" + "\n".join(lines) + "\n")
+    return photos / "photos.csv"
+
+
 def write_jsonl(photos: Path) -> Path:
     (photos / "photos.jsonl").write_text("\n".join(json.dumps(row) for row in rows(photos)))
     return photos / "photos.jsonl"
@@ -112,7 +118,15 @@ def pixels(data: Path, cache: Path) -> dict[str, dict[str, list[bytes]]]:
     return found
 
 
-LAYOUTS = [write_csv, write_tsv, write_jsonl, write_parquet, write_dataset, write_shards]
+LAYOUTS = [
+    write_csv,
+    write_tsv,
+    write_semicolons,
+    write_jsonl,
+    write_parquet,
+    write_dataset,
+    write_shards,
+]
 
 
 @pytest.mark.parametrize("write", LAYOUTS)

@@ -79,6 +79,11 @@ def test_a_folder_of_class_folders_is_for_training_and_validation(image_folder):
     assert {name: len(split) for name, split in splits.items()} == {"train": 8, "seen": 2}
 
 
+def test_a_class_may_be_called_train(image_folder):
+    root = image_folder({"train": {"train": 5, "bus": 5}}) / "train"
+    assert scan_split(root, "train").keys == ("bus", "train")
+
+
 @pytest.mark.parametrize("name", ["val", "validation", "valid", "test"])
 def test_a_validation_folder_of_trained_classes_is_no_set_of_unseen_ones(image_folder, name):
     root = image_folder({"train": {"n1": 3, "n2": 3}, name: {"n1": 1, "n2": 2}})
