@@ -2,14 +2,16 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from contract import first_error_line
 from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.lazy_command import LazyCommand
 from enrich_service.core.text import once
 from enrich_service.labels import files, service
 from enrich_service.labels.schemas import Confusable, LabelIn
@@ -17,7 +19,18 @@ from enrich_service.labels.suspects import suspicious_names
 
 MAX_WARNINGS = 20
 
-app = typer.Typer(no_args_is_help=True, help="Label sets: named lists of classes.")
+
+class _Commands(TyperGroup):
+    """The commands of this module, and one that needs runs and releases."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
+        super().__init__(**options)
+        target = "enrich_service.releases.extend:extend"
+        summary = "Add classes to a label set, describe them and create a release with them."
+        self.add_command(LazyCommand("extend", target, summary))
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, help="Label sets: named lists of classes.")
 
 
 @app.command()

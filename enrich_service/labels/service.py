@@ -1,4 +1,4 @@
-"""Label sets: checked whole, stored whole or not at all, never changed.
+"""Label sets: checked whole, stored whole or not at all. They may grow; a label never changes.
 
 What can be changed is which labels are easily confused, since that is learnt later: it is written
 by hand, taken from the diagnostics of a training job, or guessed from the names.
@@ -53,12 +53,27 @@ def create(
     return label_set
 
 
-def _checked(labels: Iterable[LabelIn], places: Sequence[str]) -> list[dict[str, object]]:
+def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> None:
+    """Add `labels` behind those of `label_set`.
+
+    Raises:
+        InvalidInput: labels are invalid, or their keys are there already; all are named.
+    """
+    known = {line.key: f"the label {line.name!r}" for line in lines_of(session, label_set)}
+    rows = _checked(labels, (), known)
+    session.execute(insert(Label), [{"label_set_id": label_set.id, **row} for row in rows])
+
+
+def _checked(
+    labels: Iterable[LabelIn], places: Sequence[str], known: Mapping[str, str] | None = None
+) -> list[dict[str, object]]:
+    """The rows of labels; `known` maps the keys that are there already to where they are."""
     rows: list[dict[str, object]] = []
     wrong: list[str] = []
-    known: dict[str, str] = {}
+    known = dict(known or {})
+    first = len(known)
     for number, label in enumerate(labels):
-        if number >= MAX_LABELS:
+        if first + number >= MAX_LABELS:
             raise InvalidInput(f"A label set has at most {MAX_LABELS} labels: split it")
         place = places[number] if places else f"Label {number + 1}"
         try:
@@ -67,7 +82,7 @@ def _checked(labels: Iterable[LabelIn], places: Sequence[str]) -> list[dict[str,
             wrong.append(str(error))
             continue
         known[str(row["key"])] = place.lower()
-        rows.append({"position": len(rows), **row})
+        rows.append({"position": first + len(rows), **row})
     if wrong:
         raise files.problems(wrong)
     if not rows:

@@ -1,0 +1,147 @@
+"""`enrich labels extend`: add classes to a label set, describe them and release again.
+
+Only the new classes are asked about, with the prompt versions of the newest release.
+"""
+
+import asyncio
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from enrich_service.core.console import Json, database, load_settings, request, show, working
+from enrich_service.core.database import reading, writing
+from enrich_service.core.errors import Conflict, InvalidInput
+from enrich_service.core.settings import Settings
+from enrich_service.core.text import shortened
+from enrich_service.generations.models import GenerationStatus
+from enrich_service.labels import service as label_service
+from enrich_service.labels.schemas import LabelIn
+from enrich_service.releases import service
+from enrich_service.releases.models import ReleaseRow
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource, ReleaseView
+from enrich_service.runs.commands import open_enricher
+from enrich_service.runs.describe import describe
+from enrich_service.runs.schemas import Described, DescribeRequest
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to ask for the new labels, and the release to write."""
+
+    labels: list[LabelIn]
+    versions: list[tuple[str, int]]  # prompt and number of its version
+    release: str
+
+
+def extend(
+    label_set: str,
+    names: Annotated[list[str], typer.Argument(help="Names of the new classes.")],
+    context: Annotated[
+        str | None, typer.Option(help="Default: the context that most labels of the set have.")
+    ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="Name of the new release. Default: the next number.")
+    ] = None,
+    author: Annotated[str, typer.Option(help="Author name.", envvar="USER")] = "",
+    json: Json = False,
+) -> None:
+    """Add classes to a label set, describe them and create a release with them."""
+    settings = load_settings()
+    with database(settings) as engine:
+        with reading(engine) as session:
+            plan = _plan(session, label_set, names, context, release)
+        with working("Asking"):
+            asyncio.run(_ask(engine, settings, plan))
+        body = request(
+            ReleaseCreate,
+            label_set=label_set,
+            name=plan.release,
+            sources=[
+                ReleaseSource(prompt=prompt, version=number) for prompt, number in plan.versions
+            ],
+            message=f"Added {', '.join(names)}"[:200],
+            author=author,
+        )
+        with writing(engine) as session:
+            view = _store(session, plan, body)
+    show(view, json=json)
+
+
+def _plan(
+    session: Session, name: str, names: list[str], context: str | None, release: str | None
+) -> _Plan:
+    label_set = label_service.get(session, name)
+    newest = service.listing(session, label_set=name, limit=1)
+    if not newest:
+        raise Conflict(
+            f"Label set {name!r} has no release yet: describe it with `enrich run start {name}`, "
+            f"and create one with `enrich release create {name} …`."
+        )
+    sources = service.parsed(service.get(session, newest[0].id)).sources
+    versions = sorted(
+        {
+            (source.prompt, source.prompt_version)
+            for source in sources
+            if source.prompt is not None and source.prompt_version is not None
+        }
+    )
+    if not versions:
+        raise Conflict(
+            f"The texts of release {newest[0].name!r} are from no prompt: describe the new classes "
+            "in a label set of their own."
+        )
+    known = label_service.lines_of(session, label_set)
+    taken = {label.name.casefold() for label in known}
+    if again := next((each for each in names if each.strip().casefold() in taken), None):
+        raise Conflict(f"Label set {name!r} has a label {shortened(again)} already.")
+    contexts = Counter(label.context for label in known)
+    context = context or contexts.most_common(1)[0][0]
+    return _Plan(
+        labels=[LabelIn(name=each, context=context) for each in names],
+        versions=versions,
+        release=release or _next_name(session, newest[0].name),
+    )
+
+
+def _next_name(session: Session, name: str) -> str:
+    """The first free name with a higher number at its end."""
+    stem, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
+    stem, count = (stem, int(number)) if number else (f"{name}-", 1)
+    taken = set(session.exec(select(ReleaseRow.name)))
+    while f"{stem}{count + 1}" in taken:
+        count += 1
+    return f"{stem}{count + 1}"
+
+
+async def _ask(engine: Engine, settings: Settings, plan: _Plan) -> None:
+    """Describe the labels with each prompt version; raises for the first without a good answer."""
+    async with open_enricher(engine, settings) as enricher:
+        for prompt, number in plan.versions:
+            body = request(
+                DescribeRequest,
+                labels=[{"name": each.name, "context": each.context} for each in plan.labels],
+                prompt=prompt,
+                version=number,
+            )
+            for found in await describe(enricher, body):
+                _require_accepted(found)
+
+
+def _require_accepted(found: Described) -> None:
+    if found.status is not GenerationStatus.ACCEPTED:
+        raise InvalidInput(
+            f"{found.label!r} has no good text by {found.prompt} ({'; '.join(found.problems)}): "
+            "nothing was added; try again, or correct it with `enrich texts`"
+        )
+
+
+def _store(session: Session, plan: _Plan, body: ReleaseCreate) -> ReleaseView:
+    """Add the labels and create the release: both or neither."""
+    label_service.extend(session, label_service.get(session, body.label_set), plan.labels)
+    row, _ = service.create(session, body)
+    return service.view(session, row)
