@@ -138,17 +138,18 @@ def read_label2text(path: Path) -> list[LabelIn]:
 
 def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> list[LabelIn]:
     """Labels of lines `key index name_with_underscores`; blank lines are skipped."""
-    labels = []
+    labels, wrong = [], []
     for number, line in enumerate(lines, start=1):
         parts = line.split()
-        if not parts:
-            continue
-        if len(parts) != 3 or not parts[1].isdigit():
-            raise InvalidInput(
+        if len(parts) == 3 and parts[1].isdigit():
+            labels.append(LabelIn(key=parts[0], name=parts[2].replace("_", " ").strip()))
+        elif parts:
+            wrong.append(
                 f"Line {number} of {source} is not `key index name_with_underscores`: "
                 f"{shortened(line)}"
             )
-        labels.append(LabelIn(key=parts[0], name=parts[2].replace("_", " ").strip()))
+    if wrong:
+        raise files.problems(wrong)
     return labels
 
 

@@ -171,8 +171,8 @@ def test_a_folder_of_class_folders_becomes_labels(tmp_path):
     names.write_text("n01 1 wood_duck\n")
     with pytest.raises(InvalidInput, match="no line for 1 class folders, first 'n02'"):
         labels_service.from_folders([tmp_path], names)
-    names.write_text("n01 wood duck\n")
-    with pytest.raises(InvalidInput, match="Line 1"):
+    names.write_text("n01 wood duck\nn02 2 teal\nn03\n")
+    with pytest.raises(InvalidInput, match=r"Line 1 of label2text.txt is not .*; Line 3 of"):
         labels_service.from_folders([tmp_path], names)
 
 
