@@ -28,7 +28,8 @@ from enrich_service.web.page import page, render
 from enrich_service.web.prompts import FIELDS, lines_of
 
 router = APIRouter()
-_EMPTY = {"output_schema": "{}", "model_defaults": "{}", "validators": "[]"}
+# Fields that are written as JSON, each with its empty value.
+JSON_FIELDS = {"output_schema": "{}", "model_defaults": "{}", "validators": "[]"}
 _LABELS = "harlequin duck\nsurf scoter"  # initial labels
 
 
@@ -77,7 +78,7 @@ def _page(
         prompt=service.view(session, service.get(session, name)),
         given={"labels": _LABELS, "against": "", **dict.fromkeys(FIELDS, ""), **given},
         fields=FIELDS,
-        json_fields=_EMPTY,
+        json_fields=JSON_FIELDS,
         answers=answers,
         error=error,
     )
@@ -125,7 +126,7 @@ async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest
         with reading(enricher.engine) as session:
             return service.get(session, name).kind
 
-    content = _content(form)
+    content = content_of(form)
     body = parse_form(
         TrialRequest,
         content
@@ -139,13 +140,12 @@ async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest
     return [body.model_copy(update={"labels": [label]}) for label in body.labels]
 
 
-def _content(form: Form) -> dict[str, Any]:
+def content_of(form: Form) -> dict[str, Any]:
+    """The content of a prompt version. Raises InvalidInput for a field that is not JSON."""
     content: dict[str, Any] = {"system": form.get("system", ""), "user": form.get("user", "")}
-    for field in _EMPTY:
+    for field in JSON_FIELDS:
         try:
-            content[field] = json.loads(
-                form.get(field) or ("[]" if field == "validators" else "{}")
-            )
+            content[field] = json.loads(form.get(field) or JSON_FIELDS[field])
         except ValueError as error:
             raise InvalidInput(f"{FIELDS[field]}: this is not JSON ({error})") from error
         except RecursionError as error:
@@ -185,7 +185,7 @@ def keep_version(request: Request, name: str, form: SentForm, session: WriteSess
     try:
         with session.begin_nested():
             given = {key: form[key] for key in ("message", "author") if key in form}
-            body = parse_form(VersionCreate, _content(form) | given)
+            body = parse_form(VersionCreate, content_of(form) | given)
             prompt = service.get(session, name)
             version, _ = service.create_version(session, prompt, **body.model_dump())
     except UserError as error:

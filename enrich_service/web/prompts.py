@@ -78,10 +78,10 @@ def list_prompts(
 @router.get("/prompts/{name}", response_class=HTMLResponse)
 def show_prompt(request: Request, name: str, session: ReadSession) -> HTMLResponse:
     """A prompt with its versions, newest first, and its alias history."""
-    return _history(request, session, name)
+    return prompt_page(request, session, name)
 
 
-def _history(
+def prompt_page(
     request: Request,
     session: Session,
     name: str,
@@ -89,6 +89,7 @@ def _history(
     error: UserError | None = None,
     given: Form | None = None,
 ) -> HTMLResponse:
+    """The page of a prompt; `error`: why one of its forms, with `given`, was not accepted."""
     prompt = service.get(session, name)
     view = service.view(session, prompt)
     uses = _uses(session)
@@ -184,7 +185,7 @@ def move_alias(request: Request, name: str, form: SentForm, session: WriteSessio
     except NotFound:
         raise
     except UserError as error:
-        return _history(request, session, name, error=error, given=form)
+        return prompt_page(request, session, name, error=error, given=form)
     return redirect(request.url.path.removesuffix("/aliases"), form)
 
 
@@ -201,5 +202,5 @@ def roll_back_alias(
     except NotFound:
         raise
     except UserError as error:
-        return _history(request, session, name, error=error, given=form)
+        return prompt_page(request, session, name, error=error, given=form)
     return redirect(request.url.path.removesuffix(f"/aliases/{alias}/rollback"), form)

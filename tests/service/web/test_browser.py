@@ -156,6 +156,31 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     assert tab.locator("svg rect").count() == 10
 
 
+def test_a_prompt_is_created_tagged_edited_and_archived(tab, service, world):
+    tab.goto("/prompts")
+    follow(tab, "New prompt")
+    tab.get_by_label("Name", exact=True).fill("plumage")
+    tab.get_by_label("Tags, one per line").fill("birds\nplumage")
+    press(tab, "Create prompt")
+    tab.get_by_role("heading", name="plumage").wait_for()
+    follow(tab, "Edit and try")
+    tab.get_by_label("User message").fill("Describe the plumage of {{ label }}.")
+    tab.get_by_label("Message", exact=True).fill("Plumage alone")
+    press(tab, "Save as version 2")
+    tab.get_by_role("heading", name="Version 2").wait_for()
+    follow(tab, "plumage")
+    tab.get_by_text("Edit tags").click()
+    tab.get_by_label("Tags, one per line").fill("short")
+    press(tab, "Save tags")
+    tab.get_by_role("link", name="short").wait_for()
+    press(tab, "Archive")
+    tab.locator(".state.archived").wait_for()
+    made = service.get("/v1/prompts/plumage").json()
+    assert (made["latest"], made["tags"]) == (2, ["short"])
+    press(tab, "Restore")
+    tab.get_by_role("button", name="Archive").wait_for()
+
+
 def test_a_student_is_followed_from_its_job_to_an_alias_and_back(tab, service, world):
     tab.goto(dict(world.pages)["job"])
     number = tab.url.rpartition("/")[2]

@@ -47,6 +47,14 @@ def filled(form):
     return form
 
 
+def asks_about_images(browser, what):
+    """Whether the choice is a prompt, and one about images."""
+    field, _, name = what.partition("=")
+    return (
+        field == "prompt" and browser.get(f"/v1/prompts/{name}").json()["kind"] == "image_caption"
+    )
+
+
 def send(browser, form, address, values):
     if form.method == "get":
         path = address.partition("#")[0]
@@ -66,7 +74,7 @@ def test_every_form_takes_its_defaults_and_every_choice_that_it_offers(browser, 
                     continue
                 sent.add((form.method, address, what, content))
                 typed = [(name, value.replace("{n}", str(len(sent)))) for name, value in values]
-                if what == "prompt=image-caption" and address == "/runs/new":
+                if address == "/runs/new" and asks_about_images(browser, what):
                     typed = [*(pair for pair in typed if pair[0] != "images"), ("images", photos)]
                 answer = send(browser, form, address, typed)
                 # 409: what is stored does not allow it, such as a lock on a rejected text.
@@ -76,4 +84,8 @@ def test_every_form_takes_its_defaults_and_every_choice_that_it_offers(browser, 
                     refused.append((path, form.method, address, what, answer.status_code, said))
     posted = {(address, what) for method, address, what, _ in sent if method == "post"}
     assert ("/jobs", "output_stride=8") in posted and ("/releases", "button /releases") in posted
+    assert ("/prompts", "kind=captions") in posted
+    assert ("/students/things/aliases", "version=1") in posted
+    student = next(address for address, _ in posted if address.endswith("/students"))
+    assert student.startswith("/jobs/")
     assert refused == []

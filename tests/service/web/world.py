@@ -131,6 +131,7 @@ def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
             ("text", f"/generations/{kept}"),
             ("prompts", "/prompts"),
             ("prompt", "/prompts/visual-description"),
+            ("prompt-new", "/prompts/-/new?like=visual-description"),
             ("prompt-version", "/prompts/visual-description/versions/2"),
             ("prompt-diff", "/prompts/visual-description/diff?from=1&to=2"),
             ("playground", "/prompts/visual-description/playground?version=2"),
