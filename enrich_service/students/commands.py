@@ -17,6 +17,7 @@ from enrich_service.core.console import (
 from enrich_service.core.errors import InvalidInput
 from enrich_service.students import service
 from enrich_service.students.schemas import (
+    MAX_NUMBER,
     Figures,
     StudentAliasPut,
     StudentAliasRollback,
@@ -55,7 +56,9 @@ def list_(json: Json = False) -> None:
 @app.command("show")
 def show_(
     name: str,
-    version: Annotated[int | None, typer.Option(min=1, help="Version number.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, max=MAX_NUMBER, help="Version number.")
+    ] = None,
     alias: Annotated[str | None, typer.Option(help="Version alias.")] = None,
     json: Json = False,
 ) -> None:
@@ -117,7 +120,8 @@ def rollback(
 def compare(
     name: str,
     versions: Annotated[
-        list[int] | None, typer.Argument(help="Version numbers. Default: all versions.")
+        list[int] | None,
+        typer.Argument(min=1, max=MAX_NUMBER, help="Version numbers. Default: all versions."),
     ] = None,
     json: Json = False,
 ) -> None:

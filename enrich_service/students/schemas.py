@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_NUMBER = 2**31 - 1  # of a version or job: what the databases can store
 _WHEN = "2026-01-02T03:04:05Z"
 _FIGURES: dict[str, Any] = {
     "seen": 74.8,
@@ -56,7 +57,7 @@ class StudentRegister(BaseModel):
     )
 
     name: str
-    job_id: Annotated[int, Field(ge=1, le=2**31 - 1, description="A succeeded job")]
+    job_id: Annotated[int, Field(ge=1, le=MAX_NUMBER, description="A succeeded job")]
     message: Annotated[str, Field(description="Reason for this version")] = ""
     author: str = ""
 
@@ -129,7 +130,7 @@ class StudentAliasPut(BaseModel):
         extra="forbid",
     )
 
-    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
     reason: Reason
     author: str = ""
 

@@ -83,6 +83,13 @@ def test_a_users_error_is_one_line(service, words, message):
     assert call.stderr.startswith(f"enrich: {message}") and call.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [0, 10**30])
+def test_a_version_number_that_cannot_be_is_refused(service, number):
+    for words in (("show", "birds", "--version", number), ("compare", "birds", number)):
+        call = enrich("students", *words)
+        assert call.exit_code == 2 and "Input should be" in call.stderr
+
+
 def test_pruning_keeps_the_classifiers_of_registered_students(service, tmp_path):
     kept, loose = trained(service), trained(service)
     register(service, "birds", kept)
