@@ -6,6 +6,7 @@ Speed:
 - speed.cpu_kernels: what each replacement of a torch function saves in training
 - speed.enrichment_peers: labels per second beside curator and distilabel
 - speed.enrichment_rate: labels per second of an enrichment run, and its memory
+- speed.gpu: what a GPU is used for, beside plain loops and the networks alone
 - speed.image_captions: time and memory to caption a folder of images
 - speed.load: requests of many clients on one database, and their latencies
 - speed.metrics_growth: time and memory of the metrics as the number of images grows

@@ -29,6 +29,13 @@ def _check_student(name: str) -> str:
     return name
 
 
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("a device is auto, cpu, cuda, cuda:0 or mps")
+    return name
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
 TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
 TestViews = Literal["whole", "centre", "ten-crop"]
 
@@ -177,6 +184,18 @@ class TrainConfig(BaseModel):
     warmup_epochs: Annotated[
         float, Field(ge=0, description="Epochs in which the learning rate rises from 0")
     ] = 1.0
+    device: Annotated[
+        str,
+        AfterValidator(_check_device),
+        Field(description="What teacher and student run on: auto, cpu, cuda, cuda:1 or mps"),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(description="Of both networks; auto: bfloat16 where the device computes it natively"),
+    ] = "auto"
+    threads: Annotated[
+        int, Field(ge=0, le=1024, description="CPU threads; 0: as many as PyTorch chooses")
+    ] = 0
     cpu_kernels: Annotated[
         StrictBool,
         Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),

@@ -7,6 +7,7 @@ DistillError
 │   │   └── UnreadableImages  images that are missing, truncated or not images; lists all of them
 │   ├── TextError        a label without text, a text bank that does not fit
 │   ├── ModelError       an unknown teacher or student, weights that do not load
+│   ├── DeviceError      a device that this machine does not have
 │   ├── CheckpointError  a damaged checkpoint, or one of another configuration
 │   ├── ClassifierError  a classifier folder that is damaged, a class that cannot be added
 │   │   ├── ClassExists         a class of this name, or one with nearly the same text, is there
@@ -57,6 +58,10 @@ class TextError(UserError):
 
 class ModelError(UserError):
     """An unknown teacher or student, or weights that do not load."""
+
+
+class DeviceError(UserError):
+    """A device that this machine does not have."""
 
 
 class CheckpointError(UserError):

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from contract import TrainConfig
 from distill.models import cpu_kernels
-from distill.models.precision import bfloat16_is_fast, training_precision
+from distill.models.devices import bfloat16_is_fast
+from distill.models.precision import training_precision
 from distill.models.student import build_student
 from distill.training.optimisers import make_optimiser
 

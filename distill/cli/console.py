@@ -53,6 +53,9 @@ StrategyOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps; auto prefers a GPU.")
+]
 CacheOption = Annotated[Path, typer.Option(help="Folder for cached features and pixels.")]
 CACHE = Path(".distill-cache")  # as in distill.data.splits, which imports torch
 DataRootOption = Annotated[

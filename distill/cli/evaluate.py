@@ -15,6 +15,7 @@ from distill.cli.console import (
     CacheOption,
     DataOption,
     DescriptionsOption,
+    DeviceOption,
     JsonOption,
     LabelsOption,
     ReleaseOption,
@@ -42,14 +43,17 @@ def text_bank(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Encode the texts of a release with a teacher."""
     from distill.embeddings.text_bank import build_text_bank
+    from distill.models.devices import choose_device
     from distill.models.teacher import load_teacher
 
     chosen = release_given(release, labels, descriptions)
-    bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+    model = load_teacher(teacher, device=choose_device(device))
+    bank = build_text_bank(model, chosen, strategy_given(strategy, chosen))
     bank.save(out)
     flagged = f", {len(bank.flagged)} longer than the context" if bank.flagged else ""
     notes.print(f"{len(bank.keys)} classes, {bank.features.shape[1]} dimensions{flagged} → {out}")
@@ -102,6 +106,7 @@ def evaluate(
         float | None,
         typer.Option(help="With --joint: bias against seen classes. Default: the run's, or 0."),
     ] = None,
+    device: DeviceOption = "auto",
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,6 +117,7 @@ def evaluate(
     from distill.evaluation.report import NORMALISED
     from distill.evaluation.score_norm import FILE as NORM_FILE
     from distill.evaluation.score_norm import ScoreNorm
+    from distill.models.devices import choose_device
     from distill.models.student import FILE, load_student
     from distill.models.teacher import load_teacher
     from distill.pipeline.inputs import Inputs
@@ -134,7 +140,8 @@ def evaluate(
             raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
         name, splits = _splits(data, split, bank.keys, joint, cache)
     with bars() as bar:
-        inputs = Inputs({each: splits[each] for each in splits}, load_teacher(teacher), cache, bar)
+        loaded = load_teacher(teacher, device=choose_device(device))
+        inputs = Inputs({each: splits[each] for each in splits}, loaded, cache, bar)
         if text_bank is None:
             keys = [key for each in splits.values() for key in each.keys]
             bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), keys)
@@ -142,6 +149,7 @@ def evaluate(
             features = {each: inputs.teacher_features(each) for each in splits}
         else:
             network, size = load_student(student / FILE)
+            network = network.to(inputs.teacher.device)
             features = {
                 each: network.encode(inputs.pixels(each, size), test_views) for each in splits
             }
@@ -198,12 +206,15 @@ def diagnose(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     strategy: StrategyOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Similarity of class texts: cosines, spectrum, the most confusable pairs."""
     from distill.evaluation.diagnostics import diagnose as diagnose_features
     from distill.evaluation.diagnostics import read_embeddings
+    from distill.models.devices import choose_device
 
+    chosen_device = choose_device(device)
     if embeddings is not None:
         features, names = read_embeddings(embeddings, key)
         text = key
@@ -212,11 +223,12 @@ def diagnose(
         from distill.models.teacher import load_teacher
 
         chosen = release_given(release, labels, descriptions)
-        bank = build_text_bank(load_teacher(teacher), chosen, strategy_given(strategy, chosen))
+        model = load_teacher(teacher, device=chosen_device)
+        bank = build_text_bank(model, chosen, strategy_given(strategy, chosen))
         features, names, text = bank.features, list(bank.names), bank.strategy
     else:
         raise TextError("give --embeddings FILE.npz, or --teacher with a release")
-    result = diagnose_features(features, names, text)
+    result = diagnose_features(features, names, text, device=chosen_device)
     show(result, as_json, f"Text features '{text}'")
     if not as_json:
         table = Table("Most confusable", "", "cosine")

@@ -13,6 +13,7 @@ from distill.cli.console import (
     CacheOption,
     DataOption,
     DescriptionsOption,
+    DeviceOption,
     JsonOption,
     LabelsOption,
     ReleaseOption,
@@ -34,13 +35,19 @@ RunTeacherOption = Annotated[
 
 
 def run_config(
-    student: Path, release: Release, *, data: Path, teacher: str | None, strategy: str | None
+    student: Path,
+    release: Release,
+    *,
+    data: Path,
+    teacher: str | None,
+    strategy: str | None,
+    device: str,
 ) -> TrainConfig:
     """The configuration of the run in the folder `student`, overridden by the options."""
     from distill.evaluation.report import read_report
 
     config = read_report(student).config
-    changes: dict[str, str] = {"data": str(data)}
+    changes: dict[str, str] = {"data": str(data), "device": device}
     if teacher is not None:
         changes["teacher"] = teacher
     if strategy is not None:
@@ -62,6 +69,7 @@ def few_shot(
     seeds: Annotated[int, typer.Option(min=1, help="Number of sampled supports.")] = 3,
     strategy: StrategyOption = None,
     teacher: RunTeacherOption = None,
+    device: DeviceOption = "auto",
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +79,9 @@ def few_shot(
     from distill.pipeline.few_shot import few_shot as evaluate_few_shot
 
     chosen = release_given(release, labels, descriptions)
-    config = run_config(student, chosen, data=data, teacher=teacher, strategy=strategy)
+    config = run_config(
+        student, chosen, data=data, teacher=teacher, strategy=strategy, device=device
+    )
     network, _ = load_student(student / FILE)
     with bars() as bar:
         result = evaluate_few_shot(
@@ -126,12 +136,14 @@ def explain(
     ] = None,
     student: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 5,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """The predicted classes of images, and the attributes that support each of them."""
     from distill.evaluation.explain import Explanation, Explanations, encode_attributes
     from distill.evaluation.explain import explain as explain_features
     from distill.evaluation.report import read_report
+    from distill.models.devices import choose_device
     from distill.models.teacher import load_teacher
     from distill.pipeline.inputs import file_features
 
@@ -140,7 +152,7 @@ def explain(
         teacher = read_report(student).config.teacher
     if teacher is None:
         raise UserError("name a model: --teacher NAME, or --student FOLDER of a training run")
-    model = load_teacher(teacher)
+    model = load_teacher(teacher, device=choose_device(device))
     features = file_features(images, model, student)
     explained = explain_features(features, encode_attributes(model, chosen), top)
     result = Explanations(
@@ -175,11 +187,13 @@ def learn_prompt(
     described: Annotated[bool, typer.Option(help="Add the description after the name.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of 256 images.")] = 200,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: DeviceOption = "auto",
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
     """Learn a context that replaces "a photo of", on the seen classes (CoOp)."""
     from distill.data.splits import scan_splits
+    from distill.models.devices import choose_device
     from distill.models.teacher import load_teacher
     from distill.pipeline.inputs import Inputs
     from distill.pipeline.prompt_learning import Settings
@@ -188,7 +202,7 @@ def learn_prompt(
     chosen = release_given(release, labels, descriptions)
     splits = scan_splits(data, {label.key for label in chosen.labels}, cache=cache)
     with bars() as bar:
-        inputs = Inputs(splits, load_teacher(teacher), cache, bar)
+        inputs = Inputs(splits, load_teacher(teacher, device=choose_device(device)), cache, bar)
         result = learn(inputs, chosen, Settings(tokens, described, steps, seed), out)
     if as_json:
         print(result.model_dump_json())  # noqa: T201

@@ -101,6 +101,10 @@ def train(
         typer.Option(help="Such as 0,1,2: one run each, and one report of all."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, cuda:1 or mps. Default: as in the configuration."),
+    ] = None,
     events: Annotated[bool, typer.Option(help="Print each event as a JSON line.")] = False,
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
@@ -110,6 +114,11 @@ def train(
     On several GPUs: torchrun --nproc-per-node 2 -m distill train …
     """
     settings = read_config(config, preset)
+    if device is not None:
+        from distill.models.devices import choose_device
+
+        choose_device(device)  # before anything else is read
+        settings = settings.model_copy(update={"device": device})
     if data_root:
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)

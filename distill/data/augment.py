@@ -48,9 +48,11 @@ class Views:
 
         A single view applies to all images.
         """
-        # F.affine_grid without its matrix product: there is no rotation.
-        pixels = (2 * torch.arange(size) + 1) / size - 1
-        across, down = (self.centre[..., None] + self.extent[..., None] * pixels).unbind(1)
+        # F.affine_grid without its matrix product: there is no rotation. On the images' device,
+        # since the grid is larger than they are.
+        centre, extent = self.centre.to(images.device), self.extent.to(images.device)
+        pixels = (2 * torch.arange(size, device=images.device) + 1) / size - 1
+        across, down = (centre[..., None] + extent[..., None] * pixels).unbind(1)
         grid = torch.stack(
             [across[:, None].expand(-1, size, -1), down[..., None].expand(-1, -1, size)], dim=-1
         ).expand(images.shape[0], -1, -1, -1)

@@ -42,7 +42,7 @@ def load_pixels(
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
     unreadable: list[str] = []
     try:
-        with atomic_file(path) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with atomic_file(path) as file, ThreadPoolExecutor(usable_cores()) as pool:
             squares = pool.map(lambda image: _square_or_reason(image, size), split.paths)
             for done, pixels in enumerate(squares, start=1):
                 if isinstance(pixels, UnreadableImages):
@@ -65,3 +65,10 @@ def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableIm
         return square(open_image(path), size)
     except UnreadableImages as error:
         return error
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

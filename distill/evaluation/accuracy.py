@@ -11,9 +11,11 @@ from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, TextError
 from distill.evaluation.score_norm import ScoreNorm
 from distill.method import metrics
+from distill.models.devices import metrics_device
 
 NEIGHBOURS: Final = 10  # k of M_neigh, or fewer if there are fewer images
 NEAREST_TEXTS: Final = 10  # k of M_vlalign, or fewer if there are fewer texts
+CPU: Final = torch.device("cpu")
 MAX_IMAGES: Final = 100_000  # time grows quadratically
 
 
@@ -93,9 +95,14 @@ def accuracy(
 
 
 def imitation(
-    split: Literal["train", "seen", "unseen"], student: Tensor, teacher: Tensor, text: Tensor
+    split: Literal["train", "seen", "unseen"],
+    student: Tensor,
+    teacher: Tensor,
+    text: Tensor,
+    *,
+    device: torch.device = CPU,
 ) -> Imitation:
-    """How closely the student follows the teacher on the images of one split.
+    """How closely the student follows the teacher on the images of one split, on `device`.
 
     student, teacher [images, dim], text [classes, dim] of the classes of the split. Of more than
     MAX_IMAGES images, an evenly spaced subset of that size is compared.
@@ -103,6 +110,8 @@ def imitation(
     if len(student) > MAX_IMAGES:
         part = torch.linspace(0, len(student) - 1, MAX_IMAGES, dtype=torch.float64).long()
         student, teacher = student[part], teacher[part]
+    device = metrics_device(device)
+    student, teacher, text = (features.to(device) for features in (student, teacher, text))
     neighbours, texts = min(NEIGHBOURS, len(student) - 1), min(NEAREST_TEXTS, len(text))
     reversed_pairs = metrics.m_vlalign(student, teacher, text, texts)
     return Imitation(

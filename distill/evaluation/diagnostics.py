@@ -21,12 +21,18 @@ from distill.embeddings.prompts import prompts_of
 from distill.embeddings.text_bank import TextBank
 from distill.errors import TextError
 from distill.method import metrics
+from distill.models.devices import metrics_device
 
 SHOWN_PAIRS = 10
+CPU = torch.device("cpu")
 
 
-def diagnose(features: Tensor, names: Sequence[str], text: str) -> TextDiagnostics:
-    """Diagnostics of text features [classes, dim]; `text` is their name, such as a strategy.
+def diagnose(
+    features: Tensor, names: Sequence[str], text: str, *, device: torch.device = CPU
+) -> TextDiagnostics:
+    """Diagnostics of text features [classes, dim], computed on `device`.
+
+    `text` is the name of the texts, such as a strategy.
 
     Raises:
         TextError: fewer than two classes, or features that are not finite.
@@ -35,7 +41,7 @@ def diagnose(features: Tensor, names: Sequence[str], text: str) -> TextDiagnosti
         raise TextError("diagnostics need the texts of at least two classes")
     if not bool(features.isfinite().all()):
         raise TextError(f"the text features {text!r} hold NaN or infinity: make them again")
-    unit = F.normalize(features.double(), dim=-1)
+    unit = F.normalize(features.to(metrics_device(device)).double(), dim=-1)
     spectrum = metrics.singular_values(unit)
     return TextDiagnostics(
         text=text,

@@ -6,6 +6,7 @@
 
 Notable:
 - Features are returned as float32, whatever the model computes in, and L2-normalised by default.
+- Image decoding threads only crop; the device converts and normalises the pixels.
 - Each distinct text is encoded once, sorted by length and with as little padding as possible, where
   padding does not change the features (causal attention, or a mask over the padding).
 """
@@ -22,17 +23,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from contract import Precision
 from distill.errors import ModelError
-from distill.models.precision import bfloat16_is_fast
+from distill.models.devices import teacher_dtype
 from distill.models.safe_weights import safetensors_only
 
 TEXT_BATCH: Final = 64
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,42 @@ class Teacher:
     image_size: int
     context_length: int
     dim: int
-    device: str
+    device: torch.device
+    dtype: torch.dtype  # of the image tower's activations; the weights are float32
 
     @torch.inference_mode()
     def encode_image(self, images: Tensor, *, normalize: bool = True) -> Tensor:
-        """Features [batch, dim] float32 of preprocessed images [batch, 3, size, size].
+        """Features [batch, dim] float32 on the CPU of preprocessed images [batch, 3, size, size].
 
-        Of unit length with `normalize`. Computed in bfloat16 where that is faster: within 1e-2 of
-        float32 in cosine.
+        Of unit length with `normalize`. Computed in `dtype`: in bfloat16 within 1e-2 of float32 in
+        cosine.
         """
-        device = torch.device(self.device)
-        images = images.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
-            features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
-        features = features.float().cpu()
+        features = self._image_features(images.to(self.device)).cpu()
         return F.normalize(features, dim=-1) if normalize else features
+
+    @torch.inference_mode()
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        """Raw features [batch, dim] float32 on the device of uint8 `crops` (see `crop`).
+
+        Does not wait for the device, if `crops` are in pinned memory.
+        """
+        mean, std = (value.to(self.device) for value in self.mean_and_std)
+        images = crops.to(self.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+        return self._image_features(images)
+
+    def _image_features(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        reduced = self.dtype is not torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=reduced):
+            features: Tensor = self.model.encode_image(images)  # type: ignore[operator]
+        return features.float()
+
+    def crop(self, image: Image.Image) -> Tensor:
+        """What `preprocess` sees of `image` before it normalises: uint8 [3, size, size]."""
+        *geometry, _to_tensor, _normalize = self.preprocess.transforms  # type: ignore[attr-defined]
+        for transform in geometry:
+            image = transform(image)
+        return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
     @cached_property
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
@@ -147,8 +172,10 @@ class _TextTower(nn.Module):
         return self.model.encode_text(tokens)  # type: ignore[operator, no-any-return]
 
 
-def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
-    """The teacher called `name`, frozen, in float32.
+def load_teacher(
+    name: str, *, device: torch.device = CPU, precision: Precision = "auto"
+) -> Teacher:
+    """The teacher called `name` on `device`, frozen, with its weights in float32.
 
     Raises:
         ModelError: the name is unknown, or its weights are missing, damaged or do not fit.
@@ -176,6 +203,7 @@ def load_teacher(name: str, *, device: str = "cpu") -> Teacher:
         context_length=probe.shape[-1],
         dim=dim,
         device=device,
+        dtype=teacher_dtype(device, precision),
     )
 
 

@@ -20,7 +20,7 @@ from distill.data.releases import read_release
 from distill.errors import Interrupted, UserError
 from distill.on_ray.folder import RayFolder, StopRequest
 from distill.pipeline.job import run_job
-from distill.training.distributed import TIMEOUT, processes
+from distill.training.distributed import TIMEOUT, connect, processes
 from distill.training.outcome import FAILED, SUCCEEDED, Outcome, outcome_of
 from distill.worker.protocol import event_line
 
@@ -86,7 +86,7 @@ def train_in_process(options: dict[str, str]) -> None:
         with folder.events.open("a") as events:
             print(event_line(kind, data), file=events)
 
-    if processes().is_main_process:
+    if connect(config.device).is_main_process:
         count = processes().num_processes
         write_event(EventKind.LOG, {"message": f"training in {count} processes on Ray"})
     outcome = Outcome(SUCCEEDED)

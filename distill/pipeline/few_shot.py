@@ -31,6 +31,7 @@ from distill.evaluation.accuracy import predict, score
 from distill.models.student import Student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.inputs import Inputs
+from distill.training.distributed import connect
 from distill.training.loop import Callbacks, TrainingData, train
 
 ALPHA: Final = 1.0  # weight of the cache relative to the texts
@@ -233,7 +234,10 @@ def few_shot(
         for k in sampling.ks
         for seed in sampling.seeds
     }
-    inputs = Inputs(splits, load_teacher(config.teacher), cache, progress)
+    device = connect(config.device).device
+    teacher = load_teacher(config.teacher, device=device, precision=config.precision)
+    student = student.to(device)
+    inputs = Inputs(splits, teacher, cache, progress)
     _check_dimensions(student, inputs.teacher)
     task = _Task(
         config=config,

@@ -86,4 +86,5 @@ def file_features(images: Sequence[Path], teacher: Teacher, student: Path | None
     if student is None:
         return teacher.encode_image(torch.stack([teacher.preprocess(image) for image in opened]))
     network, size = load_student(student / STUDENT_FILE)
+    network = network.to(teacher.device)
     return network.encode(torch.stack([torch.from_numpy(square(i, size)) for i in opened]))

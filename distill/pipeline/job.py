@@ -22,6 +22,7 @@ from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, Interrupted
 from distill.evaluation.report import CONTROL, read_report
 from distill.evaluation.score_norm import ScoreNorm
+from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.classifier import export_classifier, remove_classifier
@@ -35,7 +36,7 @@ from distill.pipeline.results import (
     write_results,
 )
 from distill.training.checkpoint import Checkpoint
-from distill.training.distributed import processes
+from distill.training.distributed import connect, processes
 from distill.training.loop import Callbacks, TrainingData, train
 from distill.training.malloc_tuning import keep_freed_memory
 
@@ -66,8 +67,10 @@ def run_job(
         Interrupted: `should_stop` returned true; a checkpoint in `out` lets the run resume.
     """
     keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    is_main = processes().is_main_process
+    is_main = connect(config.device).is_main_process
     emit = on_event if is_main else _ignore_event
     with processes().main_process_first():  # the others find its features in the cache
         run, student = _prepare(config, release, out, cache=cache, on_event=emit)
@@ -152,8 +155,10 @@ def _prepare(
 
     splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
     _prepare_folder(out, release)
-    teacher = load_teacher(config.teacher)
+    device = processes().device
+    teacher = load_teacher(config.teacher, device=device, precision=config.precision)
     student = _build_student(config, teacher)  # before encoding: it may be impossible
+    log(_machine_line(config, teacher))
     inputs = Inputs(splits, teacher, cache, _progress_events(on_event))
     checks, pixels = preflight(config, release, inputs, log)
     if "unseen" not in splits:
@@ -189,6 +194,23 @@ def _prepare(
         started_at=started_at,
     )
     return run, student
+
+
+def _machine_line(config: TrainConfig, teacher: Teacher) -> str:
+    """What this training runs on, for people."""
+    student = dtype_name(student_dtype(teacher.device, config.precision))
+    precision = dtype_name(teacher.dtype)
+    if precision != student:
+        precision = f"{student} (teacher {precision})"
+    parts = [
+        f"device: {describe_device(teacher.device)}",
+        f"precision: {precision}",
+        f"optimiser: {config.optimiser}",
+        f"threads: {torch.get_num_threads()}",
+    ]
+    if teacher.device.type == "cpu":
+        parts.append(f"own kernels: {'on' if config.cpu_kernels else 'off'}")
+    return ", ".join(parts)
 
 
 def _prepare_folder(out: Path, release: Release) -> None:

@@ -136,11 +136,13 @@ def _build_report(
                 features[split],
                 run.features[split],
                 run.bank.select(splits[split].keys).features,
+                device=teacher.device,
             )
             for split in splits
         ),
         diagnostics=tuple(
-            diagnose(bank.features, bank.names, text) for text, bank in run.banks.items()
+            diagnose(bank.features, bank.names, text, device=teacher.device)
+            for text, bank in run.banks.items()
         ),
         pulled_apart=pulled_apart(run.banks["name"], run.bank, run.release),
         flagged_texts=run.bank.flagged,

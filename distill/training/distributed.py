@@ -16,20 +16,35 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.distributed import ReduceOp, all_gather, all_reduce
 
+from distill.models.devices import choose_device
+
 TIMEOUT: Final = timedelta(days=7)  # the main process encodes all images before training
 
 
 @cache
 def processes() -> PartialState:
-    """How many processes train together, which of them this is, and its device.
-
-    Connects to the others where torchrun started several: over gloo on CPUs, over NCCL on GPUs.
-    """
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    """How many processes train together, which of them this is, and its device."""
+    # What `connect` made is shared by all instances.
+    state = PartialState(cpu=choose_device().type == "cpu", timeout=TIMEOUT)
     if state.num_processes > 1:
         # Gloo threads that still run when the interpreter exits would abort the process.
         atexit.register(state.destroy_process_group)
     return state
+
+
+def connect(device: str) -> PartialState:
+    """Connect to the other processes where torchrun started several, each on its own `device`.
+
+    Over gloo on CPUs, over NCCL on GPUs. The first call in a process decides.
+
+    Raises:
+        DeviceError: this machine does not have the device.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    PartialState(cpu=chosen.type == "cpu", timeout=TIMEOUT)
+    return processes()
 
 
 def share(batch: int) -> slice:

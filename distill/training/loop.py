@@ -4,14 +4,18 @@ Notable:
 - The order of images and their views are functions of (seed, epoch, step): a run that was killed
   and resumed ends with the same numbers as an uninterrupted one on the same machine.
 - Losses are computed in float32 outside of autocast; only the network runs in bfloat16.
+- On a GPU no step waits for the device: sums of losses stay there, and whether features are finite
+  and whether to stop is asked every CHECK_STEPS steps. On a CPU it is asked at each step.
+- On a GPU the data is kept in its memory if it fits in half of what is free; otherwise batches are
+  copied from pinned memory.
 - An epoch is whole batches in random order; remaining images that do not fill a batch are skipped.
 - Several processes each take a share of every batch; together they compute the gradient of the
   whole batch. (Batch norm is the exception: it normalises each share separately.)
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -31,6 +35,7 @@ from distill.training.optimisers import make_optimiser
 from distill.training.schedule import learning_rate
 
 CHECKPOINT_INTERVAL_S: Final = 300.0
+CHECK_STEPS: Final = 20  # of a GPU, between two questions whose answer it has to be waited for
 CLIP_NORM: Final = 1.0
 
 
@@ -66,13 +71,33 @@ class TrainingData:
         features of those views. Each epoch uses the next stored view of each image.
         """
         own = share(len(batch))
-        pixels = self.pixels[batch[own]].to(device)
+        pixels = take(self.pixels, batch[own], device)
         if self.views is None:
             params = sample_views(len(batch), generator)
-            return apply_views(pixels, params[own]), self.teacher[batch].to(device)
+            return apply_views(pixels, params[own]), take(self.teacher, batch, device)
         view = (batch + epoch) % self.views.shape[1]
         params = self.views[batch, view]
-        return apply_views(pixels, params[own]), self.teacher[batch, view].to(device)
+        return apply_views(pixels, params[own]), take(self.teacher, (batch, view), device)
+
+    def on(self, device: torch.device) -> "TrainingData":
+        """The same data in the memory of a GPU, if it fits in half of what is free there."""
+        if device.type != "cuda":
+            return self
+        names = ("pixels", "targets", "teacher", "captions")
+        tensors = {name: getattr(self, name) for name in names}
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in present.values())
+        if size > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
+
+
+def take(values: Tensor, rows: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
+    """`values[rows]` on `device`, of values that are there already or in main memory."""
+    rows = rows if isinstance(rows, tuple) else (rows,)
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values[rows].pin_memory().to(device, non_blocking=True)
+    return values[tuple(row.to(values.device) for row in rows)].to(device)
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,8 @@ class TrainState:
     total_steps: int
     epoch: int = 0  # the current one, from 0
     step: int = 0  # the next one of this epoch, from 0
-    loss_sums: dict[str, float] = field(default_factory=dict)  # of this epoch
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch, on the device
+    is_finite: Tensor | None = None  # whether all features since the last check were finite
     seconds: float = 0.0  # of this epoch
     epochs: list[Epoch] = field(default_factory=list)  # finished
 
@@ -155,7 +181,7 @@ class TrainState:
             "batch": self.batch_size,
             "epoch": self.epoch,
             "step": self.step,
-            "sums": self.loss_sums,
+            "sums": {name: total.item() for name, total in self.loss_sums.items()},
             "seconds": self.seconds,
             "epochs": [epoch.model_dump(mode="json") for epoch in self.epochs],
         }
@@ -179,8 +205,26 @@ class TrainState:
             )
         restore(self._parameters(), self.optimiser, tensors)
         self.epoch, self.step = counters["epoch"], counters["step"]
-        self.loss_sums, self.seconds = counters["sums"], counters["seconds"]
+        self.loss_sums = {name: self._sum(value) for name, value in counters["sums"].items()}
+        self.seconds = counters["seconds"]
         self.epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
+
+    def add_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the losses of a step to the sums of the epoch."""
+        for name, value in losses.items():
+            total = self.loss_sums.setdefault(name, self._sum(0.0))
+            total += value.detach().to(total.dtype)
+
+    def _sum(self, value: float) -> Tensor:
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        return torch.tensor(value, dtype=dtype, device=device)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether this step may wait for the device: each one on a CPU, few on a GPU."""
+        on_cpu = self.accelerator.device.type == "cpu"
+        return on_cpu or self.step % CHECK_STEPS == 0 or self.step == self.epoch_steps
 
     def finish_epoch(self, epoch: Epoch) -> None:
         """Record the finished `epoch` and start the next one."""
@@ -212,6 +256,7 @@ def train(
         UserError: no loss has a weight, or the training diverged.
     """
     state = TrainState.create(config, student, data)
+    data = data.on(state.accelerator.device)
     if checkpoint and resume:
         state.load(checkpoint)
     saved = time.monotonic()
@@ -223,6 +268,9 @@ def train(
             callbacks.on_step(state.steps_done, state.total_steps)
             if not state.accelerator.sync_gradients:
                 continue  # gradients are not stored in checkpoints
+            if not state.may_wait:
+                continue
+            check_finite(state, config)
             if any_process(callbacks.should_stop()):
                 state.save(checkpoint)
                 processes().wait_for_everyone()  # the others' exit would end a main still writing
@@ -250,15 +298,19 @@ def train_step(state: TrainState, config: TrainConfig, data: TrainingData, indic
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     with state.accelerator.accumulate(state.network):
-        with training_precision(device, cpu_kernels=config.cpu_kernels):
+        with training_precision(device, config.precision, cpu_kernels=config.cpu_kernels):
             output = state.network(images)
         features = Features(
-            student=_check_finite(config, gather(output.float())),
+            student=gather(output.float()),
             teacher=teacher,
             text=state.text,
-            targets=data.targets[batch].to(device),
-            captions=None if data.captions is None else data.captions[batch].to(device),
+            targets=take(data.targets, batch, device),
+            captions=None if data.captions is None else take(data.captions, batch, device),
         )
+        finite = features.student.detach().isfinite().all()
+        state.is_finite = finite if state.is_finite is None else state.is_finite & finite
+        if device.type == "cpu":
+            check_finite(state, config)  # before the optimiser steps
         losses = compute_losses(features, state.objective)
         loss = state.balance(losses)
         state.accelerator.backward(loss)
@@ -266,8 +318,7 @@ def train_step(state: TrainState, config: TrainConfig, data: TrainingData, indic
         nn.utils.clip_grad_norm_(state.student.parameters(), CLIP_NORM)
         state.optimiser.step()
         state.optimiser.zero_grad(set_to_none=True)
-    for name, value in {**losses, "loss": loss}.items():
-        state.loss_sums[name] = state.loss_sums.get(name, 0.0) + value.item()
+    state.add_losses({**losses, "loss": loss})
     state.seconds += time.monotonic() - began
     state.step += 1
 
@@ -276,9 +327,14 @@ def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -
     """The finished epoch: mean losses, and the accuracy on held-out images of the seen classes."""
     steps = state.epoch_steps
     student = state.student
-    features = _check_finite(config, student.encode(data.seen_pixels, student.single_view))
+    began = time.monotonic()
+    check_finite(state, config)  # waits for the steps that a GPU has not finished
+    state.seconds += time.monotonic() - began
+    features = student.encode(data.seen_pixels, student.single_view)
+    state.is_finite = features.isfinite().all()
+    check_finite(state, config)
     hits = predict(features, data.seen_text) == data.seen_targets
-    means = {name: value / steps for name, value in state.loss_sums.items()}
+    means = {name: value.item() / steps for name, value in state.loss_sums.items()}
     last_step = (state.epoch + 1) * steps - 1
     return Epoch(
         epoch=state.epoch + 1,
@@ -303,13 +359,14 @@ def make_objective(config: TrainConfig) -> Objective:
     )
 
 
-def _check_finite(config: TrainConfig, features: Tensor) -> Tensor:
-    if not bool(features.isfinite().all()):
+def check_finite(state: TrainState, config: TrainConfig) -> None:
+    """Wait for the device, and raise UserError if a feature since the last check was not finite."""
+    finite, state.is_finite = state.is_finite, None
+    if finite is not None and not bool(finite):
         raise UserError(
             "the training diverged (the student's features are NaN or infinite): lower "
             f"learning_rate from {config.learning_rate:g} and start over"
         )
-    return features
 
 
 def _generator(*counters: int) -> torch.Generator:

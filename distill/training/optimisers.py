@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from contract import TrainConfig
 from distill.models.cpu_kernels import FunctionOverrides
-from distill.models.precision import bfloat16_is_fast
+from distill.models.devices import student_dtype
 
 
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -22,17 +22,17 @@ def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=True)
     if config.optimiser == "muon":
-        muon = _Float32Muon if config.cpu_kernels else Muon
+        device = next(model.parameters()).device
+        in_float32 = student_dtype(device, config.precision) is torch.float32
+        muon = _Float32Muon if config.cpu_kernels and in_float32 else Muon
         return muon(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times faster
 
 
 class _Float32Muon(Muon):
-    """timm's Muon, in float32 instead of bfloat16 where bfloat16 is emulated."""
+    """timm's Muon in float32 instead of bfloat16, for where bfloat16 is emulated."""
 
     def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - torch's own signature
-        if bfloat16_is_fast(self.param_groups[0]["params"][0].device):
-            return super().step(closure)  # type: ignore[no-untyped-call]
         with FunctionOverrides({Tensor.to: _to_float32}):
             return super().step(closure)  # type: ignore[no-untyped-call]
 

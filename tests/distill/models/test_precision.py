@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
-from distill.models import precision
 from distill.models.precision import training_precision
 
 CPU = torch.device("cpu")
@@ -18,16 +17,11 @@ TENSORFLOW = create_conv2d(8, 16, 3, stride=2, padding="same", groups=4)  # with
 POINTWISE = nn.Conv2d(8, 16, 1)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: True)
-
-
 @pytest.mark.parametrize("grouped", [DEPTHWISE, TENSORFLOW])
-def test_grouped_convolutions_train_in_float32(quick, grouped):
+def test_grouped_convolutions_train_in_float32(grouped):
     network = nn.Sequential(nn.Conv2d(8, 8, 1), grouped)
 
-    with training_precision(CPU):
+    with training_precision(CPU, "bfloat16"):
         middle = network[0](IMAGES)
         output = network[1](middle)
     output.square().mean().backward()
@@ -37,15 +31,14 @@ def test_grouped_convolutions_train_in_float32(quick, grouped):
     assert all(parameter.grad.any() for parameter in network.parameters())
 
 
-def test_other_layers_train_in_bfloat16(quick):
-    with training_precision(CPU):
+def test_other_layers_train_in_bfloat16():
+    with training_precision(CPU, "bfloat16"):
         assert POINTWISE(IMAGES).dtype == torch.bfloat16
         assert nn.Linear(6, 3)(IMAGES).dtype == torch.bfloat16
 
 
-def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
-    with training_precision(CPU):
+def test_everything_trains_in_float32_where_that_is_asked_for():
+    with training_precision(CPU, "float32"):
         assert DEPTHWISE(IMAGES).dtype == POINTWISE(IMAGES).dtype == torch.float32
 
 
@@ -59,12 +52,12 @@ def test_everything_trains_in_float32_where_that_is_quicker(monkeypatch):
         {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])},
     ],
 )
-def test_attention_gives_what_that_of_torch_gives(quick, settings):
+def test_attention_gives_what_that_of_torch_gives(settings):
     query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
     expected = scaled_dot_product_attention(query, key, value, **settings)
     expected_gradients = torch.autograd.grad(expected.square().sum(), (query, key, value))
 
-    with training_precision(CPU):
+    with training_precision(CPU, "bfloat16"):
         output = scaled_dot_product_attention(query, key, value, **settings)
     gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
 
@@ -89,7 +82,7 @@ def test_without_cpu_kernels_torch_computes_alone():
 @pytest.mark.parametrize(
     ("name", "size"), [("mobilenetv3_small_050", 224), ("test_vit", 160), ("resnet10t", 64)]
 )
-def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(quick, name, size):
+def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(name, size):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
     images = torch.rand(2, 3, size, size)
@@ -100,7 +93,7 @@ def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(quick, name, 
         return output, torch.cat([gradient.flatten() for gradient in gradients])
 
     expected = output_and_gradients()
-    with training_precision(CPU):
+    with training_precision(CPU, "bfloat16"):
         found = output_and_gradients()
 
     for ours, exact in zip(found, expected, strict=True):

@@ -3,6 +3,7 @@ import shutil
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
 from distill.errors import ModelError
 from distill.models.teacher import load_teacher
@@ -76,3 +77,21 @@ def test_a_configuration_that_is_no_json_is_named(tiny_teacher_folder, tmp_path)
     (tmp_path / "t" / "open_clip_config.json").write_text("{")
     with pytest.raises(ModelError, match="no open_clip configuration"):
         load_teacher(f"local-dir:{tmp_path / 't'}")
+
+
+def test_crops_are_encoded_as_preprocessed_images(teacher):
+    pixels = torch.randint(0, 256, (50, 70, 3), generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.to(torch.uint8).numpy())
+    expected = teacher.encode_image(teacher.preprocess(image)[None], normalize=False)
+    found = teacher.encode_crops(teacher.crop(image)[None])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_teacher_computes_in_the_precision_that_is_asked_for(tiny_teacher):
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact, reduced = (
+        load_teacher(tiny_teacher, precision=precision).encode_image(images)
+        for precision in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact, reduced)
+    assert (exact * reduced).sum(dim=1).min() > 0.99

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,12 +12,13 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
 from typer.testing import CliRunner
 
 from contract import EventKind, Release, Report, TrainConfig
 from distill.cli.main import app
 from distill.cli.train import parse_seeds
-from distill.errors import DataError, ModelError, TextError, UserError
+from distill.errors import DataError, DeviceError, ModelError, TextError, UserError
 from distill.evaluation.seeds_report import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
@@ -145,7 +147,7 @@ def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job)
     ]
     assert (found.teacher_sample, found.chance) == (48, pytest.approx(100 / 3))
     assert found.teacher_top1 > 60
-    assert job.log[0].splitlines() == [
+    assert job.log[1].splitlines() == [
         "train: 48 images of 3 classes, 16 to 16 a class",
         "seen: 48 images of 3 classes, 16 to 16 a class",
         "unseen: 48 images of 3 classes, 16 to 16 a class",
@@ -153,6 +155,25 @@ def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job)
         "classes without text: none",
         f"teacher: {found.teacher_top1:.1f} % of 48 seen images right, 33.3 % by chance",
     ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_line_at_the_start_says_what_the_training_runs_on(job, precision):
+    report = job(text_strategy="name", device="cpu", precision=precision, threads=1)
+    assert re.fullmatch(
+        rf"device: cpu \(\w+\), precision: {precision}, optimiser: muon, threads: 1, "
+        "own kernels: on",
+        job.log[0],
+    )
+    assert (report.config.device, report.config.precision) == ("cpu", precision)
+
+
+def test_a_device_that_is_not_there_stops_the_run_at_once(job):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(DeviceError, match=r"no device 'cuda:3' \(PyTorch finds no CUDA GPU\)"):
+        job(device="cuda:3")
+    assert job.log == []
 
 
 def test_all_that_is_wrong_is_named_at_once_before_the_teacher_is_asked(
@@ -170,7 +191,7 @@ def test_all_that_is_wrong_is_named_at_once_before_the_teacher_is_asked(
     with pytest.raises(DataError, match=r"cannot read 4 images: .*0\.png .*3\.png") as error:
         job(release, data=str(data))
     assert "\n" not in str(error.value)
-    block = job.log[0]
+    block = job.log[1]
     assert "unreadable images: 4" in block and "val/white/3.png (it is not an image)" in block
     assert "gone.png (it is a link to a missing file)" in block
     assert "pipe.png (it is a named pipe, not a regular file)" in block
@@ -316,6 +337,35 @@ def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tm
         assert found == rows["normalised", split].model_dump()
     whole = top1("--split", "seen", "--test-views", "whole")
     assert whole in [row.model_dump() for row in job(test_views="whole", resume=True).accuracies]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cuda:7", "this machine has no device 'cuda:7'"),
+        ("gpu", "there is no device 'gpu': choose"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate", "text-bank", "diagnose", "learn-prompt"])
+def test_each_command_names_a_device_that_is_not_there(
+    command, name, said, colour_images, colour_teacher, colours, tmp_path
+):
+    release = tmp_path / "release.json"
+    release.write_text(colours.model_dump_json())
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"data": str(colour_images), "teacher": colour_teacher}))
+    model = ["--teacher", colour_teacher]
+    out = ["--out", str(tmp_path / "out")]
+    words = {
+        "train": ["--config", str(config), *out],
+        "evaluate": [*model, "--data", str(colour_images)],
+        "text-bank": [*model, *out],
+        "diagnose": model,
+        "learn-prompt": [*model, "--data", str(colour_images), *out],
+    }[command]
+    call = CliRunner().invoke(app, [command, *words, "--release", str(release), "--device", name])
+    assert call.exit_code == 1
+    assert said in call.stderr and call.stderr.count("\n") == 1
 
 
 def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images, colour_teacher):

@@ -17,7 +17,6 @@ from contract import LossWeights, TrainConfig
 from distill.data.augment import apply_views, sample_views
 from distill.errors import DataError, Interrupted, UserError
 from distill.method import losses
-from distill.models import precision
 from distill.models.student import build_student
 from distill.training import loop as module
 from distill.training.checkpoint import Checkpoint
@@ -128,10 +127,11 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_and_those_of_weight_0_are_le
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_the_losses_of_the_first_step_are_those_of_the_formulas(trusted, monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
+def test_the_losses_of_the_first_step_are_those_of_the_formulas(trusted):
     data = make_data(8)
-    config = make_config(epochs=1, vlprox_k=3, vlprox_filter=trusted, temperature=0.1)
+    config = make_config(
+        epochs=1, vlprox_k=3, vlprox_filter=trusted, temperature=0.1, precision="float32"
+    )
     # One batch holds all images, so that their order changes no mean but which view each gets.
     seen = []
     student = make_student(config)
@@ -355,8 +355,7 @@ def test_a_training_that_diverges_in_its_last_step_keeps_no_checkpoint_of_it(che
     assert checkpoint.load() is None
 
 
-def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch):
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: False)
+def test_accumulated_batches_make_the_step_of_one_batch():
     data = make_data()
     one_view = sample_views(len(data.pixels), torch.Generator().manual_seed(0))[:, None]
     data = dataclasses.replace(data, views=one_view, teacher=data.teacher[:, None])
@@ -369,6 +368,7 @@ def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch):
         "schedule": "steps",
         "warmup_epochs": 0,
         "epochs": 3,
+        "precision": "float32",
     }
     whole, parts = (make_student(make_config(**changes)) for _ in range(2))
     expected = run(make_config(batch_size=16, **changes), data, student=whole)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract import TrainConfig
-from distill.training import optimisers
 from distill.training.optimisers import make_optimiser
 
 
@@ -69,26 +68,26 @@ class Types(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("quick", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_muon_computes_in_bfloat16_where_that_is_quick(monkeypatch, quick, expected):
-    monkeypatch.setattr(optimisers, "bfloat16_is_fast", lambda _: quick)
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_muon_computes_in_the_precision_of_the_network(precision):
     model = nn.Linear(8, 8)
-    optimiser = make_optimiser(config(optimiser="muon"), model)
+    optimiser = make_optimiser(config(optimiser="muon", precision=precision), model)
     model(torch.randn(3, 8)).square().sum().backward()
     with Types() as products:
         optimiser.step()
-    assert products.found == {expected}
+    assert products.found == {getattr(torch, precision)}
 
 
-def test_muon_in_float32_steps_nearly_as_timms(monkeypatch):
+def test_muon_in_float32_steps_nearly_as_timms():
     """timm's computes the orthogonal step in bfloat16, which is exact to two or three digits."""
-    monkeypatch.setattr(optimisers, "bfloat16_is_fast", lambda _: False)
     gradient = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
     steps = []
     for cpu_kernels in (True, False):
         model = nn.Linear(6, 8, bias=False)
         model.weight.grad, before = gradient.clone(), model.weight.detach().clone()
-        settings = config(optimiser="muon", weight_decay=0, cpu_kernels=cpu_kernels)
+        settings = config(
+            optimiser="muon", weight_decay=0, cpu_kernels=cpu_kernels, precision="float32"
+        )
         make_optimiser(settings, model).step()
         steps.append(model.weight.detach() - before)
     torch.testing.assert_close(*steps, rtol=0.1, atol=0.02)
