@@ -2,9 +2,11 @@
 
 Notable:
 - timm's models are designed for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes
-  two of 3 × 3, the first with stride 1; at 32 px and below its max-pooling is removed too. Either
-  way the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller
+  three of 3 × 3 (timm's `stem_type="deep"`); at 32 px and below its max-pooling is removed too.
+  Either way the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller
   patches. Students with trained weights keep their stem and patches: the weights are worth more.
+- Everything but the removed pooling is done by timm's own arguments, so that `save_for_timm` can
+  write a folder that plain timm loads. Without pooling the weights have a key that timm refuses.
 - A CNN reduces 32 × 32 pixels to one position of its last feature map, so an image of 64 px has
   2 × 2. With an output stride of 16 or 8 the last stages keep their resolution, and their
   convolutions are dilated to keep the receptive field, as in timm.
@@ -13,7 +15,10 @@ Notable:
 """
 
 import difflib
+import json
 import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -21,16 +26,19 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contract import TestViews
 from distill.data.atomic_file import write_atomically
-from distill.data.augment import fixed_views
+from distill.data.augment import TEST_EXTENT, fixed_views
 from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
 
 FILE: Final = "student.safetensors"
+TIMM_FOLDER: Final = "timm"  # what plain timm loads, beside that file
+TIMM_ARGUMENTS: Final = ("img_size", "patch_size", "stem_type", "stem_width", "output_stride")
 SMALL, TINY = 64, 32  # image sizes in pixels at which the stem changes
 MIN_GRID: Final = 8  # of a ViT's tokens, per side
 OUTPUT_STRIDE: Final = 32  # pixels per position of a CNN's last feature map, per side
@@ -55,8 +63,10 @@ class Student(nn.Module):
         *,
         adapted: bool,
         output_stride: int,
+        timm_arguments: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        self.timm_arguments = dict(timm_arguments)  # of timm.create_model for the backbone
         self.adapted = (
             adapted  # stem and patches, to the image size; only for training from scratch
         )
@@ -79,6 +89,11 @@ class Student(nn.Module):
         images = (images - self.mean).div_(self.std)
         features: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return features
+
+    @property
+    def has_no_pooling(self) -> bool:
+        """Whether the max-pooling of its stem was removed, which no model of timm lacks."""
+        return any(isinstance(module, _NoPooling) for module in self.backbone.modules())
 
     @property
     def single_view(self) -> TestViews:
@@ -242,14 +257,22 @@ def _build(
         raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
     try:
         if adapt:
-            if _grid_side(backbone) < MIN_GRID:
-                settings["patch_size"] = _patch_size(image_size)
+            if smaller := _arguments_for(backbone, image_size):
+                settings |= smaller
                 backbone = timm.create_model(name, **settings)
-            _adapt_stem(backbone, image_size)
+            if image_size <= TINY and hasattr(backbone, "maxpool"):
+                backbone.maxpool = _NoPooling()
         features = _count_features(backbone, image_size)
     except Exception as error:
         raise ModelError(f"{too_small} ({_one_line(error)})") from error
-    student = Student(backbone, features, dim, adapted=adapt, output_stride=output_stride)
+    student = Student(
+        backbone,
+        features,
+        dim,
+        adapted=adapt,
+        output_stride=output_stride,
+        timm_arguments={key: settings[key] for key in TIMM_ARGUMENTS if key in settings},
+    )
     return student.to(memory_format=torch.channels_last)
 
 
@@ -282,24 +305,24 @@ def _patch_size(image_size: int) -> int:
     return min(range(2, image_size // MIN_GRID + 1), key=lambda size: (image_size % size, -size))
 
 
-def _adapt_stem(backbone: nn.Module, image_size: int) -> None:
+def _arguments_for(backbone: nn.Module, image_size: int) -> dict[str, Any]:
+    """timm's arguments for a stem or patches that fit small images."""
+    if _grid_side(backbone) < MIN_GRID:
+        return {"patch_size": _patch_size(image_size)}
     conv = getattr(backbone, "conv1", None)
-    if image_size <= SMALL and isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7):
-        half = conv.out_channels // 2
-        backbone.conv1 = nn.Sequential(
-            _conv(conv.in_channels, half, stride=1),
-            nn.BatchNorm2d(half),
-            nn.ReLU(inplace=True),
-            _conv(half, conv.out_channels, stride=2),
-        )
-    if image_size <= TINY and hasattr(backbone, "maxpool"):
-        backbone.maxpool = nn.Identity()
+    if not isinstance(backbone, ResNet) or not isinstance(conv, nn.Conv2d) or image_size > SMALL:
+        return {}
+    if conv.kernel_size != (7, 7):
+        return {}
+    return {"stem_type": "deep", "stem_width": conv.out_channels // 2}
 
 
-def _conv(channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
+class _NoPooling(nn.Identity):
+    """In place of a ResNet's max-pooling; its entry in the weights makes plain timm refuse them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("removed", torch.ones(1))
 
 
 @torch.inference_mode()
@@ -329,6 +352,83 @@ def save_student(
         raise DataError(
             f"cannot write the student {path} ({error.strerror}): free some space"
         ) from None
+
+
+def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int) -> bool:
+    """Write a folder from which `timm.create_model("local-dir:…", pretrained=True)` is the student.
+
+    The projection becomes timm's classifier. Nothing is written, and False returned, where no model
+    of timm gives the student's features; an old folder is removed then.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    dim = student.projection.out_features
+    arguments = {**student.timm_arguments, "num_classes": dim}
+    weights = _timm_weights(student)
+    try:
+        if weights is None or not _gives_the_same(student, name, arguments, weights, image_size):
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        config = {
+            "architecture": name.partition(".")[0],
+            "num_classes": dim,
+            "model_args": arguments,
+            "pretrained_cfg": _timm_config(student, image_size, dim),
+        }
+        write_atomically(folder / "model.safetensors", save(weights))
+        write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"cannot write the student {folder} ({error.strerror}): free some space"
+        ) from None
+    return True
+
+
+def _timm_weights(student: Student) -> dict[str, Tensor] | None:
+    """The weights under timm's names; None where the model has no single classifier."""
+    classifier = student.backbone.default_cfg.get("classifier")  # type: ignore[union-attr,operator]
+    if not isinstance(classifier, str) or student.has_no_pooling:
+        return None
+    weights = {**student.backbone.state_dict()}
+    weights[f"{classifier}.weight"] = student.projection.weight
+    weights[f"{classifier}.bias"] = student.projection.bias
+    return {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+
+
+@torch.inference_mode()
+def _gives_the_same(
+    student: Student,
+    name: str,
+    arguments: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    image_size: int,
+) -> bool:
+    """Whether plain timm with `arguments` and `weights` gives the student's features."""
+    device = student.projection.weight.device
+    image = torch.rand(2, 3, image_size, image_size, device=device)
+    try:
+        plain = timm.create_model(name.partition(".")[0], **arguments).eval().to(device)
+        plain.load_state_dict(weights)
+        found = plain((image - student.mean) / student.std)
+    except (RuntimeError, TypeError, AssertionError, ValueError):  # other heads, other names
+        return False
+    was_training = student.training
+    expected = student.eval()(image)
+    student.train(was_training)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def _timm_config(student: Student, image_size: int, dim: int) -> dict[str, Any]:
+    """timm's description of the weights: their classifier, and how images are prepared."""
+    known: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
+    kept = ("mean", "std", "first_conv", "classifier", "fixed_input_size", "pool_size")
+    return {key: known[key] for key in kept if key in known} | {
+        "input_size": [3, image_size, image_size],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0 if student.single_view == "whole" else TEST_EXTENT,
+        "num_classes": dim,
+    }
 
 
 def load_student(path: Path) -> tuple[Student, int]:

@@ -41,7 +41,7 @@ from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
 from distill.evaluation.score_norm import ScoreNorm
 from distill.evaluation.seen_bias import SeenImages, choose_seen_bias
 from distill.models.student import FILE as STUDENT_FILE
-from distill.models.student import Student, save_student
+from distill.models.student import TIMM_FOLDER, Student, save_for_timm, save_student
 from distill.pipeline.inputs import Inputs
 
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
@@ -90,6 +90,8 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
         image_size=config.image_size,
         teacher=config.teacher,
     )
+    timm_folder = out / TIMM_FOLDER
+    save_for_timm(student, timm_folder, name=config.student, image_size=config.image_size)
     features = {
         split: student.encode(run.pixels[split], student.single_view if split == "train" else None)
         for split in run.inputs.splits

@@ -1,5 +1,7 @@
 """Students: any timm model at any size that it can take, saved and loaded, and what is refused."""
 
+import os
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,13 @@ from torch.nn.functional import normalize
 
 from distill.data.augment import fixed_views
 from distill.errors import DataError, ModelError
-from distill.models.student import MultiView, build_student, load_student, save_student
+from distill.models.student import (
+    MultiView,
+    build_student,
+    load_student,
+    save_for_timm,
+    save_student,
+)
 
 
 def positions(student, size):
@@ -108,7 +116,7 @@ def test_a_resnets_stem_leaves_enough_of_a_small_image(size, expected):
     assert positions(student, size) == expected
     first = next(each for each in student.backbone.modules() if isinstance(each, nn.Conv2d))
     assert (first.kernel_size, first.stride) == (
-        ((3, 3), (1, 1)) if size <= 64 else ((7, 7), (2, 2))
+        ((3, 3), (2, 2)) if size <= 64 else ((7, 7), (2, 2))
     )
 
 
@@ -187,6 +195,61 @@ def test_a_saved_student_is_loaded_as_it_was(saved):
     assert size == 32
     assert loaded.encode(pixels).equal(student.encode(pixels))
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "more"),
+    [
+        ("test_efficientnet", 32, {}),
+        ("test_vit", 32, {}),  # smaller patches
+        ("test_vit", 64, {}),
+        ("test_vit", 224, {}),
+        ("resnet10t", 64, {}),
+        ("resnet18", 64, {}),  # a deep stem
+        ("test_resnet", 224, {"output_stride": 16}),
+        ("mobilevit_xxs", 64, {}),  # convolutions and attention
+        ("test_convnext", 224, {}),
+    ],
+)
+def test_plain_timm_loads_the_student_and_gives_the_same_features(tmp_path, name, size, more):
+    torch.manual_seed(0)
+    student = build_student(name, 24, image_size=size, **more)
+    student(torch.rand(4, 3, size, size))  # statistics of batch norms
+    assert save_for_timm(student, tmp_path / "timm", name=name, image_size=size)
+
+    model = timm.create_model(f"local-dir:{tmp_path}/timm", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(model)
+    assert list(config["input_size"]) == [3, size, size]
+    assert list(config["mean"]) == pytest.approx(student.mean.flatten().tolist())
+    images = torch.rand(3, 3, size, size)
+    with torch.inference_mode():
+        found = model((images - student.mean) / student.std)
+        torch.testing.assert_close(found, student.eval()(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_like_no_model_of_timm_is_refused_there(tmp_path):
+    """At 32 px a ResNet has no pooling: with it, the same weights would classify wrongly."""
+    student = build_student("test_resnet", 8, image_size=32)
+    (tmp_path / "timm").mkdir()  # of an earlier training
+    assert not save_for_timm(student, tmp_path / "timm", name="test_resnet", image_size=32)
+    assert not (tmp_path / "timm").exists()
+    plain = timm.create_model("test_resnet", num_classes=0)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.* \"maxpool.removed\""):
+        plain.load_state_dict(student.backbone.state_dict())
+
+
+def test_files_have_the_modes_that_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        student = build_student("test_vit", 8, image_size=32)
+        path = tmp_path / "student.safetensors"
+        save_student(student, path, name="test_vit", dim=8, image_size=32, teacher="teacher")
+        save_for_timm(student, tmp_path / "timm", name="test_vit", image_size=32)
+    finally:
+        os.umask(before)
+    files = {file.name: file for file in tmp_path.rglob("*") if file.is_file()}
+    assert set(files) == {"student.safetensors", "config.json", "model.safetensors"}
+    assert {file.stat().st_mode & 0o777 for file in files.values()} == {0o640}
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
