@@ -120,7 +120,8 @@ With ONNX Runtime alone (`Classifier` resizes before it crops, which may move a 
 ```python
 import numpy as np, onnxruntime, safetensors.numpy
 from PIL import Image, ImageOps
-pixels = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), ({size}, {size}), Image.BICUBIC)
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+pixels = ImageOps.fit(photo, ({size}, {size}), Image.BICUBIC)
 session = onnxruntime.InferenceSession("image_encoder.onnx")
 features = session.run(None, {{"pixels": np.asarray(pixels).transpose(2, 0, 1)[None]}})[0]
 print(features @ safetensors.numpy.load_file("text_bank.safetensors")["tensor"].T)
