@@ -27,6 +27,7 @@ from distill.cli.console import (
 from distill.errors import UserError
 
 if TYPE_CHECKING:
+    from distill.evaluation.explain import Explanation
     from distill.pipeline.few_shot import FewShot
 
 RunTeacherOption = Annotated[
@@ -130,49 +131,76 @@ def with_deviation(value: float, deviation: float | None) -> str:
 @one_line_errors
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    release: ReleaseOption = None,
+    student: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    release: Annotated[
+        Path | None, typer.Option(help="Release as JSON. Default: that of the run --student.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Default: the teacher of the run --student.")
     ] = None,
-    student: Annotated[Path | None, typer.Option(help="Folder of a training run.")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Only this class, by key or name; repeat it."),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 5,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """The predicted classes of images, and the attributes that support each of them."""
-    from distill.evaluation.explain import Explanation, Explanations, encode_attributes
+    """The predicted classes of images, and the attributes that support each of them.
+
+    With --student, an attribute fired where its score is clearly above that with other images.
+    """
+    from distill.evaluation.explain import Explanation, Explanations, encode_attributes, restrict
     from distill.evaluation.explain import explain as explain_features
     from distill.evaluation.report import read_report
+    from distill.evaluation.score_norm import FILE as NORM_FILE
+    from distill.evaluation.score_norm import ScoreNorm
     from distill.models.devices import choose_device
     from distill.models.teacher import load_teacher
     from distill.pipeline.inputs import file_features
+    from distill.pipeline.job import RELEASE_FILE
 
-    chosen = release_given(release, None, None)
-    if student is not None and teacher is None:
-        teacher = read_report(student).config.teacher
+    if student is not None:
+        teacher = teacher or read_report(student).config.teacher
+        release = release or student / RELEASE_FILE
     if teacher is None:
-        raise UserError("name a model: --teacher NAME, or --student FOLDER of a training run")
+        raise UserError("name a model: --student FOLDER of a training run, or --teacher NAME")
+    chosen = restrict(release_given(release, None, None), classes or ())
+    norm = None if student is None else ScoreNorm.load(student / NORM_FILE)
     model = load_teacher(teacher, device=choose_device(device))
     features = file_features(images, model, student)
-    explained = explain_features(features, encode_attributes(model, chosen), top)
+    explained = explain_features(features, encode_attributes(model, chosen), top, norm)
     result = Explanations(
         model="teacher" if student is None else "student",
         teacher=model.name,
         release_hash=chosen.hash,
         images=tuple(
-            Explanation(image=str(path), classes=classes)
-            for path, classes in zip(images, explained, strict=True)
+            Explanation(image=str(path), classes=found)
+            for path, found in zip(images, explained, strict=True)
         ),
     )
     if as_json:
         print(result.model_dump_json())  # noqa: T201
         return
     for image in result.images:
-        table = Table("class", "score", "attributes that fired (evidence)", title=image.image)
-        for predicted in image.classes:
-            fired = (f"{a.attribute} (+{a.evidence:.3f})" for a in predicted.attributes if a.fired)
-            table.add_row(predicted.name, f"{predicted.score:.3f}", "\n".join(fired) or "none")
-        Console().print(table)
+        print_explanation(image)
+
+
+def print_explanation(image: "Explanation") -> None:
+    """The classes of an image, with the attributes that fired or, without evidence, all."""
+    compared = any(each.fired is not None for found in image.classes for each in found.attributes)
+    what = "attributes that fired (deviations above other images)" if compared else "attributes"
+    table = Table("class", "score", what, title=image.image)
+    for found in image.classes:
+        lines = [
+            f"{each.attribute} ({each.cosine:.3f})"
+            if each.evidence is None
+            else f"{each.attribute} (+{each.evidence:.1f})"
+            for each in found.attributes
+            if each.fired is not False
+        ]
+        table.add_row(found.name, f"{found.score:.3f}", "\n".join(lines) or "none")
+    Console().print(table)
 
 
 @one_line_errors

@@ -1,24 +1,38 @@
-"""Explained predictions: a class is scored by each of its attributes.
+"""Explained predictions: a class is scored by each of its texts.
 
 The score of a class is the mean cosine of the image with its attributes, "a photo of {name} .
 {attribute}" (Menon & Vondrick, arXiv 2210.07183). The text bank "attributes" keeps only the mean
 feature of a class; here each attribute keeps its own, so that the ones that fired can be shown.
+
+Notable:
+- Any release will do: a class without attributes is explained by its other texts, sentence by
+  sentence and clause by clause, and one without any by its name.
+- An attribute fired where its cosine is clearly above what it is with other images. All attributes
+  of the right class lie above those of other classes, since each has the name of its class in it;
+  only a comparison with other images says what of them this image shows.
 """
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from contract import Release
-from distill.embeddings.prompts import prefix_of, prompts_of
+from contract import Release, ReleaseLabel
+from distill.embeddings.prompts import has_text, prefix_of, prompts_of
 from distill.embeddings.text_bank import encode_groups
+from distill.errors import TextError, some
 from distill.evaluation.accuracy import check_features
+from distill.evaluation.score_norm import ScoreNorm
 from distill.models.teacher import Teacher
+
+FIRED: Final = 1.5  # standard deviations above the mean over other images
+PARTS: Final = r"(?<=[.!?;])\s+|,\s+(?:and\s+)?"  # between the sentences and clauses of a text
 
 
 class AttributeEvidence(BaseModel):
@@ -29,9 +43,13 @@ class AttributeEvidence(BaseModel):
     attribute: Annotated[str, Field(description="'colours: rusty', as the release has it")]
     cosine: float
     evidence: Annotated[
-        float, Field(description="Cosine above the image's mean over all attributes of all classes")
+        float | None,
+        Field(description="Standard deviations of the cosine above its mean over other images"),
     ]
-    fired: Annotated[bool, Field(description="Whether the evidence is above 0")]
+    fired: Annotated[
+        bool | None,
+        Field(description="Whether the evidence is above 1.5; null without images to compare with"),
+    ]
 
 
 class ExplainedClass(BaseModel):
@@ -92,39 +110,69 @@ class AttributeTexts:
 
 
 def encode_attributes(teacher: Teacher, release: Release) -> AttributeTexts:
-    """The attribute texts of every label of `release`.
-
-    Raises:
-        TextError: a label has no attributes.
-    """
-    prompts = [prompts_of(label, "attributes") for label in release.labels]
-    prefixes = [prefix_of(label, "attributes") for label in release.labels]
-    groups = [
-        ((text,), prefix) for texts, prefix in zip(prompts, prefixes, strict=True) for text in texts
-    ]
+    """The attribute texts of every label of `release`."""
+    groups: list[tuple[tuple[str], str]] = []
+    owners: list[int] = []
+    attributes: list[str] = []
+    for owner, label in enumerate(release.labels):
+        prefix = f"a photo of {label.name}"
+        for text in attributes_of(label):
+            groups.append(((f"{prefix} . {text}",), f"{prefix} . ") if text else ((prefix,), ""))
+            attributes.append(text or label.name)
+            owners.append(owner)
     return AttributeTexts(
         features=encode_groups(teacher, groups),
-        owners=torch.tensor([index for index, texts in enumerate(prompts) for _ in texts]),
-        attributes=tuple(text.removeprefix(prefix) for (text,), prefix in groups),
+        owners=torch.tensor(owners),
+        attributes=tuple(attributes),
         keys=tuple(label.key for label in release.labels),
         names=tuple(label.name for label in release.labels),
     )
 
 
+def attributes_of(label: ReleaseLabel) -> tuple[str, ...]:
+    """What a class is explained by: its attributes, else the parts of its texts, else ("",)."""
+    if has_text(label, "attributes"):
+        prefix = prefix_of(label, "attributes")
+        return tuple(text.removeprefix(prefix) for text in prompts_of(label, "attributes"))
+    texts = [text for text in (label.description, *label.sentences, *label.captions) if text]
+    parts = [part.strip(" .!?,;:") for text in texts for part in re.split(PARTS, text)]
+    return tuple(dict.fromkeys(part for part in parts if part)) or ("",)
+
+
+def restrict(release: Release, classes: Sequence[str]) -> Release:
+    """`release` with only the labels whose key or name is in `classes`; with all, if it is empty.
+
+    Raises:
+        TextError: the release has no such class.
+    """
+    if not classes:
+        return release
+    names = {key: label for label in release.labels for key in (label.name, label.key)}
+    if missing := [each for each in classes if each not in names]:
+        near = difflib.get_close_matches(missing[0], names, n=3, cutoff=0.5)
+        raise TextError(
+            f"the release {release.name!r} has no class {some(missing)}"
+            + (f": did you mean {' or '.join(map(repr, near))}?" if near else "")
+        )
+    wanted = {names[each].key for each in classes}
+    labels = tuple(label for label in release.labels if label.key in wanted)
+    return release.model_copy(update={"labels": labels})
+
+
 def explain(
-    features: Tensor, texts: AttributeTexts, top: int
+    features: Tensor, texts: AttributeTexts, top: int, norm: ScoreNorm | None = None
 ) -> tuple[tuple[ExplainedClass, ...], ...]:
     """The `top` classes of each image, best first, with their attributes, strongest first.
 
-    An attribute's evidence is its cosine minus the image's mean cosine with all attributes of all
-    classes; it fired where that is above 0. The mean evidence of a class is its score less that
-    same mean.
+    `norm` holds the moments of the model's features of other images. With it, the evidence of an
+    attribute is its standardised cosine, and the attribute fired where that is above FIRED.
+    Without it, attributes are ordered by their cosines.
 
     Raises:
         TextError, DataError: as `AttributeTexts.scores`.
     """
     cosines, scores = texts.scores(features)
-    evidence = cosines - cosines.mean(dim=1, keepdim=True)
+    evidence = None if norm is None else norm.scores(features, texts.features)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
     return tuple(
         tuple(
@@ -132,7 +180,9 @@ def explain(
                 key=texts.keys[index],
                 name=texts.names[index],
                 score=scores[image, index].item(),
-                attributes=_attributes(texts, index, cosines[image], evidence[image]),
+                attributes=_attributes(
+                    texts, index, cosines[image], None if evidence is None else evidence[image]
+                ),
             )
             for index in best[image].tolist()
         )
@@ -141,15 +191,16 @@ def explain(
 
 
 def _attributes(
-    texts: AttributeTexts, index: int, cosines: Tensor, evidence: Tensor
+    texts: AttributeTexts, index: int, cosines: Tensor, evidence: Tensor | None
 ) -> tuple[AttributeEvidence, ...]:
     own: Sequence[int] = (texts.owners == index).nonzero()[:, 0].tolist()
+    order = cosines if evidence is None else evidence
     return tuple(
         AttributeEvidence(
             attribute=texts.attributes[row],
             cosine=cosines[row].item(),
-            evidence=evidence[row].item(),
-            fired=bool(evidence[row] > 0),
+            evidence=None if evidence is None else evidence[row].item(),
+            fired=None if evidence is None else bool(evidence[row] > FIRED),
         )
-        for row in sorted(own, key=lambda row: -evidence[row].item())
+        for row in sorted(own, key=lambda row: -order[row].item())
     )

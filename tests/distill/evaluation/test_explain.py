@@ -7,13 +7,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from contract import Release, ReleaseLabel, release_hash
 from distill.cli.main import app
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, TextError
 from distill.evaluation.accuracy import accuracy
-from distill.evaluation.explain import AttributeTexts, encode_attributes, explain
+from distill.evaluation.explain import AttributeTexts, attributes_of, encode_attributes, explain
+from distill.evaluation.score_norm import ScoreNorm
 from distill.models.teacher import load_teacher
-from tests.distill.conftest import DEMO, make_release
+from tests.distill.conftest import DEMO
 
 GENERATOR = torch.Generator().manual_seed(0)
 TEXTS = AttributeTexts(
@@ -32,7 +34,6 @@ def test_a_class_is_scored_by_the_mean_cosine_of_its_attributes():
         cosines: dict[str, float] = {}
         for name, row in zip(TEXTS.attributes, TEXTS.features.tolist(), strict=True):
             cosines[name] = sum(x * y for x, y in zip(image, row, strict=True)) / length
-        level = sum(cosines.values()) / len(cosines)
         expected = {}
         for key in TEXTS.keys:
             own = [value for name, value in cosines.items() if name[0] == key]
@@ -47,11 +48,43 @@ def test_a_class_is_scored_by_the_mean_cosine_of_its_attributes():
             }
             for x in each.attributes:
                 assert x.cosine == pytest.approx(cosines[x.attribute], abs=1e-6)
-                assert x.evidence == pytest.approx(cosines[x.attribute] - level, abs=1e-6)
-                assert x.fired == (cosines[x.attribute] > level)
-            evidence = [x.evidence for x in each.attributes]
-            assert evidence == sorted(evidence, reverse=True)
-            assert sum(evidence) / len(evidence) == pytest.approx(each.score - level, abs=1e-6)
+                assert (x.evidence, x.fired) == (None, None)
+            shown = [x.cosine for x in each.attributes]
+            assert shown == sorted(shown, reverse=True)
+
+
+def test_an_attribute_fires_where_it_is_clearly_above_what_it_is_with_other_images():
+    others = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
+    cosines = torch.nn.functional.normalize(others, dim=1) @ TEXTS.features.T
+    mean, deviation = cosines.mean(dim=0), cosines.std(dim=0, correction=0)
+    for image, (best,) in enumerate(explain(others, TEXTS, 1, ScoreNorm.of(others))):
+        for each in best.attributes:
+            row = TEXTS.attributes.index(each.attribute)
+            expected = (cosines[image, row] - mean[row]) / deviation[row]
+            assert each.evidence == pytest.approx(expected.item(), abs=1e-3)
+            assert each.fired == (each.evidence > 1.5)
+    everywhere = [
+        x.fired
+        for classes in explain(others, TEXTS, 3, ScoreNorm.of(others))
+        for each in classes
+        for x in each.attributes
+    ]
+    assert 0 < sum(everywhere) / len(everywhere) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ({"attributes": {"colours": ("red", "blue")}, "description": "x"},
+         ("colours: red", "colours: blue")),
+        ({"description": "It has a red crest, long legs, and a bill. It swims."},
+         ("It has a red crest", "long legs", "a bill", "It swims")),
+        ({"sentences": ("A small bird.", "A small bird.")}, ("A small bird",)),
+        ({}, ("",)),
+    ],
+)  # fmt: skip
+def test_any_texts_of_a_class_can_explain_it(texts, expected):
+    assert attributes_of(ReleaseLabel(key="n1", name="fox", **texts)) == expected
 
 
 def test_no_more_classes_are_given_than_asked_for_or_than_there_are():
@@ -113,23 +146,55 @@ def test_the_command_gives_classes_and_evidence_as_json(picture, charm_run, who)
     first, second = result["images"][0]["classes"]
     assert first["score"] >= second["score"]
     assert any(each["attribute"].startswith("colours: ") for each in first["attributes"])
+    assert {each["fired"] for each in first["attributes"]} <= (
+        {None} if who == "teacher" else {True, False}
+    )
 
 
 def test_the_command_shows_a_table_of_what_fired(picture, charm_run):
     done = run(picture, "--student", charm_run, "--release", charm_run / "release.json")
     assert done.exit_code == 0, done.stderr
-    assert "attributes that fired" in done.stdout and "(+0." in done.stdout
+    assert "attributes that fired" in done.stdout
+
+
+def test_the_runs_own_texts_are_enough(picture, charm_run):
+    done = run(picture, "--student", charm_run, "--json")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads((charm_run / "report.json").read_text())
+    assert json.loads(done.stdout)["release_hash"] == report["release_hash"]
+
+
+def test_a_release_with_descriptions_alone_explains_too(picture, charm_run, tmp_path):
+    release = Release.model_validate_json((charm_run / "release.json").read_bytes())
+    labels = tuple(label.model_copy(update={"attributes": {}}) for label in release.labels)
+    bare = tmp_path / "descriptions.json"
+    changed = {"labels": labels, "hash": release_hash(labels)}
+    bare.write_text(release.model_copy(update=changed).model_dump_json())
+    done = run(picture, "--student", charm_run, "--release", bare, "--json")
+    assert done.exit_code == 0, done.stderr
+    first = json.loads(done.stdout)["images"][0]["classes"][0]
+    (label,) = (label for label in labels if label.key == first["key"])
+    assert all(each["attribute"] in label.description for each in first["attributes"])
+
+
+def test_only_some_classes_compete_if_asked(picture, charm_run):
+    release = Release.model_validate_json((charm_run / "release.json").read_bytes())
+    first, second = release.labels[0], release.labels[7]
+    words = ("--class", first.key, "--class", second.name)
+    done = run(picture, "--student", charm_run, *words, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["images"][0]["classes"]
+    assert {each["key"] for each in found} == {first.key, second.key}
 
 
 def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
     whole = ("--release", charm_run / "release.json")
-    plain = tmp_path / "plain.json"
-    plain.write_text(make_release({"n1": "red fox"}).model_dump_json())
     teacher = ("--teacher", f"local-dir:{DEMO / 'teacher'}")
     for words, told in (
-        ((picture, *whole), "name a model: --teacher NAME, or --student FOLDER"),
+        ((picture, *whole), "name a model: --student FOLDER of a training run, or --teacher NAME"),
+        ((picture, *teacher), "give the classes: --release FILE"),
+        ((picture, *teacher, *whole, "--class", "nothing"), "has no class 'nothing'"),
         ((tmp_path / "none.png", *teacher, *whole), "none.png (it no longer exists)"),
-        ((picture, *teacher, "--release", plain), "'n1' (red fox) has no text for the strategy"),
         ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
     ):
         done = run(*words)
