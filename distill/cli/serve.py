@@ -34,7 +34,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8100,
     max_batch: Annotated[
         int, typer.Option(min=1, help="Photos encoded together, of one or several requests.")
-    ] = 16,
+    ] = 8,
     max_wait_ms: Annotated[
         float, typer.Option(min=0, help="Longest wait of a photo for those of other requests.")
     ] = 5.0,

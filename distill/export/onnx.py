@@ -175,7 +175,7 @@ def _trace(module: nn.Module, example: Tensor, input_name: str, output_name: str
         torch.onnx.export(
             module,
             (example,),
-            model,
+            cast(Any, model),  # a buffer will do where dynamo is off; torch's types have forgotten
             dynamo=False,
             input_names=[input_name],
             output_names=[output_name],

@@ -89,9 +89,7 @@ class Classifier:
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.manifest, self._folder = manifest, folder
         self.image_encoder = ImageEncoder(
-            read_file(folder, manifest, manifest.image_encoder),
-            manifest.preprocessing.image_size,
-            threads,
+            folder / manifest.image_encoder, manifest.preprocessing.image_size, threads
         )
         self._changed = False  # classes, since the folder was exported or loaded
         self.bank = _read_bank(folder, manifest)
@@ -113,8 +111,9 @@ class Classifier:
                 cut off or changed.
         """
         manifest = check_folder(Path(folder))
-        if TEXT_ENCODER not in manifest.files:
-            raise ClassifierError(f"{folder} lists no {TEXT_ENCODER}: export the classifier again")
+        for name in (IMAGE_ENCODER, TEXT_ENCODER):
+            if name not in manifest.files:
+                raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
         return cls(Path(folder), manifest, threads)
 
     def copy(self) -> Self:
@@ -140,10 +139,10 @@ class Classifier:
 
     def _pixels(self, photos: Sequence[Photo]) -> Iterator[Pixels]:
         for photo in photos:
-            image = (
-                upright_rgb(photo) if isinstance(photo, Image.Image) else open_image(Path(photo))
-            )
-            yield self.image_encoder.pixels(image)
+            if isinstance(photo, Image.Image):
+                yield self.image_encoder.pixels(upright_rgb(photo))
+            else:
+                yield self.image_encoder.pixels(open_image(Path(photo)))
 
     def classify(
         self, photos: Sequence[Photo], top: int = 5, *, among: Sequence[str] | None = None

@@ -1,5 +1,7 @@
 """The student as ONNX: photos to unit features, without torch."""
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -13,7 +15,7 @@ Pixels = NDArray[np.uint8]
 class ImageEncoder:
     """Encodes images of `image_size` pixels a side with `model` (ONNX), by `threads` threads."""
 
-    def __init__(self, model: bytes, image_size: int, threads: int | None = None) -> None:
+    def __init__(self, model: bytes | Path, image_size: int, threads: int | None = None) -> None:
         self._session, self._size = open_session(model, threads), image_size
 
     def pixels(self, image: Image.Image) -> Pixels:

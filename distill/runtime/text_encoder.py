@@ -5,18 +5,23 @@ does with a text that is longer than the context (`distill.embeddings.prompts`).
 """
 
 import html
+import os
 import string
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from distill.embeddings.prompts import within_context
 from distill.runtime.manifest import TextCleaning
+
+# It would report each model to its maker, from version 1.29 on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 Features = NDArray[np.float32]
 BATCH: Final = 32
@@ -88,18 +93,20 @@ class TextEncoder:
         return _mean([_mean([next(encoded) for _ in text]) for text in pieces])
 
 
-def open_session(model: bytes, threads: int | None = None) -> ort.InferenceSession:
+def open_session(model: bytes | Path, threads: int | None = None) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU, which says nothing but errors.
 
-    `threads` compute, by default one on each core. If given, they sleep while they wait: a server
-    has other work for the cores.
+    `threads` compute, by default one on each core. If given, they sleep while they wait, and no
+    memory is kept from run to run: a server has other work for both.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        options.enable_cpu_mem_arena = False
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def clean(text: str, how: TextCleaning) -> str:

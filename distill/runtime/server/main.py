@@ -12,6 +12,7 @@ from distill.runtime.classifier import Classifier
 from distill.runtime.server.app import Background, create_app
 from distill.runtime.server.http.access import is_loopback
 from distill.runtime.server.live_classifier import LiveClassifier
+from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.client import RegistryClient
 from distill.runtime.server.registry.follower import Follower
 from distill.runtime.server.settings import ServerSettings
@@ -45,6 +46,7 @@ def serve_folder(folder: Path, settings: ServerSettings) -> Source:
         read_only=READ_ONLY if settings.read_only else None,
         service=settings.service,
     )
+    return_freed_memory()
     return live, None
 
 

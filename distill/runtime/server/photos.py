@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from contract.images import failure_reason
 from distill.data.image_file import open_image
 from distill.errors import UnreadableImages
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 
-# What photos come in. Pillow knows more formats; some of them start other programs.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()  # registers all of Pillow's formats; some of them start other programs
+FORMATS: Final = tuple(
+    kind
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+    if kind in Image.OPEN
+)
 BODY: Final = {
     "requestBody": {
         "required": True,
@@ -81,19 +86,18 @@ def decode(upload: Upload, encoder: ImageEncoder, max_pixels: int) -> Pixels:
         UnreadableImages: it is cut off, of another format, or has more than `max_pixels`.
     """
     name = upload.name
+    too_large = UnreadableImages([f"{name} (it has more than {max_pixels} pixels)"])
     try:
         with Image.open(io.BytesIO(upload.content), formats=FORMATS) as image:  # its header alone
             width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadableImages([f"{name} (it has more than {max_pixels} pixels)"])
-        return encoder.pixels(open_image(io.BytesIO(upload.content), name))
-    except UnreadableImages:
-        raise
-    except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise UnreadableImages([f"{name} (it is none of {known})"]) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImages([f"{name} (it has more than {max_pixels} pixels)"]) from None
-    except Exception as error:  # on damaged files, decoders raise whatever they come across
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise too_large from None
+    except Exception as error:  # Pillow's decoders raise dozens of types for damaged files
+        reason = failure_reason(error, upload.content[:12])
         raise UnreadableImages([f"{name} ({reason})"]) from None
+    if width * height > max_pixels:
+        raise too_large
+    try:
+        return encoder.pixels(open_image(io.BytesIO(upload.content), name))
+    except MemoryError:
+        raise UnreadableImages([f"{name} (it needs more memory than there is)"]) from None

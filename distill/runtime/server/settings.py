@@ -19,7 +19,7 @@ def usable_cores() -> int:
 class ServerSettings:
     """How a server answers. Sizes are per request where nothing else is said."""
 
-    max_batch: int = 16  # photos in one run of the encoder
+    max_batch: int = 8  # photos in one run of the encoder
     max_wait_ms: float = 5.0  # that a decoded photo waits for photos of other requests
     threads: int = field(default_factory=usable_cores)  # that encode, and as many that decode
     max_queue: int = 256  # photos of all requests that are decoded or wait

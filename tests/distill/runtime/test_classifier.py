@@ -1,6 +1,7 @@
 """A classifier folder in use: photos in, classes out, and classes that come by a text alone."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,15 @@ def test_importing_it_needs_no_web_framework():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_onnx_runtime_is_told_to_report_nothing():
+    code = "import os, distill.runtime\nprint(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_a_prediction_names_the_likeliest_classes_in_order(classifier, charm_world):

@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from distill.errors import ClassifierError, UserError
 from distill.runtime.classifier import Classifier
 from distill.runtime.server.live_classifier import LiveClassifier
+from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.cache import ClassifierCache
 from distill.runtime.server.registry.client import RegistryClient, Target
 
@@ -90,6 +91,8 @@ class Follower:
         classifier = await run_in_threadpool(self._fetch, target)
         live.replace_with(classifier, target.name)
         log.info("serving %s, %s classes", target.name, len(classifier.classes))
+        del classifier
+        return_freed_memory()  # of the version before, unless a request still uses it
         await run_in_threadpool(self._cache.keep_only, target)
 
     def _fetch(self, target: Target) -> Classifier:
