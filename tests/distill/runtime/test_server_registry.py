@@ -310,3 +310,40 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
         assert result.exit_code == 1, arguments
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_registry_of_the_service_is_followed_through_a_move_and_a_rollback(
+    start_service, zips, tmp_path
+):
+    from enrich_service.core.settings import Settings
+    from tests.service.web.worker import Worker
+
+    url = start_service(Settings(data_dir=tmp_path / "service"))
+    settings = ServerSettings(threads=1, service=url)
+    source = serve_student("birds@production", tmp_path / "cache", POLL_S, settings)
+    with (
+        httpx.Client(base_url=url, timeout=60) as service,
+        running(source, settings) as own_url,
+        httpx.Client(base_url=own_url, timeout=60) as client,
+    ):
+
+        def post(path, **body):
+            return service.post(path, json=body).raise_for_status().json()
+
+        found = wait_for(client, status=503, detail="There is no classifier yet: the service at")
+        assert "There is no student 'birds'" in found["detail"]
+        post("/v1/label-sets", name="birds", labels=[{"name": "mallard"}, {"name": "teal"}])
+        release = post("/v1/releases", label_set="birds", name="r", allow_missing=True)["id"]
+        for content in zips:
+            post("/v1/jobs", release_id=release, config={"data": "/d", "teacher": "t"})
+            worker = Worker(service)
+            worker.leave("classifier.zip", content, "application/zip")
+            post(f"{worker.url}/finish", fence=worker.lease.fence, state="succeeded")
+            post("/v1/students", name="birds", job_id=worker.job.id)
+        alias = "/v1/students/birds/aliases/production"
+        for version, classes in ((1, 51), (2, 52)):
+            body = {"version": version, "reason": "a test"}
+            service.put(alias, json=body).raise_for_status()
+            wait_for(client, classifier=f"birds@production, version {version}", classes=classes)
+        post(f"{alias}/rollback", reason="a test")
+        wait_for(client, classifier="birds@production, version 1", classes=51)
