@@ -111,7 +111,7 @@ class Classifier:
                 cut off or changed.
         """
         manifest = check_folder(Path(folder))
-        for name in (IMAGE_ENCODER, TEXT_ENCODER):
+        for name in (manifest.image_encoder, TEXT_ENCODER):
             if name not in manifest.files:
                 raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
         return cls(Path(folder), manifest, threads)

@@ -1,6 +1,7 @@
 """`distill serve` over REST: a real server on loopback, asked as clients do."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from distill.runtime.server.settings import ServerSettings
 from tests.distill.runtime.serving import as_file, noise, serving
 from tests.llm_server import Answer, LlmServer
 
+ROOT = Path(__file__).parents[3]
 OKAPI = {"name": "okapi", "text": "a horse-like animal with striped legs"}
 
 
@@ -388,6 +390,30 @@ def test_metrics_tell_what_happened(client, photos):
     route = 'method="POST",route="/v1/classify",status="200"'
     for start in (f"distill_http_requests_total{{{route}}}", "distill_classifier_info{"):
         assert any(line.startswith(start) for line in lines), start
+
+
+def test_the_requests_of_the_guide_work(classifier_folder, photos, tmp_path):
+    """Every curl command of docs/how-to/serving.md, as it stands there."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    for key in ("king_eider", "bufflehead"):
+        (tmp_path / "photos/val" / key).mkdir(parents=True)
+        shutil.copy(photos[0], tmp_path / "photos/val" / key / "1.jpg")
+    page = (ROOT / "docs/how-to/serving.md").read_text()
+    commands = re.findall(r"^\$ (curl .*)$", page, re.MULTILINE)
+    assert len(commands) == 5
+    with serving(classifier_folder) as url:
+        for command in commands:
+            command = command.replace("http://127.0.0.1:8100", url)
+            done = subprocess.run(
+                command.replace("curl", "curl --silent --show-error --fail-with-body", 1),
+                shell=True,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def test_what_is_not_there_is_a_problem_document(client):
