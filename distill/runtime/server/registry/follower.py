@@ -42,9 +42,12 @@ class Follower:
                 await self._load(last, live)
             except UserError as error:
                 log.warning("cannot serve %s from the cache: %s", last.name, error)
-        while True:
-            await self._poll(live)
-            await asyncio.sleep(self._poll_s)
+        try:
+            while True:
+                await self._poll(live)
+                await asyncio.sleep(self._poll_s)
+        finally:
+            self._client.close()
 
     async def _poll(self, live: LiveClassifier) -> None:
         try:
