@@ -40,9 +40,10 @@ def serve_folder(folder: Path, settings: ServerSettings) -> Source:
     Raises:
         ClassifierError: there is none, or it is damaged.
     """
+    path = folder.resolve()
     live = LiveClassifier(
         Classifier.load(folder, threads=settings.threads),
-        folder.resolve().name,
+        path.parent.name if path.name == "classifier" else path.name,  # RUN/classifier: the run
         read_only=READ_ONLY if settings.read_only else None,
         service=settings.service,
     )
