@@ -74,7 +74,7 @@ def failure_reason(error: Exception, head: bytes) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        if not HEIF_SUPPORTED and head[4:8] == b"ftyp":
+        if not HEIF_SUPPORTED and head[4:8] == b"ftyp" and not head[8:].startswith(b"avi"):
             return "HEIC needs pillow-heif: pip install 'enrich-distill[heif]'"
         return "it is not an image"
     if isinstance(error, OSError) and error.strerror:
