@@ -1,10 +1,11 @@
 """How an image file is read by both sides: opened safely, upright, in 8-bit sRGB.
 
-Needs Pillow and numpy, so the package `contract` does not import it by itself.
+Needs Pillow, so the package `contract` does not import it by itself.
 docs/how-to/images.md has a table of what happens to each kind of file.
 """
 
 import io
+import math
 import os
 import stat
 import warnings
@@ -13,7 +14,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final, cast
 
-import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 try:  # the extra `heif`
@@ -112,14 +112,17 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """`image` with 8 bits a channel: 16-bit, 32-bit and float pixels are scaled."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    values = image if image.mode == "F" else image.convert("I").convert("F")
+    least, most = cast(tuple[float, float], values.getextrema())
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise OSError(0, "it has pixels that are not numbers")
     low, high = 0.0, 65535.0
-    if image.mode == "F" and values.min() >= 0 and values.max() <= 255:
-        high = 1.0 if values.max() <= 1 else 255.0
-    elif values.max() > 65535 or (image.mode == "F" and values.min() < 0):
-        low, high = min(0.0, values.min()), values.max()
-    scaled = np.clip((values - low) * (255 / max(high - low, 1e-300)), 0, 255).round()
-    grey = Image.fromarray(scaled.astype(np.uint8))
+    if image.mode == "F" and least >= 0 and most <= 255:
+        high = 1.0 if most <= 1 else 255.0
+    elif most > 65535 or (image.mode == "F" and least < 0):
+        low, high = min(0.0, least), most
+    scale = 255 / max(high - low, 1e-30)
+    grey = values.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
     grey.info = {key: image.info[key] for key in ("icc_profile",) if key in image.info}
     return grey
 

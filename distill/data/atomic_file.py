@@ -30,10 +30,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError), stale.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+    partial, file = _create_partial(path)
     try:
-        with partial.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -41,6 +40,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _create_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file for `path`, locked."""
+    while True:
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+        file = partial.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # 0 once it is deleted
+            return partial, file
+        file.close()  # before it was locked, another writer took it for one that was left behind
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -57,6 +67,7 @@ def _sync_folder(folder: Path) -> None:
     """Write the folder's entries to disk; without this a power failure may undo the rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some file systems cannot sync a folder; the file is written
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
