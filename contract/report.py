@@ -88,6 +88,9 @@ class Calibration(_Frozen):
 
     temperature: Annotated[float, Field(gt=0)]
     seen_bias: Annotated[float, Field(description="Taken from the cosines of seen classes")] = 0.0
+    text_photos: Annotated[
+        float, Field(gt=0, description="A class's text counts as much as so many photos of it")
+    ] = 1.0
     ece_before: Annotated[
         float | None, Field(description="Expected calibration error, percent; the training's T")
     ] = None

@@ -1,7 +1,7 @@
 """The paper's ladder on real photos and a real teacher: what each loss and the descriptions add.
 
-One row a rung, means over seeds with their deviations: top-1 on seen and unseen classes, 5-shot
-retrieval on unseen ones, and how closely the student follows the teacher on unseen images. With
+One row a rung, means over seeds with their deviations: top-1 on seen and unseen classes, on unseen
+ones with 5 labelled photos of each, and how closely the student follows the teacher there. With
 each epoch a student sees another view of each image, one that the teacher saw too, and it is tested
 on whole images, as the teacher is; the last two steps of the ladder train nothing and test the
 student before them otherwise. Nothing here was chosen on the unseen classes. Every run is kept in
@@ -122,7 +122,7 @@ def run(
         config,
         load_student(out / FILE)[0],
         texts,
-        method="retrieval",
+        method="prototypes",
         sampling=Sampling([SHOTS], range(DRAWS)),
         cache=options.cache,
         progress=lambda _: lambda _done, _total: None,

@@ -42,6 +42,12 @@ def predict(
         list[str] | None,
         typer.Option(help='A new class: "NAME=what it looks like", or NAME alone; repeat it.'),
     ] = None,
+    examples: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Photos that describe a class besides its text: "NAME=folder"; repeat it.'
+        ),
+    ] = None,
     service: Annotated[
         str | None, typer.Option(help="Enrichment service that describes a NAME alone.")
     ] = None,
@@ -64,7 +70,9 @@ def predict(
     classifier = Classifier.load(folder)
     for each in add or ():
         add_class(classifier, each, service, allow_near=allow_near)
-    if save and add:
+    for each in examples or ():
+        add_photos(classifier, each)
+    if save and (add or examples):
         classifier.save()
     found = find_photos(photos)
     with bars() as bar:
@@ -98,6 +106,20 @@ def add_class(
     entry = classifier.add(name, texts, allow_near=allow_near)
     for shown in entry.texts if texts else ():
         notes.print(f"added: {shown}", markup=False)
+
+
+def add_photos(classifier: "Classifier", argument: str) -> None:
+    """Let the photos of one --examples describe their class."""
+    from distill.runtime.photos import find_photos
+
+    name, equals, folder = argument.partition("=")
+    if not equals or not Path(folder).exists():
+        raise ClassifierError(
+            f'--examples "{argument}" names no photos: write "NAME=folder" with a folder or file'
+        )
+    photos = [Path(photo.name) for photo in find_photos([folder])]
+    entry = classifier.add_photos(name, photos)
+    notes.print(f"{entry.photos} photos describe {entry.name}", markup=False)
 
 
 def classify(

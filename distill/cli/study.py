@@ -65,8 +65,8 @@ def few_shot(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     method: Annotated[
-        Literal["retrieval", "finetune"], typer.Option(help="How the support is used.")
-    ] = "retrieval",
+        Literal["prototypes", "finetune"], typer.Option(help="How the support is used.")
+    ] = "prototypes",
     seeds: Annotated[int, typer.Option(min=1, help="Number of sampled supports.")] = 3,
     strategy: StrategyOption = None,
     teacher: RunTeacherOption = None,
@@ -75,6 +75,8 @@ def few_shot(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy on unseen classes with k labelled images of each, over several samples of them."""
+    from distill.evaluation.photo_weight import DEFAULT
+    from distill.evaluation.report import read_report
     from distill.models.student import FILE, load_student
     from distill.pipeline.few_shot import Sampling
     from distill.pipeline.few_shot import few_shot as evaluate_few_shot
@@ -84,13 +86,16 @@ def few_shot(
         student, chosen, data=data, teacher=teacher, strategy=strategy, device=device
     )
     network, _ = load_student(student / FILE)
+    calibration = read_report(student).calibration
     with bars() as bar:
         result = evaluate_few_shot(
             config,
             network,
             chosen,
             method=method,
-            sampling=Sampling(ks, range(seeds)),
+            sampling=Sampling(
+                ks, range(seeds), calibration.text_photos if calibration else DEFAULT
+            ),
             cache=cache,
             progress=bar,
         )
@@ -106,8 +111,7 @@ def print_few_shot(result: "FewShot") -> None:
     count = len(result.seeds)
     samples = f"{count} sample{'s' if count > 1 else ''}"
     columns = ["model", "k", "top-1 %", "per class %", "text only %", "images"]
-    if result.method == "finetune":
-        columns.append("seen top-1 %")
+    columns.append("seen top-1 %" if result.method == "finetune" else "photos only %")
     title = f"{result.method}, {result.classes} unseen classes, {samples} ({settings})"
     table = Table(*columns, title=title)
     for row in result.rows:
@@ -118,7 +122,7 @@ def print_few_shot(result: "FewShot") -> None:
             with_deviation(row.mean_per_class, row.mean_per_class_deviation),
             f"{row.text_only_top1:.1f}",
             str(row.images),
-            *(() if row.seen_top1 is None else (f"{row.seen_top1:.1f}",)),
+            *(f"{x:.1f}" for x in (row.seen_top1, row.photos_only_top1) if x is not None),
         )
     Console().print(table)
 

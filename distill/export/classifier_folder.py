@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from contract import Calibration, Report
 from distill.data.pixels import Progress
@@ -31,6 +32,7 @@ from distill.runtime.manifest import (
     IMAGE_ENCODER,
     INT8_ENCODER,
     MODEL_CARD,
+    PHOTO_STATISTICS,
     TEXT_BANK,
     TEXT_ENCODER,
     TOKENIZER,
@@ -44,6 +46,7 @@ from distill.runtime.manifest import (
     TextInfo,
     file_entry,
 )
+from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.text_encoder import TextEncoder, open_session
 
 STEPS: Final = 5  # of an export: image encoder, text encoder, comparison, speed, files
@@ -125,6 +128,8 @@ def export_run(
     manifest = _manifest(run, texts, measured).model_copy(update={"image_encoder": used})
     if options.bake:
         files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
+    seen = normalize(eager["seen"], dim=1).numpy()
+    files[PHOTO_STATISTICS] = PhotoStatistics.of(seen).save()
     files[TEXT_BANK] = save({"tensor": run.bank.features.contiguous()})
     files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}

@@ -1,13 +1,14 @@
 """Few-shot on unseen classes: k labelled images per class are the support, the rest are tested.
 
-    retrieval   training-free: the support features are a cache that votes in addition to the texts
-                (Tip-Adapter, arXiv 2111.03930)
+    prototypes  training-free: the mean of the support's features and the text describe a class
+                together, as in a classifier (see `evaluation.photo_weight`)
     finetune    training of the student continues with the losses of its run; at most half of each
                 batch comes from the support, the rest from the seen training set
 
 Notable:
-- A seed samples the same support for every model and method; its k = 1 is part of its k = 5.
-- Nothing is tuned on the test images: alpha, beta and scale are Tip-Adapter's defaults, and the
+- A seed samples the same support for every model and method; its k = 1 is part of its k = 5. The
+  same images are tested for every k: those in no support of the seed.
+- Nothing is tuned on the test images: the weight of the text was chosen on seen classes, and the
   last state of finetuning is the one that is tested.
 """
 
@@ -21,27 +22,25 @@ from typing import Annotated, Final, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from contract import Release, SplitName, TrainConfig
 from distill.data.pixels import Progress
 from distill.data.splits import NO_UNSEEN, SPLITS, Split, scan_splits
 from distill.errors import DataError, ModelError, UserError
 from distill.evaluation.accuracy import predict, score
+from distill.evaluation.photo_weight import DEFAULT, class_means, fuse
 from distill.models.student import Student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.inputs import Inputs
 from distill.training.distributed import connect
 from distill.training.loop import Callbacks, TrainingData, train
 
-ALPHA: Final = 1.0  # weight of the cache relative to the texts
-BETA: Final = 5.5  # sharpness: how fast a vote decays with distance
-SCALE: Final = 100.0  # of the text cosines, as in CLIP: alpha and beta are tuned for it
 EPOCHS: Final = 5
 LEARNING_RATE_FACTOR: Final = 0.1  # relative to the learning rate of the run
 SEEN_IMAGES: Final = 1024  # at least so many are replayed against forgetting
 
-FewShotMethod = Literal["retrieval", "finetune"]
+FewShotMethod = Literal["prototypes", "finetune"]
 Model = Literal["teacher", "student"]
 
 
@@ -69,28 +68,6 @@ def sample_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> T
     generator = torch.Generator().manual_seed(seed)
     rows = [(targets == index).nonzero()[:, 0] for index in range(len(keys))]
     return torch.cat([own[torch.randperm(len(own), generator=generator)[:k]] for own in rows])
-
-
-def retrieval_logits(
-    features: Tensor,
-    text: Tensor,
-    support: Tensor,
-    support_targets: Tensor,
-    *,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    scale: float = SCALE,
-) -> Tensor:
-    """Logits [images, classes] of Tip-Adapter (arXiv 2111.03930, Eq. 3 to 6), training-free.
-
-    alpha · exp(−beta (1 − f F^T)) L + scale · f W^T: each support feature votes for its class with
-    a weight that decays with distance; the cosines with the texts are added. features f
-    [images, dim], text W [classes, dim], support F [support, dim] with the classes L [support];
-    none need be normalised.
-    """
-    f, cache = normalize(features, dim=1), normalize(support, dim=1)
-    votes = torch.exp(-beta * (1 - f @ cache.T)) @ one_hot(support_targets, len(text)).to(f)
-    return alpha * votes + scale * f @ normalize(text, dim=1).T
 
 
 @dataclass(frozen=True)
@@ -156,10 +133,14 @@ def finetune(
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which supports are sampled: k images of each class, for each k and seed."""
+    """Which supports are sampled: k images of each class, for each k and seed.
+
+    `text_photos`: how many photos a class's text is worth, as the run's calibration says.
+    """
 
     ks: Sequence[int]
     seeds: Sequence[int]
+    text_photos: float = DEFAULT
 
 
 class FewShotRow(BaseModel):
@@ -176,6 +157,9 @@ class FewShotRow(BaseModel):
     mean_per_class: float
     mean_per_class_deviation: float | None
     text_only_top1: Annotated[float, Field(description="Without support, on the same images")]
+    photos_only_top1: Annotated[
+        float | None, Field(description="By the support alone; null for finetuning")
+    ] = None
     seen_top1: Annotated[
         float | None, Field(description="Of the finetuned student, to show what it forgot")
     ] = None
@@ -195,7 +179,7 @@ class FewShot(BaseModel):
     classes: int
     seeds: tuple[int, ...]
     settings: Annotated[
-        dict[str, float], Field(description="alpha, beta, scale; or epochs, learning_rate")
+        dict[str, float], Field(description="text_photos; or epochs, learning_rate")
     ]
     rows: tuple[FewShotRow, ...]
 
@@ -212,7 +196,7 @@ def few_shot(
 ) -> FewShot:
     """Accuracy on the unseen images of `config.data` with each k, over the seeds.
 
-    `config` is that of the run that trained `student`. Retrieval gives rows of teacher and student,
+    `config` is that of the run that trained `student`. Prototypes give rows of teacher and student,
     finetuning of the student alone.
 
     Raises:
@@ -223,7 +207,7 @@ def few_shot(
     """
     if not sampling.ks or not sampling.seeds:
         raise UserError("few-shot needs at least one k and one seed: give -k 1 --seeds 1")
-    names: tuple[SplitName, ...] = ("unseen",) if method == "retrieval" else tuple(SPLITS)
+    names: tuple[SplitName, ...] = ("unseen",) if method == "prototypes" else tuple(SPLITS)
     keys = {label.key for label in release.labels}
     splits = scan_splits(config.data, keys, names, cache=cache)
     if "unseen" not in splits:
@@ -252,7 +236,7 @@ def few_shot(
         sampling=sampling,
         supports=supports,
     )
-    settings, rows = _retrieval(task) if method == "retrieval" else _finetuning(task)
+    settings, rows = _prototypes(task) if method == "prototypes" else _finetuning(task)
     return FewShot(
         method=method,
         student=config.student,
@@ -283,12 +267,24 @@ class _Trial:
     mean_per_class: float
     text_only: float
     images: int
+    photos_only: float | None
     seen: float | None
 
 
-# From (model, support indices, mask of the test images, seed) to the predicted classes of the test
-# images, and the accuracy on seen images if it changed.
-Predict = Callable[[Model, Tensor, Tensor, int], tuple[Tensor, float | None]]
+@dataclass(frozen=True)
+class _Predicted:
+    """Classes of the test images: by support and text, and by the support alone.
+
+    `seen` is the accuracy on seen images in percent, if it changed.
+    """
+
+    classes: Tensor
+    by_photos: Tensor | None = None
+    seen: float | None = None
+
+
+# From (model, support indices, mask of the test images, seed).
+Predict = Callable[[Model, Tensor, Tensor, int], _Predicted]
 
 
 @dataclass(frozen=True)
@@ -329,29 +325,35 @@ class _Task:
     ) -> _Trial:
         support = self.supports[key]
         rest = torch.ones(len(self.unseen), dtype=torch.bool)
-        rest[support] = False
+        for (_, seed), drawn in self.supports.items():
+            if seed == key[1]:
+                rest[drawn] = False
         targets, classes = self.unseen.targets[rest], len(self.unseen.keys)
         text_only, _ = score(predict(features[rest], self.text["unseen"]), targets, classes)
-        predicted, seen = predict_rest(model, support, rest, key[1])
-        return _Trial(*score(predicted, targets, classes), text_only, len(targets), seen)
+        found = predict_rest(model, support, rest, key[1])
+        photos_only = (
+            None if found.by_photos is None else score(found.by_photos, targets, classes)[0]
+        )
+        top1, mean_per_class = score(found.classes, targets, classes)
+        return _Trial(top1, mean_per_class, text_only, len(targets), photos_only, found.seen)
 
 
-def _retrieval(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
-    """Settings and rows of Tip-Adapter, for the teacher and the student."""
+def _prototypes(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
+    """Settings and rows of class means fused with texts, for the teacher and the student."""
+    text_photos = task.sampling.text_photos
+    text, targets = task.text["unseen"], task.unseen.targets
     features: dict[Model, Tensor] = {
         "teacher": task.teacher,
         "student": task.student.encode(task.pixels),
     }
 
-    def predict_rest(
-        model: Model, support: Tensor, rest: Tensor, _seed: int
-    ) -> tuple[Tensor, None]:
-        cache = features[model][support], task.unseen.targets[support]
-        logits = retrieval_logits(features[model][rest], task.text["unseen"], *cache)
-        return logits.argmax(dim=1), None
+    def predict_rest(model: Model, support: Tensor, rest: Tensor, _seed: int) -> _Predicted:
+        own = features[model]
+        means = class_means(own[support], targets[support], len(text))
+        fused = fuse(normalize(text, dim=1), means, len(support) // len(text), text_photos)
+        return _Predicted(predict(own[rest], fused), predict(own[rest], means))
 
-    settings = {"alpha": ALPHA, "beta": BETA, "scale": SCALE}
-    return settings, task.rows(features, predict_rest)
+    return {"text_photos": text_photos}, task.rows(features, predict_rest)
 
 
 def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
@@ -377,15 +379,13 @@ def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
     )
     on_step = inputs.progress("Finetuning steps of this support")
 
-    def predict_rest(
-        _model: Model, support: Tensor, rest: Tensor, seed: int
-    ) -> tuple[Tensor, float | None]:
+    def predict_rest(_model: Model, support: Tensor, rest: Tensor, seed: int) -> _Predicted:
         images = Support(
             task.pixels[support], task.unseen.targets[support], task.teacher[support], text
         )
         settings = config.model_copy(update={**changes, "seed": seed})
         student, seen_top1 = finetune(settings, task.student, seen, images, on_step=on_step)
-        return predict(student.encode(task.pixels[rest]), text), seen_top1
+        return _Predicted(predict(student.encode(task.pixels[rest]), text), seen=seen_top1)
 
     return {"epochs": EPOCHS, "learning_rate": rate}, task.rows(features, predict_rest)
 
@@ -395,6 +395,7 @@ def _row(model: Model, k: int, trials: Sequence[_Trial]) -> FewShotRow:
     top1 = [trial.top1 for trial in trials]
     per_class = [trial.mean_per_class for trial in trials]
     seen = [trial.seen for trial in trials if trial.seen is not None]
+    photos = [trial.photos_only for trial in trials if trial.photos_only is not None]
     several = len(trials) > 1
     return FewShotRow(
         model=model,
@@ -404,6 +405,7 @@ def _row(model: Model, k: int, trials: Sequence[_Trial]) -> FewShotRow:
         mean_per_class=mean(per_class),
         mean_per_class_deviation=stdev(per_class) if several else None,
         text_only_top1=mean(trial.text_only for trial in trials),
+        photos_only_top1=mean(photos) if photos else None,
         seen_top1=mean(seen) if seen else None,
         images=trials[0].images,
     )

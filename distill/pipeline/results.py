@@ -35,11 +35,13 @@ from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
 from distill.evaluation.figures import calibrate, joint_accuracy
+from distill.evaluation.left_out import SeenImages, leave_out
+from distill.evaluation.photo_weight import choose_text_photos
 from distill.evaluation.report import CONTROL, NORMALISED, read_report, write_report
 from distill.evaluation.report_images import draw_similarity, draw_thumbnails
 from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
 from distill.evaluation.score_norm import ScoreNorm
-from distill.evaluation.seen_bias import SeenImages, choose_seen_bias
+from distill.evaluation.seen_bias import choose_seen_bias
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import TIMM_FOLDER, Student, save_for_timm, save_student
 from distill.pipeline.inputs import Inputs
@@ -47,7 +49,8 @@ from distill.pipeline.inputs import Inputs
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 LAST_EPOCHS: Final = 5
-BIAS_IMAGES: Final = 10_000  # training images that the seen-class bias is chosen with
+LEFT_OUT_IMAGES: Final = 10_000  # of each split, in choices on left-out classes
+NEW_CLASS_SHARE: Final = 4
 MAP_CLASSES: Final = 1000  # rows of a similarity map, one pixel each
 PLANE_CLASSES: Final = 250  # arrows on the plane of texts
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
@@ -158,48 +161,57 @@ def _joint_and_calibration(
     run: RunInputs, student: Student, features: Mapping[SplitName, Tensor]
 ) -> dict[str, object]:
     """The fields of the report on seen and unseen classes together, and on probabilities."""
-    bank, temperature = run.bank, run.config.temperature
+    bank = run.bank
     splits = {split: run.inputs.splits[split] for split in EVALUATED if split in run.inputs.splits}
     by_model: dict[Literal["teacher", "student"], dict[Literal["seen", "unseen"], Tensor]] = {
         "teacher": {split: run.features[split] for split in splits},
         "student": {split: features[split] for split in splits},
     }
     tested = by_model["student"]
+    bias, text_photos = _choose_for_new_classes(run, student, features["seen"])
+    calibration = calibrate(
+        tested, splits, bank, temperature=run.config.temperature, seen_bias=bias
+    ).model_copy(update={"text_photos": text_photos})
     if "unseen" not in splits:
-        calibration = calibrate(tested, splits, bank, temperature=temperature, seen_bias=0.0)
         return {"calibration": calibration}
     rows = [
         joint_accuracy(model, own, splits, text_bank, text=text)
         for model, own in by_model.items()
         for text, text_bank in run.banks.items()
     ]
-    bias = _seen_bias(run, student, features["seen"])
     rows.append(joint_accuracy("student", tested, splits, bank, bias=bias))
-    return {
-        "joint": tuple(rows),
-        "calibration": calibrate(tested, splits, bank, temperature=temperature, seen_bias=bias),
-    }
+    return {"joint": tuple(rows), "calibration": calibration}
 
 
-def _seen_bias(run: RunInputs, student: Student, features: Tensor) -> float:
-    """The bias against seen classes; `features` [images, dim] are the student's of the seen split.
+def _choose_for_new_classes(
+    run: RunInputs, student: Student, features: Tensor
+) -> tuple[float, float]:
+    """The bias against seen classes, and how many photos a text is worth; see `left_out`.
 
-    Of many training images, evenly spaced ones are used.
+    `features` [images, dim] are the student's of the seen split. Of many images, evenly spaced
+    ones are used. Where no unseen classes are given, one for NEW_CLASS_SHARE seen ones is expected.
     """
     train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
     text = run.bank.select(train.keys).features
-    rows = torch.linspace(0, len(train) - 1, min(len(train), BIAS_IMAGES), dtype=torch.float64)
     place = {key: row for row, key in enumerate(train.keys)}
-    targets = torch.tensor([place[key] for key in seen.keys])[seen.targets]
-    return choose_seen_bias(
-        SeenImages(
-            student.encode_backbone(run.pixels["train"][rows.long()]), train.targets[rows.long()]
-        ),
-        SeenImages(student.encode_backbone(run.pixels["seen"]), targets),
-        normalize(features, dim=1) @ text.T,
+    rows, tested = _spaced(len(train)), _spaced(len(seen))
+    targets = torch.tensor([place[key] for key in seen.keys])[seen.targets[tested]]
+    unseen = run.inputs.splits.get("unseen")
+    folds = leave_out(
+        SeenImages(student.encode_backbone(run.pixels["train"][rows]), train.targets[rows]),
+        SeenImages(student.encode_backbone(run.pixels["seen"][tested]), targets),
         text,
-        len(run.inputs.splits["unseen"].keys),
+        len(train.keys) // NEW_CLASS_SHARE if unseen is None else len(unseen.keys),
     )
+    cosines = normalize(features[tested], dim=1) @ text.T
+    bias = choose_seen_bias(folds, targets, cosines, text)
+    return bias, choose_text_photos(folds, targets, text)
+
+
+def _spaced(count: int) -> Tensor:
+    """At most LEFT_OUT_IMAGES evenly spaced indices of `count` images."""
+    most = min(count, LEFT_OUT_IMAGES)
+    return torch.linspace(0, count - 1, most, dtype=torch.float64).long()
 
 
 def accuracies(

@@ -34,6 +34,7 @@ from distill.runtime.image_encoder import ImageEncoder, Pixels
 from distill.runtime.manifest import (
     BAKED,
     MANIFEST,
+    PHOTO_STATISTICS,
     TEXT_BANK,
     TEXT_ENCODER,
     TOKENIZER,
@@ -44,6 +45,7 @@ from distill.runtime.manifest import (
     read_file,
     read_manifest,
 )
+from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.text_encoder import Features, TextEncoder
 
 BATCH: Final = 32
@@ -165,7 +167,8 @@ class Classifier:
             ClassifierError: the classifier has no class, or none of such a key.
         """
         rows = self._rows(among)
-        cosines = features @ self.bank[rows].T
+        offsets = np.array([self.classes[row].offset for row in rows], np.float32)
+        cosines = features @ self.bank[rows].T + offsets
         probabilities = self._probabilities(cosines, rows)
         return [
             self._prediction(rows, *row, top) for row in zip(cosines, probabilities, strict=True)
@@ -237,6 +240,36 @@ class Classifier:
         self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
         return added
 
+    def add_photos(self, name: str, photos: Sequence[Photo]) -> ClassEntry:
+        """Let photos describe the class with this name or key, besides its texts. No training.
+
+        Raises:
+            UnreadableImages: a file is missing, cut off or no image.
+            ClassifierError: there is no such class or photo, or the class has photos already.
+        """
+        row = self._row_of(name)
+        entry = self.classes[row]
+        if entry.photos:
+            raise ClassExists(
+                f"the class {entry.name!r} has {entry.photos} photos already: remove it and add it "
+                "again, with all its photos"
+            )
+        if not photos:
+            raise ClassifierError(f"there is no photo for the class {entry.name!r}: give one")
+        if PHOTO_STATISTICS not in self.manifest.files:
+            raise ClassifierError(
+                f"{self._folder} lists no {PHOTO_STATISTICS}: export the classifier again"
+            )
+        statistics = PhotoStatistics.read(read_file(self._folder, self.manifest, PHOTO_STATISTICS))
+        mixed, offset = statistics.mix(
+            self.bank[row], self.encode(photos), self.manifest.calibration.text_photos
+        )
+        changed = entry.model_copy(update={"photos": len(photos), "offset": offset})
+        bank = self.bank.copy()
+        bank[row] = mixed
+        self._replace((*self.classes[:row], changed, *self.classes[row + 1 :]), bank)
+        return changed
+
     def check_name(self, name: str, key: str | None = None) -> str:
         """`name` without needless blanks, if a class of this name and `key` can be added.
 
@@ -283,11 +316,16 @@ class Classifier:
         Raises:
             ClassifierError: there is none.
         """
+        row = self._row_of(name)
+        removed = self.classes[row]
+        others = (*self.classes[:row], *self.classes[row + 1 :])
+        self._replace(others, np.delete(self.bank, row, axis=0))
+        return removed
+
+    def _row_of(self, name: str) -> int:
         for row, entry in enumerate(self.classes):
             if name == entry.key or _spelling(name) == _spelling(entry.name):
-                others = (*self.classes[:row], *self.classes[row + 1 :])
-                self._replace(others, np.delete(self.bank, row, axis=0))
-                return entry
+                return row
         raise UnknownClass(f"the classifier has no class {name!r}")
 
     def _replace(self, classes: tuple[ClassEntry, ...], bank: Features) -> None:

@@ -7,6 +7,7 @@ classifier.onnx           pixels → probabilities of the exported classes, if a
 text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
 tokenizer.json            of the text encoder, for the package `tokenizers`
 text_bank*.safetensors    unit text features [classes, dim], a row for each entry of `classes`
+photo_statistics.safetensors   of seen photos, for classes that are described by photos too
 README.md                 the model card
 """
 
@@ -32,6 +33,7 @@ BAKED: Final = "classifier.onnx"
 TEXT_ENCODER: Final = "text_encoder.onnx"
 TOKENIZER: Final = "tokenizer.json"
 TEXT_BANK: Final = "text_bank.safetensors"
+PHOTO_STATISTICS: Final = "photo_statistics.safetensors"
 MODEL_CARD: Final = "README.md"
 AGAIN: Final = "export the classifier again, or copy the whole folder again"
 
@@ -50,6 +52,8 @@ class ClassEntry(_Frozen):
     texts: Annotated[tuple[str, ...], Field(min_length=1, description="Prompts that were encoded")]
     seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
     origin: Annotated[str, Field(description="'release HASH', or 'added'")]
+    photos: Annotated[int, Field(ge=0, description="That its row was made with, besides texts")] = 0
+    offset: Annotated[float, Field(description="Added to the cosine; not 0 with photos")] = 0.0
 
 
 class TeacherInfo(_Frozen):

@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from distill.evaluation.joint import best_point, outcomes
-from distill.evaluation.seen_bias import RIDGE, SeenImages, choose_seen_bias, fit_without
+from distill.evaluation.left_out import RIDGE, SeenImages, fit_without, leave_out
+from distill.evaluation.seen_bias import choose_seen_bias
 
 SEEN, UNSEEN, DIM, WIDTH = 24, 12, 16, 24
 
@@ -39,13 +40,8 @@ def test_it_comes_near_what_unseen_images_would_have_chosen(seed):
         ones = torch.ones(len(features), 1)
         return normalize(torch.cat([features, ones], dim=1).double() @ layer, dim=1).float()
 
-    bias = choose_seen_bias(
-        SeenImages(train, targets),
-        SeenImages(validation, targets),
-        encode(validation) @ seen.T,
-        seen,
-        UNSEEN,
-    )
+    folds = leave_out(SeenImages(train, targets), SeenImages(validation, targets), seen, UNSEEN)
+    bias = choose_seen_bias(folds, targets, encode(validation) @ seen.T, seen)
     decided = outcomes(
         encode(validation) @ text.T,
         targets,
@@ -75,6 +71,7 @@ def test_each_layer_is_that_of_least_squares_without_the_left_out_classes():
 
 def test_where_nothing_can_be_left_out_there_is_no_bias():
     few = SeenImages(torch.randn(6, 4), torch.arange(3).repeat(2))
-    assert choose_seen_bias(few, few, torch.eye(3).repeat(2, 1), torch.eye(3, 4), unseen=2) == 0
+    assert leave_out(few, few, torch.eye(3, 4), unseen=2) == ()
     many = SeenImages(torch.randn(8, 4), torch.arange(4).repeat(2))
-    assert choose_seen_bias(many, many, torch.eye(4).repeat(2, 1), torch.eye(4), unseen=0) == 0
+    assert leave_out(many, many, torch.eye(4), unseen=0) == ()
+    assert choose_seen_bias((), few.targets, torch.eye(3).repeat(2, 1), torch.eye(3, 4)) == 0

@@ -1,7 +1,6 @@
-"""Few-shot: what is drawn, what the cache votes, what finetuning takes in, and the command."""
+"""Few-shot: what is drawn, what finetuning takes in, and the command."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from distill.cli.main import app
 from distill.data.augment import apply_views
 from distill.errors import DataError
 from distill.evaluation.accuracy import predict
-from distill.pipeline.few_shot import Support, finetune, retrieval_logits, sample_support
+from distill.pipeline.few_shot import Support, finetune, sample_support
 from distill.training import loop
 from tests.distill.training.test_loop import make_config, make_data, make_student, run
 
@@ -48,37 +47,6 @@ def test_a_k_that_leaves_nothing_to_test_on_is_refused_with_the_largest_that_doe
 def test_a_class_without_image_is_named():
     with pytest.raises(DataError, match="the class 'b' has no image"):
         sample_support(torch.tensor([0, 0, 2, 2]), KEYS, 1, seed=0)
-
-
-def test_the_logits_of_retrieval_are_those_of_the_paper():
-    generator = torch.Generator().manual_seed(0)
-    images, text, support = (
-        torch.randn(rows, 5, generator=generator, dtype=torch.float64) for rows in (4, 3, 6)
-    )
-    owners = [0, 0, 1, 1, 2, 2]
-    logits = retrieval_logits(
-        images, text, support, torch.tensor(owners), alpha=0.7, beta=3.0, scale=20.0
-    )
-
-    def cosine(a, b):
-        dot = sum(x * y for x, y in zip(a, b, strict=True))
-        return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(x * x for x in b))
-
-    for i, image in enumerate(images.tolist()):
-        for c, words in enumerate(text.tolist()):
-            votes = sum(
-                math.exp(-3.0 * (1 - cosine(image, each)))
-                for each, owner in zip(support.tolist(), owners, strict=True)
-                if owner == c
-            )
-            expected = 0.7 * votes + 20.0 * cosine(image, words)
-            assert logits[i, c].item() == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_support_image_outvotes_a_text_that_says_nothing():
-    support, text = torch.eye(3), torch.ones(3, 3)
-    logits = retrieval_logits(torch.eye(3), text, support, torch.tensor([2, 0, 1]))
-    assert logits.argmax(dim=1).tolist() == [2, 0, 1]
 
 
 @pytest.fixture
@@ -159,7 +127,7 @@ def command(folder, world, *words):
     return CliRunner().invoke(app, [str(word) for word in arguments])
 
 
-def test_retrieval_is_measured_for_teacher_and_student_on_what_was_not_drawn(
+def test_prototypes_are_measured_for_teacher_and_student_on_what_was_not_drawn(
     charm_run, charm_world
 ):
     done = command(charm_run, charm_world, "-k", 1, "-k", 5, "--seeds", 2, "--json")
@@ -169,12 +137,15 @@ def test_retrieval_is_measured_for_teacher_and_student_on_what_was_not_drawn(
     assert [(row["model"], row["k"]) for row in result["rows"]] == [
         ("teacher", 1), ("teacher", 5), ("student", 1), ("student", 5),
     ]  # fmt: skip
-    assert [row["images"] for row in result["rows"]] == [75, 15, 75, 15]  # of 15 classes × 6
-    assert result["settings"] == {"alpha": 1, "beta": 5.5, "scale": 100}
+    assert [row["images"] for row in result["rows"]] == [15] * 4  # of 15 classes × 6
+    settings = json.loads((charm_run / "report.json").read_bytes())["calibration"]
+    assert result["settings"] == {"text_photos": settings["text_photos"]}
     assert (result["classes"], result["seeds"]) == (15, [0, 1])
     teacher = result["rows"][0]
     assert teacher["top1"] > 60  # measured: 80 on all images
     assert teacher["top1_deviation"] is not None and teacher["seen_top1"] is None
+    assert teacher["photos_only_top1"] > 60
+    assert teacher["text_only_top1"] == result["rows"][1]["text_only_top1"]  # the same images
 
 
 def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(charm_run, charm_world):
