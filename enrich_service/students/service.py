@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 from sqlmodel import Session, col, func, select
 
-from contract import JobState, Report
+from contract import CLASSIFIER_ARTIFACT, JobState, Report
 from enrich_service.core.errors import Conflict, NoSuch, NotFound, UserError
 from enrich_service.core.text import check_alias, check_line, check_name, check_text, shortened
 from enrich_service.jobs import artifacts, reports
@@ -34,7 +34,6 @@ from enrich_service.students.schemas import (
     StudentView,
 )
 
-ARTIFACT: Final = "classifier.zip"
 MANIFEST: Final = "classifier.json"  # at the root of the archive
 
 
@@ -85,10 +84,10 @@ def _classifier_of(session: Session, folder: Path, job: JobRow) -> JobArtifact:
         raise Conflict(f"Job {job.id} is {job.state}: register it once it has succeeded.")
     assert job.id is not None
     try:
-        artifact = artifacts.get(session, job.id, ARTIFACT)
+        artifact = artifacts.get(session, job.id, CLASSIFIER_ARTIFACT)
     except NotFound:
         raise Conflict(
-            f"Job {job.id} has no artifact {ARTIFACT}: queue the same training again, for a worker "
+            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, for a worker "
             "that exports its student."
         ) from None
     try:
@@ -96,12 +95,12 @@ def _classifier_of(session: Session, folder: Path, job: JobRow) -> JobArtifact:
             archive.getinfo(MANIFEST)
     except FileNotFoundError:
         raise Conflict(
-            f"The file of {ARTIFACT} of job {job.id} is missing from the artifact folder: restore "
+            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact folder: restore "
             "it from a backup."
         ) from None
     except (zipfile.BadZipFile, KeyError):
         raise Conflict(
-            f"{ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: queue the "
+            f"{CLASSIFIER_ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: queue the "
             "same training again."
         ) from None
     return artifact
@@ -172,7 +171,7 @@ def classifier_file(folder: Path, version: StudentVersion) -> Path:
     path = artifacts.location(folder, version.sha256)
     if not path.is_file():
         raise NotFound(
-            f"The file of {ARTIFACT} of job {version.job_id} is missing from the artifact folder."
+            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the artifact folder."
         )
     return path
 
