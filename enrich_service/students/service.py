@@ -87,21 +87,21 @@ def _classifier_of(session: Session, folder: Path, job: JobRow) -> JobArtifact:
         artifact = artifacts.get(session, job.id, CLASSIFIER_ARTIFACT)
     except NotFound:
         raise Conflict(
-            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, for a worker "
-            "that exports its student."
+            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, for "
+            "a worker that exports its student."
         ) from None
     try:
         with zipfile.ZipFile(artifacts.location(folder, artifact.sha256)) as archive:
             archive.getinfo(MANIFEST)
     except FileNotFoundError:
         raise Conflict(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact folder: restore "
-            "it from a backup."
+            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact folder: "
+            "restore it from a backup."
         ) from None
     except (zipfile.BadZipFile, KeyError):
         raise Conflict(
-            f"{CLASSIFIER_ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: queue the "
-            "same training again."
+            f"{CLASSIFIER_ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: "
+            "queue the same training again."
         ) from None
     return artifact
 
@@ -171,7 +171,8 @@ def classifier_file(folder: Path, version: StudentVersion) -> Path:
     path = artifacts.location(folder, version.sha256)
     if not path.is_file():
         raise NotFound(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the artifact folder."
+            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the artifact "
+            "folder."
         )
     return path
 
