@@ -256,9 +256,6 @@ class Report(_Frozen):
     teacher_fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
     teacher_dim: int
     student_parameters: int
-    student_latency_ms: Annotated[
-        float | None, Field(description="Of one image on the worker; null if not measured")
-    ] = None
     preflight: Preflight | None = None
     epochs: tuple[Epoch, ...]
     seen_top1_last_epochs: Annotated[

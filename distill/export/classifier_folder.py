@@ -196,6 +196,7 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
         text=_text_info(run, texts.cleaning),
         calibration=report.calibration or Calibration(temperature=report.config.temperature),
         accuracies=_accuracies(report, measured),
+        latency_ms=measured.speed.ms,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         classes=tuple(
             ClassEntry(

@@ -127,6 +127,9 @@ class Manifest(_Frozen):
     accuracies: Annotated[
         dict[str, float], Field(description="Percent, on the validation images of the run")
     ] = {}
+    latency_ms: Annotated[
+        float | None, Field(description="Of one image, on the machine that wrote it")
+    ] = None
     versions: Annotated[dict[str, str], Field(description="Of the packages that wrote it")] = {}
     classes: tuple[ClassEntry, ...]
     image_encoder: Annotated[str, Field(description="File of the encoder in use")] = IMAGE_ENCODER

@@ -1,5 +1,7 @@
 """Students: immutable versions made by jobs, and aliases that move between them with a log."""
 
+import json
+import math
 import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -48,7 +50,7 @@ def register(session: Session, folder: Path, body: StudentRegister) -> StudentVe
     check_text("The message", body.message, limit=1000)
     check_text("The author", body.author, limit=200)
     job = job_service.get(session, body.job_id)
-    artifact = _classifier_of(session, folder, job)
+    artifact, latency = _classifier_of(session, folder, job)
     student = session.exec(select(Student).where(Student.name == body.name)).one_or_none()
     number = 1
     if student is None:
@@ -68,7 +70,7 @@ def register(session: Session, folder: Path, body: StudentRegister) -> StudentVe
         size=artifact.size,
         message=body.message,
         author=body.author,
-        **_figures(session, folder, body.job_id).model_dump(),
+        **_figures(session, folder, body.job_id, latency).model_dump(),
     )
     artifact.pinned = True
     session.add_all((version, artifact))
@@ -76,8 +78,11 @@ def register(session: Session, folder: Path, body: StudentRegister) -> StudentVe
     return version
 
 
-def _classifier_of(session: Session, folder: Path, job: JobRow) -> JobArtifact:
-    """The artifact classifier.zip of a job. Raises Conflict if it cannot be registered."""
+def _classifier_of(session: Session, folder: Path, job: JobRow) -> tuple[JobArtifact, float | None]:
+    """The artifact classifier.zip of a job, and the time of one image that it states.
+
+    Raises Conflict if it cannot be registered.
+    """
     if job.state in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"Job {job.id} is {job.state}: retry it, and register it once it succeeds.")
     if job.state is not JobState.SUCCEEDED:
@@ -87,23 +92,33 @@ def _classifier_of(session: Session, folder: Path, job: JobRow) -> JobArtifact:
         artifact = artifacts.get(session, job.id, CLASSIFIER_ARTIFACT)
     except NotFound:
         raise Conflict(
-            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, for "
-            "a worker that exports its student."
+            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, "
+            "for a worker that exports its student."
         ) from None
     try:
         with zipfile.ZipFile(artifacts.location(folder, artifact.sha256)) as archive:
-            archive.getinfo(MANIFEST)
+            latency = _latency_ms(archive.read(MANIFEST))
     except FileNotFoundError:
         raise Conflict(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact folder: "
-            "restore it from a backup."
+            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact "
+            "folder: restore it from a backup."
         ) from None
     except (zipfile.BadZipFile, KeyError):
         raise Conflict(
             f"{CLASSIFIER_ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: "
             "queue the same training again."
         ) from None
-    return artifact
+    return artifact, latency
+
+
+def _latency_ms(manifest: bytes) -> float | None:
+    """The time of one image that a classifier's manifest states; None where it states none."""
+    try:
+        document = json.loads(manifest)
+    except ValueError:
+        return None
+    value = document.get("latency_ms") if isinstance(document, dict) else None
+    return value if isinstance(value, float) and 0 < value < math.inf else None
 
 
 def _check_is_new(session: Session, student: Student, job: JobRow) -> None:
@@ -119,11 +134,12 @@ def _check_is_new(session: Session, student: Student, job: JobRow) -> None:
         )
 
 
-def _figures(session: Session, folder: Path, job_id: int) -> Figures:
-    """The figures of a job's report; all None without a report that can be read."""
+def _figures(session: Session, folder: Path, job_id: int, latency: float | None) -> Figures:
+    """The figures of a job's report, None without a report that can be read, and the latency."""
+    figures = Figures()
     with suppress(UserError, ValidationError):
-        return figures_of(reports.read(session, folder, job_id))
-    return Figures()
+        figures = figures_of(reports.read(session, folder, job_id))
+    return figures.model_copy(update={"latency_ms": latency})
 
 
 def figures_of(report: Report) -> Figures:
@@ -134,15 +150,13 @@ def figures_of(report: Report) -> Figures:
         for row in report.accuracies
         if row.model == "student" and row.text == texts
     }
-    joint = [
-        row.harmonic_mean for row in report.joint if row.model == "student" and row.text == texts
-    ]
+    # The last row is the one with the bias against seen classes that the classifier uses.
+    joint = [row.harmonic_mean for row in report.joint if row.model == "student"]
     return Figures(
         seen=top1.get("seen"),
         unseen=top1.get("unseen"),
-        joint_harmonic_mean=joint[0] if joint else None,
+        joint_harmonic_mean=joint[-1] if joint else None,
         parameters=report.student_parameters,
-        latency_ms=report.student_latency_ms,
     )
 
 
@@ -171,8 +185,8 @@ def classifier_file(folder: Path, version: StudentVersion) -> Path:
     path = artifacts.location(folder, version.sha256)
     if not path.is_file():
         raise NotFound(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the artifact "
-            "folder."
+            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the "
+            "artifact folder."
         )
     return path
 
