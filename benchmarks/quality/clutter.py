@@ -83,7 +83,7 @@ def teacher_features(teacher: Teacher, pixels: Tensor) -> Tensor:
     return torch.cat(features).clone().view(*pixels.shape[:2], -1).mean(dim=1)
 
 
-def learn(
+def learn(  # noqa: PLR0913 - what the table varies
     name: str, pixels: Tensor, shown: Tensor, teacher: Tensor, text: Tensor, *,
     shape: dict[str, float], epochs: int, seed: int,
 ) -> MultiView:  # fmt: skip

@@ -61,7 +61,7 @@ def score(predicted: Tensor, targets: Tensor, classes: int) -> tuple[float, floa
     return 100 * hits.mean().item(), 100 * per_class[images > 0].mean().item()
 
 
-def accuracy(
+def accuracy(  # noqa: PLR0913 - the figures and what they are of
     model: Literal["teacher", "student"],
     split: Literal["seen", "unseen"],
     features: Tensor,

@@ -127,7 +127,7 @@ def l_cap(
     return cross_entropy(logits, torch.arange(len(student), device=student.device))
 
 
-def l_asl(
+def l_asl(  # noqa: PLR0913 - the constants of the paper
     student: Tensor,
     text: Tensor,
     targets: Tensor,

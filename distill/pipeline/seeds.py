@@ -11,7 +11,7 @@ from distill.pipeline.job import OnEvent, run_job
 FOLDER: Final = "seed-{}"
 
 
-def run_seeds(
+def run_seeds(  # noqa: PLR0913 - those of run_job, and the seeds
     config: TrainConfig,
     release: Release,
     out: Path,

@@ -20,7 +20,7 @@ TRAIN: Final = (sys.executable, "-m", "distill", "train")
 POLL_INTERVAL_S: Final = 2.0  # between two claims while the queue is empty
 
 
-def work(
+def work(  # noqa: PLR0913 - the options of a worker
     service_url: str,
     *,
     work_dir: Path,

@@ -40,7 +40,13 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptVersion
-from enrich_service.prompts.schemas import AliasPut, PromptKind
+from enrich_service.prompts.schemas import (
+    AliasPut,
+    PromptCreate,
+    PromptKind,
+    VersionContent,
+    VersionCreate,
+)
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
@@ -48,6 +54,7 @@ from enrich_service.validation.answer import Answer, texts_of
 from enrich_service.validation.rules import DEFAULT_RULES, check
 
 _SHOWN_PROBLEMS = 100
+_OF_A_PROMPT = {*VersionCreate.model_fields, "kind", "summary", "tags"}
 _DELIVERED = "Delivered with the service"  # the first move's reason, from migrations/seeds.py
 _RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
@@ -405,28 +412,18 @@ class Importer:
         }
 
     def _version(self, record: VersionRecord) -> None:
-        content = record.model_dump(
-            include={"system", "user", "output_schema", "model_defaults", "validators"}
-        )
+        content = record.model_dump(include=set(VersionContent.model_fields))
         if prompt_service.content_hash(kind=record.kind, **content) != record.content_hash:
             raise InvalidInput(
                 f"version {record.number} of prompt {shortened(record.prompt)} does not have the "
                 "hash that it claims"
             )
-        author: dict[str, Any] = {"message": record.message, "author": record.author}
         found = self.session.exec(select(Prompt).where(Prompt.name == record.prompt)).one_or_none()
         if record.prompt not in self.open:
             self.open[record.prompt] = found is None or self._as_delivered(found)
         if found is None:
-            _, version = prompt_service.create(
-                self.session,
-                name=record.prompt,
-                kind=record.kind,
-                summary=record.summary,
-                tags=record.tags,
-                **content,
-                **author,
-            )
+            body = PromptCreate(name=record.prompt, **record.model_dump(include=_OF_A_PROMPT))
+            _, version = prompt_service.create(self.session, body)
             new = True
         else:
             same = [
@@ -436,9 +433,7 @@ class Importer:
             ]
             new = not same
             version = (
-                prompt_service.create_version(self.session, found, **content, **author)[0]
-                if new
-                else same[0]
+                prompt_service.create_version(self.session, found, record)[0] if new else same[0]
             )
         if new:
             version.created_at = record.created_at

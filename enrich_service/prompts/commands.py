@@ -20,7 +20,7 @@ from enrich_service.core.console import (
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import once
 from enrich_service.prompts import service
-from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
+from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate
 
 app = typer.Typer(no_args_is_help=True, help="Prompts, their versions and aliases.")
 
@@ -85,11 +85,10 @@ def add(body: Body, json: Json = False) -> None:
     with write_session() as session:
         names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
         if given.name not in names:
-            prompt, version = service.create(session, **given.model_dump())
+            prompt, version = service.create(session, given)
         else:
             prompt = service.get(session, given.name)
-            content = given.model_dump(include=set(VersionCreate.model_fields))
-            version, _ = service.create_version(session, prompt, **content)
+            version, _ = service.create_version(session, prompt, given)
         view = service.version_view(prompt, version)
     show(view, json=json, columns=("prompt", "number", "content_hash", "message"))
 

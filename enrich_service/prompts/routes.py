@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
 @router.post("", status_code=201, summary="Create a prompt", responses=problems(409))
 def create_prompt(body: PromptCreate, session: WriteSession) -> VersionView:
     """Create a prompt with its version 1."""
-    prompt, version = service.create(session, **body.model_dump())
+    prompt, version = service.create(session, body)
     return service.version_view(prompt, version)
 
 
@@ -82,7 +82,7 @@ def add_version(
 ) -> VersionView:
     """Add a version. Returns the newest version with 200 if the content is the same."""
     prompt = service.get(session, name)
-    version, new = service.create_version(session, prompt, **body.model_dump())
+    version, new = service.create_version(session, prompt, body)
     response.status_code = 201 if new else 200
     return service.version_view(prompt, version)
 

@@ -22,8 +22,11 @@ from enrich_service.prompts.schemas import (
     AliasRollback,
     AliasView,
     FieldDiff,
+    PromptCreate,
     PromptKind,
     PromptView,
+    VersionContent,
+    VersionCreate,
     VersionDiff,
     VersionView,
 )
@@ -230,57 +233,22 @@ def _by_number_or_alias(
     return found
 
 
-def create(
-    session: Session,
-    *,
-    name: str,
-    kind: str,
-    summary: str = "",
-    tags: Sequence[str] = (),
-    system: str = "",
-    user: str,
-    output_schema: Mapping[str, Any],
-    model_defaults: Mapping[str, Any] | None = None,
-    validators: Sequence[Mapping[str, Any]] = (),
-    message: str = "",
-    author: str = "",
-) -> tuple[Prompt, PromptVersion]:
+def create(session: Session, body: PromptCreate) -> tuple[Prompt, PromptVersion]:
     """Create a prompt with version 1. Raises InvalidInput, or Conflict if the name exists."""
-    check_name("The prompt's name", name)
-    check_text("The summary", summary, limit=1000)
-    if kind not in set(PromptKind):
-        raise InvalidInput(f"There is no kind {kind!r}; there are {', '.join(PromptKind)}")
-    if session.exec(select(Prompt.id).where(Prompt.name == name)).one_or_none() is not None:
-        raise Conflict(f"There is a prompt {name!r} already: add a version to it.")
-    prompt = Prompt(name=name, kind=str(kind), summary=summary)
+    check_name("The prompt's name", body.name)
+    check_text("The summary", body.summary, limit=1000)
+    if session.exec(select(Prompt.id).where(Prompt.name == body.name)).one_or_none() is not None:
+        raise Conflict(f"There is a prompt {body.name!r} already: add a version to it.")
+    prompt = Prompt(name=body.name, kind=str(body.kind), summary=body.summary)
     session.add(prompt)
     session.flush()
-    set_tags(session, prompt, tags)
-    version, _ = create_version(
-        session,
-        prompt,
-        system=system,
-        user=user,
-        output_schema=output_schema,
-        model_defaults=model_defaults,
-        validators=validators,
-        message=message,
-        author=author,
-    )
+    set_tags(session, prompt, body.tags)
+    version, _ = create_version(session, prompt, body)
     return prompt, version
 
 
 def create_version(
-    session: Session,
-    prompt: Prompt,
-    *,
-    system: str = "",
-    user: str,
-    output_schema: Mapping[str, Any],
-    model_defaults: Mapping[str, Any] | None = None,
-    validators: Sequence[Mapping[str, Any]] = (),
-    message: str = "",
-    author: str = "",
+    session: Session, prompt: Prompt, body: VersionCreate
 ) -> tuple[PromptVersion, bool]:
     """Create the next version of `prompt`. Returns the latest and False if its content is equal.
 
@@ -288,15 +256,9 @@ def create_version(
     """
     if prompt.archived_at is not None:
         raise Conflict(f"Prompt {prompt.name!r} is archived: restore it first.")
-    check_text("The message", message, limit=1000)
-    check_text("The author", author, limit=200)
-    content: dict[str, Any] = {
-        "system": system,
-        "user": user,
-        "output_schema": dict(output_schema),
-        "model_defaults": dict(model_defaults or {}),
-        "validators": [dict(rule) for rule in validators],
-    }
+    check_text("The message", body.message, limit=1000)
+    check_text("The author", body.author, limit=200)
+    content = body.model_dump(include=set(VersionContent.model_fields))
     check_content(**content)
     digest = content_hash(kind=prompt.kind, **content)
     number = 1
@@ -309,8 +271,8 @@ def create_version(
         prompt_id=prompt.id,
         number=number,
         content_hash=digest,
-        message=message,
-        author=author,
+        message=body.message,
+        author=body.author,
         **content,
     )
     session.add(version)

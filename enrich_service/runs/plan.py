@@ -63,7 +63,7 @@ class Plan:
         """Whether the prompt rewrites given texts, for example translates them."""
         return "texts" in variables_of(self.version)
 
-    def item(
+    def item(  # noqa: PLR0913 - all of what makes a question
         self,
         name: str,
         context: str | None,

@@ -16,7 +16,17 @@ from pydantic_core import PydanticUndefined
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from contract import Epoch, EventKind, Job, JobCreate, JobState, Progress, Report, TrainConfig
+from contract import (
+    CLASSIFIER_ARTIFACT,
+    Epoch,
+    EventKind,
+    Job,
+    JobCreate,
+    JobState,
+    Progress,
+    Report,
+    TrainConfig,
+)
 from enrich_service.core.database import reading
 from enrich_service.core.dependencies import (
     MAX_ID,
@@ -346,7 +356,7 @@ def job_page(
         students=[one.name for one in students.listing(session, limit=None)],
         artifacts=[artifacts.view(artifact) for artifact in left],
         can_register=job.state is JobState.SUCCEEDED
-        and any(artifact.name == students.ARTIFACT for artifact in left),
+        and any(artifact.name == CLASSIFIER_ARTIFACT for artifact in left),
         has_page=any(artifact.name == "report.html" for artifact in left),
         report=report,
         trouble=trouble,

@@ -187,7 +187,7 @@ def keep_version(request: Request, name: str, form: SentForm, session: WriteSess
             given = {key: form[key] for key in ("message", "author") if key in form}
             body = parse_form(VersionCreate, content_of(form) | given)
             prompt = service.get(session, name)
-            version, _ = service.create_version(session, prompt, **body.model_dump())
+            version, _ = service.create_version(session, prompt, body)
     except UserError as error:
         return _page(request, session, name, form, error=error)
     return redirect(f"/prompts/{quote(name)}/versions/{version.number}", form)

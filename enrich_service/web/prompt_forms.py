@@ -69,7 +69,7 @@ def create_prompt(request: Request, form: SentForm, session: WriteSession) -> Re
             body = parse_form(
                 PromptCreate, content_of(form) | given | {"tags": _lines(form.get("tags", ""))}
             )
-            service.create(session, **body.model_dump())
+            service.create(session, body)
     except UserError as error:
         return _new(request, form, error=error)
     return redirect(f"/prompts/{quote(body.name)}", form)

@@ -66,7 +66,7 @@ def _description(name: str, summary: str, task: str, words: int) -> dict[str, An
     }
 
 
-def _list(
+def _list(  # noqa: PLR0913 - the columns
     name: str,
     kind: str,
     field: str,
