@@ -1,7 +1,7 @@
-"""The end of the demo: its classifier learns a class by a description, without any training.
+"""The end of the demo: its classifier learns a class without any training.
 
 Neither the students nor the release know the class (`demo.world.NEWCOMER`). `distill predict`
-classifies its photos before and after the description is given.
+classifies its photos before a description is given, with it, and with a few photos as well.
 """
 
 import io
@@ -20,6 +20,7 @@ from demo.stack import BIN, DemoError, Service, child_environment
 from demo.world import NEWCOMER, render
 
 PHOTOS = 40
+EXAMPLES = 5  # other photos of the class
 DESCRIPTION = "A heart-shaped charm, bright blue, with round yellow dots and two pointed horns."
 
 
@@ -35,23 +36,28 @@ def add_new_class(classifier: Path, photos: Path, console: Console) -> None:
 
     The class stays in the folder `classifier`. Raises DemoError if `distill predict` fails.
     """
-    render_photos(photos)
+    examples = photos.with_name(f"{photos.name}-examples")
+    rng = np.random.default_rng(0)
+    render_photos(photos, PHOTOS, rng)
+    render_photos(examples, EXAMPLES, rng)
     before = predict(classifier, photos)
     added = predict(classifier, photos, "--add", f"{NEWCOMER.name}={DESCRIPTION}", "--save")
+    shown = predict(classifier, photos, "--examples", f"{NEWCOMER.name}={examples}", "--save")
     wrong = ", ".join(f"{name} {count}" for name, count in before.most_common(3))
     console.print(f"\nA class of which nobody has seen a photo or a text: {NEWCOMER.name}")
     console.print(f"$ distill predict {classifier} {photos}", soft_wrap=True)
     console.print(f"before: {before[NEWCOMER.name]} of {PHOTOS} right; called {wrong}, …")
     console.print(f'… --add "{NEWCOMER.name}={DESCRIPTION}"', soft_wrap=True)
     console.print(f"after: {added[NEWCOMER.name]} of {PHOTOS} right")
+    console.print(f'… --examples "{NEWCOMER.name}={examples}"', soft_wrap=True)
+    console.print(f"with {EXAMPLES} other photos: {shown[NEWCOMER.name]} of {PHOTOS} right")
     console.print(f"The classifier, which knows it now: {classifier}", soft_wrap=True)
 
 
-def render_photos(folder: Path) -> None:
-    """Write PHOTOS images of the new class."""
-    rng = np.random.default_rng(0)
+def render_photos(folder: Path, count: int, rng: np.random.Generator) -> None:
+    """Write `count` images of the new class."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(PHOTOS):
+    for number in range(count):
         Image.fromarray(render(NEWCOMER.look, rng)).save(folder / f"{number:02d}.png")
 
 
