@@ -4,10 +4,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 
+from enrich_service.core.prices import AS_OF, with_known_prices
 from enrich_service.core.text import without_password
 
 MEBIBYTE = 1024 * 1024
@@ -95,9 +96,12 @@ class Settings(BaseSettings):
     ] = None
     prices: Annotated[
         dict[str, tuple[float, float]],
+        AfterValidator(with_known_prices),
         Field(
+            validate_default=True,
             description="USD per million input and output tokens, by model: "
             '{"gpt-4o-mini": [0.15, 0.6]}'
+            f". Those of common models, as of {AS_OF}, are known",
         ),
     ] = {}
     run_lease_seconds: Annotated[

@@ -208,6 +208,8 @@ def carry_out(
         found = asyncio.run(go(engine))
         if isinstance(found, RunEstimate):
             show(found, json=json)
+            if found.cost_usd is None and found.to_ask:
+                typer.echo("The price of the model is unknown: set ENRICH_PRICES.", err=True)
         else:
             _report(engine, found, json=json)
 
