@@ -79,6 +79,14 @@ class JointAccuracy(_Frozen):
     classes: int
 
 
+class ReliabilityBin(_Frozen):
+    """The images whose best probability lies in one of equally wide bins; none is empty."""
+
+    images: int
+    confidence: Annotated[float, Field(description="Mean probability of the best class, 0 to 1")]
+    accuracy: Annotated[float, Field(description="Share of them that are right, 0 to 1")]
+
+
 class Calibration(_Frozen):
     """How a student's cosines become probabilities, and which images are of no class.
 
@@ -95,6 +103,10 @@ class Calibration(_Frozen):
         float | None, Field(description="Expected calibration error, percent; the training's T")
     ] = None
     ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
+    reliability_before: tuple[ReliabilityBin, ...] = ()
+    reliability_after: Annotated[
+        tuple[ReliabilityBin, ...], Field(description="Cross-fitted, as ece_after")
+    ] = ()
     unknown_threshold: Annotated[
         float | None, Field(description="Images with a lower best cosine are unknown")
     ] = None

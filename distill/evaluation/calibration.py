@@ -16,6 +16,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from contract import ReliabilityBin
+
 BINS: Final = 15
 TEMPERATURES: Final = (1e-4, 10.0)  # searched between; cosines differ by 2 at most
 BISECTIONS: Final = 60
@@ -56,9 +58,41 @@ def _confidence(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _calibration_error(confidence: Tensor, right: Tensor, bins: int) -> float:
-    inside = (confidence * bins).ceil().clamp(1, bins).long() - 1  # (0, 1/bins], …, (…, 1]
+    inside = _bins_of(confidence, bins)
     gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, inside, confidence - right)
     return 100 * float(gaps.abs().sum()) / len(confidence)
+
+
+def _bins_of(confidence: Tensor, bins: int) -> Tensor:
+    """(0, 1/bins], …, (…, 1]."""
+    return (confidence * bins).ceil().clamp(1, bins).long() - 1
+
+
+def reliability(
+    probabilities: Tensor, targets: Tensor, bins: int = BINS
+) -> tuple[ReliabilityBin, ...]:
+    """The bins of a reliability diagram. `probabilities` [images, classes], `targets` [images]."""
+    return _reliability(*_confidence(probabilities, targets), bins)
+
+
+def cross_fitted_reliability(
+    scores: Tensor, targets: Tensor, bins: int = BINS
+) -> tuple[ReliabilityBin, ...]:
+    """The bins of a reliability diagram with temperatures that were fitted on other images."""
+    return _reliability(*_cross_fitted(scores, targets), bins)
+
+
+def _reliability(confidence: Tensor, right: Tensor, bins: int) -> tuple[ReliabilityBin, ...]:
+    inside = _bins_of(confidence, bins)
+    return tuple(
+        ReliabilityBin(
+            images=int(own.sum()),
+            confidence=float(confidence[own].mean()),
+            accuracy=float(right[own].mean()),
+        )
+        for own in (inside == each for each in range(bins))
+        if own.any()
+    )
 
 
 def cross_fitted_error(scores: Tensor, targets: Tensor, bins: int = BINS) -> float:
@@ -67,6 +101,10 @@ def cross_fitted_error(scores: Tensor, targets: Tensor, bins: int = BINS) -> flo
     Every second image gets the temperature of the rest, and the other way round. `scores`
     [images, classes], `targets` [images].
     """
+    return _calibration_error(*_cross_fitted(scores, targets), bins)
+
+
+def _cross_fitted(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     halves = [torch.arange(len(scores)) % 2 == half for half in (0, 1)]
     pairs = []
     for test, fit in (halves, halves[::-1]):
@@ -74,7 +112,7 @@ def cross_fitted_error(scores: Tensor, targets: Tensor, bins: int = BINS) -> flo
         probabilities = torch.softmax(scores[test].double() / temperature, dim=1)
         pairs.append(_confidence(probabilities, targets[test]))
     confidence, right = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return _calibration_error(confidence, right, bins)
+    return confidence, right
 
 
 def auroc(known: Tensor, unknown: Tensor) -> float:

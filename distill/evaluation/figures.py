@@ -18,9 +18,11 @@ from distill.evaluation.accuracy import check_features
 from distill.evaluation.calibration import (
     auroc,
     cross_fitted_error,
+    cross_fitted_reliability,
     expected_calibration_error,
     false_positive_rate,
     fit_temperature,
+    reliability,
     threshold_at,
 )
 from distill.evaluation.joint import ausuc, best_point, outcomes
@@ -58,6 +60,8 @@ def calibrate(
         seen_bias=seen_bias,
         ece_before=expected_calibration_error(before, targets),
         ece_after=cross_fitted_error(cosines, targets),
+        reliability_before=reliability(before, targets),
+        reliability_after=cross_fitted_reliability(cosines, targets),
         unknown_threshold=threshold_at(known, KNOWN_SHARE),
     )
     if "unseen" not in features:

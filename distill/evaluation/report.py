@@ -122,6 +122,7 @@ def render(
         rows=_table(report.accuracies),
         top=max((row.top1 for row in report.accuracies), default=0) or 1,
         curves=_curves(report),
+        reliability=_reliability(report),
         spectrum=_spectrum(report),
         maps=_heat_maps(similarity, order, names),
         order=[names[row] for row in order],
@@ -319,6 +320,26 @@ def _format_epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(epochs) > 1:
         axes.set_xlim(epochs[0], epochs[-1])
+
+
+def _reliability(report: Report) -> Markup | None:
+    """The reliability diagram: a point below the diagonal was too sure of itself."""
+    calibration = report.calibration
+    if calibration is None or not calibration.reliability_after:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 100], [0, 100], color=LINE)
+        for label, bins in (
+            ("temperature of the training", calibration.reliability_before),
+            ("fitted temperature", calibration.reliability_after),
+        ):
+            points = [(100 * each.confidence, 100 * each.accuracy) for each in bins]
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="probability %", ylabel="right %")
+        axes.legend(loc="upper left")
+
+    return _draw(draw, "Reliability diagram")
 
 
 def _spectrum(report: Report) -> Markup | None:

@@ -9,9 +9,11 @@ from torch.nn.functional import cross_entropy
 from distill.evaluation.calibration import (
     auroc,
     cross_fitted_error,
+    cross_fitted_reliability,
     expected_calibration_error,
     false_positive_rate,
     fit_temperature,
+    reliability,
     threshold_at,
 )
 
@@ -24,6 +26,18 @@ def sampled(temperature: float, images: int = 4000) -> tuple[torch.Tensor, torch
     scores = torch.rand(images, 7, generator=generator)
     probabilities = torch.softmax(scores / temperature, dim=1)
     return scores, torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+
+
+def test_the_bins_of_a_reliability_diagram_give_the_calibration_error():
+    scores, targets = sampled(0.2)
+    probabilities = torch.softmax(scores / 0.05, dim=1)
+    for bins, error in (
+        (reliability(probabilities, targets), expected_calibration_error(probabilities, targets)),
+        (cross_fitted_reliability(scores, targets), cross_fitted_error(scores, targets)),
+    ):
+        assert sum(each.images for each in bins) == len(targets)
+        gaps = sum(each.images * abs(each.confidence - each.accuracy) for each in bins)
+        assert 100 * gaps / len(targets) == pytest.approx(error)
 
 
 def test_the_temperature_is_the_likeliest_of_a_fine_grid():

@@ -36,7 +36,7 @@ def test_a_report_tells_how_seen_and_unseen_classes_fare_together(charm_run):
     assert report.joint[-1].bias == report.calibration.seen_bias
     page = (charm_run / "report.html").read_text()
     assert "Seen and unseen classes together" in page
-    assert "expected calibration error" in page
+    assert "expected calibration error" in page and "Reliability: how often" in page
 
 
 def test_a_report_tells_what_its_probabilities_are_worth(charm_run):
