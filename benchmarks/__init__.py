@@ -12,6 +12,7 @@ Speed:
 - speed.metrics_growth: time and memory of the metrics as the number of images grows
 - speed.pages: server time and size of each web page on a large database
 - speed.release_rate: reads of a release per second beside a minimal route
+- speed.serve: photos per second and memory of distill serve beside ONNX Runtime alone
 - speed.teacher_speed: images and texts per second of the teacher beside plain open_clip
 - speed.training_speed: images per second in training beside a plain PyTorch loop
 

@@ -240,6 +240,8 @@ def test_a_class_is_added_saved_and_removed(ask, classifier_folder, photos):
         "texts": ["a photo of okapi . a horse-like animal with striped legs"],
         "seen": False,
         "origin": "added",
+        "photos": 0,
+        "offset": 0.0,
     }
     document = client.post("/v1/classify?top=1000", content=photos[0].read_bytes()).json()
     assert "okapi" in [each["name"] for each in document["photos"][0]["candidates"]]
