@@ -59,6 +59,7 @@ from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
+from enrich_service.prompts.schemas import VersionCreate
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
@@ -94,7 +95,9 @@ def fill(engine: Engine, count: int) -> None:
         versions = [first]
         for number in range(2, VERSIONS + 1):
             changed = content | {"user": f"{first.user}\nName the colours first ({number})."}
-            version, _ = prompts.create_version(session, prompt, **changed, message="colours")
+            version, _ = prompts.create_version(
+                session, prompt, VersionCreate(**changed, message="colours")
+            )
             versions.append(version)
         for version in versions:
             run = Run(

@@ -25,7 +25,7 @@ from enrich_service.jobs import service as jobs
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
-from enrich_service.prompts.schemas import AliasPut
+from enrich_service.prompts.schemas import AliasPut, PromptCreate
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
@@ -45,11 +45,13 @@ def fill(engine):
         ducks = labels.create(session, "ducks", [LabelIn(name="mallard"), LabelIn(name="teal")])
         prompt, version = prompts.create(
             session,
-            name="mine",
-            kind="description",
-            user="{{ label }}",
-            output_schema={"type": "object"},
-            tags=["ducks"],
+            PromptCreate(
+                name="mine",
+                kind="description",
+                user="{{ label }}",
+                output_schema={"type": "object"},
+                tags=["ducks"],
+            ),
         )
         prompts.move_alias(session, prompt, "production", AliasPut(version=1, reason="first"))
         for label in labels.labels_of(session, ducks):

@@ -12,7 +12,7 @@ from enrich_service.core.errors import Unavailable
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
-from enrich_service.prompts.schemas import AliasPut
+from enrich_service.prompts.schemas import AliasPut, PromptCreate, VersionCreate
 
 SCHEMA = {"type": "object", "properties": {"description": {"type": "string"}}}
 
@@ -48,7 +48,10 @@ def test_versions_that_many_write_at_once_are_numbered_without_gaps(engine, at_o
     """Each reads the last number and writes the next."""
     with writing(engine) as session:
         prompts.create(
-            session, name="looks", kind="description", user="{{ label }}", output_schema=SCHEMA
+            session,
+            PromptCreate(
+                name="looks", kind="description", user="{{ label }}", output_schema=SCHEMA
+            ),
         )
 
     def write(own, n):
@@ -56,7 +59,9 @@ def test_versions_that_many_write_at_once_are_numbered_without_gaps(engine, at_o
             with writing(own) as session:
                 prompt = prompts.get(session, "looks")
                 text = f"{{{{ label }}}} {n} {k}"
-                prompts.create_version(session, prompt, user=text, output_schema=SCHEMA)
+                prompts.create_version(
+                    session, prompt, VersionCreate(user=text, output_schema=SCHEMA)
+                )
 
     at_once(8, write)
     with reading(engine) as session:
@@ -68,11 +73,14 @@ def test_moves_of_an_alias_at_once_are_a_chain(engine, at_once):
     """Each logs the version that it moved the alias away from."""
     with writing(engine) as session:
         prompt, _ = prompts.create(
-            session, name="looks", kind="description", user="{{ label }}", output_schema=SCHEMA
+            session,
+            PromptCreate(
+                name="looks", kind="description", user="{{ label }}", output_schema=SCHEMA
+            ),
         )
         for n in range(8):
             prompts.create_version(
-                session, prompt, user=f"{{{{ label }}}} {n}", output_schema=SCHEMA
+                session, prompt, VersionCreate(user=f"{{{{ label }}}} {n}", output_schema=SCHEMA)
             )
         prompts.move_alias(session, prompt, "production", AliasPut(version=9))
 

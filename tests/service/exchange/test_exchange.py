@@ -18,7 +18,7 @@ from enrich_service.generations.models import (
 )
 from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
-from enrich_service.prompts.schemas import AliasPut, AliasRollback
+from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
@@ -108,13 +108,17 @@ def filled(engine):
         exchange.import_pairs(session, "others", "x 1 heron\n", None)
         prompt, version = prompts.create(
             session,
-            name="mine",
-            kind="description",
-            user="{{ label }}",
-            output_schema={"type": "object"},
-            message="first",
+            PromptCreate(
+                name="mine",
+                kind="description",
+                user="{{ label }}",
+                output_schema={"type": "object"},
+                message="first",
+            ),
         )
-        prompts.create_version(session, prompt, user="2", output_schema={"type": "object"})
+        prompts.create_version(
+            session, prompt, VersionCreate(user="2", output_schema={"type": "object"})
+        )
         prompts.move_alias(session, prompt, "production", AliasPut(version=1))
         label = labels.labels_of(session, labels.get(session, "ducks"))[1]
         made = Generation(
@@ -220,7 +224,9 @@ def moved(filled):
         prompts.set_archived(session, mine, True)
         prompts.set_archived(session, prompts.get(session, "attributes"), True)
         given = prompts.get(session, "visual-description")
-        prompts.create_version(session, given, user="3", output_schema={"type": "object"})
+        prompts.create_version(
+            session, given, VersionCreate(user="3", output_schema={"type": "object"})
+        )
         prompts.move_alias(
             session,
             given,
@@ -291,7 +297,10 @@ def test_an_import_leaves_the_archive_and_the_log_of_what_is_in_use(moved, elsew
 def test_moves_name_the_same_texts_where_versions_have_other_numbers(moved, elsewhere):
     with writing(elsewhere) as session:
         prompts.create(
-            session, name="mine", kind="description", user="0", output_schema={"type": "object"}
+            session,
+            PromptCreate(
+                name="mine", kind="description", user="0", output_schema={"type": "object"}
+            ),
         )
         exchange.import_jsonl(session, exported(moved))
         log = prompts.alias_moves(session, prompts.get(session, "mine"), "production")

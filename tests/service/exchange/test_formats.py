@@ -25,7 +25,7 @@ from enrich_service.labels import files
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
-from enrich_service.prompts.schemas import PromptKind
+from enrich_service.prompts.schemas import PromptCreate, PromptKind
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate
 
@@ -45,7 +45,10 @@ def fill(engine):
         chosen = labels.create(session, "nasty", [*given, LabelIn(name="teal", context="-a bird")])
         for kind, parsed in TEXTS.items():
             _, version = prompts.create(
-                session, name=f"my-{kind}", kind=kind, user="1", output_schema={"type": "object"}
+                session,
+                PromptCreate(
+                    name=f"my-{kind}", kind=kind, user="1", output_schema={"type": "object"}
+                ),
             )
             for label in labels.labels_of(session, chosen):
                 session.add(

@@ -16,6 +16,7 @@ from enrich_service.generations.schemas import LabelTextIn, TextIn
 from enrich_service.labels import service as labels
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
+from enrich_service.prompts.schemas import PromptCreate, VersionCreate
 from enrich_service.releases import service as releases
 from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
@@ -34,9 +35,14 @@ class World:
         self.contexts = {"mallard": "a bird", "teal": None}
         for kind in ("description", "attributes", "sentences", "captions"):
             prompt, _ = prompts.create(
-                session, name=f"my-{kind}", kind=kind, user="1", output_schema={"type": "object"}
+                session,
+                PromptCreate(
+                    name=f"my-{kind}", kind=kind, user="1", output_schema={"type": "object"}
+                ),
             )
-            prompts.create_version(session, prompt, user="2", output_schema={"type": "object"})
+            prompts.create_version(
+                session, prompt, VersionCreate(user="2", output_schema={"type": "object"})
+            )
 
     def says(self, name, parsed, *, source=MODEL, version=1, kind="description", **more):
         by_prompt = source is MODEL or source is GenerationSource.REPLAY
