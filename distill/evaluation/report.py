@@ -323,21 +323,27 @@ def _format_epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
 
 
 def _reliability(report: Report) -> Markup | None:
-    """The reliability diagram: a point below the diagonal was too sure of itself."""
+    """The reliability diagram. Each point is a bin, larger the more images it has."""
     calibration = report.calibration
     if calibration is None or not calibration.reliability_after:
         return None
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=LINE)
-        for label, bins in (
-            ("temperature of the training", calibration.reliability_before),
-            ("fitted temperature", calibration.reliability_after),
+        for colour, label, bins in (
+            (SERIES[0], "temperature of the training", calibration.reliability_before),
+            (SERIES[1], "fitted temperature", calibration.reliability_after),
         ):
-            points = [(100 * each.confidence, 100 * each.accuracy) for each in bins]
-            axes.plot(*zip(*points, strict=True), marker="o", label=label)
-        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="probability %", ylabel="right %")
-        axes.legend(loc="upper left")
+            images = [each.images for each in bins]
+            axes.scatter(
+                [100 * each.confidence for each in bins],
+                [100 * each.accuracy for each in bins],
+                [10 + 300 * count / sum(images) for count in images],
+                color=colour,
+            )
+            axes.scatter([], [], 30, color=colour, label=label)  # of equal size in the legend
+        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="probability %", ylabel="right %")
+        axes.legend(loc="lower right")
 
     return _draw(draw, "Reliability diagram")
 
