@@ -7,6 +7,7 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
 
 import enrich_service.exchange.routes
 import enrich_service.generations.routes
@@ -21,8 +22,8 @@ import enrich_service.students.routes
 import enrich_service.trials.routes
 import enrich_service.web.errors
 import enrich_service.web.routes
+from contract.body_limit import BodyLimit
 from enrich_service.core import problems
-from enrich_service.core.body_limit import BodyLimit
 from enrich_service.core.clock import Clock
 from enrich_service.core.database import make_engine
 from enrich_service.core.prestart import prestart
@@ -88,7 +89,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics(engine)
     problems.install(app)
     enrich_service.web.errors.install(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    limit = settings.max_body_bytes
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=limit,
+        too_large=lambda: HTTPException(
+            413, f"The request body exceeds {limit} bytes (ENRICH_MAX_BODY_BYTES)."
+        ),
+    )
     app.add_middleware(
         Authentication, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
     )

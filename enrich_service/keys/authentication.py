@@ -12,23 +12,19 @@ Cross-site requests of browsers are recognised by the headers Sec-Fetch-Site, Or
 may not change anything, and without API keys they are rejected.
 """
 
-import base64
-import binascii
-import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contract.local_access import SAFE_METHODS, is_cross_site, is_local, secret_of
 from enrich_service.core import audit, caller, problems
 from enrich_service.core.caller import NOBODY, Caller
 from enrich_service.core.database import reading, storage_error, writing
@@ -37,7 +33,6 @@ from enrich_service.core.settings import Settings
 from enrich_service.keys import service
 from enrich_service.keys.rate_limit import RateLimit
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 KNOWN_FOR = 1.0  # seconds for which callers are cached
 
 log = logging.getLogger(__name__)
@@ -95,7 +90,7 @@ class Authentication:
 
     async def _admit(self, request: Request) -> Caller:
         """The caller of `request`. Raises Unauthorized, Forbidden or TooManyRequests."""
-        known = await self._known(secret_of(request.headers))
+        known = await self._known(secret_of(request.headers.get("authorization", "")))
         if known.key_id is None:
             if not self.settings.allow_remote:
                 check_is_local(request)
@@ -156,37 +151,10 @@ class Authentication:
             audit.record(session, request)
 
 
-def secret_of(headers: Headers) -> str | None:
-    """The key of a request: a bearer token, or the password of HTTP Basic."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip() or None
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-    return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_is_local(request: Request) -> None:
-    """Raise Forbidden unless client and host of a request are this machine.
-
-    The host is checked against DNS rebinding: a foreign name that resolves to 127.0.0.1.
-    """
-    here = request.client is not None and is_loopback(request.client.host)
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not (here and is_loopback(named)):
+    """Raise Forbidden unless client and host of a request are this machine."""
+    client = request.client and request.client.host
+    if not is_local(client, request.headers.get("host", "")):
         raise Forbidden(
             "Without an API key, this service answers only requests from its own machine, as "
             "localhost or 127.0.0.1: create a key with `enrich keys create NAME`."
@@ -195,16 +163,9 @@ def check_is_local(request: Request) -> None:
 
 def check_site(request: Request, allowed: tuple[str, ...]) -> None:
     """Raise Forbidden for a cross-site request that changes something."""
-    headers: Mapping[str, str] = request.headers
-    origin = headers.get("origin")
-    if request.method in SAFE_METHODS or origin in allowed:
+    if request.headers.get("origin") in allowed:
         return
-    # Browsers send Sec-Fetch-Site; without it (plain http), compare the origin.
-    if (site := headers.get("sec-fetch-site")) is not None:
-        foreign = site not in ("same-origin", "none")
-    else:
-        foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-    if foreign:
+    if is_cross_site(request.method, request.headers):
         raise Forbidden(
             "Cross-site requests may not change anything: allow trusted sites with "
             "ENRICH_CORS_ORIGINS."

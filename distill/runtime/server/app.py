@@ -11,11 +11,12 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
+from contract.body_limit import BodyLimit
 from distill.runtime.server.batching import Batcher
 from distill.runtime.server.http import problems
 from distill.runtime.server.http.access import Access
-from distill.runtime.server.http.body_limit import BodyLimit
 from distill.runtime.server.http.request_log import RequestLog
 from distill.runtime.server.live_classifier import LiveClassifier
 from distill.runtime.server.metrics import Metrics
@@ -66,7 +67,20 @@ def create_app(
     )
     app.state.server = Server(settings, live, batcher, decoders, metrics)
     problems.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_bytes,
+        too_large=lambda: HTTPException(
+            413,
+            f"The request body exceeds {settings.max_bytes} bytes: send fewer or smaller photos, "
+            "or raise --max-bytes.",
+        ),
+        timeout_s=settings.body_timeout_s,
+        stalled=lambda: HTTPException(
+            408,
+            f"No more of the body came for {settings.body_timeout_s:g} seconds: send it again.",
+        ),
+    )
     app.add_middleware(Access, keys=settings.keys, allow_remote=settings.allow_remote)
     app.add_middleware(RequestLog, metrics=metrics)
     app.include_router(router)

@@ -7,10 +7,10 @@ from typing import Final
 
 import uvicorn
 
+from contract.local_access import is_loopback
 from distill.errors import UserError
 from distill.runtime.classifier import Classifier
 from distill.runtime.server.app import Background, create_app
-from distill.runtime.server.http.access import is_loopback
 from distill.runtime.server.live_classifier import LiveClassifier
 from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.client import RegistryClient

@@ -252,6 +252,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_again(start_service, tmp
         ({"Host": "localhost:1"}, 200),
         ({"Host": "[::1]:1"}, 200),
         ({"Host": "rebound.example"}, 403),  # a name that was made to resolve to 127.0.0.1
+        ({"Host": "[1"}, 403),  # no address at all
         ({"X-Forwarded-For": "203.0.113.9"}, 403),  # a proxy here lets in the world
     ],
 )

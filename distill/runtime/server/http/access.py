@@ -9,23 +9,18 @@ Pages of other sites may change nothing, and without keys a foreign host name is
 have been made to point here (DNS rebinding).
 """
 
-import base64
-import binascii
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from contract.local_access import is_cross_site, is_local, secret_of
 from distill.runtime.server.http.problems import OPEN_PATHS, problem
 
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 CHALLENGE: Final = {"WWW-Authenticate": 'Bearer, Basic realm="distill", charset="UTF-8"'}
 
 
@@ -52,9 +47,11 @@ class Access:
 
     def _check(self, request: Request) -> None:
         """Raise HTTPException (401 or 403) unless the client may ask."""
-        _check_site(request)
+        if is_cross_site(request.method, request.headers):
+            raise HTTPException(403, "Pages of other sites may not send anything here.")
+        client = request.client and request.client.host
         if self._digests:
-            given = _digest(_key_of(request.headers) or "")
+            given = _digest(secret_of(request.headers.get("authorization", "")) or "")
             matches = [hmac.compare_digest(given, digest) for digest in self._digests]
             if not any(matches):  # all were compared: the time tells nothing
                 raise HTTPException(
@@ -63,7 +60,7 @@ class Access:
                     "the password in your browser.",
                     CHALLENGE,
                 )
-        elif not self.allow_remote and not _is_local(request):
+        elif not self.allow_remote and not is_local(client, request.headers.get("host", "")):
             raise HTTPException(
                 403,
                 "Without an API key, this server answers only requests from its own machine, as "
@@ -71,51 +68,5 @@ class Access:
             )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _key_of(headers: Headers) -> str | None:
-    """The key of a request: a bearer token, or the password of HTTP Basic."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-    return None
-
-
-def _is_local(request: Request) -> bool:
-    here = request.client is not None and is_loopback(request.client.host)
-    try:
-        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    except ValueError:  # no address at all
-        return False
-    return here and is_loopback(named)
-
-
-def _check_site(request: Request) -> None:
-    """Raise HTTPException for a request of another site's page that changes something."""
-    if request.method in SAFE_METHODS:
-        return
-    # Browsers send Sec-Fetch-Site; without it (plain http), compare the origin.
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is not None:
-        foreign = site not in ("same-origin", "none")
-    else:
-        foreign = origin is not None and origin.partition("//")[2] != request.headers.get("host")
-    if foreign:
-        raise HTTPException(403, "Pages of other sites may not send anything here.")

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from contract.errors import location_path
+from contract.errors import error_message, location_path
 from distill.errors import (
     ClassExists,
     ClassifierChanged,
@@ -121,7 +121,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
-    found = [f"{location_path(each['loc'])}: {each['msg']}" for each in error.errors()]
+    found = [f"{location_path(each['loc'])}: {error_message(each)}" for each in error.errors()]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem(422, found[0] + more)
 

@@ -1,0 +1,56 @@
+"""What both servers look at before they answer: the key, the machine and the site of a request."""
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def secret_of(authorization: str) -> str | None:
+    """The key in an Authorization header: a bearer token, or the password of HTTP Basic."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip() or None
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_local(client: str | None, host: str) -> bool:
+    """Whether the address of a client and the Host header are this machine.
+
+    The header is checked against DNS rebinding: a foreign name that resolves to 127.0.0.1.
+    """
+    try:
+        named = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # no address at all
+        return False
+    return client is not None and is_loopback(client) and is_loopback(named)
+
+
+def is_cross_site(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site asks for a change. `headers` ignore case."""
+    if method in SAFE_METHODS:
+        return False
+    # Browsers send Sec-Fetch-Site; without it (plain http), compare the origin.
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("//")[2] != headers.get("host")
