@@ -1,6 +1,5 @@
 """HTTP requests of a worker to the service: one attempt, or retries until a deadline."""
 
-import contextlib
 import json
 import threading
 import time
@@ -10,6 +9,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from distill.errors import LeaseLost, RequestRefused, ServiceError, ServiceUnavailable
+from distill.service_http import connect, problem_detail
 
 CLAIM: Final = "/v1/jobs/claim"
 RETRY_DEADLINE_S: Final = 600.0  # without an answer, before a worker gives up; at least 3 leases
@@ -27,23 +27,9 @@ class ServiceClient:
 
     def __init__(self, url: str, api_key: str | None, stop: threading.Event) -> None:
         """Raises ServiceError for an address or an API key that cannot be one."""
-        try:
-            # A password in the address is for the connection alone, not for messages.
-            self.shown_url = str(httpx.URL(url).copy_with(userinfo=b""))
-            is_http = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
-        except (httpx.InvalidURL, ValueError):
-            is_http = False
-        if not is_http:
-            raise ServiceError("the service's address must be like http://127.0.0.1:8000")
-        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise ServiceError("the API key (ENRICH_API_KEY) has characters that no key has")
+        self._http, self.shown_url = connect(url, api_key, httpx.Timeout(30.0, connect=10.0))
         self.retry_deadline = RETRY_DEADLINE_S
         self.stop = stop
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(30.0, connect=10.0),
-        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -76,7 +62,7 @@ class ServiceClient:
                 f"({error or type(error).__name__}): check the address and that `enrich serve` is "
                 "running"
             ) from None
-        detail = _problem_detail(response)
+        detail = problem_detail(response)
         match response.status_code:
             case 200 | 201 | 202 | 204:
                 return response
@@ -129,10 +115,3 @@ def _to_json(body: object) -> bytes:
     """
     finite = json.loads(json.dumps(body), parse_constant=lambda _: None)
     return json.dumps(finite, ensure_ascii=False).encode(errors="replace")
-
-
-def _problem_detail(response: httpx.Response) -> str:
-    """The detail of a problem document, or at least the status."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return " ".join(str(response.json()["detail"]).split())
-    return f"status {response.status_code}"

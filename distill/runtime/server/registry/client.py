@@ -8,6 +8,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from distill.errors import ServiceError
+from distill.service_http import connect, problem_detail
 
 TIMEOUT: Final = httpx.Timeout(30.0, connect=10.0)
 MAX_DOWNLOAD: Final = 4 * 1024**3  # bytes of a classifier, packed
@@ -36,26 +37,12 @@ class RegistryClient:
 
     def __init__(self, url: str, student: str, api_key: str | None) -> None:
         """Raises ServiceError for an address, a student or an API key that cannot be one."""
-        try:
-            # A password in the address is for the connection alone, not for messages.
-            self.shown_url = str(httpx.URL(url).copy_with(userinfo=b"")).rstrip("/")
-            is_http = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
-        except (httpx.InvalidURL, ValueError):
-            is_http = False
-        if not is_http:
-            raise ServiceError("the service's address must be like http://127.0.0.1:8000")
-        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-            raise ServiceError("the API key (ENRICH_API_KEY) has characters that no key has")
         self.student, _, alias = student.partition("@")
         self.alias = alias or "production"
         if not self.student:
             raise ServiceError(f"{student!r} names no student: write it like birds@production")
         self._path = f"/v1/students/{quote(self.student, safe='')}"
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=TIMEOUT,
-        )
+        self._http, self.shown_url = connect(url, api_key, TIMEOUT)
 
     def resolve(self, etag: str | None) -> tuple[Target, str | None] | None:
         """The version that the alias points at and the ETag; None if `etag` is still right.
@@ -120,10 +107,7 @@ class RegistryClient:
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == 200:
             return
-        try:
-            detail = " ".join(str(response.json()["detail"]).split())[:200]
-        except (ValueError, KeyError, TypeError):
-            detail = f"status {response.status_code}"
+        detail = problem_detail(response)[:200]
         if response.status_code in (401, 403):
             raise ServiceError(
                 f"the service at {self.shown_url} rejects the API key ({detail}): set "
