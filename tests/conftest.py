@@ -159,15 +159,20 @@ def migrated(tmp_path_factory, on_postgres) -> Callable[[Path], Path]:
 @contextmanager
 def running(settings: object) -> Iterator[str]:
     """Run the service for `settings` on a free loopback port; gives its base URL."""
-    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("uvicorn")
     from enrich_service.app import create_app
 
+    with running_app(create_app(settings)) as url:
+        yield url
+
+
+@contextmanager
+def running_app(app: object) -> Iterator[str]:
+    """Run an ASGI application on a free loopback port; gives its base URL."""
+    import uvicorn
+
     config = uvicorn.Config(
-        create_app(settings),
-        host="127.0.0.1",
-        port=0,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
+        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -175,13 +180,30 @@ def running(settings: object) -> Iterator[str]:
     try:
         deadline = time.monotonic() + 20
         while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline, "the service did not start"
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[object]:
+    """Debian's Chromium, or that of CHROMIUM, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium: install Debian's package chromium, or set CHROMIUM")
+    quiet = (
+        "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    )  # fmt: skip
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=list(quiet))
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")

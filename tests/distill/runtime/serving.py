@@ -1,8 +1,6 @@
 """A running server of a classifier, as `distill serve` starts it."""
 
 import io
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,11 +9,10 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
-import uvicorn
-
 from distill.runtime.server.app import create_app
 from distill.runtime.server.main import serve_folder
 from distill.runtime.server.settings import ServerSettings
+from tests.conftest import running_app
 
 
 @contextmanager
@@ -31,21 +28,8 @@ def running(source, settings) -> Iterator[str]:
     """The base URL of a server of a classifier and the task that keeps it up to date."""
     live, background = source
     app = create_app(live, settings, background=background)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
+    with running_app(app) as url:
+        yield url
 
 
 def as_file(image: Image.Image, kind: str = "PNG") -> bytes:
