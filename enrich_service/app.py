@@ -23,17 +23,17 @@ import enrich_service.trials.routes
 import enrich_service.web.errors
 import enrich_service.web.routes
 from contract.body_limit import BodyLimit
-from enrich_service.core import problems
 from enrich_service.core.clock import Clock
-from enrich_service.core.database import make_engine
-from enrich_service.core.prestart import prestart
+from enrich_service.core.rest import problems
+from enrich_service.core.rest.traces import telemetry
 from enrich_service.core.settings import Settings
-from enrich_service.core.traces import telemetry
+from enrich_service.core.storage.database import make_engine
+from enrich_service.core.storage.prestart import prestart
 from enrich_service.keys.authentication import Authentication
 from enrich_service.operation.metrics import Metrics
 from enrich_service.operation.requests import Requests
 from enrich_service.releases.body_cache import BodyCache
-from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.scheduling.scheduler import RunScheduler
 
 # As /docs lists them: from labels to training.

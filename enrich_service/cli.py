@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from enrich_service.core.errors import UserError
-from enrich_service.core.lazy_command import LazyCommand
+from enrich_service.core.terminal.lazy_command import LazyCommand
 
 GC_THRESHOLD = 20_000  # new objects between two searches for unreachable cycles
 

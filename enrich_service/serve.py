@@ -8,9 +8,9 @@ from fastapi.routing import iter_route_contexts
 
 from contract.local_access import is_loopback
 from enrich_service.app import create_app
-from enrich_service.core.console import database, load_settings
-from enrich_service.core.database import reading
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.storage.database import reading
+from enrich_service.core.terminal.console import database, load_settings
 from enrich_service.keys.service import exist as keys_exist
 from enrich_service.operation.log import configure as configure_log
 

@@ -10,7 +10,7 @@ from alembic import context
 from sqlalchemy import Engine
 from sqlmodel import SQLModel
 
-import enrich_service.core.audit
+import enrich_service.core.rest.audit
 import enrich_service.generations.models
 import enrich_service.jobs.models
 import enrich_service.keys.models
@@ -18,8 +18,8 @@ import enrich_service.labels.models
 import enrich_service.prompts.models
 import enrich_service.releases.models
 import enrich_service.students.models  # noqa: F401 - the imports fill SQLModel.metadata
-from enrich_service.core.database import make_engine
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine
 
 
 def migrate(engine: Engine) -> None:

@@ -135,9 +135,9 @@ def migrated(tmp_path_factory, on_postgres) -> Callable[[Path], Path]:
     A database that is there already stays. The migrations run once a session, which saves half a
     second a database; tests of the migrations and of the first start do without.
     """
-    from enrich_service.core.database import make_engine
-    from enrich_service.core.prestart import prestart
     from enrich_service.core.settings import Settings
+    from enrich_service.core.storage.database import make_engine
+    from enrich_service.core.storage.prestart import prestart
 
     template = tmp_path_factory.mktemp("migrated")
     settings = Settings(data_dir=template)

@@ -33,7 +33,7 @@ from benchmarks.quality._lite import STUDENT, lite_weights
 from benchmarks.quality._statistics import mean_and_deviation
 from contract import LossWeights, Release, Report, TrainConfig
 from distill.data.releases import release_from_pairs, shuffle_texts
-from distill.evaluation.report import NORMALISED, read_report
+from distill.evaluation.report.training_report import NORMALISED, read_report
 from distill.models.student import FILE, load_student
 from distill.pipeline.few_shot import FewShot, Sampling, few_shot
 from distill.pipeline.job import run_job

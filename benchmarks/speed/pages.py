@@ -42,11 +42,11 @@ from contract import (
     TextPlane,
     TrainConfig,
 )
-from distill.evaluation.report_images import draw_similarity
+from distill.evaluation.report.images import draw_similarity
 from enrich_service.app import create_app
-from enrich_service.core.database import make_engine, writing
-from enrich_service.core.prestart import prestart
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, writing
+from enrich_service.core.storage.prestart import prestart
 from enrich_service.generations.models import (
     Generation,
     GenerationSource,

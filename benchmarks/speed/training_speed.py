@@ -29,7 +29,7 @@ from torchvision import transforms
 from benchmarks._photos import DATA, ROOT, skip_without_photos
 from contract import TrainConfig
 from distill.data.augment import RATIO, SCALE, apply_views, sample_views
-from distill.data.image_file import open_image
+from distill.data.files.image_file import open_image
 from distill.data.pixels import load_pixels
 from distill.data.splits import Split, scan_split
 from distill.method import losses

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from contract import SplitName
-    from distill.data.check import DataCheck, Duplicates
+    from distill.data.preparation.check import DataCheck, Duplicates
     from distill.data.sources.labelled_image import LabelledImage
 
 SHEET_IMAGES: Final = 6  # of each class
@@ -51,7 +51,7 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Arrange one of the paper's data sets into train/, val_on_train/ and val/."""
-    from distill.data import prepare as prepare_module
+    from distill.data.preparation import prepare as prepare_module
 
     if download:
         prepare_module.download(name, root)
@@ -93,8 +93,8 @@ def split(
 
     Splits that the source has are ignored.
     """
-    from distill.data import divide
-    from distill.data.duplicates import Fingerprint, fingerprints, near_duplicates
+    from distill.data.preparation import divide
+    from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
     from distill.data.sources.find import find_source
     from distill.errors import UnreadableImages
 
@@ -155,7 +155,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Counts, class sizes, duplicates, unreadable and skipped files of a data set."""
-    from distill.data.check import check_data
+    from distill.data.preparation.check import check_data
     from distill.data.sources.find import find_source
     from distill.data.splits import assign_splits
 
@@ -210,7 +210,7 @@ def _write_sheet(
     title: str, splits: "Mapping[SplitName, Sequence[LabelledImage]]", sheet: Path
 ) -> None:
     """A page or picture with some images of each class."""
-    from distill.data.image_file import open_image
+    from distill.data.files.image_file import open_image
     from distill.errors import UnreadableImages
     from distill.runtime.contact_sheet import Tile, contact_sheet, contact_sheet_png, thumbnail
 

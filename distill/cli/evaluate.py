@@ -114,7 +114,7 @@ def evaluate(
     from distill.embeddings.text_bank import TextBank
     from distill.evaluation.accuracy import accuracy
     from distill.evaluation.figures import joint_accuracy
-    from distill.evaluation.report import NORMALISED
+    from distill.evaluation.report.training_report import NORMALISED
     from distill.evaluation.score_norm import FILE as NORM_FILE
     from distill.evaluation.score_norm import ScoreNorm
     from distill.models.devices import choose_device
@@ -191,7 +191,7 @@ def _splits(
 
 def _seen_bias(student: Path | None) -> float:
     """The bias that the student's run chose; 0 for a teacher."""
-    from distill.evaluation.report import read_report
+    from distill.evaluation.report.training_report import read_report
 
     calibration = None if student is None else read_report(student).calibration
     return 0.0 if calibration is None else calibration.seen_bias

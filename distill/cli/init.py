@@ -63,7 +63,7 @@ def init(
 
 def choose_image_size(paths: Sequence[Path], *, has_gpu: bool) -> int:
     """The largest size that the median of the images' shorter sides fills, on a CPU at most 128."""
-    from distill.data.image_file import open_image
+    from distill.data.files.image_file import open_image
 
     step = -(-len(paths) // SAMPLE)
     median = statistics.median(min(open_image(path).size) for path in paths[::step])

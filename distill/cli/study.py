@@ -45,7 +45,7 @@ def run_config(
     device: str,
 ) -> TrainConfig:
     """The configuration of the run in the folder `student`, overridden by the options."""
-    from distill.evaluation.report import read_report
+    from distill.evaluation.report.training_report import read_report
 
     config = read_report(student).config
     changes: dict[str, str] = {"data": str(data), "device": device}
@@ -75,8 +75,8 @@ def few_shot(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy on unseen classes with k labelled images of each, over several samples of them."""
-    from distill.evaluation.photo_weight import DEFAULT
-    from distill.evaluation.report import read_report
+    from distill.evaluation.left_out.photo_weight import DEFAULT
+    from distill.evaluation.report.training_report import read_report
     from distill.models.student import FILE, load_student
     from distill.pipeline.few_shot import Sampling
     from distill.pipeline.few_shot import few_shot as evaluate_few_shot
@@ -156,7 +156,7 @@ def explain(
     """
     from distill.evaluation.explain import Explanation, Explanations, encode_attributes, restrict
     from distill.evaluation.explain import explain as explain_features
-    from distill.evaluation.report import read_report
+    from distill.evaluation.report.training_report import read_report
     from distill.evaluation.score_norm import FILE as NORM_FILE
     from distill.evaluation.score_norm import ScoreNorm
     from distill.models.devices import choose_device

@@ -30,14 +30,14 @@ from distill.cli.console import (
     one_line_errors,
     release_given,
 )
-from distill.data.allowed_paths import check_allowed_paths
+from distill.data.files.allowed_paths import check_allowed_paths
 from distill.errors import UserError
 from distill.training.outcome import INTERRUPTED, outcome_of
 
 RUN_FILES: Final = ("checkpoint.safetensors", "student.safetensors", "report.json")
 
 if TYPE_CHECKING:
-    from distill.evaluation.seeds_report import SeedsReport, Spread
+    from distill.evaluation.report.seeds import SeedsReport, Spread
 
 
 def read_config(path: Path, preset: str | None = None) -> TrainConfig:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.atomic_file import atomic_file
-from distill.data.image_file import DECODING, open_image, square
+from distill.data.files.atomic_file import atomic_file
+from distill.data.files.image_file import DECODING, open_image, square
 from distill.data.splits import Split
 from distill.errors import DataError, UnreadableImages
 

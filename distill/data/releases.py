@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from contract import Release, ReleaseLabel, TextSource, first_error_line, release_hash
-from distill.data.atomic_file import write_atomically
+from distill.data.files.atomic_file import write_atomically
 from distill.errors import TextError
 
 

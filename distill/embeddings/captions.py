@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from contract import ImageCaption
+from distill.data.files.tensor_file import cached_tensor
 from distill.data.splits import Split
-from distill.data.tensor_file import cached_tensor
 from distill.embeddings.text_bank import encode_groups
 from distill.errors import TextError
 from distill.models.teacher import Teacher

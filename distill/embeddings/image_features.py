@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.augment import apply_views, sample_views
-from distill.data.image_file import DECODING, open_image
+from distill.data.files.image_file import DECODING, open_image
+from distill.data.files.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
 from distill.data.pixels import Progress, load_pixels, usable_cores
 from distill.data.splits import Split
-from distill.data.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
 from distill.errors import DataError
 from distill.models.devices import FittingBatches
 from distill.models.teacher import Teacher, preprocessing

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from contract import Release, TextStrategy
-from distill.data.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tensor
 from distill.embeddings.prompts import prefix_of, prompts_of, within_context
 from distill.errors import TextError, some
 from distill.models.teacher import Teacher

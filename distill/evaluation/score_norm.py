@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.data.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tensor
 from distill.errors import DataError
 
 FILE: Final = "score_norm.safetensors"

@@ -15,7 +15,7 @@ from distill.data.splits import Split, scan_splits
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError
 from distill.evaluation.figures import EvaluatedSplit
-from distill.evaluation.report import read_report
+from distill.evaluation.report.training_report import read_report
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import Student, load_student
 from distill.models.teacher import Teacher, load_teacher

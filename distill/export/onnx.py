@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from distill.data.atomic_file import atomic_file
 from distill.data.augment import fixed_views
+from distill.data.files.atomic_file import atomic_file
 from distill.errors import DataError, ModelError
 from distill.export.verify import FEATURE_TOLERANCE
 from distill.models.student import Student

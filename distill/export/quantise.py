@@ -20,7 +20,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from distill.data.image_file import open_image, square
+from distill.data.files.image_file import open_image, square
 from distill.data.splits import Split
 from distill.errors import ModelError
 from distill.export.verify import FormatRow

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contract import TestViews
-from distill.data.atomic_file import write_atomically
 from distill.data.augment import TEST_EXTENT, fixed_views
+from distill.data.files.atomic_file import write_atomically
 from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from distill.data.atomic_file import write_atomically
+from distill.data.files.atomic_file import write_atomically
 from distill.training.outcome import Outcome
 
 HEARTBEAT_TIMEOUT_S: Final = 60.0  # without a new order the submitter counts as dead

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from contract import EventKind, Job, TrainConfig
-from distill.data.allowed_paths import check_allowed_paths
+from distill.data.files.allowed_paths import check_allowed_paths
 from distill.data.releases import read_release
 from distill.errors import Interrupted, UserError
 from distill.on_ray.folder import RayFolder, StopRequest

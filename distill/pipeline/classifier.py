@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from contract import Report
-from distill.data.classifier_zip import FOLDER, MANIFEST
+from distill.data.files.classifier_zip import FOLDER, MANIFEST
 from distill.data.pixels import Progress
 from distill.errors import Interrupted
 from distill.models.student import Student

@@ -29,7 +29,7 @@ from distill.data.pixels import Progress
 from distill.data.splits import NO_UNSEEN, SPLITS, Split, scan_splits
 from distill.errors import DataError, ModelError, UserError
 from distill.evaluation.accuracy import predict, score
-from distill.evaluation.photo_weight import DEFAULT, class_means, fuse
+from distill.evaluation.left_out.photo_weight import DEFAULT, class_means, fuse
 from distill.models.student import Student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.inputs import Inputs

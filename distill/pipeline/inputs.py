@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from contract import Release, SplitName, TextStrategy
-from distill.data.image_file import open_image, square
+from distill.data.files.image_file import open_image, square
 from distill.data.pixels import Progress, load_pixels
 from distill.data.splits import Split
 from distill.embeddings.image_features import image_features, view_features

@@ -20,7 +20,7 @@ from distill.data.splits import NO_UNSEEN, scan_splits
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, Interrupted
-from distill.evaluation.report import CONTROL, read_report
+from distill.evaluation.report.training_report import CONTROL, read_report
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student

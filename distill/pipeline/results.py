@@ -35,13 +35,13 @@ from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
 from distill.evaluation.figures import calibrate, joint_accuracy
-from distill.evaluation.left_out import SeenImages, leave_out
-from distill.evaluation.photo_weight import choose_text_photos
-from distill.evaluation.report import CONTROL, NORMALISED, read_report, write_report
-from distill.evaluation.report_images import draw_similarity, draw_thumbnails
+from distill.evaluation.left_out.classes import SeenImages, leave_out
+from distill.evaluation.left_out.photo_weight import choose_text_photos
+from distill.evaluation.left_out.seen_bias import choose_seen_bias
+from distill.evaluation.report.images import draw_similarity, draw_thumbnails
+from distill.evaluation.report.training_report import CONTROL, NORMALISED, read_report, write_report
 from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
 from distill.evaluation.score_norm import ScoreNorm
-from distill.evaluation.seen_bias import choose_seen_bias
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import TIMM_FOLDER, Student, save_for_timm, save_student
 from distill.pipeline.inputs import Inputs

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from contract import Release, TrainConfig
-from distill.evaluation.seeds_report import SeedsReport, combine_reports, write_seeds_report
+from distill.evaluation.report.seeds import SeedsReport, combine_reports, write_seeds_report
 from distill.pipeline.job import OnEvent, run_job
 
 FOLDER: Final = "seed-{}"

@@ -20,8 +20,8 @@ from safetensors.numpy import save as save_tensors
 
 from contract import ReleaseLabel
 from contract.images import upright_rgb
-from distill.data.atomic_file import write_atomically
-from distill.data.image_file import open_image
+from distill.data.files.atomic_file import write_atomically
+from distill.data.files.image_file import open_image
 from distill.embeddings.prompts import prefix_of
 from distill.errors import (
     ClassExists,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.data.image_file import square
+from distill.data.files.image_file import square
 from distill.runtime.text_encoder import Features, open_session
 
 Pixels = NDArray[np.uint8]

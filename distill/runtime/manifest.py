@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract import Calibration, TestViews, TextStrategy, first_error_line
-from distill.data.classifier_zip import MANIFEST as MANIFEST
+from distill.data.files.classifier_zip import MANIFEST as MANIFEST
 from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1

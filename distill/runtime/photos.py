@@ -11,7 +11,7 @@ from typing import Final
 from PIL import Image, UnidentifiedImageError
 
 from contract import IMAGE_SUFFIXES
-from distill.data.image_file import open_image
+from distill.data.files.image_file import open_image
 from distill.errors import DataError
 
 STDIN: Final = "-"

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from contract import TrainConfig
-from distill.data.atomic_file import write_atomically
+from distill.data.files.atomic_file import write_atomically
 from distill.errors import CheckpointError
 
 

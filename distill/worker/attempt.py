@@ -14,8 +14,8 @@ from typing import IO, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from contract import CLASSIFIER_ARTIFACT, Job, Lease
-from distill.data.atomic_file import write_atomically
-from distill.data.classifier_zip import FOLDER, MANIFEST, zip_folder
+from distill.data.files.atomic_file import write_atomically
+from distill.data.files.classifier_zip import FOLDER, MANIFEST, zip_folder
 from distill.data.releases import write_release
 from distill.errors import DataError, LeaseLost, RequestRefused, ServiceError, ServiceUnavailable
 from distill.training.outcome import INTERRUPTED, OUT_OF_MEMORY

@@ -16,8 +16,8 @@ from sqlalchemy import Engine, or_
 from sqlmodel import col
 
 from contract import ImageCaption
-from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict
+from enrich_service.core.storage.database import reading
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
     LANGUAGE,

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sqlmodel import Session
 
 from contract import Release, first_error_line
-from enrich_service.core.console import (
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.terminal.console import (
     Author,
     Json,
     bars,
@@ -23,7 +24,6 @@ from enrich_service.core.console import (
     working,
     write_session,
 )
-from enrich_service.core.errors import InvalidInput
 from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported
 from enrich_service.labels import service as label_service

@@ -9,16 +9,16 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from contract import Release
-from enrich_service.core.database import reading
-from enrich_service.core.dependencies import (
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.rest.dependencies import (
     EngineDep,
     Id,
     ReadSession,
     SettingsDep,
     WriteSession,
 )
-from enrich_service.core.errors import InvalidInput
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.problems import problems
+from enrich_service.core.storage.database import reading
 from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
 from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.labels import service as label_service

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract import Release
-from enrich_service.core.database import utcnow
+from enrich_service.core.storage.database import utcnow
 from enrich_service.generations.models import GenerationSource, GenerationStatus, ReviewAction
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import PromptKind, VersionCreate

@@ -15,9 +15,9 @@ from datetime import timedelta
 from sqlalchemy import Executable
 from sqlmodel import Session, col, delete, exists, select, update
 
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import ServiceError
-from enrich_service.core.lease_owner import new_lease_owner
+from enrich_service.core.storage.database import utcnow
+from enrich_service.core.storage.lease_owner import new_lease_owner
 from enrich_service.generations.models import BatchRequest, Claim, Generation
 from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_of
 

@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from enrich_service.core.console import Author, Json, read_session, request, show, write_session
+from enrich_service.core.terminal.console import (
+    Author,
+    Json,
+    read_session,
+    request,
+    show,
+    write_session,
+)
 from enrich_service.generations import reviews
 from enrich_service.generations.edits import edit_generation, write_text
 from enrich_service.generations.models import GenerationStatus, ReviewAction

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, ColumnElement, Index, text
 from sqlmodel import Field, SQLModel, col, func
 
-from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.core.storage.database import UtcDateTime, enum_column, utcnow
 from enrich_service.validation.answer import ENGLISH
 
 

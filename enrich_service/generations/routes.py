@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from enrich_service.core.dependencies import Id, ReadSession, WriteSession
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import Id, ReadSession, WriteSession
+from enrich_service.core.rest.problems import problems
 from enrich_service.generations import edits, reviews, service
 from enrich_service.generations.schemas import (
     GenerationDetail,

@@ -19,8 +19,8 @@ from sqlalchemy import Engine, Executable, bindparam
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, delete, func, select, update
 
-from enrich_service.core.database import reading, storage_error, writing
 from enrich_service.core.errors import NoSuch
+from enrich_service.core.storage.database import reading, storage_error, writing
 from enrich_service.generations.claims import Claims, ClaimTable
 from enrich_service.generations.models import (
     Batch,

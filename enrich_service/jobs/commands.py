@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from contract import JobState
-from enrich_service.core.console import (
+from enrich_service.core.terminal.console import (
     Json,
     database,
     load_settings,

@@ -7,7 +7,7 @@ from sqlalchemy import JSON, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from contract import EventKind, JobState
-from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.core.storage.database import UtcDateTime, enum_column, utcnow
 
 
 class JobRow(SQLModel, table=True):

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Engine, false
 from sqlmodel import Session, col, delete, func, not_, or_, select
 
 from contract import EventKind, JobState
-from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.storage.database import reading, utcnow, writing
 from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 
 GRACE_S: Final = 86_400

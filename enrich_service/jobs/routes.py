@@ -11,9 +11,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
 from contract import Event, Job, JobCreate, JobState, Lease, Report
-from enrich_service.core import audit
-from enrich_service.core.database import reading, writing
-from enrich_service.core.dependencies import (
+from enrich_service.core.errors import InvalidInput, NotFound
+from enrich_service.core.rest import audit
+from enrich_service.core.rest.dependencies import (
     MAX_ID,
     ClockDep,
     EngineDep,
@@ -23,10 +23,10 @@ from enrich_service.core.dependencies import (
     WorkSession,
     WriteSession,
 )
-from enrich_service.core.errors import InvalidInput, NotFound
-from enrich_service.core.problems import problems
-from enrich_service.core.server_sent_events import Update, poll
+from enrich_service.core.rest.problems import problems
+from enrich_service.core.rest.server_sent_events import Update, poll
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import reading, writing
 from enrich_service.core.text import whole_number
 from enrich_service.jobs import artifacts, reports, service, uploads
 from enrich_service.jobs.models import JobArtifact

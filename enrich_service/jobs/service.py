@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlmodel import Session, col, func, select
 
 from contract import Event, EventKind, Job, JobCreate, JobState, Lease, Needs, TrainConfig
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, LeaseLost, NoSuch, UserError
+from enrich_service.core.storage.database import utcnow
 from enrich_service.generations.models import Run, RunState, language_of
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import MAX_ERROR, EventIn

@@ -24,7 +24,7 @@ from sqlmodel import Session, col, select
 
 from contract import JobState
 from enrich_service.core.errors import InvalidInput, TooLarge
-from enrich_service.core.private_files import make_private_folder
+from enrich_service.core.storage.private_files import make_private_folder
 from enrich_service.core.text import shortened
 from enrich_service.jobs.artifacts import location
 from enrich_service.jobs.models import JobRow

@@ -25,11 +25,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contract.local_access import SAFE_METHODS, is_cross_site, is_local, secret_of
-from enrich_service.core import audit, caller, problems
-from enrich_service.core.caller import NOBODY, Caller
-from enrich_service.core.database import reading, storage_error, writing
 from enrich_service.core.errors import Forbidden, Unauthorized, UserError
+from enrich_service.core.rest import audit, caller, problems
+from enrich_service.core.rest.caller import NOBODY, Caller
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import reading, storage_error, writing
 from enrich_service.keys import service
 from enrich_service.keys.rate_limit import RateLimit
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from enrich_service.core.caller import Scope
-from enrich_service.core.console import Json, read_session, show, write_session
-from enrich_service.core.database import utcnow
+from enrich_service.core.rest.caller import Scope
+from enrich_service.core.storage.database import utcnow
+from enrich_service.core.terminal.console import Json, read_session, show, write_session
 from enrich_service.keys import service
 from enrich_service.keys.schemas import AuditView, KeyCreated, KeyView
 

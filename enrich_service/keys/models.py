@@ -4,8 +4,8 @@ from datetime import datetime
 
 from sqlmodel import Field, SQLModel
 
-from enrich_service.core.caller import Scope
-from enrich_service.core.database import UtcDateTime, enum_column, utcnow
+from enrich_service.core.rest.caller import Scope
+from enrich_service.core.storage.database import UtcDateTime, enum_column, utcnow
 
 
 class ApiKey(SQLModel, table=True):

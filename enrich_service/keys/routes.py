@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from enrich_service.core.dependencies import (
+from enrich_service.core.rest.dependencies import (
     MAX_ID,
     Id,
     ReadSession,
     WriteSession,
     admins_only,
 )
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.problems import problems
 from enrich_service.keys import service
 from enrich_service.keys.schemas import AuditView, KeyCreate, KeyCreated, KeyView
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from enrich_service.core.caller import Scope
+from enrich_service.core.rest.caller import Scope
 
 _WHEN = "2026-01-02T03:04:05Z"
 _KEY: dict[str, Any] = {

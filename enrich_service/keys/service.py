@@ -8,10 +8,10 @@ from typing import Final
 
 from sqlmodel import Session, col, or_, select, update
 
-from enrich_service.core.audit import AuditEntry
-from enrich_service.core.caller import Scope
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import InvalidInput, NoSuch, Unauthorized
+from enrich_service.core.rest.audit import AuditEntry
+from enrich_service.core.rest.caller import Scope
+from enrich_service.core.storage.database import utcnow
 from enrich_service.core.text import check_name
 from enrich_service.keys.models import ApiKey
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from contract import first_error_line
-from enrich_service.core.console import Json, read_session, show, write_session
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.lazy_command import LazyCommand
+from enrich_service.core.terminal.console import Json, read_session, show, write_session
+from enrich_service.core.terminal.lazy_command import LazyCommand
 from enrich_service.core.text import once
 from enrich_service.labels import files, service
 from enrich_service.labels.schemas import Confusable, LabelIn

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from enrich_service.core.database import UtcDateTime, utcnow
+from enrich_service.core.storage.database import UtcDateTime, utcnow
 
 
 class LabelSet(SQLModel, table=True):

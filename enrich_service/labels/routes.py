@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Query
 
-from enrich_service.core.dependencies import ReadSession, WriteSession
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import ReadSession, WriteSession
+from enrich_service.core.rest.problems import problems
 from enrich_service.labels import files, service
 from enrich_service.labels.schemas import Confusable, LabelPage, LabelSetCreate, LabelSetView
 

@@ -20,8 +20,8 @@ import httpx2
 import openai
 
 from enrich_service.core.errors import InvalidInput, LanguageModelError, ModelBusy, RequestRejected
+from enrich_service.core.rest.traces import model_call
 from enrich_service.core.text import storable, without_password
-from enrich_service.core.traces import model_call
 from enrich_service.llm.completion import read_completion
 from enrich_service.llm.protocol import ChatRequest, Reply
 from enrich_service.llm.retry import MAX_RETRY_AFTER_S

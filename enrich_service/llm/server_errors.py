@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import openai
 
-from enrich_service.core.database import utcnow
+from enrich_service.core.storage.database import utcnow
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

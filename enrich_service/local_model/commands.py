@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from enrich_service.core.console import Json, show
+from enrich_service.core.terminal.console import Json, show
 from enrich_service.local_model import server
 
 app = typer.Typer(no_args_is_help=True, help="A small language model on this machine.")

@@ -15,16 +15,16 @@ from alembic.util import CommandError
 from pydantic import BaseModel
 from sqlalchemy.engine import make_url
 
-from enrich_service.core.database import make_engine, storage_error, utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NotFound, Unavailable
-from enrich_service.core.migrate import alembic_config
-from enrich_service.core.prestart import prestart
-from enrich_service.core.private_files import (
+from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, storage_error, utcnow
+from enrich_service.core.storage.migrate import alembic_config
+from enrich_service.core.storage.prestart import prestart
+from enrich_service.core.storage.private_files import (
     make_private_database,
     make_private_file,
     make_private_folder,
 )
-from enrich_service.core.settings import Settings
 
 BUSY_TIMEOUT_S = 30.0  # that a restore waits for writers of the service
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from enrich_service.core.console import Json, load_settings, show
 from enrich_service.core.settings import Settings, environment_names, shown
+from enrich_service.core.terminal.console import Json, load_settings, show
 from enrich_service.operation import backup as backups
 from enrich_service.operation import doctor as doctors
 

@@ -16,10 +16,10 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import select
 
-from enrich_service.core.database import make_engine, reading, storage_error, utcnow
 from enrich_service.core.errors import UserError
-from enrich_service.core.migrate import alembic_config
 from enrich_service.core.settings import MEBIBYTE, Settings
+from enrich_service.core.storage.database import make_engine, reading, storage_error, utcnow
+from enrich_service.core.storage.migrate import alembic_config
 from enrich_service.core.text import without_password
 from enrich_service.jobs.artifacts import location
 from enrich_service.jobs.models import JobArtifact

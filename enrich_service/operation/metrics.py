@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, func, select
 
 from contract import JobState
-from enrich_service.core.database import reading, utcnow
+from enrich_service.core.storage.database import reading, utcnow
 from enrich_service.generations.models import Generation, Run, RunState
 from enrich_service.jobs.models import JobRow
 

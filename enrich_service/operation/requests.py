@@ -9,7 +9,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from enrich_service.core.problems import OPEN_PATHS
+from enrich_service.core.rest.problems import OPEN_PATHS
 from enrich_service.operation.log import REQUEST, fields
 from enrich_service.operation.metrics import Metrics
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.problems import problems
 from enrich_service.operation.metrics import Metrics
 
 router = APIRouter(tags=["operation"])

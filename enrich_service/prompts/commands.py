@@ -8,7 +8,8 @@ import typer
 from pydantic import ValidationError
 
 from contract import first_error_line
-from enrich_service.core.console import (
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.terminal.console import (
     Author,
     Json,
     read_session,
@@ -17,7 +18,6 @@ from enrich_service.core.console import (
     show,
     write_session,
 )
-from enrich_service.core.errors import InvalidInput
 from enrich_service.core.text import once
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate

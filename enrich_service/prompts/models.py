@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from enrich_service.core.database import UtcDateTime, utcnow
+from enrich_service.core.storage.database import UtcDateTime, utcnow
 
 
 class Prompt(SQLModel, table=True):

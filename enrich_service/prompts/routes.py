@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, WriteSession
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import MAX_ID, Id, ReadSession, WriteSession
+from enrich_service.core.rest.problems import problems
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import (
     AliasMoveView,

@@ -12,8 +12,8 @@ from referencing.exceptions import Unresolvable
 from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, delete, func, select
 
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
+from enrich_service.core.storage.database import utcnow
 from enrich_service.core.text import check_alias, check_line, check_name, check_text, shortened
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion

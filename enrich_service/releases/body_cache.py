@@ -6,7 +6,7 @@ from typing import Final
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 
-from enrich_service.core.database import reading
+from enrich_service.core.storage.database import reading
 from enrich_service.releases import service
 
 KEPT_BYTES: Final = 32 * 2**20

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from sqlmodel import Session
 
-from enrich_service.core.console import (
+from enrich_service.core.terminal.console import (
     Author,
     Json,
     load_settings,

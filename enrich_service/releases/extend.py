@@ -13,10 +13,17 @@ import typer
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from enrich_service.core.console import Json, database, load_settings, request, show, working
-from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import reading, writing
+from enrich_service.core.terminal.console import (
+    Json,
+    database,
+    load_settings,
+    request,
+    show,
+    working,
+)
 from enrich_service.core.text import shortened
 from enrich_service.generations.models import GenerationStatus
 from enrich_service.labels import service as label_service

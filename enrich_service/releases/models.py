@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlmodel import Field, SQLModel
 
-from enrich_service.core.database import UtcDateTime, utcnow
+from enrich_service.core.storage.database import UtcDateTime, utcnow
 
 
 class ReleaseRow(SQLModel, table=True):

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 
 from contract import Release
-from enrich_service.core.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
-from enrich_service.core.etags import is_known
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import MAX_ID, Id, ReadSession, SettingsDep, WriteSession
+from enrich_service.core.rest.etags import is_known
+from enrich_service.core.rest.problems import problems
 from enrich_service.releases import service, translations
 from enrich_service.releases.body_cache import BodyCache
 from enrich_service.releases.schemas import (

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from enrich_service.generations.models import GenerationFields, GenerationStatus, Run, RunState
+from enrich_service.runs.answering.waiting_items import WaitingItems
 from enrich_service.runs.plan import Item
-from enrich_service.runs.waiting_items import WaitingItems
 
 
 @dataclass

@@ -17,7 +17,9 @@ import typer
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from enrich_service.core.console import (
+from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import reading, writing
+from enrich_service.core.terminal.console import (
     Author,
     Json,
     bars,
@@ -29,8 +31,6 @@ from enrich_service.core.console import (
     working,
     write_session,
 )
-from enrich_service.core.database import reading, writing
-from enrich_service.core.settings import Settings
 from enrich_service.generations.models import (
     GenerationSource,
     GenerationStatus,
@@ -43,7 +43,7 @@ from enrich_service.runs import describe as describing
 from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service
 from enrich_service.runs.active_run import ActiveRun
-from enrich_service.runs.enricher import Enricher
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.failures import failures
 from enrich_service.runs.plan import choose
 from enrich_service.runs.scheduling.leases import OPEN_STATES

@@ -3,15 +3,15 @@
 import asyncio
 from collections.abc import Mapping
 
-from enrich_service.core.database import reading
 from enrich_service.core.errors import Conflict, InvalidInput, LanguageModelError
+from enrich_service.core.storage.database import reading
 from enrich_service.core.text import check_line
 from enrich_service.generations.claims import ClaimedByOther
 from enrich_service.generations.models import Generation, GenerationFields, GenerationStatus
 from enrich_service.generations.service import line_of
 from enrich_service.labels.service import MAX_NAME
 from enrich_service.prompts.schemas import PromptKind
-from enrich_service.runs.enricher import Caller, Enricher
+from enrich_service.runs.answering.enricher import Caller, Enricher
 from enrich_service.runs.plan import Item, Plan, check_subject, choose
 from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
 from enrich_service.validation.answer import attributes_of, texts_of

@@ -10,7 +10,7 @@ from enrich_service.labels import service as labels
 from enrich_service.llm.batch_api import PRICE_SHARE
 from enrich_service.llm.images import Roots
 from enrich_service.llm.protocol import IMAGE_TOKENS
-from enrich_service.runs.build_generation import Prices
+from enrich_service.runs.answering.build_generation import Prices
 from enrich_service.runs.items import SourceTexts, image_items, items_of
 from enrich_service.runs.plan import Plan
 from enrich_service.runs.schemas import RunCreate, RunEstimate

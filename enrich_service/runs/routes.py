@@ -7,20 +7,20 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
-from enrich_service.core.database import reading
-from enrich_service.core.dependencies import (
+from enrich_service.core.rest.dependencies import (
     EngineDep,
     Id,
     ReadSession,
     SettingsDep,
     WriteSession,
 )
-from enrich_service.core.problems import problems
-from enrich_service.core.server_sent_events import Update, poll
+from enrich_service.core.rest.problems import problems
+from enrich_service.core.rest.server_sent_events import Update, poll
+from enrich_service.core.storage.database import reading
 from enrich_service.generations.models import RunState
 from enrich_service.runs import service
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.describe import describe
-from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.estimate import estimate
 from enrich_service.runs.plan import choose
 from enrich_service.runs.scheduling.scheduler import RunScheduler

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sqlmodel import Session, col, func, select
 
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch
+from enrich_service.core.storage.database import utcnow
 from enrich_service.generations.models import (
     Batch,
     GenerationSource,
@@ -21,7 +21,7 @@ from enrich_service.labels.models import Label, LabelSet
 from enrich_service.llm.images import Roots, checked_folder, names_of
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.runs.active_run import ActiveRun
-from enrich_service.runs.build_generation import Prices
+from enrich_service.runs.answering.build_generation import Prices
 from enrich_service.runs.items import SourceTexts
 from enrich_service.runs.plan import Plan, check_subject
 from enrich_service.runs.schemas import BatchView, RunCreate, RunView

@@ -5,7 +5,8 @@ from typing import Annotated, Self
 import typer
 from pydantic import BaseModel
 
-from enrich_service.core.console import (
+from enrich_service.core.errors import InvalidInput
+from enrich_service.core.terminal.console import (
     Author,
     Json,
     load_settings,
@@ -14,7 +15,6 @@ from enrich_service.core.console import (
     show,
     write_session,
 )
-from enrich_service.core.errors import InvalidInput
 from enrich_service.students import service
 from enrich_service.students.schemas import (
     MAX_NUMBER,

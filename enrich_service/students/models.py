@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import BigInteger, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from enrich_service.core.database import UtcDateTime, utcnow
+from enrich_service.core.storage.database import UtcDateTime, utcnow
 
 
 class Student(SQLModel, table=True):

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import FileResponse
 
-from enrich_service.core.dependencies import Id, ReadSession, SettingsDep, WriteSession
-from enrich_service.core.etags import is_known
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import Id, ReadSession, SettingsDep, WriteSession
+from enrich_service.core.rest.etags import is_known
+from enrich_service.core.rest.problems import problems
 from enrich_service.students import service
 from enrich_service.students.schemas import (
     StudentAliasMoveView,

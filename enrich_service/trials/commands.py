@@ -9,8 +9,15 @@ from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from contract import first_error_line
-from enrich_service.core.console import Json, database, load_settings, read_session, show, working
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.terminal.console import (
+    Json,
+    database,
+    load_settings,
+    read_session,
+    show,
+    working,
+)
 from enrich_service.prompts.commands import read
 from enrich_service.releases.service import parse_source
 from enrich_service.runs.commands import open_enricher

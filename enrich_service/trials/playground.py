@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from sqlmodel import col, select
 
-from enrich_service.core.database import reading
 from enrich_service.core.errors import LanguageModelError
 from enrich_service.core.money import known_sum
+from enrich_service.core.storage.database import reading
 from enrich_service.generations.models import Generation, GenerationStatus
 from enrich_service.generations.service import line_of
 from enrich_service.llm.protocol import Reply
@@ -20,9 +20,9 @@ from enrich_service.prompts import service as prompts
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.releases.schemas import VersionName
-from enrich_service.runs.build_generation import cost_usd
+from enrich_service.runs.answering.build_generation import cost_usd
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.describe import TRIES, checked_label, describe
-from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.plan import Plan, check_subject, plan_with
 from enrich_service.runs.schemas import Choice, Described, DescribeRequest, NamedLabel
 from enrich_service.trials.schemas import (

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from enrich_service.core.dependencies import ReadSession, SettingsDep
-from enrich_service.core.problems import problems
+from enrich_service.core.rest.dependencies import ReadSession, SettingsDep
+from enrich_service.core.rest.problems import problems
 from enrich_service.releases.service import parse_source
 from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import comparison, playground

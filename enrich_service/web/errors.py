@@ -9,8 +9,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import WebSocketRequestValidationError
 from fastapi.responses import Response
 
-from enrich_service.core import problems
 from enrich_service.core.errors import UserError
+from enrich_service.core.rest import problems
 from enrich_service.web.page import page
 
 

@@ -4,14 +4,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from contract import JobState
-from enrich_service.core.dependencies import ReadSession
+from enrich_service.core.rest.dependencies import ReadSession
 from enrich_service.generations.models import RunState
 from enrich_service.jobs import service as job_service
 from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.runs import service as enrichment_service
 from enrich_service.runs.routes import RunsDep
-from enrich_service.web.jobs import progress_of
+from enrich_service.web.jobs.pages import progress_of
 from enrich_service.web.page import page
 
 router = APIRouter()

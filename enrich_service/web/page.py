@@ -20,9 +20,10 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from enrich_service.core import audit, spreadsheet
-from enrich_service.core.caller import Caller
+from enrich_service.core import spreadsheet
 from enrich_service.core.money import in_dollars
+from enrich_service.core.rest import audit
+from enrich_service.core.rest.caller import Caller
 
 PAGE_HEADERS = {
     "Content-Security-Policy": (

@@ -6,23 +6,16 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import text
 
-from enrich_service.core.dependencies import ReadSession
-from enrich_service.core.problems import problems
-from enrich_service.web import (
-    comparison,
-    diagnostics,
-    docs,
-    home,
-    jobs,
-    labels,
-    playground,
-    prompt_forms,
-    prompts,
-    releases,
-    runs,
-    students,
-)
+from enrich_service.core.rest.dependencies import ReadSession
+from enrich_service.core.rest.problems import problems
+from enrich_service.web import docs, home, runs, students
+from enrich_service.web.jobs import diagnostics
+from enrich_service.web.jobs import pages as jobs
 from enrich_service.web.page import static
+from enrich_service.web.prompts import forms as prompt_forms
+from enrich_service.web.prompts import pages as prompts
+from enrich_service.web.prompts import playground
+from enrich_service.web.texts import comparison, labels, releases
 
 __all__ = ["router", "static"]
 

@@ -9,8 +9,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlmodel import Session
 
-from enrich_service.core.database import utcnow
-from enrich_service.core.dependencies import (
+from enrich_service.core.errors import UserError
+from enrich_service.core.rest.dependencies import (
     MAX_ID,
     EngineDep,
     Id,
@@ -18,8 +18,8 @@ from enrich_service.core.dependencies import (
     SettingsDep,
     WriteSession,
 )
-from enrich_service.core.errors import UserError
-from enrich_service.core.server_sent_events import END, Update, poll
+from enrich_service.core.rest.server_sent_events import END, Update, poll
+from enrich_service.core.storage.database import utcnow
 from enrich_service.labels import service as label_service
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.schemas import PromptView

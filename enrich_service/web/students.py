@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from sqlmodel import Session
 
-from enrich_service.core.dependencies import Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.core.errors import NotFound, UserError
+from enrich_service.core.rest.dependencies import Id, ReadSession, SettingsDep, WriteSession
 from enrich_service.students import service
 from enrich_service.students.schemas import (
     StudentAliasPut,
@@ -17,7 +17,7 @@ from enrich_service.students.schemas import (
     StudentVersionView,
 )
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
-from enrich_service.web.jobs import job_page
+from enrich_service.web.jobs.pages import job_page
 from enrich_service.web.page import page
 
 router = APIRouter()

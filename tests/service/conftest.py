@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from enrich_service.core.database import make_engine
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine
 
 
 @pytest.fixture

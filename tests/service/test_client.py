@@ -4,7 +4,7 @@ import pytest
 
 from contract import JobCreate, JobState, TrainConfig
 from enrich_service.client import Client, ClientError
-from enrich_service.core.caller import Scope
+from enrich_service.core.rest.caller import Scope
 from enrich_service.generations.models import ReviewAction, RunState
 from enrich_service.generations.schemas import LabelTextIn, TextIn
 from enrich_service.keys.schemas import KeyCreate

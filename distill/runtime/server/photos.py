@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from contract.images import failure_reason
-from distill.data.image_file import open_image
+from distill.data.files.image_file import open_image
 from distill.errors import UnreadableImages
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 

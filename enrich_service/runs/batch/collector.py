@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from openai.types import Batch as RemoteBatch
 
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import ModelBusy, RequestRejected, UserError
+from enrich_service.core.storage.database import utcnow
 from enrich_service.generations.models import Batch, GenerationStatus, RunState
 from enrich_service.llm.batch_api import ENDED, QUEUE_FULL, STOPPABLE, BatchApi, BatchUnknown
-from enrich_service.runs.attempt import Attempt, build_request
+from enrich_service.runs.answering.attempt import Attempt, build_request
+from enrich_service.runs.answering.build_generation import build_generation
 from enrich_service.runs.batch.context import BatchContext
 from enrich_service.runs.batch.store import PAGE_SIZE
 from enrich_service.runs.batch.submitter import TRIES, BatchSubmitter
-from enrich_service.runs.build_generation import build_generation
 from enrich_service.runs.plan import Item
 
 MIN_POLL_INTERVAL_S: Final = 0.5  # between looks at a batch, at first

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from enrich_service.generations.models import Batch
 from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.batch.store import BatchStore
-from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.plan import Item, Plan
 
 

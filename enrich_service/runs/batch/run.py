@@ -22,11 +22,11 @@ from enrich_service.generations.models import Batch, RunState
 from enrich_service.llm.batch_api import BatchApi
 from enrich_service.llm.chat_model import ChatModel
 from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.batch.collector import MIN_POLL_INTERVAL_S, BatchCollector
 from enrich_service.runs.batch.context import BatchContext, SendQueue
 from enrich_service.runs.batch.store import BatchStore
 from enrich_service.runs.batch.submitter import BatchSubmitter
-from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.plan import Item, Plan
 
 MAX_REQUESTS: Final = 50_000  # in a file, as OpenAI allows

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Engine
 from sqlmodel import Session, col, delete, or_, select, update
 
-from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.storage.database import reading, utcnow, writing
 from enrich_service.generations.models import (
     Batch,
     BatchRequest,
@@ -19,7 +19,7 @@ from enrich_service.generations.models import (
 )
 from enrich_service.generations.store import GenerationStore
 from enrich_service.labels.models import Label
-from enrich_service.runs.attempt import Attempt
+from enrich_service.runs.answering.attempt import Attempt
 from enrich_service.runs.batch.file import BatchFile
 from enrich_service.runs.plan import Item, Plan
 

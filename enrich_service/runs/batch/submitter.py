@@ -15,11 +15,11 @@ from enrich_service.core.errors import LanguageModelError, ModelBusy
 from enrich_service.generations.models import Batch
 from enrich_service.llm.batch_api import PRICE_SHARE, BatchApi
 from enrich_service.llm.protocol import ChatRequest
-from enrich_service.runs.answer_for_run import answer_for_run
-from enrich_service.runs.attempt import Attempt, build_request
+from enrich_service.runs.answering.answer_for_run import answer_for_run
+from enrich_service.runs.answering.attempt import Attempt, build_request
+from enrich_service.runs.answering.enricher import Caller
 from enrich_service.runs.batch.context import BatchContext
 from enrich_service.runs.batch.file import BatchFile
-from enrich_service.runs.enricher import Caller
 from enrich_service.runs.plan import Item
 
 PAGE_SIZE: Final = 500  # labels looked up at a time

@@ -11,8 +11,8 @@ from datetime import timedelta
 from sqlalchemy import Engine
 from sqlmodel import and_, col, exists, or_, select, true, update
 
-from enrich_service.core.database import reading, utcnow, writing
-from enrich_service.core.lease_owner import new_lease_owner
+from enrich_service.core.storage.database import reading, utcnow, writing
+from enrich_service.core.storage.lease_owner import new_lease_owner
 from enrich_service.generations.models import Batch, Run, RunState
 from enrich_service.runs.active_run import ActiveRun
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from sqlalchemy import Engine
 from sqlmodel import col, select
 
-from enrich_service.core.database import reading
+from enrich_service.core.storage.database import reading
 from enrich_service.generations.models import Run
 from enrich_service.generations.store import GenerationStore
 from enrich_service.labels.models import Label

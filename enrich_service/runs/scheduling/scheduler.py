@@ -13,17 +13,17 @@ from contextlib import suppress
 from sqlalchemy import Engine
 
 from enrich_service.core.clock import Clock
-from enrich_service.core.database import reading, storage_error
 from enrich_service.core.errors import UserError
+from enrich_service.core.storage.database import reading, storage_error
 from enrich_service.generations.models import Run, RunMode, RunState
 from enrich_service.runs.active_run import ActiveRun, internal_error
+from enrich_service.runs.answering.enricher import Enricher
+from enrich_service.runs.answering.waiting_items import WaitingItems
 from enrich_service.runs.batch.run import BatchRun
-from enrich_service.runs.enricher import Enricher
 from enrich_service.runs.plan import Plan, plan_of
 from enrich_service.runs.scheduling.leases import RunLeases
 from enrich_service.runs.scheduling.pager import RunPager
 from enrich_service.runs.scheduling.worker_pool import GRACE_S, WorkerPool
-from enrich_service.runs.waiting_items import WaitingItems
 
 POLL_INTERVAL_S = 0.5  # between reads of the table
 RETRY_INTERVAL_S = 60.0  # until a batch is looked after again where that was not possible

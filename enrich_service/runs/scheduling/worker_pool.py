@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from enrich_service.core.errors import ModelBusy, UserError
 from enrich_service.runs.active_run import ActiveRun, internal_error
-from enrich_service.runs.answer_for_run import answer_for_run
-from enrich_service.runs.enricher import Caller, Enricher
+from enrich_service.runs.answering.answer_for_run import answer_for_run
+from enrich_service.runs.answering.enricher import Caller, Enricher
 from enrich_service.runs.plan import Item, Plan
 from enrich_service.runs.scheduling.pager import RunPager
 

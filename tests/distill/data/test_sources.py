@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from contract import TrainConfig
-from distill.data.allowed_paths import check_allowed_paths
+from distill.data.files.allowed_paths import check_allowed_paths
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_splits
 from distill.errors import DataError

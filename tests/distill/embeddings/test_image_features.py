@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distill.data.augment import apply_views
+from distill.data.files.tensor_file import DamagedFile, read_tensor, write_rows
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_split
-from distill.data.tensor_file import DamagedFile, read_tensor, write_rows
 from distill.embeddings.image_features import image_features, view_features
 from distill.models.teacher import load_teacher
 

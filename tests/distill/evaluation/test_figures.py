@@ -12,7 +12,7 @@ from distill.data.splits import scan_split
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError
 from distill.evaluation.figures import calibrate, joint_accuracy
-from distill.evaluation.report import read_report
+from distill.evaluation.report.training_report import read_report
 from tests.distill.conftest import DEMO
 
 

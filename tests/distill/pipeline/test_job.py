@@ -19,7 +19,7 @@ from contract import EventKind, Release, Report, TrainConfig
 from distill.cli.main import app
 from distill.cli.train import parse_seeds
 from distill.errors import DataError, DeviceError, ModelError, TextError, UserError
-from distill.evaluation.seeds_report import SeedsReport
+from distill.evaluation.report.seeds import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
 from distill.pipeline.preflight import is_above_chance

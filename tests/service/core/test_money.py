@@ -1,8 +1,8 @@
 import pytest
 from pydantic import BaseModel
 
-from enrich_service.core.console import show
 from enrich_service.core.money import Dollars, in_dollars
+from enrich_service.core.terminal.console import show
 
 
 class Cost(BaseModel):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from enrich_service.core.database import make_engine
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import httpx
 import pytest
 from sqlmodel import select
 
-from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import reading, writing
 from enrich_service.exchange import service as exchange
 from enrich_service.exchange.schemas import GENERATION_FIELDS
 from enrich_service.generations import reviews

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sqlmodel import col, select
 
 from enrich_service.core import spreadsheet
-from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, InvalidInput
+from enrich_service.core.storage.database import reading, writing
 from enrich_service.exchange import class_lists, csv_files, manifest
 from enrich_service.exchange import service as exchange
 from enrich_service.generations import reviews

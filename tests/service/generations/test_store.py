@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlmodel import select
 
-from enrich_service.core.database import reading, utcnow, writing
+from enrich_service.core.storage.database import reading, utcnow, writing
 from enrich_service.generations.models import (
     Claim,
     Generation,

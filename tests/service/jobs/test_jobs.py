@@ -30,9 +30,9 @@ from contract import (
     TextDiagnostics,
     TrainConfig,
 )
-from enrich_service.core.database import make_engine, reading, writing
 from enrich_service.core.errors import Conflict, LeaseLost
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, reading, writing
 from enrich_service.jobs import service as jobs
 from enrich_service.jobs.schemas import EventIn
 from enrich_service.labels import service as labels

@@ -11,8 +11,8 @@ from sqlmodel import select
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
-from enrich_service.core.database import make_engine, utcnow, writing
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, utcnow, writing
 from enrich_service.jobs.models import JobRow
 from tests.service.jobs.test_jobs import claim, events, log, post_events, put, queue
 

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
-from enrich_service.core.caller import Scope
-from enrich_service.core.database import make_engine, writing
+from enrich_service.core.rest.caller import Scope
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, writing
 from enrich_service.keys import service as keys
 from tests.conftest import running
 from tests.llm_server import LlmServer

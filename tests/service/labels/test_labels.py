@@ -5,8 +5,8 @@ from sqlmodel import func, select
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
-from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.storage.database import reading, writing
 from enrich_service.labels import files
 from enrich_service.labels import service as labels_service
 from enrich_service.labels.models import Label

@@ -8,13 +8,13 @@ from datetime import timedelta
 
 import pytest
 
-from enrich_service.core.database import utcnow
 from enrich_service.core.errors import (
     InvalidInput,
     LanguageModelError,
     ModelBusy,
     RequestRejected,
 )
+from enrich_service.core.storage.database import utcnow
 from enrich_service.llm.chat_model import ChatModel, provider_of
 from enrich_service.llm.protocol import ChatRequest, Reply
 from enrich_service.llm.rate_limiter import PriorityRateLimiter

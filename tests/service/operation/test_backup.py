@@ -10,9 +10,9 @@ from alembic import command
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
-from enrich_service.core.database import make_engine
-from enrich_service.core.migrate import alembic_config
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine
+from enrich_service.core.storage.migrate import alembic_config
 
 pytestmark = pytest.mark.sqlite
 

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from enrich_service.core import traces
 from enrich_service.core.errors import InvalidInput
+from enrich_service.core.rest import traces
 from tests.llm_server import Answer, LlmServer
 from tests.service.operation.test_observability import serving
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from enrich_service.core.database import make_engine, writing
 from enrich_service.core.errors import NotFound
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, writing
 from enrich_service.labels.models import LabelSet
 from enrich_service.releases.body_cache import BodyCache
 from enrich_service.releases.models import ReleaseRow

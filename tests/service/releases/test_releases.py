@@ -2,8 +2,8 @@ import pytest
 from sqlalchemy import insert
 
 from contract import Release, release_hash
-from enrich_service.core.database import reading, writing
 from enrich_service.core.errors import Conflict, NotFound
+from enrich_service.core.storage.database import reading, writing
 from enrich_service.generations import reviews
 from enrich_service.generations.edits import edit_generation, write_text
 from enrich_service.generations.models import (

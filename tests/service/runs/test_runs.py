@@ -14,11 +14,11 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from enrich_service.core.database import make_engine, utcnow, writing
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, utcnow, writing
 from enrich_service.generations.models import Run, RunState
 from enrich_service.llm import retry
-from enrich_service.runs import enricher
+from enrich_service.runs.answering import enricher
 from enrich_service.runs.scheduling.worker_pool import WORKERS
 from tests.llm_server import Answer, faulty
 from tests.service.llm_fixtures import add_labels, start_run, wait_for

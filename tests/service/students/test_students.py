@@ -13,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import delete
 
 from contract import Report
-from enrich_service.core.database import make_engine, writing
 from enrich_service.core.settings import Settings
+from enrich_service.core.storage.database import make_engine, writing
 from enrich_service.jobs.models import JobArtifact, JobRow
 from tests.service.web.worker import Worker, classifier_zip, report_of
 

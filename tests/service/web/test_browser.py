@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from enrich_service.web import comparison
+from enrich_service.web.texts import comparison
 from tests.service.web.conftest import EVIL
 from tests.service.web.worker import HIGH, LOW, Worker, grey
 from tests.service.web.world import build, real_texts

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.service.web.conftest import EVIL
-from tests.service.web.test_jobs import queue, release  # noqa: F401 - a fixture
+from tests.service.web.jobs.test_pages import queue, release  # noqa: F401 - a fixture
 from tests.service.web.worker import Worker, classifier_zip
 
 

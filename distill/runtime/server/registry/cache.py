@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from distill.data.atomic_file import write_atomically
+from distill.data.files.atomic_file import write_atomically
 from distill.errors import ClassifierError
 from distill.runtime.manifest import MANIFEST
 from distill.runtime.server.registry.client import Target

@@ -1,0 +1,1 @@
+"""Files: replaced atomically, read only where allowed, one module a kind."""

@@ -1,0 +1,34 @@
+"""A classifier folder as one file, `classifier.zip`: how a job hands it to the service.
+
+Notable: equal folders give equal files, and so the service stores them once.
+"""
+
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Final
+
+from distill.data.files.atomic_file import atomic_file
+
+FOLDER: Final = "classifier"  # in the folder of a run
+MANIFEST: Final = "classifier.json"  # in each classifier folder
+STORED: Final = (".onnx", ".safetensors", ".bin")  # weights hardly get smaller
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP file can name
+
+
+def zip_folder(folder: Path, path: Path) -> None:
+    """Write the files below `folder` to the ZIP file `path`, with names relative to `folder`.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    with atomic_file(path) as target, zipfile.ZipFile(target, "w") as archive:
+        for file in files:
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), EPOCH)
+            entry.external_attr = 0o644 << 16
+            dense = file.suffix in STORED
+            entry.compress_type = zipfile.ZIP_STORED if dense else zipfile.ZIP_DEFLATED
+            entry.file_size = file.stat().st_size  # above 2 GiB, it must be known beforehand
+            with file.open("rb") as source, archive.open(entry, "w") as written:
+                shutil.copyfileobj(source, written, 1 << 20)

@@ -1,0 +1,109 @@
+"""One tensor with metadata in a safetensors file, written atomically and verified when read."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from distill.data.files.atomic_file import atomic_file
+from distill.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+class DamagedFile(Exception):
+    """The file is truncated, modified or of another kind."""
+
+
+def write_tensor(path: Path, tensor: Tensor, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `tensor` and `metadata` to `path` atomically.
+
+    Raises:
+        OSError: the file cannot be written; no partial file remains.
+    """
+    tensor = tensor.detach().cpu().contiguous()
+    content = save({"tensor": tensor}, {**(metadata or {}), "sha256": _sha256(tensor)})
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None:
+    """Write a float32 tensor of `shape` that arrives in pieces, without holding it in memory.
+
+    Raises:
+        OSError: the file cannot be written; no partial file remains.
+    """
+    size = 4 * math.prod(shape)
+    digest = hashlib.sha256()
+    with atomic_file(path) as file:
+        # The digest is known only at the end; its length is known now.
+        file.write(_header(shape, size, "0" * 64))
+        for piece in rows:
+            content = piece.contiguous().numpy().tobytes()
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(_header(shape, size, digest.hexdigest()))
+
+
+def _header(shape: Sequence[int], size: int, sha256: str) -> bytes:
+    """The header of a safetensors file with one tensor."""
+    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"sha256": sha256}, "tensor": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The memory-mapped tensor and the metadata in the file at `path`.
+
+    Raises:
+        DamagedFile: it does not have the content that `write_tensor` wrote.
+        OSError: it is missing or cannot be read.
+    """
+    path.stat()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensor: Tensor = file.get_tensor("tensor")
+    except SafetensorError as error:
+        raise DamagedFile(str(error)) from None
+    if metadata.pop("sha256", None) != _sha256(tensor):
+        raise DamagedFile("the content is not what was written")
+    return tensor, metadata
+
+
+def _sha256(tensor: Tensor) -> str:
+    # No copy: the tensor may be larger than memory.
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor in the cache file at `path`; computed and stored if it is missing or damaged.
+
+    Raises:
+        DataError: the file cannot be written. Also what `make` raises.
+    """
+    if path.exists():
+        try:
+            return read_tensor(path)[0]
+        except (DamagedFile, OSError) as error:
+            log.warning(
+                "the cached %ss in %s are damaged (%s): computing them again", what, path, error
+            )
+    tensor = make()
+    try:
+        write_tensor(path, tensor)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the {what} cache {path} ({error.strerror}): free some space or choose "
+            "another cache folder"
+        ) from None
+    return tensor

@@ -1,0 +1,1 @@
+"""Data sets before training: prepared, checked, divided."""

@@ -1,0 +1,137 @@
+"""What a data set holds and what may be wrong with it, before anything is trained."""
+
+import os
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract import IMAGE_SUFFIXES, SplitName
+from distill.data.pixels import Progress
+from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
+from distill.data.sources.folders import ClassFolders, SplitFolders
+from distill.data.sources.labelled_image import LabelledImage, Source
+from distill.errors import UnreadableImages
+
+SMALL: Final = 32  # pixels of the shorter side
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitCheck(_Frozen):
+    """Images and classes of one split."""
+
+    images: int
+    classes: int
+    smallest_class: str
+    fewest: int
+    largest_class: str
+    most: int
+
+
+class Duplicates(_Frozen):
+    """Images that are the same or nearly so, as paths."""
+
+    images: tuple[str, ...]
+    same_bytes: bool
+    splits: Annotated[tuple[SplitName, ...], Field(description="More than one: a leak")]
+    classes: Annotated[tuple[str, ...], Field(description="More than one: a wrong label")]
+
+
+class DataCheck(_Frozen):
+    """The findings on a data set."""
+
+    splits: dict[SplitName, SplitCheck]
+    class_sizes: Annotated[dict[str, int], Field(description="Images by class, all splits")]
+    unreadable: Annotated[tuple[str, ...], Field(description="Images with the reason")]
+    skipped: Annotated[dict[str, int], Field(description="Files that are no images, by suffix")]
+    shorter_side: Annotated[
+        tuple[int, int, int] | None, Field(description="Pixels: smallest, median, largest")
+    ]
+    small: Annotated[int, Field(description=f"Images with a side below {SMALL} pixels")]
+    duplicates: tuple[Duplicates, ...]
+
+    @property
+    def leaks(self) -> list[Duplicates]:
+        """Duplicates and near-duplicates in more than one split."""
+        return [group for group in self.duplicates if len(group.splits) > 1]
+
+    @property
+    def label_conflicts(self) -> list[Duplicates]:
+        """Duplicates and near-duplicates in more than one class."""
+        return [group for group in self.duplicates if len(group.classes) > 1]
+
+
+def check_data(
+    source: Source,
+    splits: Mapping[SplitName, Sequence[LabelledImage]],
+    progress: Progress | None = None,
+) -> DataCheck:
+    """Read all images of `splits`, which are those of `source`, and report what is found.
+
+    Raises:
+        DataError: the package imagehash is missing.
+    """
+    images = [(split, image) for split, own in splits.items() for image in own]
+    found = fingerprints([image.path for _, image in images], progress)
+    readable = [
+        (split, image, fingerprint)
+        for (split, image), fingerprint in zip(images, found, strict=True)
+        if isinstance(fingerprint, Fingerprint)
+    ]
+    sides = [min(fingerprint.size) for _, _, fingerprint in readable]
+    groups = near_duplicates([fingerprint.perceptual for _, _, fingerprint in readable])
+    return DataCheck(
+        splits={split: _count(own) for split, own in splits.items()},
+        class_sizes=dict(sorted(Counter(image.key for _, image in images).items())),
+        unreadable=tuple(
+            name for result in found if isinstance(result, UnreadableImages)
+            for name in result.images
+        ),
+        skipped=skipped_files(source),
+        shorter_side=(min(sides), round(statistics.median(sides)), max(sides)) if sides else None,
+        small=sum(side < SMALL for side in sides),
+        duplicates=tuple(_duplicates([readable[index] for index in group]) for group in groups),
+    )  # fmt: skip
+
+
+def skipped_files(source: Source) -> dict[str, int]:
+    """How many files below a folder are not read, by suffix; most frequent first."""
+    if not isinstance(source, SplitFolders | ClassFolders):
+        return {}
+    suffixes = Counter(
+        Path(name).suffix.lower() or "no suffix"
+        for _, _, files in os.walk(source.root)
+        for name in files
+        if Path(name).suffix.lower() not in IMAGE_SUFFIXES
+    )
+    return dict(suffixes.most_common())
+
+
+def _count(images: Iterable[LabelledImage]) -> SplitCheck:
+    sizes: dict[str, int] = defaultdict(int)
+    for image in images:
+        sizes[image.key] += 1
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    return SplitCheck(
+        images=sum(sizes.values()),
+        classes=len(sizes),
+        smallest_class=smallest,
+        fewest=sizes[smallest],
+        largest_class=largest,
+        most=sizes[largest],
+    )
+
+
+def _duplicates(group: Sequence[tuple[SplitName, LabelledImage, Fingerprint]]) -> Duplicates:
+    return Duplicates(
+        images=tuple(str(image.path) for _, image, _ in group),
+        same_bytes=len({fingerprint.sha256 for _, _, fingerprint in group}) == 1,
+        splits=tuple(sorted({split for split, _, _ in group})),
+        classes=tuple(sorted({image.key for _, image, _ in group})),
+    )

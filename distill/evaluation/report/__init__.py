@@ -1,0 +1,1 @@
+"""Reports of training jobs, for machines and for people."""

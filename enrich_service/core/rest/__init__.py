@@ -1,0 +1,1 @@
+"""What every route of the REST interface shares."""

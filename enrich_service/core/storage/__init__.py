@@ -1,0 +1,1 @@
+"""The database, its migrations, and files of the data folder."""

@@ -1,0 +1,1 @@
+"""From a label to a stored generation: one request at a time."""

@@ -1,0 +1,50 @@
+"""One answer for a run: requested, shared with another caller, or waited for."""
+
+import time
+
+from enrich_service.generations.claims import ClaimedByOther
+from enrich_service.generations.models import GenerationFields, GenerationStatus
+from enrich_service.runs.active_run import ActiveRun
+from enrich_service.runs.answering.enricher import Caller, Enricher
+from enrich_service.runs.plan import Item, Plan
+
+
+async def answer_for_run(
+    enricher: Enricher,
+    active: ActiveRun,
+    plan: Plan,
+    item: Item,
+    caller: Caller,
+    *,
+    max_failures: int,
+) -> None:
+    """Have `item` answered for a run; halt the run after `max_failures` failures in a row.
+
+    The result of another caller counts as cached. A call of another caller that failed is no
+    result, so it is repeated for this run. What others are requesting is kept in `active.waiting`.
+
+    Raises:
+        ModelBusy: see `Enricher.answer`.
+        LanguageModelError: see `Enricher.answer`.
+    """
+    run_id = active.run.id
+    assert run_id is not None
+    try:
+        answer = await enricher.answer(plan, item, caller)
+        while _failed(answer) and answer.run_id != run_id:
+            answer = await enricher.answer(plan, item, caller)
+    except ClaimedByOther:
+        active.waiting.add_claimed(item)
+        return
+    active.finished.append(time.monotonic())
+    if answer.run_id != run_id:
+        await enricher.store.count(run_id, cached=1)
+    elif _failed(answer) and active.failed_in_row >= max_failures:
+        active.halt(
+            f"{active.failed_in_row} labels in a row got no answer, the last because "
+            f"{answer.problems[0]}"
+        )
+
+
+def _failed(answer: GenerationFields) -> bool:
+    return answer.status is GenerationStatus.FAILED

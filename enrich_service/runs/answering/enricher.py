@@ -1,0 +1,260 @@
+"""Sends requests about labels to the language model, and stores what comes of each."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
+
+from sqlalchemy import Engine
+
+from enrich_service.core.errors import (
+    LanguageModelError,
+    ModelBusy,
+    RequestRejected,
+    UnreadableImage,
+)
+from enrich_service.core.settings import Settings
+from enrich_service.generations.claims import ClaimedByOther
+from enrich_service.generations.models import GenerationFields, GenerationSource, GenerationStatus
+from enrich_service.generations.store import GenerationStore
+from enrich_service.llm.images import data_url
+from enrich_service.llm.open_model import open_model
+from enrich_service.llm.protocol import ChatRequest, LanguageModel, Reply
+from enrich_service.llm.rate_limiter import CallGroup, PriorityRateLimiter, Slot
+from enrich_service.llm.retry import MAX_RETRY_AFTER_S, send_with_retries
+from enrich_service.runs.answering.attempt import Attempt, build_request
+from enrich_service.runs.answering.build_generation import (
+    BuildContext,
+    Outcome,
+    build_generation,
+    judge_reply,
+)
+from enrich_service.runs.plan import Item, Plan
+from enrich_service.validation.accepted_texts import AcceptedTextIndex
+from enrich_service.validation.judge import Judgement
+
+
+def _ignore(_: GenerationFields) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who wants an answer, and how much is done for it.
+
+    `on_generation` is told of every answer that this caller pays for, so of the bad ones too,
+    before it is stored and before another call of the `group` is let in: a budget is to know at
+    once what was spent.
+    """
+
+    urgent: bool
+    tries: int  # calls for one reply, while the server has passing faults
+    run_id: int | None = None
+    on_generation: Callable[[GenerationFields], None] = _ignore
+    group: CallGroup | None = None
+
+
+@dataclass
+class _Pending:
+    task: asyncio.Task[GenerationFields]
+    waiting: int = 0
+
+
+@dataclass
+class Enricher:
+    """Sends each request once, however many wait for its answer."""
+
+    engine: Engine
+    settings: Settings
+    store: GenerationStore = field(init=False)
+    limiter: PriorityRateLimiter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = GenerationStore(
+            self.engine,
+            lambda: len(self._pending),
+            lease_seconds=self.settings.run_lease_seconds,
+        )
+        self.limiter = PriorityRateLimiter(
+            self.settings.llm_concurrency,
+            calls_per_minute=self.settings.llm_calls_per_minute,
+            tokens_per_minute=self.settings.llm_tokens_per_minute,
+        )
+        self._model: LanguageModel | None = None
+        self._opening = threading.Lock()  # routes ask for the model from several threads
+        self._pending: dict[str, _Pending] = {}
+        self._accepted_texts: dict[int, asyncio.Task[AcceptedTextIndex]] = {}
+
+    @property
+    def model(self) -> LanguageModel:
+        """The language model, opened when first needed (see `open_model` for its errors)."""
+        with self._opening:
+            if self._model is None:
+                self._model = open_model(self.settings)
+            return self._model
+
+    @property
+    def source(self) -> GenerationSource:
+        """The source of what the language model answers."""
+        return GenerationSource(self.model.source)
+
+    async def aclose(self) -> None:
+        """Stop asking and let go of the connections."""
+        tasks = [pending.task for pending in self._pending.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.store.aclose()
+        if self._model is not None:
+            await self._model.aclose()
+
+    async def answer(self, plan: Plan, item: Item, caller: Caller) -> GenerationFields:
+        """The result for `item`, or a `failed` generation where there was no answer.
+
+        A caller who wants what is being asked already shares its answer.
+
+        Raises:
+            ClaimedByOther: another process or a batch is requesting it; try again later.
+            ModelBusy: the server asks to wait for longer than `MAX_RETRY_AFTER_S`.
+            LanguageModelError: no request will be answered before something is mended.
+        """
+        pending = self._pending.get(item.key)
+        if pending is None:
+            task = asyncio.create_task(self._answer(plan, item, caller))
+            pending = self._pending[item.key] = _Pending(task)
+            task.add_done_callback(lambda done: self._forget(item.key, done))
+        elif caller.urgent:  # it may have waited behind a whole run until now
+            self.limiter.prioritise(item.key)
+        pending.waiting += 1
+        try:
+            return await asyncio.shield(pending.task)
+        finally:
+            pending.waiting -= 1
+            if not pending.task.done():
+                if pending.waiting:  # it may belong to a run that lets nothing in any more
+                    self.limiter.prioritise(item.key)
+                else:
+                    pending.task.cancel()
+
+    def _forget(self, key: str, task: asyncio.Task[GenerationFields]) -> None:
+        del self._pending[key]
+        self.store.release(key)
+        self.limiter.forget(key)
+        if not task.cancelled():
+            task.exception()  # seen: whoever waited has it, and perhaps none waits any more
+
+    async def _answer(self, plan: Plan, item: Item, caller: Caller) -> GenerationFields:
+        if not self.store.has_claimed(item.key):
+            claims = await self.store.claim([item.key])
+            if item.key in claims.results:
+                return claims.results[item.key]
+            if item.key in claims.claimed_by_others:
+                raise ClaimedByOther(item.name)
+        context = await self.context(plan, caller.run_id)
+        picture, unreadable = await _picture(item)
+        attempt, kept = Attempt(1, plan.parameters), False
+        while True:
+            request = build_request(plan, item, attempt, picture)
+            build = partial(build_generation, context, item, attempt, request)
+            if unreadable is not None:
+                return await self.add(context, build, unreadable, build(unreadable))
+            async with self._slot(request, caller, kept=kept) as slot:
+                outcome = await self._send(request, slot, caller.tries)
+                generation = build(outcome)
+                caller.on_generation(generation)
+                slot.keep = kept = is_asked_again(generation)
+            stored = await self.add(context, build, outcome, generation)
+            if not is_asked_again(stored):
+                return stored
+            attempt = attempt.after(stored)
+
+    def _slot(
+        self, request: ChatRequest, caller: Caller, *, kept: bool = False
+    ) -> AbstractAsyncContextManager[Slot]:
+        return self.limiter.slot(
+            urgent=caller.urgent,
+            tokens=sum(request.token_limits()),
+            key=request.key,
+            group=caller.group,
+            kept=kept,
+        )
+
+    async def _send(self, request: ChatRequest, slot: Slot, tries: int) -> Outcome:
+        """The reply, or why there is none for this one request; other errors are raised."""
+        try:
+            return await send_with_retries(self.model, request, slot, tries=tries)
+        except ModelBusy as busy:
+            if busy.unreachable:
+                raise LanguageModelError(str(busy)) from None
+            if busy.retry_after is not None and busy.retry_after > MAX_RETRY_AFTER_S:
+                raise
+            return busy
+        except RequestRejected as refused:
+            return refused
+
+    async def add(
+        self,
+        context: BuildContext,
+        build: Callable[[Outcome], GenerationFields],
+        outcome: Outcome,
+        generation: GenerationFields,
+        batch_id: int | None = None,
+    ) -> GenerationFields:
+        """Store a generation; built anew where its text belongs to another label by now.
+
+        Another process may have stored the same text after it was judged here.
+        """
+        accepted_texts = context.accepted_texts if context.plan.unique_texts else None
+        return await self.store.add(
+            generation, batch_id, accepted_texts=accepted_texts, rebuild=partial(build, outcome)
+        )
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Let other processes ask what was claimed and is not being asked here."""
+        self.store.release(*(key for key in keys if key not in self._pending))
+
+    async def try_out(
+        self, plan: Plan, item: Item, accepted_texts: AcceptedTextIndex, *, tries: int
+    ) -> tuple[Reply, Judgement]:
+        """The first answer for `item` and what is wrong with it; nothing is stored.
+
+        Raises:
+            LanguageModelError: there was no answer.
+        """
+        request = build_request(plan, item, Attempt(1, plan.parameters))
+        async with self._slot(request, Caller(urgent=True, tries=tries)) as slot:
+            reply = await send_with_retries(self.model, request, slot, tries=tries)
+        return reply, judge_reply(plan, item, reply, accepted_texts)
+
+    async def context(self, plan: Plan, run_id: int | None) -> BuildContext:
+        """What the generations of `plan` have in common."""
+        accepted_texts = await self.accepted_texts(plan)
+        prices, provider = self.settings.prices, self.model.provider
+        return BuildContext(plan, accepted_texts, provider, prices, run_id)
+
+    async def accepted_texts(self, plan: Plan) -> AcceptedTextIndex:
+        """Which label has which text of the prompt version of `plan`, read once."""
+        version_id = plan.version.id
+        assert version_id is not None
+        reading = self._accepted_texts.get(version_id)
+        if reading is None or (reading.done() and reading.exception() is not None):
+            reading = asyncio.create_task(self.store.accepted_texts(version_id))
+            self._accepted_texts[version_id] = reading
+        return await asyncio.shield(reading)
+
+
+async def _picture(item: Item) -> tuple[str | None, RequestRejected | None]:
+    """The image of an item as a data URL, if it has one, or why it cannot be read."""
+    if item.image is None:
+        return None, None
+    try:
+        return await asyncio.to_thread(data_url, item.image), None
+    except UnreadableImage as error:
+        return None, RequestRejected(str(error), calls=0)
+
+
+def is_asked_again(answer: GenerationFields) -> bool:
+    """Whether it was a bad answer, and another one is wanted."""
+    return answer.status is GenerationStatus.RETRIED

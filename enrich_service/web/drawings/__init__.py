@@ -1,0 +1,1 @@
+"""Coordinates of drawings, for inline SVG."""

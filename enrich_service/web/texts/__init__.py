@@ -1,0 +1,1 @@
+"""Pages of label sets, their texts and releases."""
