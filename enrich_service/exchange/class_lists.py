@@ -15,7 +15,7 @@ from contract import Release, ReleaseLabel, first_error_line
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.text import check_text, once, shortened
 from enrich_service.exchange.schemas import Imported
-from enrich_service.exchange.service import store_imported_texts
+from enrich_service.exchange.text_pairs import store_imported_texts
 from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.labels.schemas import LabelIn

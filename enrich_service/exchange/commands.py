@@ -24,7 +24,15 @@ from enrich_service.core.terminal.console import (
     working,
     write_session,
 )
-from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
+from enrich_service.exchange import (
+    captions,
+    class_lists,
+    csv_files,
+    jsonl_export,
+    jsonl_import,
+    manifest,
+    text_pairs,
+)
 from enrich_service.exchange.schemas import Imported
 from enrich_service.labels import service as label_service
 from enrich_service.prompts.schemas import PromptKind
@@ -82,7 +90,7 @@ def pairs(
 ) -> None:
     """Import the paper's label2text.txt, and chatgpt.txt with one text per line."""
     with _importing() as session:
-        done = service.import_pairs(
+        done = text_pairs.import_pairs(
             session,
             name,
             _read(label2text),
@@ -103,7 +111,7 @@ def import_jsonl(file: File, json: Json = False) -> None:
         shown.open(file, "r", encoding="utf-8-sig", description="Importing") as lines,
         write_session() as session,
     ):
-        done = service.import_jsonl(session, lines)
+        done = jsonl_import.import_jsonl(session, lines)
     show(done, json=json)
 
 
@@ -239,7 +247,7 @@ def export_jsonl(
 ) -> None:
     """Export label sets, prompts, texts with provenance, and releases."""
     with read_session() as session:
-        _write(service.export_jsonl(session, label_set), output)
+        _write(jsonl_export.export_jsonl(session, label_set), output)
 
 
 def _release(session: Session, name: str) -> Release:
@@ -358,5 +366,5 @@ def export_pairs(
         found = _release(session, release)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "label2text.txt").write_text(service.label2text(found), "utf-8")
-        (folder / "chatgpt.txt").write_text(service.descriptions(found), "utf-8")
+        (folder / "label2text.txt").write_text(text_pairs.label2text(found), "utf-8")
+        (folder / "chatgpt.txt").write_text(text_pairs.descriptions(found), "utf-8")

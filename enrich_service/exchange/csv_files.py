@@ -14,8 +14,9 @@ from sqlmodel import Session
 from contract import Release, ReleaseLabel, first_error_line, release_hash
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import InvalidInput
+from enrich_service.exchange.jsonl_export import generation_records, reviews
+from enrich_service.exchange.jsonl_import import Importer
 from enrich_service.exchange.schemas import GenerationRecord, Imported
-from enrich_service.exchange.service import Importer, generation_records, reviews
 from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
@@ -86,22 +87,22 @@ def generations_csv(session: Session, label_set: str | None = None) -> Iterator[
 def import_generations_csv(session: Session, data: bytes) -> Imported:
     """Import generations; their prompt versions and label sets must exist.
 
-    What is there already stays as it is. Raises InvalidInput for the first row that does not fit.
+    Existing rows are unchanged. Raises InvalidInput for the first invalid row.
     """
-    importer = Importer(session, here=True)
+    importer = Importer(session, use_existing=True)
     rows = spreadsheet.read(data, GENERATION_COLUMNS, ["id", "kind", "label_name"])
     for number, row in enumerate(rows, start=1):
         try:
             record = GenerationRecord.model_validate_json(
                 _json({name: _value(name, cell) for name, cell in row.items() if cell})
             )
-            importer.take(record)
+            importer.import_record(record)
         except (ValidationError, ValueError, RecursionError) as error:
             raise InvalidInput(f"Row {number} of the CSV file: {_first(error)}") from error
         except InvalidInput as error:
             raise InvalidInput(f"Row {number} of the CSV file: {error}") from error
     session.flush()
-    return importer.done
+    return importer.result
 
 
 def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
@@ -111,10 +112,10 @@ def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]
     """
     rows = (
         (
-            *(said.generation_id, kind, name),
-            *(said.action, said.reason, said.author, said.at.isoformat()),
+            *(review.generation_id, kind, name),
+            *(review.action, review.reason, review.author, review.at.isoformat()),
         )
-        for said, kind, name in reviews(session, label_set)
+        for review, kind, name in reviews(session, label_set)
     )
     return spreadsheet.write(REVIEW_COLUMNS, rows)
 

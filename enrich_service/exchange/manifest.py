@@ -10,7 +10,7 @@ from sqlmodel import Session, select
 
 from contract import Release, first_error_line
 from enrich_service.core.errors import Conflict, InvalidInput
-from enrich_service.exchange import class_lists, csv_files, service
+from enrich_service.exchange import class_lists, csv_files, jsonl_export, jsonl_import, text_pairs
 from enrich_service.exchange.schemas import Imported, Manifest, ModelUse
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.releases import service as release_service
@@ -23,7 +23,7 @@ def manifest(session: Session, release: Release) -> Manifest:
     hashes = dict.fromkeys(source.prompt_hash for source in release.sources if source.prompt_hash)
     names = {(source.prompt, source.prompt_version) for source in release.sources if source.prompt}
     prompts = [
-        service.version_record(session, prompt, found)
+        jsonl_export.version_record(session, prompt, found)
         for digest in hashes
         for prompt, found in session.exec(
             select(Prompt, PromptVersion)
@@ -62,8 +62,8 @@ def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
     files = {
         RELEASE: release.model_dump_json() + "\n",
         "release.csv": "".join(csv_files.release_csv(release)),
-        "label2text.txt": service.label2text(release),
-        "chatgpt.txt": service.descriptions(release),
+        "label2text.txt": text_pairs.label2text(release),
+        "chatgpt.txt": text_pairs.descriptions(release),
     }
     if len({label.name for label in release.labels}) == len(release.labels):
         files["descriptors.json"] = class_lists.written(class_lists.descriptors(release))
@@ -94,9 +94,9 @@ def read_folder(session: Session, folder: Path) -> Imported:
         raise InvalidInput(f"{folder}: {first_error_line(error, '')}") from error
     if release.hash != listed.hash:
         raise InvalidInput(f"The manifest in {folder} is that of another release")
-    importer = service.Importer(session)
+    importer = jsonl_import.Importer(session)
     for record in listed.prompts:
-        importer.take(record)
+        importer.import_record(record)
     row, new = release_service.import_release(session, release)
-    importer.note(importer.done.releases, row.name, new)
-    return importer.done
+    importer.count(importer.result.releases, row.name, new)
+    return importer.result

@@ -19,7 +19,15 @@ from enrich_service.core.rest.dependencies import (
 )
 from enrich_service.core.rest.problems import problems
 from enrich_service.core.storage.database import reading
-from enrich_service.exchange import captions, class_lists, csv_files, manifest, service
+from enrich_service.exchange import (
+    captions,
+    class_lists,
+    csv_files,
+    jsonl_export,
+    jsonl_import,
+    manifest,
+    text_pairs,
+)
 from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.labels import service as label_service
 from enrich_service.prompts.schemas import PromptKind
@@ -86,7 +94,7 @@ def import_pairs(
     ] = True,
 ) -> Imported:
     """Create a label set from label2text.txt and import the texts of chatgpt.txt."""
-    return service.import_pairs(
+    return text_pairs.import_pairs(
         session,
         name,
         _text("label2text", label2text),
@@ -110,7 +118,7 @@ def import_everything(
     session: WriteSession,
 ) -> Imported:
     """Import an export, all or nothing. Existing records are unchanged."""
-    return service.import_jsonl(session, _text("The file", body).split("\n"))
+    return jsonl_import.import_jsonl(session, _text("The file", body).split("\n"))
 
 
 Exporter = Callable[[Session, str | None], Iterator[str]]
@@ -149,7 +157,7 @@ def export_everything(
 ) -> StreamingResponse:
     """Export label sets, prompts, generations with provenance and releases as JSON Lines."""
     return StreamingResponse(
-        _lines(service.export_jsonl, engine, session, label_set),
+        _lines(jsonl_export.export_jsonl, engine, session, label_set),
         media_type=NDJSON,
         headers={"Content-Disposition": 'attachment; filename="enrich-export.jsonl"'},
     )
@@ -163,7 +171,7 @@ def export_everything(
 )
 def export_label2text(release_id: Id, session: ReadSession) -> str:
     """The labels of a release, lines `key index name_with_underscores`."""
-    return service.label2text(release_service.parsed(release_service.get(session, release_id)))
+    return text_pairs.label2text(release_service.parsed(release_service.get(session, release_id)))
 
 
 @router.get(
@@ -174,7 +182,7 @@ def export_label2text(release_id: Id, session: ReadSession) -> str:
 )
 def export_descriptions(release_id: Id, session: ReadSession) -> str:
     """The descriptions of a release; the n-th line describes the n-th label."""
-    return service.descriptions(release_service.parsed(release_service.get(session, release_id)))
+    return text_pairs.descriptions(release_service.parsed(release_service.get(session, release_id)))
 
 
 def _release(session: ReadSession, release_id: int) -> Release:

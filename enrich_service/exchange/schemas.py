@@ -159,7 +159,7 @@ class Imported(BaseModel):
                     "generations": 198,
                     "rejected": 2,
                     "releases": ["ducks-1"],
-                    "there_already": 0,
+                    "existing": 0,
                     "problems": ["'yurt': empty: the reply holds no text"],
                 }
             ]
@@ -171,7 +171,7 @@ class Imported(BaseModel):
     generations: Annotated[int, Field(description="Accepted texts")] = 0
     rejected: Annotated[int, Field(description="Texts stored as rejected")] = 0
     releases: list[str] = []
-    there_already: int = 0
+    existing: int = 0
     problems: Annotated[list[str], Field(description="The first 100 reasons of rejection")] = []
 
 

@@ -16,6 +16,7 @@ from enrich_service.core.terminal.console import (
 )
 from enrich_service.generations.models import GenerationSource, Run
 from enrich_service.releases import service, translations
+from enrich_service.releases.choose_texts import parse_source
 from enrich_service.releases.schemas import ReleaseCreate, TranslationCreate
 from enrich_service.runs import estimate as estimates
 from enrich_service.runs import service as enrichment
@@ -52,7 +53,7 @@ def create(
         ReleaseCreate,
         label_set=label_set,
         name=name,
-        sources=[service.parse_source(text) for text in source or ()],
+        sources=[parse_source(text) for text in source or ()],
         languages=language or [],
         message=message,
         author=author,

@@ -104,12 +104,12 @@ def _plan(
         )
     known = label_service.lines_of(session, label_set)
     taken = {label.name.casefold() for label in known}
-    if again := next((each for each in names if each.strip().casefold() in taken), None):
+    if again := next((name for name in names if name.strip().casefold() in taken), None):
         raise Conflict(f"Label set {name!r} has a label {shortened(again)} already.")
     contexts = Counter(label.context for label in known)
     context = context or contexts.most_common(1)[0][0]
     return _Plan(
-        labels=[LabelIn(name=each, context=context) for each in names],
+        labels=[LabelIn(name=name, context=context) for name in names],
         versions=versions,
         release=release or _next_name(session, newest[0].name),
     )
@@ -131,7 +131,7 @@ async def _ask(engine: Engine, settings: Settings, plan: _Plan) -> None:
         for prompt, number in plan.versions:
             body = request(
                 DescribeRequest,
-                labels=[{"name": each.name, "context": each.context} for each in plan.labels],
+                labels=[{"name": label.name, "context": label.context} for label in plan.labels],
                 prompt=prompt,
                 version=number,
             )

@@ -24,7 +24,7 @@ from enrich_service.generations.service import line_of
 from enrich_service.generations.sql import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
-from enrich_service.releases import service
+from enrich_service.releases.choose_texts import current
 from enrich_service.releases.schemas import ReleaseSource
 
 
@@ -167,7 +167,7 @@ def _with_texts(
     known: dict[int, list[sa.Row[Any]]] = defaultdict(list)
     for start in range(0, len(ids), 500):
         part = ids[start : start + 500]
-        found |= service.current(session, label_set, source, part)
+        found |= current(session, label_set, source, part)
         for row in _generations(session, part, version, prompt.kind):
             known[row.label].append(row)
     used = [source.generation_id for _, sources in found.values() for source in sources]

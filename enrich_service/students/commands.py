@@ -131,9 +131,9 @@ def compare(
         found = service.versions(session, student=student)
         for number in versions or ():
             service.get_version(session, student, number)
-    chosen = [one for one in found if not versions or one.number in versions]
+    chosen = [version for version in found if not versions or version.number in versions]
     show(
-        chosen if json else [_rounded(one) for one in chosen],
+        chosen if json else [_rounded(version) for version in chosen],
         json=json,
         columns=("number", "aliases", "job_id", "model", *Figures.model_fields, "bytes"),
     )

@@ -19,7 +19,7 @@ from enrich_service.core.terminal.console import (
     working,
 )
 from enrich_service.prompts.commands import read
-from enrich_service.releases.service import parse_source
+from enrich_service.releases.choose_texts import parse_source
 from enrich_service.runs.commands import open_enricher
 from enrich_service.trials import comparison, playground
 from enrich_service.trials.schemas import Trial, TrialRequest

@@ -271,7 +271,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
     """Number of answers by rule, the part of a problem before the colon."""
-    counted = Counter(rule for said in found for rule in {line.partition(":")[0] for line in said})
+    counted = Counter(
+        rule for problems in found for rule in {line.partition(":")[0] for line in problems}
+    )
     return dict(sorted(counted.items()))
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from enrich_service.core.rest.dependencies import ReadSession, SettingsDep
 from enrich_service.core.rest.problems import problems
-from enrich_service.releases.service import parse_source
+from enrich_service.releases.choose_texts import parse_source
 from enrich_service.runs.routes import EnricherDep
 from enrich_service.trials import comparison, playground
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest

@@ -72,7 +72,7 @@ def _best(versions: list[StudentVersionView]) -> dict[str, Any]:
     best = {}
     for names, choose in ((HIGHEST, max), (LOWEST, min)):
         for name in names:
-            values = {getattr(one, name) for one in versions} - {None}
+            values = {getattr(version, name) for version in versions} - {None}
             if len(values) > 1:
                 best[name] = choose(values)
     return best

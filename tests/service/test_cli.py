@@ -123,7 +123,7 @@ def test_a_release_goes_out_in_every_format_and_comes_back(enrich, tmp_path):
     there = data_of(enrich("import", "release-csv", "r.csv", "r2", "ducks", "--json"))
     assert there["hash"] == release["hash"]
     assert enrich("export", "generations", "-o", "g.csv").exit_code == 0
-    assert data_of(enrich("import", "generations", "g.csv", "--json"))["there_already"] == 3
+    assert data_of(enrich("import", "generations", "g.csv", "--json"))["existing"] == 3
     assert enrich("export", "reviews").stdout.startswith("generation,kind,label_name,action")
     (tmp_path / "near.json").write_text(json.dumps({"teal": ["mallard"]}))
     assert enrich("labels", "confusable", "ducks", "--file", "near.json").exit_code == 0
@@ -132,7 +132,7 @@ def test_a_release_goes_out_in_every_format_and_comes_back(enrich, tmp_path):
         "teal,mallard",
     ]
     assert data_of(enrich("export", "folder", "r", "paper", "--json"))["hash"] == release["hash"]
-    assert data_of(enrich("import", "release", "paper", "--json"))["there_already"] == 1
+    assert data_of(enrich("import", "release", "paper", "--json"))["existing"] == 1
 
 
 def test_texts_are_listed_edited_and_reviewed(enrich, tmp_path):

@@ -177,7 +177,7 @@ def test_files_go_in_and_come_back_as_they_were(client):
     assert (client.descriptors(both), client.sentences(both)) == (heads, crests)
 
     rows = client.generations_csv(label_set="lists")
-    assert client.import_generations_csv(rows).there_already == 2
+    assert client.import_generations_csv(rows).existing == 2
     assert len(client.export_all(label_set="lists")) < len(client.export_all())
     assert client.import_all(client.export_all()).generations == 0
 

@@ -353,7 +353,7 @@ def job_page(
         error=error,
         given=given or {},
         versions=students.versions(session, job_id=job_id),
-        students=[one.name for one in students.listing(session, limit=None)],
+        students=[student.name for student in students.listing(session, limit=None)],
         artifacts=[artifacts.view(artifact) for artifact in left],
         can_register=job.state is JobState.SUCCEEDED
         and any(artifact.name == CLASSIFIER_ARTIFACT for artifact in left),

@@ -31,7 +31,7 @@ def choose_prompt(
 ) -> HTMLResponse:
     """The form of a new prompt with the content of another one, by default the standard prompt."""
     given: Mapping[str, str] = {}
-    names = [one.name for one in service.listing(session, limit=None)]
+    names = [prompt.name for prompt in service.listing(session, limit=None)]
     name = like or (_STARTING_POINT if _STARTING_POINT in names else "")
     if name:
         prompt, newest = service.get(session, name), service.resolve(session, name)

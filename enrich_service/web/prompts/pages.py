@@ -66,8 +66,8 @@ def list_prompts(
         request,
         "prompts/list.html",
         prompts=[
-            (one, _together(uses, service.versions(session, service.get(session, one.name))))
-            for one in found
+            (prompt, _together(uses, service.versions(session, service.get(session, prompt.name))))
+            for prompt in found
         ],
         search=search,
         tag=tag,

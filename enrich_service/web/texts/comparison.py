@@ -13,7 +13,7 @@ from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.schemas import DiffRow, PromptView
 from enrich_service.prompts.service import DEFAULT_ALIAS
-from enrich_service.releases.service import parse_source
+from enrich_service.releases.choose_texts import parse_source
 from enrich_service.runs.schemas import Choice
 from enrich_service.trials import comparison
 from enrich_service.trials.schemas import ComparedLabel, ComparedSide, ComparedText

@@ -7,7 +7,7 @@ from sqlmodel import select
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.settings import Settings
 from enrich_service.core.storage.database import reading, writing
-from enrich_service.exchange import service as exchange
+from enrich_service.exchange import jsonl_export, jsonl_import, text_pairs
 from enrich_service.exchange.schemas import GENERATION_FIELDS
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
@@ -20,7 +20,7 @@ from enrich_service.labels import service as labels
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate, VersionCreate
 from enrich_service.releases import service as releases
-from enrich_service.releases.schemas import ReleaseCreate
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
 LABELS = "n1 1 wood_duck\nn2 2 common_teal\n\nn3 3 mallard\n"
 TEXTS = (
@@ -32,7 +32,9 @@ TEXTS = (
 
 def test_the_papers_pair_becomes_labels_and_checked_texts(engine):
     with writing(engine) as session:
-        done = exchange.import_pairs(session, "ducks", LABELS, TEXTS, context="a bird", author="li")
+        done = text_pairs.import_pairs(
+            session, "ducks", LABELS, TEXTS, context="a bird", author="li"
+        )
         assert (done.generations, done.rejected) == (2, 1)
         assert done.problems[0].startswith("'common teal'")
         row, _ = releases.create(
@@ -43,15 +45,15 @@ def test_the_papers_pair_becomes_labels_and_checked_texts(engine):
         assert {source.source for source in release.sources} == {"import"}
         assert release.labels[1].context == "a bird"
         # And out again.
-        assert exchange.label2text(release) == LABELS.replace("\n\n", "\n")
-        assert exchange.descriptions(release).split("\n")[0] == TEXTS.split("\n")[0]
-        assert exchange.descriptions(release).count("\n") == 3
+        assert text_pairs.label2text(release) == LABELS.replace("\n\n", "\n")
+        assert text_pairs.descriptions(release).split("\n")[0] == TEXTS.split("\n")[0]
+        assert text_pairs.descriptions(release).count("\n") == 3
 
 
 def test_unchecked_texts_are_taken_as_they_are(engine):
     with writing(engine) as session:
         faulty = TEXTS.replace("\n.\n", "\nError: 500\n")
-        done = exchange.import_pairs(session, "ducks", LABELS, faulty, check_texts=False)
+        done = text_pairs.import_pairs(session, "ducks", LABELS, faulty, check_texts=False)
         assert (done.generations, done.rejected) == (3, 0)
 
 
@@ -67,7 +69,7 @@ def test_unchecked_texts_are_taken_as_they_are(engine):
 )
 def test_a_pair_that_does_not_fit_leaves_nothing_behind(engine, pair, message):
     with pytest.raises(InvalidInput, match=message), writing(engine) as session:
-        exchange.import_pairs(session, "ducks", *pair)
+        text_pairs.import_pairs(session, "ducks", *pair)
     with reading(engine) as session:
         assert labels.listing(session) == []
 
@@ -79,7 +81,7 @@ def test_the_papers_real_files_come_in(shared, engine, folder):
     label2text = (shared / folder / "label2text.txt").read_text("utf-8")
     texts = (shared / folder / "chatgpt.txt").read_text("utf-8")
     with writing(engine) as session:
-        done = exchange.import_pairs(session, "real", label2text, texts)
+        done = text_pairs.import_pairs(session, "real", label2text, texts)
         assert done.generations + done.rejected == len(label2text.splitlines())
         assert done.generations > 0.9 * (done.generations + done.rejected)
 
@@ -104,8 +106,8 @@ def test_a_pair_is_uploaded_and_the_faulty_text_is_named(service):
 def filled(engine):
     """A database with one of everything, texts with parents included."""
     with writing(engine) as session:
-        exchange.import_pairs(session, "ducks", LABELS, TEXTS)
-        exchange.import_pairs(session, "others", "x 1 heron\n", None)
+        text_pairs.import_pairs(session, "ducks", LABELS, TEXTS)
+        text_pairs.import_pairs(session, "others", "x 1 heron\n", None)
         prompt, version = prompts.create(
             session,
             PromptCreate(
@@ -158,13 +160,13 @@ def filled(engine):
 
 def exported(engine, label_set=None):
     with reading(engine) as session:
-        return list(exchange.export_jsonl(session, label_set))
+        return list(jsonl_export.export_jsonl(session, label_set))
 
 
 def test_everything_goes_out_and_comes_in_elsewhere_the_same(filled, elsewhere):
     lines = exported(filled)
     with writing(elsewhere) as session:
-        done = exchange.import_jsonl(session, lines)
+        done = jsonl_import.import_jsonl(session, lines)
     assert done.label_sets == ["ducks", "others"]
     assert done.releases == ["r1"]
     with reading(filled) as here, reading(elsewhere) as there:
@@ -180,7 +182,7 @@ def test_everything_goes_out_and_comes_in_elsewhere_the_same(filled, elsewhere):
         assert prompts.view(there, prompts.get(there, "mine")).tags == ["short"]
         # A release of the same sources there has the same hash as one here.
     with writing(filled) as here, writing(elsewhere) as there:
-        sources = [releases.ReleaseSource(prompt="mine", version=1)]
+        sources = [ReleaseSource(prompt="mine", version=1)]
         hashes = {
             releases.create(one, ReleaseCreate(label_set="ducks", name="r2", sources=sources))[
                 0
@@ -193,15 +195,15 @@ def test_everything_goes_out_and_comes_in_elsewhere_the_same(filled, elsewhere):
 def test_importing_twice_adds_nothing(filled, elsewhere):
     lines = exported(filled)
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
     before = exported(elsewhere)
     with writing(elsewhere) as session:
-        again = exchange.import_jsonl(session, lines)
+        again = jsonl_import.import_jsonl(session, lines)
     assert (again.label_sets, again.prompt_versions, again.releases) == ([], [], [])
     assert (again.generations, again.rejected) == (0, 0)
     assert exported(elsewhere) == before
     with writing(filled) as session:  # nor does a service that takes in its own export
-        assert exchange.import_jsonl(session, lines).generations == 0
+        assert jsonl_import.import_jsonl(session, lines).generations == 0
     assert exported(filled) == lines
 
 
@@ -248,7 +250,7 @@ PROMPT_RECORDS = ("prompt_version", "archived", "alias_move", "alias")
 def test_archived_prompts_and_every_move_of_an_alias_come_in_as_they_were(moved, elsewhere):
     lines = exported(moved)
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
         mine = prompts.get(session, "mine")
         log = prompts.alias_moves(session, mine, "production")
         assert [(one.from_number, one.to_number, one.author, one.reason) for one in log] == [
@@ -271,14 +273,14 @@ def test_archived_prompts_and_every_move_of_an_alias_come_in_as_they_were(moved,
     for engine in (elsewhere, moved):
         before = exported(engine)
         with writing(engine) as session:
-            exchange.import_jsonl(session, lines)
+            jsonl_import.import_jsonl(session, lines)
         assert exported(engine) == before
 
 
 def test_an_import_leaves_the_archive_and_the_log_of_what_is_in_use(moved, elsewhere):
     lines = exported(moved)
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
         mine = prompts.get(session, "mine")
         prompts.set_archived(session, mine, False)
         prompts.move_alias(
@@ -290,7 +292,7 @@ def test_an_import_leaves_the_archive_and_the_log_of_what_is_in_use(moved, elsew
         )
     before = exported(elsewhere)
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
     assert exported(elsewhere) == before
 
 
@@ -302,7 +304,7 @@ def test_moves_name_the_same_texts_where_versions_have_other_numbers(moved, else
                 name="mine", kind="description", user="0", output_schema={"type": "object"}
             ),
         )
-        exchange.import_jsonl(session, exported(moved))
+        jsonl_import.import_jsonl(session, exported(moved))
         log = prompts.alias_moves(session, prompts.get(session, "mine"), "production")
         assert [(one.from_number, one.to_number) for one in log] == [(3, 2), (2, 3), (None, 2)]
         assert prompts.resolve(session, "mine", alias="canary").user == "2"
@@ -312,7 +314,7 @@ def test_an_older_export_without_archive_and_moves_comes_in(moved, elsewhere):
     newer = ('"record":"archived"', '"record":"alias_move"')
     lines = [line for line in exported(moved) if not any(one in line for one in newer)]
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
         mine = prompts.get(session, "mine")
         assert mine.archived_at is None
         assert prompts.view(session, mine).aliases[1].protected
@@ -353,7 +355,7 @@ def test_a_damaged_export_is_told_with_its_line_and_leaves_nothing(
     lines, number = damaged(exported(filled), kind, **changes)
     told = pytest.raises(InvalidInput, match=f"Line {number}: .*{message}")
     with told, writing(elsewhere) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
     with reading(elsewhere) as session:
         assert labels.listing(session) == []
 
@@ -361,7 +363,7 @@ def test_a_damaged_export_is_told_with_its_line_and_leaves_nothing(
 @pytest.mark.parametrize("lines", [[], ["{"], ["[]"], ['{"a": 1}'], ["[" * 5000]])
 def test_what_is_no_export_is_refused(engine, lines):
     with pytest.raises(InvalidInput), writing(engine) as session:
-        exchange.import_jsonl(session, lines)
+        jsonl_import.import_jsonl(session, lines)
 
 
 def test_an_export_goes_over_http_and_back(service, start_service, tmp_path):

@@ -12,8 +12,7 @@ from sqlmodel import col, select
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import Conflict, InvalidInput
 from enrich_service.core.storage.database import reading, writing
-from enrich_service.exchange import class_lists, csv_files, manifest
-from enrich_service.exchange import service as exchange
+from enrich_service.exchange import class_lists, csv_files, jsonl_export, jsonl_import, manifest
 from enrich_service.generations import reviews
 from enrich_service.generations.models import (
     Generation,
@@ -27,7 +26,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.schemas import PromptCreate, PromptKind
 from enrich_service.releases import service as releases
-from enrich_service.releases.schemas import ReleaseCreate
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
 NASTY = ['=HYPERLINK("x")', "+1", "-1", "@sum", "'=x", "''@x", "'quoted'", 'a "b", c', "ünïcode"]
 TEXTS = {
@@ -76,7 +75,7 @@ def fill(engine):
             ReleaseCreate(
                 label_set="nasty",
                 name="r1",
-                sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+                sources=[ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
             ),
         )
         return releases.parsed(row)
@@ -127,8 +126,8 @@ def test_generations_go_out_as_csv_and_come_in_with_their_provenance(engine, els
     with reading(engine) as session:
         lines = list(csv_files.generations_csv(session))
         assert no_formula(cells(lines))
-        everything = list(exchange.export_jsonl(session))
-        before = [one.model_dump() for one in exchange.generation_records(session)]
+        everything = list(jsonl_export.export_jsonl(session))
+        before = [one.model_dump() for one in jsonl_export.generation_records(session)]
     data = "".join(lines).encode()
     with (
         pytest.raises(InvalidInput, match="Row 1 .*import the prompt first"),
@@ -136,16 +135,18 @@ def test_generations_go_out_as_csv_and_come_in_with_their_provenance(engine, els
     ):
         csv_files.import_generations_csv(session, data)
     with writing(elsewhere) as session:
-        exchange.import_jsonl(session, [one for one in everything if '"record":"gen' not in one])
+        jsonl_import.import_jsonl(
+            session, [line for line in everything if '"record":"gen' not in line]
+        )
         assert csv_files.import_generations_csv(session, data).generations == len(before)
-        assert csv_files.import_generations_csv(session, data).there_already == len(before)
-        assert [one.model_dump() for one in exchange.generation_records(session)] == before
+        assert csv_files.import_generations_csv(session, data).existing == len(before)
+        assert [one.model_dump() for one in jsonl_export.generation_records(session)] == before
         row, _ = releases.create(
             session,
             ReleaseCreate(
                 label_set="nasty",
                 name="r2",
-                sources=[releases.ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
+                sources=[ReleaseSource(prompt=f"my-{kind}", version=1) for kind in TEXTS],
             ),
         )
         assert row.hash == release.hash
@@ -313,7 +314,7 @@ def test_a_folder_for_a_paper_brings_texts_and_prompts_elsewhere_with_the_same_h
         assert (done.releases, len(done.prompt_versions)) == (["r1"], 4)
         assert releases.body(session, releases.named(session, "r1"))[0] == release.hash
         assert prompts.resolve(session, "my-captions", version=1).user == "1"
-        assert manifest.read_folder(session, folder).there_already == 5
+        assert manifest.read_folder(session, folder).existing == 5
     with reading(engine) as session, pytest.raises(Conflict, match="is not empty"):
         manifest.write_folder(session, release, folder)
 
@@ -365,7 +366,7 @@ def test_the_formats_are_served_and_taken_over_http(service):
     assert names.splitlines()[0] == "key,name,context"
     rows = service.get("/v1/export/generations.csv?label_set=http")
     taken = service.post("/v1/import/generations.csv", content=rows.content, headers=headers)
-    assert (taken.status_code, taken.json()["there_already"]) == (200, 2)
+    assert (taken.status_code, taken.json()["existing"]) == (200, 2)
     assert service.get("/v1/export/generations.csv?label_set=nix").status_code == 404
     said = service.get("/v1/export/reviews.csv?label_set=http")
     assert said.text.splitlines() == ["generation,kind,label_name,action,reason,author,at"]

@@ -27,7 +27,7 @@ from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts import service as prompts
 from enrich_service.prompts.schemas import AliasPut, PromptCreate
 from enrich_service.releases import service as releases
-from enrich_service.releases.schemas import ReleaseCreate
+from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def fill(engine):
             ReleaseCreate(
                 label_set="ducks",
                 name="r1",
-                sources=[releases.ReleaseSource(prompt="mine", version=1)],
+                sources=[ReleaseSource(prompt="mine", version=1)],
             ),
         )
         jobs.create(
