@@ -31,7 +31,7 @@ from enrich_service.core.storage.database import make_engine
 from enrich_service.core.storage.prestart import prestart
 from enrich_service.keys.authentication import Authentication
 from enrich_service.operation.metrics import Metrics
-from enrich_service.operation.requests import Requests
+from enrich_service.operation.request_log import Requests
 from enrich_service.releases.body_cache import BodyCache
 from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.scheduling.scheduler import RunScheduler

@@ -158,7 +158,7 @@ def default_strategy(release: Release) -> TextStrategy:
 
 def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
     """The given text strategy, or the default one of the release."""
-    from distill.embeddings.prompts import STRATEGIES
+    from distill.embeddings.class_prompts import STRATEGIES
 
     if strategy is None:
         return default_strategy(release)

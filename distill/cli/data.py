@@ -51,12 +51,12 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Arrange one of the paper's data sets into train/, val_on_train/ and val/."""
-    from distill.data.preparation import prepare as prepare_module
+    from distill.data.preparation import paper_data_sets
 
     if download:
-        prepare_module.download(name, root)
+        paper_data_sets.download(name, root)
     with bars() as bar:
-        result = prepare_module.prepare(
+        result = paper_data_sets.prepare(
             name, root, lists, out, sha256=sha256, copy=copy, progress=bar("Images")
         )
     if as_json:
@@ -93,7 +93,7 @@ def split(
 
     Splits that the source has are ignored.
     """
-    from distill.data.preparation import divide
+    from distill.data.preparation import split
     from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
     from distill.data.sources.find import find_source
     from distill.errors import UnreadableImages
@@ -102,19 +102,19 @@ def split(
     keys = sorted({image.key for image in images})
     if teacher is not None:
         unseen = ",".join(_least_alike(keys, unseen, teacher))
-    chosen = divide.choose_unseen(keys, unseen, seed)
+    chosen = split.choose_unseen(keys, unseen, seed)
     with bars() as bar:
         found = fingerprints([image.path for image in images], bar("Comparing images"))
         if broken := [x for x in found if not isinstance(x, Fingerprint)]:
             raise UnreadableImages([name for error in broken for name in error.images])
         groups = near_duplicates([x.perceptual for x in found if isinstance(x, Fingerprint)])
-        division, left_out = divide.divide(
+        division, left_out = split.divide(
             images, groups, validation=validation, unseen=chosen, seed=seed
         )
-        if out.suffix in divide.MANIFESTS:
-            divide.write_manifest(out, division)
+        if out.suffix in split.MANIFESTS:
+            split.write_manifest(out, division)
         else:
-            divide.write_folders(out, division, copy=copy, progress=bar("Images"))
+            split.write_folders(out, division, copy=copy, progress=bar("Images"))
     for name, own in division.items():
         classes = len({image.key for image in own})
         notes.print(f"{name}: {len(own):,} images of {classes} classes")

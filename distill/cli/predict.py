@@ -18,7 +18,7 @@ from distill.errors import ClassifierError, UnreadableImages
 
 if TYPE_CHECKING:
     from distill.runtime import Classifier, Prediction
-    from distill.runtime.photos import Photo
+    from distill.runtime.photo_files import Photo
 
 
 @dataclass
@@ -63,7 +63,7 @@ def predict(
 ) -> None:
     """Classify photos, also into classes that are added here by a description."""
     from distill.runtime import Classifier
-    from distill.runtime.photos import find_photos
+    from distill.runtime.photo_files import find_photos
 
     if as_json and as_csv:
         raise ClassifierError("give either --json or --csv, not both")
@@ -110,7 +110,7 @@ def add_class(
 
 def add_photos(classifier: "Classifier", argument: str) -> None:
     """Let the photos of one --examples describe their class."""
-    from distill.runtime.photos import find_photos
+    from distill.runtime.photo_files import find_photos
 
     name, equals, folder = argument.partition("=")
     if not equals or not Path(folder).exists():

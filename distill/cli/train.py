@@ -176,7 +176,7 @@ def stop_requests(*, follow_parent: bool) -> Callable[[], bool]:
 
 def print_event(kind: EventKind, data: Mapping[str, Any]) -> None:
     """Print an event as one JSON line."""
-    from distill.worker.protocol import event_line
+    from distill.worker.event_lines import event_line
 
     print(event_line(kind, data), flush=True)  # noqa: T201
 

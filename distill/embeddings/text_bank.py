@@ -1,6 +1,6 @@
 """Text banks: the teacher's class text features for one release and one text strategy.
 
-The prompts of each class are those of `distill.embeddings.prompts`.
+The prompts of each class are those of `distill.embeddings.class_prompts`.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from contract import Release, TextStrategy
 from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tensor
-from distill.embeddings.prompts import prefix_of, prompts_of, within_context
+from distill.embeddings.class_prompts import prefix_of, prompts_of, within_context
 from distill.errors import TextError, some
 from distill.models.teacher import Teacher
 

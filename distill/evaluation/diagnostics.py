@@ -17,7 +17,7 @@ from contract import (
     TextDiagnostics,
     TextPlane,
 )
-from distill.embeddings.prompts import prompts_of
+from distill.embeddings.class_prompts import prompts_of
 from distill.embeddings.text_bank import TextBank
 from distill.errors import TextError
 from distill.method import metrics

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from contract import Release, ReleaseLabel
-from distill.embeddings.prompts import has_text, prefix_of, prompts_of
+from distill.embeddings.class_prompts import has_text, prefix_of, prompts_of
 from distill.embeddings.text_bank import encode_groups
 from distill.errors import TextError, some
 from distill.evaluation.accuracy import check_features

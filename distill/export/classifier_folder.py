@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from contract import Calibration, Report
 from distill.data.pixels import Progress
-from distill.embeddings.prompts import prefix_of, prompts_of
+from distill.embeddings.class_prompts import prefix_of, prompts_of
 from distill.evaluation.figures import EvaluatedSplit
 from distill.export.finished_run import FinishedRun
 from distill.export.model_card import model_card

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from distill.errors import UserError
-from distill.on_ray.folder import Order, RayFolder
+from distill.on_ray.messages import Order, RayFolder
 from distill.training.openmp import CHOICES, let_idle_threads_sleep
 from distill.training.outcome import FAILED, Outcome
 

@@ -18,11 +18,11 @@ from contract import EventKind, Job, TrainConfig
 from distill.data.files.allowed_paths import check_allowed_paths
 from distill.data.releases import read_release
 from distill.errors import Interrupted, UserError
-from distill.on_ray.folder import RayFolder, StopRequest
+from distill.on_ray.messages import RayFolder, StopRequest
 from distill.pipeline.job import run_job
 from distill.training.distributed import TIMEOUT, connect, processes
 from distill.training.outcome import FAILED, SUCCEEDED, Outcome, outcome_of
-from distill.worker.protocol import event_line
+from distill.worker.event_lines import event_line
 
 MAX_RESTARTS: Final = 3  # after a process or a node was lost
 

@@ -25,7 +25,7 @@ from distill.evaluation.score_norm import ScoreNorm
 from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
-from distill.pipeline.classifier import export_classifier, remove_classifier
+from distill.pipeline.export_step import export_classifier, remove_classifier
 from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
 from distill.pipeline.results import (

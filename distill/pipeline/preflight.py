@@ -12,8 +12,8 @@ from torch import Tensor
 
 from contract import Preflight, Release, SplitCount, SplitName, TrainConfig
 from distill.data.splits import Split
+from distill.embeddings.class_prompts import has_text
 from distill.embeddings.image_features import image_features
-from distill.embeddings.prompts import has_text
 from distill.errors import ModelError, TextError, UnreadableImages, some
 from distill.evaluation.accuracy import accuracy
 from distill.pipeline.inputs import Inputs

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from contract import Accuracy, Release, ReleaseLabel
-from distill.embeddings.prompts import within_context
+from distill.embeddings.class_prompts import within_context
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError, TextError
 from distill.evaluation.accuracy import accuracy

@@ -22,7 +22,7 @@ from contract import ReleaseLabel
 from contract.images import upright_rgb
 from distill.data.files.atomic_file import write_atomically
 from distill.data.files.image_file import open_image
-from distill.embeddings.prompts import prefix_of
+from distill.embeddings.class_prompts import prefix_of
 from distill.errors import (
     ClassExists,
     ClassifierChanged,

@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from contract import ReleaseLabel
-from distill.embeddings.prompts import prefix_of, prompts_of
+from distill.embeddings.class_prompts import prefix_of, prompts_of
 from distill.errors import ClassifierError, ServiceError, TextError
 from distill.runtime.manifest import TextInfo
 

@@ -1,7 +1,7 @@
 """The teacher's text tower as ONNX, with its tokenizer: texts to unit features, without torch.
 
 Notable: what it gives for a text equals what the teacher gives in open_clip, and so does what it
-does with a text that is longer than the context (`distill.embeddings.prompts`).
+does with a text that is longer than the context (`distill.embeddings.class_prompts`).
 """
 
 import html
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from distill.embeddings.prompts import within_context
+from distill.embeddings.class_prompts import within_context
 from distill.runtime.manifest import TextCleaning
 
 # It would report each model to its maker, from version 1.29 on.

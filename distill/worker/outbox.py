@@ -13,7 +13,7 @@ from rich.console import Console
 
 from contract import EventKind
 from distill.errors import LeaseLost, ServiceError, ServiceUnavailable
-from distill.worker.protocol import parse_event
+from distill.worker.event_lines import parse_event
 
 FLUSH_INTERVAL_S: Final = 0.5  # events wait so long for others, to be sent in one request
 MAX_EVENTS_PER_REQUEST: Final = 500

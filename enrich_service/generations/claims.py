@@ -19,7 +19,7 @@ from enrich_service.core.errors import ServiceError
 from enrich_service.core.storage.database import utcnow
 from enrich_service.core.storage.lease_owner import new_lease_owner
 from enrich_service.generations.models import BatchRequest, Claim, Generation
-from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_of
+from enrich_service.generations.queries import RESULTS, chunks, insert_into, results_of
 
 ABANDONED_AFTER = timedelta(days=1)  # since its lease ended; then any process deletes a claim
 

@@ -31,7 +31,7 @@ from enrich_service.generations.models import (
     Run,
     RunFinding,
 )
-from enrich_service.generations.sql import RESULTS, chunks, insert_into, results_of
+from enrich_service.generations.queries import RESULTS, chunks, insert_into, results_of
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import texts_of
 

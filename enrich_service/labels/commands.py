@@ -14,8 +14,8 @@ from enrich_service.core.terminal.console import Json, read_session, show, write
 from enrich_service.core.terminal.lazy_command import LazyCommand
 from enrich_service.core.text import once
 from enrich_service.labels import files, service
+from enrich_service.labels.name_warnings import suspicious_names
 from enrich_service.labels.schemas import Confusable, LabelIn
-from enrich_service.labels.suspects import suspicious_names
 
 MAX_WARNINGS = 20
 

@@ -32,7 +32,7 @@ from enrich_service.generations.models import (
     GenerationSource,
     GenerationStatus,
 )
-from enrich_service.generations.sql import HUMAN_SOURCES, SAME_LABEL
+from enrich_service.generations.queries import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.models import Prompt, PromptVersion

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, func, select
 
 from enrich_service.generations.models import Generation, Run, RunMode
-from enrich_service.generations.sql import RESULTS, chunks
+from enrich_service.generations.queries import RESULTS, chunks
 from enrich_service.labels import service as labels
 from enrich_service.llm.batch_api import PRICE_SHARE
 from enrich_service.llm.images import Roots

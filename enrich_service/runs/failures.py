@@ -7,7 +7,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, and_, col, exists, func, or_, select
 
 from enrich_service.generations.models import Generation, GenerationStatus
-from enrich_service.generations.sql import RESULTS
+from enrich_service.generations.queries import RESULTS
 
 
 @dataclass(frozen=True)

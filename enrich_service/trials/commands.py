@@ -21,8 +21,9 @@ from enrich_service.core.terminal.console import (
 from enrich_service.prompts.commands import read
 from enrich_service.releases.choose_texts import parse_source
 from enrich_service.runs.commands import open_enricher
-from enrich_service.trials import comparison, playground
+from enrich_service.trials import comparison
 from enrich_service.trials.schemas import Trial, TrialRequest
+from enrich_service.trials.try_prompt import try_prompt
 
 _FIELDS = {"kind", "system", "user", "output_schema", "model_defaults", "validators"}
 
@@ -60,7 +61,7 @@ def try_(
 
     async def ask(engine: Engine) -> Trial:
         async with open_enricher(engine, settings) as enricher:
-            return await playground.try_prompt(enricher, body)
+            return await try_prompt(enricher, body)
 
     with database(settings) as engine, working("Asking"):
         found = asyncio.run(ask(engine))

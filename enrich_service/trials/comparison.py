@@ -18,8 +18,8 @@ from contract import Release, Report
 from enrich_service.core.errors import Conflict, NotFound
 from enrich_service.core.money import known_sum
 from enrich_service.generations.models import Generation, GenerationStatus
+from enrich_service.generations.queries import MODEL_SOURCES, SAME_LABEL
 from enrich_service.generations.service import line_of
-from enrich_service.generations.sql import MODEL_SOURCES, SAME_LABEL
 from enrich_service.jobs import reports
 from enrich_service.jobs.models import JobArtifact, JobRow
 from enrich_service.labels import service as label_service

@@ -8,8 +8,9 @@ from enrich_service.core.rest.dependencies import ReadSession, SettingsDep
 from enrich_service.core.rest.problems import problems
 from enrich_service.releases.choose_texts import parse_source
 from enrich_service.runs.routes import EnricherDep
-from enrich_service.trials import comparison, playground
+from enrich_service.trials import comparison
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
+from enrich_service.trials.try_prompt import try_prompt as run_trial
 
 router = APIRouter(prefix="/v1", tags=["trials"])
 
@@ -22,7 +23,7 @@ async def try_prompt(body: TrialRequest, enricher: EnricherDep) -> Trial:
     The saved version is handled as by /v1/describe: stored answers are reused, new ones stored.
     To save the prompt, POST the same content as a version with a message.
     """
-    return await playground.try_prompt(enricher, body)
+    return await run_trial(enricher, body)
 
 
 @router.get(

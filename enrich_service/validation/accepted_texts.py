@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from enrich_service.validation.words import accepted_keys, normalise, text_keys
+from enrich_service.validation.similarity import accepted_keys, normalise, text_keys
 
 
 class AcceptedTextIndex:

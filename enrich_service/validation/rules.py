@@ -52,14 +52,14 @@ from enrich_service.validation.lexicon import (
     VISIBLE,
     search,
 )
-from enrich_service.validation.token_count import estimate_tokens
-from enrich_service.validation.words import (
+from enrich_service.validation.similarity import (
     named_in,
     normalise,
     without_name,
     without_name_key,
     words_of,
 )
+from enrich_service.validation.token_count import estimate_tokens
 
 
 def check(rules: Sequence[Mapping[str, Any]], answer: Answer) -> Verdict:

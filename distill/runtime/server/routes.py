@@ -19,7 +19,6 @@ from distill.runtime.server.batching import Admission, Batcher
 from distill.runtime.server.http.problems import problems
 from distill.runtime.server.live_classifier import LiveClassifier
 from distill.runtime.server.metrics import Metrics
-from distill.runtime.server.photos import BODY, Upload, decode, read_uploads
 from distill.runtime.server.schemas import (
     CandidateOut,
     ClassCreate,
@@ -30,6 +29,7 @@ from distill.runtime.server.schemas import (
     Readiness,
 )
 from distill.runtime.server.settings import ServerSettings
+from distill.runtime.server.uploads import BODY, Upload, decode, read_uploads
 from distill.runtime.text_encoder import Features
 
 router = APIRouter()

@@ -21,8 +21,8 @@ from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.schemas import DiffRow, VersionCreate
 from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.routes import EnricherDep
-from enrich_service.trials import playground
 from enrich_service.trials.schemas import TrialRequest, TriedLabel
+from enrich_service.trials.try_prompt import try_prompt as run_trial
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import page, render
 from enrich_service.web.prompts.pages import FIELDS, lines_of
@@ -163,7 +163,7 @@ async def _tried(
     async def ask(place: int) -> tuple[int, Answer]:
         label = answers[place].label
         try:
-            trial = await playground.try_prompt(enricher, asked[place])
+            trial = await run_trial(enricher, asked[place])
         except UserError as error:
             return place, Answer(label, error=str(error))
         return place, Answer(label, tried=trial.labels[0])

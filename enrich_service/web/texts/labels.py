@@ -30,7 +30,7 @@ from enrich_service.prompts import service as prompt_service
 from enrich_service.prompts.differences import side_by_side
 from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import DEFAULT_PROMPT, PromptKind, PromptView
-from enrich_service.releases import table
+from enrich_service.releases import current_texts
 from enrich_service.runs.plan import choose
 from enrich_service.runs.schemas import Choice
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
@@ -132,7 +132,7 @@ def show_label_set(
         total=total,
         search=search,
         state=state,
-        states=list(table.TextState),
+        states=list(current_texts.TextState),
         first=offset,
         size=SIZE,
     )
@@ -156,15 +156,15 @@ def _rows(
     state: str,
     limit: int | None,
     offset: int,
-) -> tuple[list[table.LabelText], int]:
-    if state not in ("", *table.TextState):
-        raise InvalidInput(f"state: must be one of {', '.join(table.TextState)}")
-    return table.page(
+) -> tuple[list[current_texts.LabelText], int]:
+    if state not in ("", *current_texts.TextState):
+        raise InvalidInput(f"state: must be one of {', '.join(current_texts.TextState)}")
+    return current_texts.page(
         session,
         label_set,
         version,
         search=search,
-        state=table.TextState(state) if state else None,
+        state=current_texts.TextState(state) if state else None,
         limit=limit,
         offset=offset,
     )
@@ -236,7 +236,7 @@ def _label(
 ) -> HTMLResponse:
     label, label_set = service.label(session, label_id)
     chosen, version = _shown(session, settings, prompt or None, None)
-    row = table.row(session, label_set, label, version)
+    row = current_texts.row(session, label_set, label, version)
     found = texts_of_label(session, label, limit=TEXTS)
     return page(
         request,
@@ -271,7 +271,7 @@ def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[Generation
     return [(name, list(group)) for name, group in groupby(ordered, key=origin)]
 
 
-def _editable(session: Session, row: table.LabelText, prompt: PromptView) -> str:
+def _editable(session: Session, row: current_texts.LabelText, prompt: PromptView) -> str:
     """The initial text of the edit form: a description, or several texts, one per line."""
     if row.generation_id is None or row.text is None:
         return ""

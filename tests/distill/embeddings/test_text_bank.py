@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from distill.data.releases import shuffle_texts
-from distill.embeddings.prompts import prompts_of
+from distill.embeddings.class_prompts import prompts_of
 from distill.embeddings.text_bank import TextBank, build_text_bank
 from distill.errors import TextError
 from distill.models.teacher import load_teacher

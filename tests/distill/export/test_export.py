@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from distill.cli.main import app
 from distill.data.releases import release_from_pairs
 from distill.data.splits import scan_split
-from distill.embeddings.prompts import prompts_of
+from distill.embeddings.class_prompts import prompts_of
 from distill.errors import ClassifierError, ModelError
 from distill.evaluation.accuracy import predict
 from distill.export.classifier_folder import export_run

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from distill.cli.main import app
 from distill.data.splits import scan_split
 from distill.runtime import Classifier
-from distill.runtime.photos import find_photos
+from distill.runtime.photo_files import find_photos
 from tests.llm_server import Answer, LlmServer
 
 OKAPI = "a horse-like animal with striped legs"

@@ -10,8 +10,8 @@ from enrich_service.core.storage.database import reading, writing
 from enrich_service.labels import files
 from enrich_service.labels import service as labels_service
 from enrich_service.labels.models import Label
+from enrich_service.labels.name_warnings import suspicious_names
 from enrich_service.labels.schemas import LabelIn
-from enrich_service.labels.suspects import suspicious_names
 
 
 @pytest.fixture

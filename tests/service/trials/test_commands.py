@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from enrich_service.cli import app
-from tests.service.trials.test_playground import BODY
+from tests.service.trials.test_try_prompt import BODY
 
 
 @pytest.fixture

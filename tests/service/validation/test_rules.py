@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from enrich_service.core.errors import InvalidInput
 from enrich_service.validation.answer import Answer, Verdict
 from enrich_service.validation.rules import DEFAULT_RULES, RULES, check, check_rules
+from enrich_service.validation.similarity import accepted_keys, label_key, normalise
 from enrich_service.validation.token_count import estimate_tokens
-from enrich_service.validation.words import accepted_keys, label_key, normalise
 
 TINY = "bench/tiny-imagenet-ood"
 BIRDS = "paper/CaltechBirds"

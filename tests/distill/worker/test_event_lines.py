@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("fastapi")
 
-from distill.worker.protocol import parse_event
+from distill.worker.event_lines import parse_event
 
 
 def test_a_loss_that_is_no_number_can_still_be_sent():

@@ -20,8 +20,8 @@ from enrich_service.generations.models import (
     GenerationStatus,
     TextReview,
 )
+from enrich_service.generations.queries import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.generations.service import line_of
-from enrich_service.generations.sql import HUMAN_SOURCES, SAME_LABEL
 from enrich_service.labels.models import Label, LabelSet
 from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.releases.choose_texts import current
