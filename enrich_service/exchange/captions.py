@@ -1,8 +1,8 @@
 """Export of image captions for training: one JSON object per line (`contract.ImageCaption`).
 
-An image gets what a release would give a label: the caption that a person locked, else the newest
-that a person wrote, else the newest of each sample of the run's prompt version, model and language.
-Images are found again by their bytes, so the captions of earlier runs and of renamed folders count.
+An image gets the locked caption, else the newest one by a person, else the newest of each sample of
+the run's prompt version, model and language. Images are identified by their bytes, so captions of
+earlier runs and renamed folders count.
 """
 
 from collections import defaultdict
@@ -39,12 +39,12 @@ from enrich_service.validation.answer import texts_of
 def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Iterator[str]]:
     """The expected number of captions of a run, and the existing ones as lines of JSON.
 
-    Reads every image. `roots`: where images may lie (see `images`).
+    Reads every image. `roots`: folders that may contain images (see `llm.images`).
 
     Raises:
-        NotFound: there is no such run.
-        Conflict: it asked about no images, or there is no caption yet.
-        InvalidInput: its folder is gone, or may not be read.
+        NotFound: the run does not exist.
+        Conflict: the run has no images, or there is no caption yet.
+        InvalidInput: its folder does not exist, or is not allowed.
     """
     with reading(engine) as session:
         run = get_run(session, run_id)

@@ -29,7 +29,7 @@ MAX_TEXTS = 1000  # for one class
 def descriptors(release: Release) -> dict[str, list[str]]:
     """The attributes of a release: class name to short descriptors.
 
-    Features stand as they are, other attributes behind their name ("shape: round").
+    Features are unchanged; other attributes are prefixed with their name ("shape: round").
     """
     return _lists(
         release,
@@ -44,7 +44,7 @@ def descriptors(release: Release) -> dict[str, list[str]]:
 def sentences(release: Release) -> dict[str, list[str]]:
     """The sentences of a release: class name to sentences.
 
-    A label that has none is given its description.
+    A label without sentences gets its description.
     """
     return _lists(
         release,
@@ -78,10 +78,10 @@ def import_lists(
     author: str = "",
     check_texts: bool = True,
 ) -> Imported:
-    """Texts from such a file, as `sentences` or as `attributes`, for the labels of `label_set`.
+    """Import texts from such a file, as `sentences` or `attributes`, for the labels of `label_set`.
 
-    A label set that does not exist is made of the names in the file. An empty list brings no text.
-    Raises InvalidInput where the file names a class that the set does not have.
+    A missing label set is created from the names in the file. An empty list adds no text. Raises
+    InvalidInput if the file names a class that the label set lacks.
     """
     check_text("The author", author, limit=200)
     lists = _checked(lists)

@@ -40,8 +40,8 @@ def import_pairs(
 ) -> Imported:
     """Create a label set from the paper's label2text.txt, with one text per line of chatgpt.txt.
 
-    With `check_texts`, a text that the validators find faulty is stored as rejected: it stays to
-    be seen, and no release takes it.
+    With `check_texts`, a text that fails validation is stored as rejected: it is shown, and no
+    release contains it.
     """
     check_text("The author", author, limit=200)
     labels = [
@@ -81,7 +81,7 @@ def store_imported_texts(
 ) -> None:
     """Store one imported text per label, parsed and raw, and count it in `result`.
 
-    With `check_texts`, one that the validators find faulty is stored as rejected.
+    With `check_texts`, a text that fails validation is stored as rejected.
     """
     accepted_texts = AcceptedTextIndex()
     rows = []

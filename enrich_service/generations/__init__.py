@@ -1,1 +1,1 @@
-"""What language models and people wrote: tables, store, reviews."""
+"""Texts by language models and people: tables, store, reviews."""

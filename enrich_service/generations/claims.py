@@ -1,10 +1,10 @@
-"""Claims on dedupe keys in the database, so that each is requested once, whoever wants it.
+"""Claims on dedupe keys in the database, so that each is requested once across processes.
 
 Notable:
-- Live requests are claimed by their process. A claim ends with the lease of its owner, which is
-  renewed while the owner lives.
-- What a batch asks is in the table `batch_request` until its answer is stored. No claim is given
-  for it, and no batch is prepared with what is claimed: both are decided in a writing transaction.
+- Live requests are claimed by their process. A claim ends with its owner's lease, which is renewed
+  while the owner lives.
+- Requests of a batch are in the table `batch_request` until their answers are stored. Claims
+  exclude them, and batches exclude claimed keys; both are decided in a writing transaction.
 """
 
 import functools
@@ -25,7 +25,7 @@ ABANDONED_AFTER = timedelta(days=1)  # since its lease ended; then any process d
 
 
 class ClaimedByOther(ServiceError):
-    """Another process or a batch is requesting this now: wait for its answer."""
+    """Another process or a batch is requesting this: wait for its answer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClaimTable:
         self.lease = timedelta(seconds=lease_seconds)
 
     def claim(self, session: Session, keys: Collection[str]) -> Claims:
-        """Claim dedupe keys that have no result and that nobody else is requesting."""
+        """Claim dedupe keys without a result that nobody else is requesting."""
         results = results_of(session, keys)
         missing = set(keys) - results.keys()
         others = self.claimed(session, missing, by_others=True) | _in_batches(session, missing)
@@ -73,10 +73,10 @@ class ClaimTable:
     def claimed(
         self, session: Session, keys: Collection[str], *, by_others: bool = False
     ) -> set[str]:
-        """Those of the keys that some process is requesting live now; `by_others`: not this one.
+        """The keys that a process is requesting live; `by_others`: not this process.
 
-        A key with a result is requested no longer. A lease far in the future is from before the
-        clock was set, and over.
+        Keys with a result are excluded. A lease that ends far in the future was written before the
+        clock was changed, and counts as expired.
         """
         now = utcnow()
         expires_at = col(Claim.expires_at)
@@ -99,13 +99,13 @@ class ClaimTable:
         }
 
     def free_for_batch(self, session: Session, keys: Collection[str]) -> set[str]:
-        """Those of the keys that have no result and that no process or batch is requesting."""
+        """The keys without a result that no process or batch is requesting."""
         missing = set(keys) - results_of(session, keys).keys()
         return missing - self.claimed(session, missing) - _in_batches(session, missing)
 
 
 def _in_batches(session: Session, keys: Collection[str]) -> set[str]:
-    """Those of the keys that a batch is requesting."""
+    """The keys that a batch is requesting."""
     return {
         key
         for some in chunks(keys)
@@ -117,7 +117,7 @@ def _in_batches(session: Session, keys: Collection[str]) -> set[str]:
 
 @functools.cache
 def _insert_claims(dialect: str) -> Executable:
-    """Insert claims, in place of those that have ended."""
+    """Insert claims, replacing expired ones."""
     insert = insert_into(dialect, Claim)
     new = {"owner": insert.excluded.owner, "expires_at": insert.excluded.expires_at}
     return insert.on_conflict_do_update(index_elements=["dedupe_key"], set_=new)

@@ -1,4 +1,4 @@
-"""`enrich texts`: look at texts, edit them, and say what one thinks of them."""
+"""`enrich texts`: list, edit and review texts."""
 
 from typing import Annotated
 
@@ -64,7 +64,7 @@ def list_(
 
 @app.command("show")
 def show_(generation_id: int, json: Json = False) -> None:
-    """Show a text with all that is known of how it came about."""
+    """Show a text with its full provenance."""
     with read_session() as session:
         found = generation_detail(session, get_generation(session, generation_id))
     show(found, json=json)
@@ -72,7 +72,7 @@ def show_(generation_id: int, json: Json = False) -> None:
 
 @app.command()
 def edit(generation_id: int, text: str, author: Author = "", json: Json = False) -> None:
-    """Store a better text in place of one; both are kept, the edit wins."""
+    """Store an edit of a text; both are kept, and the edit takes precedence."""
     body = request(TextIn, text=text, author=author)
     with write_session() as session:
         made = edit_generation(session, generation_id, body)
@@ -89,7 +89,7 @@ def write(
     author: Author = "",
     json: Json = False,
 ) -> None:
-    """Store a text of your own for a label."""
+    """Write a text for a label."""
     body = request(LabelTextIn, prompt=prompt, text=text, author=author, language=language)
     with write_session() as session:
         made = write_text(session, label_id, body)
@@ -112,13 +112,13 @@ def approve(ids: Ids, reason: Reason = "", author: Author = "", json: Json = Fal
 
 @app.command()
 def reject(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
-    """Reject texts: no release takes them."""
+    """Reject texts: no release contains them."""
     _say(ReviewAction.REJECT, ids, reason, author, json)
 
 
 @app.command()
 def lock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
-    """Lock texts: every release takes them, and nobody edits them."""
+    """Lock texts: every release contains them, and they cannot be edited."""
     _say(ReviewAction.LOCK, ids, reason, author, json)
 
 
@@ -130,6 +130,6 @@ def unlock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = Fals
 
 @app.command()
 def log(generation_id: int, json: Json = False) -> None:
-    """Show who said what of a text, the newest first."""
+    """Show the reviews of a text, the newest first."""
     with read_session() as session:
         show(reviews.log_of(session, generation_id), json=json)

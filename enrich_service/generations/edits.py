@@ -1,4 +1,4 @@
-"""People's own texts: edits of what a model wrote, and texts from nothing."""
+"""Texts by people: edits of generations, and new texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from enrich_service.validation.rules import check
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a text is of, and the generation that it takes the place of, if any."""
+    """The label or image of a text, and the generation it replaces, if any."""
 
     version_id: int
     kind: str
@@ -39,7 +39,7 @@ class _Subject:
 
 
 def edit_generation(session: Session, generation_id: int, body: TextIn) -> Generation:
-    """A person's better text for what a generation says, with that generation as its parent."""
+    """Store a person's edit of a generation, with that generation as its parent."""
     parent = get_generation(session, generation_id)
     if parent.prompt_version_id is None:
         raise Conflict(
@@ -59,7 +59,7 @@ def edit_generation(session: Session, generation_id: int, body: TextIn) -> Gener
 
 
 def write_text(session: Session, label_id: int, body: LabelTextIn) -> Generation:
-    """A person's own text for a label of a label set."""
+    """Store a person's text for a label of a label set."""
     label, _ = labels.label(session, label_id)
     version = prompts.resolve_default(session, body.prompt)
     kind = session.get_one(Prompt, version.prompt_id).kind
@@ -109,9 +109,9 @@ def _write(session: Session, subject: _Subject, body: TextIn) -> Generation:
 
 
 def _checked(subject: _Subject, content: dict[str, Any]) -> Answer:
-    """A person's text as an answer. Raises InvalidInput where its form is wrong.
+    """A person's text as an answer. Raises InvalidInput if its form is wrong.
 
-    A person may say more or less than the prompt asks of a model.
+    Its length may differ from what the prompt asks of a model.
     """
     texts = texts_of(subject.kind, content)
     for text in texts:

@@ -1,4 +1,4 @@
-"""Tables of runs, generations and what people say of them.
+"""Tables of runs, generations and reviews.
 
 A generation is never changed and never deleted.
 """
@@ -26,7 +26,7 @@ class RunState(StrEnum):
 
 
 class RunMode(StrEnum):
-    """How a run asks: one call after another, or by files whose answers come within a day."""
+    """How a run sends requests: live, or as batch files answered within a day."""
 
     LIVE = "live"
     BATCH = "batch"
@@ -72,7 +72,7 @@ class Run(SQLModel, table=True):
 
 
 class RunText(SQLModel, table=True):
-    """What a run that works on texts, such as a translation, is given for a label."""
+    """A text that a run rewrites for a label, for example a text to translate."""
 
     __tablename__ = "run_text"
 
@@ -83,9 +83,9 @@ class RunText(SQLModel, table=True):
 
 
 class Batch(SQLModel, table=True):
-    """A file of questions of a run, which the provider answers at its leisure and half the price.
+    """A file of requests of a run, which the provider answers within a day at half the price.
 
-    Its row is there before anything is sent, so that nothing is sent twice.
+    Its row is stored before anything is sent, so that nothing is sent twice.
     """
 
     __tablename__ = "batch"
@@ -109,7 +109,7 @@ class Batch(SQLModel, table=True):
 
 
 class BatchRequest(SQLModel, table=True):
-    """One question that is under way in a batch; its row goes when its answer is stored."""
+    """One pending request of a batch; its row is deleted when its answer is stored."""
 
     __tablename__ = "batch_request"
 
@@ -123,7 +123,7 @@ class BatchRequest(SQLModel, table=True):
 
 
 class Claim(SQLModel, table=True):
-    """A question that a process is asking now; others wait for its answer, or for its lease."""
+    """A request that a process is making; others wait for its answer or the end of its lease."""
 
     __tablename__ = "generation_claim"
 
@@ -133,7 +133,7 @@ class Claim(SQLModel, table=True):
 
 
 class RunFinding(SQLModel, table=True):
-    """How many answers of a run broke a rule, or were flagged by it."""
+    """How many answers of a run violated a rule or were flagged by it."""
 
     __tablename__ = "run_finding"
 
@@ -144,7 +144,7 @@ class RunFinding(SQLModel, table=True):
 
 
 class GenerationSource(StrEnum):
-    """Who wrote the text."""
+    """The author of a text."""
 
     MODEL = "model"
     REPLAY = "replay"
@@ -153,10 +153,10 @@ class GenerationSource(StrEnum):
 
 
 class GenerationStatus(StrEnum):
-    """What became of one language-model call.
+    """The outcome of one language-model call.
 
-    `retried` answers were bad and were asked again with the reason; `rejected` is the last of
-    them; `failed` calls brought no answer and are not a result.
+    `retried`: rejected, and requested again with the reason; `rejected`: the last attempt was
+    rejected; `failed`: no answer, which is not a result.
     """
 
     ACCEPTED = "accepted"
@@ -166,9 +166,9 @@ class GenerationStatus(StrEnum):
 
 
 class GenerationFields(SQLModel):
-    """What one language-model call (or one person, or one import) gave for one label.
+    """The outcome of one language-model call, edit or import for one label.
 
-    Stored by a Core insert: to make a row of the ORM takes as long as to judge the answer.
+    Stored by a Core insert: building an ORM row takes as long as judging the answer.
     """
 
     id: int | None = None  # None: it is not stored yet
@@ -242,7 +242,7 @@ def language_of(asked: GenerationFields | Run) -> str:
 
 
 class ReviewAction(StrEnum):
-    """What a person says of a text."""
+    """A person's verdict on a text."""
 
     APPROVE = "approve"
     REJECT = "reject"
@@ -251,7 +251,7 @@ class ReviewAction(StrEnum):
 
 
 class TextReview(SQLModel, table=True):
-    """One entry of the log of what people said of a text; nothing in it is ever changed."""
+    """One entry of the review log, which is append-only."""
 
     __tablename__ = "text_review"
 

@@ -1,4 +1,4 @@
-"""SQL that several modules send."""
+"""Queries that several modules share."""
 
 from collections.abc import Collection, Iterable
 
@@ -34,11 +34,11 @@ def results_of(session: Session, keys: Collection[str]) -> dict[str, Generation]
 
 
 def insert_into(dialect: str, table: type[SQLModel]) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that can have an ON CONFLICT."""
+    """An INSERT that supports ON CONFLICT."""
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 def chunks(keys: Iterable[str], size: int = 500) -> Iterable[list[str]]:
-    """SQLite takes a bounded number of parameters."""
+    """Chunks of values: SQLite limits the number of parameters."""
     listed = list(keys)
     return (listed[i : i + size] for i in range(0, len(listed), size))

@@ -1,8 +1,7 @@
-"""What people think of texts: approve, reject, lock. A log that only grows; the last word counts.
+"""Reviews of texts by people: approve, reject, lock. An append-only log; the last entry counts.
 
-A rejected text goes into no release. A locked one goes into every release of its label and kind,
-whatever else there is, and nobody can edit around it before it is unlocked; whoever locks a text
-approves of it too.
+A rejected text is in no release. A locked one is in every release of its label and kind, and cannot
+be edited before it is unlocked; locking also approves.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from enrich_service.generations.store import get_generation
 
 
 def _stands(action: ReviewAction, undone_by: ReviewAction) -> ColumnElement[bool]:
-    """Whether the log of a generation holds `action`, and no `undone_by` after it."""
+    """Whether the log of a generation contains `action` with no later `undone_by`."""
     said, later = aliased(TextReview), aliased(TextReview)
     undone = exists().where(
         col(later.generation_id) == col(said.generation_id),
@@ -52,9 +51,10 @@ def review(
     reason: str = "",
     author: str = "",
 ) -> list[TextReview]:
-    """Say one thing of several texts; all of it is written into the log, or nothing.
+    """Add the same review to several texts; all are written, or none.
 
-    Raises NotFound, or Conflict for what is no text, or is locked, or is not.
+    Raises NotFound, or Conflict for a generation without a text, or one that is already (not)
+    locked.
     """
     check_text("The reason", reason, limit=1000)
     check_text("The author", author, limit=200)
@@ -111,9 +111,9 @@ def check_unlocked(
     language: str,
     image_hash: str | None,
 ) -> None:
-    """Raise Conflict where the label, or the image, has a locked text of this kind and language.
+    """Raise Conflict if the label or image has a locked text of this kind and language.
 
-    No release that takes texts of the language would use another.
+    Releases would keep using the locked one.
     """
     same_label = and_(
         col(Generation.kind) == kind,
@@ -137,7 +137,7 @@ def check_unlocked(
 
 
 def log_of(session: Session, generation_id: int) -> list[ReviewView]:
-    """All that was said of a text, the newest first."""
+    """The reviews of a text, the newest first."""
     get_generation(session, generation_id)
     rows = session.exec(
         select(TextReview)
@@ -155,7 +155,7 @@ def view(row: TextReview) -> ReviewView:
 def states(
     session: Session, generation_ids: Sequence[int | None]
 ) -> dict[int | None, tuple[bool | None, bool]]:
-    """For each generation whether it is approved (None: nobody said), and whether it is locked."""
+    """For each generation whether it is approved (None: not reviewed), and whether it is locked."""
     query = select(Generation.id, APPROVED, REJECTED, LOCKED).where(
         col(Generation.id).in_(generation_ids),
         col(Generation.id).in_(select(TextReview.generation_id)),

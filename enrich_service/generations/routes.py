@@ -25,13 +25,13 @@ router = APIRouter(prefix="/v1", tags=["enrichment"])
 def list_generations(
     session: ReadSession, filters: Annotated[GenerationFilter, Query()]
 ) -> GenerationPage:
-    """List generations, the newest first: every answer, the bad and the failed ones too."""
+    """List generations, the newest first, including rejected and failed ones."""
     return service.list_generations(session, filters)
 
 
 @router.get("/generations/{generation_id}", summary="Show a generation", responses=problems(404))
 def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail:
-    """Show a generation with its whole provenance: messages, reply, model, usage, cost."""
+    """Show a generation with its full provenance: messages, reply, model, usage, cost."""
     return service.generation_detail(session, get_generation(session, generation_id))
 
 
@@ -42,16 +42,17 @@ def show_generation(generation_id: Id, session: ReadSession) -> GenerationDetail
     responses=problems(404, 409),
 )
 def edit_generation(generation_id: Id, body: TextIn, session: WriteSession) -> GenerationDetail:
-    """Store a person's text in place of what a generation says; both are kept, the edit wins."""
+    """Store a person's edit of a generation; both are kept, and the edit takes precedence."""
     edit = edits.edit_generation(session, generation_id, body)
     return service.generation_detail(session, edit)
 
 
 @router.post("/reviews", status_code=201, summary="Review texts", responses=problems(404, 409))
 def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
-    """Approve, reject, lock or unlock texts; all of them or none. Who and when is kept.
+    """Approve, reject, lock or unlock texts; all of them or none. Author and time are logged.
 
-    No release takes a rejected text; every release takes a locked one, and nobody can edit it.
+    No release contains a rejected text; every release contains a locked one, which cannot be
+    edited.
     """
     written = reviews.review(
         session, body.generations, body.action, reason=body.reason, author=body.author
@@ -63,7 +64,7 @@ def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
     "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
 )
 def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
-    """List who said what of a text, the newest first."""
+    """List the reviews of a text, the newest first."""
     return reviews.log_of(session, generation_id)
 
 
@@ -74,6 +75,6 @@ def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
     responses=problems(404, 409),
 )
 def write_text(label_id: Id, body: LabelTextIn, session: WriteSession) -> GenerationDetail:
-    """Store a person's own text for a label of a label set."""
+    """Store a person's text for a label of a label set."""
     edit = edits.write_text(session, label_id, body)
     return service.generation_detail(session, edit)

@@ -40,7 +40,7 @@ _GENERATION: dict[str, Any] = {
 
 
 class TextIn(BaseModel):
-    """A person's own text. Give `text` (descriptions; one a line for sentences) or `parsed`."""
+    """A person's text. Give `text` (descriptions; one per line for sentences) or `parsed`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -58,7 +58,7 @@ class TextIn(BaseModel):
 
 
 class LabelTextIn(TextIn):
-    """A person's own text for a label, to stand where `prompt` would have filled it in."""
+    """A person's text for a label, in place of an answer to `prompt`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -72,7 +72,7 @@ class LabelTextIn(TextIn):
 
 
 class GenerationView(BaseModel):
-    """One generation without its bulky parts."""
+    """One generation without its messages and raw reply."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_GENERATION]})
 
@@ -103,7 +103,7 @@ class GenerationView(BaseModel):
 
 
 class Opinion(StrEnum):
-    """What people think of a text; `open`: nobody said."""
+    """The review state of a text; `open`: not reviewed."""
 
     APPROVED = "approved"
     REJECTED = "rejected"
@@ -112,7 +112,7 @@ class Opinion(StrEnum):
 
 
 class ReviewIn(BaseModel):
-    """What a person says of texts."""
+    """A review of texts."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -130,7 +130,7 @@ class ReviewIn(BaseModel):
 
 
 class ReviewView(BaseModel):
-    """One entry of the log of a text."""
+    """One entry of the review log of a text."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -172,7 +172,7 @@ MAX_ID = 2**31 - 1  # of a key column
 
 
 class GenerationFilter(BaseModel):
-    """Which generations are listed: those that fit every field that is given."""
+    """Filters of the list of generations; all given ones must match."""
 
     label: Annotated[str | None, Field(description="Exact name of the label")] = None
     label_id: Annotated[int | None, Field(ge=1, le=MAX_ID)] = None
@@ -192,7 +192,7 @@ class GenerationFilter(BaseModel):
 
 
 class GenerationDetail(GenerationView):
-    """One generation with everything that is known of how it came about."""
+    """One generation with its full provenance."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -1,4 +1,4 @@
-"""Generations: found, listed and shown."""
+"""Generations: queries, lists and views."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ _OPINIONS = {
 
 
 def answers_by_version(session: Session) -> dict[int, int]:
-    """How many generations there are of each prompt version, by its id."""
+    """The number of generations by prompt version id."""
     counted = (
         select(Generation.prompt_version_id, func.count())
         .where(col(Generation.prompt_version_id).is_not(None))
@@ -41,7 +41,7 @@ def answers_by_version(session: Session) -> dict[int, int]:
 
 
 def list_generations(session: Session, filters: GenerationFilter) -> GenerationPage:
-    """Generations that fit all filters, the newest first."""
+    """Generations that match all filters, the newest first."""
     query = select(Generation).order_by(col(Generation.id).desc()).limit(filters.limit + 1)
     for column, value in (
         (Generation.label_name, filters.label),
@@ -78,9 +78,9 @@ def list_generations(session: Session, filters: GenerationFilter) -> GenerationP
 
 
 def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
-    """What was ever answered and written for a label, the newest first.
+    """All generations of a label, the newest first.
 
-    A text that was made for a label of the same name and context elsewhere belongs to it too.
+    Includes those of a label with the same name and context in another label set.
     """
     rows = session.exec(
         select(Generation)
@@ -100,7 +100,7 @@ def texts_of_label(session: Session, label: Label, *, limit: int) -> list[Genera
 
 
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
-    """The text of an answer on one line: the first, or all attributes."""
+    """The text of an answer on one line: the first text, or all attributes."""
     if kind == PromptKind.ATTRIBUTES:
         found = attributes_of(parsed)
         return "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items()) or None
@@ -131,12 +131,12 @@ def _in_list(session: Session, row: Generation, states: _States) -> GenerationVi
 
 
 def generation_view(session: Session, row: Generation) -> GenerationView:
-    """A generation without its bulky parts."""
+    """A generation without its messages and raw reply."""
     return _in_list(session, row, reviews.states(session, [row.id]))
 
 
 def generation_detail(session: Session, row: Generation) -> GenerationDetail:
-    """A generation with its whole provenance."""
+    """A generation with its full provenance."""
     attributes = attributes_of(row.parsed) if row.kind == PromptKind.ATTRIBUTES else {}
     more = {"texts": texts_of(row.kind, row.parsed), "attributes": attributes}
     view = _view(session, row, reviews.states(session, [row.id]))

@@ -1,10 +1,10 @@
-"""Where generations are stored and found again.
+"""Batched writes and lookups of generations.
 
 Notable: answers that arrive within a moment, or while a transaction is being written, share the
-next one, since a commit costs as much for one row as for fifty. A run's counters change in the
-transaction that stores the generation, so the two never disagree, whenever the process is killed.
-What is to be requested is claimed in such a transaction first, so that of several processes one
-requests it; the claims of a process that was killed end with its lease.
+next transaction, since committing one row costs as much as fifty. A run's counters change in the
+transaction that stores the generation, so they always agree, even if the process is killed.
+Requests are claimed first, so that only one process sends each; the claims of a killed process end
+with its lease.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ FLUSH_INTERVAL_S = 0.01  # seconds in which answers gather before a transaction
 
 @dataclass
 class _Entry:
-    """Something to be written; `stored` becomes what came of it."""
+    """Something to write; `stored` receives the result."""
 
     generation: GenerationFields | None = None
     run_id: int | None = None
@@ -59,7 +59,7 @@ _Outcome = GenerationFields | Claims | None
 
 
 class _Totals:
-    """What a batch of entries adds to the counters of runs, and takes from what batches ask."""
+    """Changes of run counters and batch requests by a batch of entries."""
 
     def __init__(self) -> None:
         self.findings: Counter[tuple[int, str, str]] = Counter()
@@ -95,10 +95,10 @@ class _Totals:
 
 
 class GenerationStore:
-    """The only writer of generations that language models made.
+    """The only writer of generations by language models.
 
-    `asked`: how many questions are being asked; once so many answers are here, none is waited for.
-    `lease_seconds`: after which the claims of a process that was killed end.
+    `asked`: the number of pending requests; when as many answers are here, no more are waited for.
+    `lease_seconds`: after which the claims of a killed process expire.
     """
 
     def __init__(
@@ -126,10 +126,11 @@ class GenerationStore:
     ) -> GenerationFields:
         """Store a generation and count it in its run; its claim ends unless it is requested again.
 
-        Returns the stored row; the result of another process if that was stored first.
-        `batch_id`: the batch that requested it, and now no longer does. `accepted_texts`: the index
-        of the prompt version, if no two labels may share a text. If another process has stored the
-        text for another label, the index is updated and what `rebuild` returns is stored instead.
+        Returns the stored row, or the result of another process if that was stored first.
+        `batch_id`: the batch whose request it answers. `accepted_texts`: the index of the prompt
+        version, if no two labels may share a text. If another process has stored the text for
+        another label, the index is updated and the generation that `rebuild` returns is stored
+        instead.
         """
         key = generation.dedupe_key or ""
         stored = await self._enter(
@@ -152,7 +153,7 @@ class GenerationStore:
     ) -> None:
         """Add to a run's counters without a generation: `cached`, `failed`, `calls`.
 
-        `request`: the batch and the key of what that batch asks for no longer.
+        `request`: the batch and key of a request that is no longer pending.
         """
         await self._enter(_Entry(run_id=run_id, counts=dict(counts), request=request))
 
@@ -432,7 +433,7 @@ def get_generation(session: Session, generation_id: int) -> Generation:
 
 
 def _findings(generation: GenerationFields) -> Iterator[tuple[int, str, str]]:
-    """The rules that an answer of a run broke or was flagged by, each once."""
+    """The rules that an answer of a run violated or was flagged by, each once."""
     if generation.run_id is None or generation.raw_reply is None:
         return
     for verdict, said in (("problem", generation.problems), ("flag", generation.flags)):
@@ -473,7 +474,7 @@ def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
 
 
 def _insert(session: Session, generation: GenerationFields) -> GenerationFields:
-    """Insert the row, unless there is a result for its key: then that one."""
+    """Insert the row, or return the existing result for its key."""
     values = {name: getattr(generation, name) for name in _COLUMNS}
     # One statement for all rows and past the ORM: to make and compile it costs more than to run it.
     statement = _insert_new(session.get_bind().dialect.name)

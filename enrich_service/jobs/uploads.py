@@ -1,11 +1,11 @@
-"""Artifacts on their way in: whole bodies, and chunks that go on where the last one broke off.
+"""Uploads of artifacts: whole bodies, and chunks that resume after an interruption.
 
 Notable:
-- A file that comes in chunks grows under the name of its job and its SHA-256. Its size is the place
-  to go on at, so whoever sends it, and whichever process receives it, need remember nothing.
-- Each piece is appended under a lock, and only at its own place: what still arrives over a
-  connection that was given up changes nothing.
-- Nothing refers to a file before it is whole, has its hash and is on disk.
+- A chunked file grows under the name of its job and its SHA-256. Its size is the next offset, so
+  neither client nor server processes need any other state.
+- Each chunk is appended under a lock, and only at its own offset: data that still arrives over an
+  abandoned connection cannot damage the file.
+- A file is referenced only after it is complete, verified against its hash, and on disk.
 """
 
 import fcntl

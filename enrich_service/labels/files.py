@@ -1,6 +1,6 @@
-"""Labels from files: CSV and TSV as spreadsheet programs write them, or one name a line.
+"""Labels from files: CSV and TSV from spreadsheet programs, or one name per line.
 
-Encoding and delimiter are detected. All mistakes are reported at once, with their lines.
+Encoding and delimiter are detected. All errors are reported at once, with line numbers.
 """
 
 import csv
@@ -20,10 +20,10 @@ BOMS: Final = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff":
 
 
 def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
-    """The labels of a CSV or TSV file or of a list with one name a line, and the place of each.
+    """The labels of a CSV or TSV file or a list of names, and the line of each.
 
     Raises:
-        InvalidInput: it is no text, has no column name, or lines do not have its columns.
+        InvalidInput: it is not text, has no name column, or lines do not match its columns.
     """
     text = decoded(data)
     lines = text.splitlines()
@@ -45,10 +45,10 @@ def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
 
 
 def decoded(data: bytes) -> str:
-    """`data` as text: UTF-8, UTF-16 or, as of Excel's CSV files, Windows-1252.
+    """`data` as text: UTF-8, UTF-16 or, as in Excel's CSV files, Windows-1252.
 
     Raises:
-        InvalidInput: it is none of them.
+        InvalidInput: none of these encodings fits.
     """
     encodings = ["utf-8", "cp1252"]
     if b"\0" in data[:200]:  # UTF-16 without a byte order mark: which half is zero?
@@ -71,7 +71,7 @@ def problems(found: Sequence[str], limit: int = 10) -> InvalidInput:
 
 
 def _columns(line: str, delimiter: str) -> list[str]:
-    """The columns that the line names if it is a header of a table with a name, else nothing."""
+    """The columns named by a header line; empty if the line is not a header."""
     cells = [cell.strip().strip('"').lower() for cell in line.split(delimiter)]
     return cells if "name" in cells and set(cells) <= set(COLUMNS) else []
 

@@ -1,4 +1,4 @@
-"""Names of classes that are probably mistakes: two spellings of one class, or no name at all."""
+"""Class names that are probably mistakes: two spellings of one class, or not a name."""
 
 import re
 from collections import defaultdict
@@ -18,7 +18,7 @@ NO_NAME: Final = re.compile(
 
 
 def suspicious_names(names: Sequence[str]) -> list[str]:
-    """A warning for each name that is no name, and for names that look like one class."""
+    """A warning for each name that is not a word, and for names that look like one class."""
     return [*_no_names(names), *_alike(names)]
 
 
@@ -63,7 +63,7 @@ def _forms(name: str) -> set[str]:
 
 
 def _spellings(name: str) -> set[str]:
-    """The name, and it without each of its letters: names that share one are a letter apart."""
+    """The name, and the name without each of its letters: equal ones differ by a letter."""
     plain = _plain(name)
     if sum(character.isalpha() for character in plain) < MIN_SPELLING:
         return set()

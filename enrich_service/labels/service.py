@@ -1,7 +1,7 @@
-"""Label sets: checked whole, stored whole or not at all. They may grow; a label never changes.
+"""Label sets: validated as a whole, stored as a whole. They may grow; a label never changes.
 
-What can be changed is which labels are easily confused, since that is learnt later: it is written
-by hand, taken from the diagnostics of a training job, or guessed from the names.
+Which labels are easily confused can be changed: by hand, from the diagnostics of a training job, or
+guessed from the names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,11 +36,11 @@ _NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[Label
 def create(
     session: Session, name: str, labels: Iterable[LabelIn], places: Sequence[str] = ()
 ) -> LabelSet:
-    """Create a label set. `places` say where each label is from, such as "Line 3" of a file.
+    """Create a label set. `places`: the origin of each label, such as "Line 3" of a file.
 
     Raises:
         InvalidInput: labels are invalid; all of them are named.
-        Conflict: there is a label set of this name.
+        Conflict: a label set of this name exists.
     """
     check_name("The label set's name", name)
     rows = _checked(labels, places)
@@ -54,10 +54,10 @@ def create(
 
 
 def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> None:
-    """Add `labels` behind those of `label_set`.
+    """Append `labels` to `label_set`.
 
     Raises:
-        InvalidInput: labels are invalid, or their keys are there already; all are named.
+        InvalidInput: labels are invalid, or their keys exist; all are named.
     """
     known = {line.key: f"the label {line.name!r}" for line in lines_of(session, label_set)}
     rows = _checked(labels, (), known)
@@ -67,7 +67,7 @@ def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> 
 def _checked(
     labels: Iterable[LabelIn], places: Sequence[str], known: Mapping[str, str] | None = None
 ) -> list[dict[str, object]]:
-    """The rows of labels; `known` maps the keys that are there already to where they are."""
+    """The rows of labels; `known` maps existing keys to their origin."""
     rows: list[dict[str, object]] = []
     wrong: list[str] = []
     known = dict(known or {})
@@ -91,7 +91,7 @@ def _checked(
 
 
 def _row(label: LabelIn, place: str, known: Mapping[str, str]) -> dict[str, object]:
-    """The checked fields of a label; `known` maps the keys before it to their places."""
+    """The validated fields of a label; `known` maps earlier keys to their origin."""
     name = check_line(f"The name of {place}", label.name, limit=MAX_NAME)
     key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
     key = check_line(f"The key of {place}", key, limit=MAX_KEY)

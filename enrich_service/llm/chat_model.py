@@ -58,7 +58,7 @@ def provider_of(base_url: str) -> str:
 
 @dataclass
 class _Server:
-    """What has been learned of how the server wants to be asked."""
+    """The request format that a server is known to accept."""
 
     format: int = 0  # index into FORMATS
     confirmed: bool = False  # an answer came in this format
@@ -149,13 +149,13 @@ class ChatModel:
         return self._server(request).length_parameter
 
     def remember(self, request: ChatRequest, fmt: str, length_parameter: str) -> None:
-        """Ask such questions as the server was asked before, by this process or another."""
+        """Use the format that the server accepted before, in this process or another."""
         server = self._server(request)
         server.format, server.confirmed = FORMATS.index(fmt), True
         server.length_parameter = length_parameter
 
     def body(self, request: ChatRequest, fmt: str) -> dict[str, Any]:
-        """What is sent to ask `request`, with its answer wanted in the response format `fmt`."""
+        """The body of `request`, with the response format `fmt`."""
         messages = [dict(message) for message in request.messages]
         body = {"model": request.model, **request.parameters}
         if "max_tokens" in body:
@@ -281,7 +281,7 @@ class ChatModel:
     def unanswered(
         self, status: int, said: str, calls: int, wait: float | None = None
     ) -> ModelBusy | RequestRejected:
-        """What a status means that tells of no more than this one request."""
+        """The error for a status that concerns this request alone."""
         line = f"{self.provider} answers {status} ({said})"
         if wait is not None and wait > MAX_RETRY_AFTER_S:
             line += f" and asks to wait for {wait:.0f} s"

@@ -1,14 +1,14 @@
-"""Images that a vision model is asked about: where they lie, and what is sent of them.
+"""Images for vision models: where they may be, and how they are sent.
 
 Notable:
-- An image is known by the hash of its bytes, so that a renamed folder asks nothing again. Hashing
-  reads a file once; only an image that has no caption yet is read again and decoded.
-- What is sent is small: the longest side has `SIDE` pixels at most. A vision model sees no more of
-  a photo without being paid for it, and a request of 100 images a second stays within a few MB.
-- A file says in its header how many pixels it has, whatever its size. Too many are refused before
-  anything is decoded, and of large images one is decoded at a time, so that the memory needed does
-  not grow with the number of images that are prepared at once.
-- Only regular files are opened, and all kinds are read as in training (`contract.images`).
+- An image is identified by the hash of its bytes, so that a renamed folder requests nothing again.
+  Hashing reads a file once; only an image without a caption is read again and decoded.
+- Images are sent small: the longest side has at most `SIDE` pixels. A vision model does not see
+  more of a photo without extra cost, and 100 images per second stay within a few MB.
+- The header of a file gives its number of pixels. Too many are refused before anything is decoded,
+  and large images are decoded one at a time, so that memory does not grow with the number of images
+  prepared at once.
+- Only regular files are opened; formats are handled as in training (`contract.images`).
 """
 
 import base64

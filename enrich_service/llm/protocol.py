@@ -1,4 +1,4 @@
-"""What is sent to a language model and what comes back, whoever answers."""
+"""Requests to a language model and its replies, for all implementations."""
 
 import json
 from collections.abc import Mapping

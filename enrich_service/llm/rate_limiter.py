@@ -35,7 +35,7 @@ class CallGroup(Protocol):
 
     inside: int  # how many of them are let in, or about to be let in again
 
-    def lets_in(self) -> bool:
+    def may_start_call(self) -> bool:
         """Whether one more of its calls may be made now."""
 
     def halt(self, reason: str) -> None:
@@ -181,7 +181,7 @@ class PriorityRateLimiter:
         for slot in self._waiting:
             if slot.given.done():
                 continue
-            if slot.group is None or (slot.group is not full and slot.group.lets_in()):
+            if slot.group is None or (slot.group is not full and slot.group.may_start_call()):
                 return slot
             full = slot.group
         return None

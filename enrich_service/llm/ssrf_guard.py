@@ -1,8 +1,8 @@
-"""Where language models may be asked: never at link-local and metadata addresses.
+"""Server-side request forgery: link-local and metadata addresses are refused as language models.
 
-A cloud machine tells its own credentials to whoever asks 169.254.169.254. The address is judged
-when the connection is made, after its name was resolved, and the address that was judged is the one
-that is connected to. So no spelling (decimal, octal, hex, IPv4 inside IPv6) and no name helps.
+A cloud machine gives its own credentials to anyone who requests 169.254.169.254. The address is
+checked when the connection is made, after name resolution, and the checked address is the one
+connected to. So no spelling (decimal, octal, hex, IPv4 in IPv6) and no host name gets around it.
 """
 
 import ipaddress

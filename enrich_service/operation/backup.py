@@ -1,7 +1,7 @@
 """Backup and restore of the SQLite database while the service runs.
 
-The artifacts are files that never change under names that say their content: copy the folder
-`artifacts` beside the backup with any tool, at any time.
+Artifacts are immutable files named by their content: copy the folder `artifacts` with any tool, at
+any time.
 """
 
 import os
@@ -60,7 +60,7 @@ def database_file(settings: Settings) -> Path:
 def check(connection: sqlite3.Connection) -> str:
     """Check a database and return its schema revision.
 
-    Raises Unavailable where it is damaged or no database of this service.
+    Raises Unavailable if it is damaged or not a database of this service.
     """
     try:
         found = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]

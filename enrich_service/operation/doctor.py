@@ -1,4 +1,4 @@
-"""Looks for what is wrong, or soon will be, and changes nothing."""
+"""Checks of the installation; they change nothing."""
 
 import asyncio
 import os

@@ -1,7 +1,7 @@
-"""The log: one line per event on standard error, as JSON or as text.
+"""The log: one line per event on standard error, as JSON or text.
 
-Every line that is written while a request is worked on carries that request's id. What a request
-or an answer holds is never logged, nor is what stands behind the ? of its address.
+Every line written during a request carries its id. Bodies of requests and answers, and query
+strings, are never logged.
 """
 
 import json

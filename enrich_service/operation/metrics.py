@@ -1,6 +1,6 @@
 """Prometheus metrics: requests counted in this process, the rest read from the database.
 
-With several server processes, each tells its own requests and all tell the same rest.
+With several server processes, each reports its own requests, and all report the same rest.
 """
 
 from collections.abc import Iterable

@@ -97,7 +97,7 @@ _LOOP_FIELDS = frozenset({"index", "index0", "first", "last", "length"})
 
 
 class Templates(Protocol):
-    """A prompt version, or anything else that has its two templates."""
+    """A prompt version, or another object with its two templates."""
 
     system: str
     user: str
@@ -129,7 +129,7 @@ class _WorkCounter:
 
 
 def _size(value: object) -> int:
-    """The units of work of going once through a value."""
+    """The units of work of iterating over a value once."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list | tuple):
@@ -144,7 +144,7 @@ def _counted(
     per_item: int = 0,
     per_character: int = 1,
 ) -> Any:  # noqa: ANN401
-    """`value`, its size counted; a list in place of an iterator."""
+    """`value` with its size counted; an iterator becomes a list."""
     if isinstance(value, Iterator):
         value = list(value)
     items = len(value) if isinstance(value, str | list | tuple | range) else 1
@@ -155,7 +155,7 @@ def _counted(
 
 @pass_context
 def _iterated(context: Context, values: Iterable[Any], weight: int) -> Iterator[Any]:
-    """The items of `values`; each counts as `weight` units."""
+    """The items of `values`; each counts as `weight` units of work."""
     counter = context.parent[_COUNTER]
     for value in values:
         counter.add(weight)
@@ -201,7 +201,7 @@ class _CountWork(NodeTransformer):
 
 
 def _weight(node: nodes.Node) -> int:
-    """The work of evaluating a node once, its loops and the sizes of its variables left out."""
+    """The work of evaluating a node once, without its loops and the sizes of its variables."""
     own = _NODE_WORK
     if isinstance(node, nodes.TemplateData):
         own += len(node.data)
@@ -237,9 +237,10 @@ ENVIRONMENT = _environment()
 
 
 def check_template(what: str, source: str) -> None:
-    """Raise InvalidInput unless `source` is a harmless template of known variables.
+    """Raise InvalidInput unless `source` is an allowed template of known variables.
 
-    It is filled in once with sample values, so that one that takes too much work is refused here.
+    It is rendered once with sample values, so that a template that exceeds the work limit is
+    refused here.
     """
     if len(source) > MAX_TEMPLATE:
         raise InvalidInput(
@@ -300,7 +301,7 @@ def _check_node(what: str, node: nodes.Node, *, loops: int, filters: frozenset[s
 
 
 def _fault(node: nodes.Node, loops: int, filters: frozenset[str]) -> str | None:
-    """Why a node is not allowed, its parts left out; None if it is."""
+    """Why a node is not allowed, without its parts; None if it is allowed."""
     if not isinstance(node, _ALLOWED):
         return f"{type(node).__name__} is not allowed in a prompt"
     if isinstance(node, nodes.Name) and node.name in ("loop", "self"):
@@ -377,7 +378,7 @@ def render(templates: Templates, variables: Mapping[str, Any]) -> Rendered:
 
 @lru_cache(maxsize=256)
 def _compiled(source: str) -> Template:
-    """A run renders the same two templates for each of its labels."""
+    """The compiled template, cached: a run renders the same two for each label."""
     return ENVIRONMENT.from_string(_CountWork().visit(ENVIRONMENT.parse(source)))
 
 

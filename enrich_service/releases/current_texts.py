@@ -1,6 +1,6 @@
-"""The table of a label set: each label with its current text and state.
+"""The labels of a label set with their current text and state.
 
-"Now" is what a release would take from one prompt version (see `service`).
+The current text is the one that a release would take from one prompt version (see `choose_texts`).
 """
 
 from collections import defaultdict

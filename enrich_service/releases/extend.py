@@ -1,6 +1,6 @@
-"""`enrich labels extend`: add classes to a label set, describe them and release again.
+"""`enrich labels extend`: add classes to a label set, describe them and create a release.
 
-Only the new classes are asked about, with the prompt versions of the newest release.
+Only the new classes are described, with the prompt versions of the newest release.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from enrich_service.runs.schemas import Described, DescribeRequest
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to ask for the new labels, and the release to write."""
+    """The requests for the new labels, and the release to create."""
 
     labels: list[LabelIn]
     versions: list[tuple[str, int]]  # prompt and number of its version
@@ -116,7 +116,7 @@ def _plan(
 
 
 def _next_name(session: Session, name: str) -> str:
-    """The first free name with a higher number at its end."""
+    """The first unused name that ends in a higher number."""
     stem, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
     stem, count = (stem, int(number)) if number else (f"{name}-", 1)
     taken = set(session.exec(select(ReleaseRow.name)))
@@ -126,7 +126,9 @@ def _next_name(session: Session, name: str) -> str:
 
 
 async def _ask(engine: Engine, settings: Settings, plan: _Plan) -> None:
-    """Describe the labels with each prompt version; raises for the first without a good answer."""
+    """Describe the labels with each prompt version; raises for the first without an accepted
+    answer.
+    """
     async with open_enricher(engine, settings) as enricher:
         for prompt, number in plan.versions:
             body = request(

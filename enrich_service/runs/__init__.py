@@ -1,1 +1,1 @@
-"""The enrichment of label sets: plans, scheduling, describing at once."""
+"""Enrichment of label sets: plans, scheduling, immediate descriptions."""

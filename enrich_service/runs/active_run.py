@@ -1,4 +1,4 @@
-"""One run, as the process that works on it knows it."""
+"""The in-memory state of a run that this process is working on."""
 
 import asyncio
 import time
@@ -31,24 +31,24 @@ class ActiveRun:
     asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
 
     def rate(self) -> float | None:
-        """Labels that ended, per second, over the last 200; None before there are two."""
+        """Finished labels per second over the last 200; None with fewer than two."""
         if len(self.finished) < 2:
             return None
         return (len(self.finished) - 1) / max(1e-9, time.monotonic() - self.finished[0])
 
     def halt(self, reason: str, *, pause: bool = False) -> None:
-        """Ask no more; the first reason stands."""
+        """Stop sending requests; the first reason given is kept."""
         if not self.stop.is_set():
             self.reason, self.pause = reason, pause
             self.stop.set()
 
     @property
-    def asks(self) -> bool:
-        """Whether it is running, and nothing has stopped it."""
+    def is_running(self) -> bool:
+        """Whether the run is in the state `running` and has not been halted."""
         return self.state is RunState.RUNNING and not self.stop.is_set()
 
-    def lets_in(self) -> bool:
-        """Whether one more call may be made; a spent budget stops the run."""
+    def may_start_call(self) -> bool:
+        """Whether another call may start; an exhausted budget halts the run."""
         if self.stop.is_set() or self.inside >= self.run.concurrency:
             return False
         if not self.within_budget():
@@ -60,7 +60,7 @@ class ActiveRun:
         return not self.stop.is_set()
 
     def on_generation(self, generation: GenerationFields) -> None:
-        """Add up what an answer of the run cost, and whether it was one."""
+        """Add the cost of a generation, and count consecutive failures."""
         self.spent_usd += generation.cost_usd or 0.0
         self.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
         if generation.status is not GenerationStatus.FAILED:
@@ -69,7 +69,7 @@ class ActiveRun:
             self.failed_in_row += 1
 
     def within_budget(self, *, usd: float = 0.0, tokens: int = 0) -> bool:
-        """Whether something is left of the run's budgets, and so much may still be spent."""
+        """Whether the run's budgets allow spending the given amounts."""
         run = self.run
         return not (
             (run.budget_usd is not None and self.spent_usd + usd >= run.budget_usd)
@@ -78,5 +78,5 @@ class ActiveRun:
 
 
 def internal_error(error: Exception) -> str:
-    """What a user is told of a defect."""
+    """The message shown to users for an internal error."""
     return f"internal error ({type(error).__name__}), see the server log"

@@ -1,7 +1,7 @@
-"""`enrich describe` and `enrich run`: the same work as the service's, in this process.
+"""`enrich describe` and `enrich run`: what the service does, in this process.
 
-A run lies in the database all the time: Ctrl-C pauses it, a kill leaves it to be resumed, and a
-service that uses the same database may take it over.
+A run is stored in the database: Ctrl-C pauses it; a killed run can be resumed, or taken over by a
+service that uses the same database.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ Language = Annotated[str, typer.Option(help="Language of the answer.")]
 
 @asynccontextmanager
 async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
-    """An enricher whose language model is known to be set."""
+    """An enricher with a configured language model."""
     enricher = Enricher(engine, settings)
     enricher.model  # noqa: B018 - nothing is begun without a language model
     try:
@@ -93,7 +93,7 @@ def describe(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Describe class names now. What was answered before costs nothing."""
+    """Describe class names. Stored answers are reused at no cost."""
     settings = load_settings()
     body = request(
         DescribeRequest,
@@ -156,7 +156,7 @@ def start(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Enrich a label set, or caption images of it, and show how far it is. Ctrl-C pauses."""
+    """Enrich a label set, or caption images of it, and show progress. Ctrl-C pauses."""
     settings = load_settings()
     body = request(
         RunCreate,
@@ -192,7 +192,7 @@ def carry_out(
     estimate: bool,
     json: bool,
 ) -> None:
-    """Print the estimate that `begin` makes, or work on its run and print how that ended."""
+    """Print the estimate that `begin` returns, or work on its run and print the outcome."""
 
     async def go(engine: Engine) -> RunView | RunEstimate:
         async with open_enricher(engine, settings) as enricher:
@@ -221,7 +221,7 @@ def resume(
     budget_tokens: Annotated[int | None, typer.Option(help="New budget.")] = None,
     json: Json = False,
 ) -> None:
-    """Go on with a run that is paused, failed, cancelled or was cut off; nothing is asked twice."""
+    """Resume a paused, failed, cancelled or interrupted run; stored answers are reused."""
     settings = load_settings()
 
     def queue(session: Session) -> None:
@@ -242,9 +242,9 @@ def resume(
 
 @app.command()
 def retry(run_id: int, json: Json = False) -> None:
-    """Ask for the labels of a failed or cancelled run that have no answer; nothing is asked twice.
+    """Request the missing answers of a failed or cancelled run; stored answers are reused.
 
-    A run that is paused or was cut off is resumed.
+    A run that is paused or was interrupted is resumed.
     """
 
     def queue(session: Session) -> None:
@@ -256,7 +256,7 @@ def retry(run_id: int, json: Json = False) -> None:
 def _go_on(
     settings: Settings, run_id: int, queue: Callable[[Session], None], *, json: bool
 ) -> None:
-    """Work on a stored run, once `queue` has queued it again, and print how that ended."""
+    """Work on a stored run after `queue` has queued it again, and print the outcome."""
 
     async def go_on(engine: Engine) -> RunView:
         async with open_enricher(engine, settings) as enricher:
@@ -270,7 +270,7 @@ def _go_on(
 
 
 async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
-    """Work on `run` until it ends, or until SIGINT or SIGTERM pauses it; how it stands then."""
+    """Work on `run` until it ends, or until SIGINT or SIGTERM pauses it; returns its state."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -315,7 +315,7 @@ def _view(engine: Engine, run_id: int, active: ActiveRun | None = None) -> RunVi
 
 
 def _progress_line(run: RunView) -> str:
-    """How far a run is, for a log file."""
+    """The progress of a run, for a log file."""
     parts = [f"run {run.id}: {run.done} of {run.total}"]
     if run.rate:
         parts.append(f"{run.rate:.1f} a second")
@@ -328,7 +328,7 @@ def _progress_line(run: RunView) -> str:
 
 
 def _report(engine: Engine, run: RunView, *, json: bool) -> None:
-    """Print a run that stopped; the exit status says whether it is complete."""
+    """Print the outcome of a run; the exit status says whether it is complete."""
     show(run, json=json)
     with reading(engine) as session:
         groups = failures(session, run.id) if run.failed or run.rejected else []
@@ -376,7 +376,7 @@ def show_(run_id: int, json: Json = False) -> None:
 
 @app.command()
 def pause(run_id: int, json: Json = False) -> None:
-    """Pause a run, whoever works on it."""
+    """Pause a run, even if another process is working on it."""
     with write_session() as session:
         found = service.run_view(session, service.pause_run(session, run_id))
     show(found, json=json, columns=_RUN_COLUMNS)
@@ -384,7 +384,7 @@ def pause(run_id: int, json: Json = False) -> None:
 
 @app.command()
 def cancel(run_id: int, json: Json = False) -> None:
-    """Cancel a run, whoever works on it; what was answered stays."""
+    """Cancel a run, even if another process is working on it; stored answers are kept."""
     with write_session() as session:
         found = service.run_view(session, service.cancel_run(session, run_id))
     show(found, json=json, columns=_RUN_COLUMNS)

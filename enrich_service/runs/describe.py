@@ -1,4 +1,4 @@
-"""Texts for a few labels, while the caller waits."""
+"""Descriptions of a few labels, while the caller waits."""
 
 import asyncio
 from collections.abc import Mapping
@@ -23,11 +23,12 @@ NoAnswer = LanguageModelError | Conflict
 
 
 async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]:
-    """The texts of each label, in the order of the request; what is stored is not asked again.
+    """The texts of each label, in the order of the request; stored results are reused.
 
     Raises:
-        LanguageModelError: not one label could be answered, for a reason that concerns all.
-        Conflict: nor this, since a run by batch is asking for it and an answer takes up to a day.
+        LanguageModelError: no label could be answered, because of an error that affects all.
+        Conflict: no label could be answered, because a batch run is requesting it, which takes up
+        to a day.
     """
     named = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)
@@ -84,7 +85,7 @@ async def _one(
     *,
     refresh: bool,
 ) -> tuple[GenerationFields, bool] | NoAnswer:
-    """The generation for a label, and whether it was there already; or why there is none."""
+    """The generation for a label and whether it was stored before, or the error."""
     results = [known[item.key] for item in samples if item.key in known]
     if not refresh and results:
         accepted = [row for row in results if row.status is GenerationStatus.ACCEPTED]

@@ -1,4 +1,4 @@
-"""What a run would ask and cost, before it starts."""
+"""The number of calls, tokens and dollars of a run, before it starts."""
 
 from collections.abc import Iterable
 
@@ -29,9 +29,9 @@ def estimate(
     roots: Roots = (),
     texts: SourceTexts | None = None,
 ) -> RunEstimate:
-    """What the run would ask, by the means of earlier runs, or else by the prompt's size.
+    """Estimate a run from the means of earlier runs, or from the prompt's size if there are none.
 
-    The means are over labels or images, so that what was asked again after a bad answer counts.
+    Means are per label or image, so that they include repeated attempts.
     """
     check_mode(body, plan)
     label_set = labels.get(session, body.label_set)
@@ -67,7 +67,7 @@ def estimate(
 
 
 def _mean_tokens(session: Session, plan: Plan, *, images: bool) -> tuple[float, float, str]:
-    """Tokens of a prompt and of an answer, and where these numbers come from."""
+    """Tokens of a prompt and of an answer, and the source of these numbers."""
     # From the runs' counters: the answers themselves would have to be read one by one.
     seen, prompt_sum, completion_sum = session.exec(
         select(

@@ -1,4 +1,4 @@
-"""Why labels or images of a run have no text."""
+"""Reasons why labels or images of a run have no text."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from enrich_service.generations.queries import RESULTS
 
 @dataclass(frozen=True)
 class Failures:
-    """The labels or images of a run without a text for one reason, the first of them by name."""
+    """The labels or images of a run without a text for one reason, with the first names."""
 
     reason: str  # the rule that was broken, or what the server said
     labels: int
@@ -22,9 +22,9 @@ class Failures:
 
 
 def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
-    """Why labels or images of a run have no text, the most frequent reason first.
+    """Reasons why labels or images of a run have no text, the most frequent first.
 
-    A call that failed counts until the same question is answered, or the image once it is mended.
+    A failed call counts until the same request is answered, or the image is repaired.
     """
     answered = aliased(Generation)
     open_ = and_(

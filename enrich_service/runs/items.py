@@ -1,4 +1,4 @@
-"""What a run asks about: its labels, its images or the texts that it works on."""
+"""The items of a run: labels, images, or texts to rewrite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ IMAGES_A_PAGE = 200  # hashed at a time
 
 @dataclass(frozen=True)
 class SourceText:
-    """What a run is to work on for one label, and the generation that it came from, if known."""
+    """A text that a run rewrites for one label, and the generation it came from, if known."""
 
     texts: tuple[str, ...]
     generation_id: int | None
@@ -27,7 +27,7 @@ SourceTexts = Mapping[int, SourceText]  # by the id of the label
 
 
 def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTexts:
-    """What a run is to work on for these labels."""
+    """The texts that a run rewrites for these labels."""
     rows = session.exec(
         select(RunText).where(
             RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in found])
@@ -43,9 +43,9 @@ def items_of(
     samples: int,
     texts: SourceTexts | None = None,
 ) -> list[Item]:
-    """What a run asks about labels of a label set: each of them `samples` times.
+    """The items of labels of a label set: `samples` for each label.
 
-    `texts`: what it works on; labels without are left out.
+    `texts`: texts to rewrite; labels without any are skipped.
     """
     if texts is not None:
         given = [
@@ -82,9 +82,9 @@ def items_of(
 def image_items(
     plan: Plan, label: Item, key: str, folder: Path, roots: Roots, samples: int
 ) -> Iterator[list[Item]]:
-    """What a run asks about the images of a label, a page at a time: each of them `samples` times.
+    """The items of the images of a label, in pages: `samples` for each image.
 
-    `label`: the item that would ask about the label alone; `key`: its folder. Reads every image.
+    `label`: the item of the label alone; `key`: its folder. Reads every image.
     """
     for page in images_of(folder, key, roots, page=IMAGES_A_PAGE):
         yield [

@@ -1,4 +1,4 @@
-"""How the labels of a run or a request are asked about."""
+"""The plan of a run or request: prompt version, model and parameters."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 @dataclass(frozen=True)
 class Plan:
-    """How labels are asked about: one prompt version, one model, one set of parameters."""
+    """One prompt version, one model, one set of parameters."""
 
     prompt: str
     kind: str
@@ -39,7 +39,7 @@ class Plan:
 
     @cached_property
     def compares(self) -> bool:
-        """Whether the prompt reads the names of confusable labels."""
+        """Whether the prompt uses the names of confusable labels."""
         return "labels" in variables_of(self.version)
 
     @cached_property
@@ -50,12 +50,12 @@ class Plan:
 
     @cached_property
     def checks(self) -> Checks:
-        """What the answers have to pass."""
+        """The checks that answers must pass."""
         return Checks.of(self.version.output_schema, self.version.validators)
 
     @cached_property
     def unique_texts(self) -> bool:
-        """Whether the prompt's rules let no two labels have the same text."""
+        """Whether the prompt's rules forbid that two labels have the same text."""
         return any(rule.get("rule") == "duplicate" for rule in self.version.validators)
 
     @cached_property
@@ -75,11 +75,11 @@ class Plan:
         texts: Sequence[str] = (),
         parent_id: int | None = None,
     ) -> "Item":
-        """One label, or one image of it, to be asked about, with its dedupe key.
+        """One label, or one image of it, with its dedupe key.
 
-        `confusable`: names of the labels it is easily taken for; part of the question, and so of
-        the key, where the prompt reads them. Of an image, its bytes and its size as sent are.
-        `texts`: of the generation `parent_id`, to be worked on; part of the key.
+        `confusable`: names of confusable labels; part of the key if the prompt uses them. An image
+        is part of the key by its bytes and the size it is sent in. `texts`: texts to rewrite, from
+        generation `parent_id`; part of the key.
         """
         parts: list[Any] = [name, context, sample_index]
         near = tuple(confusable) if self.compares else ()
@@ -99,7 +99,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Item:
-    """One label or image, and sample; `key` is the same wherever and whenever the same is asked."""
+    """One label or image, and sample. `key` is its dedupe key."""
 
     name: str
     context: str | None
@@ -113,7 +113,7 @@ class Item:
 
 
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
-    """The plan that a choice amounts to."""
+    """The plan for the prompt version, model and parameters that `choice` names."""
     version = _version(session, choice)
     prompt = session.get_one(Prompt, version.prompt_id)
     return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
@@ -127,7 +127,7 @@ def plan_with(
     settings: Settings,
     source: GenerationSource,
 ) -> Plan:
-    """The plan that asks `version`, stored or not, as `choice` and its own defaults say."""
+    """The plan for `version`, stored or not, with the parameters of `choice` and defaults."""
     defaults = dict(version.model_defaults)
     own = str(defaults.pop("model", "") or settings.llm_model)
     if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
@@ -139,7 +139,7 @@ def plan_with(
 
 
 def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
-    """`n` and `language` where they are not as ever, so that what was asked before stays known."""
+    """`n` and `language` if they differ from the defaults, so that older dedupe keys stay valid."""
     language = check_line("language", choice.language, limit=50)
     asked = {"n": choice.n, "language": language}
     asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}

@@ -52,22 +52,23 @@ RunsDep = Annotated[RunScheduler, Depends(_runs)]
 
 
 def current_view(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
-    """The run as it is stored, with what this process knows of it."""
+    """The stored run with the live state of this process."""
     with reading(engine) as session:
         return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
 def _changed(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
-    """Let the scheduler act on a change that was just committed; the run as it is then."""
+    """Notify the scheduler of a committed change, and return the run."""
     runs.wake()
     return current_view(engine, runs, run_id)
 
 
 @router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
 async def describe_labels(body: DescribeRequest, enricher: EnricherDep) -> list[Described]:
-    """Give the texts of up to 100 class names, in their order; stored ones cost nothing.
+    """Describe up to 100 class names, in their order; stored answers cost nothing.
 
-    Goes before background runs. A label without an answer has the status `failed` and says why.
+    Takes priority over background runs. A label without an answer has the status `failed` and the
+    reason.
     """
     return await describe(enricher, body)
 
@@ -80,7 +81,7 @@ def create_run(
     enricher: EnricherDep,
     runs: RunsDep,
 ) -> RunView:
-    """Queue a run over a whole label set. It goes on after restarts and asks nothing twice."""
+    """Queue a run over a whole label set. It continues after restarts; stored answers are kept."""
     plan = choose(session, body, settings, enricher.source)
     run = service.create_run(session, body, plan, settings.prices, roots=settings.image_roots)
     view = service.run_view(session, run)
@@ -93,7 +94,7 @@ def create_run(
 def estimate_run(
     body: RunCreate, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
 ) -> RunEstimate:
-    """Tell how many calls, tokens and dollars a run would take, without asking anything."""
+    """Estimate the calls, tokens and dollars of a run, without sending any request."""
     plan = choose(session, body, settings, enricher.source)
     return estimate(session, body, plan, settings.prices, roots=settings.image_roots)
 
@@ -114,7 +115,7 @@ def list_runs(
 
 @router.get("/runs/{run_id:int}", summary="Show a run", responses=problems(404))
 def show_run(run_id: Id, session: ReadSession, runs: RunsDep) -> RunView:
-    """Show a run: its state, its counts, what it cost so far."""
+    """Show a run: its state, its counts and its cost so far."""
     return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
@@ -155,7 +156,7 @@ async def follow_run(
 
 @router.post("/runs/{run_id}/pause", summary="Pause a run", responses=problems(404, 409))
 def pause_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
-    """Ask no more until it is resumed. Calls in flight come in and are kept."""
+    """Pause a run. Answers of calls in flight are stored."""
     service.pause_run(session, run_id)
     session.commit()
     return _changed(engine, runs, run_id)
@@ -170,7 +171,7 @@ def resume_run(
     runs: RunsDep,
     body: RunResume | None = None,
 ) -> RunView:
-    """Go on with a paused run, if wanted with another budget."""
+    """Resume a paused run, optionally with another budget."""
     service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
     session.commit()
     return _changed(engine, runs, run_id)
@@ -178,7 +179,7 @@ def resume_run(
 
 @router.post("/runs/{run_id}/cancel", summary="Cancel a run", responses=problems(404, 409))
 def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
-    """Stop a run. What was answered stays, and a retry takes it up again."""
+    """Cancel a run. Stored answers are kept, and a retry continues the run."""
     service.cancel_run(session, run_id)
     session.commit()
     return _changed(engine, runs, run_id)
@@ -186,7 +187,7 @@ def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsD
 
 @router.post("/runs/{run_id}/retry", summary="Retry a run", responses=problems(404, 409))
 def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDep) -> RunView:
-    """Ask the labels of a failed or cancelled run that have no answer; stored ones cost nothing."""
+    """Request the missing answers of a failed or cancelled run; stored answers cost nothing."""
     service.retry_run(session, run_id)
     session.commit()
     return _changed(engine, runs, run_id)

@@ -13,7 +13,7 @@ from enrich_service.validation.answer import ENGLISH
 
 
 class Choice(BaseModel):
-    """Which prompt version is asked of which model, and how."""
+    """The prompt version, model and parameters of requests."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,7 +41,7 @@ class Choice(BaseModel):
 
 
 class NamedLabel(BaseModel):
-    """A class name, and what kind of thing it is."""
+    """A class name with its context."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,7 +54,7 @@ class NamedLabel(BaseModel):
 
 
 class DescribeRequest(Choice):
-    """Class names to be described now."""
+    """Class names to describe now."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -74,7 +74,7 @@ class DescribeRequest(Choice):
 
 
 class Described(BaseModel):
-    """The texts of one class. `status`: accepted, rejected (answers were bad), failed (none)."""
+    """The texts of one class. `status`: accepted, rejected or failed (no answer)."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -122,7 +122,7 @@ class Described(BaseModel):
 
 
 class RunCreate(Choice):
-    """The enrichment of a whole label set, in the background."""
+    """A background run over a whole label set."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -171,7 +171,7 @@ class RunCreate(Choice):
 
 
 class RunResume(BaseModel):
-    """Go on, if wanted with another budget."""
+    """A run to resume, optionally with another budget."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"budget_usd": 5.0}]})
 
@@ -180,7 +180,7 @@ class RunResume(BaseModel):
 
 
 class BatchView(BaseModel):
-    """A file of questions of a run in the mode batch, and how far the provider is with it."""
+    """A batch of requests of a run, and its progress at the provider."""
 
     id: int
     remote_id: Annotated[str | None, Field(description="The batch's id at the provider")]
@@ -194,7 +194,7 @@ class BatchView(BaseModel):
 
 
 class RunView(BaseModel):
-    """A run and how far it is. `done` = cached + accepted + rejected + failed, out of `total`."""
+    """A run and its progress. `done` = cached + accepted + rejected + failed, out of `total`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -284,7 +284,7 @@ class RunView(BaseModel):
 
 
 class RunEstimate(BaseModel):
-    """What a run would ask and cost, before it starts."""
+    """The calls, tokens and dollars of a run, before it starts."""
 
     model_config = ConfigDict(
         json_schema_extra={

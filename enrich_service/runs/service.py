@@ -88,7 +88,7 @@ def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
 
 
 def check_mode(body: RunCreate, plan: Plan) -> None:
-    """Raise InvalidInput where the run cannot ask by batch, and is to."""
+    """Raise InvalidInput if the run asks for batch mode but does not support it."""
     if body.mode is RunMode.LIVE:
         return
     if body.images is not None:
@@ -110,7 +110,7 @@ def subject_of(
     roots: Roots,
     texts: SourceTexts | None,
 ) -> tuple[Path | None, int]:
-    """The folder of images that is asked about, if any, and how many images or labels there are."""
+    """The folder of images, if any, and the number of images or labels."""
     check_subject(plan, images=body.images, texts=texts is not None)
     if texts is not None:
         return None, len(texts)
@@ -183,7 +183,7 @@ def list_runs(
 
 
 def pause_run(session: Session, run_id: int) -> Run:
-    """Stop asking until the run is resumed."""
+    """Pause a run until it is resumed."""
     run = get_run(session, run_id)
     if run.state not in UNFINISHED:
         raise Conflict(f"Run {run_id} has {run.state} already.")
@@ -193,7 +193,7 @@ def pause_run(session: Session, run_id: int) -> Run:
 
 
 def cancel_run(session: Session, run_id: int) -> Run:
-    """Stop asking for good; what was answered stays."""
+    """Cancel a run; stored answers are kept."""
     run = get_run(session, run_id)
     if run.state not in UNFINISHED:
         raise Conflict(f"Run {run_id} has {run.state} already.")
@@ -211,7 +211,7 @@ def resume_run(
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
 ) -> Run:
-    """Go on with a paused run, if wanted with other budgets (see `create_run`)."""
+    """Resume a paused run, optionally with other budgets (see `create_run`)."""
     run = get_run(session, run_id)
     if run.state is not RunState.PAUSED:
         raise Conflict(f"Run {run_id} is {run.state}, not paused.")
@@ -222,7 +222,7 @@ def resume_run(
 
 
 def retry_run(session: Session, run_id: int) -> Run:
-    """Ask the labels of an ended run that have no answer; nothing that is stored is asked again."""
+    """Queue the missing answers of an ended run; stored answers are reused."""
     run = get_run(session, run_id)
     if run.state in UNFINISHED:
         raise Conflict(f"Run {run_id} is {run.state}: wait for its end, or resume it.")
@@ -238,6 +238,6 @@ def _queue_again(session: Session, run: Run) -> Run:
 
 
 def runs_by_version(session: Session) -> dict[int, int]:
-    """How many runs there are of each prompt version, by its id."""
+    """The number of runs by prompt version id."""
     counted = select(Run.prompt_version_id, func.count()).group_by(col(Run.prompt_version_id))
     return dict(session.exec(counted).all())

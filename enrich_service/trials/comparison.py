@@ -1,8 +1,8 @@
 """Comparison of stored answers of two prompt versions or models over a label set.
 
-Of each label and side the text is shown that a release would take of the version: the newest
-accepted one, of sentences and captions the union over the samples. People's edits stay out: here
-prompts and models are compared. Counts and costs are those of all attempts.
+Each side shows the text that a release would take from the version: the newest accepted one; for
+sentences and captions the union of the samples. Edits by people are excluded, since prompts and
+models are compared. Counts and costs include all attempts.
 """
 
 from collections import Counter, defaultdict

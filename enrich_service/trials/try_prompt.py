@@ -1,8 +1,8 @@
 """Test an unsaved prompt next to a saved version.
 
-The answers of the unsaved prompt are stored nowhere: each label is asked once, and what is wrong
-with the answer is told as it is. The saved version answers as it does for `describe`: what is
-stored costs nothing, and a new answer of it is an ordinary, stored one.
+Answers to the unsaved prompt are not stored: each label is requested once, and the problems of the
+answer are returned. The saved version works as for `describe`: stored answers are reused, new ones
+stored.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""Rules that read one answer of a language model before anyone trusts it."""
+"""Rules that check one answer of a language model before it is used."""

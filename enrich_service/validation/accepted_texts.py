@@ -1,4 +1,4 @@
-"""Which label has which text already, so that no two labels share one."""
+"""Index of accepted texts by label, so that no two labels share one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,11 +6,11 @@ from enrich_service.validation.similarity import accepted_keys, normalise, text_
 
 
 class AcceptedTextIndex:
-    """What other labels have been given, so that no two labels share a text.
+    """Accepted texts of other labels, so that no two labels share a text.
 
-    Grows with the accepted answers of one prompt version; never walked through. An answer that
-    this process has accepted is `reserved` until it is stored, and `added` when it is: of two
-    processes that accept one text at once, the database says whose it is.
+    Grows with the accepted answers of one prompt version; lookups are by key. An answer that this
+    process has accepted is `reserved` until it is stored, and `added` afterwards: if two processes
+    accept one text at once, the database decides which label gets it.
     """
 
     def __init__(self) -> None:

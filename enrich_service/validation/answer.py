@@ -1,4 +1,4 @@
-"""One answer of a language model, read as far as it could be read, and what rules say of it."""
+"""One parsed answer of a language model, and the verdict of the rules on it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ ENGLISH = "English"
 
 @dataclass(frozen=True)
 class Answer:
-    """One reply, read as far as it could be read.
+    """One parsed reply, possibly incomplete.
 
-    `texts` are the texts that training would see: one description, K sentences or captions, or
-    the values of all attributes. `parsed` is None where the reply is no JSON object. `others`
-    holds what is taken by other labels; fill it with `accepted_keys` and `label_key`.
+    `texts` are the texts used in training: one description, K sentences or captions, or the values
+    of all attributes. `parsed` is None if the reply is not a JSON object. `others` contains the
+    keys of other labels; fill it with `accepted_keys` and `label_key`.
     """
 
     label: str
@@ -31,18 +31,18 @@ class Answer:
 
     @property
     def english(self) -> bool:
-        """Whether English was asked for."""
+        """Whether the requested language is English."""
         return self.language.casefold() in ("english", "en")
 
     @property
     def prose(self) -> tuple[str, ...]:
-        """The texts that are sentences; an attribute's value ("red") is none."""
+        """The texts that are sentences, so not attribute values such as "red"."""
         return () if self.kind == "attributes" else self.texts
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules found. Each string begins with the name of its rule and a colon."""
+    """The findings of the rules. Each string begins with the name of its rule and a colon."""
 
     problems: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -54,12 +54,12 @@ PASSED = Verdict()
 
 
 def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:
-    """What has to differ between labels: each text, or all attributes taken together."""
+    """The parts that must differ between labels: each text, or all attributes together."""
     return ("; ".join(texts),) if kind == "attributes" and texts else texts
 
 
 def read_object(text: str) -> dict[str, Any] | None:
-    """The JSON object in a reply, fenced or surrounded by prose; the last one if there are more."""
+    """The JSON object in a reply, fenced or surrounded by prose; the last of several."""
     decoder = json.JSONDecoder(strict=False)  # raw line breaks in strings are forgiven
     found, start = None, text.find("{")
     while start >= 0:
@@ -74,7 +74,7 @@ def read_object(text: str) -> dict[str, Any] | None:
 
 
 def _tidy(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Strings on one line, without blanks around them, as a database can store them."""
+    """Strings on one line, without surrounding blanks, as a database can store them."""
     if isinstance(value, str):
         return " ".join(storable(value).split())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""From the raw text of a reply to texts that training can use, or to the reasons why not."""
+"""Parses and judges a reply: texts that training can use, or the reasons for rejection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Judgement:
 
 
 class ModelReply(Protocol):
-    """What is judged of a model's reply."""
+    """The parts of a model's reply that are judged."""
 
     @property
     def text(self) -> str:
@@ -35,23 +35,23 @@ class ModelReply(Protocol):
 
     @property
     def refusal(self) -> str | None:
-        """Why the model declines, in the field that some servers have for it."""
+        """The model's reason for declining, in the field that some servers have for it."""
         ...
 
     @property
     def finish_reason(self) -> str | None:
-        """stop, length (there was no room for more), content_filter, …"""
+        """stop, length (truncated), content_filter, …"""
         ...
 
     @property
     def completion_tokens(self) -> int | None:
-        """The length of the answer, where it is known."""
+        """The length of the answer, if known."""
         ...
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the answers to one prompt version have to pass: first their form, then their content."""
+    """The rules of one prompt version: form first, then content."""
 
     form: Check
     content: Check
@@ -69,7 +69,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a reply is about, and what was asked for."""
+    """The label of a reply, and what was requested."""
 
     label: str
     context: str | None
@@ -81,7 +81,7 @@ class Subject:
 def judge(
     reply: ModelReply, checks: Checks, subject: Subject, accepted_texts: AcceptedTextIndex
 ) -> Judgement:
-    """Read the reply and apply the rules of form, then, if it passes, those of content."""
+    """Parse the reply and apply the rules of form and, if it passes, those of content."""
     if reply.refusal or reply.finish_reason == "content_filter":
         said = reply.refusal or "the server's content filter stopped the answer"
         return Judgement(None, (), (f"refusal: {said[:200]}",), ())
@@ -108,7 +108,7 @@ def judge(
 
 
 def correction(problems: Sequence[str]) -> str:
-    """What the model is told before it answers again."""
+    """The message to the model before its next attempt."""
     listed = "\n".join(f"- {problem}" for problem in problems)
     return (
         f"That answer cannot be used:\n{listed}\n"

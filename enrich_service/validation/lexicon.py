@@ -1,6 +1,6 @@
-"""Words and patterns by which the rules know a bad answer.
+"""Words and patterns that identify bad answers.
 
-Patterns ignore case and are written in small letters: see `search`.
+Patterns ignore case and are written in lower case: see `search`.
 """
 
 import re
@@ -119,7 +119,7 @@ ENDED = re.compile(r"[.!?。！？।؟…]['\"”’»)\]]*\s*$")
 
 
 def search(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """`pattern.search(text)` of a pattern in small letters that ignores case; `text` in any."""
+    """`pattern.search(text)` for a lower-case pattern that ignores case; `text` in any case."""
     if text.isascii():  # most are, and to ignore case takes twice as long
         return _case_sensitive(pattern).search(text.lower())
     return pattern.search(text)

@@ -63,12 +63,12 @@ from enrich_service.validation.token_count import estimate_tokens
 
 
 def check(rules: Sequence[Mapping[str, Any]], answer: Answer) -> Verdict:
-    """Apply the rules in their order. Raises InvalidInput for an unknown rule or a bad option."""
+    """Apply the rules in order. Raises InvalidInput for an unknown rule or an invalid option."""
     return prepare(rules)(answer)
 
 
 def prepare(rules: Sequence[Mapping[str, Any]]) -> Check:
-    """`check` for many answers: the rules are read once. Raises InvalidInput as it does."""
+    """`check` for many answers: the rules are parsed once. Raises InvalidInput as `check` does."""
     ready = [(name, partial(RULES[name], **options)) for name, options in map(_named, rules)]
 
     def apply(answer: Answer) -> Verdict:
@@ -84,7 +84,7 @@ def prepare(rules: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def check_rules(rules: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InvalidInput, naming the rule, unless `check` can work with these rules."""
+    """Raise InvalidInput, naming the rule, if the rules are invalid for `check`."""
     for rule in rules:
         name, options = _named(rule)
         if name == "schema":
@@ -108,7 +108,7 @@ def schema(answer: Answer, *, schema: dict[str, Any]) -> Verdict:
 
 
 def count(answer: Answer) -> Verdict:
-    """As many sentences or captions as were asked for."""
+    """As many sentences or captions as requested."""
     if answer.n is None or answer.kind not in ("sentences", "captions"):
         return PASSED
     if len(answer.texts) == answer.n:
@@ -117,7 +117,7 @@ def count(answer: Answer) -> Verdict:
 
 
 def empty(answer: Answer) -> Verdict:
-    """Every text has a letter or a digit in it, and there is at least one text."""
+    """There is at least one text, and every text contains a letter or a digit."""
     if not answer.texts:
         return Verdict(("the reply holds no text; write the description",))
     if any(not normalise(text) for text in answer.texts):
@@ -126,7 +126,7 @@ def empty(answer: Answer) -> Verdict:
 
 
 def error_text(answer: Answer) -> Verdict:
-    """The text is not the message of a server, a proxy or a scraper that failed."""
+    """The text is not an error message of a server, proxy or scraper."""
     return _unlike(ERROR_TEXT, answer, "is an error message, not a description")
 
 
@@ -136,19 +136,19 @@ def refusal(answer: Answer) -> Verdict:
 
 
 def chatter(answer: Answer) -> Verdict:
-    """The text describes; it does not speak to the person who asked."""
+    """The text describes the class and does not address the user."""
     return _unlike(CHATTER, answer, "speaks to the reader; give the description alone")
 
 
 def _is_template(text: str, label: str) -> bool:
-    """Whether something was to be filled in, which is not what the label's own name holds."""
+    """Whether the text contains an unfilled placeholder that is not part of the label's name."""
     if not TEMPLATE.search(text):
         return False
     return not TEMPLATE.search(label) or bool(TEMPLATE.search(text.replace(label, "")))
 
 
 def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)] = 4) -> Verdict:
-    """The text is no filler, has `min_words` words, and says something that one can see."""
+    """The text is not filler, has `min_words` words, and says something visible."""
     hollow = [
         t for t in answer.texts if FILLER.fullmatch(normalise(t)) or _is_template(t, answer.label)
     ]
@@ -173,7 +173,7 @@ def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)]
 
 
 def cut_off(answer: Answer) -> Verdict:
-    """No sentence stops in the middle. A mere missing full stop is a flag."""
+    """No sentence is truncated. A missing full stop alone is a flag."""
     problems, flags = [], []
     for text in answer.prose:
         if not normalise(text):
@@ -190,7 +190,7 @@ def cut_off(answer: Answer) -> Verdict:
 
 
 def control(answer: Answer) -> Verdict:
-    """No control characters, no overrides of the writing direction, no bytes that were lost."""
+    """No control characters, no bidirectional overrides, no replacement characters."""
     found = sorted(
         {c for text in answer.texts if not _plain(text) for c in text if _unprintable(c)}
     )
@@ -220,10 +220,10 @@ def language(
     language: Literal["en"] = "en",
     min_share: Annotated[float, Field(ge=0, le=1)] = 0.25,
 ) -> Verdict:
-    """Mostly Latin letters, and `min_share` of the words are everyday words of the language.
+    """Mostly Latin letters, and at least `min_share` of the words are common words of the language.
 
-    Those are function words and the words for what can be seen, which terse lists consist of.
-    Where another language than English was asked for, English is what is refused.
+    Those are function words and words for visible properties, which terse lists consist of. If
+    another language than English is requested, English is rejected.
     """
     if not answer.english:
         return _not_english(answer)
@@ -251,16 +251,17 @@ Word = Annotated[str, StringConstraints(pattern=r"\w", max_length=100)]
 
 
 def banned_words(answer: Answer, *, words: Annotated[list[Word], Field(min_length=1)]) -> Verdict:
-    """None of `words` (or phrases) stands in a text; case and punctuation do not matter."""
+    """None of `words` (or phrases) occurs in a text, ignoring case and punctuation."""
     bodies = [f" {normalise(text)} " for text in answer.texts]
     found = [w for w in words if any(f" {normalise(w)} " in body for body in bodies)]
     return Verdict(tuple(f'do not use "{_quote(word)}"' for word in found))
 
 
 def duplicate(answer: Answer) -> Verdict:
-    """No text stands for another label, or twice in the answer.
+    """No text is that of another label, or occurs twice in the answer.
 
-    Texts that are the same but for the label's name are a flag: close kin may look alike.
+    Texts that are equal except for the label's name are a flag: closely related classes may look
+    alike.
     """
     problems, flags = [], []
     seen: set[str] = set()
@@ -281,7 +282,7 @@ def duplicate(answer: Answer) -> Verdict:
 
 
 def wrong_label(answer: Answer) -> Verdict:
-    """The text does not begin with another label's name while its own is nowhere in it."""
+    """The text does not begin with another label's name unless it also contains its own."""
     own = set(words_of(answer.label))
     for text in answer.prose:
         if named_in(text, answer.label) == "whole":
@@ -299,9 +300,9 @@ def wrong_label(answer: Answer) -> Verdict:
 
 
 def label_missing(answer: Answer, *, verdict: Literal["problem", "flag"] = "flag") -> Verdict:
-    """The text names its label, or a clear part of it; plural and spelling do not matter.
+    """The text contains its label, or a distinctive part of it, in any number or spelling.
 
-    A flag unless asked otherwise: of 1,603 lines of ChatGPT the dozen without the name are sound.
+    A flag by default: of 1,603 lines of ChatGPT the dozen without the name are correct.
     """
     for text in answer.prose:
         if normalise(text) and normalise(answer.label) and named_in(text, answer.label) is None:
@@ -311,9 +312,9 @@ def label_missing(answer: Answer, *, verdict: Literal["problem", "flag"] = "flag
 
 
 def length(answer: Answer, *, max_tokens: Annotated[int, Field(ge=8, le=8192)] = 77) -> Verdict:
-    """The teacher reads the whole text, start and end token included. Only ever a flag.
+    """The teacher reads the whole text, including start and end token. Only ever a flag.
 
-    A description is counted as the teacher gets it, behind "a photo of {label} . ".
+    A description is counted as the teacher gets it, after "a photo of {label} . ".
     """
     prefix = f"a photo of {answer.label} . " if answer.kind == "description" else ""
     longest = max((estimate_tokens(prefix + text) for text in answer.texts), default=0)
@@ -365,7 +366,7 @@ DEFAULT_RULES: list[dict[str, Any]] = [
 
 
 def _named(rule: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and checked options of a rule as a prompt version writes it."""
+    """Name and checked options of a rule, as a prompt version writes it."""
     if not isinstance(rule, Mapping) or not isinstance(rule.get("rule"), str):
         raise InvalidInput('A rule is an object like {"rule": "refusal"}; give each its name')
     name = rule["rule"]
@@ -406,14 +407,14 @@ def _validator(schema_json: str) -> Draft202012Validator:
 
 
 def _unlike(pattern: re.Pattern[str], answer: Answer, reason: str) -> Verdict:
-    """A problem for each text (or for a reply without texts) in which the pattern is found."""
+    """A problem for each text (or for a reply without texts) that matches the pattern."""
     bodies = answer.texts or (answer.raw,)
     found = [text[slice(*match.span())] for text in bodies if (match := search(pattern, text))]
     return Verdict(tuple(f'"{_quote(match)}" {reason}' for match in found))
 
 
 def _quote(text: str, limit: int = 60) -> str:
-    """A piece of foreign text for a message: one line, printable, bounded."""
+    """A short, printable, one-line excerpt of a text, for messages."""
     line = " ".join("".join(" " if _unprintable(c) else c for c in text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -440,5 +441,5 @@ def _latin(text: str) -> bool:
 
 
 def _segmented(text: str) -> bool:
-    """False for scripts that write no spaces between words, where words cannot be counted."""
+    """False for scripts without spaces between words, in which words cannot be counted."""
     return not any("\u0e00" <= c <= "\u0fff" or "\u3040" <= c <= "\u9fff" for c in text)

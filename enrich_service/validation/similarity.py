@@ -1,4 +1,4 @@
-"""When two texts say the same, and whether a text names a label."""
+"""Whether two texts are equal in content, and whether a text contains a label's name."""
 
 import difflib
 import unicodedata
@@ -16,7 +16,7 @@ _ASCII_WORDS = {
 
 @lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
-    """Lower-case words and digits, one space between them: what makes two texts the same text."""
+    """Lower-case words and digits, separated by single spaces: equal results mean equal texts."""
     if text.isascii():  # most are, and what follows takes ten times as long
         return " ".join(text.lower().translate(_ASCII_WORDS).split())
     folded = text
@@ -30,7 +30,7 @@ def normalise(text: str) -> str:
 
 
 def label_key(label: str) -> str:
-    """Key of `Answer.others` that says: this name belongs to that label."""
+    """Key in `Answer.others` for a label's name."""
     return "label:" + " ".join(_singular(word) for word in normalise(label).split())
 
 

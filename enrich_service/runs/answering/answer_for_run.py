@@ -18,10 +18,10 @@ async def answer_for_run(
     *,
     max_failures: int,
 ) -> None:
-    """Have `item` answered for a run; halt the run after `max_failures` failures in a row.
+    """Get an answer for `item`; halt the run after `max_failures` consecutive failures.
 
-    The result of another caller counts as cached. A call of another caller that failed is no
-    result, so it is repeated for this run. What others are requesting is kept in `active.waiting`.
+    A result paid for by another caller counts as cached. A failed call of another caller is
+    repeated for this run. Items that other processes are requesting are added to `active.waiting`.
 
     Raises:
         ModelBusy: see `Enricher.answer`.

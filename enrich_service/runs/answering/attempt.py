@@ -18,7 +18,7 @@ PROTOCOL_PROBLEM = "protocol: "  # what the problem of a reply that is no answer
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at an answer: what is asked, after what came of the attempts before it."""
+    """One attempt at an answer, with the rejected answers of earlier attempts."""
 
     number: int  # from 1 to ATTEMPTS
     parameters: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Attempt:
     wrong: tuple[str, ...] = ()
 
     def after(self, answer: GenerationFields) -> "Attempt":
-        """The next attempt, after an answer that could not be used."""
+        """The next attempt, after a rejected answer."""
         number = min(self.number + 1, ATTEMPTS)
         if answer.finish_reason == "length":
             name = next((n for n in self.parameters if n.startswith("max_")), "max_tokens")
@@ -41,7 +41,7 @@ class Attempt:
 def build_request(
     plan: Plan, item: Item, attempt: Attempt, picture: str | None = None
 ) -> ChatRequest:
-    """What is sent about `item` in one attempt. `picture`: its image as a data URL."""
+    """The request for one attempt at `item`. `picture`: its image as a data URL."""
     return ChatRequest(
         label=item.image.name if item.image else item.name,
         prompt=plan.prompt,
@@ -57,9 +57,9 @@ def build_request(
 def _messages(
     plan: Plan, item: Item, bad: str, problems: Sequence[str], picture: str | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """The prompt for a label, and after a bad answer that answer and what was wrong with it.
+    """The prompt for a label; on a later attempt also the rejected answer and its problems.
 
-    `picture`: an image to be shown with it, as a data URL.
+    `picture`: an image to include, as a data URL.
     """
     about = {
         "label": item.name,

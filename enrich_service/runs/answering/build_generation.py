@@ -1,4 +1,4 @@
-"""From what came of a request to the generation that is stored."""
+"""Builds the generation to store from the outcome of a request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What the generations of one plan have in common."""
+    """What all generations of one plan share."""
 
     plan: Plan
     accepted_texts: AcceptedTextIndex  # of the plan's prompt version
@@ -36,7 +36,7 @@ class BuildContext:
 def build_generation(
     context: BuildContext, item: Item, attempt: Attempt, request: ChatRequest, outcome: Outcome
 ) -> GenerationFields:
-    """What came of `request`, judged; with the status `retried` where it is asked again."""
+    """The judged outcome of `request`; its status is `retried` if another attempt follows."""
     plan = context.plan
     status, messages = GenerationStatus.FAILED, request.messages
     if isinstance(outcome, Reply):
@@ -79,7 +79,7 @@ def build_generation(
 def judge_reply(
     plan: Plan, item: Item, reply: Reply, accepted_texts: AcceptedTextIndex
 ) -> Judgement:
-    """What the rules of the plan's prompt version say of a reply about `item`."""
+    """The judgement of a reply about `item` by the rules of the plan's prompt version."""
     if reply.problem is not None:
         return Judgement(None, (), (f"{PROTOCOL_PROBLEM}{reply.problem}",), ())
     subject = Subject(
@@ -93,7 +93,7 @@ def judge_reply(
 
 
 def reply_fields(context: BuildContext, reply: Reply, judgement: Judgement) -> dict[str, Any]:
-    """The fields of a generation that tell of a reply."""
+    """The fields of a generation that come from a reply."""
     return {
         "raw_reply": reply.text,
         "response_format": reply.response_format,
@@ -113,7 +113,7 @@ def reply_fields(context: BuildContext, reply: Reply, judgement: Judgement) -> d
 
 
 def _kept(messages: Sequence[dict[str, Any]], image: ImageFile | None) -> list[dict[str, Any]]:
-    """The messages as they are stored: an image by its hash, its bytes stay in its file."""
+    """Messages as they are stored: an image is replaced by its hash."""
     if image is None:
         return list(messages)
     shown = {"type": "image_url", "image_url": {"url": f"sha256:{image.hash}"}}
@@ -127,7 +127,7 @@ def _kept(messages: Sequence[dict[str, Any]], image: ImageFile | None) -> list[d
 
 
 def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
-    """What a reply cost; None where neither model name has a price."""
+    """The cost of a reply in dollars; None if no price is known for either model name."""
     price = next((prices[model] for model in models if model and model in prices), None)
     if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
         return None

@@ -1,4 +1,4 @@
-"""Sends requests about labels to the language model, and stores what comes of each."""
+"""Sends requests about labels to the language model and stores the outcomes."""
 
 import asyncio
 import threading
@@ -42,11 +42,11 @@ def _ignore(_: GenerationFields) -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who wants an answer, and how much is done for it.
+    """Who wants an answer: its priority, number of tries, and budget.
 
-    `on_generation` is told of every answer that this caller pays for, so of the bad ones too,
-    before it is stored and before another call of the `group` is let in: a budget is to know at
-    once what was spent.
+    `on_generation` is called for every generation that this caller pays for, including rejected
+    ones, before it is stored and before the `group` may start another call, so that budgets are
+    exact.
     """
 
     urgent: bool
@@ -64,7 +64,7 @@ class _Pending:
 
 @dataclass
 class Enricher:
-    """Sends each request once, however many wait for its answer."""
+    """Sends each request once, even if several callers wait for its answer."""
 
     engine: Engine
     settings: Settings
@@ -89,7 +89,7 @@ class Enricher:
 
     @property
     def model(self) -> LanguageModel:
-        """The language model, opened when first needed (see `open_model` for its errors)."""
+        """The language model, opened at first use (see `open_model` for its errors)."""
         with self._opening:
             if self._model is None:
                 self._model = open_model(self.settings)
@@ -97,11 +97,11 @@ class Enricher:
 
     @property
     def source(self) -> GenerationSource:
-        """The source of what the language model answers."""
+        """The source of the language model's generations."""
         return GenerationSource(self.model.source)
 
     async def aclose(self) -> None:
-        """Stop asking and let go of the connections."""
+        """Cancel pending requests and close connections."""
         tasks = [pending.task for pending in self._pending.values()]
         for task in tasks:
             task.cancel()
@@ -111,14 +111,14 @@ class Enricher:
             await self._model.aclose()
 
     async def answer(self, plan: Plan, item: Item, caller: Caller) -> GenerationFields:
-        """The result for `item`, or a `failed` generation where there was no answer.
+        """The result for `item`, or a `failed` generation if there was no answer.
 
-        A caller who wants what is being asked already shares its answer.
+        A caller of a pending request shares its answer.
 
         Raises:
             ClaimedByOther: another process or a batch is requesting it; try again later.
             ModelBusy: the server asks to wait for longer than `MAX_RETRY_AFTER_S`.
-            LanguageModelError: no request will be answered before something is mended.
+            LanguageModelError: an error that affects all requests, for example a wrong API key.
         """
         pending = self._pending.get(item.key)
         if pending is None:
@@ -164,9 +164,9 @@ class Enricher:
                 outcome = await self._send(request, slot, caller.tries)
                 generation = build(outcome)
                 caller.on_generation(generation)
-                slot.keep = kept = is_asked_again(generation)
+                slot.keep = kept = needs_retry(generation)
             stored = await self.add(context, build, outcome, generation)
-            if not is_asked_again(stored):
+            if not needs_retry(stored):
                 return stored
             attempt = attempt.after(stored)
 
@@ -182,7 +182,7 @@ class Enricher:
         )
 
     async def _send(self, request: ChatRequest, slot: Slot, tries: int) -> Outcome:
-        """The reply, or why there is none for this one request; other errors are raised."""
+        """The reply, or the error that affects this request alone; other errors are raised."""
         try:
             return await send_with_retries(self.model, request, slot, tries=tries)
         except ModelBusy as busy:
@@ -202,9 +202,9 @@ class Enricher:
         generation: GenerationFields,
         batch_id: int | None = None,
     ) -> GenerationFields:
-        """Store a generation; built anew where its text belongs to another label by now.
+        """Store a generation; rebuild it if its text was meanwhile accepted for another label.
 
-        Another process may have stored the same text after it was judged here.
+        Another process may have stored the same text after this one was judged.
         """
         accepted_texts = context.accepted_texts if context.plan.unique_texts else None
         return await self.store.add(
@@ -212,13 +212,13 @@ class Enricher:
         )
 
     def release(self, keys: Iterable[str]) -> None:
-        """Let other processes ask what was claimed and is not being asked here."""
+        """Release claims on keys that are not being requested, so that other processes can."""
         self.store.release(*(key for key in keys if key not in self._pending))
 
     async def try_out(
         self, plan: Plan, item: Item, accepted_texts: AcceptedTextIndex, *, tries: int
     ) -> tuple[Reply, Judgement]:
-        """The first answer for `item` and what is wrong with it; nothing is stored.
+        """The first answer for `item` with its judgement; nothing is stored.
 
         Raises:
             LanguageModelError: there was no answer.
@@ -229,13 +229,13 @@ class Enricher:
         return reply, judge_reply(plan, item, reply, accepted_texts)
 
     async def context(self, plan: Plan, run_id: int | None) -> BuildContext:
-        """What the generations of `plan` have in common."""
+        """What all generations of `plan` share."""
         accepted_texts = await self.accepted_texts(plan)
         prices, provider = self.settings.prices, self.model.provider
         return BuildContext(plan, accepted_texts, provider, prices, run_id)
 
     async def accepted_texts(self, plan: Plan) -> AcceptedTextIndex:
-        """Which label has which text of the prompt version of `plan`, read once."""
+        """The accepted texts of the plan's prompt version by label, read once."""
         version_id = plan.version.id
         assert version_id is not None
         reading = self._accepted_texts.get(version_id)
@@ -246,7 +246,7 @@ class Enricher:
 
 
 async def _picture(item: Item) -> tuple[str | None, RequestRejected | None]:
-    """The image of an item as a data URL, if it has one, or why it cannot be read."""
+    """The image of an item as a data URL, if any, or the reason why it cannot be read."""
     if item.image is None:
         return None, None
     try:
@@ -255,6 +255,6 @@ async def _picture(item: Item) -> tuple[str | None, RequestRejected | None]:
         return None, RequestRejected(str(error), calls=0)
 
 
-def is_asked_again(answer: GenerationFields) -> bool:
-    """Whether it was a bad answer, and another one is wanted."""
+def needs_retry(answer: GenerationFields) -> bool:
+    """Whether the answer was rejected and another attempt follows."""
     return answer.status is GenerationStatus.RETRIED

@@ -1,4 +1,4 @@
-"""What others are requesting: it is waited for, not paid for again."""
+"""Items that others are requesting: the run waits for their results instead of paying again."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from enrich_service.runs.plan import Item
 
 
 class WaitingItems:
-    """The items of a run that another run, or a single request, is requesting.
+    """The items of a run that another run or request is requesting.
 
-    A live run shares what its own process is requesting (see `Enricher.answer`); a batch run waits
-    for that too.
+    A live run shares requests within its own process (see `Enricher.answer`); a batch run waits for
+    those too.
     """
 
     def __init__(self, store: GenerationStore, run: Run) -> None:
@@ -24,7 +24,7 @@ class WaitingItems:
         return sum(map(len, self._in_batches.values())) + len(self._claimed)
 
     async def keep(self, items: Sequence[Item]) -> list[Item]:
-        """Those of `items` that nobody is requesting; what another run requests is kept here."""
+        """Return the items that nobody is requesting, and keep the others here."""
         keys = [item.key for item in items]
         in_batches = await self._store.in_batches(keys)
         claimed = await self._store.claimed(keys, by_others=self._shares_own)
@@ -41,8 +41,8 @@ class WaitingItems:
         """Keep an item that another process, or a batch that has just begun, is requesting."""
         self._claimed[item.key] = item
 
-    async def give_back(self) -> list[Item]:
-        """What was kept and is requested no longer; it may have a result by now."""
+    async def take_available(self) -> list[Item]:
+        """Kept items that are no longer being requested; they may have a result."""
         items: list[Item] = []
         if self._in_batches:
             ended = self._in_batches.keys() - await self._store.open_batches(self._in_batches)

@@ -1,1 +1,1 @@
-"""Runs that ask by batch: sent as files, answered within a day."""
+"""Batch runs: requests sent as files, answered within a day at half the price."""

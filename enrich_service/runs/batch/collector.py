@@ -1,7 +1,6 @@
-"""Follows what a batch run has sent, and stores the answers.
+"""Polls the batches of a run and stores their answers.
 
-An answer is judged and stored as a live one is. What is to be requested again goes into the next
-batch.
+Answers are judged and stored like live ones. Rejected ones are requested again in the next batch.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ class BatchCollector:
     async def update(self, api: BatchApi, batch: Batch) -> None:
         """Get the state of a batch, and store its answers if it has ended.
 
-        An error is stored and the batch is retried later; an error that is not temporary pauses the
+        A temporary error is stored and the batch is polled again later; any other error pauses the
         run.
         """
         assert batch.id is not None
@@ -55,7 +54,7 @@ class BatchCollector:
                 await asyncio.to_thread(self._store.close, batch, str(error))
                 return
             await self._store.change(batch, error=str(error))
-            if not isinstance(error, ModelBusy) and self._active.asks:
+            if not isinstance(error, ModelBusy) and self._active.is_running:
                 self._active.halt(f"{error}; fix it and resume, or cancel the run", pause=True)
         age = (utcnow() - batch.created_at).total_seconds()
         wait = max(MIN_POLL_INTERVAL_S, min(MAX_POLL_INTERVAL_S, POLL_SHARE * age))
@@ -110,7 +109,7 @@ class BatchCollector:
         await asyncio.to_thread(self._store.close, batch, None)
 
     async def _send_less(self, batch: Batch, said: str) -> None:
-        """Ask what found no room in the provider's queue once more, in smaller pieces."""
+        """Queue requests again, in smaller batches, after a provider's queue limit was reached."""
         if (
             len(await asyncio.to_thread(self._store.under_way)) == 1
         ):  # it was not for another of the run

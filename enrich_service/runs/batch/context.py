@@ -1,4 +1,4 @@
-"""What the parts of one batch run share."""
+"""State shared by the parts of one batch run."""
 
 import time
 from collections import deque
@@ -14,7 +14,7 @@ from enrich_service.runs.plan import Item, Plan
 
 @dataclass
 class SendQueue:
-    """What is to be sent, and in how large pieces."""
+    """Items to send, and the maximum size of a batch."""
 
     max_requests: int  # in a file
     max_bytes: int

@@ -1,4 +1,4 @@
-"""A file of requests as it grows."""
+"""The growing request file of a batch."""
 
 import tempfile
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from enrich_service.runs.plan import Item
 
 @dataclass
 class BatchFile:
-    """The requests of one batch, a line each."""
+    """The requests of one batch, one per line."""
 
     response_format: str
     length_parameter: str

@@ -1,13 +1,14 @@
-"""Runs that ask by batch: a file of requests, a file of answers within a day, half the price.
+"""Batch runs: a request file, an answer file within a day, at half the price.
 
 Notable:
-- The tables `batch` and `batch_request` are the truth. What the provider got and we were not told
-  of is found again there, by the name of the file.
-- What was sent is paid for, so it is looked after whatever became of the run. A cancelled run
-  cancels its batches, and takes in what they had answered by then.
-- What does not fit into the provider's queue is sent again, one batch at a time, smaller ones where
-  it was the only one.
-- With a budget one batch is under way at a time, and no more is sent than fits at the very worst.
+- The tables `batch` and `batch_request` are the truth. A batch that the provider accepted without
+  our receiving the confirmation is found there by its file name.
+- Requests that were sent are paid for, so their answers are collected even if the run was paused or
+  cancelled. A cancelled run cancels its batches and stores the answers they already have.
+- Requests that exceed the provider's queue limit are sent again, one batch at a time, and in
+  smaller batches if a single one was too large.
+- With a budget one batch is pending at a time, and no more is sent than the budget allows at
+  maximum cost.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ TICK_S: Final = 0.2  # between looks at what became of the run
 class BatchRun:
     """The batches of one run in this process, from the first request to the last answer.
 
-    `missing`: the run's items that have no result, some at a time.
+    `missing`: the run's items without a result, in pages.
     """
 
     def __init__(
@@ -58,26 +59,26 @@ class BatchRun:
         self._submitter = BatchSubmitter(context, missing)
         self._collector = BatchCollector(context, self._submitter)
 
-    async def ask_all(self) -> None:
-        """Ask what is missing and take in the answers, until there is nothing left to wait for.
+    async def run_to_end(self) -> None:
+        """Send what is missing and collect the answers until nothing is pending.
 
-        Where the run is not `running`, only what is under way is taken in.
+        If the run is not `running`, only pending batches are collected.
 
         Raises:
-            UserError: nothing can be sent before something is mended.
+            UserError: an error that affects all requests.
         """
         while True:
             for batch in await asyncio.to_thread(self._store.under_way):
                 if self._collector.due.get(batch.id or 0, 0.0) <= time.monotonic():
                     await self._collector.update(self._api(), batch)
             batches = await asyncio.to_thread(self._store.under_way)
-            if self._active.asks and self._queue.may_send(batches):
+            if self._active.is_running and self._queue.may_send(batches):
                 await self._submitter.send(self._api())
                 batches = await asyncio.to_thread(self._store.under_way)
             if self._active.reason and self._active.pause:
                 return  # nobody waits for what a person has to mend first
             if not batches and not (
-                self._active.asks and (self._queue.again or self._active.waiting)
+                self._active.is_running and (self._queue.again or self._active.waiting)
             ):
                 return
             if not await self._wait(batches):
@@ -90,7 +91,7 @@ class BatchRun:
         return BatchApi(model)
 
     async def _wait(self, batches: Collection[Batch]) -> bool:
-        """Wait until a batch is to be looked at; False where the run is to be let go of."""
+        """Wait until the next poll of a batch; False if the run should be released."""
         seen = self._active.state
         until = min(
             (self._collector.due[batch.id] for batch in batches if batch.id in self._collector.due),

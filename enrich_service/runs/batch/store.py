@@ -1,4 +1,4 @@
-"""The batches of a run in the database, where they are written before anything is sent."""
+"""The batches of a run in the database, written before anything is sent."""
 
 import asyncio
 import secrets
@@ -27,10 +27,10 @@ PAGE_SIZE: Final = 100  # answers judged at a time
 
 
 class BatchStore:
-    """The tables `batch` and `batch_request` of one run.
+    """The rows of one run in the tables `batch` and `batch_request`.
 
-    A request leaves them in the transaction that stores its answer: whenever the process is
-    killed, nothing is sent twice and no answer is counted twice.
+    A request is deleted in the transaction that stores its answer: if the process is killed at any
+    time, nothing is sent twice and no answer is counted twice.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class BatchStore:
         self._run_id, self._plan, self._provider = run_id, plan, provider
 
     def prepare(self, file: BatchFile) -> Batch | None:
-        """Store the batch that is about to be sent; None if nothing of it is to be requested.
+        """Store the batch that is about to be sent; None if no request remains.
 
-        What somebody has requested since the file was begun is removed from it.
+        Items that were requested by others since the file was begun are removed from it.
         """
         with writing(self._engine) as session:
             keys = {item.key for item in file.items}
@@ -92,7 +92,7 @@ class BatchStore:
             )
 
     def earlier(self) -> Batch | None:
-        """The newest batch of such questions that the server has answered, or still may."""
+        """The newest batch of the same kind of request that the server has answered or accepted."""
         with reading(self._engine) as session:
             return session.exec(
                 select(Batch)
@@ -110,7 +110,7 @@ class BatchStore:
     def requests(
         self, batch: Batch, keys: list[str] | None, *, most: int = PAGE_SIZE
     ) -> list[Item]:
-        """What a batch asks still: of the keys, or else the next ones."""
+        """Unanswered requests of a batch: those with the given keys, or the next page."""
         found = (
             select(BatchRequest, Label)
             .join(Label, col(Label.id) == col(BatchRequest.label_id))
@@ -135,7 +135,7 @@ class BatchStore:
             ]
 
     def attempts(self, keys: list[str]) -> dict[str, Attempt]:
-        """The next attempt at each key, after what the run has had for an answer."""
+        """The next attempt for each key, after the run's earlier attempts."""
         attempts: defaultdict[str, Attempt] = defaultdict(lambda: Attempt(1, self._plan.parameters))
         with reading(self._engine) as session:
             for bad in session.exec(
@@ -151,7 +151,7 @@ class BatchStore:
         return attempts
 
     async def change(self, batch: Batch, **values: str | int | None) -> None:
-        """Write down what is new of a batch."""
+        """Update the stored state of a batch."""
         if any(getattr(batch, name) != value for name, value in values.items()):
             await asyncio.to_thread(self._write, batch, values)
 
@@ -162,7 +162,7 @@ class BatchStore:
             setattr(batch, name, value)
 
     def close(self, batch: Batch, error: str | None) -> None:
-        """Nothing more comes of a batch: what it asks still is not under way any longer."""
+        """Mark a batch as ended: its unanswered requests are no longer pending."""
         with writing(self._engine) as session:
             session.exec(delete(BatchRequest).where(col(BatchRequest.batch_id) == batch.id))
             session.exec(
@@ -172,7 +172,7 @@ class BatchStore:
             )
 
     def give_up(self, batch: Batch) -> None:
-        """Forget a batch that was never sent."""
+        """Delete a batch that was never sent."""
         with writing(self._engine) as session:
             session.exec(delete(BatchRequest).where(col(BatchRequest.batch_id) == batch.id))
             session.exec(delete(Batch).where(col(Batch.id) == batch.id))

@@ -1,8 +1,8 @@
-"""Sends what a batch run has still to ask: each batch once, whenever the process is killed.
+"""Sends a batch run's requests: each batch once, even if the process is killed.
 
-The first label is asked live, where the server has not answered such a request yet: a wrong key,
-model or parameter is told at once and not after a day, and so is the response format. Later
-batches, of another process too, are asked as the ones before.
+If the server has not yet answered this kind of request, the first label is requested live, so that
+a wrong API key, model or parameter is reported immediately, and the supported response format is
+known. Later batches, in other processes too, use the same format.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ TRIES: Final = 3  # of one call, and of one request while the server has passing
 
 
 class BatchSubmitter:
-    """Sends the batches of one run. `missing`: its items that have no result, some at a time."""
+    """Sends the batches of one run. `missing`: its items without a result, in pages."""
 
     def __init__(self, context: BatchContext, missing: AsyncIterator[list[Item]]) -> None:
         self._enricher, self._active, self._plan = context.enricher, context.active, context.plan
@@ -35,10 +35,10 @@ class BatchSubmitter:
         self._missing = missing
 
     async def send(self, api: BatchApi) -> None:
-        """Send what is missing, in as many batches as it takes and as the budget allows."""
+        """Send what is missing, in as many batches as necessary and as the budget allows."""
         part: BatchFile | None = None
         most_usd, most_tokens = 0.0, 0
-        self._queue.again.extend(await self._active.waiting.give_back())
+        self._queue.again.extend(await self._active.waiting.take_available())
         async with aclosing(self._to_ask()) as to_ask:
             async for item, attempt in to_ask:
                 request = build_request(self._plan, item, attempt)
@@ -48,7 +48,7 @@ class BatchSubmitter:
                     api.model.remember(request, fmt, earlier.length_parameter)
                 if fmt is None:
                     await self._ask_live(item)
-                    if not self._active.asks:
+                    if not self._active.is_running:
                         return
                     continue
                 usd, tokens = self._most(request)
@@ -62,16 +62,16 @@ class BatchSubmitter:
                 if part is not None and not self._takes(part, line):
                     await self._send_part(api, part)
                     part = None
-                    if self._queue.one_at_a_time or not self._active.asks:
+                    if self._queue.one_at_a_time or not self._active.is_running:
                         self._queue.again.appendleft(item)
                         return
                 part = part or BatchFile(fmt, api.model.length_parameter_for(request))
                 part.add(item, line)
-        if part is not None and self._active.asks:
+        if part is not None and self._active.is_running:
             await self._send_part(api, part)
 
     def _most(self, request: ChatRequest) -> tuple[float, int]:
-        """What a question may cost at the very worst, in dollars and in tokens."""
+        """The maximum cost of a request, in dollars and tokens."""
         price = self._enricher.settings.prices.get(self._plan.model, (0.0, 0.0))
         tokens = request.token_limits()
         full = sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
@@ -92,9 +92,9 @@ class BatchSubmitter:
         )
 
     async def _to_ask(self) -> AsyncGenerator[tuple[Item, Attempt]]:
-        """Items that have no result and that nobody is requesting, with their next attempts.
+        """Items without a result that nobody is requesting, with their next attempts.
 
-        Items that were not consumed when this is closed come with the next call.
+        Items that were not consumed when this is closed are returned by the next call.
         """
         while page := await self._page():
             keys = [item.key for item in page]
@@ -126,7 +126,7 @@ class BatchSubmitter:
         return page
 
     async def _ask_live(self, item: Item) -> None:
-        """Send one live request to a server that has not answered such a request yet."""
+        """Send one live request to a server that has not yet answered this kind of request."""
         caller = Caller(False, TRIES, self._run_id, self._active.on_generation)
         await answer_for_run(
             self._enricher, self._active, self._plan, item, caller, max_failures=TRIES
@@ -155,9 +155,9 @@ class BatchSubmitter:
     async def submit(
         self, api: BatchApi, batch: Batch, lines: IO[bytes] | None, *, known: bool
     ) -> None:
-        """Have the batch begin at the provider, each step once.
+        """Upload and start a batch at the provider, each step once.
 
-        `lines` is None where the file is at hand no longer; `known`: nothing was sent yet.
+        `lines` is None if the request file no longer exists; `known`: nothing was sent yet.
         """
         if batch.file_id is None and not known:
             batch.file_id = await api.file_named(batch.name, batch.created_at)
@@ -168,7 +168,7 @@ class BatchSubmitter:
             return
         await self._store.change(batch, file_id=batch.file_id)
         remote = None if known else await api.batch_of(batch.file_id, batch.created_at)
-        if remote is None and not self._active.asks:
+        if remote is None and not self._active.is_running:
             await asyncio.to_thread(self._store.give_up, batch)
             return
         remote = remote or await api.create(batch.file_id, batch.name)

@@ -1,1 +1,1 @@
-"""Runs in the background: who works on which, and how a live one is asked."""
+"""Background runs: leases, pages of items, worker pools."""

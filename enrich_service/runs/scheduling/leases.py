@@ -1,7 +1,7 @@
-"""Which process works on which run: leases in the `run` table.
+"""Leases in the `run` table: which process works on which run.
 
-The owner of a run renews its lease; when it is killed, the lease runs out and another process (or
-the same one, started again) goes on.
+The owner of a run renews its lease. If it is killed, the lease expires and another process (or the
+same one, restarted) continues the run.
 """
 
 import time
@@ -20,7 +20,7 @@ OPEN_STATES = (RunState.QUEUED, RunState.RUNNING)
 
 
 class RunLeases:
-    """The runs that this process holds. `only`: the one run that it may hold, in place of all."""
+    """The leases of this process. `only`: restrict them to this run."""
 
     def __init__(self, engine: Engine, lease_seconds: float, *, only: int | None = None) -> None:
         self._engine, self._only = engine, only
@@ -28,14 +28,15 @@ class RunLeases:
         self._owner = new_lease_owner()
         self._put_off: dict[int, float] = {}  # runs whose batches are to wait, until when
 
-    def put_off(self, run_id: int, seconds: float) -> None:
-        """Let the batches of a run wait for so long."""
+    def delay_batches(self, run_id: int, seconds: float) -> None:
+        """Delay the batches of a run by so many seconds."""
         self._put_off[run_id] = time.monotonic() + seconds
 
     def correct(self) -> None:
-        """Let no lease end before its owner can renew it, nor last for longer than a whole one.
+        """Adjust leases after the system clock was changed.
 
-        For when the clock was set, or may have been. Owners look every half second.
+        No lease ends before its owner can renew it, or lasts longer than a full one. Owners renew
+        every half second.
         """
         ends, now = col(Run.owner_expires_at), utcnow()
         for wrong, right in (
@@ -53,7 +54,7 @@ class RunLeases:
                     )
 
     def renew(self, ids: list[int]) -> dict[int, RunState]:
-        """Prolong the leases of runs; gives the states of those that are still held."""
+        """Renew the leases of runs; returns the states of those that are still held."""
         if not ids:
             return {}
         mine = and_(col(Run.id).in_(ids), col(Run.owner) == self._owner)
@@ -68,17 +69,17 @@ class RunLeases:
         return {run.id: run.state for run in rows if run.id is not None}
 
     def claim(self, held: Collection[int]) -> list[Run]:
-        """Take every run that is open, or has batches under way, and that nobody holds.
+        """Claim every open run, and every run with pending batches, that nobody holds.
 
-        `held`: the runs that this process works on; another that it holds, since how it ended
-        could not be stored, it takes again.
+        `held`: the runs that this process works on. A run that it holds without working on it,
+        because its outcome could not be stored, is claimed again.
         """
         now = utcnow()
-        put_off = [run_id for run_id, until in self._put_off.items() if until > time.monotonic()]
+        delayed = [run_id for run_id, until in self._put_off.items() if until > time.monotonic()]
         under_way = exists().where(
             col(Batch.run_id) == col(Run.id),
             col(Batch.ended_at).is_(None),
-            col(Run.id).not_in(put_off),
+            col(Run.id).not_in(delayed),
         )
         free = and_(
             or_(col(Run.state).in_(OPEN_STATES), under_way),
@@ -113,7 +114,7 @@ class RunLeases:
             return list(session.exec(select(Run).where(mine)))
 
     def release(self, active: ActiveRun) -> None:
-        """Write down how the run ended, if it did, and let go of it."""
+        """Store the outcome of a run, if it ended, and release its lease."""
         with writing(self._engine) as session:
             run = session.exec(
                 select(Run).where(Run.id == active.run.id, Run.owner == self._owner)

@@ -1,4 +1,4 @@
-"""What a run has still to ask, read some labels at a time."""
+"""The items of a run without a result, read in pages."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +20,7 @@ PAGE_SIZE = 500  # labels read at a time
 class RunPager:
     """Reads the items of one run in pages, so that memory does not grow with the label set.
 
-    `roots`: where images may lie (see `llm.images`).
+    `roots`: folders that may contain images (see `llm.images`).
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RunPager:
         self._roots = roots
 
     async def missing(self) -> AsyncIterator[list[Item]]:
-        """The run's items that have no result yet, some at a time."""
+        """The run's items without a result, in pages."""
         seen: set[bytes] = set()  # a label may stand twice in a set, an image twice in a folder
         async for items in self._pages():
             new = []
@@ -42,7 +42,7 @@ class RunPager:
             yield await self.without_result(new, repeated=len(items) - len(new))
 
     async def without_result(self, items: Sequence[Item], *, repeated: int = 0) -> list[Item]:
-        """Those of `items` that have none; what others have, and the repeated, count as cached."""
+        """The items without a result; results of others and repeated items count as cached."""
         run = self._run
         assert run.id is not None
         owners = await self._store.owners([item.key for item in items])
@@ -52,7 +52,7 @@ class RunPager:
         return [item for item in items if item.key not in owners]
 
     async def _pages(self) -> AsyncIterator[list[Item]]:
-        """All that the run asks, some labels or some images at a time."""
+        """All items of the run, in pages of labels or images."""
         position = -1
         run, plan, roots = self._run, self._plan, self._roots
         folder = None if run.images is None else checked_folder(run.images, roots)
@@ -69,7 +69,7 @@ class RunPager:
     def _page(self, after: int) -> tuple[int, list[str], list[Item]] | None:
         """The position of the last of the next labels, their keys and items; None after the end.
 
-        Where images are asked about: one item a label, to which its images are put.
+        For images: one item per label, which `image_items` completes.
         """
         run, plan = self._run, self._plan
         # At first no more than can be asked at once: they need not wait for the others.

@@ -1,9 +1,10 @@
-"""Works on runs in the background: takes them up, keeps their leases, lets go of them.
+"""Works on runs in the background: claims them, renews their leases, releases them.
 
 Notable:
-- The `run` table is the truth. Pause and cancel are written there, by any process; whoever owns
-  the run sees it within a second and stops asking. What is stored is never asked for again.
-- What a run sent as a batch is looked after until its answers are in, whatever became of the run.
+- The `run` table is the truth. Any process may write pause and cancel there; the owner of the run
+  sees it within a second and stops. Stored results are never requested again.
+- Batches that a run has sent are polled until their answers are stored, even if the run was paused
+  or cancelled.
 """
 
 import asyncio
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class RunScheduler:
-    """Runs everything in the `run` table that nobody else is running.
+    """Works on every run in the `run` table that no other process holds.
 
-    `only`: the one run to work on (the command line), in place of all.
+    `only`: work on this run alone (command line).
     """
 
     def __init__(self, engine: Engine, enricher: Enricher, *, only: int | None = None) -> None:
@@ -49,11 +50,11 @@ class RunScheduler:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to look for runs."""
+        """Begin to poll for runs."""
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Let go of all runs, so that another process can take them up at once."""
+        """Release all runs, so that another process can claim them immediately."""
         if self._watching is not None:
             # Not cancelled: a thread that looks at the table would go on, and could take a run.
             self._stopping = True
@@ -70,11 +71,11 @@ class RunScheduler:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Look at the table now."""
+        """Poll the table now."""
         self._awake.set()
 
     def active(self, run_id: int) -> ActiveRun | None:
-        """What this process knows of a run that it is working on."""
+        """The live state of a run that this process is working on."""
         return self._active.get(run_id)
 
     async def _watch(self) -> None:
@@ -113,13 +114,13 @@ class RunScheduler:
         run = active.run
         assert run.id is not None
         try:
-            await self._ask_all(active)
+            await self._work_on(active)
         except UserError as error:
             active.halt(str(error))
-            self._leases.put_off(run.id, RETRY_INTERVAL_S)
+            self._leases.delay_batches(run.id, RETRY_INTERVAL_S)
         except Exception as error:
             log.exception("run %s failed", run.id)
-            self._leases.put_off(run.id, RETRY_INTERVAL_S)
+            self._leases.delay_batches(run.id, RETRY_INTERVAL_S)
             active.halt(internal_error(error))
         finally:
             try:
@@ -129,16 +130,16 @@ class RunScheduler:
                 log.exception("cannot store how run %s ended", run.id)
             self._active.pop(run.id, None)
 
-    async def _ask_all(self, active: ActiveRun) -> None:
+    async def _work_on(self, active: ActiveRun) -> None:
         run = active.run
         plan = await asyncio.to_thread(self._plan, run)
         active.spent_usd = run.cost_usd or 0.0
         active.spent_tokens = run.prompt_tokens + run.completion_tokens
         pager = RunPager(self._engine, self._enricher.store, run, plan, self._image_roots)
         if run.mode is RunMode.BATCH:
-            await BatchRun(self._engine, self._enricher, active, plan, pager.missing()).ask_all()
+            await BatchRun(self._engine, self._enricher, active, plan, pager.missing()).run_to_end()
         else:
-            await WorkerPool(self._enricher, active, plan, pager).ask_all()
+            await WorkerPool(self._enricher, active, plan, pager).run_to_end()
 
     def _plan(self, run: Run) -> Plan:
         with reading(self._engine) as session:

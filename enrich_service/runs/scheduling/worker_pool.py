@@ -1,8 +1,8 @@
-"""The workers of one live run: what waits is asked, as many at a time as the run allows.
+"""The workers of one live run.
 
-Items wait in a short queue, so memory does not grow with the label set. An item that the server
-puts off for long is parked while the others go on; what another run's batch or another process is
-asking is waited for, last of all.
+Items wait in a short queue, so that memory does not grow with the label set. An item that the
+server delays for long is parked while others continue. Items that another process or batch is
+requesting come last.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Asks what one run has still to ask."""
+    """Sends the missing requests of one run concurrently."""
 
     def __init__(self, enricher: Enricher, active: ActiveRun, plan: Plan, pager: RunPager) -> None:
         self._enricher, self._active, self._plan, self._pager = enricher, active, plan, pager
         self._queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=active.run.concurrency)
         self._caller = Caller(False, TRIES, active.run.id, active.on_generation, group=active)
 
-    async def ask_all(self) -> None:
-        """Ask until nothing is left to ask or to wait for, or the run stops."""
+    async def run_to_end(self) -> None:
+        """Send requests until none is missing or pending, or the run stops."""
         # First, or all workers would wait for it, and go on together.
         await self._enricher.accepted_texts(self._plan)
         workers = [
-            asyncio.create_task(self._ask_from(after=number * STAGGER_S))
+            asyncio.create_task(self._work_through_queue(after=number * STAGGER_S))
             for number in range(self._active.run.concurrency * WORKERS)
         ]
         feeder = asyncio.create_task(self._feed())
@@ -59,15 +59,15 @@ class WorkerPool:
             while not self._queue.empty():
                 self._queue.get_nowait()
                 self._queue.task_done()
-            await self._let_in_flight_land()
+            await self._finish_calls_in_flight()
         finally:
             for task in (feeder, stopped, *workers):
                 task.cancel()
             await asyncio.gather(feeder, stopped, *workers, return_exceptions=True)
             self._enricher.release(self._active.claimed)
 
-    async def _let_in_flight_land(self) -> None:
-        """Wait for calls that are paid for; who only waits for a turn goes home."""
+    async def _finish_calls_in_flight(self) -> None:
+        """Wait for the answers of calls in flight; cancel workers that have not sent theirs yet."""
         joined = asyncio.create_task(self._queue.join())
         until = time.monotonic() + GRACE_S
         while not joined.done() and time.monotonic() < until:
@@ -78,7 +78,7 @@ class WorkerPool:
         joined.cancel()
 
     async def _feed(self) -> None:
-        """Put every item without a result in the queue, parked ones again when they are due."""
+        """Put every item without a result into the queue, and parked ones when they are due."""
         async for items in self._pager.missing():
             kept = await self._active.waiting.keep(items)
             size = max(MIN_CLAIMED, self._active.run.concurrency)
@@ -86,20 +86,20 @@ class WorkerPool:
                 for item in await self._claimed(kept[start : start + size]):
                     # The server has enough for now.
                     while len(self._active.parked) >= self._active.run.concurrency:
-                        await self._unpark()
+                        await self._requeue_parked()
                     await self._queue.put(item)
         while True:
             await self._queue.join()
             if self._active.parked:
-                await self._unpark()
+                await self._requeue_parked()
             elif self._active.waiting:
-                for item in await self._back():
+                for item in await self._items_given_up():
                     await self._queue.put(item)
             else:
                 return
 
     async def _claimed(self, items: Sequence[Item]) -> list[Item]:
-        """Those of `items` that nobody else is requesting; they are claimed for this process."""
+        """Claim items for this process; returns those that nobody else is requesting."""
         keys = {item.key for item in items}
         self._active.claimed |= keys  # first: if this is cancelled meanwhile, they are released
         others = (await self._enricher.store.claim(keys)).claimed_by_others
@@ -109,13 +109,13 @@ class WorkerPool:
                 self._active.waiting.add_claimed(item)
         return [item for item in items if item.key not in others]
 
-    async def _back(self) -> list[Item]:
-        """Items that others were requesting and that have no result, once that has ended."""
-        while not (items := await self._active.waiting.give_back()):
+    async def _items_given_up(self) -> list[Item]:
+        """Items without a result that others have stopped requesting."""
+        while not (items := await self._active.waiting.take_available()):
             await asyncio.sleep(POLL_INTERVAL_S)
         return await self._active.waiting.keep(await self._pager.without_result(items))
 
-    async def _unpark(self) -> None:
+    async def _requeue_parked(self) -> None:
         parked = self._active.parked
         # Another item that is due sooner may be parked meanwhile.
         while (wait := parked[0][0] - time.monotonic()) > 0:
@@ -123,7 +123,7 @@ class WorkerPool:
         _, _, item = heapq.heappop(parked)
         await self._queue.put(item)
 
-    async def _ask_from(self, *, after: float) -> None:
+    async def _work_through_queue(self, *, after: float) -> None:
         me = asyncio.current_task()
         assert me is not None
         while True:

@@ -120,7 +120,7 @@ class Two:
     inside: int = 0
     reason: str | None = None
 
-    def lets_in(self) -> bool:
+    def may_start_call(self) -> bool:
         return self.reason is None and self.inside < 2
 
     def halt(self, reason: str) -> None:
@@ -201,9 +201,9 @@ def test_an_answer_is_judged_before_the_next_call_is_let_in() -> None:
     said: list[str] = []
 
     class Run(Two):
-        def lets_in(self) -> bool:
+        def may_start_call(self) -> bool:
             said.append("may another be asked?")
-            return super().lets_in()
+            return super().may_start_call()
 
     async def main(url: str) -> None:
         model, limiter, run = ChatModel(url, None), PriorityRateLimiter(1), Run()
