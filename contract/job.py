@@ -92,7 +92,8 @@ class TrainConfig(BaseModel):
         Field(
             description="Folder with one folder per class, or with train/ and optionally "
             "val_on_train/ (validation) and val/ (unseen classes); or a list (CSV, TSV, JSONL, "
-            "Parquet), WebDataset shards or a Hugging Face dataset (folder or hf:NAME)"
+            "Parquet), WebDataset shards, a COCO or YOLO export or a Hugging Face dataset "
+            "(folder or hf:NAME)"
         ),
     ]
     teacher: Annotated[

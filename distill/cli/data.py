@@ -22,7 +22,8 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         help="A folder of class folders or with train/; a CSV, TSV, JSONL or Parquet file with "
-        "path, label; WebDataset shards; a Hugging Face dataset (folder or hf:NAME)."
+        "path, label; WebDataset shards; a COCO or YOLO export; a Hugging Face dataset (folder or "
+        "hf:NAME)."
     ),
 ]
 
@@ -91,7 +92,7 @@ def split(
 ) -> None:
     """Divide images into train, validation and unseen classes; near-duplicates stay together.
 
-    Splits that the source has are ignored.
+    So do objects that were cut out of one photo. Splits that the source has are ignored.
     """
     from distill.data.preparation import split
     from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
@@ -108,8 +109,9 @@ def split(
         if broken := [x for x in found if not isinstance(x, Fingerprint)]:
             raise UnreadableImages([name for error in broken for name in error.images])
         groups = near_duplicates([x.perceptual for x in found if isinstance(x, Fingerprint)])
+        together = split.with_crops_of_one_photo(groups, images)
         division, left_out = split.divide(
-            images, groups, validation=validation, unseen=chosen, seed=seed
+            images, together, validation=validation, unseen=chosen, seed=seed
         )
         if out.suffix in split.MANIFESTS:
             split.write_manifest(out, division)
@@ -125,7 +127,10 @@ def split(
             f"{sum(map(len, groups))} near-duplicates in {len(groups)} groups, each in one split"
         )
     if left_out:
-        notes.print(f"{len(left_out)} images left out: nearly the same as one of an unseen class")
+        notes.print(
+            f"{len(left_out)} images left out: nearly the same as one of an unseen class, or of "
+            "one photo with it"
+        )
     notes.print(f"written to {out}", markup=False, soft_wrap=True)
 
 
@@ -189,6 +194,9 @@ def describe(checked: "DataCheck") -> list[str]:
         lines.append(f"smaller than 32 px: {checked.small}")
     skipped = ", ".join(f"{count} {suffix}" for suffix, count in checked.skipped.items())
     lines.append(f"skipped files: {skipped or 'none'}")
+    if checked.skipped_boxes is not None:
+        boxes = ", ".join(f"{count} {reason}" for reason, count in checked.skipped_boxes.items())
+        lines.append(f"skipped boxes: {boxes or 'none'}")
     lines.append(f"unreadable images: {len(checked.unreadable) or 'none'}")
     lines += [f"  {name}" for name in checked.unreadable[:LISTED]]
     lines += _described("duplicates and near-duplicates", checked.duplicates)

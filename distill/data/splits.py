@@ -11,7 +11,7 @@ A source names the split of each image, or none. Notable:
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,28 +171,35 @@ def hold_out(
 ) -> list[LabelledImage]:
     """`share` of the images of each class, and at least one, except of a class with one image.
 
-    The images are ordered by a hash of `seed`, class and file name.
+    The images are ordered by a hash of `seed`, class and file name. Those that were cut out of one
+    photo stay together, so that a class may lose fewer, or none.
 
     Raises:
-        DataError: no class has two images.
+        DataError: no class has two images, or none in two photos.
     """
-    by_class: dict[str, list[LabelledImage]] = defaultdict(list)
+    units: dict[tuple[bytes, str], list[LabelledImage]] = defaultdict(list)
     for image in images:
-        by_class[image.key].append(image)
+        units[_rank(image, seed), image.photo or str(image.path)].append(image)
+    sizes = Counter(image.key for image in images)
+    wanted = {key: min(max(1, round(share * size)), size - 1) for key, size in sizes.items()}
+    taken: Counter[str] = Counter()
     chosen: list[LabelledImage] = []
-    for same in by_class.values():
-        count = max(1, round(share * len(same))) if len(same) > 1 else 0
-        chosen += sorted(same, key=lambda image: _rank(image, seed))[:count]
+    for _, unit in sorted(units.items()):
+        counts = Counter(image.key for image in unit)
+        if all(taken[key] + count <= wanted[key] for key, count in counts.items()):
+            taken.update(counts)
+            chosen += unit
     if not chosen:
         raise DataError(
-            "each class has a single image, so none can be held out to evaluate on: add images"
+            "each class has a single image, or those of a single photo, so none can be held out to "
+            "evaluate on: add images"
         )
     return sorted(chosen, key=lambda image: (image.key, image.path))
 
 
 def _rank(image: LabelledImage, seed: int) -> bytes:
-    name = os.fsencode(f"{seed}\0{image.key}\0{image.path.name}")
-    return hashlib.sha256(name).digest()
+    name = image.photo or f"{image.key}\0{image.path.name}"
+    return hashlib.sha256(os.fsencode(f"{seed}\0{name}")).digest()
 
 
 def _split(name: SplitName, images: Iterable[LabelledImage], *, held_out: bool = False) -> Split:

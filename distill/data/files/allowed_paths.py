@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract import TrainConfig
+from distill.data.sources.coco import CocoExport
 from distill.data.sources.find import base_folder, find_source
 from distill.data.sources.hugging_face import SCHEME
 from distill.data.sources.manifest_file import ManifestFile
+from distill.data.sources.yolo import YoloExport
 from distill.errors import DataError
 
 
@@ -33,14 +35,17 @@ def check_allowed_paths(config: TrainConfig, roots: Sequence[Path]) -> None:
 
 
 def _check_data(data: str, allowed: Sequence[Path]) -> None:
-    """Check a data folder, or a file and the images that it lists."""
+    """Check a data folder, or a file, and the files that it lists."""
     if data.startswith(SCHEME):  # on the hub, as a teacher may be
         return
     _check_folder("data folder", data, allowed)
-    source = find_source(data) if Path(data).is_file() else None
+    source = find_source(data)
     if isinstance(source, ManifestFile):
         for image in source.images(Path()):
             _check_path("image", str(image.path), allowed)
+    if isinstance(source, CocoExport | YoloExport):
+        for path in source.files():
+            _check_path("file", str(path), allowed)
 
 
 def _check_path(what: str, name: str, allowed: Sequence[Path]) -> None:

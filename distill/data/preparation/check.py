@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from contract import IMAGE_SUFFIXES, SplitName
 from distill.data.pixels import Progress
 from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
+from distill.data.sources.boxes import skipped_boxes
+from distill.data.sources.coco import CocoExport
 from distill.data.sources.folders import ClassFolders, SplitFolders
 from distill.data.sources.labelled_image import LabelledImage, Source
+from distill.data.sources.yolo import YoloExport
 from distill.errors import UnreadableImages
 
 SMALL: Final = 32  # pixels of the shorter side
@@ -50,6 +53,9 @@ class DataCheck(_Frozen):
     class_sizes: Annotated[dict[str, int], Field(description="Images by class, all splits")]
     unreadable: Annotated[tuple[str, ...], Field(description="Images with the reason")]
     skipped: Annotated[dict[str, int], Field(description="Files that are no images, by suffix")]
+    skipped_boxes: Annotated[
+        dict[str, int] | None, Field(description="Boxes by reason; null without boxes")
+    ]
     shorter_side: Annotated[
         tuple[int, int, int] | None, Field(description="Pixels: smallest, median, largest")
     ]
@@ -94,6 +100,9 @@ def check_data(
             for name in result.images
         ),
         skipped=skipped_files(source),
+        skipped_boxes=(
+            skipped_boxes(source) if isinstance(source, CocoExport | YoloExport) else None
+        ),
         shorter_side=(min(sides), round(statistics.median(sides)), max(sides)) if sides else None,
         small=sum(side < SMALL for side in sides),
         duplicates=tuple(_duplicates([readable[index] for index in group]) for group in groups),

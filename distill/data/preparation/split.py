@@ -7,7 +7,7 @@ import random
 import re
 import secrets
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -87,6 +87,25 @@ def _units(
     grouped = [[images[index] for index in group] for group in groups]
     together = {id(image) for group in grouped for image in group}
     return grouped + [[image] for image in images if id(image) not in together]
+
+
+def with_crops_of_one_photo(
+    groups: Iterable[Sequence[int]], images: Sequence[LabelledImage]
+) -> list[list[int]]:
+    """The `groups` of indices, joined where they share a photo that `images` were cut out of."""
+    members: dict[int, list[int]] = {}  # by the first index; all groups have disjoint indices
+    group_of: dict[int, int] = {}
+    by_photo: dict[str, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        if image.photo is not None:
+            by_photo[image.photo].append(index)
+    for group in [*groups, *by_photo.values()]:
+        joined = {group_of.get(index, index) for index in group}
+        first = min(joined)
+        merged = {index for other in joined for index in members.pop(other, [other])}
+        members[first] = sorted(merged.union(group))
+        group_of.update(dict.fromkeys(members[first], first))
+    return [group for group in members.values() if len(group) > 1]
 
 
 def write_manifest(path: Path, division: Division) -> None:

@@ -4,6 +4,7 @@ folders        train/, val_on_train/ and val/ with class folders; or class folde
 manifest_file  CSV, TSV, JSON lines or Parquet with the columns path, label and, maybe, split
 hugging_face   a dataset on disk, or by its name on the hub
 webdataset     tar files of images and labels
+coco, yolo     photos with boxes, which are cut out (`boxes`)
 
 `find` tells which one a path is. Each gives files: what is packed is written to the cache once
 (`image_store`), so that everything that follows reads files alone.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from distill.data.sources.coco import CocoExport, coco_files
 from distill.data.sources.folders import ClassFolders, SplitFolders, has_split_folders
 from distill.data.sources.hugging_face import FILES as HUGGING_FACE_FILES
 from distill.data.sources.hugging_face import SCHEME, HuggingFaceDataset
@@ -9,11 +10,14 @@ from distill.data.sources.labelled_image import Source
 from distill.data.sources.manifest_file import SUFFIXES as MANIFEST_SUFFIXES
 from distill.data.sources.manifest_file import ManifestFile
 from distill.data.sources.webdataset import Shards, shard_paths
+from distill.data.sources.yolo import SUFFIXES as YOLO_SUFFIXES
+from distill.data.sources.yolo import YoloExport, data_file
 from distill.errors import DataError
 
 KINDS = (
     "a folder of class folders, a folder with train/, a .csv, .tsv, .jsonl or .parquet file, "
-    "WebDataset shards (.tar), or a Hugging Face dataset (a folder, or hf:ORGANISATION/NAME)"
+    "WebDataset shards (.tar), a COCO export (.json), a YOLO export (with data.yaml), or a Hugging "
+    "Face dataset (a folder, or hf:ORGANISATION/NAME)"
 )
 
 
@@ -34,12 +38,20 @@ def find_source(data: str | Path) -> Source:
         return ManifestFile(path)
     if path.suffix.lower() == ".tar":
         return Shards((path,))
+    if path.suffix.lower() == ".json":
+        return CocoExport((path,), names_splits=False)
+    if path.suffix.lower() in YOLO_SUFFIXES:
+        return YoloExport(path)
     raise DataError(f"{path} is no data set: give {KINDS}")
 
 
 def _source_of_folder(path: Path) -> Source:
     if any((path / name).is_file() for name in HUGGING_FACE_FILES):
         return HuggingFaceDataset(str(path))
+    if described := data_file(path):
+        return YoloExport(described)
+    if annotations := coco_files(path):
+        return CocoExport(annotations, names_splits=True)
     if shards := shard_paths(path):
         return Shards(shards)
     return SplitFolders(path) if has_split_folders(path) else ClassFolders(path)

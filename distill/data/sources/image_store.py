@@ -19,6 +19,7 @@ from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError
 
 INDEX: Final = "index.jsonl"
+VERSION: Final = "2"  # of the index
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class EncodedImage:
     key: str
     name: str  # as the source calls it, for its suffix
     content: bytes
+    photo: str | None = None  # that the image was cut out of
 
 
 def files_identity(paths: Iterable[Path]) -> list[str]:
@@ -45,7 +47,7 @@ def stored_images(
     Raises:
         DataError: the cache cannot be written.
     """
-    name = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:24]
+    name = hashlib.sha256("\n".join([VERSION, *identity]).encode()).hexdigest()[:24]
     folder = cache / "sources" / name
     if not (folder / INDEX).is_file():
         partial = folder.with_name(f"{name}.{secrets.token_hex(4)}.partial")
@@ -63,7 +65,7 @@ def stored_images(
             shutil.rmtree(partial, ignore_errors=True)
     lines = (folder / INDEX).read_text(encoding="utf-8").splitlines()
     rows = map(json.loads, lines)
-    return [LabelledImage(split, key, folder / file) for split, key, file in rows]
+    return [LabelledImage(split, key, folder / file, photo) for split, key, file, photo in rows]
 
 
 def _write(folder: Path, images: Iterable[EncodedImage]) -> None:
@@ -78,4 +80,4 @@ def _write(folder: Path, images: Iterable[EncodedImage]) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(image.content)
             os.utime(path, (0, 0))
-            print(json.dumps([image.split, image.key, file]), file=index)
+            print(json.dumps([image.split, image.key, file, image.photo]), file=index)

@@ -8,11 +8,15 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of class `key`; `split` is as the source names it, None where it names none."""
+    """One image of class `key`; `split` is as the source names it, None where it names none.
+
+    `photo` is the photo that the image was cut out of, None where it is a photo itself.
+    """
 
     split: str | None
     key: str
     path: Path
+    photo: str | None = None
 
 
 class Source(Protocol):

@@ -100,6 +100,51 @@ def write_shards(photos: Path) -> Path:
     return folder
 
 
+def write_coco(photos: Path) -> Path:
+    folder = photos.parent / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    names = sorted({row["label"] for row in rows(photos)})
+    for split in LAYOUT:
+        own = [row for row in rows(photos) if row["split"] == split]
+        document = {
+            "categories": [{"id": 7 + n, "name": name} for n, name in enumerate(names)],
+            "images": [
+                {"id": n, "file_name": row["path"], "width": 48, "height": 40}
+                for n, row in enumerate(own)
+            ],
+            "annotations": [
+                {
+                    "id": n,
+                    "image_id": n,
+                    "category_id": 7 + names.index(row["label"]),
+                    "bbox": [0, 0, 48, 40],
+                }
+                for n, row in enumerate(own)
+            ],
+        }
+        file = folder / "annotations" / f"instances_{split}2017.json"
+        file.write_text(json.dumps(document))
+    (folder / "images").symlink_to(photos)
+    return folder
+
+
+def write_yolo(photos: Path) -> Path:
+    folder = photos.parent / "yolo"
+    names = sorted({row["label"] for row in rows(photos)})
+    for split, own_name in (("train", "train"), ("val_on_train", "valid")):
+        for number, row in enumerate(row for row in rows(photos) if row["split"] == split):
+            (folder / own_name / "images").mkdir(parents=True, exist_ok=True)
+            (folder / own_name / "labels").mkdir(exist_ok=True)
+            image = folder / own_name / "images" / f"{number}.png"
+            image.write_bytes((photos / row["path"]).read_bytes())
+            line = f"{names.index(row['label'])} 0.5 0.5 1 1\n"
+            (folder / own_name / "labels" / f"{number}.txt").write_text(line)
+    # As Roboflow writes it: relative to a folder further down.
+    text = f"train: ../train/images\nval: ../valid/images\nnc: {len(names)}\nnames: {names}\n"
+    (folder / "data.yaml").write_text(text)
+    return folder
+
+
 def add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
@@ -126,6 +171,7 @@ LAYOUTS = [
     write_parquet,
     write_dataset,
     write_shards,
+    write_coco,
 ]
 
 
@@ -134,7 +180,15 @@ def test_every_layout_gives_the_images_of_the_folders(photos, tmp_path, write):
     assert pixels(write(photos), tmp_path / "cache") == pixels(photos, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("write", [write_dataset, write_shards])
+def test_a_yolo_export_gives_the_images_of_the_folders_as_far_as_they_are_trained_on(
+    photos, tmp_path
+):
+    folders = pixels(photos, tmp_path / "cache")
+    del folders["unseen"]
+    assert pixels(write_yolo(photos), tmp_path / "cache") == folders
+
+
+@pytest.mark.parametrize("write", [write_dataset, write_shards, write_coco, write_yolo])
 def test_packed_images_are_unpacked_once_and_found_again_in_a_new_cache(photos, tmp_path, write):
     data = write(photos)
     first = scan_splits(data, cache=tmp_path / "cache")["train"]

@@ -1,0 +1,187 @@
+"""Boxes around objects in photos, cut out as images of their own.
+
+Notable:
+- A crop is a square, as far as the photo has room: a student sees the centre square of an image,
+  which of a tall box would be only its middle.
+- Crops are stored without loss, so that cutting changes no pixel of an object.
+- The formats are read by our own modules. pycocotools reads COCO alone, prints while it does and
+  answers a malformed file with a KeyError; labelformat and globox drop `iscrowd`; supervision and
+  ultralytics need OpenCV.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from PIL import Image
+
+from distill.data.files.image_file import DECODING, open_image
+from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
+from distill.data.sources.labelled_image import LabelledImage
+from distill.errors import DataError, UnreadableImages, some
+
+MARGIN: Final = 0.1  # on each side, of the longer side of the box
+MIN_SIDE: Final = 16  # pixels; a box with a shorter side is skipped
+ASPECT_TOLERANCE: Final = 0.02  # of a photo's width by height, which may have been rounded
+
+CROWD: Final = "groups of objects (iscrowd)"
+EMPTY: Final = "empty or outside of the photo"
+SMALL: Final = f"smaller than {MIN_SIDE} px"
+OTHER_SHAPE: Final = "in a photo of another shape than annotated"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box around an object of class `key`, in shares of the photo's width and height."""
+
+    key: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and its boxes. `size` is its width and height as far as the export tells them."""
+
+    path: Path
+    split: str | None
+    boxes: tuple[Box, ...]
+    size: tuple[int, int] | None = None
+
+
+class BoxExport(Protocol):
+    """A data set of photos with boxes."""
+
+    def files(self) -> Iterable[Path]:
+        """All files that are read: annotations and photos.
+
+        Raises:
+            DataError: the annotations are malformed, or a file is missing.
+        """
+        ...
+
+    def photos(self) -> Iterable[Photo]:
+        """The photos in an order that only the content decides.
+
+        Raises:
+            DataError: as `files`.
+        """
+        ...
+
+
+def cropped_images(export: BoxExport, cache: Path) -> list[LabelledImage]:
+    """The crops of all boxes of `export`, written to `cache` once.
+
+    Raises:
+        DataError: the export is malformed, has no box to cut out, or a photo cannot be read.
+    """
+    identity = [f"{MARGIN} {MIN_SIDE} {DECODING}", *files_identity(export.files())]
+    return stored_images(cache, identity, lambda: _crops(export.photos()))
+
+
+def skipped_boxes(export: BoxExport) -> dict[str, int]:
+    """How many boxes are not cut out, by reason; most frequent first. Reads all photos.
+
+    Raises:
+        DataError: the export is malformed, or a photo cannot be read.
+    """
+    skipped: Counter[str] = Counter()
+    for photo in export.photos():
+        if photo.boxes:
+            _, own = _windows(photo, open_image(photo.path).size)
+            skipped += own
+    return dict(skipped.most_common())
+
+
+def existing(export: Path, photos: Iterable[tuple[str, Path]]) -> None:
+    """Check that the `photos`, each with its name in the export, exist.
+
+    Raises:
+        DataError: some do not; names all of them.
+    """
+    missing = [name for name, path in photos if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{export} names {len(missing)} photos that do not exist ({some(missing)}): keep the "
+            "folders of photos as they were exported"
+        )
+
+
+def _crops(photos: Iterable[Photo]) -> Iterator[EncodedImage]:
+    """The crops, photo by photo. All photos that cannot be read are named at once."""
+    unreadable: list[str] = []
+    skipped: Counter[str] = Counter()
+    count = 0
+    for photo in photos:
+        if not photo.boxes:
+            continue
+        try:
+            image = open_image(photo.path)
+        except UnreadableImages as error:
+            unreadable += error.images
+            continue
+        windows, own = _windows(photo, image.size)
+        skipped += own
+        for key, window in windows:
+            count += 1
+            name = "/".join(photo.path.parts[-3:])  # wherever the export lies
+            yield EncodedImage(photo.split, key, "crop.png", _png(image.crop(window)), name)
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    if not count:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
+        raise DataError(
+            f"the annotations have no box to cut out ({reasons or 'there are none'}): label "
+            "objects with boxes, or give a folder of class folders"
+        )
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "png", compress_level=1)  # a fifth larger, several times as fast
+    return content.getvalue()
+
+
+Window = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+def _windows(photo: Photo, size: tuple[int, int]) -> tuple[list[tuple[str, Window]], Counter[str]]:
+    """What to cut out of a photo of `size`, with its class; and the boxes skipped, by reason."""
+    if photo.size is not None and not _same_shape(photo.size, size):
+        return [], Counter({OTHER_SHAPE: len(photo.boxes)})  # such as not turned upright
+    windows: list[tuple[str, Window]] = []
+    skipped: Counter[str] = Counter()
+    for box in photo.boxes:
+        left, right = (size[0] * min(max(share, 0.0), 1.0) for share in (box.left, box.right))
+        top, bottom = (size[1] * min(max(share, 0.0), 1.0) for share in (box.top, box.bottom))
+        sides = (right - left, bottom - top)
+        if box.is_crowd:
+            skipped[CROWD] += 1
+        elif not min(sides) > 0:
+            skipped[EMPTY] += 1
+        elif round(min(sides)) < MIN_SIDE:
+            skipped[SMALL] += 1
+        else:
+            side = max(sides) * (1 + 2 * MARGIN)
+            across = _span((left + right) / 2, side, size[0])
+            down = _span((top + bottom) / 2, side, size[1])
+            windows.append((box.key, (across[0], down[0], across[1], down[1])))
+    return windows, skipped
+
+
+def _span(centre: float, side: float, limit: int) -> tuple[int, int]:
+    """`side` pixels around `centre`, moved and cut to lie within 0 and `limit`."""
+    length = min(round(side), limit)
+    first = min(max(round(centre - length / 2), 0), limit - length)
+    return first, first + length
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    ratio = one[0] / one[1] * other[1] / other[0]
+    return abs(ratio - 1) <= ASPECT_TOLERANCE
