@@ -1,14 +1,12 @@
 """The optimisers of a training run."""
 
-from typing import Any
-
 import torch
 from timm.optim import Muon, param_groups_weight_decay  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import nn
 
 from contract import TrainConfig
-from distill.models.cpu_kernels import FunctionOverrides
 from distill.models.devices import student_dtype
+from distill.training.muon import Float32Muon
 
 
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -24,21 +22,6 @@ def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.optimiser == "muon":
         device = next(model.parameters()).device
         in_float32 = student_dtype(device, config.precision) is torch.float32
-        muon = _Float32Muon if config.cpu_kernels and in_float32 else Muon
+        muon = Float32Muon if config.cpu_kernels and in_float32 else Muon
         return muon(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)  # 5 times faster
-
-
-class _Float32Muon(Muon):
-    """timm's Muon in float32 instead of bfloat16, for where bfloat16 is emulated."""
-
-    def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - torch's own signature
-        with FunctionOverrides({Tensor.to: _to_float32}):
-            return super().step(closure)  # type: ignore[no-untyped-call]
-
-
-def _to_float32(tensor: Tensor, *args: Any, **options: Any) -> Tensor:  # noqa: ANN401
-    """As Tensor.to, but to float32 instead of bfloat16."""
-    if options.get("dtype") is torch.bfloat16:
-        options["dtype"] = torch.float32
-    return tensor.to(*args, **options)

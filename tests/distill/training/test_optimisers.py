@@ -55,6 +55,15 @@ def test_muon_steps_along_each_direction_of_a_matrix_alike():
     torch.testing.assert_close((bias - model.bias.detach()).sign(), model.bias.grad.sign())
 
 
+QUINTIC = (  # https://leloykun.github.io/ponder/muon-opt-coeffs
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
+
 class Types(TorchDispatchMode):
     """The types of all matrix products within."""
 
@@ -91,3 +100,24 @@ def test_muon_in_float32_steps_nearly_as_timms():
         make_optimiser(settings, model).step()
         steps.append(model.weight.detach() - before)
     torch.testing.assert_close(*steps, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 72), (72, 8), (16, 16), (4, 3, 3, 3)])
+@pytest.mark.parametrize("rank", ["full", "low"])
+def test_muon_in_float32_orthogonalises_as_a_slow_iteration_in_float64(shape, rank):
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(*shape, generator=generator)
+    if rank == "low":
+        gradient[1:] = gradient[:1] + 1e-3 * gradient[1:]
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(shape))
+    model.weight.grad = gradient.clone()
+    make_optimiser(config(optimiser="muon", weight_decay=0, precision="float32"), model).step()
+
+    matrix = gradient.double().flatten(1)
+    matrix /= matrix.norm()
+    for a, b, c in QUINTIC:
+        square = matrix @ matrix.mT
+        matrix = a * matrix + b * square @ matrix + c * square @ square @ matrix
+    expected = -0.8 * 0.2 * max(matrix.shape) ** 0.5 * matrix.view(shape)
+    torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-3, atol=1e-3)
