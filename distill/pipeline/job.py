@@ -39,6 +39,7 @@ from distill.training.checkpoint import Checkpoint
 from distill.training.distributed import connect, processes
 from distill.training.loop import Callbacks, TrainingData, train
 from distill.training.malloc_tuning import keep_freed_memory
+from distill.training.openmp import wait_policy
 
 OnEvent = Callable[[EventKind, dict[str, Any]], None]
 RELEASE_FILE: Final = "release.json"
@@ -209,6 +210,7 @@ def _machine_line(config: TrainConfig, teacher: Teacher) -> str:
         f"threads: {torch.get_num_threads()}",
     ]
     if teacher.device.type == "cpu":
+        parts.append(f"waiting threads: {wait_policy()}")
         parts.append(f"own kernels: {'on' if config.cpu_kernels else 'off'}")
     return ", ".join(parts)
 

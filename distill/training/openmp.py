@@ -1,7 +1,7 @@
 """How the threads of a training wait for each other. Set before torch is imported."""
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 WAIT_POLICY: Final = "OMP_WAIT_POLICY"
@@ -18,3 +18,13 @@ def let_idle_threads_sleep(environment: MutableMapping[str, str] = os.environ) -
     """
     if not any(name in environment for name in CHOICES):
         environment[WAIT_POLICY] = "PASSIVE"
+
+
+def wait_policy(environment: Mapping[str, str] = os.environ) -> str:
+    """How threads wait, for people: "sleep", "spin", or what the user set."""
+    chosen = {name: environment[name] for name in CHOICES if name in environment}
+    if not chosen:
+        return "spin"  # OpenMP's default
+    if chosen == {WAIT_POLICY: "PASSIVE"}:
+        return "sleep"
+    return " ".join(f"{name}={value}" for name, value in chosen.items())

@@ -158,11 +158,12 @@ def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_one_line_at_the_start_says_what_the_training_runs_on(job, precision):
+def test_one_line_at_the_start_says_what_the_training_runs_on(job, precision, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     report = job(text_strategy="name", device="cpu", precision=precision, threads=1)
     assert re.fullmatch(
         rf"device: cpu \(\w+\), precision: {precision}, optimiser: muon, threads: 1, "
-        "own kernels: on",
+        "waiting threads: sleep, own kernels: on",
         job.log[0],
     )
     assert (report.config.device, report.config.precision) == ("cpu", precision)
