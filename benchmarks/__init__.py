@@ -2,6 +2,7 @@
 
 Speed:
 
+- speed.busy_machine: images per second in training beside two busy loops
 - speed.cli_start: CPU time to start a command
 - speed.cpu_kernels: what each replacement of a torch function saves in training
 - speed.enrichment_peers: labels per second beside curator and distilabel
@@ -22,6 +23,7 @@ Quality:
 - quality.clutter: several charms on one image, from one camera and from two
 - quality.parity: an exported classifier beside PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions
+- quality.time_to_quality: time until a student is good enough with AdamW, SGD and Muon
 
 Faults:
 
