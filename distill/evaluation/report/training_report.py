@@ -10,15 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -26,6 +22,9 @@ from contract import Accuracy, Report, TestViews
 from distill.data.files.atomic_file import write_atomically
 from distill.errors import DataError
 from distill.evaluation.report.images import similarity_order
+
+if TYPE_CHECKING:  # matplotlib takes a second to import: only where a chart is drawn
+    from matplotlib.axes import Axes
 
 CONTROL: Final = "shuffled"  # shuffled descriptions: the texts of the run on wrong classes
 NORMALISED: Final = "normalised"  # the texts of the run, with scores standardised by ScoreNorm
@@ -238,9 +237,12 @@ def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]
 
 
 def _draw(
-    draw: Callable[[Axes], None], title: str, *, width: float = 4.4, height: float = 2.9
+    draw: Callable[["Axes"], None], title: str, *, width: float = 4.4, height: float = 2.9
 ) -> Markup:
     """A chart as SVG. `draw` fills the axes; sizes are in inches of 72 px."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -269,14 +271,7 @@ def _draw(
         axes.set_prop_cycle(color=SERIES)
         draw(axes)
         file = io.StringIO()
-        figure.savefig(
-            file,
-            format="svg",
-            transparent=True,
-            bbox_inches="tight",
-            pad_inches=0.05,
-            metadata={"Date": None},
-        )
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, variable in VARIABLES.items():
@@ -294,7 +289,7 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
     epochs = [epoch.epoch for epoch in report.epochs]
     marker = "o" if len(epochs) == 1 else None
 
-    def draw_losses(axes: Axes) -> None:
+    def draw_losses(axes: "Axes") -> None:
         for part in report.epochs[0].losses:
             values = [epoch.losses.get(part, math.nan) for epoch in report.epochs]
             axes.plot(epochs, values, marker=marker, label=f"L_{part.replace('_', '-')}")
@@ -302,7 +297,7 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
         axes.legend(loc="upper right", ncols=2)
         _format_epoch_axis(axes, epochs)
 
-    def draw_accuracy(axes: Axes) -> None:
+    def draw_accuracy(axes: "Axes") -> None:
         axes.plot(epochs, [epoch.seen_top1 for epoch in report.epochs], marker=marker)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("top-1 %")
@@ -317,7 +312,9 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
     ]
 
 
-def _format_epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+def _format_epoch_axis(axes: "Axes", epochs: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(epochs) > 1:
@@ -330,7 +327,7 @@ def _reliability(report: Report) -> Markup | None:
     if calibration is None or not calibration.reliability_after:
         return None
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color=LINE)
         for colour, label, bins in (
             (SERIES[0], "temperature of the training", calibration.reliability_before),
@@ -354,8 +351,9 @@ def _spectrum(report: Report) -> Markup | None:
     """The singular values of each bank's mean-centred features, on a log scale."""
     if not any(bank.singular_values for bank in report.diagnostics):
         return None
+    from matplotlib.ticker import NullFormatter
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: "Axes") -> None:
         for bank in report.diagnostics:
             values = np.asarray(bank.singular_values)
             # One singular value of mean-centred features is 0 up to rounding.
@@ -385,7 +383,7 @@ def _heat_maps(
     maps = []
     for text, matrix in similarity.items():
 
-        def draw(axes: Axes, matrix: NDArray[np.float32] = matrix) -> None:
+        def draw(axes: "Axes", matrix: NDArray[np.float32] = matrix) -> None:
             image = axes.imshow(
                 matrix[np.ix_(order, order)],
                 cmap="viridis",
