@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from contract import Release, ReleaseLabel, TrainConfig, release_hash
 from demo.world import charms, write_world
+from tests.distill.forked import fork_server, running_fork_server  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from distill.export.classifier_folder import Exported

@@ -1,9 +1,6 @@
 """Checkpoints: what comes back, what is refused, and what a kill can and cannot leave behind."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -135,13 +132,13 @@ for step in range(1_000_000):
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(checkpoint):
-    command = [sys.executable, "-c", WRITER, str(checkpoint.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for _ in range(5):
-            done = int(process.stdout.readline())
-        os.kill(process.pid, signal.SIGKILL)
-        done = max([done, *map(int, process.stdout.read().split())])
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(checkpoint, fork_server, tmp_path):
+    (tmp_path / "writer.py").write_text(WRITER)
+    process = fork_server.start(str(tmp_path / "writer.py"), str(checkpoint.path))
+    for _ in range(5):
+        done = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    done = max([done, *map(int, process.wait()[1].split())])
 
     tensors, counters = checkpoint.load()
     assert done <= counters["step"] <= done + 1

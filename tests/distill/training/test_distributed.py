@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file
 
 from contract import Report
+from distill.training.outcome import INTERRUPTED
 
-TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ALONE = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture
-def start(colour_images, colour_teacher, colours, tmp_path):
-    """A function that starts `distill train` on its own or by torchrun; the process."""
+def command(colour_images, colour_teacher, colours, tmp_path):
+    """A function that gives the arguments of Python for a `distill train` into the folder `out`."""
     (tmp_path / "release.json").write_text(colours.model_dump_json())
 
-    def start(launcher, out, *more, **changes):
+    def command(out, *more, **changes):
         config = {
             "data": str(colour_images),
             "teacher": colour_teacher,
@@ -37,37 +37,40 @@ def start(colour_images, colour_teacher, colours, tmp_path):
         path.write_text(json.dumps(config))
         words = ["-m", "distill", "train", "--config", path, "--out", tmp_path / out]
         words += ["--release", tmp_path / "release.json", "--cache", tmp_path / "cache", *more]
-        return subprocess.Popen(
-            [*launcher, *map(str, words)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return list(map(str, words))
 
-    return start
+    return command
 
 
-def finished(process, folder):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+def result(folder):
     report = Report.model_validate_json((folder / "report.json").read_bytes())
-    return report, load_file(folder / "student.safetensors"), output
+    return report, load_file(folder / "student.safetensors")
 
 
 def losses(report):
     return [value for epoch in report.epochs for value in (epoch.loss, *epoch.losses.values())]
 
 
-def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(start, tmp_path):
-    alone, weights, _ = finished(start(ALONE, "alone", batch_size=16), tmp_path / "alone")
-    both, shared, said = finished(start(TOGETHER, "both", batch_size=8), tmp_path / "both")
+def test_two_processes_of_torchrun_give_the_losses_of_one_with_the_doubled_batch(
+    command, fork_server, tmp_path
+):
+    status, said = fork_server.start(*command("alone", batch_size=16)).wait()
+    assert status == 0, said
+    done = subprocess.run(
+        [*TORCHRUN, *command("both", batch_size=8)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
 
+    (alone, weights), (both, shared) = result(tmp_path / "alone"), result(tmp_path / "both")
     assert losses(both) == pytest.approx(losses(alone), rel=2e-3, abs=2e-3)  # bfloat16
     for name, value in weights.items():
         torch.testing.assert_close(shared[name], value, atol=1e-3, rtol=0.01, msg=name)
-    assert said.count("unseen top-1") == 1, "each process told the result"
+    assert done.stdout.count("unseen top-1") == 1, "each process told the result"
 
 
 GRADIENT = """
@@ -96,45 +99,36 @@ print("the same" if second else "")
 """
 
 
-def test_the_gradients_of_shares_add_up_to_that_of_the_whole_batch(tmp_path):
+def test_the_gradients_of_shares_add_up_to_that_of_the_whole_batch(fork_server, tmp_path):
     (tmp_path / "gradient.py").write_text(GRADIENT)
-    done = subprocess.run(
-        [*TOGETHER, str(tmp_path / "gradient.py")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the same" in done.stdout
+    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "gradient.py"))]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "the same" in ends[1][1]
 
 
-def test_a_stop_of_one_process_stops_both_at_one_step_and_they_go_on_together(start, tmp_path):
+def test_a_stop_of_one_process_stops_both_at_one_step_and_they_go_on_together(command, fork_server):
     long = {"batch_size": 8, "epochs": 200}
-    process = start(TOGETHER, "run", "--events", **long)
+    both = fork_server.start_two(*command("run", "--events", **long))
     seen = []
-    for line in process.stdout:
+    for line in both[0].stdout:
         seen.append(line)
         if '"epoch"' in line:
             break
     else:
         pytest.fail("".join(seen))
-    trainers = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert len(trainers) == 2
-    os.kill(int(trainers[1]), signal.SIGTERM)
-    rest, _ = process.communicate(timeout=300)
-    assert rest.count("stopped; continue with the same command and --resume") == 1, rest
+    both[1].send_signal(signal.SIGTERM)
+    ends = [process.wait() for process in both]
+    assert [status for status, _ in ends] == [INTERRUPTED, INTERRUPTED], ends
+    said = "".join(rest for _, rest in ends)
+    assert said.count("stopped; continue with the same command and --resume") == 1, said
 
-    refused = start(ALONE, "run", "--resume", **long)
-    said, _ = refused.communicate(timeout=300)
-    assert refused.returncode == 1
+    status, said = fork_server.start(*command("run", "--resume", **long)).wait()
+    assert status == 1
     assert "resume with as many processes as it began with" in " ".join(said.split())
 
-    again = start(TOGETHER, "run", "--resume", "--events", **long)
-    first = next(line for line in again.stdout if '"epoch"' in line)
+    again = fork_server.start_two(*command("run", "--resume", "--events", **long))
+    first = next(line for line in again[0].stdout if '"epoch"' in line)
     assert json.loads(first)["data"]["epoch"] > 1
-    again.send_signal(signal.SIGTERM)
-    rest, _ = again.communicate(timeout=300)
-    assert "--resume" in rest
+    for process in again:
+        process.send_signal(signal.SIGTERM)
+    assert "--resume" in "".join(process.wait()[1] for process in again)

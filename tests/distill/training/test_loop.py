@@ -2,10 +2,7 @@
 
 import dataclasses
 import math
-import os
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -292,7 +289,7 @@ def test_checkpoints_are_also_written_within_long_epochs(checkpoint, monkeypatch
 
 
 KILLED = """
-import sys
+import sys, time
 from pathlib import Path
 import torch
 from distill.training import loop as module
@@ -305,20 +302,23 @@ config = make_config()
 def on_step(step, total):
     print(step, flush=True)
     if step == 7:
-        sys.stdin.read()  # wait to be killed, if that has not happened yet
+        time.sleep(600)  # wait to be killed, if that has not happened yet
 
 run(config, checkpoint=Checkpoint(Path(sys.argv[1]), config, "abc"), on_step=on_step)
 """
 
 
-def test_a_killed_run_resumes_where_it_stopped_and_ends_at_the_same_numbers(checkpoint):
-    command = [sys.executable, "-c", KILLED, str(checkpoint.path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
-        while process.stdout.readline() != "6\n":  # of 8 steps: within the second epoch
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+def test_a_killed_run_resumes_where_it_stopped_and_ends_at_the_same_numbers(
+    checkpoint, fork_server, tmp_path
+):
+    (tmp_path / "killed.py").write_text(KILLED)
+    process = fork_server.start(str(tmp_path / "killed.py"), str(checkpoint.path))
+    for line in process.stdout:
+        if line == "6\n":  # of 8 steps: within the second epoch
+            break
+    process.send_signal(signal.SIGKILL)
+    status, said = process.wait()
+    assert status == -signal.SIGKILL, said
 
     config = checkpoint.config
     student, unbroken = make_student(config), make_student(config)
