@@ -3,10 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 from contract import Report
 from distill.export.verify import FormatRow
 from distill.runtime.manifest import Manifest
+
+ORT_WEB: Final = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs"
 
 
 def model_card(manifest: Manifest, report: Report, rows: Sequence[FormatRow]) -> str:
@@ -132,19 +135,26 @@ In C++:
 ```cpp
 Ort::Env env;
 Ort::Session session(env, "image_encoder.onnx", Ort::SessionOptions{{}});
-std::array<int64_t, 4> shape{{1, 3, {size}, {size}}};  // pixels: RGB, planes one after the other
+std::array<int64_t, 4> shape{{1, 3, {size}, {size}}};
+std::vector<uint8_t> pixels(3 * {size} * {size});  // RGB, planes one after the other: fill them
+auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 auto input = Ort::Value::CreateTensor<uint8_t>(memory, pixels.data(), pixels.size(), &shape[0], 4);
-auto features = session.Run({{}}, input_names, &input, 1, output_names, 1);
+const char *inputs[] = {{"pixels"}}, *outputs[] = {{"features"}};
+auto features = session.Run(Ort::RunOptions{{}}, inputs, &input, 1, outputs, 1);
 ```
 
-In a browser:
+In a browser, for a square `photo` (a File or Blob). `docs/browser` of enrich-distill is a whole
+page, which resizes and crops as Pillow does and names the classes:
 
 ```js
-import * as ort from "onnxruntime-web";
+import * as ort from "{ORT_WEB}";
 const session = await ort.InferenceSession.create("image_encoder.onnx");
-const pixels = new ort.Tensor("uint8", rgbPlanes, [1, 3, {size}, {size}]);
+const canvas = new OffscreenCanvas({size}, {size}).getContext("2d");
+canvas.drawImage(await createImageBitmap(photo), 0, 0, {size}, {size});
+const rgba = canvas.getImageData(0, 0, {size}, {size}).data;
+const planes = [0, 1, 2].flatMap((channel) => [...rgba].filter((_, i) => i % 4 === channel));
+const pixels = new ort.Tensor("uint8", Uint8Array.from(planes), [1, 3, {size}, {size}]);
 const {{ features }} = await session.run({{ pixels }});
-// the class with the largest dot product of `features` and its row of the text bank
 ```"""
 
 

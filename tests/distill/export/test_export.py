@@ -56,6 +56,20 @@ def test_the_folder_holds_everything_and_says_so(exported_charms, finished_charm
     assert finished_charm_run.release.hash in card
 
 
+def test_the_python_code_of_the_model_card_runs(exported_charms, charm_world, monkeypatch, capsys):
+    """Both ways, on a square photo, which is cropped by neither."""
+    card = (exported_charms.folder / "README.md").read_text()
+    with_package, with_onnxruntime = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.M)
+    photo = scan_split(charm_world, "seen").paths[0]
+    expected = Classifier.load(exported_charms.folder).encode([photo])[0]
+    monkeypatch.chdir(exported_charms.folder)
+    code = (with_package, with_onnxruntime)
+    for block in (each.replace("photo.jpg", str(photo)) for each in code):
+        exec(block, names := {})
+    assert names["features"][0] == pytest.approx(expected, abs=1e-5)
+    assert "Candidate(key=" in capsys.readouterr().out
+
+
 def test_onnx_gives_what_pytorch_gives(exported_charms):
     eager, onnx, teacher = exported_charms.rows
     assert (eager.seen, eager.unseen) == (onnx.seen, onnx.unseen)

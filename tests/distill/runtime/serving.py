@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from distill.runtime.server.app import create_app
 from distill.runtime.server.main import serve_folder
 from distill.runtime.server.settings import ServerSettings
 from tests.conftest import running_app
+
+AXE = Path(__file__).parents[3] / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @contextmanager
@@ -43,3 +46,13 @@ def noise(seed: int, side: int = 48) -> bytes:
     """A PNG of random pixels."""
     rng = np.random.default_rng(seed)
     return as_file(Image.fromarray(rng.integers(0, 255, (side, side + 8, 3), dtype=np.uint8)))
+
+
+def check_accessibility(tab) -> None:
+    """Fail where axe-core finds a violation on the page of a browser's tab."""
+    if not AXE.is_file():
+        pytest.skip("no axe-core in node_modules: see CONTRIBUTING.md")
+    tab.evaluate(AXE.read_text())
+    found = tab.evaluate("axe.run()")
+    violations = [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]]
+    assert not violations, violations

@@ -1,7 +1,7 @@
 """The page of `distill serve` in a real browser.
 
 Needs Chromium (Debian's package `chromium`, or CHROMIUM=path), and for the accessibility check
-axe-core (`npm install --no-save axe-core`). With SCREENSHOTS=1 pictures go to screenshots/.
+axe-core (see CONTRIBUTING.md). With SCREENSHOTS=1 pictures go to screenshots/.
 """
 
 import base64
@@ -15,12 +15,11 @@ pytest.importorskip("fastapi")
 
 from distill.data.splits import scan_split
 from distill.runtime.server.settings import ServerSettings
-from tests.distill.runtime.serving import serving
+from tests.distill.runtime.serving import check_accessibility, serving
 
 playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parents[3]
 SHOTS = ROOT / "screenshots"
-AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 DROP = """([name, content]) => {
   const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
   const dataTransfer = new DataTransfer();
@@ -96,14 +95,6 @@ def shoot(tab, name):
     if os.environ.get("SCREENSHOTS"):
         SHOTS.mkdir(exist_ok=True)
         tab.screenshot(path=SHOTS / f"{name}.png", full_page=True)
-
-
-def check_accessibility(tab):
-    if not AXE.is_file():
-        pytest.skip("no axe-core: npm install --no-save axe-core")
-    tab.evaluate(AXE.read_text())
-    found = tab.evaluate("axe.run()")
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
 
 
 def test_a_person_drops_a_photo_adds_a_class_and_removes_it(open_tab, url, photos):

@@ -1,8 +1,8 @@
 """The pages as people use them: in a real browser, against a real service, with real texts.
 
 Needs Chromium (Debian's package `chromium`, or CHROMIUM=path). The accessibility check needs
-axe-core as well: `npm install --no-save axe-core` in the repository's root puts it where it is
-looked for. With SCREENSHOTS=1 pictures of all pages go to screenshots/, which git ignores.
+axe-core as well: see CONTRIBUTING.md. With SCREENSHOTS=1 pictures of all pages go to screenshots/,
+which git ignores.
 """
 
 import json
@@ -258,7 +258,7 @@ def test_pages_can_be_read_without_scripts(chromium, service, world):
 @pytest.fixture(scope="module")
 def axe() -> str:
     if not AXE.is_file():
-        pytest.skip("no axe-core: run `npm install --no-save axe-core` in the repository's root")
+        pytest.skip("no axe-core in node_modules: see CONTRIBUTING.md")
     return AXE.read_text()
 
 
