@@ -13,6 +13,7 @@ from typing import Any, Final
 
 DISCARDED_BYTES: Final = 1024**3
 DISCARD_TIMEOUT_S: Final = 30.0
+LEAST_BYTES_PER_S: Final = 1024  # on average, after the first `timeout_s`
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,6 +24,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 class BodyLimit:
     """Middleware that rejects bodies above `max_bytes`, and those that stall for `timeout_s`.
 
+    A body that comes in slower than LEAST_BYTES_PER_S stalls as well, if it never pauses so long.
     `too_large` and `stalled` make the exceptions that the application answers with 413 and 408.
     """
 
@@ -47,6 +49,7 @@ class BodyLimit:
         announced = headers.get(b"content-length", b"0")
         size = 0
         complete = refused = False
+        began = asyncio.get_running_loop().time()
 
         async def limited() -> Message:
             nonlocal size, complete
@@ -55,7 +58,7 @@ class BodyLimit:
             if complete:  # now it waits for the client to disconnect
                 return await receive()
             try:
-                async with asyncio.timeout(self.timeout_s):
+                async with asyncio.timeout(self._patience(began, size)):
                     message = await receive()
             except TimeoutError:
                 raise self.stalled() from None
@@ -83,6 +86,13 @@ class BodyLimit:
             await send(message)
 
         await self.app(scope, limited, answer)
+
+    def _patience(self, began: float, size: int) -> float | None:
+        """Seconds to wait for more of a body of which `size` bytes came since `began`."""
+        if self.timeout_s is None:
+            return None
+        deadline = began + self.timeout_s + size / LEAST_BYTES_PER_S
+        return min(self.timeout_s, deadline - asyncio.get_running_loop().time())
 
 
 async def _discard(receive: Receive) -> None:

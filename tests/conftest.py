@@ -167,12 +167,15 @@ def running(settings: object) -> Iterator[str]:
 
 
 @contextmanager
-def running_app(app: object) -> Iterator[str]:
-    """Run an ASGI application on a free loopback port; gives its base URL."""
+def running_app(app: object, **options: object) -> Iterator[str]:
+    """Run an ASGI application on a free loopback port; gives its base URL.
+
+    `options` are uvicorn's.
+    """
     import uvicorn
 
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2
+        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2, **options
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -10,7 +10,9 @@ import uvicorn
 from contract.local_access import is_loopback
 from distill.errors import UserError
 from distill.runtime.classifier import Classifier
+from distill.runtime.manifest import check_folder
 from distill.runtime.server.app import Background, create_app
+from distill.runtime.server.http.head_timeout import http_protocol
 from distill.runtime.server.live_classifier import LiveClassifier
 from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.client import RegistryClient
@@ -41,6 +43,7 @@ def serve_folder(folder: Path, settings: ServerSettings) -> Source:
         ClassifierError: there is none, or it is damaged.
     """
     path = folder.resolve()
+    check_folder(path)  # all of it, before somebody adds the first class
     live = LiveClassifier(
         Classifier.load(folder, threads=settings.threads),
         path.parent.name if path.name == "classifier" else path.name,  # RUN/classifier: the run
@@ -75,6 +78,7 @@ def run(source: Source, settings: ServerSettings, *, host: str, port: int) -> No
         create_app(live, settings, background=background),
         host=host,
         port=port,
+        http=http_protocol(settings.head_timeout_s),
         log_config=None,  # its lines go where all others go
         access_log=False,
         timeout_graceful_shutdown=5,

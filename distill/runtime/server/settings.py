@@ -26,7 +26,8 @@ class ServerSettings:
     max_photos: int = 64
     max_bytes: int = 32 * 1024**2  # of the body
     max_pixels: int = 50_000_000  # of one photo
-    body_timeout_s: float = 30.0  # between two pieces of a body
+    head_timeout_s: float = 30.0  # for the whole head of a request
+    body_timeout_s: float = 30.0  # between two pieces of a body; also without enough of it
     keys: tuple[str, ...] = ()  # every request needs one of them; none: see `allow_remote`
     allow_remote: bool = False  # whether other machines may ask where there is no key
     read_only: bool = False  # whether classes can be neither added nor removed

@@ -11,6 +11,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 from distill.runtime.server.app import create_app
+from distill.runtime.server.http.head_timeout import http_protocol
 from distill.runtime.server.main import serve_folder
 from distill.runtime.server.settings import ServerSettings
 from tests.conftest import running_app
@@ -31,7 +32,7 @@ def running(source, settings) -> Iterator[str]:
     """The base URL of a server of a classifier and the task that keeps it up to date."""
     live, background = source
     app = create_app(live, settings, background=background)
-    with running_app(app) as url:
+    with running_app(app, http=http_protocol(settings.head_timeout_s)) as url:
         yield url
 
 

@@ -210,6 +210,14 @@ def raw(client):
     return socket.create_connection((client.base_url.host, client.base_url.port), timeout=20)
 
 
+def read_until(connection, end):
+    found = b""
+    while not found.endswith(end):
+        piece = connection.recv(4096)
+        assert piece, f"the server closed the connection after {found!r}"
+        found += piece
+
+
 def test_a_stalled_client_and_those_that_leave_do_not_stop_others(ask, photos):
     client = ask(ServerSettings(threads=1, body_timeout_s=0.5))
     stalled = raw(client)
@@ -227,6 +235,36 @@ def test_a_stalled_client_and_those_that_leave_do_not_stop_others(ask, photos):
     while "distill_queue_photos 0.0" not in client.get("/metrics").text:
         assert time.monotonic() < deadline, "photos of clients that left are still in the queue"
         time.sleep(0.05)
+
+
+def test_half_open_connections_are_closed_and_idle_ones_kept(ask):
+    client = ask(ServerSettings(threads=1, head_timeout_s=0.5))
+    with raw(client) as silent, raw(client) as half, raw(client) as idle:
+        half.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        read_until(idle, b'{"status":"ok"}')
+        assert silent.recv(1) == b"" and half.recv(1) == b""
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        idle.sendall(b"\r\n")
+        read_until(idle, b'{"status":"ok"}')
+
+
+def test_a_body_that_drips_is_refused(ask):
+    """Each byte comes in time, and all of them would take hours."""
+    client = ask(ServerSettings(threads=1, body_timeout_s=0.5))
+    with raw(client) as dripping:
+        dripping.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999\r\n\r\n"
+        )
+        dripping.settimeout(0.1)
+        answer = b""
+        for _ in range(200):
+            try:
+                answer = dripping.recv(4096)
+                break
+            except TimeoutError:
+                dripping.sendall(b"x")
+    assert b"408 Request Timeout" in answer
 
 
 def test_a_class_is_added_saved_and_removed(ask, classifier_folder, photos):
@@ -435,8 +473,12 @@ def serve(*arguments, **environment):
 def test_mistakes_on_the_command_line_are_one_line(exported_charms, tmp_path):
     folder = exported_charms.folder
     (tmp_path / "empty").write_text("\n")
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    with (damaged / "text_encoder.onnx").open("r+b") as file:
+        file.write(b"x")
     cases = [
         ((tmp_path,), "is no classifier folder"),
+        ((damaged,), "text_encoder.onnx is not the file that was exported"),
         ((folder, "--host", "0.0.0.0"), "can be reached from other machines"),
         ((folder, "--key-file", tmp_path / "none"), "cannot read the key file"),
         ((folder, "--key-file", tmp_path / "empty"), "is empty: write one key a line"),
