@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Final, Self
@@ -100,11 +101,13 @@ class Classifier:
             read_file(folder, manifest, TOKENIZER),
             context_length=manifest.text.context_length,
             cleaning=manifest.text.cleaning,
+            threads=threads,
         )
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
-        """The classifier in `folder`, every file checked against its SHA-256.
+        """The classifier in `folder`. Each file is checked against its SHA-256: the text encoder,
+        which is large, when the first text is encoded, and all others at once.
 
         `threads` encode images, by default one on each core.
 
@@ -112,11 +115,19 @@ class Classifier:
             ClassifierError: there is none, it has another format version, or a file is missing,
                 cut off or changed.
         """
-        manifest = check_folder(Path(folder))
+        manifest = check_folder(Path(folder), hash_later={TEXT_ENCODER})
         for name in (manifest.image_encoder, TEXT_ENCODER):
             if name not in manifest.files:
                 raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
         return cls(Path(folder), manifest, threads)
+
+    def prepare_texts(self) -> None:
+        """Load what the first new class needs, which takes up to some seconds.
+
+        Raises:
+            ClassifierError: the text encoder is missing, cut off or changed.
+        """
+        self._texts.encode([""])
 
     def copy(self) -> Self:
         """A classifier whose classes change independently; it shares the encoders."""
@@ -279,8 +290,9 @@ class Classifier:
         name = " ".join(name.split())
         if not name:
             raise ClassifierError("a new class needs a name: none was given")
+        spelling = _spelling(name)
         for entry in self.classes:
-            same = _spelling(name) in (_spelling(entry.name), _spelling(entry.key))
+            same = spelling in (_spelling(entry.name), _spelling(entry.key))
             if same or (key or name) == entry.key:
                 raise ClassExists(
                     f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
@@ -323,8 +335,9 @@ class Classifier:
         return removed
 
     def _row_of(self, name: str) -> int:
+        spelling = _spelling(name)
         for row, entry in enumerate(self.classes):
-            if name == entry.key or _spelling(name) == _spelling(entry.name):
+            if name == entry.key or spelling == _spelling(entry.name):
                 return row
         raise UnknownClass(f"the classifier has no class {name!r}")
 
@@ -417,7 +430,8 @@ def check_target(folder: Path) -> None:
 
 def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
     try:
-        write_atomically(folder / manifest.text_bank, bank)
+        # Synced once, after the manifest: renames in one folder reach the disk in their order.
+        write_atomically(folder / manifest.text_bank, bank, sync_folder=False)
         write_atomically(folder / MANIFEST, _as_json(manifest))
     except OSError as error:
         raise ClassifierNotSaved(
@@ -450,6 +464,7 @@ def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.ui
         yield batch
 
 
+@lru_cache(maxsize=100_000)  # each new class is compared with all others
 def _spelling(name: str) -> str:
     """What two spellings of a name have in common: letters and digits, without case or accents."""
     plain = unicodedata.normalize("NFKD", name.casefold())

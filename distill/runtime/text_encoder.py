@@ -41,8 +41,9 @@ class TextEncoder:
         *,
         context_length: int,
         cleaning: TextCleaning,
+        threads: int | None = None,
     ) -> None:
-        self._model, self._tokenizer_json = model, tokenizer
+        self._model, self._tokenizer_json, self._threads = model, tokenizer, threads
         self._context_length, self._cleaning = context_length, cleaning
 
     @property
@@ -52,7 +53,8 @@ class TextEncoder:
 
     @cached_property
     def _session(self) -> ort.InferenceSession:
-        return open_session(self._model if isinstance(self._model, bytes) else self._model())
+        model = self._model if isinstance(self._model, bytes) else self._model()
+        return open_session(model, self._threads)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -16,8 +16,10 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, sync_folder: bool = True) -> Iterator[BinaryIO]:
     """A temporary file that replaces `path` when the block ends without an error.
+
+    Without `sync_folder`, a power failure may undo the replacement, but leaves no half file.
 
     Creates the folder of `path` if needed, and first removes temporary files of `path` that killed
     processes left behind.
@@ -37,7 +39,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             partial.replace(path)
-        _sync_folder(path.parent)
+        if sync_folder:
+            _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -53,13 +56,13 @@ def _create_partial(path: Path) -> tuple[Path, BinaryIO]:
         file.close()  # before it was locked, another writer took it for one that was left behind
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the file at `path` with `content`; text is written as UTF-8.
+def write_atomically(path: Path, content: bytes | str, *, sync_folder: bool = True) -> None:
+    """Replace the file at `path` with `content`; text is written as UTF-8. See `atomic_file`.
 
     Raises:
         OSError: the file cannot be written; no temporary file remains.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path, sync_folder=sync_folder) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -65,7 +65,10 @@ class LiveClassifier:
         texts: str | tuple[str, ...] | None = new.text
         if texts is None:
             info = classifier.manifest.text
-            texts = await run_in_threadpool(describe, new.name, info, self._service)
+            texts, _ = await asyncio.gather(
+                run_in_threadpool(describe, new.name, info, self._service),
+                run_in_threadpool(classifier.prepare_texts),  # in the time that the answer takes
+            )
         async with self._changing:
             changed = self.current().copy()
             added = await run_in_threadpool(changed.add, new.name, texts, allow_near=new.allow_near)

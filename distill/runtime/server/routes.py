@@ -47,7 +47,7 @@ class Server:
     metrics: Metrics
 
 
-def _server(request: Request) -> Server:
+async def _server(request: Request) -> Server:  # FastAPI runs what is not async in a thread
     server: Server = request.app.state.server
     return server
 
