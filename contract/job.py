@@ -36,6 +36,7 @@ def _check_device(name: str) -> str:
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
+PixelMode = Literal["auto", "cached", "streamed"]
 TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
 TestViews = Literal["whole", "centre", "ten-crop"]
 
@@ -193,6 +194,14 @@ class TrainConfig(BaseModel):
     precision: Annotated[
         Precision,
         Field(description="Of both networks; auto: bfloat16 where the device computes it natively"),
+    ] = "auto"
+    pixels: Annotated[
+        PixelMode,
+        Field(
+            description="cached: all images are decoded into one file before the first step; "
+            "streamed: when they are needed, in bounded memory; auto: cached if they take at most "
+            "half of the memory and of the free disk. A student learns the same from both"
+        ),
     ] = "auto"
     threads: Annotated[
         int, Field(ge=0, le=1024, description="CPU threads; 0: as many as PyTorch chooses")

@@ -33,9 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from contract import LossWeights, TrainConfig
-from distill.data.pixels import load_pixels, usable_cores
+from distill.data.pixels import load_pixels
+from distill.data.read_ahead import usable_cores
 from distill.data.splits import Split
-from distill.embeddings.image_features import GPU_BATCH, _batches, image_features
+from distill.embeddings.image_features import GPU_BATCH, decoded_crops, image_features
 from distill.method.metrics import m_neigh
 from distill.method.objective import Features, LossBalance, compute_losses
 from distill.models.devices import describe_device, student_dtype, teacher_dtype
@@ -151,7 +152,7 @@ def teacher_rates(teacher: Teacher, split: Split, batch: int, seconds: float) ->
         ours=count / seconds_of(lambda: image_features(teacher, split, cache=None)),
         plain=count / seconds_of(plain),
         network=network,
-        decoding=count / seconds_of(lambda: list(_batches(teacher, split.paths, 64))),
+        decoding=count / seconds_of(lambda: list(decoded_crops(teacher, split.paths, 64))),
     )
 
 

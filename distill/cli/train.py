@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from contract import EventKind, LossWeights, Report, TrainConfig, first_error_line
+from contract import EventKind, LossWeights, PixelMode, Report, TrainConfig, first_error_line
 from distill.cli.console import (
     CACHE,
     CacheOption,
@@ -105,6 +105,10 @@ def train(
         str | None,
         typer.Option(help="auto, cpu, cuda, cuda:1 or mps. Default: as in the configuration."),
     ] = None,
+    pixels: Annotated[
+        PixelMode | None,
+        typer.Option(help="auto, cached or streamed. Default: as in the configuration."),
+    ] = None,
     events: Annotated[bool, typer.Option(help="Print each event as a JSON line.")] = False,
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
@@ -119,6 +123,8 @@ def train(
 
         choose_device(device)  # before anything else is read
         settings = settings.model_copy(update={"device": device})
+    if pixels is not None:
+        settings = settings.model_copy(update={"pixels": pixels})
     if data_root:
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)

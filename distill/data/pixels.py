@@ -1,22 +1,79 @@
-"""The pixels of a split.
+"""The pixels of a split: cached or streamed, whichever suits their size.
 
-Pixels are decoded once into a memory-mapped uint8 array, so that training touches no file.
+Cached pixels are decoded once into a memory-mapped uint8 array, so that training touches no image
+file. Streamed ones are decoded again in each epoch, and need neither disk nor memory. A student
+learns the same from both.
 """
 
-import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from contract import PixelMode
 from distill.data.files.atomic_file import atomic_file
 from distill.data.files.image_file import DECODING, open_image, square
+from distill.data.memory import memory_bytes
+from distill.data.read_ahead import usable_cores
 from distill.data.splits import Split
+from distill.data.streamed_pixels import Pixels, StreamedPixels
 from distill.errors import DataError, UnreadableImages
 
+CACHE_SHARE: Final = 0.5  # of the memory, and of the free disk, that cached pixels may take
 Progress = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class PixelChoice:
+    """Whether pixels are cached or streamed, and why."""
+
+    mode: Literal["cached", "streamed"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"pixels: {self.mode} ({self.reason})"
+
+
+def choose_pixels(mode: PixelMode, splits: Iterable[Split], size: int, cache: Path) -> PixelChoice:
+    """What `mode` means for images of `size` pixels: "auto" caches what fits.
+
+    Pixels fit if they take at most CACHE_SHARE of the memory, and those that are not in `cache`
+    yet at most that share of the free disk there.
+    """
+    files = {_cache_file(split, size, cache): len(split) * 3 * size * size for split in splits}
+    decoded = sum(files.values())
+    if mode != "auto":
+        return PixelChoice(mode, f"as configured, {_gigabytes(decoded)} decoded")
+    missing = sum(count for path, count in files.items() if not path.is_file())
+    for what, needed, whole in (
+        ("memory", decoded, memory_bytes()),
+        ("free disk", missing, _free_disk(cache)),
+    ):
+        if needed > CACHE_SHARE * whole:
+            share = f"more than {CACHE_SHARE:.0%} of the {what}, {_gigabytes(whole)}"
+            return PixelChoice("streamed", f"{_gigabytes(needed)} decoded, {share}")
+    return PixelChoice("cached", f"{_gigabytes(decoded)} decoded")
+
+
+def open_pixels(
+    split: Split, size: int, cache: Path, mode: PixelMode, progress: Progress | None = None
+) -> Pixels:
+    """All images of `split` as uint8 [images, 3, size, size], cached or streamed; see `load_pixels`
+    and `StreamedPixels`. "auto" is chosen for this split alone.
+
+    Raises:
+        UnreadableImages: some cannot be read, if they are cached; the error lists all of them.
+        DataError: the cache folder cannot be written.
+    """
+    if choose_pixels(mode, [split], size, cache).mode == "streamed":
+        return StreamedPixels(split, size)
+    return torch.from_numpy(load_pixels(split, size, cache, progress))
 
 
 def load_pixels(
@@ -32,11 +89,27 @@ def load_pixels(
         DataError: the cache folder cannot be written.
     """
     shape = (len(split), 3, size, size)
-    path = cache / f"pixels{DECODING}-{split.name}-{size}-{split.fingerprint[:16]}.u8"
+    path = _cache_file(split, size, cache)
     if not path.is_file() or path.stat().st_size != int(np.prod(shape)):
         _decode(split, size, path, progress)
     # Copy on write: torch expects writable memory; the file does not change.
     return np.memmap(path, dtype=np.uint8, mode="c", shape=shape)
+
+
+def _cache_file(split: Split, size: int, cache: Path) -> Path:
+    return cache / f"pixels{DECODING}-{split.name}-{size}-{split.fingerprint[:16]}.u8"
+
+
+def _free_disk(folder: Path) -> int:
+    """Bytes that are free where `folder` is, or will be created."""
+    existing = next(
+        each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()
+    )
+    return shutil.disk_usage(existing).free
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
@@ -55,8 +128,8 @@ def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> N
                 raise UnreadableImages(unreadable)
     except OSError as error:
         raise DataError(
-            f"cannot write the pixel cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
+            f"cannot write the pixel cache {path} ({error.strerror}): free some space, choose "
+            'another cache folder or set pixels = "streamed"'
         ) from None
 
 
@@ -65,10 +138,3 @@ def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableIm
         return square(open_image(path), size)
     except UnreadableImages as error:
         return error
-
-
-def usable_cores() -> int:
-    """The number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

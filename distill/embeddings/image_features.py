@@ -4,8 +4,7 @@ Notable:
 - On a CPU the batches are small, so that the output of a layer is still in the processor's cache
   when the next layer reads it. Measured: batches of 8 images are twice as fast as batches of 64.
 - Features of stored views are written to their file batch by batch and read memory-mapped.
-- The next images are decoded in threads while the teacher encodes the current ones. A thread only
-  decodes, resizes and crops, which Pillow does without Python's lock, so that all cores are used.
+- The next images are decoded in threads while the teacher encodes the current ones.
 - On a GPU, crops are copied from pinned memory while the previous batch is computed. The features
   of a batch are fetched after the next one has been started. Batches are as large as fits.
 """
@@ -13,9 +12,7 @@ Notable:
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -23,18 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contract import PixelMode
 from distill.data.augment import apply_views, sample_views
-from distill.data.files.image_file import DECODING, open_image
+from distill.data.files.image_file import DECODING
 from distill.data.files.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
-from distill.data.pixels import Progress, load_pixels, usable_cores
+from distill.data.pixels import Progress, open_pixels
+from distill.data.read_ahead import decode_ahead
 from distill.data.splits import Split
+from distill.data.streamed_pixels import Pixels, read_batches
 from distill.errors import DataError
 from distill.models.devices import FittingBatches
 from distill.models.teacher import Teacher, preprocessing
 
 CPU_BATCH: Final = 8
 GPU_BATCH: Final = 512  # at most
-AHEAD: Final = 4  # batches decoded ahead of the teacher
 VIEWS_SEED: Final = 0
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ def view_features(
     views: int,
     *,
     cache: Path,
+    pixel_mode: PixelMode = "auto",
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """View parameters [images, views, 6] for `augment.apply_views`, and the teacher's raw features
@@ -84,7 +84,7 @@ def view_features(
         DataError: an image cannot be read, or the cache folder cannot be written.
     """
     generator = torch.Generator().manual_seed(VIEWS_SEED)
-    view_params = sample_views(len(split) * views, generator)
+    view_params = sample_views(len(split) * views, generator).view(len(split), views, -1)
     shape = (len(split), views, teacher.dim)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
@@ -94,12 +94,12 @@ def view_features(
     path = cache / f"views-{split.name}-{key}.safetensors"
     if path.exists():
         try:
-            return view_params.view(len(split), views, -1), read_tensor(path)[0]
+            return view_params, read_tensor(path)[0]
         except (DamagedFile, OSError) as error:
             log.warning(
                 "the cached views in %s are damaged (%s): computing them again", path, error
             )
-    pixels = torch.from_numpy(load_pixels(split, teacher.image_size, cache))
+    pixels = open_pixels(split, teacher.image_size, cache, pixel_mode)
     try:
         write_rows(path, _encode_views(teacher, pixels, view_params, progress), shape)
     except OSError as error:
@@ -107,26 +107,31 @@ def view_features(
             f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
             "another cache folder"
         ) from None
-    return view_params.view(len(split), views, -1), read_tensor(path)[0]
+    return view_params, read_tensor(path)[0]
 
 
 def _encode_views(
-    teacher: Teacher, pixels: Tensor, view_params: Tensor, progress: Progress | None
+    teacher: Teacher, pixels: Pixels, view_params: Tensor, progress: Progress | None
 ) -> Iterator[Tensor]:
-    """Raw features of the views of each image, batch by batch. All images have as many views."""
+    """Raw features [images, views, dim] of the views of each image, a few images at a time.
+
+    `view_params` [images, views, 6].
+    """
     mean, std = (value.to(teacher.device) for value in teacher.mean_and_std)
-    views = len(view_params) // len(pixels)
-    fitting = FittingBatches(_batch_size(teacher))
+    views = view_params.shape[1]
+    size = _batch_size(teacher)
+    fitting = FittingBatches(size)
+    batches = torch.split(torch.arange(len(pixels)), max(1, size // views))
+    for rows, images in zip(batches, read_batches(pixels, batches), strict=True):
+        params = view_params[rows].flatten(0, 1)
 
-    def encode(numbers: Tensor) -> Tensor:
-        crops = pixels[numbers // views].to(teacher.device)
-        images = apply_views(crops, view_params[numbers])
-        return teacher.encode_image((images - mean) / std, normalize=False)
+        def encode(numbers: Tensor, images: Tensor = images, params: Tensor = params) -> Tensor:
+            crops = apply_views(images[numbers // views].to(teacher.device), params[numbers])
+            return teacher.encode_image((crops - mean) / std, normalize=False)
 
-    for numbers in torch.split(torch.arange(len(view_params)), _batch_size(teacher)):
-        yield fitting(encode, numbers)
+        yield fitting(encode, torch.arange(len(params))).view(len(rows), views, -1)
         if progress:
-            progress(int(numbers[-1]) + 1, len(view_params))
+            progress(int(rows[-1]) + 1, len(pixels))
 
 
 def _batch_size(teacher: Teacher) -> int:
@@ -146,7 +151,7 @@ def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor
             progress(done, len(split))
 
     running: Tensor | None = None
-    for crops in _batches(teacher, split.paths, _batch_size(teacher)):
+    for crops in decoded_crops(teacher, split.paths, _batch_size(teacher)):
         started = fitting(teacher.encode_crops, crops)
         if running is not None:
             store(running)  # waits for the device, which has the next batch to go on with
@@ -156,24 +161,8 @@ def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor
     return features
 
 
-def _batches(teacher: Teacher, paths: Sequence[Path], size: int) -> Iterator[Tensor]:
-    """Crops uint8 [≤ size, 3, height, width], a few batches decoded ahead; pinned for a GPU."""
-    pool = ThreadPoolExecutor(usable_cores())
-    waiting: deque[list[Future[Tensor]]] = deque()
-
-    def stack(images: Sequence[Future[Tensor]]) -> Tensor:
-        crops = torch.stack([image.result() for image in images])
-        return crops.pin_memory() if teacher.device.type == "cuda" else crops
-
-    try:
-        for start in range(0, len(paths), size):
-            batch = paths[start : start + size]
-            waiting.append(
-                [pool.submit(lambda path: teacher.crop(open_image(path)), p) for p in batch]
-            )
-            if len(waiting) > AHEAD:
-                yield stack(waiting.popleft())
-        for images in waiting:
-            yield stack(images)
-    finally:
-        pool.shutdown(cancel_futures=True)
+def decoded_crops(teacher: Teacher, paths: Sequence[Path], size: int) -> Iterator[Tensor]:
+    """Crops uint8 [≤ size, 3, height, width] of the images, decoded ahead; pinned for a GPU."""
+    batches = (paths[start : start + size] for start in range(0, len(paths), size))
+    for crops in decode_ahead(batches, lambda image: teacher.crop(image).numpy()):
+        yield crops.pin_memory() if teacher.device.type == "cuda" else crops

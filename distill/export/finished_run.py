@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import Tensor
-
 from contract import Release, Report
-from distill.data.pixels import Progress, load_pixels
+from distill.data.pixels import Progress, open_pixels
 from distill.data.releases import read_release
 from distill.data.splits import Split, scan_splits
+from distill.data.streamed_pixels import Pixels
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError
 from distill.evaluation.figures import EvaluatedSplit
@@ -36,7 +34,7 @@ class FinishedRun:
     teacher: Teacher
     train: Split
     splits: Mapping[EvaluatedSplit, Split]
-    pixels: Mapping[EvaluatedSplit, Tensor]  # uint8 [images, 3, size, size]
+    pixels: Mapping[EvaluatedSplit, Pixels]  # uint8 [images, 3, size, size]
 
 
 def load_run(
@@ -69,7 +67,7 @@ def load_run(
     found = scan_splits(data or report.config.data, bank.keys, cache=cache)
     splits = {name: found[name] for name in EVALUATED if name in found}
     pixels = {
-        name: torch.from_numpy(load_pixels(split, size, cache, bar(f"Pixels, {name}")))
+        name: open_pixels(split, size, cache, report.config.pixels, bar(f"Pixels, {name}"))
         for name, split in splits.items()
     }
     return FinishedRun(report, release, bank, student, loaded, found["train"], splits, pixels)

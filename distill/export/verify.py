@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from distill.data.streamed_pixels import Pixels, read_in_order
 from distill.embeddings.text_bank import TextBank
 from distill.errors import ModelError
 from distill.evaluation.figures import EvaluatedSplit
@@ -43,9 +44,9 @@ class FormatRow:
     unseen: float | None  # None without unseen classes
 
 
-def onnx_features(session: ort.InferenceSession, pixels: Tensor) -> Tensor:
+def onnx_features(session: ort.InferenceSession, pixels: Pixels) -> Tensor:
     """Unit features [images, dim] of uint8 `pixels` [images, 3, size, size]."""
-    batches = [session.run(None, {"pixels": x.numpy()})[0] for x in torch.split(pixels, BATCH)]
+    batches = [session.run(None, {"pixels": x.numpy()})[0] for x in read_in_order(pixels, BATCH)]
     return torch.from_numpy(np.concatenate(batches))
 
 
@@ -104,7 +105,7 @@ def check_texts(
     return float(cosines[least])
 
 
-def measure_speed(model: Callable[[Tensor], object], images: Tensor) -> Speed:
+def measure_speed(model: Callable[[Tensor], object], images: Pixels) -> Speed:
     """The median time of `model` for the first of `images`, and its rate for BATCH of them."""
     batch = images[torch.arange(BATCH) % len(images)]
     one = _median_seconds(lambda: model(batch[:1]))

@@ -33,6 +33,7 @@ from torch.nn.functional import normalize
 from contract import TestViews
 from distill.data.augment import TEST_EXTENT, fixed_views
 from distill.data.files.atomic_file import write_atomically
+from distill.data.streamed_pixels import Pixels, read_batches, read_in_order
 from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
 
@@ -101,27 +102,27 @@ class Student(nn.Module):
         return "whole" if self.test_views == "whole" else "centre"
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor, views: TestViews | None = None) -> Tensor:
+    def encode(self, pixels: Pixels, views: TestViews | None = None) -> Tensor:
         """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
 
         `views` overrides the student's own. For several views, the mean of their unit features.
         """
         self.eval()
         device = self.projection.weight.device
-        batches = torch.split(pixels, EVALUATION_BATCH)
+        batches = read_in_order(pixels, EVALUATION_BATCH)
         views = views or self.test_views
         return torch.cat(
             [self._encode_views(batch.to(device), views).float().cpu() for batch in batches]
         )
 
     @torch.inference_mode()
-    def encode_backbone(self, pixels: Tensor) -> Tensor:
-        """What the projection gets [images, width] float32 of a single view of uint8 `pixels`."""
+    def encode_backbone(self, pixels: Pixels, rows: Tensor) -> Tensor:
+        """What the projection gets [rows, width] float32 of a single view of `pixels[rows]`."""
         self.eval()
         device = self.projection.weight.device
         features = [
             self._backbone_features(view).float().cpu()
-            for batch in torch.split(pixels, EVALUATION_BATCH)
+            for batch in read_batches(pixels, torch.split(rows, EVALUATION_BATCH))
             for view in fixed_views(batch.to(device), self.single_view)
         ]
         return torch.cat(features)

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 from contract import Release, SplitName, TrainConfig
 from distill.data.pixels import Progress
 from distill.data.splits import NO_UNSEEN, SPLITS, Split, scan_splits
+from distill.data.streamed_pixels import Pixels
 from distill.errors import DataError, ModelError, UserError
 from distill.evaluation.accuracy import predict, score
 from distill.evaluation.left_out.photo_weight import DEFAULT, class_means, fuse
@@ -221,7 +222,7 @@ def few_shot(
     device = connect(config.device).device
     teacher = load_teacher(config.teacher, device=device, precision=config.precision)
     student = student.to(device)
-    inputs = Inputs(splits, teacher, cache, progress)
+    inputs = Inputs(splits, teacher, cache, progress, config.pixels)
     _check_dimensions(student, inputs.teacher)
     task = _Task(
         config=config,
@@ -295,7 +296,7 @@ class _Task:
     student: Student
     inputs: Inputs
     text: Mapping[SplitName, Tensor]  # [classes, dim] of each split
-    pixels: Tensor  # of the unseen images
+    pixels: Pixels  # of the unseen images
     teacher: Tensor  # unit features of the unseen images
     sampling: Sampling
     supports: Mapping[tuple[int, int], Tensor]  # by k and seed: indices of unseen images

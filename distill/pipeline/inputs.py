@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contract import Release, SplitName, TextStrategy
+from contract import PixelMode, Release, SplitName, TextStrategy
 from distill.data.files.image_file import open_image, square
-from distill.data.pixels import Progress, load_pixels
+from distill.data.pixels import Progress, open_pixels
 from distill.data.splits import Split
+from distill.data.streamed_pixels import Pixels
 from distill.embeddings.image_features import image_features, view_features
 from distill.embeddings.text_bank import TextBank, build_text_bank
 from distill.models.student import FILE as STUDENT_FILE
@@ -26,6 +27,7 @@ class Inputs:
     teacher: Teacher
     cache: Path
     progress: Callable[[str], Progress]  # from a title to a function of (done, total)
+    pixel_mode: PixelMode = "auto"
 
     def text_bank(self, release: Release, strategy: TextStrategy, keys: Sequence[str]) -> TextBank:
         """The text bank of the classes `keys`.
@@ -61,18 +63,19 @@ class Inputs:
             self.splits["train"],
             views,
             cache=self.cache,
+            pixel_mode=self.pixel_mode,
             progress=self.progress("Teacher features, views"),
         )
 
-    def pixels(self, split: SplitName, size: int) -> Tensor:
-        """The images of `split` as uint8 [images, 3, size, size].
+    def pixels(self, split: SplitName, size: int) -> Pixels:
+        """The images of `split` as uint8 [images, 3, size, size], cached or streamed.
 
         Raises:
-            UnreadableImages: some cannot be read; the error names all of them.
+            UnreadableImages: some cannot be read, if they are cached; the error names all of them.
             DataError: the cache cannot be written.
         """
         progress = self.progress(f"Pixels, {split}")
-        return torch.from_numpy(load_pixels(self.splits[split], size, self.cache, progress))
+        return open_pixels(self.splits[split], size, self.cache, self.pixel_mode, progress)
 
 
 def file_features(images: Sequence[Path], teacher: Teacher, student: Path | None) -> Tensor:

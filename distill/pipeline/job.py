@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
-from distill.data.pixels import Progress
+from distill.data.pixels import Progress, choose_pixels
 from distill.data.releases import shuffle_texts, write_release
 from distill.data.sources.find import base_folder
 from distill.data.splits import NO_UNSEEN, scan_splits
@@ -159,8 +159,9 @@ def _prepare(
     device = processes().device
     teacher = load_teacher(config.teacher, device=device, precision=config.precision)
     student = _build_student(config, teacher)  # before encoding: it may be impossible
-    log(_machine_line(config, teacher))
-    inputs = Inputs(splits, teacher, cache, _progress_events(on_event))
+    choice = choose_pixels(config.pixels, splits.values(), config.image_size, cache)
+    log(f"{_machine_line(config, teacher)}, {choice}")
+    inputs = Inputs(splits, teacher, cache, _progress_events(on_event), choice.mode)
     checks, pixels = preflight(config, release, inputs, log)
     if "unseen" not in splits:
         log(NO_UNSEEN)

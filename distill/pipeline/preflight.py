@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from contract import Preflight, Release, SplitCount, SplitName, TrainConfig
 from distill.data.splits import Split
+from distill.data.streamed_pixels import Pixels, StreamedPixels
 from distill.embeddings.class_prompts import has_text
 from distill.embeddings.image_features import image_features
 from distill.errors import ModelError, TextError, UnreadableImages, some
@@ -25,14 +25,16 @@ LISTED: Final = 50  # files and classes named in the log
 
 def preflight(
     config: TrainConfig, release: Release, inputs: Inputs, log: Callable[[str], None]
-) -> tuple[Preflight, dict[SplitName, Tensor]]:
-    """The findings, and the decoded pixels [images, 3, size, size] of each split.
+) -> tuple[Preflight, dict[SplitName, Pixels]]:
+    """The findings, and the pixels [images, 3, size, size] of each split.
+
+    Streamed pixels are not decoded here: unreadable images are found with the teacher's features.
 
     Raises:
         UserError: training would be useless or impossible; the findings are logged first.
     """
     splits = inputs.splits
-    pixels: dict[SplitName, Tensor] = {}
+    pixels: dict[SplitName, Pixels] = {}
     broken: dict[SplitName, UnreadableImages] = {}
     for name in splits:
         try:
@@ -58,20 +60,23 @@ def preflight(
         teacher_top1=top1,
         chance=100 / len(sample.keys),
     )
-    log("\n".join(describe(checks)))
+    streamed = any(isinstance(own, StreamedPixels) for own in pixels.values())
+    log("\n".join(describe(checks, decoded=not streamed)))
     _raise_errors(checks, broken, config)
     return checks, pixels
 
 
-def describe(checks: Preflight) -> list[str]:
-    """The findings as lines for people."""
+def describe(checks: Preflight, *, decoded: bool = True) -> list[str]:
+    """The findings as lines for people. `decoded`: whether each image was read."""
     lines = [
         f"{split.split}: {split.images:,} images of {split.classes} classes, {split.fewest} to "
         f"{split.most} a class" + (", held out of training" if split.held_out else "")
         for split in checks.splits
     ]
+    if not decoded:
+        lines.append("unreadable images: looked for with the teacher features")
     for what, items in (
-        ("unreadable images", checks.unreadable),
+        *([("unreadable images", checks.unreadable)] if decoded else []),
         ("classes without text", checks.without_text),
     ):
         lines.append(f"{what}: {len(items) or 'none'}")

@@ -31,6 +31,7 @@ from contract import (
     TrainConfig,
 )
 from distill.data.splits import Split
+from distill.data.streamed_pixels import Pixels
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
@@ -64,7 +65,7 @@ class RunInputs:
     release: Release
     inputs: Inputs
     checks: Preflight
-    pixels: Mapping[SplitName, Tensor]  # uint8 [images, 3, size, size]
+    pixels: Mapping[SplitName, Pixels]  # uint8 [images, 3, size, size]
     banks: Mapping[str, TextBank]  # plain names, the configured strategy, the control
     features: Mapping[SplitName, Tensor]  # the teacher's raw ones of the clean images
     views: tuple[Tensor, Tensor] | None  # view parameters, and the teacher's features of the views
@@ -198,8 +199,8 @@ def _choose_for_new_classes(
     targets = torch.tensor([place[key] for key in seen.keys])[seen.targets[tested]]
     unseen = run.inputs.splits.get("unseen")
     folds = leave_out(
-        SeenImages(student.encode_backbone(run.pixels["train"][rows]), train.targets[rows]),
-        SeenImages(student.encode_backbone(run.pixels["seen"][tested]), targets),
+        SeenImages(student.encode_backbone(run.pixels["train"], rows), train.targets[rows]),
+        SeenImages(student.encode_backbone(run.pixels["seen"], tested), targets),
         text,
         len(train.keys) // NEW_CLASS_SHARE if unseen is None else len(unseen.keys),
     )

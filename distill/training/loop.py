@@ -6,6 +6,7 @@ Notable:
 - Losses are computed in float32 outside of autocast; only the network runs in bfloat16.
 - On a GPU no step waits for the device: sums of losses stay there, and whether features are finite
   and whether to stop is asked every CHECK_STEPS steps. On a CPU it is asked at each step.
+- The next batches of streamed pixels are decoded while a step is computed.
 - On a GPU the data is kept in its memory if it fits in half of what is free; otherwise batches are
   copied from pinned memory.
 - An epoch is whole batches in random order; remaining images that do not fill a batch are skipped.
@@ -14,9 +15,9 @@ Notable:
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from contract import Epoch, TrainConfig
 from distill.data.augment import apply_views, sample_views
+from distill.data.streamed_pixels import Pixels, read_batches
 from distill.errors import CheckpointError, DataError, Interrupted, UserError
 from distill.evaluation.accuracy import predict
 from distill.method.objective import Features, LossBalance, Objective, compute_losses
@@ -43,11 +45,11 @@ CLIP_NORM: Final = 1.0
 class TrainingData:
     """Everything a run learns from. Features are float32; the losses normalise them."""
 
-    pixels: Tensor  # [images, 3, size, size] uint8
+    pixels: Pixels  # [images, 3, size, size] uint8
     targets: Tensor  # [images] indices into `text`
     teacher: Tensor  # [images, dim], or [images, views, dim] of the stored views
     text: Tensor  # [classes, dim]
-    seen_pixels: Tensor  # held-out images of the same classes
+    seen_pixels: Pixels  # held-out images of the same classes
     seen_targets: Tensor
     seen_text: Tensor
     captions: Tensor | None = None  # [images, dim], zeros where an image has none
@@ -61,17 +63,35 @@ class TrainingData:
             return self.sample_epoch(generator)
         return torch.randperm(len(self.pixels), generator=generator)
 
+    def batches(self, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The indices of each batch of `size` images, and the pixels of this process's share of it.
+
+        Raises:
+            UnreadableImages: an image was changed or deleted since the run began.
+        """
+        batches = torch.split(indices, size)
+        return zip(
+            batches,
+            read_batches(self.pixels, (batch[share(len(batch))] for batch in batches)),
+            strict=True,
+        )
+
     def get_batch(
-        self, batch: Tensor, epoch: int, generator: torch.Generator, device: torch.device
+        self,
+        batch: Tensor,
+        pixels: Tensor,
+        epoch: int,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> tuple[Tensor, Tensor]:
-        """Views [share, 3, size, size] of this process's share of the images `batch`, and the
-        teacher's features of all of them [batch, dim].
+        """Views [share, 3, size, size] of the `pixels` of this process's share of the images
+        `batch`, and the teacher's features of all of them [batch, dim].
 
         The views are new random ones, with features of the clean images; or stored ones, with the
         features of those views. Each epoch uses the next stored view of each image.
         """
         own = share(len(batch))
-        pixels = take(self.pixels, batch[own], device)
+        pixels = to_device(pixels, device)
         if self.views is None:
             params = sample_views(len(batch), generator)
             return apply_views(pixels, params[own]), take(self.teacher, batch, device)
@@ -85,19 +105,25 @@ class TrainingData:
             return self
         names = ("pixels", "targets", "teacher", "captions")
         tensors = {name: getattr(self, name) for name in names}
-        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        present = {name: each for name, each in tensors.items() if isinstance(each, Tensor)}
         size = sum(tensor.numel() * tensor.element_size() for tensor in present.values())
         if size > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in present.items()}
+        return replace(self, **moved)
 
 
 def take(values: Tensor, rows: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
     """`values[rows]` on `device`, of values that are there already or in main memory."""
     rows = rows if isinstance(rows, tuple) else (rows,)
+    return to_device(values[tuple(row.to(values.device) for row in rows)], device)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; the copy to a GPU goes on beside what it computes."""
     if values.device.type == "cpu" and device.type == "cuda":
-        return values[rows].pin_memory().to(device, non_blocking=True)
-    return values[tuple(row.to(values.device) for row in rows)].to(device)
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 @dataclass(frozen=True)
@@ -252,7 +278,8 @@ def train(
         Interrupted: `should_stop` returned true in one of the processes; the checkpoint is written.
         CheckpointError: the checkpoint to resume from is damaged, of another run or of another
             number of processes.
-        DataError: there are fewer than two images per process, or too few to accumulate.
+        DataError: there are fewer than two images per process, or too few to accumulate; or an
+            image of streamed pixels cannot be read.
         UserError: no loss has a weight, or the training diverged.
     """
     state = TrainState.create(config, student, data)
@@ -262,9 +289,11 @@ def train(
     saved = time.monotonic()
     while state.epoch < config.epochs:
         indices = data.epoch_indices(_generator(config.seed, state.epoch))
+        rest = indices[state.step * state.batch_size : state.epoch_steps * state.batch_size]
+        batches = data.batches(rest, state.batch_size)
         state.network.train()
         while state.step < state.epoch_steps:
-            train_step(state, config, data, indices)
+            train_step(state, config, data, batches)
             callbacks.on_step(state.steps_done, state.total_steps)
             if not state.accelerator.sync_gradients:
                 continue  # gradients are not stored in checkpoints
@@ -285,15 +314,20 @@ def train(
     return tuple(state.epochs)
 
 
-def train_step(state: TrainState, config: TrainConfig, data: TrainingData, indices: Tensor) -> None:
-    """Learn from the next batch of the epoch whose images are `indices`."""
+def train_step(
+    state: TrainState,
+    config: TrainConfig,
+    data: TrainingData,
+    batches: Iterator[tuple[Tensor, Tensor]],
+) -> None:
+    """Learn from the next of the `batches` of this epoch."""
     began = time.monotonic()
     device = state.accelerator.device
-    batch = indices[state.step * state.batch_size : (state.step + 1) * state.batch_size]
+    batch, pixels = next(batches)
     generator = _generator(config.seed, state.epoch, state.step)
     # For dropout, which must differ between the shares.
     torch.manual_seed(generator.initial_seed() + processes().process_index)
-    images, teacher = data.get_batch(batch, state.epoch, generator, device)
+    images, teacher = data.get_batch(batch, pixels, state.epoch, generator, device)
     rate = learning_rate(config, state.steps_done, state.epoch_steps, state.total_steps)
     for group in state.optimiser.param_groups:
         group["lr"] = rate

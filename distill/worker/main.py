@@ -1,7 +1,6 @@
 """The worker's loop: claims jobs and works on one after the other."""
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -11,6 +10,7 @@ from types import FrameType
 from typing import Any, Final
 
 from contract import Lease
+from distill.data.memory import memory_bytes
 from distill.errors import RequestRefused, ServiceUnavailable
 from distill.worker.attempt import Attempt
 from distill.worker.client import CLAIM, RETRY_DEADLINE_S, ServiceClient
@@ -85,10 +85,7 @@ def has_gpu() -> bool:
 
 def memory_gb() -> float:
     """The memory in GiB that this process may use: the machine's, or less where it is limited."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return round(min(limits) / 2**30, 1)
+    return round(memory_bytes() / 2**30, 1)
 
 
 @contextlib.contextmanager

@@ -410,7 +410,9 @@ def test_each_epoch_sees_the_next_stored_view_with_the_teachers_feature_of_it():
 
     seen = []
     for epoch in range(3):
-        images, teacher = data.get_batch(batch, epoch, generator, torch.device("cpu"))
+        images, teacher = data.get_batch(
+            batch, data.pixels[batch], epoch, generator, torch.device("cpu")
+        )
         chosen = [
             next(view for view in range(3) if teacher[row].equal(features[image, view]))
             for row, image in enumerate(batch.tolist())

@@ -1,0 +1,84 @@
+"""Images decoded in threads, a few batches ahead of whoever uses them.
+
+A thread only decodes, resizes and crops, which Pillow does without Python's lock, so that all cores
+are used. Whatever the number of images, only AHEAD batches and the current one are in memory.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from distill.data.files.image_file import open_image
+from distill.errors import UnreadableImages
+
+AHEAD: Final = 4  # batches
+TASK_IMAGES: Final = 16  # at most, decoded by one thread at a time
+
+Decode = Callable[[Image.Image], NDArray[np.uint8]]  # → [3, height, width], the same for all
+_Task = Future[list[NDArray[np.uint8] | UnreadableImages]]
+
+
+def decode_ahead(batches: Iterable[Sequence[Path]], decode: Decode) -> Iterator[Tensor]:
+    """What `decode` makes of the images of each batch: uint8 [batch, 3, height, width].
+
+    Raises:
+        UnreadableImages: some of a batch cannot be read; the error names those of this batch.
+    """
+    pool = ThreadPoolExecutor(usable_cores())
+    waiting: deque[list[_Task]] = deque()
+    try:
+        for paths in batches:
+            waiting.append(
+                [pool.submit(_decode, part, decode) for part in _parts(paths, usable_cores())]
+            )
+            if len(waiting) > AHEAD:
+                yield _stack(waiting.popleft())
+        while waiting:
+            yield _stack(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _parts(paths: Sequence[Path], cores: int) -> list[Sequence[Path]]:
+    """What one thread decodes at a time: such that all cores work on a small batch too."""
+    size = min(TASK_IMAGES, -(-len(paths) // cores))
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
+
+
+def _decode(paths: Sequence[Path], decode: Decode) -> list[NDArray[np.uint8] | UnreadableImages]:
+    decoded: list[NDArray[np.uint8] | UnreadableImages] = []
+    for path in paths:
+        try:
+            decoded.append(decode(open_image(path)))
+        except UnreadableImages as error:
+            decoded.append(error)
+    return decoded
+
+
+def _stack(tasks: Sequence[_Task]) -> Tensor:
+    images: list[NDArray[np.uint8]] = []
+    unreadable: list[str] = []
+    for result in (result for task in tasks for result in task.result()):
+        if isinstance(result, UnreadableImages):
+            unreadable += result.images
+        else:
+            images.append(result)
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    return torch.from_numpy(np.stack(images))
+
+
+def usable_cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,69 @@
+"""The pixels of a split, decoded from its files whenever they are used.
+
+For splits whose decoded pixels are too large to keep. `load_pixels` gives the same ones.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from distill.data.files.image_file import square
+from distill.data.read_ahead import decode_ahead
+from distill.data.splits import Split
+
+
+class StreamedPixels:
+    """The images of a split as uint8 [images, 3, size, size], which are on no disk in this form.
+
+    Indexed like a tensor, by row numbers, a mask or a slice.
+    """
+
+    def __init__(self, split: Split, size: int) -> None:
+        self._paths = split.paths
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[images, 3, size, size]."""
+        return len(self), 3, self._size, self._size
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """The images of `rows`, decoded now.
+
+        Raises:
+            UnreadableImages: some cannot be read.
+        """
+        chosen = torch.arange(len(self))[rows]
+        if not len(chosen):
+            return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
+        return next(self.batches([chosen]))
+
+    def batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch of row numbers, decoded ahead.
+
+        Raises:
+            UnreadableImages: some of a batch cannot be read.
+        """
+        paths = ([self._paths[row] for row in rows.tolist()] for rows in batches)
+        return decode_ahead(paths, lambda image: square(image, self._size))
+
+
+Pixels = Tensor | StreamedPixels  # uint8 [images, 3, size, size]
+
+
+def read_batches(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images of each batch of row numbers, where `pixels` are or in main memory."""
+    if isinstance(pixels, Tensor):
+        return (pixels[rows.to(pixels.device)] for rows in batches)
+    return pixels.batches(batches)
+
+
+def read_in_order(pixels: Pixels, size: int) -> Iterator[Tensor]:
+    """All images in batches of `size`."""
+    if isinstance(pixels, Tensor):
+        return iter(torch.split(pixels, size))
+    return pixels.batches(torch.split(torch.arange(len(pixels)), size))
