@@ -144,6 +144,7 @@ def teacher_rates(teacher: Teacher, split: Split, batch: int, seconds: float) ->
         synchronize(device)
         return time.perf_counter() - began
 
+    batches = [split.paths[start : start + 64] for start in range(0, count, 64)]
     crops = torch.randint(
         0, 256, (batch, 3, teacher.image_size, teacher.image_size), dtype=torch.uint8, device=device
     )
@@ -152,7 +153,7 @@ def teacher_rates(teacher: Teacher, split: Split, batch: int, seconds: float) ->
         ours=count / seconds_of(lambda: image_features(teacher, split, cache=None)),
         plain=count / seconds_of(plain),
         network=network,
-        decoding=count / seconds_of(lambda: list(decoded_crops(teacher, split.paths, 64))),
+        decoding=count / seconds_of(lambda: list(decoded_crops(teacher, batches))),
     )
 
 

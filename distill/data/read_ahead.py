@@ -48,6 +48,20 @@ def decode_ahead(batches: Iterable[Sequence[Path]], decode: Decode) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
+def find_unreadable(paths: Sequence[Path]) -> list[str]:
+    """Those of the images that cannot be read, each as a path with the reason."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return [name for names in pool.map(_reason, paths) for name in names]
+
+
+def _reason(path: Path) -> tuple[str, ...]:
+    try:
+        open_image(path)
+    except UnreadableImages as error:
+        return error.images
+    return ()
+
+
 def _parts(paths: Sequence[Path], cores: int) -> list[Sequence[Path]]:
     """What one thread decodes at a time: such that all cores work on a small batch too."""
     size = min(TASK_IMAGES, -(-len(paths) // cores))

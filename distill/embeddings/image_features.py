@@ -3,7 +3,8 @@
 Notable:
 - On a CPU the batches are small, so that the output of a layer is still in the processor's cache
   when the next layer reads it. Measured: batches of 8 images are twice as fast as batches of 64.
-- Features of stored views are written to their file batch by batch and read memory-mapped.
+- Features are written in shards as they come, and read memory-mapped. A computation that was
+  killed continues with the shards that are there.
 - The next images are decoded in threads while the teacher encodes the current ones.
 - On a GPU, crops are copied from pinned memory while the previous batch is computed. The features
   of a batch are fetched after the next one has been started. Batches are as large as fits.
@@ -11,8 +12,7 @@ Notable:
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,19 +23,18 @@ from torch import Tensor
 from contract import PixelMode
 from distill.data.augment import apply_views, sample_views
 from distill.data.files.image_file import DECODING
-from distill.data.files.tensor_file import DamagedFile, cached_tensor, read_tensor, write_rows
+from distill.data.files.row_shards import cached_rows
 from distill.data.pixels import Progress, open_pixels
-from distill.data.read_ahead import decode_ahead
+from distill.data.read_ahead import decode_ahead, find_unreadable
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels, read_batches
-from distill.errors import DataError
+from distill.errors import UnreadableImages
 from distill.models.devices import FittingBatches
 from distill.models.teacher import Teacher, preprocessing
 
 CPU_BATCH: Final = 8
 GPU_BATCH: Final = 512  # at most
 VIEWS_SEED: Final = 0
-log = logging.getLogger(__name__)
 
 
 def image_features(
@@ -50,18 +49,25 @@ def image_features(
 
     Of unit length with `normalize`. With `cache`, a folder, the raw features are kept there in
     safetensors under a key of the teacher's weights, its transform and the images' names, sizes and
-    times; a damaged file is rebuilt.
+    times, and memory-mapped unless they are normalised; a damaged file is rebuilt.
 
     Raises:
-        DataError: an image cannot be read, or the cache folder cannot be written.
+        UnreadableImages: some cannot be read; the error names all of them.
+        DataError: the cache folder cannot be written.
     """
     if cache is None:
-        features = _encode(teacher, split, progress)
+        encoded = list(_encode(teacher, split.paths, [range(len(split))], progress))
+        features = torch.cat(encoded)
     else:
         content = ["raw", DECODING, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
         path = cache / f"features-{split.name}-{key}.safetensors"
-        features = cached_tensor(path, "feature", lambda: _encode(teacher, split, progress))
+        features = cached_rows(
+            path,
+            "feature",
+            (len(split), teacher.dim),
+            lambda rows: _encode(teacher, split.paths, rows, progress),
+        )
     return F.normalize(features, dim=-1) if normalize else features
 
 
@@ -85,84 +91,95 @@ def view_features(
     """
     generator = torch.Generator().manual_seed(VIEWS_SEED)
     view_params = sample_views(len(split) * views, generator).view(len(split), views, -1)
-    shape = (len(split), views, teacher.dim)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
         [DECODING, params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
     )
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = cache / f"views-{split.name}-{key}.safetensors"
-    if path.exists():
-        try:
-            return view_params, read_tensor(path)[0]
-        except (DamagedFile, OSError) as error:
-            log.warning(
-                "the cached views in %s are damaged (%s): computing them again", path, error
-            )
-    pixels = open_pixels(split, teacher.image_size, cache, pixel_mode)
-    try:
-        write_rows(path, _encode_views(teacher, pixels, view_params, progress), shape)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the feature cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
-        ) from None
-    return view_params, read_tensor(path)[0]
+
+    def encode(rows: Sequence[range]) -> Iterator[Tensor]:
+        pixels = open_pixels(split, teacher.image_size, cache, pixel_mode)
+        return _encode_views(teacher, pixels, view_params, rows, progress)
+
+    shape = (len(split), views, teacher.dim)
+    return view_params, cached_rows(path, "feature", shape, encode)
 
 
 def _encode_views(
-    teacher: Teacher, pixels: Pixels, view_params: Tensor, progress: Progress | None
+    teacher: Teacher,
+    pixels: Pixels,
+    view_params: Tensor,
+    rows: Sequence[range],
+    progress: Progress | None,
 ) -> Iterator[Tensor]:
-    """Raw features [images, views, dim] of the views of each image, a few images at a time.
+    """Raw features [images, views, dim] of the views of the images `rows`, a few at a time.
 
-    `view_params` [images, views, 6].
+    `view_params` [images, views, 6] are those of all images.
     """
     mean, std = (value.to(teacher.device) for value in teacher.mean_and_std)
     views = view_params.shape[1]
     size = _batch_size(teacher)
     fitting = FittingBatches(size)
-    batches = torch.split(torch.arange(len(pixels)), max(1, size // views))
-    for rows, images in zip(batches, read_batches(pixels, batches), strict=True):
-        params = view_params[rows].flatten(0, 1)
+    parts = _batches(rows, max(1, size // views))
+    done = len(pixels) - sum(map(len, rows))
+    read = read_batches(pixels, (torch.arange(part.start, part.stop) for part in parts))
+    for part, images in zip(parts, read, strict=True):
+        params = view_params[part.start : part.stop].flatten(0, 1)
 
         def encode(numbers: Tensor, images: Tensor = images, params: Tensor = params) -> Tensor:
             crops = apply_views(images[numbers // views].to(teacher.device), params[numbers])
             return teacher.encode_image((crops - mean) / std, normalize=False)
 
-        yield fitting(encode, torch.arange(len(params))).view(len(rows), views, -1)
+        yield fitting(encode, torch.arange(len(params))).view(len(part), views, -1)
+        done += len(part)
         if progress:
-            progress(int(rows[-1]) + 1, len(pixels))
+            progress(done, len(pixels))
 
 
 def _batch_size(teacher: Teacher) -> int:
     return CPU_BATCH if teacher.device.type == "cpu" else GPU_BATCH
 
 
-def _encode(teacher: Teacher, split: Split, progress: Progress | None) -> Tensor:
-    features = torch.empty(len(split), teacher.dim)
+def _encode(
+    teacher: Teacher, paths: Sequence[Path], rows: Sequence[range], progress: Progress | None
+) -> Iterator[Tensor]:
+    """Raw features [batch, dim] of the images `rows` of `paths`, batch by batch."""
+    batches = _batches(rows, _batch_size(teacher))
     fitting = FittingBatches(_batch_size(teacher))
-    done = 0
+    done = len(paths) - sum(map(len, rows))
+    decoded = 0  # batches
 
-    def store(encoded: Tensor) -> None:
+    def show(encoded: Tensor) -> Tensor:
         nonlocal done
-        features[done : done + len(encoded)] = encoded.cpu()
+        encoded = encoded.cpu()  # waits for the device, which has the next batch to go on with
         done += len(encoded)
         if progress:
-            progress(done, len(split))
+            progress(done, len(paths))
+        return encoded
 
     running: Tensor | None = None
-    for crops in decoded_crops(teacher, split.paths, _batch_size(teacher)):
-        started = fitting(teacher.encode_crops, crops)
-        if running is not None:
-            store(running)  # waits for the device, which has the next batch to go on with
-        running = started
+    crops_of = decoded_crops(teacher, ([paths[row] for row in batch] for batch in batches))
+    try:
+        for crops in crops_of:
+            decoded += 1
+            started = fitting(teacher.encode_crops, crops)
+            if running is not None:
+                yield show(running)
+            running = started
+    except UnreadableImages as error:
+        rest = [paths[row] for batch in batches[decoded + 1 :] for row in batch]
+        raise UnreadableImages([*error.images, *find_unreadable(rest)]) from None
     if running is not None:
-        store(running)
-    return features
+        yield show(running)
 
 
-def decoded_crops(teacher: Teacher, paths: Sequence[Path], size: int) -> Iterator[Tensor]:
-    """Crops uint8 [≤ size, 3, height, width] of the images, decoded ahead; pinned for a GPU."""
-    batches = (paths[start : start + size] for start in range(0, len(paths), size))
+def _batches(rows: Sequence[range], size: int) -> list[range]:
+    """The ranges, each divided into batches of `size`."""
+    return [part[start : start + size] for part in rows for start in range(0, len(part), size)]
+
+
+def decoded_crops(teacher: Teacher, batches: Iterable[Sequence[Path]]) -> Iterator[Tensor]:
+    """Crops uint8 [batch, 3, height, width] of the images, decoded ahead; pinned for a GPU."""
     for crops in decode_ahead(batches, lambda image: teacher.crop(image).numpy()):
         yield crops.pin_memory() if teacher.device.type == "cuda" else crops

@@ -19,6 +19,7 @@ from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tenso
 from distill.errors import DataError
 
 FILE: Final = "score_norm.safetensors"
+PART: Final = 16_384  # images, of which moments are computed at a time
 MIN_DEVIATION: Final = 1e-6  # of a cosine, if the model gives all images the same feature
 
 
@@ -35,9 +36,15 @@ class ScoreNorm:
     @classmethod
     def of(cls, features: Tensor) -> "ScoreNorm":
         """The moments of `features` [images, dim], which need not be normalised."""
-        unit = normalize(features.double(), dim=1)
-        mean = unit.mean(dim=0)
-        covariance = unit.T @ unit / len(unit) - torch.outer(mean, mean)
+        dim = features.shape[1]
+        total = torch.zeros(dim, dtype=torch.float64)
+        products = torch.zeros(dim, dim, dtype=torch.float64)
+        for part in torch.split(features, PART):  # in float64 all of them may exceed the memory
+            unit = normalize(part.double(), dim=1)
+            total += unit.sum(dim=0)
+            products += unit.T @ unit
+        mean = total / len(features)
+        covariance = products / len(features) - torch.outer(mean, mean)
         return cls(mean.float(), covariance.float())
 
     def scores(self, features: Tensor, text: Tensor) -> Tensor:

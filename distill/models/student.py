@@ -109,11 +109,13 @@ class Student(nn.Module):
         """
         self.eval()
         device = self.projection.weight.device
-        batches = read_in_order(pixels, EVALUATION_BATCH)
         views = views or self.test_views
-        return torch.cat(
-            [self._encode_views(batch.to(device), views).float().cpu() for batch in batches]
-        )
+        features = torch.empty(len(pixels), self.projection.out_features)
+        done = 0
+        for batch in read_in_order(pixels, EVALUATION_BATCH):
+            features[done : done + len(batch)] = self._encode_views(batch.to(device), views)
+            done += len(batch)
+        return features
 
     @torch.inference_mode()
     def encode_backbone(self, pixels: Pixels, rows: Tensor) -> Tensor:
