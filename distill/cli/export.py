@@ -34,6 +34,10 @@ def export(
         list[str] | None,
         typer.Option(help="open_clip model to compare with: NAME@TAG, hf-hub:…, local-dir:…"),
     ] = None,
+    open_clip: Annotated[
+        bool,
+        typer.Option("--open-clip", help="Also open_clip/: a folder for open_clip and timm."),
+    ] = False,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +47,13 @@ def export(
 
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
-        options = ExportOptions(int8=int8, max_drop=max_drop, bake=bake, rivals=tuple(rival or ()))
+        options = ExportOptions(
+            int8=int8,
+            max_drop=max_drop,
+            bake=bake,
+            rivals=tuple(rival or ()),
+            open_clip=open_clip,
+        )
         exported = export_run(
             finished, out, options=options, cache=cache, progress=bar("Exporting")
         )
@@ -68,6 +78,6 @@ def export(
         f"images; features within {exported.feature_difference:.0e}, texts within "
         f"{1 - exported.text_cosine:.0e} in cosine"
     )
-    if exported.recommendation:
-        notes.print(exported.recommendation)
+    for remark in exported.remarks:
+        notes.print(remark, markup=False)
     notes.print(f"classifier: {out}", markup=False)

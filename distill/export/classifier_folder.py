@@ -3,7 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -22,8 +22,10 @@ from distill.evaluation.figures import EvaluatedSplit
 from distill.export.finished_run import FinishedRun
 from distill.export.model_card import model_card
 from distill.export.onnx import baked_classifier, image_encoder, text_encoder
+from distill.export.open_clip import FOLDER as OPEN_CLIP
+from distill.export.open_clip import loaded, open_clip_files
 from distill.export.quantise import check_drop, quantise, recommend
-from distill.export.table import encoder_row, load_rival, rival_row, teacher_row
+from distill.export.table import encoder_row, load_rival, open_clip_row, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
 from distill.export.verify import FormatRow, check_features, check_texts, onnx_features
 from distill.runtime.classifier import check_target, write_folder
@@ -61,6 +63,7 @@ class ExportOptions:
     max_drop: float = 1.0  # points of top-1 that int8 may lose, on seen and on unseen images
     bake: bool = False  # image → probabilities of the present classes
     rivals: tuple[str, ...] = ()  # open_clip models to compare with
+    open_clip: bool = False  # the student with the teacher's text tower as an open_clip folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Exported:
     rows: tuple[FormatRow, ...]
     feature_difference: float
     text_cosine: float
-    recommendation: str | None  # which image encoder is used and why, if there are two
+    remarks: tuple[str, ...]  # such as which image encoder is used and why, if there are two
 
 
 def export_run(
@@ -96,6 +99,7 @@ def export_run(
     options = options or ExportOptions()
     check_target(out)  # before minutes are spent
     rivals = [load_rival(name) for name in options.rivals]
+    in_open_clip = _in_open_clip(run) if options.open_clip else {}
     progress(0, STEPS)
     size = run.pixels["seen"].shape[-1]
     files = {IMAGE_ENCODER: image_encoder(run.student, size)}
@@ -114,15 +118,19 @@ def export_run(
         encoder_row("PyTorch eager", None, run.student.encode, eager, run),
         _onnx_row("ONNX Runtime", files[IMAGE_ENCODER], exported, run),
     ]
-    used, recommendation = IMAGE_ENCODER, None
+    used, remarks = IMAGE_ENCODER, []
     if options.int8:
         files[INT8_ENCODER] = quantise(files[IMAGE_ENCODER], run.train, size)
         features = _features(files[INT8_ENCODER], run)
         rows.append(_onnx_row("ONNX Runtime, int8", files[INT8_ENCODER], features, run))
         check_drop(rows[1], rows[2], options.max_drop)
-        quicker, recommendation = recommend(rows[1], rows[2])
+        quicker, remark = recommend(rows[1], rows[2])
+        remarks.append(remark)
         used = INT8_ENCODER if quicker else IMAGE_ENCODER
     measured = rows[2] if used == INT8_ENCODER else rows[1]
+    if in_open_clip:
+        rows.append(_open_clip_row(in_open_clip, run, eager))
+        remarks += _remarks_on_open_clip(run)
     rows += [teacher_row(run), *(rival_row(rival, run, cache) for rival in rivals)]
     progress(4, STEPS)
     manifest = _manifest(run, texts, measured).model_copy(update={"image_encoder": used})
@@ -134,9 +142,47 @@ def export_run(
     files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
-    write_folder(out, manifest, files)
+    # No part of the classifier: nothing here reads it, and the classes may change without it.
+    write_folder(out, manifest, files | {f"{OPEN_CLIP}/{k}": v for k, v in in_open_clip.items()})
     progress(STEPS, STEPS)
-    return Exported(out, manifest, tuple(rows), difference, texts.least_cosine, recommendation)
+    return Exported(out, manifest, tuple(rows), difference, texts.least_cosine, tuple(remarks))
+
+
+def _in_open_clip(run: FinishedRun) -> dict[str, bytes]:
+    return open_clip_files(
+        run.student,
+        run.teacher,
+        name=run.report.config.student,
+        image_size=run.report.config.image_size,
+        temperature=_calibration(run.report).temperature,
+    )
+
+
+def _open_clip_row(
+    files: Mapping[str, bytes], run: FinishedRun, eager: Mapping[EvaluatedSplit, Tensor]
+) -> FormatRow:
+    """The student as open_clip loads it, by its own preprocessing and text tower.
+
+    Raises:
+        ModelError: open_clip gives something else than the student for the whole image.
+    """
+    whole = run.student.test_views == "whole"
+    with loaded(files) as model:
+        row, features = open_clip_row(model, run, None)
+    for name, split in run.splits.items():
+        expected = eager[name] if whole else run.student.encode(run.pixels[name], "whole")
+        text = run.bank.select(split.keys).features
+        check_features(expected, features[name], text, name, what="the student in open_clip")
+    return replace(row, name="open_clip")
+
+
+def _remarks_on_open_clip(run: FinishedRun) -> list[str]:
+    if run.student.test_views == "whole":
+        return []
+    return [
+        "open_clip takes the whole of each image, the student was evaluated on "
+        f'{run.student.test_views} views: train it with test_views = "whole" for equal numbers'
+    ]
 
 
 def _features(model: bytes, run: FinishedRun) -> dict[EvaluatedSplit, Tensor]:
@@ -194,7 +240,7 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
         release=ReleaseInfo(name=release.name, label_set=release.label_set, hash=release.hash),
         preprocessing=Preprocessing(image_size=report.config.image_size),
         text=_text_info(run, texts.cleaning),
-        calibration=report.calibration or Calibration(temperature=report.config.temperature),
+        calibration=_calibration(report),
         accuracies=_accuracies(report, measured),
         latency_ms=measured.speed.ms,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -210,6 +256,10 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
         ),
         files={},
     )
+
+
+def _calibration(report: Report) -> Calibration:
+    return report.calibration or Calibration(temperature=report.config.temperature)
 
 
 def _accuracies(report: Report, measured: FormatRow) -> dict[str, float]:

@@ -55,12 +55,20 @@ def load_rival(name: str) -> Teacher:
 
 def rival_row(rival: Teacher, run: FinishedRun, cache: Path | None) -> FormatRow:
     """Another open_clip model on the images of the run, by the texts that the student uses."""
-    bank = build_text_bank(rival, run.release, run.bank.strategy, keys=run.bank.keys, cache=cache)
+    row, _ = open_clip_row(rival, run, cache)
+    return row
+
+
+def open_clip_row(
+    model: Teacher, run: FinishedRun, cache: Path | None
+) -> tuple[FormatRow, dict[EvaluatedSplit, Tensor]]:
+    """The row of an open_clip model, and its unit features of the validation images."""
+    bank = build_text_bank(model, run.release, run.bank.strategy, keys=run.bank.keys, cache=cache)
     features = {
-        name: image_features(rival, split, cache=cache) for name, split in run.splits.items()
+        name: image_features(model, split, cache=cache) for name, split in run.splits.items()
     }
-    megabytes, speed = _measure_teacher(rival)
-    return FormatRow(rival.name, megabytes, speed, *_top1(features, run, bank))
+    megabytes, speed = _measure_teacher(model)
+    return FormatRow(model.name, megabytes, speed, *_top1(features, run, bank)), features
 
 
 def _top1(

@@ -51,11 +51,17 @@ def onnx_features(session: ort.InferenceSession, pixels: Pixels) -> Tensor:
 
 
 def check_features(
-    expected: Tensor, exported: Tensor, text: Tensor, split: EvaluatedSplit
+    expected: Tensor,
+    exported: Tensor,
+    text: Tensor,
+    split: EvaluatedSplit,
+    *,
+    what: str = "the ONNX image encoder",
 ) -> float:
     """The largest difference between two sets of unit features [images, dim] of one split.
 
     `text` [classes, dim] are the unit text features that images are classified with.
+    `what` gave `exported`.
 
     Raises:
         ModelError: it is above FEATURE_TOLERANCE, or an image gets another class, though its two
@@ -65,7 +71,7 @@ def check_features(
     difference = float((expected - exported).abs().max())
     if not difference <= FEATURE_TOLERANCE:
         raise ModelError(
-            f"the ONNX image encoder differs from PyTorch by {difference:.1e} on {split} images, "
+            f"{what} differs from PyTorch by {difference:.1e} on {split} images, "
             f"more than {FEATURE_TOLERANCE:.0e}: report it with the student's name"
         )
     scores = expected @ text.T
@@ -74,7 +80,7 @@ def check_features(
     moved = int(((scores[rows, before] - scores[rows, after]) > TIE).sum())
     if moved:
         raise ModelError(
-            f"the ONNX image encoder gives {moved} of {len(scores)} {split} images another class "
+            f"{what} gives {moved} of {len(scores)} {split} images another class "
             "than PyTorch: report it with the student's name"
         )
     return difference

@@ -368,7 +368,7 @@ def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int)
     """
     dim = student.projection.out_features
     arguments = {**student.timm_arguments, "num_classes": dim}
-    weights = _timm_weights(student)
+    weights = timm_weights(student)
     try:
         if weights is None or not _gives_the_same(student, name, arguments, weights, image_size):
             shutil.rmtree(folder, ignore_errors=True)
@@ -388,7 +388,7 @@ def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int)
     return True
 
 
-def _timm_weights(student: Student) -> dict[str, Tensor] | None:
+def timm_weights(student: Student) -> dict[str, Tensor] | None:
     """The weights under timm's names; None where the model has no single classifier."""
     classifier = student.backbone.default_cfg.get("classifier")  # type: ignore[union-attr,operator]
     if not isinstance(classifier, str) or student.has_no_pooling:

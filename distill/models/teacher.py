@@ -207,6 +207,12 @@ def load_teacher(
     )
 
 
+def model_config(teacher: Teacher) -> dict[str, Any]:
+    """open_clip's configuration of the towers of `teacher`."""
+    config: dict[str, Any] = open_clip.get_model_config(_parse(teacher.name)[0])
+    return config
+
+
 def _parse(name: str) -> tuple[str, str | None]:
     """open_clip's (architecture, pretrained tag) for a teacher name."""
     if name.startswith("hf-hub:"):

@@ -16,7 +16,7 @@ from PIL import Image
 from contract.images import failure_reason, open_regular, upright_rgb
 from distill.errors import UnreadableImages
 
-DECODING: Final = 2  # part of cache keys; raise it when the same file gives other pixels
+DECODING: Final = 3  # part of cache keys; raise it when the same file gives other pixels
 
 
 def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
@@ -44,11 +44,14 @@ def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The centre square of `image`, resized to side `size`: uint8 [3, size, size]."""
+    """The centre square of `image`, resized to side `size`: uint8 [3, size, size].
+
+    The pixels are those of torchvision's Resize and CenterCrop, which open_clip and timm use.
+    """
     if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
+        shorter = min(image.size)
+        width, height = (size * side // shorter for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
+        left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.crop((left, top, left + size, top + size))
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
