@@ -1,4 +1,4 @@
-"""API schema shared by the service and the worker: releases, jobs, events, reports.
+"""API schema shared by the service and the worker: releases, jobs, events, reports, workers.
 
 Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import them.
 """
@@ -16,6 +16,7 @@ from contract.job import (
     Needs,
     PixelMode,
     Precision,
+    QueuedJob,
     TestViews,
     TextStrategy,
     TrainConfig,
@@ -42,6 +43,7 @@ from contract.report import (
     TextPlane,
     Thumbnails,
 )
+from contract.worker import DataFolder, DataKind, Recipe, WorkerOffers
 
 __all__ = [
     "CLASSIFIER_ARTIFACT",
@@ -50,6 +52,8 @@ __all__ = [
     "Calibration",
     "ClassMargin",
     "ConfusablePair",
+    "DataFolder",
+    "DataKind",
     "Epoch",
     "Event",
     "EventKind",
@@ -69,6 +73,8 @@ __all__ = [
     "Preflight",
     "Progress",
     "PulledApart",
+    "QueuedJob",
+    "Recipe",
     "Release",
     "ReleaseLabel",
     "ReliabilityBin",
@@ -84,6 +90,7 @@ __all__ = [
     "TextStrategy",
     "Thumbnails",
     "TrainConfig",
+    "WorkerOffers",
     "check_event_data",
     "first_error_line",
     "release_hash",

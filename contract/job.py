@@ -310,6 +310,14 @@ class Job(BaseModel):
     finished_at: datetime | None
 
 
+class QueuedJob(Job):
+    """A job that was just queued."""
+
+    warnings: Annotated[
+        tuple[str, ...], Field(description="What the running workers lack for it, if anything")
+    ] = ()
+
+
 class Lease(BaseModel):
     """A worker's time-limited claim.
 

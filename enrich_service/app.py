@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 import enrich_service.exchange.routes
 import enrich_service.generations.routes
 import enrich_service.jobs.routes
+import enrich_service.jobs.worker_routes
 import enrich_service.keys.routes
 import enrich_service.labels.routes
 import enrich_service.operation.routes
@@ -123,5 +124,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         enrich_service.web,
     ):
         app.include_router(capability.routes.router)
+    app.include_router(enrich_service.jobs.worker_routes.router)
     app.mount("/static", enrich_service.web.routes.static, name="static")
     return app

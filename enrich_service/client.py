@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from pydantic import BaseModel, RootModel, TypeAdapter
 
-from contract import ImageCaption, Job, JobCreate, Release, Report
+from contract import ImageCaption, Job, JobCreate, QueuedJob, Release, Report
 from enrich_service.core.text import without_password
 from enrich_service.exchange.schemas import Imported, Manifest
 from enrich_service.generations.models import ReviewAction, RunState
@@ -76,6 +76,7 @@ from enrich_service.students.schemas import (
     StudentView,
 )
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
+from enrich_service.workers.schemas import WorkerView
 
 GOING_ON = (RunState.QUEUED, RunState.RUNNING)
 M = TypeVar("M", bound=BaseModel)
@@ -388,9 +389,13 @@ class Client:
         """Compare two releases: the labels whose texts differ."""
         return self._get(f"releases/{before}/diff", ReleaseDiff, to=after)
 
-    def create_job(self, job: JobCreate) -> Job:
-        """Queue a training job."""
-        return self._post("jobs", job, Job)
+    def create_job(self, job: JobCreate) -> QueuedJob:
+        """Queue a training job; its `warnings` say what the running workers lack for it."""
+        return self._post("jobs", job, QueuedJob)
+
+    def workers(self) -> list[WorkerView]:
+        """List workers with what they have, running ones first."""
+        return self._list("workers", WorkerView)
 
     def jobs(self) -> list[Job]:
         """List jobs, newest first (the first 1000)."""

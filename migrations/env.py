@@ -17,7 +17,8 @@ import enrich_service.keys.models
 import enrich_service.labels.models
 import enrich_service.prompts.models
 import enrich_service.releases.models
-import enrich_service.students.models  # noqa: F401 - the imports fill SQLModel.metadata
+import enrich_service.students.models
+import enrich_service.workers.models  # noqa: F401 - the imports fill SQLModel.metadata
 from enrich_service.core.settings import Settings
 from enrich_service.core.storage.database import make_engine
 

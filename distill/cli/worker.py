@@ -45,6 +45,7 @@ def worker(
         name=name or f"{os.uname().nodename}-{os.getpid()}",
         api_key=os.environ.get("ENRICH_API_KEY"),
         command=(*on_ray, "--processes", str(ray_processes)) if ray else TRAIN,
-        offers=WHOLE_CLUSTER if ray else None,
+        resources=WHOLE_CLUSTER if ray else None,
+        device=f"Ray cluster at {ray}" if ray else None,
         data_roots=[root.absolute() for root in data_root or ()],
     )

@@ -6,6 +6,9 @@ outbox.py    sending the events that a training writes into a file
 protocol.py  what a training and the worker tell each other: event lines and exit statuses
 attempt.py   one job under one lease: the training process, its events and its results
 main.py      the loop that claims jobs
+offers.py    telling the service what this worker has, from
+             data_folders.py (data sets below its data roots) and
+             cached_models.py (teachers and students in the Hugging Face cache)
 
 Notable:
 - Training runs as a child process in a process group of its own, so that a cancel is a kill.

@@ -14,6 +14,7 @@ from distill.data.memory import memory_bytes
 from distill.errors import RequestRefused, ServiceUnavailable
 from distill.worker.attempt import Attempt
 from distill.worker.client import CLAIM, RETRY_DEADLINE_S, ServiceClient
+from distill.worker.offers import Announcer
 from distill.worker.outbox import notes
 
 TRAIN: Final = (sys.executable, "-m", "distill", "train")
@@ -28,15 +29,16 @@ def work(  # noqa: PLR0913 - the options of a worker
     once: bool = False,
     api_key: str | None = None,
     command: Sequence[str] = TRAIN,
-    offers: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any] | None = None,
+    device: str | None = None,
     data_roots: Sequence[Path] = (),
 ) -> None:
     """Take jobs until SIGTERM or SIGINT; with `once`, until the queue is empty.
 
     A worker that is asked to stop lets the training write its checkpoint; the job is taken again
-    when its lease has ended. `command` trains: it gets the options of `distill train`. `offers`:
-    the resources for jobs that need them, by default those of this machine. With `data_roots`, jobs
-    may read images and teachers in these folders alone.
+    when its lease has ended. `command` trains: it gets the options of `distill train`. `resources`:
+    GPU and memory for jobs that need them, and `device`: their name; by default those of this
+    machine. With `data_roots`, jobs may read images and teachers in these folders alone.
 
     Raises:
         ServiceError: the service does not answer at the start, is unreachable for too long, or
@@ -46,11 +48,16 @@ def work(  # noqa: PLR0913 - the options of a worker
     command = [*command, *(part for root in data_roots for part in ("--data-root", str(root)))]
     stop = threading.Event()
     service = ServiceClient(service_url, api_key, stop)
-    claim = {"worker": name, **(offers or {"gpu": has_gpu(), "memory_gb": memory_gb()})}
-    with contextlib.closing(service), _stop_on_signals(stop):
+    resources = resources or {"gpu": has_gpu(), "memory_gb": memory_gb()}
+    claim = {"worker": name, **resources}
+    announcer = Announcer(
+        service, name, resources, work_dir=work_dir, data_roots=data_roots, device=device
+    )
+    with contextlib.closing(service), _stop_on_signals(stop), contextlib.closing(announcer):
         # A wrong address is reported at once; only a service that has answered is waited for.
         answer = service.send("POST", CLAIM, body=claim)
         notes.print(f"worker {name} at {service.shown_url}")
+        announcer.start()
         while True:
             if answer.status_code == 200:
                 lease = service.parse(Lease, answer)

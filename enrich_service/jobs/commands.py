@@ -14,6 +14,7 @@ from enrich_service.core.terminal.console import (
     write_session,
 )
 from enrich_service.jobs import reports, retention, service
+from enrich_service.workers import service as workers
 
 app = typer.Typer(no_args_is_help=True, help="Training jobs.")
 
@@ -47,6 +48,15 @@ def events(job_id: int, after: int = 0, json: Json = False) -> None:
     with read_session() as session:
         service.get(session, job_id)
         show(service.events(session, job_id, after=after, limit=None), json=json)
+
+
+@app.command("workers")
+def list_workers(json: Json = False) -> None:
+    """List workers, running ones first; with --json also the data and models that they have."""
+    with read_session() as session:
+        jobs = service.held_jobs(session)
+        found = workers.listing(session, load_settings().lease_seconds, jobs=jobs)
+    show(found, json=json, columns=("name", "running", "job", "gpu", "memory_gb", "last_seen"))
 
 
 @app.command()

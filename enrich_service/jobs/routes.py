@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Engine
 
-from contract import Event, Job, JobCreate, JobState, Lease, Report
+from contract import Event, Job, JobCreate, JobState, Lease, QueuedJob, Report
 from enrich_service.core.errors import InvalidInput, NotFound
 from enrich_service.core.rest import audit
 from enrich_service.core.rest.dependencies import (
@@ -47,6 +47,8 @@ from enrich_service.jobs.schemas import (
     Upload,
 )
 from enrich_service.labels.schemas import Confusable
+from enrich_service.workers import matching
+from enrich_service.workers import service as workers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -71,14 +73,22 @@ _JOB = _json_example(200, JOB_EXAMPLE)
     "",
     status_code=201,
     summary="Queue a job",
-    responses=problems(404, 409) | _json_example(201, JOB_EXAMPLE | {"state": "queued"}),
+    responses=problems(404, 409)
+    | _json_example(201, JOB_EXAMPLE | {"state": "queued", "warnings": [matching.NO_WORKER]}),
 )
 def create_job(
-    body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])], session: WriteSession
-) -> Job:
-    """Queue the training of a student on a release, or on the texts of a run once it succeeds."""
+    body: Annotated[JobCreate, Body(examples=[JOB_CREATE_EXAMPLE])],
+    session: WriteSession,
+    settings: SettingsDep,
+) -> QueuedJob:
+    """Queue the training of a student on a release, or on the texts of a run once it succeeds.
+
+    `warnings` says what the running workers lack for it; the job is queued all the same.
+    """
     row = service.create(session, body)
-    return service.view(session, row)
+    running = workers.listing(session, settings.lease_seconds, jobs={}, running_only=True)
+    warnings = matching.warnings(running, body.config, body.needs)
+    return QueuedJob(**service.view(session, row).model_dump(), warnings=warnings)
 
 
 @router.get("", summary="List jobs", responses=problems() | _json_example(200, [JOB_EXAMPLE]))
@@ -111,6 +121,7 @@ def claim_job(
         with writing(engine) as first:
             service.adjust_leases(first, settings.lease_seconds)
         clock.note()
+    workers.touch(session, body.worker, gpu=body.gpu, memory_gb=body.memory_gb)
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
     )
@@ -142,7 +153,8 @@ def renew_lease(
 ) -> Renewed:
     """Renew a lease. 409: the lease has expired and the worker must stop."""
     row = service.heartbeat(session, job_id, body.fence, settings.lease_seconds)
-    assert row.lease_expires_at is not None
+    assert row.lease_expires_at is not None and row.worker is not None
+    workers.touch(session, row.worker)
     return Renewed(expires_at=row.lease_expires_at, cancel_requested=row.cancel_requested)
 
 

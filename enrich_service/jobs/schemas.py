@@ -20,12 +20,12 @@ from pydantic import (
 
 from contract import EventKind, JobState, check_event_data, first_error_line
 from enrich_service.core.text import escaped
+from enrich_service.workers.schemas import WorkerName
 
 log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 100_000
 MAX_WORKER_SEQ = 2**31 - 1
-MAX_WORKER_NAME = 200  # characters
 MAX_ERROR = 2000  # characters
 MAX_LOG_LINE = 10_000  # characters
 _FENCE = "3q2-7wqpZ9mB0yNf1XkT5w"
@@ -124,19 +124,12 @@ def _example(**example: object) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra=extra)
 
 
-def _worker_name(name: object) -> object:
-    """Escape a worker's name to one line of visible characters."""
-    if not isinstance(name, str):
-        return name
-    return escaped(" ".join(name.split()), MAX_WORKER_NAME) or "unnamed worker"
-
-
 class Claim(BaseModel):
     """A worker's request for a job."""
 
     model_config = _example(worker="gpu-1", gpu=True, memory_gb=64)
 
-    worker: Annotated[str, BeforeValidator(_worker_name), Field(description="Worker name")]
+    worker: WorkerName
     gpu: Annotated[StrictBool, Field(description="Whether the worker has a GPU")] = False
     memory_gb: Annotated[
         float, Field(ge=0, strict=True, allow_inf_nan=False, description="Main memory in GiB")

@@ -99,6 +99,12 @@ def listing(
     return [_view(row, digest) for row, digest in session.exec(query)]
 
 
+def held_jobs(session: Session) -> dict[str, int]:
+    """The job that each worker holds, by the worker's name."""
+    query = select(JobRow.worker, JobRow.id).where(col(JobRow.state).in_(HELD))
+    return {name: job_id for name, job_id in session.exec(query) if name and job_id is not None}
+
+
 def cancel(session: Session, job_id: int) -> JobRow:
     """Cancel a job: at once if no worker holds it, else request its worker to stop.
 

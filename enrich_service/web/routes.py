@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from enrich_service.core.rest.dependencies import ReadSession
 from enrich_service.core.rest.problems import problems
-from enrich_service.web import docs, home, runs, students
+from enrich_service.web import docs, home, runs, students, workers
 from enrich_service.web.jobs import diagnostics
 from enrich_service.web.jobs import pages as jobs
 from enrich_service.web.page import static
@@ -31,6 +31,7 @@ for area in (
     releases,
     jobs,
     diagnostics,
+    workers,
     students,
     docs,
 ):

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -27,7 +27,8 @@ from contract import (
     Report,
     TrainConfig,
 )
-from enrich_service.core.errors import InvalidInput, UserError
+from enrich_service.core.errors import InvalidInput, NotFound, UserError
+from enrich_service.core.rest import audit
 from enrich_service.core.rest.dependencies import (
     MAX_ID,
     EngineDep,
@@ -39,11 +40,12 @@ from enrich_service.core.rest.dependencies import (
 from enrich_service.core.rest.server_sent_events import END, Update, poll
 from enrich_service.core.settings import Settings
 from enrich_service.core.storage.database import reading
-from enrich_service.core.text import whole_number
+from enrich_service.core.text import shortened, whole_number
 from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
 from enrich_service.students import service as students
+from enrich_service.web import workers
 from enrich_service.web.drawings.charts import Chart, bar_chart, line_chart
 from enrich_service.web.forms import (
     Form,
@@ -54,6 +56,9 @@ from enrich_service.web.forms import (
     without_none,
 )
 from enrich_service.web.page import csv_file, page, render
+from enrich_service.web.workers import Suggestion
+from enrich_service.workers import matching
+from enrich_service.workers.schemas import WorkerView
 
 router = APIRouter()
 SIZE = 50
@@ -100,6 +105,7 @@ class Field:
     about: str
     choices: tuple[str, ...] = ()
     required: bool = False
+    suggestions: tuple[Suggestion, ...] = ()
 
 
 _FIRST = ("data", "teacher", "student", "text_strategy", "epochs", "image_size", "seed")
@@ -109,30 +115,49 @@ _FIRST = ("data", "teacher", "student", "text_strategy", "epochs", "image_size",
 def choose_job(
     request: Request,
     session: ReadSession,
+    settings: SettingsDep,
     release_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
     like: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    recipe: str | None = None,
 ) -> HTMLResponse:
-    """The form of a new job; `like`: with the settings of another."""
+    """The form of a new job; `like`: with the settings of another; `recipe`: of a worker."""
     given: dict[str, Any] = {}
     if like is not None:
         other = service.view(session, service.get(session, like))
         given = _config(other)
         release_id = release_id or other.release_id
-    return _form(request, session, given | {"release_id": str(release_id or "")})
+    running = workers.running(session, settings)
+    if recipe is not None:
+        known = workers.recipes(running)
+        if recipe not in known:
+            raise NotFound(f"No running worker has a recipe {shortened(recipe)}.")
+        given |= known[recipe]
+    given |= {"release_id": str(release_id or "")}
+    return _form(request, session, running, given)
 
 
 def _form(
     request: Request,
     session: Session,
+    running: Sequence[WorkerView],
     given: Mapping[str, Any],
+    *,
     error: UserError | None = None,
+    warnings: Sequence[str] = (),
 ) -> HTMLResponse:
-    fields = list(_fields(TrainConfig, given))
+    suggestions = workers.suggestions(running)
+    fields = [
+        replace(field, suggestions=tuple(suggestions.get(field.name, ())))
+        for field in _fields(TrainConfig, given)
+    ]
     return page(
         request,
         "jobs/new.html",
         status=error.status if error else 200,
         error=error,
+        warnings=warnings,
+        has_workers=bool(running),
+        recipes=list(workers.recipes(running)),
         given=given,
         releases=release_service.listing(session, limit=1000),
         first=[field for name in _FIRST for field in fields if field.name == name],
@@ -188,8 +213,13 @@ def _config(job: Job) -> dict[str, Any]:
 
 
 @router.post("/jobs")
-def create_job(request: Request, form: SentForm, session: WriteSession) -> Response:
-    """Queue a job."""
+def create_job(
+    request: Request, form: SentForm, session: WriteSession, settings: SettingsDep
+) -> Response:
+    """Queue a job; where no running worker has what it needs, only if that is confirmed."""
+    running = workers.running(session, settings)
+    ticks = {f.name: form.is_checked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"}
+    given = {**form, **ticks}
     try:
         with session.begin_nested():
             body = parse_form(
@@ -197,12 +227,13 @@ def create_job(request: Request, form: SentForm, session: WriteSession) -> Respo
                 {key: form[key] for key in ("release_id", "priority") if key in form}
                 | {"config": field_values(TrainConfig, form)},
             )
+            lacking = matching.warnings(running, body.config) if running else []
+            if lacking and not form.is_checked("anyway"):
+                audit.settle(request)  # nothing is stored
+                return _form(request, session, running, given, warnings=lacking)
             row = service.create(session, body)
     except UserError as error:
-        ticks = {
-            f.name: form.is_checked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"
-        }
-        return _form(request, session, {**form, **ticks}, error)
+        return _form(request, session, running, given, error=error)
     return redirect(f"/jobs/{row.id}", form)
 
 

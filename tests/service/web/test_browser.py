@@ -139,6 +139,35 @@ def test_a_person_goes_from_names_to_a_compared_student(tab, service, model, sha
     assert tab.locator("svg rect").count() == 10
 
 
+def test_a_person_chooses_what_a_worker_has_and_is_warned_of_what_none_has(
+    tab, service, world, axe
+):
+    tab.goto("/")
+    follow(tab, "Workers")
+    tab.get_by_role("cell", name="120 classes; 12,000 training", exact=False).first.wait_for()
+    tab.goto("/jobs/new")
+    follow(tab, "small")  # a recipe
+    assert tab.get_by_label(re.compile("^epochs ")).input_value() == "3"
+    data = tab.get_by_label(re.compile("^data "))
+    offered = data.evaluate("field => [...field.list.options].map(option => option.value)")
+    assert "/data/birds" in offered
+    data.fill("/elsewhere/fish")
+    tab.get_by_label(re.compile("^teacher open_clip")).fill("ViT-B-32@openai")
+    before = len(service.get("/v1/jobs").json())
+    for name in service.get("/v1/workers").json():  # none of them is left to the doubt
+        service.post("/v1/workers", json={"worker": name["name"], "offers": {"data_roots": ["/d"]}})
+    press(tab, "Queue job")
+    tab.get_by_role("alert").get_by_text("No running worker has the data").wait_for()
+    assert findings(tab, axe) == []
+    assert data.input_value() == "/elsewhere/fish"
+    assert len(service.get("/v1/jobs").json()) == before
+    press(tab, "Queue anyway")
+    tab.locator(".state.queued").wait_for()
+    job = service.get("/v1/jobs").json()[0]
+    assert (job["config"]["data"], job["config"]["epochs"]) == ("/elsewhere/fish", 3)
+    press(tab, "Cancel")
+
+
 def test_a_prompt_is_created_tagged_edited_and_archived(tab, service, world):
     tab.goto("/prompts")
     follow(tab, "New prompt")

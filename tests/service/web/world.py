@@ -45,8 +45,30 @@ def a_photo(shared: Path) -> bytes:
 
 def post(client: httpx.Client, path: str, **body: object) -> dict[str, object]:
     answer = client.post(path, json=body)
-    assert answer.status_code in (200, 201), answer.text
-    return answer.json()
+    assert answer.status_code in (200, 201, 204), answer.text
+    return answer.json() if answer.content else {}
+
+
+def offers_of(text: str) -> dict[str, object]:
+    """What a worker may have, with `text` wherever it may write."""
+    images = {"train": 12_000, "val_on_train": 3_000, "val": 2_400}
+    return {
+        "version": "0.2.0",
+        "device": f"Some processor {text}",
+        "data_roots": ["/data"],
+        "data": [
+            {"path": "/data/birds", "kind": "split folders", "classes": 120, "images": images},
+            {"path": f"/data/{text}", "kind": "class folders", "images": {text: 7}},
+        ],
+        "data_complete": False,
+        "teachers": ["ViT-B-32@openai", f"hf-hub:{text}"],
+        "students": [f"resnet18.{text}"],
+        "weights": [f"/data/{text}.safetensors"],
+        "recipes": [
+            {"name": "small", "config": {"student": "resnet18", "epochs": 3, "unknown": text}},
+            {"name": text, "config": {}},
+        ],
+    }
 
 
 def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
@@ -98,6 +120,7 @@ def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
         sources=source,
         allow_missing=True,
     )
+    post(client, "/v1/workers", worker=f"cpu {EVIL}", memory_gb=16, offers=offers_of(EVIL))
     jobs = []
     for strategy, unseen in (("name", 7.0), ("name+description", 11.5), ("attributes", 0)):
         config = {"data": EVIL, "teacher": EVIL, "text_strategy": strategy}
@@ -150,6 +173,8 @@ def build(client: httpx.Client, model: LlmServer, shared: Path) -> World:
             ("compare", f"/jobs/compare?job={one}&job={two}&job={three}"),
             ("diagnostics", f"/jobs/{two}/diagnostics"),
             ("similarity", f"/jobs/{two}/similarity"),
+            ("workers", "/workers"),
+            ("job-new-recipe", "/jobs/new?recipe=small"),
             ("students", "/students"),
             ("student", "/students/things"),
             ("error", "/nothing/here"),
