@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from distill.data.tensor_file import read_tensor, write_rows
 from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +36,6 @@ from benchmarks._photos import ROOT
 from contract import TrainConfig
 from distill.data.pixels import open_pixels
 from distill.data.splits import Split, scan_splits
-from distill.data.tensor_file import read_tensor, write_rows
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import build_student
 from distill.training.loop import Callbacks, TrainingData, train

@@ -29,7 +29,10 @@ from distill.models.student import OUTPUT_STRIDE, SMALL, Student, timm_weights
 from distill.models.teacher import Teacher, load_teacher, model_config
 
 FOLDER: Final = "open_clip"  # in a classifier folder
-TOWERS: Final = ({"timm_proj": "linear", "timm_proj_bias": True}, {"timm_proj": ""})
+TOWERS: Final[tuple[dict[str, Any], ...]] = (
+    {"timm_proj": "linear", "timm_proj_bias": True},
+    {"timm_proj": ""},
+)
 Files = Mapping[str, bytes]
 
 
@@ -77,7 +80,7 @@ def _image_tower(
     pool = getattr(student.backbone, "global_pool", "avg")
     pools = ("", pool if isinstance(pool, str) else getattr(pool, "pool_type", "avg"))
     for options, pooled, weights in zip(TOWERS, pools, (trunk | head, classifier), strict=True):
-        config = {
+        config: dict[str, Any] = {
             "timm_model_name": name.partition(".")[0],
             "timm_model_pretrained": False,
             "timm_pool": pooled,

@@ -138,7 +138,9 @@ class DataScan:
 
 
 def _read(path: str, modified_ns: int) -> _Listing:
-    folders, files, images = [], [], 0
+    folders: list[str] = []
+    files: list[str] = []
+    images = 0
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
