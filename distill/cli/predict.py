@@ -31,6 +31,15 @@ class Results:
     unreadable: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is wanted of each photo: its `top` classes, and what else."""
+
+    top: int
+    reasons: bool = False
+    thumbnails: bool = False
+
+
 @one_line_errors
 def predict(
     folder: Annotated[Path, typer.Argument(help="Classifier folder (`distill export`).")],
@@ -57,6 +66,10 @@ def predict(
     save: Annotated[
         bool, typer.Option("--save", help="Keep the added classes in the folder.")
     ] = False,
+    why: Annotated[
+        bool,
+        typer.Option("--why", help="What of its class a photo shows, and of the runner-up."),
+    ] = False,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Contact sheet to write, an HTML file.")] = None,
@@ -65,8 +78,8 @@ def predict(
     from distill.runtime import Classifier
     from distill.runtime.photo_files import find_photos
 
-    if as_json and as_csv:
-        raise ClassifierError("give either --json or --csv, not both")
+    if as_csv and (as_json or why):
+        raise ClassifierError("--csv goes with neither --json nor --why: leave one of them out")
     classifier = Classifier.load(folder)
     for each in add or ():
         add_class(classifier, each, service, allow_near=allow_near)
@@ -74,9 +87,12 @@ def predict(
         add_photos(classifier, each)
     if save and (add or examples):
         classifier.save()
+    if why:
+        tell_without_reasons(classifier, folder)
     found = find_photos(photos)
     with bars() as bar:
-        results = classify(classifier, found, top, bar("Photos"), thumbnails=html is not None)
+        shown = Shown(top, reasons=why, thumbnails=html is not None)
+        results = classify(classifier, found, shown, bar("Photos"))
     if html is not None:
         write_sheet(html, folder.name, results)
     if as_json:
@@ -84,7 +100,7 @@ def predict(
     elif as_csv:
         print_csv(results)
     elif results.names:
-        print_table(results)
+        print_tables(results)
     for reason in results.unreadable:
         print(f"distill: cannot read {reason}", file=sys.stderr)  # noqa: T201
     if results.unreadable:
@@ -125,10 +141,8 @@ def add_photos(classifier: "Classifier", argument: str) -> None:
 def classify(
     classifier: "Classifier",
     photos: "Sequence[Photo]",
-    top: int,
+    shown: Shown,
     progress: Callable[[int, int], None],
-    *,
-    thumbnails: bool,
 ) -> Results:
     """Classify photos in batches; those that cannot be read are collected."""
     from distill.runtime.classifier import BATCH
@@ -143,20 +157,54 @@ def classify(
                 results.names.append(photo.name)
             except UnreadableImages as error:
                 results.unreadable += error.images
-        results.predictions += classifier.classify(images, top) if images else []
-        results.thumbnails += map(thumbnail, images) if thumbnails else []
+        if images:
+            results.predictions += classifier.classify(images, shown.top, reasons=shown.reasons)
+        results.thumbnails += map(thumbnail, images) if shown.thumbnails else []
         progress(min(start + BATCH, len(photos)), len(photos))
     return results
 
 
-def print_table(results: Results) -> None:
-    """A row for each photo: the best class, then the runners-up."""
+def tell_without_reasons(classifier: "Classifier", folder: Path) -> None:
+    """Tell that there will be no reasons, where there are none."""
+    if not classifier.has_reasons:
+        notes.print(
+            f"{folder} has no attributes of its classes, so there are no reasons: export a run "
+            "whose release has descriptions",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_tables(results: Results) -> None:
+    """A row for each photo: the best class, then the runners-up. Then the reasons, if any."""
     table = Table("photo", "class", "%", "runners-up")
     for name, prediction in zip(results.names, results.predictions, strict=True):
         best, *others = prediction.candidates
         shown = escape(best.name) + (" [dim](unknown?)[/dim]" if prediction.unknown else "")
         runners = ", ".join(f"{each.name} {100 * each.probability:.0f}" for each in others)
         table.add_row(escape(name), shown, f"{100 * best.probability:.0f}", escape(runners))
+    Console().print(table)
+    if any(prediction.reasons for prediction in results.predictions):
+        print_reasons(results)
+
+
+def print_reasons(results: Results) -> None:
+    """A row for each photo: what speaks for its class, and what tells it from the runner-up."""
+    table = Table(
+        "photo",
+        "what speaks for it",
+        "what tells it from the runner-up",
+        caption="in brackets: deviations above the mean over other photos",
+    )
+    for name, prediction in zip(results.names, results.predictions, strict=True):
+        reasons = prediction.reasons
+        if reasons is None:
+            continue
+        speaking = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.speaks]
+        differences = [f"{x.name}: {x.text} ({x.evidence:+.1f})" for x in reasons.differences]
+        first = escape(f"{name}: {prediction.best.name}")
+        second = escape("\n".join(speaking) or "nothing clearly")
+        table.add_row(first, second, escape("\n".join(differences)), end_section=True)
     Console().print(table)
 
 

@@ -27,6 +27,8 @@ from distill.cli.console import (
 from distill.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from distill.evaluation.explain import Explanation
     from distill.pipeline.few_shot import FewShot
 
@@ -152,7 +154,8 @@ def explain(
 ) -> None:
     """The predicted classes of images, and the attributes that support each of them.
 
-    With --student, an attribute fired where its score is clearly above that with other images.
+    With --student, an attribute fired where its score is clearly above that with other images, and
+    the run's bias against the classes that it was trained on is taken from their scores.
     """
     from distill.evaluation.explain import Explanation, Explanations, encode_attributes, restrict
     from distill.evaluation.explain import explain as explain_features
@@ -173,7 +176,9 @@ def explain(
     norm = None if student is None else ScoreNorm.load(student / NORM_FILE)
     model = load_teacher(teacher, device=choose_device(device))
     features = file_features(images, model, student)
-    explained = explain_features(features, encode_attributes(model, chosen), top, norm)
+    biases = None if student is None else seen_biases(student, chosen)
+    texts = encode_attributes(model, chosen)
+    explained = explain_features(features, texts, top, norm, biases)
     result = Explanations(
         model="teacher" if student is None else "student",
         teacher=model.name,
@@ -188,6 +193,25 @@ def explain(
         return
     for image in result.images:
         print_explanation(image)
+
+
+def seen_biases(student: Path, release: Release) -> "Tensor":
+    """What the run in `student` takes from the scores of each class of `release`: its bias from
+    those of the classes that it was trained on.
+    """
+    import torch
+
+    from distill.embeddings.text_bank import TextBank
+    from distill.evaluation.report.training_report import read_report
+    from distill.pipeline.results import BANK_FILE
+
+    report = read_report(student)
+    bias = 0.0 if report.calibration is None else report.calibration.seen_bias
+    # The bank has the trained classes first, then the unseen ones.
+    unseen = max((row.classes for row in report.accuracies if row.split == "unseen"), default=0)
+    keys = TextBank.load(student / BANK_FILE).keys
+    trained = set(keys[: len(keys) - unseen])
+    return torch.tensor([bias if label.key in trained else 0.0 for label in release.labels])
 
 
 def print_explanation(image: "Explanation") -> None:

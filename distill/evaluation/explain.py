@@ -7,13 +7,13 @@ feature of a class; here each attribute keeps its own, so that the ones that fir
 Notable:
 - Any release will do: a class without attributes is explained by its other texts, sentence by
   sentence and clause by clause, and one without any by its name.
-- An attribute fired where its cosine is clearly above what it is with other images. All attributes
-  of the right class lie above those of other classes, since each has the name of its class in it;
-  only a comparison with other images says what of them this image shows.
+- An attribute fired where its cosine is clearly above what it is with other images. For that it is
+  encoded without the name of its class: with the name in it, nearly all attributes of the right
+  class lie above what they are with other images, whether this one shows them or not.
+- A student's bias against the classes that it was trained on is taken from their scores.
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from contract import Release, ReleaseLabel
-from distill.embeddings.class_prompts import has_text, prefix_of, prompts_of
+from contract import Release
+from distill.embeddings.attributes import attributes_of
 from distill.embeddings.text_bank import encode_groups
 from distill.errors import TextError, some
 from distill.evaluation.accuracy import check_features
@@ -32,7 +32,6 @@ from distill.evaluation.score_norm import ScoreNorm
 from distill.models.teacher import Teacher
 
 FIRED: Final = 1.5  # standard deviations above the mean over other images
-PARTS: Final = r"(?<=[.!?;])\s+|,\s+(?:and\s+)?"  # between the sentences and clauses of a text
 
 
 class AttributeEvidence(BaseModel):
@@ -41,10 +40,13 @@ class AttributeEvidence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attribute: Annotated[str, Field(description="'colours: rusty', as the release has it")]
-    cosine: float
+    cosine: Annotated[float, Field(description="Of the image and the attribute with the name")]
     evidence: Annotated[
         float | None,
-        Field(description="Standard deviations of the cosine above its mean over other images"),
+        Field(
+            description="Cosine of the attribute without the name, in standard deviations above "
+            "its mean over other images"
+        ),
     ]
     fired: Annotated[
         bool | None,
@@ -59,7 +61,13 @@ class ExplainedClass(BaseModel):
 
     key: str
     name: str
-    score: Annotated[float, Field(description="Mean cosine over the class's attributes")]
+    score: Annotated[
+        float,
+        Field(
+            description="Mean cosine over the class's attributes, less the bias if the student was "
+            "trained on the class"
+        ),
+    ]
     attributes: Annotated[tuple[AttributeEvidence, ...], Field(description="Strongest first")]
 
 
@@ -85,9 +93,13 @@ class Explanations(BaseModel):
 
 @dataclass(frozen=True)
 class AttributeTexts:
-    """Each attribute of each class: unit features [attributes, dim], class after class."""
+    """Each attribute of each class: unit features [attributes, dim], class after class.
+
+    `features` are of the attribute behind the name of its class, `bare` of the attribute alone.
+    """
 
     features: Tensor
+    bare: Tensor
     owners: Tensor  # [attributes] indices into `keys`
     attributes: tuple[str, ...]
     keys: tuple[str, ...]
@@ -112,31 +124,24 @@ class AttributeTexts:
 def encode_attributes(teacher: Teacher, release: Release) -> AttributeTexts:
     """The attribute texts of every label of `release`."""
     groups: list[tuple[tuple[str], str]] = []
+    bare: list[tuple[tuple[str], str]] = []
     owners: list[int] = []
     attributes: list[str] = []
     for owner, label in enumerate(release.labels):
         prefix = f"a photo of {label.name}"
-        for text in attributes_of(label):
+        for text in attributes_of(label) or ("",):
             groups.append(((f"{prefix} . {text}",), f"{prefix} . ") if text else ((prefix,), ""))
+            bare.append(((text or prefix,), ""))
             attributes.append(text or label.name)
             owners.append(owner)
     return AttributeTexts(
         features=encode_groups(teacher, groups),
+        bare=encode_groups(teacher, bare),
         owners=torch.tensor(owners),
         attributes=tuple(attributes),
         keys=tuple(label.key for label in release.labels),
         names=tuple(label.name for label in release.labels),
     )
-
-
-def attributes_of(label: ReleaseLabel) -> tuple[str, ...]:
-    """What a class is explained by: its attributes, else the parts of its texts, else ("",)."""
-    if has_text(label, "attributes"):
-        prefix = prefix_of(label, "attributes")
-        return tuple(text.removeprefix(prefix) for text in prompts_of(label, "attributes"))
-    texts = [text for text in (label.description, *label.sentences, *label.captions) if text]
-    parts = [part.strip(" .!?,;:") for text in texts for part in re.split(PARTS, text)]
-    return tuple(dict.fromkeys(part for part in parts if part)) or ("",)
 
 
 def restrict(release: Release, classes: Sequence[str]) -> Release:
@@ -160,19 +165,25 @@ def restrict(release: Release, classes: Sequence[str]) -> Release:
 
 
 def explain(
-    features: Tensor, texts: AttributeTexts, top: int, norm: ScoreNorm | None = None
+    features: Tensor,
+    texts: AttributeTexts,
+    top: int,
+    norm: ScoreNorm | None = None,
+    biases: Tensor | None = None,
 ) -> tuple[tuple[ExplainedClass, ...], ...]:
     """The `top` classes of each image, best first, with their attributes, strongest first.
 
     `norm` holds the moments of the model's features of other images. With it, the evidence of an
     attribute is its standardised cosine, and the attribute fired where that is above FIRED.
-    Without it, attributes are ordered by their cosines.
+    Without it, attributes are ordered by their cosines. `biases` [classes] are taken from the
+    scores of the classes.
 
     Raises:
         TextError, DataError: as `AttributeTexts.scores`.
     """
     cosines, scores = texts.scores(features)
-    evidence = None if norm is None else norm.scores(features, texts.features)
+    scores = scores if biases is None else scores - biases
+    evidence = None if norm is None else norm.scores(features, texts.bare)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
     return tuple(
         tuple(

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from contract import Calibration, Report
 from distill.data.pixels import Progress
+from distill.embeddings.attributes import attributes_of
 from distill.embeddings.class_prompts import prefix_of, prompts_of
 from distill.evaluation.figures import EvaluatedSplit
 from distill.export.finished_run import FinishedRun
@@ -138,7 +139,9 @@ def export_run(
         files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
     seen = normalize(eager["seen"], dim=1).numpy()
     files[PHOTO_STATISTICS] = PhotoStatistics.of(seen).save()
-    files[TEXT_BANK] = save({"tensor": run.bank.features.contiguous()})
+    files[TEXT_BANK] = save(
+        {"tensor": run.bank.features.contiguous(), "attributes": texts.attribute_features}
+    )
     files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
@@ -201,12 +204,14 @@ def _onnx_row(
 
 @dataclass(frozen=True)
 class _ExportedTexts:
-    """The text side of a classifier. `prompts` of each class by its key."""
+    """The text side of a classifier. `prompts` and `attributes` of each class by its key."""
 
     encoder: bytes
     tokenizer: bytes
     cleaning: TextCleaning
     prompts: Mapping[str, tuple[str, ...]]
+    attributes: Mapping[str, tuple[str, ...]]
+    attribute_features: Tensor  # unit, [attributes, dim], in the order of the bank's classes
     least_cosine: float  # of a class feature with that of the run's bank
 
 
@@ -221,7 +226,18 @@ def _export_texts(run: FinishedRun, cache: Path | None) -> _ExportedTexts:
         model, tokenizer, context_length=run.teacher.context_length, cleaning=cleaning
     )
     least_cosine = check_texts(encoder, prompts, prefixes, run.bank)
-    return _ExportedTexts(model, tokenizer, cleaning, prompts, least_cosine)
+    attributes = {key: attributes_of(labels[key]) for key in run.bank.keys}
+    every = [text for key in run.bank.keys for text in attributes[key]]
+    features = encoder.encode_each(every) if every else run.bank.features[:0].numpy()
+    return _ExportedTexts(
+        encoder=model,
+        tokenizer=tokenizer,
+        cleaning=cleaning,
+        prompts=prompts,
+        attributes=attributes,
+        attribute_features=torch.from_numpy(features),
+        least_cosine=least_cosine,
+    )
 
 
 def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> Manifest:
@@ -251,6 +267,7 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
                 texts=texts.prompts[key],
                 seen=key not in unseen,
                 origin=f"release {release.hash}",
+                attributes=texts.attributes[key],
             )
             for key, name in zip(bank.keys, bank.names, strict=True)
         ),

@@ -11,5 +11,16 @@ for prediction in classifier.classify(["photo.jpg"]):
 from distill.errors import ClassifierError
 from distill.runtime.classifier import Candidate, Classifier, Prediction
 from distill.runtime.manifest import ClassEntry, Manifest
+from distill.runtime.reasons import Difference, Reason, Reasons
 
-__all__ = ["Candidate", "ClassEntry", "Classifier", "ClassifierError", "Manifest", "Prediction"]
+__all__ = [
+    "Candidate",
+    "ClassEntry",
+    "Classifier",
+    "ClassifierError",
+    "Difference",
+    "Manifest",
+    "Prediction",
+    "Reason",
+    "Reasons",
+]

@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from contract import ReleaseLabel
 from contract.images import upright_rgb
 from distill.data.files.atomic_file import write_atomically
 from distill.data.files.image_file import open_image
+from distill.embeddings.attributes import clauses
 from distill.embeddings.class_prompts import prefix_of
 from distill.errors import (
     ClassExists,
@@ -47,6 +48,7 @@ from distill.runtime.manifest import (
     read_manifest,
 )
 from distill.runtime.photo_class import PhotoStatistics
+from distill.runtime.reasons import DescribedClass, Reasons, find_reasons
 from distill.runtime.text_encoder import Features, TextEncoder
 
 BATCH: Final = 32
@@ -74,11 +76,12 @@ class Prediction:
     """The likeliest classes of one image, best first.
 
     `unknown` says that the best one scores less than the classifier's threshold: the image is
-    likely of none of the classes.
+    likely of none of the classes. `reasons` are found if asked for, and if the classes have texts.
     """
 
     candidates: tuple[Candidate, ...]
     unknown: bool
+    reasons: Reasons | None = None
 
     @property
     def best(self) -> Candidate:
@@ -87,7 +90,10 @@ class Prediction:
 
 
 class Classifier:
-    """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`."""
+    """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`.
+
+    `attributes` [attributes, dim] are those of the attributes of all classes, class after class.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.manifest, self._folder = manifest, folder
@@ -95,7 +101,8 @@ class Classifier:
             folder / manifest.image_encoder, manifest.preprocessing.image_size, threads
         )
         self._changed = False  # classes, since the folder was exported or loaded
-        self.bank = _read_bank(folder, manifest)
+        self.bank, self.attributes = _read_bank(folder, manifest)
+        self._photo_statistics = _read_photo_statistics(folder, manifest)
         self._texts = TextEncoder(
             lambda: read_file(folder, manifest, TEXT_ENCODER),
             read_file(folder, manifest, TOKENIZER),
@@ -157,22 +164,40 @@ class Classifier:
             else:
                 yield self.image_encoder.pixels(open_image(Path(photo)))
 
+    @property
+    def has_reasons(self) -> bool:
+        """Whether a class has a text whose attributes can be reasons."""
+        return self._photo_statistics is not None and any(x.attributes for x in self.classes)
+
     def classify(
-        self, photos: Sequence[Photo], top: int = 5, *, among: Sequence[str] | None = None
+        self,
+        photos: Sequence[Photo],
+        top: int = 5,
+        *,
+        among: Sequence[str] | None = None,
+        reasons: bool = False,
     ) -> list[Prediction]:
         """The `top` likeliest classes of each photo, of all classes or of those `among` (keys).
+
+        With `reasons`, each prediction says what of the best class the photo shows, and what tells
+        it from the runner-up; None where no class has a text.
 
         Raises:
             UnreadableImages: a file is missing, cut off or no image.
             ClassifierError: the classifier has no class, or none of such a key.
         """
         self._rows(among)  # before the photos are read
-        return self.rank(self.encode(photos), top, among=among)
+        return self.rank(self.encode(photos), top, among=among, reasons=reasons)
 
     def rank(
-        self, features: Features, top: int = 5, *, among: Sequence[str] | None = None
+        self,
+        features: Features,
+        top: int = 5,
+        *,
+        among: Sequence[str] | None = None,
+        reasons: bool = False,
     ) -> list[Prediction]:
-        """The `top` likeliest classes for each row of unit image features [images, dim].
+        """`classify`, for each row of unit image features [images, dim].
 
         Raises:
             ClassifierError: the classifier has no class, or none of such a key.
@@ -181,9 +206,32 @@ class Classifier:
         offsets = np.array([self.classes[row].offset for row in rows], np.float32)
         cosines = features @ self.bank[rows].T + offsets
         probabilities = self._probabilities(cosines, rows)
-        return [
+        predictions = [
             self._prediction(rows, *row, top) for row in zip(cosines, probabilities, strict=True)
         ]
+        if not (reasons and self.has_reasons):
+            return predictions
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
+        return [
+            replace(prediction, reasons=self._reasons(image, [rows[i] for i in two]))
+            for prediction, image, two in zip(predictions, features, best, strict=True)
+        ]
+
+    def _reasons(self, image: Features, rows: Sequence[int]) -> Reasons | None:
+        """Those of one image whose best class, and then the runner-up, are at `rows`."""
+        if self._photo_statistics is None:
+            return None
+        best, *others = map(self._described, rows)
+        return find_reasons(image, best, others[0] if others else None, self._photo_statistics)
+
+    def _described(self, row: int) -> DescribedClass:
+        entry = self.classes[row]
+        features = self.attributes[self._attribute_rows(row)]
+        return DescribedClass(entry.key, entry.name, entry.attributes, features, self.bank[row])
+
+    def _attribute_rows(self, row: int) -> slice:
+        start = sum(len(entry.attributes) for entry in self.classes[:row])
+        return slice(start, start + len(self.classes[row].attributes))
 
     def _rows(self, among: Sequence[str] | None) -> list[int]:
         places = {entry.key: row for row, entry in enumerate(self.classes)}
@@ -247,9 +295,29 @@ class Classifier:
         features = self._texts.encode_class(prompts, prefix)
         if not allow_near:
             self._check_near(name, features)
-        added = ClassEntry(key=key or name, name=name, texts=prompts, seen=False, origin=ADDED)
+        attributes = self._attributes_in(name, texts or ())
+        added = ClassEntry(
+            key=key or name,
+            name=name,
+            texts=prompts,
+            seen=False,
+            origin=ADDED,
+            attributes=attributes,
+        )
+        if attributes:
+            encoded = self._texts.encode_each(attributes)
+            self.attributes = np.concatenate([self.attributes, encoded])
         self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
         return added
+
+    def _attributes_in(self, name: str, texts: Sequence[str]) -> tuple[str, ...]:
+        """What of the `texts` of a new class an image can show."""
+        listed = self.manifest.text.strategy == "attributes"  # then each text is one
+        return (
+            tuple(dict.fromkeys(" ".join(x.split()) for x in texts))
+            if listed
+            else clauses(name, texts)
+        )
 
     def add_photos(self, name: str, photos: Sequence[Photo]) -> ClassEntry:
         """Let photos describe the class with this name or key, besides its texts. No training.
@@ -267,12 +335,11 @@ class Classifier:
             )
         if not photos:
             raise ClassifierError(f"there is no photo for the class {entry.name!r}: give one")
-        if PHOTO_STATISTICS not in self.manifest.files:
+        if self._photo_statistics is None:
             raise ClassifierError(
                 f"{self._folder} lists no {PHOTO_STATISTICS}: export the classifier again"
             )
-        statistics = PhotoStatistics.read(read_file(self._folder, self.manifest, PHOTO_STATISTICS))
-        mixed, offset = statistics.mix(
+        mixed, offset = self._photo_statistics.mix(
             self.bank[row], self.encode(photos), self.manifest.calibration.text_photos
         )
         changed = entry.model_copy(update={"photos": len(photos), "offset": offset})
@@ -331,6 +398,7 @@ class Classifier:
         row = self._row_of(name)
         removed = self.classes[row]
         others = (*self.classes[:row], *self.classes[row + 1 :])
+        self.attributes = np.delete(self.attributes, self._attribute_rows(row), axis=0)
         self._replace(others, np.delete(self.bank, row, axis=0))
         return removed
 
@@ -357,7 +425,8 @@ class Classifier:
         """
         target = self._folder if folder is None else Path(folder)
         in_place = folder is None or target.resolve() == self._folder.resolve()
-        bank = save_tensors({"tensor": np.ascontiguousarray(self.bank)})
+        tensors = {"tensor": self.bank, "attributes": self.attributes}
+        bank = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
         # In place, the manifest, which is replaced last, says which of two banks is meant.
         bank_name = (
             f"text_bank-{file_entry(bank).sha256[:12]}.safetensors" if in_place else TEXT_BANK
@@ -446,17 +515,27 @@ def _as_json(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
-def _read_bank(folder: Path, manifest: Manifest) -> Features:
+def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features]:
+    """Features of the classes [classes, dim] and of their attributes [attributes, dim]."""
+    dim, count = manifest.teacher.dim, sum(len(entry.attributes) for entry in manifest.classes)
     content = read_file(folder, manifest, manifest.text_bank)
     try:
-        bank: Features = load_tensors(content)["tensor"]
-    except (SafetensorError, KeyError):
-        bank = np.empty((0, 0), np.float32)
-    if bank.shape != (len(manifest.classes), manifest.teacher.dim):
+        tensors: dict[str, Features] = load_tensors(content)
+    except SafetensorError:
+        tensors = {}
+    bank = tensors.get("tensor", np.empty((0, 0), np.float32))
+    attributes = tensors.get("attributes", np.empty((0, dim), np.float32))
+    if bank.shape != (len(manifest.classes), dim) or attributes.shape != (count, dim):
         raise ClassifierError(
             f"{folder / manifest.text_bank} does not fit {MANIFEST}: export the classifier again"
         )
-    return bank
+    return bank, attributes
+
+
+def _read_photo_statistics(folder: Path, manifest: Manifest) -> PhotoStatistics | None:
+    if PHOTO_STATISTICS not in manifest.files:
+        return None
+    return PhotoStatistics.read(read_file(folder, manifest, PHOTO_STATISTICS))
 
 
 def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:

@@ -10,6 +10,7 @@ from typing import Final
 from PIL import Image, ImageDraw
 
 from distill.runtime.classifier import Prediction
+from distill.runtime.reasons import Reasons
 
 SIDE: Final = 200  # pixels of a thumbnail
 QUALITY: Final = 80  # of its JPEG
@@ -21,7 +22,7 @@ figure { margin: 0; } img { width: 200px; height: 200px; object-fit: contain; ba
 figcaption { overflow-wrap: anywhere; color: #555; font-size: 12px; }
 ol { list-style: none; margin: 0; padding: 0; } li { position: relative; padding: 1px 4px; }
 li span { position: relative; } li i { position: absolute; inset: 0 auto 0 0; background: #cfe3f7; }
-.unknown { color: #8a4b00; }
+.unknown { color: #8a4b00; } .why { margin: 2px 0; font-size: 12px; }
 @media (prefers-color-scheme: dark) { body { color: #eee; background: #16181b; }
   img { background: #24272b; } li i { background: #24496b; } figcaption { color: #aaa; }
   .unknown { color: #ffb765; } }
@@ -88,8 +89,19 @@ def _figure(tile: Tile) -> str:
         for each in tile.prediction.candidates
     )
     unknown = '<div class="unknown">likely none of the classes</div>'
+    why = "" if tile.prediction.reasons is None else _why(tile.prediction.reasons)
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
-        f"{unknown if tile.prediction.unknown else ''}<ol>{rows}</ol>"
+        f"{unknown if tile.prediction.unknown else ''}<ol>{rows}</ol>{why}"
         f"<figcaption>{name}</figcaption></figure>"
     )
+
+
+def _why(reasons: Reasons) -> str:
+    """What speaks for the best class, and what tells it from the runner-up."""
+    speaking = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.speaks]
+    lines = ["For it: " + "; ".join(speaking)] if speaking else []
+    differences = [f"{x.text} ({x.name}, {x.evidence:+.1f})" for x in reasons.differences]
+    if differences:
+        lines.append("Tells apart: " + "; ".join(differences))
+    return "".join(f'<div class="why">{html.escape(line)}</div>' for line in lines)

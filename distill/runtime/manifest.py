@@ -6,8 +6,9 @@ image_encoder.int8.onnx   the same in 8 bits, if asked for
 classifier.onnx           pixels → probabilities of the exported classes, if asked for
 text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
 tokenizer.json            of the text encoder, for the package `tokenizers`
-text_bank*.safetensors    unit text features [classes, dim], a row for each entry of `classes`
-photo_statistics.safetensors   of seen photos, for classes that are described by photos too
+text_bank*.safetensors    unit text features: `tensor` [classes, dim], a row for each entry of
+                          `classes`, and `attributes` [attributes, dim], a row for each of theirs
+photo_statistics.safetensors   of seen photos: for classes described by photos too, and for reasons
 README.md                 the model card
 """
 
@@ -53,6 +54,9 @@ class ClassEntry(_Frozen):
     texts: Annotated[tuple[str, ...], Field(min_length=1, description="Prompts that were encoded")]
     seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
     origin: Annotated[str, Field(description="'release HASH', or 'added'")]
+    attributes: Annotated[
+        tuple[str, ...], Field(description="What an image can show of it, for reasons")
+    ] = ()
     photos: Annotated[int, Field(ge=0, description="That its row was made with, besides texts")] = 0
     offset: Annotated[float, Field(description="Added to the cosine; not 0 with photos")] = 0.0
 

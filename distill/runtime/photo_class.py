@@ -6,7 +6,7 @@ their spread; it then competes with classes that have only a text.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from distill.errors import ClassifierError
 
 Features = NDArray[np.float32]
+MIN_DEVIATION: Final = 1e-6  # of a cosine, if all photos have the same feature
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,17 @@ class PhotoStatistics:
         scale = np.sqrt(text @ self.covariance @ text) / spread if spread > 0 else 1.0
         row = (scale * mixed).astype(np.float32)
         return row, float(self.mean @ text - self.mean @ row)
+
+    def deviations(self, texts: Features) -> Features:
+        """Deviations [texts] of the cosines of seen photos with unit text features [texts, dim]."""
+        variances = ((texts @ self.covariance) * texts).sum(axis=1)
+        deviations: Features = np.sqrt(np.maximum(variances, MIN_DEVIATION**2))
+        return deviations
+
+    def evidence(self, image: Features, texts: Features) -> Features:
+        """How many deviations above its mean over seen photos each cosine [texts] is.
+
+        `image` [dim] and `texts` [texts, dim] are unit features.
+        """
+        evidence: Features = np.divide(texts @ (image - self.mean), self.deviations(texts))
+        return evidence

@@ -90,9 +90,13 @@ class TextEncoder:
         Each text begins with `prefix`, which is repeated before each sentence where a text is
         longer than the context.
         """
+        return _mean(list(self.encode_each(texts, prefix)))
+
+    def encode_each(self, texts: Sequence[str], prefix: str = "") -> Features:
+        """Unit features [texts, dim]; a text beyond the context is the mean over its parts."""
         pieces = [within_context(self, text, prefix) for text in texts]
         encoded = iter(self.encode([piece for text in pieces for piece in text]))
-        return _mean([_mean([next(encoded) for _ in text]) for text in pieces])
+        return np.stack([_mean([next(encoded) for _ in text]) for text in pieces])
 
 
 def open_session(model: bytes | Path, threads: int | None = None) -> ort.InferenceSession:

@@ -17,13 +17,13 @@ export class Classifier {
       read(folder, manifest.image_encoder),
       read(folder, bankName),
     ]);
-    return new Classifier(manifest, await ort.InferenceSession.create(model), tensor(bank));
+    return new Classifier(manifest, await ort.InferenceSession.create(model), tensors(bank));
   }
 
   constructor(manifest, session, bank) {
     this.manifest = manifest;
     this.session = session;
-    this.bank = bank; // Float32Array [classes, dim]
+    this.bank = bank.tensor; // Float32Array [classes, dim]
   }
 
   // The `top` likeliest classes of `photo`, a File or Blob, best first: { key, name, probability,
@@ -63,10 +63,15 @@ async function read(folder, name) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-// The values of the only tensor of a safetensors file: length of the header, header, float32.
-function tensor(file) {
-  const header = Number(new DataView(file.buffer).getBigUint64(0, true));
-  return new Float32Array(file.buffer.slice(8 + header));
+// The float32 tensors of a safetensors file by their names: length of the header, header, values.
+function tensors(file) {
+  const start = 8 + Number(new DataView(file.buffer).getBigUint64(0, true));
+  const { __metadata__: _, ...header } = JSON.parse(new TextDecoder().decode(file.subarray(8, start)));
+  const found = Object.entries(header).map(([name, { data_offsets: [from, to] }]) => [
+    name,
+    new Float32Array(file.buffer.slice(start + from, start + to)),
+  ]);
+  return Object.fromEntries(found);
 }
 
 // The centre square of `photo`, resized to side `size`: RGB planes, Uint8Array [3, size, size].

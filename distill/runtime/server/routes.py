@@ -27,6 +27,7 @@ from distill.runtime.server.schemas import (
     Health,
     PhotoOut,
     Readiness,
+    ReasonsOut,
 )
 from distill.runtime.server.settings import ServerSettings
 from distill.runtime.server.uploads import BODY, Upload, decode, read_uploads
@@ -45,6 +46,14 @@ class Server:
     batcher: Batcher
     decoders: ThreadPoolExecutor
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client wants to know of each photo."""
+
+    top: int
+    reasons: bool
 
 
 async def _server(request: Request) -> Server:  # FastAPI runs what is not async in a thread
@@ -66,6 +75,8 @@ async def classify(
     request: Request,
     server: ServerDep,
     top: Annotated[int, Query(ge=1, le=1000, description="Classes of each photo")] = 5,
+    *,
+    reasons: Annotated[bool, Query(description="Say why, for each photo")] = False,
 ) -> Classified:
     """The likeliest classes of each photo, best first.
 
@@ -76,10 +87,11 @@ async def classify(
     name, classifier = server.live.name, server.live.current()
     if not classifier.classes:
         raise HTTPException(409, "The classifier has no class: add one with POST /v1/classes.")
+    wanted = Wanted(top, reasons)
     with server.batcher.admit(len(uploads)) as admission:
         photos = await _unless_disconnected(
             request,
-            _gather([_classify(each, classifier, admission, server, top) for each in uploads]),
+            _gather([_classify(each, classifier, admission, server, wanted) for each in uploads]),
         )
     if len(photos) == 1 and photos[0].error is not None:
         raise HTTPException(422, f"The photo cannot be read: {photos[0].error}.")
@@ -87,7 +99,7 @@ async def classify(
 
 
 async def _classify(
-    upload: Upload, classifier: Classifier, admission: Admission, server: Server, top: int
+    upload: Upload, classifier: Classifier, admission: Admission, server: Server, wanted: Wanted
 ) -> PhotoOut:
     try:
         features = await _encode(upload, classifier, admission, server)
@@ -95,10 +107,14 @@ async def _classify(
         server.metrics.photos.labels("unreadable").inc()
         reason = error.images[0].removeprefix(f"{upload.name} (").removesuffix(")")
         return PhotoOut(photo=upload.name, error=reason)
-    (prediction,) = classifier.rank(features[None], top)
+    (prediction,) = classifier.rank(features[None], wanted.top, reasons=wanted.reasons)
     server.metrics.photos.labels("unknown" if prediction.unknown else "classified").inc()
-    candidates = [CandidateOut.model_validate(each) for each in prediction.candidates]
-    return PhotoOut(photo=upload.name, candidates=candidates, unknown=prediction.unknown)
+    return PhotoOut(
+        photo=upload.name,
+        candidates=[CandidateOut.model_validate(each) for each in prediction.candidates],
+        unknown=prediction.unknown,
+        reasons=prediction.reasons and ReasonsOut.model_validate(prediction.reasons),
+    )
 
 
 async def _encode(

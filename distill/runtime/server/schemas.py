@@ -19,6 +19,44 @@ class CandidateOut(BaseModel):
     seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
 
 
+class ReasonOut(BaseModel):
+    """An attribute of the best class."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    text: str
+    evidence: Annotated[
+        float, Field(description="Deviations of its cosine above the mean over other photos")
+    ]
+    speaks: Annotated[bool, Field(description="Whether the evidence is clear: above 1.5")]
+
+
+class DifferenceOut(BaseModel):
+    """An attribute that only one of the two best classes has."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    text: str
+    key: Annotated[str, Field(description="Of the class that has it")]
+    name: str
+    difference: Annotated[
+        float, Field(description="How much closer it lies to that class's text, in deviations")
+    ]
+    evidence: Annotated[float, Field(description="Whether the photo shows it, as of a reason")]
+
+
+class ReasonsOut(BaseModel):
+    """Why a photo got its best class."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    attributes: Annotated[list[ReasonOut], Field(description="Of the best class, strongest first")]
+    runner_up: Annotated[str | None, Field(description="Key of the second best class")]
+    differences: Annotated[
+        list[DifferenceOut], Field(description="What tells the best class from the runner-up")
+    ]
+
+
 class PhotoOut(BaseModel):
     """What a photo shows: the likeliest classes, best first, or why it cannot be read."""
 
@@ -26,6 +64,10 @@ class PhotoOut(BaseModel):
     candidates: list[CandidateOut] = []
     unknown: Annotated[
         bool | None, Field(description="Whether the photo is likely of none of the classes")
+    ] = None
+    reasons: Annotated[
+        ReasonsOut | None,
+        Field(description="If asked for; null where the classes have no texts besides names"),
     ] = None
     error: str | None = None
 
@@ -51,6 +93,21 @@ class Classified(BaseModel):
                                 }
                             ],
                             "unknown": False,
+                            "reasons": {
+                                "attributes": [
+                                    {"text": "a green head", "evidence": 2.4, "speaks": True}
+                                ],
+                                "runner_up": "northern shoveler",
+                                "differences": [
+                                    {
+                                        "text": "a wide flat bill",
+                                        "key": "northern shoveler",
+                                        "name": "northern shoveler",
+                                        "difference": 1.9,
+                                        "evidence": -0.3,
+                                    }
+                                ],
+                            },
                             "error": None,
                         }
                     ],

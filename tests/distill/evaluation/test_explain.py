@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from contract import Release, ReleaseLabel, release_hash
 from distill.cli.main import app
+from distill.embeddings.attributes import attributes_of
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, TextError
 from distill.evaluation.accuracy import accuracy
-from distill.evaluation.explain import AttributeTexts, attributes_of, encode_attributes, explain
+from distill.evaluation.explain import AttributeTexts, encode_attributes, explain
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.teacher import load_teacher
 from tests.distill.conftest import DEMO
@@ -20,6 +21,7 @@ from tests.distill.conftest import DEMO
 GENERATOR = torch.Generator().manual_seed(0)
 TEXTS = AttributeTexts(
     features=torch.nn.functional.normalize(torch.randn(6, 4, generator=GENERATOR), dim=1),
+    bare=torch.nn.functional.normalize(torch.randn(6, 4, generator=GENERATOR), dim=1),
     owners=torch.tensor([0, 0, 0, 1, 2, 2]),
     attributes=("a1", "a2", "a3", "b1", "c1", "c2"),
     keys=("a", "b", "c"),
@@ -55,7 +57,7 @@ def test_a_class_is_scored_by_the_mean_cosine_of_its_attributes():
 
 def test_an_attribute_fires_where_it_is_clearly_above_what_it_is_with_other_images():
     others = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
-    cosines = torch.nn.functional.normalize(others, dim=1) @ TEXTS.features.T
+    cosines = torch.nn.functional.normalize(others, dim=1) @ TEXTS.bare.T
     mean, deviation = cosines.mean(dim=0), cosines.std(dim=0, correction=0)
     for image, (best,) in enumerate(explain(others, TEXTS, 1, ScoreNorm.of(others))):
         for each in best.attributes:
@@ -79,8 +81,10 @@ def test_an_attribute_fires_where_it_is_clearly_above_what_it_is_with_other_imag
          ("colours: red", "colours: blue")),
         ({"description": "It has a red crest, long legs, and a bill. It swims."},
          ("It has a red crest", "long legs", "a bill", "It swims")),
+        ({"description": "The fox typically has a bushy tail, and foxes are red."},
+         ("a bushy tail", "foxes are red")),
         ({"sentences": ("A small bird.", "A small bird.")}, ("A small bird",)),
-        ({}, ("",)),
+        ({}, ()),
     ],
 )  # fmt: skip
 def test_any_texts_of_a_class_can_explain_it(texts, expected):
@@ -185,6 +189,24 @@ def test_only_some_classes_compete_if_asked(picture, charm_run):
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)["images"][0]["classes"]
     assert {each["key"] for each in found} == {first.key, second.key}
+
+
+def test_the_runs_bias_is_taken_from_the_classes_it_was_trained_on(picture, charm_run, charm_world):
+    report = json.loads((charm_run / "report.json").read_text())
+    bias = report["calibration"]["seen_bias"]
+    assert bias != 0
+    done = run(picture, "--student", charm_run, "--top", 60, "--json")
+    assert done.exit_code == 0, done.stderr
+    trained = {path.name for path in (charm_world / "train").iterdir()}
+    found = json.loads(done.stdout)["images"][0]["classes"]
+    assert len(found) == 51
+    for each in found:
+        cosines = [x["cosine"] for x in each["attributes"]]
+        mean = sum(cosines) / len(cosines)
+        expected = mean - bias if each["key"] in trained else mean
+        assert each["score"] == pytest.approx(expected, abs=1e-5)
+    scores = [each["score"] for each in found]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):

@@ -102,6 +102,22 @@ def test_many_photos_in_a_form_and_one_as_the_body_get_what_the_classifier_says(
         assert_same(answer, expected[0])
 
 
+def test_reasons_come_if_they_are_asked_for(client, exported_charms, photos):
+    body = photos[0].read_bytes()
+    (plain,) = client.post("/v1/classify", content=body).json()["photos"]
+    assert plain["reasons"] is None
+    (answer,) = client.post("/v1/classify?reasons=true", content=body).json()["photos"]
+    (expected,) = Classifier.load(exported_charms.folder).classify(photos[:1], reasons=True)
+    assert_same(answer, expected)
+    reasons = answer["reasons"]
+    assert reasons["runner_up"] == expected.reasons.runner_up
+    for found, each in zip(reasons["attributes"], expected.reasons.attributes, strict=True):
+        assert (found["text"], found["speaks"]) == (each.text, each.speaks)
+        assert found["evidence"] == pytest.approx(each.evidence, abs=1e-2)
+    for found, each in zip(reasons["differences"], expected.reasons.differences, strict=True):
+        assert (found["text"], found["key"], found["name"]) == (each.text, each.key, each.name)
+
+
 def test_top_says_how_many_classes(client, photos):
     body = photos[0].read_bytes()
     for top, count in ((1, 1), (3, 3), (1000, 51)):
@@ -278,6 +294,7 @@ def test_a_class_is_added_saved_and_removed(ask, classifier_folder, photos):
         "texts": ["a photo of okapi . a horse-like animal with striped legs"],
         "seen": False,
         "origin": "added",
+        "attributes": ["a horse-like animal with striped legs"],
         "photos": 0,
         "offset": 0.0,
     }

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from distill.data.splits import scan_split
+from distill.runtime import Classifier
 from distill.runtime.server.settings import ServerSettings
 from tests.distill.runtime.serving import check_accessibility, serving
 
@@ -97,7 +98,9 @@ def shoot(tab, name):
         tab.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
-def test_a_person_drops_a_photo_adds_a_class_and_removes_it(open_tab, url, photos):
+def test_a_person_drops_a_photo_adds_a_class_and_removes_it(
+    open_tab, url, photos, classifier_folder
+):
     tab = open_tab(url)
     drop(tab, photos[0])
     wait_until_idle(tab)
@@ -106,6 +109,13 @@ def test_a_person_drops_a_photo_adds_a_class_and_removes_it(open_tab, url, photo
     assert shares == sorted(shares, reverse=True)
     width = bars(tab).first.locator(".bar").evaluate("bar => bar.style.width")
     assert float(width.removesuffix("%")) == pytest.approx(shares[0], abs=0.1)
+
+    (prediction,) = Classifier.load(classifier_folder).classify(photos[:1], reasons=True)
+    shown = tab.locator(".card .why dd").all_inner_texts()
+    assert [each.rpartition(" ")[0] for each in shown] == [
+        *(each.text for each in prediction.reasons.attributes if each.speaks),
+        *(f"{each.name}: {each.text}" for each in prediction.reasons.differences),
+    ]
 
     # The text of the best class under another name: the photo that is there finds it at once.
     best = bars(tab).first.locator(".name").inner_text()

@@ -74,7 +74,7 @@ async function answerFor(file) {
   for (let attempt = 1; ; attempt += 1) {
     try {
       const headers = { "Content-Type": file.type || "application/octet-stream" };
-      const answer = await ask(`/v1/classify?top=${SHOWN}`, { method: "POST", body: file, headers });
+      const answer = await ask(`/v1/classify?top=${SHOWN}&reasons=true`, { method: "POST", body: file, headers });
       if (answer.classifier !== classifier) loadClasses();
       return answer.photos[0];
     } catch (error) {
@@ -86,12 +86,13 @@ async function answerFor(file) {
   }
 }
 
-function show(card, { candidates, unknown, error }) {
+function show(card, { candidates, unknown, reasons, error }) {
   card.classList.remove("busy");
   card.classList.toggle("none", Boolean(unknown));
   const verdict = card.querySelector(".verdict");
   verdict.className = `verdict ${error ? "failed" : unknown ? "none" : ""}`;
   verdict.textContent = error ?? (unknown ? "None of these" : candidates[0].name);
+  card.querySelector(".why").replaceChildren(...(reasons ? reasonRows(candidates[0], reasons) : []));
   card.querySelector("ol").replaceChildren(
     ...candidates.map(({ name, probability }) => {
       const row = document.createElement("li");
@@ -103,6 +104,25 @@ function show(card, { candidates, unknown, error }) {
       return row;
     }),
   );
+}
+
+// What speaks for the best class, and what tells it from the runner-up.
+function reasonRows(best, { attributes, differences }) {
+  const group = (title, rows) =>
+    rows.length ? [element("dt", "", title), ...rows.map(([text, evidence]) => reasonRow(text, evidence))] : [];
+  const speaking = attributes.filter(({ speaks }) => speaks);
+  return [
+    ...group(`Speaks for ${best.name}`, speaking.map(({ text, evidence }) => [text, evidence])),
+    ...group("Tells it from the runner-up", differences.map(({ text, name, evidence }) => [`${name}: ${text}`, evidence])),
+  ];
+}
+
+function reasonRow(text, evidence) {
+  const row = element("dd", "", `${text} `);
+  const number = `${evidence < 0 ? "−" : "+"}${Math.abs(evidence).toFixed(1)}`;
+  row.append(element("span", "evidence", number));
+  row.title = "Deviations above the mean over other photos";
+  return row;
 }
 
 function element(tag, className, text = "") {
