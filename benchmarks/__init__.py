@@ -21,6 +21,7 @@ Quality:
 
 - quality.ablation: what each loss and the descriptions add, on real photos
 - quality.clutter: several charms on one image, from one camera and from two
+- quality.look_alikes: scores for unknown photos, with and without look-alikes
 - quality.parity: an exported classifier beside PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions
 - quality.time_to_quality: time until a student is good enough with AdamW, SGD and Muon

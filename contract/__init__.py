@@ -42,6 +42,7 @@ from contract.report import (
     TextDiagnostics,
     TextPlane,
     Thumbnails,
+    UnknownScore,
 )
 from contract.worker import DataFolder, DataKind, Recipe, WorkerOffers
 
@@ -90,6 +91,7 @@ __all__ = [
     "TextStrategy",
     "Thumbnails",
     "TrainConfig",
+    "UnknownScore",
     "WorkerOffers",
     "check_event_data",
     "first_error_line",

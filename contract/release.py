@@ -24,6 +24,9 @@ class ReleaseLabel(BaseModel):
     ] = {}
     sentences: Annotated[tuple[str, ...], Field(description="Diverse sentences on the class")] = ()
     captions: Annotated[tuple[str, ...], Field(description="Captions of typical images")] = ()
+    look_alikes: Annotated[
+        tuple[str, ...], Field(description="Names of other classes that look like this one")
+    ] = ()
 
 
 class TextSource(BaseModel):
@@ -32,7 +35,7 @@ class TextSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    field: Annotated[str, Field(description="description, attributes, sentences or captions")]
+    field: Annotated[str, Field(description="Field of the label that it fills")]
     source: Annotated[str, Field(description="model, replay, person or import")]
     generation_id: int | None = None
     prompt: str | None = None
@@ -66,6 +69,10 @@ def release_hash(labels: Iterable[ReleaseLabel]) -> str:
 
     Ids, times and provenance stay out, so that the same texts imported elsewhere hash the same.
     """
-    body = [label.model_dump(mode="json") for label in labels]
+    # Left out where empty, so that releases without look-alikes keep their hashes.
+    body = [
+        label.model_dump(mode="json", exclude=None if label.look_alikes else {"look_alikes"})
+        for label in labels
+    ]
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

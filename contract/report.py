@@ -87,6 +87,18 @@ class ReliabilityBin(_Frozen):
     accuracy: Annotated[float, Field(description="Share of them that are right, 0 to 1")]
 
 
+class UnknownScore(_Frozen):
+    """How well a score tells images of seen classes from images of unseen ones."""
+
+    score: Annotated[
+        str, Field(description="cosine, softmax, normalised; the first two also with look-alikes")
+    ]
+    auroc: Annotated[float, Field(description="0 to 1")]
+    fpr_at_95_tpr: Annotated[
+        float, Field(description="Unseen images that pass where 95 % of seen ones do, percent")
+    ]
+
+
 class Calibration(_Frozen):
     """How a student's cosines become probabilities, and which images are of no class.
 
@@ -114,11 +126,21 @@ class Calibration(_Frozen):
         float | None,
         Field(description="AUROC of seen against unseen images by the best cosine, 0 to 1"),
     ] = None
-    unknown_auroc_softmax: Annotated[
-        float | None, Field(description="The same by the best probability")
-    ] = None
     unknown_fpr_at_95_tpr: Annotated[
         float | None, Field(description="Unseen images above the threshold, percent")
+    ] = None
+    unknown_scores: Annotated[
+        tuple[UnknownScore, ...], Field(description="That and other scores; empty without unseen")
+    ] = ()
+    look_alikes_reject_seen: Annotated[
+        float | None, Field(description="Seen images most like a look-alike, percent")
+    ] = None
+    look_alikes_reject_unseen: Annotated[
+        float | None, Field(description="Unseen images most like a look-alike, percent")
+    ] = None
+    threshold_rejects_unseen: Annotated[
+        float | None,
+        Field(description="The same by a cosine threshold that rejects as many seen images"),
     ] = None
 
 

@@ -354,6 +354,8 @@ def good_content(call: Call) -> str:
         return json.dumps(
             {"image_caption": f"A {name} stands on grass in the sun, seen as {mark}."}
         )
+    if '"look_alikes"' in asked:
+        return json.dumps({"look_alikes": [f"{colour} {name} decoy" for colour in colours]})
     for many in ("sentences", "captions"):
         if f'"{many}"' in asked:
             return json.dumps({many: [sentence(i) for i in range(8)]})

@@ -1,13 +1,59 @@
 """`distill export`: a finished run as a classifier folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from distill.cli.console import CACHE, CacheOption, JsonOption, bars, notes, one_line_errors
+from distill.errors import TextError
+
+if TYPE_CHECKING:
+    from distill.runtime.manifest import Manifest
+
+
+def look_alikes_given(given: str | None, run: Path) -> tuple[str, ...]:
+    """The names of --look-alikes, without those of the classes of the release in the folder `run`.
+
+    Raises:
+        TextError: the file cannot be read, or there is no such name.
+    """
+    from distill.data.releases import read_release
+    from distill.embeddings.look_alikes import look_alikes_of, read_look_alikes
+    from distill.export.finished_run import RELEASE_FILE
+
+    if given is None:
+        return ()
+    release = read_release(run / RELEASE_FILE)
+    if given != "release":
+        return read_look_alikes(Path(given), (label.name for label in release.labels))
+    if names := look_alikes_of(release):
+        return names
+    raise TextError(
+        f"the release {release.name!r} has no look-alikes: run the prompt look-alikes and release "
+        "again, or give a file"
+    )
+
+
+def print_unknown_scores(manifest: "Manifest") -> None:
+    """What scores for unknown images are worth, with and without look-alikes."""
+    calibration = manifest.calibration
+    count = len(manifest.look_alikes)
+    if not calibration.unknown_scores:
+        notes.print(f"{count} look-alikes, not measured: there are no unseen images")
+        return
+    table = Table("score for unknown images", "AUROC", "FPR at 95 % TPR")
+    for row in calibration.unknown_scores:
+        table.add_row(row.score, f"{row.auroc:.3f}", f"{row.fpr_at_95_tpr:.1f}")
+    Console().print(table)
+    notes.print(
+        f"{count} look-alikes reject {calibration.look_alikes_reject_seen:.1f} % of seen and "
+        f"{calibration.look_alikes_reject_unseen:.1f} % of unseen images; a cosine threshold that "
+        f"rejects as many seen ones rejects {calibration.threshold_rejects_unseen:.1f} % of unseen "
+        "ones"
+    )
 
 
 @one_line_errors
@@ -30,6 +76,13 @@ def export(
         bool,
         typer.Option("--bake", help="Also classifier.onnx: image to probabilities, fixed classes."),
     ] = False,
+    look_alikes: Annotated[
+        str | None,
+        typer.Option(
+            help="Also reject images that are more like one of these: a file with one name a line, "
+            'or "release" for those of the release.'
+        ),
+    ] = None,
     rival: Annotated[
         list[str] | None,
         typer.Option(help="open_clip model to compare with: NAME@TAG, hf-hub:…, local-dir:…"),
@@ -45,6 +98,7 @@ def export(
     from distill.export.classifier_folder import ExportOptions, export_run
     from distill.export.finished_run import load_run
 
+    names = look_alikes_given(look_alikes, run)  # before minutes are spent
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
         options = ExportOptions(
@@ -53,6 +107,7 @@ def export(
             bake=bake,
             rivals=tuple(rival or ()),
             open_clip=open_clip,
+            look_alikes=names,
         )
         exported = export_run(
             finished, out, options=options, cache=cache, progress=bar("Exporting")
@@ -78,6 +133,8 @@ def export(
         f"images; features within {exported.feature_difference:.0e}, texts within "
         f"{1 - exported.text_cosine:.0e} in cosine"
     )
+    if look_alikes is not None:
+        print_unknown_scores(exported.manifest)
     for remark in exported.remarks:
         notes.print(remark, markup=False)
     notes.print(f"classifier: {out}", markup=False)

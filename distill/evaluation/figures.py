@@ -16,7 +16,6 @@ from distill.data.splits import Split
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import check_features
 from distill.evaluation.calibration import (
-    auroc,
     cross_fitted_error,
     cross_fitted_reliability,
     expected_calibration_error,
@@ -26,8 +25,10 @@ from distill.evaluation.calibration import (
     threshold_at,
 )
 from distill.evaluation.joint import ausuc, best_point, outcomes
+from distill.evaluation.score_norm import ScoreNorm
+from distill.evaluation.unknown import KNOWN_SHARE, Scorer, compare_scores, rejected
 
-KNOWN_SHARE: Final = 0.95  # of seen images that the threshold for unknown ones accepts
+MIN_SHARE: Final = 1e-6  # of seen images that a threshold lets pass: at least one
 EvaluatedSplit = Literal["seen", "unseen"]
 
 
@@ -38,11 +39,14 @@ def calibrate(
     *,
     temperature: float,
     seen_bias: float,
+    norm: ScoreNorm,
+    look_alikes: Tensor | None = None,
 ) -> Calibration:
     """Temperature and threshold of a student, fitted on seen validation images, and their worth.
 
     `features` [images, dim] of each split need no normalisation, `temperature` is the training's.
-    Without unseen images, what is measured on them is None.
+    `norm` are the moments of its training images, `look_alikes` [look-alikes, dim] unit text
+    features if there are any. Without unseen images, what is measured on them is None.
 
     Raises:
         TextError: the bank lacks a class, or has another dimension.
@@ -66,19 +70,30 @@ def calibrate(
     )
     if "unseen" not in features:
         return calibration
-    others = normalize(features["unseen"], dim=1) @ text.T
-    unknown = others.max(dim=1).values
-    by_softmax = [
-        torch.softmax(scores.double() / fitted, dim=1).max(dim=1).values
-        for scores in (cosines, others)
-    ]
     return calibration.model_copy(
-        update={
-            "unknown_auroc": auroc(known, unknown),
-            "unknown_auroc_softmax": auroc(*by_softmax),
-            "unknown_fpr_at_95_tpr": false_positive_rate(known, unknown, KNOWN_SHARE),
-        }
+        update=unknown_figures(features, Scorer(text, fitted, norm, look_alikes))
     )
+
+
+def unknown_figures(features: Mapping[EvaluatedSplit, Tensor], scorer: Scorer) -> dict[str, object]:
+    """The fields of Calibration on unseen images as unknown ones."""
+    seen, unseen = features["seen"], features["unseen"]
+    scores = compare_scores(scorer, seen, unseen)
+    found: dict[str, object] = {
+        "unknown_auroc": scores[0].auroc,
+        "unknown_fpr_at_95_tpr": scores[0].fpr_at_95_tpr,
+        "unknown_scores": scores,
+    }
+    if scorer.look_alikes is None:
+        return found
+    by_look_alikes = rejected(seen, scorer.text, scorer.look_alikes)
+    known, unknown = (scorer.scores(images)["cosine"] for images in (seen, unseen))
+    accepted = max(1 - by_look_alikes / 100, MIN_SHARE)
+    return found | {
+        "look_alikes_reject_seen": by_look_alikes,
+        "look_alikes_reject_unseen": rejected(unseen, scorer.text, scorer.look_alikes),
+        "threshold_rejects_unseen": 100 - false_positive_rate(known, unknown, accepted),
+    }
 
 
 def joint_accuracy(

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,10 @@ from contract import Calibration, Report
 from distill.data.pixels import Progress
 from distill.embeddings.attributes import attributes_of
 from distill.embeddings.class_prompts import prefix_of, prompts_of
-from distill.evaluation.figures import EvaluatedSplit
+from distill.embeddings.look_alikes import prompt_of
+from distill.embeddings.text_bank import TextBank
+from distill.evaluation.figures import EvaluatedSplit, unknown_figures
+from distill.evaluation.unknown import Scorer
 from distill.export.finished_run import FinishedRun
 from distill.export.model_card import model_card
 from distill.export.onnx import baked_classifier, image_encoder, text_encoder
@@ -65,6 +68,7 @@ class ExportOptions:
     bake: bool = False  # image → probabilities of the present classes
     rivals: tuple[str, ...] = ()  # open_clip models to compare with
     open_clip: bool = False  # the student with the teacher's text tower as an open_clip folder
+    look_alikes: tuple[str, ...] = ()  # names of classes that images are rejected for
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def export_run(
     size = run.pixels["seen"].shape[-1]
     files = {IMAGE_ENCODER: image_encoder(run.student, size)}
     progress(1, STEPS)
-    texts = _export_texts(run, cache)
+    texts = _export_texts(run, options.look_alikes, cache)
     files |= {TEXT_ENCODER: texts.encoder, TOKENIZER: texts.tokenizer}
     progress(2, STEPS)
     eager = {name: run.student.encode(pixels) for name, pixels in run.pixels.items()}
@@ -134,13 +138,21 @@ def export_run(
         remarks += _remarks_on_open_clip(run)
     rows += [teacher_row(run), *(rival_row(rival, run, cache) for rival in rivals)]
     progress(4, STEPS)
-    manifest = _manifest(run, texts, measured).model_copy(update={"image_encoder": used})
+    manifest = _manifest(run, texts, measured).model_copy(
+        update={"image_encoder": used, "look_alikes": options.look_alikes}
+    )
+    if options.look_alikes:
+        manifest = _with_figures(manifest, run, eager, texts.look_alike_features)
     if options.bake:
         files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
     seen = normalize(eager["seen"], dim=1).numpy()
     files[PHOTO_STATISTICS] = PhotoStatistics.of(seen).save()
     files[TEXT_BANK] = save(
-        {"tensor": run.bank.features.contiguous(), "attributes": texts.attribute_features}
+        {
+            "tensor": run.bank.features.contiguous(),
+            "attributes": texts.attribute_features,
+            "look_alikes": texts.look_alike_features,
+        }
     )
     files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
@@ -212,11 +224,16 @@ class _ExportedTexts:
     prompts: Mapping[str, tuple[str, ...]]
     attributes: Mapping[str, tuple[str, ...]]
     attribute_features: Tensor  # unit, [attributes, dim], in the order of the bank's classes
+    look_alike_features: Tensor  # unit, [look-alikes, dim]
     least_cosine: float  # of a class feature with that of the run's bank
 
 
-def _export_texts(run: FinishedRun, cache: Path | None) -> _ExportedTexts:
-    """Export the teacher's text tower, and check it on all texts of the release."""
+def _export_texts(
+    run: FinishedRun, look_alikes: Sequence[str], cache: Path | None
+) -> _ExportedTexts:
+    """Export the teacher's text tower, check it on all texts of the release, and encode the rest
+    of the classifier's texts with it.
+    """
     model = text_encoder(run.teacher, cache)
     tokenizer, cleaning = tokenizer_json(run.teacher)
     labels, strategy = {label.key: label for label in run.release.labels}, run.bank.strategy
@@ -228,16 +245,39 @@ def _export_texts(run: FinishedRun, cache: Path | None) -> _ExportedTexts:
     least_cosine = check_texts(encoder, prompts, prefixes, run.bank)
     attributes = {key: attributes_of(labels[key]) for key in run.bank.keys}
     every = [text for key in run.bank.keys for text in attributes[key]]
-    features = encoder.encode_each(every) if every else run.bank.features[:0].numpy()
     return _ExportedTexts(
         encoder=model,
         tokenizer=tokenizer,
         cleaning=cleaning,
         prompts=prompts,
         attributes=attributes,
-        attribute_features=torch.from_numpy(features),
+        attribute_features=_encode_each(encoder, every, run.bank),
+        look_alike_features=_encode_each(encoder, list(map(prompt_of, look_alikes)), run.bank),
         least_cosine=least_cosine,
     )
+
+
+def _encode_each(encoder: TextEncoder, texts: Sequence[str], bank: TextBank) -> Tensor:
+    """Unit features [texts, dim], also of no text."""
+    return torch.from_numpy(encoder.encode_each(texts)) if texts else bank.features[:0].clone()
+
+
+def _with_figures(
+    manifest: Manifest,
+    run: FinishedRun,
+    features: Mapping[EvaluatedSplit, Tensor],
+    look_alikes: Tensor,
+) -> Manifest:
+    """`manifest` with what its scores for unknown images are worth, if there are unseen ones.
+
+    `features` [images, dim] of each split are the student's.
+    """
+    if "unseen" not in features:
+        return manifest
+    text, calibration = run.bank.select(run.splits["seen"].keys).features, manifest.calibration
+    scorer = Scorer(text, calibration.temperature, run.score_norm, look_alikes)
+    figures = calibration.model_copy(update=unknown_figures(features, scorer))
+    return manifest.model_copy(update={"calibration": figures})
 
 
 def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> Manifest:

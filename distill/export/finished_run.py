@@ -14,6 +14,8 @@ from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, ModelError
 from distill.evaluation.figures import EvaluatedSplit
 from distill.evaluation.report.training_report import read_report
+from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
+from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import Student, load_student
 from distill.models.teacher import Teacher, load_teacher
@@ -35,6 +37,7 @@ class FinishedRun:
     train: Split
     splits: Mapping[EvaluatedSplit, Split]
     pixels: Mapping[EvaluatedSplit, Pixels]  # uint8 [images, 3, size, size]
+    score_norm: ScoreNorm
 
 
 def load_run(
@@ -70,4 +73,14 @@ def load_run(
         name: open_pixels(split, size, cache, report.config.pixels, bar(f"Pixels, {name}"))
         for name, split in splits.items()
     }
-    return FinishedRun(report, release, bank, student, loaded, found["train"], splits, pixels)
+    return FinishedRun(
+        report=report,
+        release=release,
+        bank=bank,
+        student=student,
+        teacher=loaded,
+        train=found["train"],
+        splits=splits,
+        pixels=pixels,
+        score_norm=ScoreNorm.load(folder / SCORE_NORM_FILE),
+    )

@@ -87,7 +87,26 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes pass (AUROC "
         f"{calibration.unknown_auroc:.3f})."
     )
-    return "\n\n".join(("\n".join(lines), joint, certain))
+    parts = ("\n".join(lines), joint, certain)
+    return "\n\n".join((*parts, _look_alikes(manifest)) if manifest.look_alikes else parts)
+
+
+def _look_alikes(manifest: Manifest) -> str:
+    """What look-alikes are worth, beside other scores for unknown images."""
+    calibration = manifest.calibration
+    lines = ["| score for unknown images | AUROC | FPR at 95 % TPR |", "| --- | ---: | ---: |"]
+    lines += [
+        f"| {row.score} | {row.auroc:.3f} | {row.fpr_at_95_tpr:.1f} % |"
+        for row in calibration.unknown_scores
+    ]
+    rejected = (
+        f"An image that is more like one of {len(manifest.look_alikes)} look-alikes than like any "
+        f"class is called unknown, too: {calibration.look_alikes_reject_seen:.1f} % of seen and "
+        f"{calibration.look_alikes_reject_unseen:.1f} % of unseen images, among seen classes. "
+        "A cosine threshold that rejects as many seen images rejects "
+        f"{calibration.threshold_rejects_unseen:.1f} % of unseen ones."
+    )
+    return rejected + "\n\n" + "\n".join(lines)
 
 
 def format_table(rows: Sequence[FormatRow]) -> str:

@@ -14,6 +14,8 @@ from contract import Report
 from distill.data.files.classifier_zip import FOLDER, MANIFEST
 from distill.data.pixels import Progress
 from distill.errors import Interrupted
+from distill.evaluation.score_norm import FILE as SCORE_NORM_FILE
+from distill.evaluation.score_norm import ScoreNorm
 from distill.models.student import Student
 from distill.pipeline.results import EVALUATED, RunInputs
 
@@ -84,5 +86,6 @@ def _export(
         train=run.inputs.splits["train"],
         splits={split: run.inputs.splits[split] for split in evaluated},
         pixels={split: run.pixels[split] for split in evaluated},
+        score_norm=ScoreNorm.load(folder.parent / SCORE_NORM_FILE),
     )
     return export_run(finished, folder, cache=run.inputs.cache, progress=progress)

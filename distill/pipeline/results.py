@@ -32,6 +32,7 @@ from contract import (
 )
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels
+from distill.embeddings.look_alikes import look_alikes_of, prompt_of
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.accuracy import accuracy, imitation
 from distill.evaluation.diagnostics import diagnose, pulled_apart, text_plane
@@ -103,7 +104,7 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
     norm = ScoreNorm.of(features["train"])
     norm.save(out / SCORE_NORM_FILE)
     report = _build_report(run, student, features, norm, epochs)
-    report = report.model_copy(update=_joint_and_calibration(run, student, features))
+    report = report.model_copy(update=_joint_and_calibration(run, student, features, norm))
     pictures = _draw_pictures(run, report, out)
     report = report.model_copy(update={**pictures, "finished_at": datetime.now(UTC)})
     names = run.bank.names
@@ -159,7 +160,7 @@ def _build_report(
 
 
 def _joint_and_calibration(
-    run: RunInputs, student: Student, features: Mapping[SplitName, Tensor]
+    run: RunInputs, student: Student, features: Mapping[SplitName, Tensor], norm: ScoreNorm
 ) -> dict[str, object]:
     """The fields of the report on seen and unseen classes together, and on probabilities."""
     bank = run.bank
@@ -170,8 +171,15 @@ def _joint_and_calibration(
     }
     tested = by_model["student"]
     bias, text_photos = _choose_for_new_classes(run, student, features["seen"])
+    names = look_alikes_of(run.release)
     calibration = calibrate(
-        tested, splits, bank, temperature=run.config.temperature, seen_bias=bias
+        tested,
+        splits,
+        bank,
+        temperature=run.config.temperature,
+        seen_bias=bias,
+        norm=norm,
+        look_alikes=run.inputs.teacher.encode_text(list(map(prompt_of, names))) if names else None,
     ).model_copy(update={"text_photos": text_photos})
     if "unseen" not in splits:
         return {"calibration": calibration}

@@ -1,13 +1,10 @@
 """A classifier folder, loaded: photos to classes, and classes that come and go by their text."""
 
-import re
 import secrets
 import shutil
-import unicodedata
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Final, Self
@@ -25,6 +22,7 @@ from distill.data.files.atomic_file import write_atomically
 from distill.data.files.image_file import open_image
 from distill.embeddings.attributes import clauses
 from distill.embeddings.class_prompts import prefix_of
+from distill.embeddings.look_alikes import plain_spelling
 from distill.errors import (
     ClassExists,
     ClassifierChanged,
@@ -75,8 +73,9 @@ class Candidate:
 class Prediction:
     """The likeliest classes of one image, best first.
 
-    `unknown` says that the best one scores less than the classifier's threshold: the image is
-    likely of none of the classes. `reasons` are found if asked for, and if the classes have texts.
+    `unknown` says that the image is likely of none of the classes: the best one scores less than
+    the classifier's threshold, or than a look-alike. `reasons` are found if asked for, and if the
+    classes have texts.
     """
 
     candidates: tuple[Candidate, ...]
@@ -92,7 +91,8 @@ class Prediction:
 class Classifier:
     """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`.
 
-    `attributes` [attributes, dim] are those of the attributes of all classes, class after class.
+    `attributes` [attributes, dim] are those of the attributes of all classes, class after class,
+    `look_alikes` [look-alikes, dim] those of `manifest.look_alikes`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
@@ -101,7 +101,7 @@ class Classifier:
             folder / manifest.image_encoder, manifest.preprocessing.image_size, threads
         )
         self._changed = False  # classes, since the folder was exported or loaded
-        self.bank, self.attributes = _read_bank(folder, manifest)
+        self.bank, self.attributes, self.look_alikes = _read_bank(folder, manifest)
         self._photo_statistics = _read_photo_statistics(folder, manifest)
         self._texts = TextEncoder(
             lambda: read_file(folder, manifest, TEXT_ENCODER),
@@ -206,8 +206,10 @@ class Classifier:
         offsets = np.array([self.classes[row].offset for row in rows], np.float32)
         cosines = features @ self.bank[rows].T + offsets
         probabilities = self._probabilities(cosines, rows)
+        unknown = self._unknown(features, cosines, rows)
         predictions = [
-            self._prediction(rows, *row, top) for row in zip(cosines, probabilities, strict=True)
+            self._prediction(rows, *row, top)
+            for row in zip(cosines, probabilities, unknown, strict=True)
         ]
         if not (reasons and self.has_reasons):
             return predictions
@@ -245,15 +247,38 @@ class Classifier:
 
     def _probabilities(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
         """softmax((cosine − seen_bias · seen) / temperature), [photos, classes]."""
-        calibration = self.manifest.calibration
-        bias = calibration.seen_bias * np.array([self.classes[row].seen for row in rows])
-        scores = (cosines.astype(np.float64) - bias) / calibration.temperature
+        biased = self._biased(cosines, rows)
+        scores = biased / self.manifest.calibration.temperature
         exps = np.exp(scores - scores.max(axis=1, keepdims=True))
         probabilities: NDArray[np.float64] = exps / exps.sum(axis=1, keepdims=True)
         return probabilities
 
+    def _biased(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
+        """Cosines [photos, classes], less the bias where the student was trained on the class."""
+        seen = np.array([self.classes[row].seen for row in rows])
+        biased: NDArray[np.float64] = cosines - self.manifest.calibration.seen_bias * seen
+        return biased
+
+    def _unknown(
+        self, features: Features, cosines: Features, rows: Sequence[int]
+    ) -> NDArray[np.bool_]:
+        """Whether each photo is likely of none of the classes at `rows`, [photos]."""
+        threshold = self.manifest.calibration.unknown_threshold
+        unknown = np.zeros(len(features), bool)
+        if threshold is not None:
+            unknown |= cosines.max(axis=1) < threshold
+        if len(self.look_alikes):
+            others = (features @ self.look_alikes.T).max(axis=1)
+            unknown |= others > self._biased(cosines, rows).max(axis=1)
+        return unknown
+
     def _prediction(
-        self, rows: Sequence[int], cosines: Features, probabilities: NDArray[np.float64], top: int
+        self,
+        rows: Sequence[int],
+        cosines: Features,
+        probabilities: NDArray[np.float64],
+        unknown: bool,
+        top: int,
     ) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
         candidates = tuple(
@@ -266,9 +291,7 @@ class Classifier:
             )
             for i in order
         )
-        threshold = self.manifest.calibration.unknown_threshold
-        unknown = threshold is not None and float(cosines.max()) < threshold
-        return Prediction(candidates, unknown)
+        return Prediction(candidates, bool(unknown))
 
     def add(
         self,
@@ -307,8 +330,20 @@ class Classifier:
         if attributes:
             encoded = self._texts.encode_each(attributes)
             self.attributes = np.concatenate([self.attributes, encoded])
+        self._drop_look_alike(name)
         self._replace((*self.classes, added), np.concatenate([self.bank, features[None]]))
         return added
+
+    def _drop_look_alike(self, name: str) -> None:
+        """Let a look-alike that is a class from now on reject no image."""
+        names = self.manifest.look_alikes
+        kept = [
+            row for row, each in enumerate(names) if plain_spelling(each) != plain_spelling(name)
+        ]
+        self.look_alikes = self.look_alikes[kept]
+        self.manifest = self.manifest.model_copy(
+            update={"look_alikes": tuple(names[row] for row in kept)}
+        )
 
     def _attributes_in(self, name: str, texts: Sequence[str]) -> tuple[str, ...]:
         """What of the `texts` of a new class an image can show."""
@@ -357,9 +392,9 @@ class Classifier:
         name = " ".join(name.split())
         if not name:
             raise ClassifierError("a new class needs a name: none was given")
-        spelling = _spelling(name)
+        spelling = plain_spelling(name)
         for entry in self.classes:
-            same = spelling in (_spelling(entry.name), _spelling(entry.key))
+            same = spelling in (plain_spelling(entry.name), plain_spelling(entry.key))
             if same or (key or name) == entry.key:
                 raise ClassExists(
                     f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
@@ -403,9 +438,9 @@ class Classifier:
         return removed
 
     def _row_of(self, name: str) -> int:
-        spelling = _spelling(name)
+        spelling = plain_spelling(name)
         for row, entry in enumerate(self.classes):
-            if name == entry.key or spelling == _spelling(entry.name):
+            if name == entry.key or spelling == plain_spelling(entry.name):
                 return row
         raise UnknownClass(f"the classifier has no class {name!r}")
 
@@ -425,7 +460,11 @@ class Classifier:
         """
         target = self._folder if folder is None else Path(folder)
         in_place = folder is None or target.resolve() == self._folder.resolve()
-        tensors = {"tensor": self.bank, "attributes": self.attributes}
+        tensors = {
+            "tensor": self.bank,
+            "attributes": self.attributes,
+            "look_alikes": self.look_alikes,
+        }
         bank = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
         # In place, the manifest, which is replaced last, says which of two banks is meant.
         bank_name = (
@@ -515,21 +554,25 @@ def _as_json(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
-def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features]:
-    """Features of the classes [classes, dim] and of their attributes [attributes, dim]."""
-    dim, count = manifest.teacher.dim, sum(len(entry.attributes) for entry in manifest.classes)
+def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features, Features]:
+    """Features [rows, dim] of the classes, of their attributes, and of the look-alikes."""
     content = read_file(folder, manifest, manifest.text_bank)
     try:
         tensors: dict[str, Features] = load_tensors(content)
     except SafetensorError:
         tensors = {}
-    bank = tensors.get("tensor", np.empty((0, 0), np.float32))
-    attributes = tensors.get("attributes", np.empty((0, dim), np.float32))
-    if bank.shape != (len(manifest.classes), dim) or attributes.shape != (count, dim):
+    counts = {
+        "tensor": len(manifest.classes),
+        "attributes": sum(len(entry.attributes) for entry in manifest.classes),
+        "look_alikes": len(manifest.look_alikes),
+    }
+    nothing = np.empty((0, manifest.teacher.dim), np.float32)
+    found = {name: tensors.get(name, nothing) for name in counts}
+    if any(found[name].shape != (counts[name], manifest.teacher.dim) for name in counts):
         raise ClassifierError(
             f"{folder / manifest.text_bank} does not fit {MANIFEST}: export the classifier again"
         )
-    return bank, attributes
+    return found["tensor"], found["attributes"], found["look_alikes"]
 
 
 def _read_photo_statistics(folder: Path, manifest: Manifest) -> PhotoStatistics | None:
@@ -541,10 +584,3 @@ def _read_photo_statistics(folder: Path, manifest: Manifest) -> PhotoStatistics 
 def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:
     while batch := list(islice(pixels, BATCH)):
         yield batch
-
-
-@lru_cache(maxsize=100_000)  # each new class is compared with all others
-def _spelling(name: str) -> str:
-    """What two spellings of a name have in common: letters and digits, without case or accents."""
-    plain = unicodedata.normalize("NFKD", name.casefold())
-    return re.sub(r"[\W_]+", "", "".join(x for x in plain if not unicodedata.combining(x)))

@@ -7,7 +7,8 @@ classifier.onnx           pixels → probabilities of the exported classes, if a
 text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
 tokenizer.json            of the text encoder, for the package `tokenizers`
 text_bank*.safetensors    unit text features: `tensor` [classes, dim], a row for each entry of
-                          `classes`, and `attributes` [attributes, dim], a row for each of theirs
+                          `classes`, `attributes` [attributes, dim], a row for each of theirs,
+                          and `look_alikes` [look-alikes, dim]
 photo_statistics.safetensors   of seen photos: for classes described by photos too, and for reasons
 README.md                 the model card
 """
@@ -137,6 +138,9 @@ class Manifest(_Frozen):
     ] = None
     versions: Annotated[dict[str, str], Field(description="Of the packages that wrote it")] = {}
     classes: tuple[ClassEntry, ...]
+    look_alikes: Annotated[
+        tuple[str, ...], Field(description="An image most like one of these is of no class")
+    ] = ()
     image_encoder: Annotated[str, Field(description="File of the encoder in use")] = IMAGE_ENCODER
     files: dict[str, FileEntry]
 

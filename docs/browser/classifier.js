@@ -24,6 +24,7 @@ export class Classifier {
     this.manifest = manifest;
     this.session = session;
     this.bank = bank.tensor; // Float32Array [classes, dim]
+    this.lookAlikes = bank.look_alikes; // Float32Array [look-alikes, dim]
   }
 
   // The `top` likeliest classes of `photo`, a File or Blob, best first: { key, name, probability,
@@ -37,11 +38,12 @@ export class Classifier {
 
   // The same for the unit features [dim] of a photo.
   rank(features, top) {
-    const { classes, calibration } = this.manifest;
-    const cosines = classes.map(({ offset = 0 }, row) => {
-      const text = this.bank.subarray(row * features.length, (row + 1) * features.length);
-      return text.reduce((sum, value, index) => sum + value * features[index], offset);
-    });
+    const { classes, calibration, look_alikes } = this.manifest;
+    const cosine = (bank, row, offset = 0) =>
+      bank
+        .subarray(row * features.length, (row + 1) * features.length)
+        .reduce((sum, value, index) => sum + value * features[index], offset);
+    const cosines = classes.map(({ offset }, row) => cosine(this.bank, row, offset));
     const scores = classes.map(
       ({ seen }, row) => (cosines[row] - calibration.seen_bias * seen) / calibration.temperature,
     );
@@ -53,7 +55,9 @@ export class Classifier {
       .sort((a, b) => b.probability - a.probability)
       .slice(0, top);
     const threshold = calibration.unknown_threshold ?? -Infinity;
-    return { candidates, unknown: Math.max(...cosines) < threshold };
+    const others = look_alikes.map((_, row) => cosine(this.lookAlikes, row));
+    const isLookAlike = Math.max(...others) > most * calibration.temperature;
+    return { candidates, unknown: isLookAlike || Math.max(...cosines) < threshold };
   }
 }
 

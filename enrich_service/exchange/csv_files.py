@@ -21,7 +21,7 @@ from enrich_service.labels import service as label_service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.models import ReleaseRow
 
-_LISTS = ("attributes", "sentences", "captions")
+_LISTS = ("attributes", "sentences", "captions", "look_alikes")
 RELEASE_COLUMNS = ("key", "name", "context", "description", *_LISTS)
 GENERATION_COLUMNS = tuple(name for name in GenerationRecord.model_fields if name != "record")
 REVIEW_COLUMNS = ("generation", "kind", "label_name", "action", "reason", "author", "at")

@@ -14,11 +14,13 @@ class PromptKind(StrEnum):
     ATTRIBUTES = "attributes"
     SENTENCES = "sentences"
     CAPTIONS = "captions"
+    LOOK_ALIKES = "look_alikes"
     IMAGE_CAPTION = "image_caption"
 
 
 RELEASED_KINDS = tuple(kind for kind in PromptKind if kind is not PromptKind.IMAGE_CAPTION)
-UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS)  # a release unites their samples
+# A release unites their samples.
+UNION_KINDS = (PromptKind.SENTENCES, PromptKind.CAPTIONS, PromptKind.LOOK_ALIKES)
 DEFAULT_PROMPT = "visual-description"
 
 

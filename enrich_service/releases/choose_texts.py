@@ -3,8 +3,8 @@
 The text of a label, for each requested field, is the first of:
 1. the text that a person locked;
 2. the newest text that a person wrote for it, or that was imported as an edit of another;
-3. the newest accepted text of the requested prompt version (for sentences and captions: the union
-   of the samples, in order);
+3. the newest accepted text of the requested prompt version (for sentences, captions and
+   look-alikes: the union of the samples, in order);
 4. the newest imported text.
 Texts rejected by a person are never used, and with `approved_only` only approved ones are.
 Texts of different languages are not mixed: a label gets the text of the first requested language

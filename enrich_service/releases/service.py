@@ -22,7 +22,7 @@ from enrich_service.releases.schemas import (
     ReleaseView,
 )
 
-_TEXT_FIELDS = ("description", "attributes", "sentences", "captions")
+_TEXT_FIELDS = ("description", "attributes", "sentences", "captions", "look_alikes")
 _NAMED_IN_ERRORS = 5
 
 

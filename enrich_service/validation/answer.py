@@ -8,6 +8,7 @@ from typing import Any
 from enrich_service.core.text import storable
 
 ENGLISH = "English"
+SHORT_KINDS = ("attributes", "look_alikes")  # phrases and names, no sentences
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Answer:
 
     @property
     def prose(self) -> tuple[str, ...]:
-        """The texts that are sentences, so not attribute values such as "red"."""
-        return () if self.kind == "attributes" else self.texts
+        """The texts that are sentences, so no attribute values ("red") and no names."""
+        return () if self.kind in SHORT_KINDS else self.texts
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ PASSED = Verdict()
 
 
 def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:
-    """The parts that must differ between labels: each text, or all attributes together."""
-    return ("; ".join(texts),) if kind == "attributes" and texts else texts
+    """The parts that must differ between labels: each text, or all attributes or names together."""
+    return ("; ".join(texts),) if kind in SHORT_KINDS and texts else texts
 
 
 def read_object(text: str) -> dict[str, Any] | None:
@@ -85,7 +86,7 @@ def _tidy(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def texts_of(kind: str, parsed: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The texts of an answer: a description, K sentences or captions, or all attribute values."""
+    """The texts of an answer: a description, K sentences, captions or names, or all values."""
     if parsed is None:
         return ()
     found = list(parsed.values()) if kind == "attributes" else [parsed.get(kind)]

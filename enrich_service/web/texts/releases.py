@@ -212,6 +212,8 @@ def texts_of(label: ReleaseLabel) -> list[tuple[str, str]]:
         found.append(("attributes", "; ".join(listed)))
     found += [("sentence", text) for text in label.sentences]
     found += [("caption", text) for text in label.captions]
+    if label.look_alikes:
+        found.append(("look-alikes", "; ".join(label.look_alikes)))
     return [(field, text or "") for field, text in found]
 
 

@@ -13,6 +13,8 @@ from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError
 from distill.evaluation.figures import calibrate, joint_accuracy
 from distill.evaluation.report.training_report import read_report
+from distill.evaluation.score_norm import FILE as SCORE_NORM
+from distill.evaluation.score_norm import ScoreNorm
 from tests.distill.conftest import DEMO
 
 
@@ -42,7 +44,14 @@ def test_a_report_tells_how_seen_and_unseen_classes_fare_together(charm_run):
 def test_a_report_tells_what_its_probabilities_are_worth(charm_run):
     calibration = read_report(charm_run).calibration
     assert calibration.ece_after < calibration.ece_before
-    assert 0 <= calibration.unknown_auroc <= 1
+    cosine, softmax, normalised = calibration.unknown_scores
+    assert (cosine.score, softmax.score, normalised.score) == ("cosine", "softmax", "normalised")
+    assert calibration.unknown_auroc == cosine.auroc
+    assert calibration.unknown_fpr_at_95_tpr == cosine.fpr_at_95_tpr
+    page = (charm_run / "report.html").read_text()
+    for row in calibration.unknown_scores:
+        assert 0 <= row.auroc <= 1
+        assert f"<th>{row.score}</th><td>{row.auroc:.3f}</td>" in page
     assert -1 <= calibration.unknown_threshold <= 1
 
 
@@ -97,7 +106,8 @@ def test_a_calibration_of_features_that_are_not_finite_is_refused(charm_run, cha
         name: torch.full((len(split), bank.features.shape[1]), torch.nan)
         for name, split in splits.items()
     }
+    norm = ScoreNorm.load(charm_run / SCORE_NORM)
     with pytest.raises(DataError, match="NaN or infinity"):
-        calibrate(features, splits, bank, temperature=0.1, seen_bias=0)
+        calibrate(features, splits, bank, temperature=0.1, seen_bias=0, norm=norm)
     with pytest.raises(DataError, match="NaN or infinity"):
         joint_accuracy("student", features, splits, bank)

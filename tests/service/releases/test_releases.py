@@ -1,7 +1,7 @@
 import pytest
 from sqlalchemy import insert
 
-from contract import Release, release_hash
+from contract import Release, ReleaseLabel, release_hash
 from enrich_service.core.errors import Conflict, NotFound
 from enrich_service.core.storage.database import reading, writing
 from enrich_service.generations import reviews
@@ -33,7 +33,7 @@ class World:
         )
         self.ids = {label.name: label.id for label in labels.labels_of(session, ducks)}
         self.contexts = {"mallard": "a bird", "teal": None}
-        for kind in ("description", "attributes", "sentences", "captions"):
+        for kind in ("description", "attributes", "sentences", "captions", "look_alikes"):
             prompt, _ = prompts.create(
                 session,
                 PromptCreate(
@@ -202,6 +202,28 @@ def test_only_texts_of_one_model_can_be_asked_for(world):
         ),
     )
     assert [one.description for one in releases.parsed(row).labels] == ["mallard by a", "teal by a"]
+
+
+def test_look_alikes_are_the_union_of_the_samples_and_change_the_hash(world):
+    for name in ("mallard", "teal"):
+        world.says(name, f"{name} by model")
+    plain, _ = world.release("plain")
+    world.says("mallard", ["decoy", "grebe"], kind="look_alikes")
+    world.says("mallard", ["grebe", "loon"], kind="look_alikes", sample_index=1)
+    sources = ["description@1", "look_alikes@1"]
+    release, _ = world.release("with", sources, allow_missing=True)
+    assert [one.look_alikes for one in release.labels] == [("decoy", "grebe", "loon"), ()]
+    assert {source.field for source in release.sources} == {"description", "look_alikes"}
+    assert release.hash != plain.hash
+    with pytest.raises(Conflict, match="1 of 2 labels have no look_alikes: 'teal'"):
+        world.release("strict", sources)
+
+
+def test_a_release_without_look_alikes_has_the_hash_that_it_had_before_there_were_any():
+    label = ReleaseLabel(key="n0", name="mallard", description="a duck")
+    assert release_hash([label]) == (
+        "fc15b86f753f43b206e7ffcdbe1305bc4a16da368351a81e7a3f7108778ca52d"
+    )
 
 
 GERMAN = {"language": "German"}

@@ -15,6 +15,7 @@ KINDS = {
     "attribute-list": "attributes",
     "many-sentences": "sentences",
     "class-captions": "captions",
+    "look-alikes": "look_alikes",
 }
 
 
@@ -38,9 +39,8 @@ def test_the_papers_prompts_and_three_lists_are_there_and_found_by_tag(client):
 def test_each_is_answered_and_its_content_passes_the_checks_of_a_new_prompt(client, model, prompt):
     (one,) = describe(client, "mallard", prompt=prompt)
     assert (one["status"], one["problems"]) == ("accepted", [])
-    assert len(one["texts"]) == {"sentences": 8, "captions": 8, "attributes": 4}.get(
-        KINDS[prompt], 1
-    )
+    counts = {"sentences": 8, "captions": 8, "attributes": 4, "look_alikes": 2}
+    assert len(one["texts"]) == counts.get(KINDS[prompt], 1)
     version = client.get(f"/v1/prompts/{prompt}/versions/1").json()
     copy = {name: version[name] for name in ("kind", "system", "user", "output_schema")}
     copy |= {name: version[name] for name in ("model_defaults", "validators")}
