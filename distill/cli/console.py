@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Final, ParamSpec, TypeVar
+from typing import Annotated, Any, Final, ParamSpec, Protocol, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -106,20 +106,32 @@ class ProgressDisplay(Progress):
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class Bar(Protocol):
+    """Sets how much of a task is done, and a note on what is being done."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
+        """Show it."""
+
+
 @contextmanager
-def bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress on standard error; yields a function from a title to a (done, total) update."""
+def bars() -> Iterator[Callable[[str], Bar]]:
+    """Progress on standard error; yields a function from a title to a bar's update."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with ProgressDisplay(*columns, console=notes, transient=True) as progress:
 
-        def bar(title: str) -> Callable[[int, int], None]:
-            task = progress.add_task(title, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
+        def bar(title: str) -> Bar:
+            task = progress.add_task(title, total=None, note="")
+
+            def update(done: int, total: int, note: str = "", /) -> None:
+                progress.update(task, completed=done, total=total, note=note)
+
+            return update
 
         yield bar
 

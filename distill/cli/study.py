@@ -20,6 +20,7 @@ from distill.cli.console import (
     StrategyOption,
     TeacherOption,
     bars,
+    notes,
     one_line_errors,
     release_given,
     strategy_given,
@@ -73,6 +74,13 @@ def few_shot(
     strategy: StrategyOption = None,
     teacher: RunTeacherOption = None,
     device: DeviceOption = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the student that was finetuned with the largest k and seed 0, as that "
+            "of a training run."
+        ),
+    ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,15 +88,22 @@ def few_shot(
     from distill.evaluation.left_out.photo_weight import DEFAULT
     from distill.evaluation.report.training_report import read_report
     from distill.models.student import FILE, load_student
-    from distill.pipeline.few_shot import Sampling
+    from distill.pipeline.few_shot import Finetuned, FinetuningCallbacks, Sampling
     from distill.pipeline.few_shot import few_shot as evaluate_few_shot
+    from distill.pipeline.finetuned_run import write_finetuned_run
 
+    if out is not None and method != "finetune":
+        raise UserError("only finetuning makes a student to save: add --method finetune")
+    if out is not None and (out / "report.json").exists():
+        raise UserError(f"{out} holds a run already: choose another --out")
     chosen = release_given(release, labels, descriptions)
     config = run_config(
         student, chosen, data=data, teacher=teacher, strategy=strategy, device=device
     )
     network, _ = load_student(student / FILE)
-    calibration = read_report(student).calibration
+    report = read_report(student)
+    calibration = report.calibration
+    finetuned: list[Finetuned] = []
     with bars() as bar:
         result = evaluate_few_shot(
             config,
@@ -100,11 +115,20 @@ def few_shot(
             ),
             cache=cache,
             progress=bar,
+            on_finetuning=FinetuningCallbacks(bar("Finetuning"), finetuned.append),
         )
+        if out is not None:
+            write_finetuned_run(finetuned[0], report, config, chosen, out)
     if as_json:
         print(result.model_dump_json())  # noqa: T201
         return
     print_few_shot(result)
+    if out is not None:
+        line = (
+            f"student: {out}; its report leaves out the images it was finetuned on, which "
+            "`distill evaluate` and `distill export` count in"
+        )
+        notes.print(line, markup=False, soft_wrap=True)
 
 
 def print_few_shot(result: "FewShot") -> None:

@@ -81,10 +81,11 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [batch, dim] of `images`, in the precision of the surrounding autocast."""
-        features: Tensor = self.projection(self._backbone_features(images))
+        features: Tensor = self.projection(self.backbone_features(images))
         return features
 
-    def _backbone_features(self, images: Tensor) -> Tensor:
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """What the projection gets [batch, width] of `images`, as they are given to `forward`."""
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         images = (images - self.mean).div_(self.std)
@@ -123,7 +124,7 @@ class Student(nn.Module):
         self.eval()
         device = self.projection.weight.device
         features = [
-            self._backbone_features(view).float().cpu()
+            self.backbone_features(view).float().cpu()
             for batch in read_batches(pixels, torch.split(rows, EVALUATION_BATCH))
             for view in fixed_views(batch.to(device), self.single_view)
         ]

@@ -2,8 +2,8 @@
 
     prototypes  training-free: the mean of the support's features and the text describe a class
                 together, as in a classifier (see `evaluation.photo_weight`)
-    finetune    training of the student continues with the losses of its run; at most half of each
-                batch comes from the support, the rest from the seen training set
+    finetune    training of the student's projection continues with the losses of its run; at most
+                half of each batch comes from the support, the rest from the seen training set
 
 Notable:
 - A seed samples the same support for every model and method; its k = 1 is part of its k = 5. The
@@ -12,12 +12,13 @@ Notable:
   last state of finetuning is the one that is tested.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,15 +34,13 @@ from distill.evaluation.accuracy import predict, score
 from distill.evaluation.left_out.photo_weight import DEFAULT, class_means, fuse
 from distill.models.student import Student
 from distill.models.teacher import Teacher, load_teacher
+from distill.pipeline.finetune import EvaluationImages, Finetuner, Images, finetuning_config
 from distill.pipeline.inputs import Inputs
 from distill.training.distributed import connect
-from distill.training.loop import Callbacks, TrainingData, train
-
-EPOCHS: Final = 5
-LEARNING_RATE_FACTOR: Final = 0.1  # relative to the learning rate of the run
-SEEN_IMAGES: Final = 1024  # at least so many are replayed against forgetting
+from distill.training.head import OnStep, Step
 
 FewShotMethod = Literal["prototypes", "finetune"]
+StatusLine = Callable[[int, int, str], None]  # done, total, a note on what is being done
 Model = Literal["teacher", "student"]
 
 
@@ -69,67 +68,6 @@ def sample_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> T
     generator = torch.Generator().manual_seed(seed)
     rows = [(targets == index).nonzero()[:, 0] for index in range(len(keys))]
     return torch.cat([own[torch.randperm(len(own), generator=generator)[:k]] for own in rows])
-
-
-@dataclass(frozen=True)
-class Support:
-    """The sampled images of the unseen classes, with the teacher's features."""
-
-    pixels: Tensor  # [support, 3, size, size] uint8
-    targets: Tensor  # [support] indices into `text`
-    teacher: Tensor  # [support, dim]
-    text: Tensor  # [unseen classes, dim]
-
-
-def finetune(
-    config: TrainConfig,
-    student: Student,
-    seen: TrainingData,
-    support: Support,
-    *,
-    on_step: Progress = lambda _done, _total: None,
-) -> tuple[Student, float]:
-    """A copy of `student`, finetuned on `support`, and its accuracy on seen images in percent.
-
-    `config` gives epochs, learning rate and seed. Each batch takes up to half of its images from
-    the support and the others from `seen`, none twice. All classes, seen and unseen, compete in
-    the losses. `on_step` is called with (steps done, all steps).
-
-    Raises:
-        UserError: the training diverged.
-    """
-    new = len(support.pixels)
-    old = min(len(seen.pixels), max(new, SEEN_IMAGES))
-    generator = torch.Generator().manual_seed(config.seed)
-    kept = torch.randperm(len(seen.pixels), generator=generator)[:old]
-    size = min(config.batch_size, 2 * old, old + new)
-    share = min(size // 2, new)
-
-    def sample_epoch(generator: torch.Generator) -> Tensor:
-        """Indices of an epoch's images, batch after batch; in `data`, seen images come first."""
-        return torch.cat(
-            [
-                part
-                for _ in range((old + new) // size)
-                for part in (
-                    torch.randperm(old, generator=generator)[: size - share],
-                    torch.randperm(new, generator=generator)[:share] + old,
-                )
-            ]
-        )
-
-    data = replace(
-        seen,
-        pixels=torch.cat([seen.pixels[kept], support.pixels]),
-        targets=torch.cat([seen.targets[kept], support.targets + len(seen.text)]),
-        teacher=torch.cat([seen.teacher[kept], support.teacher]),
-        text=torch.cat([seen.text, support.text]),
-        sample_epoch=sample_epoch,
-    )
-    student = deepcopy(student)
-    config = config.model_copy(update={"batch_size": size, "accumulate": 1})
-    epochs = train(config, student, data, callbacks=Callbacks(on_step=on_step))
-    return student, epochs[-1].seen_top1
 
 
 @dataclass(frozen=True)
@@ -185,7 +123,28 @@ class FewShot(BaseModel):
     rows: tuple[FewShotRow, ...]
 
 
-def few_shot(
+@dataclass(frozen=True)
+class Finetuned:
+    """A finetuned student, and what it was finetuned on."""
+
+    student: Student
+    inputs: Inputs
+    support: Tensor  # indices of unseen images
+
+
+@dataclass(frozen=True)
+class FinetuningCallbacks:
+    """What finetuning calls while it runs.
+
+    `status` shows the steps of all trials, and which one is at work. `on_finetuned` gets the
+    student with the most images of each class and the first seed.
+    """
+
+    status: StatusLine = lambda _done, _total, _note: None
+    on_finetuned: Callable[[Finetuned], object] = lambda _: None
+
+
+def few_shot(  # noqa: PLR0913 - what to measure, and what to call
     config: TrainConfig,
     student: Student,
     release: Release,
@@ -194,6 +153,7 @@ def few_shot(
     sampling: Sampling,
     cache: Path,
     progress: Callable[[str], Progress],
+    on_finetuning: FinetuningCallbacks | None = None,
 ) -> FewShot:
     """Accuracy on the unseen images of `config.data` with each k, over the seeds.
 
@@ -237,7 +197,10 @@ def few_shot(
         sampling=sampling,
         supports=supports,
     )
-    settings, rows = _prototypes(task) if method == "prototypes" else _finetuning(task)
+    if method == "prototypes":
+        settings, rows = _prototypes(task)
+    else:
+        settings, rows = _finetuning(task, on_finetuning or FinetuningCallbacks())
     return FewShot(
         method=method,
         student=config.student,
@@ -309,17 +272,15 @@ class _Task:
         self, features: Mapping[Model, Tensor], predict_rest: Predict
     ) -> tuple[FewShotRow, ...]:
         """A row for each model and k. `features` are each model's of the unseen images."""
-        progress = self.inputs.progress("Few-shot")
-        pairs = [(model, k) for model in features for k in self.sampling.ks]
-        total = len(pairs) * len(self.sampling.seeds)
-        rows: list[FewShotRow] = []
-        for model, k in pairs:
-            trials: list[_Trial] = []
-            for seed in self.sampling.seeds:
-                trials.append(self._trial(model, features[model], (k, seed), predict_rest))
-                progress(len(rows) * len(self.sampling.seeds) + len(trials), total)
-            rows.append(_row(model, k, trials))
-        return tuple(rows)
+        return tuple(
+            _row(
+                model,
+                k,
+                [self._trial(model, own, (k, seed), predict_rest) for seed in self.sampling.seeds],
+            )
+            for model, own in features.items()
+            for k in self.sampling.ks
+        )
 
     def _trial(
         self, model: Model, features: Tensor, key: tuple[int, int], predict_rest: Predict
@@ -357,38 +318,65 @@ def _prototypes(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
     return {"text_photos": text_photos}, task.rows(features, predict_rest)
 
 
-def _finetuning(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
+def _finetuning(
+    task: _Task, callbacks: FinetuningCallbacks
+) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
     """Settings and rows of the student, finetuned for each support."""
-    config, inputs, text = task.config, task.inputs, task.text["unseen"]
-    features: dict[Model, Tensor] = {"student": task.student.encode(task.pixels)}
-    rate = LEARNING_RATE_FACTOR * config.learning_rate
-    changes = {
-        "epochs": EPOCHS,
-        "learning_rate": rate,
-        "warmup_epochs": 0.0,
-        # The support has no captions of its own.
-        "losses": config.losses.model_copy(update={"cap": 0.0}),
-    }
-    seen = TrainingData(
-        pixels=inputs.pixels("train", config.image_size),
-        targets=inputs.splits["train"].targets,
-        teacher=inputs.teacher_features("train"),
-        text=task.text["train"],
-        seen_pixels=inputs.pixels("seen", config.image_size),
-        seen_targets=inputs.splits["seen"].targets,
-        seen_text=task.text["seen"],
+    inputs, student, unseen = task.inputs, task.student, task.unseen
+    settings = finetuning_config(task.config)
+    own = Images(task.pixels, unseen.targets, task.teacher, task.text["unseen"])
+    finetuner = Finetuner.prepare(
+        task.config,
+        student,
+        Images(
+            inputs.pixels("train", task.config.image_size),
+            inputs.splits["train"].targets,
+            inputs.teacher_features("train"),
+            task.text["train"],
+        ),
+        own,
+        list(task.supports.values()),
+        progress=inputs.progress("Encoding views"),
     )
-    on_step = inputs.progress("Finetuning steps of this support")
+    tested = EvaluationImages.encode(student, task.pixels, student.test_views)
+    pixels = inputs.pixels("seen", task.config.image_size)
+    seen = EvaluationImages.encode(student, pixels, student.single_view)
+    status = _TrialStatus(callbacks.status, [finetuner.steps(s) for s in task.supports.values()])
+    best = max(task.sampling.ks), task.sampling.seeds[0]
 
     def predict_rest(_model: Model, support: Tensor, rest: Tensor, seed: int) -> _Predicted:
-        images = Support(
-            task.pixels[support], task.unseen.targets[support], task.teacher[support], text
+        head = finetuner.fit(support, seed, on_step=status.next_trial())
+        if (len(support) // len(unseen.keys), seed) == best:
+            finetuned = deepcopy(student)
+            finetuned.projection = head
+            callbacks.on_finetuned(Finetuned(finetuned, inputs, support))
+        hits = predict(seen.through(head), task.text["seen"]) == inputs.splits["seen"].targets
+        return _Predicted(
+            predict(tested.through(head)[rest], own.text), seen=100 * float(hits.double().mean())
         )
-        settings = config.model_copy(update={**changes, "seed": seed})
-        student, seen_top1 = finetune(settings, task.student, seen, images, on_step=on_step)
-        return _Predicted(predict(student.encode(task.pixels[rest]), text), seen=seen_top1)
 
-    return {"epochs": EPOCHS, "learning_rate": rate}, task.rows(features, predict_rest)
+    rows = task.rows({"student": tested.through(student.projection)}, predict_rest)
+    return {"epochs": settings.epochs, "learning_rate": settings.learning_rate}, rows
+
+
+class _TrialStatus:
+    """Tells a `StatusLine` of the steps of one trial after the other; `steps` has those of each."""
+
+    def __init__(self, show: StatusLine, steps: Sequence[int]) -> None:
+        self._show, self._steps, self._trial = show, steps, 0
+
+    def next_trial(self) -> OnStep:
+        """What to call at each step of the next trial."""
+        before, total = sum(self._steps[: self._trial]), sum(self._steps)
+        self._trial += 1
+        trial, began = f"trial {self._trial} of {len(self._steps)}", time.monotonic()
+
+        def update(step: Step) -> None:
+            rate = step.images / max(time.monotonic() - began, 1e-9)
+            epochs = f"epoch {step.epoch} of {step.epochs}"
+            self._show(before + step.done, total, f"{trial}, {epochs}, {rate:,.0f} images/s")
+
+        return update
 
 
 def _row(model: Model, k: int, trials: Sequence[_Trial]) -> FewShotRow:

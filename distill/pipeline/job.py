@@ -155,7 +155,7 @@ def _prepare(
         on_event(EventKind.LOG, {"message": message})
 
     splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
-    _prepare_folder(out, release)
+    prepare_folder(out, release)
     device = processes().device
     teacher = load_teacher(config.teacher, device=device, precision=config.precision)
     student = _build_student(config, teacher)  # before encoding: it may be impossible
@@ -166,7 +166,7 @@ def _prepare(
     if "unseen" not in splits:
         log(NO_UNSEEN)
     classes = (*splits["train"].keys, *(splits["unseen"].keys if "unseen" in splits else ()))
-    banks = _text_banks(config, release, inputs, classes)
+    banks = text_banks(config, release, inputs, classes)
     bank = banks[config.text_strategy]
     if processes().is_main_process:
         bank.save(out / BANK_FILE)
@@ -216,8 +216,12 @@ def _machine_line(config: TrainConfig, teacher: Teacher) -> str:
     return ", ".join(parts)
 
 
-def _prepare_folder(out: Path, release: Release) -> None:
-    """Create the folder `out` with the release in it."""
+def prepare_folder(out: Path, release: Release) -> None:
+    """Create the folder `out` with the release in it.
+
+    Raises:
+        DataError: it cannot be written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         if processes().is_main_process:
@@ -239,10 +243,14 @@ def _build_student(config: TrainConfig, teacher: Teacher) -> Student:
     return student
 
 
-def _text_banks(
+def text_banks(
     config: TrainConfig, release: Release, inputs: Inputs, classes: Collection[str]
 ) -> dict[str, TextBank]:
-    """Banks of the plain names, the configured strategy and the control of shuffled texts."""
+    """Banks of the plain names, the configured strategy and the control of shuffled texts.
+
+    Raises:
+        TextError: the release lacks a class, or a text that the strategy needs.
+    """
     keys, strategy = tuple(classes), config.text_strategy
     banks: dict[str, tuple[Release, TextStrategy]] = {"name": (release, "name")}
     if strategy != "name":

@@ -65,7 +65,7 @@ class RunInputs:
     config: TrainConfig
     release: Release
     inputs: Inputs
-    checks: Preflight
+    checks: Preflight | None
     pixels: Mapping[SplitName, Pixels]  # uint8 [images, 3, size, size]
     banks: Mapping[str, TextBank]  # plain names, the configured strategy, the control
     features: Mapping[SplitName, Tensor]  # the teacher's raw ones of the clean images

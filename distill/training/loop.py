@@ -54,14 +54,17 @@ class TrainingData:
     seen_text: Tensor
     captions: Tensor | None = None  # [images, dim], zeros where an image has none
     views: Tensor | None = None  # [images, views, 6]: parameters of the stored views
-    # Indices of an epoch's images, batch after batch; None: a random permutation of all.
-    sample_epoch: Callable[[torch.Generator], Tensor] | None = None
+    rows: Tensor | None = None  # indices of the images to train on; None: all
+
+    @property
+    def images(self) -> int:
+        """How many images an epoch has."""
+        return len(self.pixels if self.rows is None else self.rows)
 
     def epoch_indices(self, generator: torch.Generator) -> Tensor:
-        """Indices of the images of one epoch, batch after batch."""
-        if self.sample_epoch is not None:
-            return self.sample_epoch(generator)
-        return torch.randperm(len(self.pixels), generator=generator)
+        """Indices of the images of one epoch in random order."""
+        order = torch.randperm(self.images, generator=generator)
+        return order if self.rows is None else self.rows[order]
 
     def batches(self, indices: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The indices of each batch of `size` images, and the pixels of this process's share of it.
@@ -165,11 +168,11 @@ class TrainState:
             UserError: no loss has a weight.
         """
         count = processes().num_processes
-        size = min(config.batch_size, len(data.pixels) // count) * count
-        steps = len(data.pixels) // max(size, 1) // config.accumulate * config.accumulate
+        size = min(config.batch_size, data.images // count) * count
+        steps = data.images // max(size, 1) // config.accumulate * config.accumulate
         if size < 2 * count or not steps:
             raise DataError(
-                f"there are {len(data.pixels)} images to train on, too few for a step: add some to "
+                f"there are {data.images} images to train on, too few for a step: add some to "
                 "train/, or lower `accumulate` or the number of processes"
             )
         objective = make_objective(config)

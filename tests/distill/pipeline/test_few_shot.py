@@ -1,6 +1,8 @@
 """Few-shot: what is drawn, what finetuning takes in, and the command."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from typer.testing import CliRunner
 
 from distill.cli import console
 from distill.cli.main import app
-from distill.data.augment import apply_views
-from distill.errors import DataError
+from distill.errors import DataError, UserError
 from distill.evaluation.accuracy import predict
-from distill.pipeline.few_shot import Support, finetune, sample_support
-from distill.training import loop
+from distill.evaluation.report.training_report import read_report
+from distill.models.student import FILE, load_student
+from distill.pipeline.few_shot import sample_support
+from distill.pipeline.finetune import EvaluationImages, Finetuner, Images
+from distill.training.head import HeadImages, fit_head
 from tests.distill.training.test_loop import make_config, make_data, make_student, run
 
 KEYS = ("a", "b", "c")
@@ -51,80 +55,89 @@ def test_a_class_without_image_is_named():
 
 @pytest.fixture
 def new_classes():
-    """Data of two classes that are seen, and support of two that are not."""
+    """Images of two classes that are seen, and of two that are not."""
     data = make_data(64)
-    seen, held_out = data.targets < 2, data.seen_targets < 2
-    support = Support(
-        data.pixels[~seen][:6], data.targets[~seen][:6] - 2, data.teacher[~seen][:6], data.text[2:]
-    )
-    test = data.pixels[~seen][6:], data.targets[~seen][6:] - 2
-    data = loop.TrainingData(
-        pixels=data.pixels[seen],
-        targets=data.targets[seen],
-        teacher=data.teacher[seen],
-        text=data.text[:2],
-        seen_pixels=data.seen_pixels[held_out],
-        seen_targets=data.seen_targets[held_out],
-        seen_text=data.text[:2],
-    )
-    return data, support, test
+    seen = data.targets < 2
+
+    def images(chosen, first):
+        own = data.targets[chosen] - first
+        text = data.text[first : first + 2]
+        return Images(data.pixels[chosen], own, data.teacher[chosen], text)
+
+    return data, images(seen, 0), images(~seen, 2)
 
 
 def test_finetuning_takes_in_the_new_classes_and_leaves_the_student_as_it_was(new_classes):
-    data, support, (pixels, targets) = new_classes
+    data, seen, unseen = new_classes
     config = make_config(epochs=8, learning_rate=5e-3)
     student = make_student(config)
-    run(config, data, student)
+    run(config, replace(data, rows=(data.targets < 2).nonzero()[:, 0]), student)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    learned, seen = finetune(config, student, data, support)
+    support = torch.arange(6)
+    finetuner = Finetuner.prepare(config, student, seen, unseen, [support])
+    head = finetuner.fit(support, seed=0)
 
-    def cosine_with_own_text(network):
-        features = torch.nn.functional.normalize(network.encode(pixels), dim=1)
-        return (features * support.text[targets]).sum(dim=1).mean().item()
+    def cosine_with_own_text(features):
+        features = torch.nn.functional.normalize(features, dim=1)
+        return (features * unseen.text[unseen.targets])[6:].sum(dim=1).mean().item()
 
-    assert predict(learned.encode(pixels), support.text).equal(targets)
-    assert cosine_with_own_text(learned) > 0.5 > cosine_with_own_text(student)
-    assert seen == 100
+    encoded = EvaluationImages.encode(student, unseen.pixels, "whole")
+    learned = encoded.through(head)
+    assert encoded.through(student.projection).allclose(student.encode(unseen.pixels), atol=1e-5)
+    assert predict(learned, unseen.text)[6:].equal(unseen.targets[6:])
+    assert cosine_with_own_text(learned) > 0.5 > cosine_with_own_text(student.encode(unseen.pixels))
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
 
 
-def test_a_run_that_accumulated_batches_is_finetuned_with_a_step_a_batch(new_classes):
-    data, support, _ = new_classes
-    steps = []
-    config = make_config(batch_size=8, accumulate=64, epochs=2)
-    finetune(config, make_student(config), data, support, on_step=lambda *done: steps.append(done))
-    assert steps == [(step, 8) for step in range(1, 9)]
+def test_ten_views_of_an_image_are_averaged_as_the_student_does(new_classes):
+    _, _, unseen = new_classes
+    student = make_student(make_config())
+    views = EvaluationImages.encode(student, unseen.pixels, "ten-crop")
+    expected = student.encode(unseen.pixels, "ten-crop")
+    assert views.through(student.projection).allclose(expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("drawn", [1, 3, 6])
-def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(
-    new_classes, drawn, monkeypatch
-):
-    data, support, _ = new_classes
-    support = Support(
-        support.pixels[:drawn], support.targets[:drawn], support.teacher[:drawn], support.text
-    )
-    batches = []
+def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(drawn):
+    width, views, dim = 3, 2, 4
+    head = torch.nn.Linear(width, dim)
+    batches, steps = [], []
+    head.register_forward_pre_hook(lambda _head, inputs: batches.append(inputs[0][:, 0].tolist()))
 
-    def record_batch(pixels, params):
-        batches.append([image.numpy().tobytes() for image in pixels])
-        return apply_views(pixels, params)
+    def images(first, count):
+        number = torch.arange(first, first + count).float()
+        features = number[:, None, None].expand(-1, views, width)
+        return HeadImages(features, torch.zeros(count).long(), torch.randn(count, dim))
 
-    monkeypatch.setattr(loop, "apply_views", record_batch)
-    config = make_config(batch_size=8)
-    finetune(config, make_student(config), data, support)
-    new = {image.numpy().tobytes() for image in support.pixels}
+    config = make_config(batch_size=8, accumulate=64, epochs=2)
+    text = torch.nn.functional.normalize(torch.randn(2, dim), dim=1)
+    fit_head(config, head, images(0, 32), images(100, drawn), text, on_step=steps.append)
 
-    assert len(batches) == 2 * ((32 + drawn) // 8)
+    assert len(batches) == len(steps) == 2 * ((32 + drawn) // 8)
+    assert [(step.done, step.epoch, step.images) for step in steps[:2]] == [(1, 1, 8), (2, 1, 16)]
     for batch in batches:
         assert len(batch) == len(set(batch)) == 8
-        assert sum(image in new for image in batch) == min(4, drawn)
+        assert sum(number >= 100 for number in batch) == min(4, drawn)
+
+
+def test_finetuning_that_diverges_is_told(new_classes):
+    _, seen, unseen = new_classes
+    config = make_config()
+    support = torch.arange(6)
+    finetuner = Finetuner.prepare(config, make_student(config), seen, unseen, [support])
+    too_fast = finetuner.config.model_copy(update={"optimiser": "sgd", "learning_rate": 1e38})
+    finetuner = replace(finetuner, config=too_fast)
+    with pytest.raises(UserError, match="finetuning diverged with a learning rate of"):
+        finetuner.fit(support, seed=0)
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def command(folder, world, *words):
-    arguments = ["few-shot", "--student", folder, "--data", world, "--cache", world / "cache"]
-    arguments += ["--release", folder / "release.json", *words]
-    return CliRunner().invoke(app, [str(word) for word in arguments])
+    cache = ("--cache", world / "cache", "--release", folder / "release.json")
+    return invoke("few-shot", "--student", folder, "--data", world, *cache, *words)
 
 
 def test_prototypes_are_measured_for_teacher_and_student_on_what_was_not_drawn(
@@ -148,25 +161,70 @@ def test_prototypes_are_measured_for_teacher_and_student_on_what_was_not_drawn(
     assert teacher["text_only_top1"] == result["rows"][1]["text_only_top1"]  # the same images
 
 
-def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(charm_run, charm_world):
-    done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 1)
+@pytest.fixture(scope="module")
+def finetuned(charm_run, charm_world):
+    """The output of finetuning, and the folder of the student."""
+    out = charm_world / "finetuned"
+    words = ("-k", 1, "-k", 2, "--method", "finetune", "--seeds", 1, "--out", out)
+    return command(charm_run, charm_world, *words), out
+
+
+def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(finetuned):
+    done, _ = finetuned
     assert done.exit_code == 0, done.stderr
-    assert "finetune, 15 unseen classes, 1 sample (epochs 5, learning_rate 0.002)" in done.stdout
-    (row,) = (line for line in done.stdout.splitlines() if "student" in line)
-    assert row.split("│")[2].strip() == "2" and row.split("│")[-3].strip() == "60"
+    assert "finetune, 15 unseen classes, 1 sample (epochs 10, learning_rate 0.04)" in done.stdout
+    one, two = (line.split("│") for line in done.stdout.splitlines() if "student" in line)
+    assert (one[2].strip(), two[2].strip()) == ("1", "2")
+    assert one[-3].strip() == two[-3].strip() == "60"
+
+
+def test_the_finetuned_student_is_evaluated_and_exported_like_any_other(
+    finetuned, charm_run, charm_world
+):
+    done, out = finetuned
+    assert "its report leaves out the images it was finetuned on" in done.stderr
+    report = read_report(out)
+    before = read_report(charm_run)
+    unseen = [row for row in report.accuracies if row.split == "unseen"]
+    assert {row.images for row in unseen} == {60}  # of 90, without 2 of each of 15 classes
+    student, _ = load_student(out / FILE)
+    old, _ = load_student(charm_run / FILE)
+    changed = [
+        name
+        for name, value in student.state_dict().items()
+        if not value.equal(old.state_dict()[name])
+    ]
+    assert changed == ["projection.weight", "projection.bias"]
+    cache = ("--cache", charm_world / "cache")
+    words = ("--teacher", before.config.teacher, "--data", charm_world, "--json", *cache)
+    release = ("--release", out / "release.json")
+    evaluated = invoke("evaluate", "--student", out, *release, *words)
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["images"] == 90
+    exported = invoke("export", out, "--out", out / "classifier", *cache)
+    assert exported.exit_code == 0, exported.stderr
+
+
+def test_a_student_is_saved_only_by_finetuning_and_over_no_other_run(charm_run, charm_world):
+    refused = command(charm_run, charm_world, "-k", 1, "--out", charm_world / "other")
+    assert refused.exit_code == 1 and "add --method finetune" in refused.stderr
+    words = ("-k", 1, "--method", "finetune", "--out", charm_run)
+    refused = command(charm_run, charm_world, *words)
+    assert refused.exit_code == 1 and "holds a run already: choose another" in refused.stderr
 
 
 def test_progress_is_printed_as_lines_where_there_is_no_terminal(
     charm_run, charm_world, monkeypatch
 ):
     monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.0)
-    done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 1)
+    done = command(charm_run, charm_world, "-k", 2, "--method", "finetune", "--seeds", 2)
     assert done.exit_code == 0, done.stderr
-    lines = done.stderr.splitlines()
-    assert "Few-shot: 1 of 1" in lines
-    steps = [line for line in lines if line.startswith("Finetuning steps of this support: 1 of ")]
-    assert len(steps) == 1
-    assert any(line.startswith("Finetuning") and line.endswith(" left") for line in lines)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Finetuning: ")]
+    first, last = lines[0], lines[-1]
+    assert re.match(r"Finetuning: 1 of \d+, trial 1 of 2, epoch 1 of 10, [\d,]+ images/s", first)
+    assert re.search(r"trial 2 of 2, epoch 10 of 10, [\d,]+ images/s", last)
+    assert any(line.endswith(" left") for line in lines)
+    assert any(line.startswith("Encoding views: ") for line in done.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
