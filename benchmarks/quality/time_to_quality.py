@@ -9,9 +9,9 @@ schedule of its own.
     python -m benchmarks.quality.time_to_quality [--epochs 12]
     python -m benchmarks.quality.time_to_quality --cpu-minutes 10
 
-With the second, each schedule is as long as its optimiser computes within that CPU time: an answer
-to which one gets further in the same time, where there is no time for the goal. What was trained
-before is kept in --out and continued.
+With the second, each schedule has as many whole epochs as its optimiser computes within that CPU
+time: an answer to which one gets further in the same time, where there is no time for the goal.
+What was trained before is kept in --out and continued.
 """
 
 import argparse
@@ -47,8 +47,6 @@ from distill.training.malloc_tuning import keep_freed_memory
 
 GOALS = {"seen": 40.0, "unseen": 13.0}  # top-1 in percent
 OPTIMISERS = ("adamw", "sgd", "muon")
-SIZE = 64
-SEGMENT = 24 * 128  # photos between two evaluations
 EVALUATED = 600  # photos of each split while it trains; all of them at the end
 CALIBRATION = 6  # steps, to estimate the length of a schedule
 
@@ -104,13 +102,13 @@ class TimedCheckpoint(Checkpoint):
         self.clock.save(self.path.with_suffix(".clock"))
 
 
-def load_task(cache: Path) -> Task:
+def load_task(size: int, cache: Path) -> Task:
     """Read photos and texts; the teacher's features are computed once."""
     splits = scan_splits(DATA, cache=cache)
     teacher = load_teacher(TEACHER)
     release = release_from_pairs(DATA / "label2text.txt", DATA / "chatgpt.txt")
     pixels = {
-        name: torch.from_numpy(load_pixels(split, SIZE, cache)) for name, split in splits.items()
+        name: torch.from_numpy(load_pixels(split, size, cache)) for name, split in splits.items()
     }
     text = {
         name: build_text_bank(
@@ -128,9 +126,6 @@ def load_task(cache: Path) -> Task:
         seen_pixels=some[0],
         seen_targets=some[1],
         seen_text=some[2],
-        sample_epoch=lambda generator: torch.randperm(len(pixels["train"]), generator=generator)[
-            :SEGMENT
-        ],
     )
     return Task(data, seen, unseen, teacher.dim)
 
@@ -150,15 +145,15 @@ def top1(student: Student, split: tuple[Tensor, Tensor, Tensor]) -> float:
     return 100 * hits.double().mean().item()
 
 
-def config_of(optimiser: str, options: argparse.Namespace, photos: int) -> TrainConfig:
-    """The configuration of a schedule over so many photos, evaluated after each SEGMENT."""
+def config_of(optimiser: str, options: argparse.Namespace, epochs: int) -> TrainConfig:
+    """The configuration of a schedule of so many epochs."""
     return TrainConfig(
         data=str(DATA),
         teacher=TEACHER,
         student=options.student,
-        image_size=SIZE,
+        image_size=options.size,
         optimiser=optimiser,
-        epochs=max(1, round(photos / SEGMENT)),
+        epochs=epochs,
         seed=options.seed,
         export=False,
     )
@@ -166,7 +161,7 @@ def config_of(optimiser: str, options: argparse.Namespace, photos: int) -> Train
 
 def cpu_seconds_per_photo(optimiser: str, options: argparse.Namespace, task: Task) -> float:
     """Measured over the first steps of a schedule, of which the very first does not count."""
-    config, clock = config_of(optimiser, options, SEGMENT), Clock()
+    config, clock = config_of(optimiser, options, 1), Clock()
 
     def on_step(done: int, _total: int) -> None:
         if done > 1:
@@ -175,7 +170,7 @@ def cpu_seconds_per_photo(optimiser: str, options: argparse.Namespace, task: Tas
             raise GoalReached
         clock.start()
 
-    student = build_student(config.student, task.dim, image_size=SIZE)
+    student = build_student(config.student, task.dim, image_size=options.size)
     with suppress(GoalReached):
         train(config, student, task.data, callbacks=Callbacks(on_step=on_step))
     return clock.total["cpu_seconds"] / clock.total["photos"]
@@ -186,21 +181,23 @@ def measure(optimiser: str, options: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     length = f"{options.cpu_minutes}min" if options.cpu_minutes else f"{options.epochs}epochs"
-    path = options.out / f"{options.student}-{length}-{optimiser}-{options.seed}.json"
+    path = (
+        options.out / f"{options.student}-{options.size}-{length}-{optimiser}-{options.seed}.json"
+    )
     result = json.loads(path.read_text()) if path.is_file() else {"rows": []}
     if "final" in result:
         return result
     path.parent.mkdir(parents=True, exist_ok=True)
-    task = load_task(options.cache)
-    if "photos" not in result:
-        result["photos"] = options.epochs * len(task.data.pixels)
+    task = load_task(options.size, options.cache)
+    if "epochs" not in result:
+        result["epochs"] = options.epochs
         if options.cpu_minutes:
-            cost = cpu_seconds_per_photo(optimiser, options, task)
-            result["photos"] = 60 * options.cpu_minutes / cost
+            epoch = cpu_seconds_per_photo(optimiser, options, task) * len(task.data.pixels)
+            result["epochs"] = max(1, round(60 * options.cpu_minutes / epoch))
         path.write_text(json.dumps(result))
-    config = config_of(optimiser, options, result["photos"])
+    config = config_of(optimiser, options, result["epochs"])
     torch.manual_seed(config.seed)
-    student = build_student(config.student, task.dim, image_size=SIZE)
+    student = build_student(config.student, task.dim, image_size=options.size)
     clock = Clock(path.with_suffix(".clock"))
     some_unseen = sample(task.unseen)
 
@@ -251,6 +248,7 @@ def main() -> None:
     parser.add_argument("--cpu-minutes", type=float, help="of each schedule, in place of --epochs")
     parser.add_argument("--optimiser", nargs="+", choices=OPTIMISERS, default=OPTIMISERS)
     parser.add_argument("--student", default="resnet18", help="any timm model")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="one, so that CPU time compares")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-out" / "time-to-quality")
@@ -262,15 +260,17 @@ def main() -> None:
     device = torch.device("cpu")
     machine = f"{describe_device(device)}, {dtype_name(student_dtype(device))}"
     table = Table(
-        "optimiser", "goal", "photos", "CPU s", "s", "photos per CPU s", "seen %", "unseen %",
-        title=f"{options.student}, {SIZE} px, {options.threads} threads, {machine}: "
+        "optimiser", "goal", "epochs", "photos", "CPU s", "s", "photos per CPU s",
+        "seen %", "unseen %",
+        title=f"{options.student}, {options.size} px, {options.threads} threads, {machine}: "
         f"to {GOALS['seen']:.0f} % seen and "
         f"{GOALS['unseen']:.0f} % unseen",
     )  # fmt: skip
     for name, result in found.items():
         last = result["final"]
         table.add_row(
-            name, "reached" if reached(last) else "not reached", f"{last['photos']:,}",
+            name, "reached" if reached(last) else "not reached",
+            str(result["epochs"]), f"{last['photos']:,}",
             f"{last['cpu_seconds']:.0f}", f"{last['seconds']:.0f}",
             f"{last['photos'] / last['cpu_seconds']:.1f}", f"{last['seen']:.1f}",
             f"{last['unseen']:.1f}",
