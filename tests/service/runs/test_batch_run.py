@@ -300,7 +300,7 @@ def test_a_replay_file_takes_no_batches(connect, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["in progress", "upload", "create"])
-def test_a_killed_service_sends_nothing_twice(model, tmp_path, migrated, moment):
+def test_a_killed_service_sends_nothing_twice(model, connect, tmp_path, migrated, moment):
     """At the latter two the provider did what it was asked for, and nobody was told."""
     environment = {
         "ENRICH_DATA_DIR": str(migrated(tmp_path / "data")),
@@ -319,8 +319,7 @@ def test_a_killed_service_sends_nothing_twice(model, tmp_path, migrated, moment)
             until(lambda: not model.batching.lost_answers)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    with serving(environment) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
-        found = wait_for(client, run, seconds=60)
+    found = wait_for(connect(run_lease_seconds=1.0), run, seconds=60)
     assert (found["state"], found["accepted"]) == ("succeeded", 6)
     assert len(model.batching.uploads()) == len(model.batching.batches) == 1
     assert not asked_twice(model)

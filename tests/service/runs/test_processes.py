@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.llm_server import Answer
+from tests.llm_server import Answer, LlmServer
 from tests.service.llm_fixtures import add_labels, start_run, wait_for
 from tests.service.runs.test_runs import generations, serving, until
 
@@ -18,29 +18,35 @@ def text(description):
     return Answer(content=json.dumps({"description": description}))
 
 
-@pytest.fixture
-def served(model, tmp_path, migrated):
-    """Two services, each a process of its own, on one database; and their addresses."""
-    environment = {
-        "ENRICH_DATA_DIR": str(migrated(tmp_path / "data")),
+@pytest.fixture(scope="module")
+def model():
+    with LlmServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def environment(model, tmp_path_factory, migrated):
+    return {
+        "ENRICH_DATA_DIR": str(migrated(tmp_path_factory.mktemp("processes") / "data")),
         "OPENAI_BASE_URL": model.url,
         "ENRICH_LLM_MODEL": "small",
         "ENRICH_RUN_LEASE_SECONDS": "2",
     }
+
+
+@pytest.fixture(scope="module")
+def clients(environment):
+    """Clients of two services, each a process of its own, on one database."""
     with ExitStack() as stack:
-        yield [stack.enter_context(serving(environment)) for _ in range(2)]
+        urls = [stack.enter_context(serving(environment))[1] for _ in range(2)]
+        yield [stack.enter_context(httpx.Client(base_url=url, timeout=60)) for url in urls]
 
 
 @pytest.fixture
-def processes(served):
-    return [process for process, _ in served]
-
-
-@pytest.fixture
-def services(served):
-    """A client of each."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(httpx.Client(base_url=url, timeout=60)) for _, url in served]
+def services(clients, model):
+    """Those clients; the model answers at once. Each test has labels of its own."""
+    model.latency = 0.0
+    return clients
 
 
 def describe(client, name):
@@ -75,9 +81,12 @@ def test_runs_of_two_processes_accept_no_text_for_two_labels(services, model):
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(run, services, ("duck", "goose")))
     assert [run["accepted"] for run in runs] == [40, 40]
-    texts = [row["text"] for row in generations(services[0], status="accepted")]
+    accepted = [generations(services[0], run_id=run["id"], status="accepted") for run in runs]
+    texts = [row["text"] for rows in accepted for row in rows]
     assert len(texts) == len(set(texts)) == 80
-    assert sum(run["calls"] for run in runs) == sum(model.calls.values()) == 80 + 40
+    names = [f"{kind} {n}" for kind in ("duck", "goose") for n in range(40)]
+    calls = sum(model.calls[name] for name in names)
+    assert sum(run["calls"] for run in runs) == calls == 80 + 40
 
 
 def test_overlapping_runs_of_two_processes_ask_each_label_once(services, model):
@@ -91,7 +100,7 @@ def test_overlapping_runs_of_two_processes_ask_each_label_once(services, model):
 
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(run, services, ("first", "last")))
-    assert sum(model.calls.values()) == 90
+    assert sum(model.calls[name] for name in names) == 90
     assert [(run["state"], run["done"]) for run in runs] == [("succeeded", 60)] * 2
     assert sum(run["accepted"] for run in runs) == sum(run["calls"] for run in runs) == 90
     assert sum(run["cached"] for run in runs) == 30
@@ -100,19 +109,23 @@ def test_overlapping_runs_of_two_processes_ask_each_label_once(services, model):
 def test_who_describes_what_another_process_is_asking_waits_for_its_answer(services, model):
     model.latency = 1.0
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(describe, services, ["teal", "teal"]))
+        found = list(pool.map(describe, services, ["smew", "smew"]))
     assert len({one["generation_id"] for one in found}) == 1
-    assert model.calls["teal"] == 1
+    assert model.calls["smew"] == 1
 
 
 def test_the_questions_of_a_killed_process_are_asked_once_its_lease_is_over(
-    services, processes, model
+    services, environment, model
 ):
     model.script("teal", Answer(hang=True))
-    with ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(services[0].post, "/v1/describe", json={"labels": ["teal"]})
+    with (
+        serving(environment) as (process, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lost = pool.submit(client.post, "/v1/describe", json={"labels": ["teal"]})
         until(lambda: model.calls["teal"] == 1)
-        processes[0].kill()
+        process.kill()
         assert describe(services[1], "teal")["status"] == "accepted"
         assert isinstance(lost.exception(), httpx.HTTPError)
     assert model.calls["teal"] == 2

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -417,24 +418,25 @@ def test_runs_are_listed_the_newest_first_and_by_state(client, model):
 def serving(environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`enrich serve` as a process of its own; gives it and its URL."""
     command = [sys.executable, "-m", "enrich_service.cli", "serve", "--port", "0"]
-    process = subprocess.Popen(
-        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"running on (http://\S+)", line):
-                yield process, found.group(1)
-                break
-        else:
-            raise AssertionError("the service did not start")
-    finally:
-        process.kill()
-        process.communicate()
+    environment = os.environ | environment
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        reading = threading.Thread(target=process.stderr.read)  # a full pipe would block it
+        try:
+            for line in process.stderr:
+                if found := re.search(r"running on (http://\S+)", line):
+                    reading.start()
+                    yield process, found.group(1)
+                    break
+            else:
+                raise AssertionError("the service did not start")
+        finally:
+            process.kill()
+            if reading.ident:
+                reading.join()
 
 
 def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twice(
-    model, tmp_path, migrated
+    model, connect, tmp_path, migrated
 ):
     model.latency = 0.05
     environment = {
@@ -450,11 +452,11 @@ def test_a_killed_service_goes_on_when_it_is_started_again_and_asks_nothing_twic
         process.wait()
     until(lambda: model.in_flight == 0)
     before = dict(model.calls)
-    with serving(environment) as (process, url), httpx.Client(base_url=url) as client:
-        found = wait_for(client, run, "succeeded")
-        assert (found["done"], found["accepted"], found["failed"]) == (80, 80, 0)
-        asked_again = {label for label in before if model.calls[label] > before[label]}
-        assert len(generations(client, run_id=run, status="accepted")) == 80
+    client = connect(run_lease_seconds=1.0)
+    found = wait_for(client, run, "succeeded")
+    assert (found["done"], found["accepted"], found["failed"]) == (80, 80, 0)
+    asked_again = {label for label in before if model.calls[label] > before[label]}
+    assert len(generations(client, run_id=run, status="accepted")) == 80
     # What was in flight or not yet stored at the moment of the kill is paid for and lost.
     assert len(asked_again) <= 4 * WORKERS
     assert sum(model.calls.values()) <= 80 + 4 * WORKERS
