@@ -66,6 +66,7 @@ def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
             "student": "test_resnet",
             "image_size": 32,
             "batch_size": 16,
+            "optimiser": "adamw",  # a third of the time of a step would be Muon's
             "text_strategy": "name",
             "epochs": epochs,
             "export": False,
@@ -106,7 +107,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+        time.sleep(0.2)  # each look takes time from the worker, too
 
 
 def state(client: httpx.Client, job: int) -> str:

@@ -28,23 +28,29 @@ from tests.distill.worker.conftest import (
 )
 
 
-@pytest.mark.parametrize("ending", ["SIGTERM", "SIGKILL"])
-def test_another_worker_goes_on_where_one_was_ended(service, address, work_dir, queue_job, ending):
+def test_other_workers_go_on_where_one_was_stopped_and_one_was_killed(
+    service, address, work_dir, queue_job
+):
     job = queue_job(service, 40)
-    with running_worker(address, work_dir) as first:
+    with running_worker(address, work_dir) as stopped:
         wait_for(lambda: epochs(service, job))
-        first.send_signal(signal.Signals[ending])
-        _, said = first.communicate(timeout=30)
-    if ending == "SIGTERM":
-        assert first.returncode == 0
-        assert "goes on from its checkpoint" in said
-        assert not trainings(work_dir, job)
+        stopped.send_signal(signal.SIGTERM)
+        _, said = stopped.communicate(timeout=30)
+    assert stopped.returncode == 0
+    assert "goes on from its checkpoint" in said
+    assert not trainings(work_dir, job)
     assert state(service, job) == "running"  # left to its lease
-    with running_worker(address, work_dir) as second:
+    before = len(epochs(service, job))
+    with running_worker(address, work_dir) as killed:
+        wait_for(lambda: len(epochs(service, job)) > before)
+        killed.kill()
+        killed.communicate(timeout=30)
+    assert state(service, job) == "running"
+    with running_worker(address, work_dir) as last:
         wait_for(lambda: state(service, job) == "succeeded")
-        second.send_signal(signal.SIGTERM)
-        second.communicate(timeout=30)
-    assert service.get(f"/v1/jobs/{job}").json()["attempts"] == 2
+        last.send_signal(signal.SIGTERM)
+        last.communicate(timeout=30)
+    assert service.get(f"/v1/jobs/{job}").json()["attempts"] == 3
     told = epochs(service, job)
     assert told == list(range(1, 41))  # none is missing, none told twice
     report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)

@@ -28,14 +28,14 @@ def test_nothing_is_lost_while_the_service_is_away(free_port, tmp_path, migrated
     with ExitStack() as stack:
         with serving(free_port, data) as client:
             release_colours(client)
-            job = queue_job(client, 60)
+            job = queue_job(client, 30)
             address = f"http://127.0.0.1:{free_port}"
             stack.enter_context(running_worker(address, tmp_path / "work"))
             wait_for(lambda: epochs(client, job))
         time.sleep(2)  # killed; the training goes on
         with serving(free_port, data) as client:
             wait_for(lambda: state(client, job) == "succeeded")
-            assert epochs(client, job) == list(range(1, 61))
+            assert epochs(client, job) == list(range(1, 31))
             assert client.get(f"/v1/jobs/{job}").json()["attempts"] == 1
 
 
@@ -47,7 +47,7 @@ def test_events_that_a_killed_worker_had_not_sent_are_told_by_the_next(
     with ExitStack() as stack:
         with serving(free_port, data, lease_seconds=2) as client:
             release_colours(client)
-            job = queue_job(client, 100)
+            job = queue_job(client, 50)
             first = stack.enter_context(running_worker(address, work_dir))
             wait_for(lambda: epochs(client, job))
         # The service is killed and the training goes on; then the worker is killed too.
@@ -57,10 +57,10 @@ def test_events_that_a_killed_worker_had_not_sent_are_told_by_the_next(
         wait_for(lambda: not trainings(work_dir, job), 20)  # it wrote a checkpoint and ended
         told = file.read_text().count('{"kind": "epoch"')
         with serving(free_port, data, lease_seconds=2) as client:
-            assert len(epochs(client, job)) < told < 100
+            assert len(epochs(client, job)) < told < 50
             stack.enter_context(running_worker(address, work_dir))
             wait_for(lambda: state(client, job) == "succeeded")
-            assert epochs(client, job) == list(range(1, 101))
+            assert epochs(client, job) == list(range(1, 51))
             assert client.get(f"/v1/jobs/{job}").json()["attempts"] == 2
             assert not list(file.parent.glob("events-*"))
 
