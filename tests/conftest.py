@@ -79,6 +79,7 @@ def clean_environment() -> Iterator[None]:
                 patch.delenv(name)
         patch.delenv("DATABASE_URL", raising=False)
         patch.delenv("FORCE_COLOR", raising=False)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # many tests start the same program
         patch.setenv("COLUMNS", "200")
         yield
 
@@ -154,6 +155,14 @@ def migrated(tmp_path_factory, on_postgres) -> Callable[[Path], Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def brief_timing() -> Iterator[None]:
+    """Exports look at their speed only for a moment. It is told, and nothing depends on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.export.verify.TIMED_SECONDS", 0.02)
+        yield
 
 
 @contextmanager

@@ -267,7 +267,7 @@ def finished_charm_run(charm_run: Path, charm_world: Path) -> "FinishedRun":
 
 
 @pytest.fixture(scope="session")
-def exported_charms(finished_charm_run, charm_world: Path) -> "Exported":
+def exported_charms(finished_charm_run, charm_world: Path, brief_timing) -> "Exported":
     """The classifier folder of that run."""
     from distill.export.classifier_folder import export_run
 

@@ -101,7 +101,7 @@ def describe(call):
 
 
 @pytest.fixture
-def shell(tmp_path, monkeypatch, migrated):
+def shell(tmp_path, monkeypatch, migrated, brief_timing):
     """A function that runs one line of a page: `export`, `python -m demo.world` or a command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENRICH_DATA_DIR", str(migrated(tmp_path / "data")))

@@ -26,6 +26,8 @@ from distill.runtime import Classifier
 from distill.runtime.text_encoder import TextEncoder, open_session
 from tests.distill.conftest import DEMO
 
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
 # What a language model may write: quotes, entities, ligatures, other scripts, emoji, blanks.
 ODD_TEXTS = (
     "naïve CAFÉ’s “quoted” &amp; it's  ﬁne, don't, 42nd 日本語 😀",

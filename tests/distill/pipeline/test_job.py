@@ -34,7 +34,9 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def job(colour_images, colour_teacher, colours, cache, tmp_path) -> Callable[..., Report]:
+def job(
+    colour_images, colour_teacher, colours, cache, tmp_path, brief_timing
+) -> Callable[..., Report]:
     """A function that runs a job of one epoch; `job.log` is what it said."""
 
     def run(release: Release = colours, *, resume: bool = False, **config: object) -> Report:

@@ -16,7 +16,7 @@ from distill.cli.main import app
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, colour_images, colour_teacher) -> Path:
+def folder(tmp_path_factory, colour_images, colour_teacher, brief_timing) -> Path:
     """A folder with images in train/ alone, a list of labels and a configuration."""
     folder = tmp_path_factory.mktemp("own")
     shutil.copytree(colour_images / "train", folder / "photos" / "train")
