@@ -135,4 +135,6 @@ class RunLeases:
                 run.state = RunState.FAILED
             else:
                 run.state = RunState.SUCCEEDED
+                # A lease that was lost and claimed again counts some cached labels twice.
+                run.cached = min(run.cached, run.total - run.accepted - run.rejected)
             run.finished_at = None if run.state is RunState.PAUSED else utcnow()

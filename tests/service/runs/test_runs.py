@@ -476,6 +476,23 @@ def test_a_run_whose_owner_died_before_the_clock_was_put_back_is_taken_up(connec
     assert wait_for(again, run)["state"] == "succeeded"
 
 
+def test_labels_counted_twice_after_a_lost_lease_are_counted_once_in_the_end(
+    connect, model, tmp_path
+):
+    client = connect()
+    add_labels(client, birds(3))
+    model.latency = 0.5
+    run = start_run(client, concurrency=1)["id"]
+    wait_for(client, run, "running")
+    engine = make_engine(Settings(data_dir=tmp_path / "data").sqlalchemy_url)
+    with writing(engine) as session:  # as a process that lost the lease goes on counting
+        session.get_one(Run, run).cached = 2
+    engine.dispose()
+    ended = wait_for(client, run)
+    assert (ended["state"], ended["accepted"], ended["cached"]) == ("succeeded", 3, 0)
+    assert ended["done"] == ended["total"] == 3
+
+
 def test_every_label_ends_with_a_valid_text_whatever_the_server_does(client, model):
     names = birds(150)
     add_labels(client, names)
