@@ -154,6 +154,7 @@ def config_of(optimiser: str, options: argparse.Namespace, epochs: int) -> Train
         image_size=options.size,
         optimiser=optimiser,
         epochs=epochs,
+        warmup_epochs=min(1.0, epochs / 10),  # else a schedule of one epoch would be all warm-up
         seed=options.seed,
         export=False,
     )
