@@ -215,6 +215,13 @@ class TrainConfig(BaseModel):
         StrictBool,
         Field(description="Finish with a classifier folder that runs without torch"),
     ] = True
+    forecast: Annotated[
+        StrictBool,
+        Field(
+            description="Measure how well later classes will be recognised, by a second training "
+            "for half the epochs without a quarter of the seen classes"
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _captions_are_there(self) -> Self:

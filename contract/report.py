@@ -144,6 +144,41 @@ class Calibration(_Frozen):
     ] = None
 
 
+class ForecastValue(_Frozen):
+    """An expected accuracy in percent, with an interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ForecastPoint(_Frozen):
+    """What to expect of new classes, known from their texts alone, by how many there are."""
+
+    classes: Annotated[int, Field(description="New classes")]
+    extrapolated: Annotated[bool, Field(description="More than were left out of the rehearsal")]
+    alone: Annotated[ForecastValue, Field(description="Images of new classes, among these")]
+    joint_seen: Annotated[ForecastValue, Field(description="Images of seen classes, among all")]
+    joint_unseen: Annotated[ForecastValue, Field(description="Images of new classes, among all")]
+    joint_harmonic_mean: Annotated[ForecastValue, Field(description="Of the last two")]
+
+
+class Forecast(_Frozen):
+    """How well classes that come later will be recognised.
+
+    From a rehearsal: a shorter training without some of the seen classes, which are new to it.
+    """
+
+    left_out: Annotated[int, Field(description="Seen classes that the rehearsal was not shown")]
+    images: Annotated[int, Field(description="Validation images of these")]
+    epochs: Annotated[int, Field(description="Of the rehearsal")]
+    rehearsal_top1: Annotated[
+        float, Field(description="Of the rehearsal on the seen classes it was shown, percent")
+    ]
+    student_top1: Annotated[float, Field(description="Of the student on the same, percent")]
+    points: tuple[ForecastPoint, ...]
+
+
 class ConfusablePair(_Frozen):
     """Two classes whose texts lie close together."""
 
@@ -298,6 +333,7 @@ class Report(_Frozen):
     accuracies: tuple[Accuracy, ...]
     joint: tuple[JointAccuracy, ...] = ()
     calibration: Calibration | None = None
+    forecast: Forecast | None = None
     imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]

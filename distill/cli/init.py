@@ -50,6 +50,7 @@ def init(
         config = TrainConfig(
             data=str(data), teacher=teacher, student=student, pretrained=pretrained,
             image_size=size, epochs=epochs, batch_size=max(2, min(128, images // 4)),
+            forecast="unseen" not in splits,
         )  # fmt: skip
     except ValidationError as error:
         raise UserError(first_error_line(error)) from None
@@ -79,8 +80,8 @@ def _found(data: Path, splits: "Mapping[SplitName, Split]") -> list[str]:
         lines.append(f"#   {name}: {len(split):,} images of {len(split.keys)} classes{held_out}")
     if "unseen" not in splits:
         lines += [
-            "#   no unseen classes: the report will not tell how well classes are recognised that",
-            "#   come later. `distill data split DATA --unseen N --out DIR` holds some out.",
+            "#   no unseen classes: how well later classes are recognised can only be forecast.",
+            "#   `distill data split DATA --unseen N --out DIR` holds some out, to measure it.",
         ]
     return lines
 
@@ -116,6 +117,9 @@ def _settings(config: TrainConfig) -> list[str]:
         "# Chosen for this kind of student, its start and its optimiser (muon, adamw or sgd).",
         f"optimiser = {json.dumps(config.optimiser)}",
         f"learning_rate = {config.learning_rate:g}",
+        "",
+        "# Forecast how well classes will be recognised that come later: half a training more.",
+        f"forecast = {str(config.forecast).lower()}",
         "",
         "# Decides initial weights, batches and augmentation.",
         f"seed = {config.seed}",

@@ -109,6 +109,14 @@ def train(
         PixelMode | None,
         typer.Option(help="auto, cached or streamed. Default: as in the configuration."),
     ] = None,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast",
+            help="Forecast the accuracy on later classes, by half a training more; with --resume "
+            "also of a finished run.",
+        ),
+    ] = False,
     events: Annotated[bool, typer.Option(help="Print each event as a JSON line.")] = False,
     cache: CacheOption = CACHE,
     data_root: DataRootOption = None,
@@ -125,6 +133,8 @@ def train(
         settings = settings.model_copy(update={"device": device})
     if pixels is not None:
         settings = settings.model_copy(update={"pixels": pixels})
+    if forecast:
+        settings = settings.model_copy(update={"forecast": True})
     if data_root:
         check_allowed_paths(settings, data_root)
     chosen = release_given(release, labels, descriptions)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from contract import Report
+from contract import ForecastValue, Report
 from distill.export.verify import FormatRow
 from distill.runtime.manifest import Manifest
 
@@ -66,7 +66,7 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         "classes are."
     )
     if "unseen" not in numbers:
-        untold = (
+        untold = _forecast(report) or (
             "Not measured, since there were no images of unseen classes: how well a class is "
             "recognised that is added by a description, and how many images of no class are "
             "called unknown. Intervals are of 95 %, over images."
@@ -87,8 +87,9 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes pass (AUROC "
         f"{calibration.unknown_auroc:.3f})."
     )
-    parts = ("\n".join(lines), joint, certain)
-    return "\n\n".join((*parts, _look_alikes(manifest)) if manifest.look_alikes else parts)
+    rejected = _look_alikes(manifest) if manifest.look_alikes else None
+    parts = ("\n".join(lines), joint, certain, rejected, _forecast(report))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _look_alikes(manifest: Manifest) -> str:
@@ -107,6 +108,27 @@ def _look_alikes(manifest: Manifest) -> str:
         f"{calibration.threshold_rejects_unseen:.1f} % of unseen ones."
     )
     return rejected + "\n\n" + "\n".join(lines)
+
+
+def _forecast(report: Report) -> str | None:
+    """What to expect of new classes, if the run made a forecast."""
+    if report.forecast is None:
+        return None
+    rows = "; ".join(
+        f"{point.classes} new classes: {_range(point.alone)} among them, "
+        f"{_range(point.joint_unseen)} among all"
+        for point in report.forecast.points
+    )
+    return (
+        "Forecast for classes that are added by a description, top-1 % of their images with "
+        f"intervals of 95 %: {rows}. From a second, shorter training without "
+        f"{report.forecast.left_out} of the seen classes; it holds for classes that are as alike, "
+        "and as well known to the teacher, as the seen ones."
+    )
+
+
+def _range(value: ForecastValue) -> str:
+    return f"{value.value:.0f} ({value.low:.0f} to {value.high:.0f})"
 
 
 def format_table(rows: Sequence[FormatRow]) -> str:

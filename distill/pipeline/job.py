@@ -1,6 +1,6 @@
 """One training job, from configuration and release to student and report.
 
-The steps in the order in which they run: check, encode, train, evaluate, report, export.
+The steps in the order in which they run: check, encode, train, evaluate, report, forecast, export.
 """
 
 import time
@@ -12,20 +12,22 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import EventKind, Release, Report, TextStrategy, TrainConfig
 from distill.data.pixels import Progress, choose_pixels
 from distill.data.releases import shuffle_texts, write_release
 from distill.data.sources.find import base_folder
 from distill.data.splits import NO_UNSEEN, scan_splits
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
-from distill.errors import DataError, Interrupted
+from distill.errors import DataError, Interrupted, UserError
+from distill.evaluation.left_out.forecast import forecast_line
 from distill.evaluation.report.training_report import CONTROL, read_report
 from distill.evaluation.score_norm import ScoreNorm
 from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.export_step import export_classifier, remove_classifier
+from distill.pipeline.forecast import forecast, rehearse
 from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
 from distill.pipeline.results import (
@@ -33,6 +35,7 @@ from distill.pipeline.results import (
     NAME_BANK_FILE,
     RunInputs,
     accuracies,
+    add_forecast,
     write_results,
 )
 from distill.training.checkpoint import Checkpoint
@@ -88,25 +91,56 @@ def run_job(
         resume=resume,
     )
     if is_main:
-        _finish(run, student, out, epochs, on_event=emit, should_stop=should_stop)
+        remove_classifier(out)  # that of an earlier student
+        write_results(run, student, out, epochs)
+    if config.forecast:
+        _forecast(run, student, out, on_event=emit, should_stop=should_stop, resume=resume)
+    if is_main and config.export:
+        _export(run, student, out, on_event=emit, should_stop=should_stop)
     processes().wait_for_everyone()
     return read_report(out)
 
 
-def _finish(
+def _forecast(
     run: RunInputs,
     student: Student,
     out: Path,
-    epochs: tuple[Epoch, ...],
+    *,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+    resume: bool,
+) -> None:
+    """Add a forecast to the report, or log why there is none: the student is trained by now.
+
+    Every process calls this.
+    """
+    torch.manual_seed(run.config.seed)
+    try:
+        rehearsal = rehearse(
+            run,
+            _build_student(run.config, run.inputs.teacher),
+            out,
+            on_step=_progress_events(on_event)("Training for the forecast"),
+            should_stop=should_stop,
+            resume=resume,
+        )
+        if processes().is_main_process:
+            found = forecast(run, student, rehearsal)
+            add_forecast(run, read_report(out), found, out)
+            on_event(EventKind.LOG, {"message": forecast_line(found)})
+    except UserError as error:
+        on_event(EventKind.LOG, {"message": f"no forecast: {error}"})
+
+
+def _export(
+    run: RunInputs,
+    student: Student,
+    out: Path,
     *,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Evaluate the trained student, write the report and export the classifier."""
-    remove_classifier(out)  # that of an earlier student
-    report = write_results(run, student, out, epochs)
-    if not run.config.export:
-        return
+    """Export the trained student as a classifier."""
     show = _progress_events(on_event)("Exporting the classifier")
 
     def progress(done: int, total: int) -> None:
@@ -117,7 +151,7 @@ def _finish(
     export_classifier(
         run,
         student,
-        report,
+        read_report(out),
         out,
         log=lambda message: on_event(EventKind.LOG, {"message": message}),
         progress=progress,

@@ -19,6 +19,7 @@ from contract import (
     Accuracy,
     ConfusablePair,
     Epoch,
+    Forecast,
     Preflight,
     PulledApart,
     Release,
@@ -78,6 +79,19 @@ class RunInputs:
     def bank(self) -> TextBank:
         """The text bank of the configured strategy."""
         return self.banks[self.config.text_strategy]
+
+
+def add_forecast(run: RunInputs, report: Report, forecast: Forecast, out: Path) -> Report:
+    """The report with a forecast, written to `out` again.
+
+    Raises:
+        DataError: `out` cannot be written to.
+    """
+    changes = {"forecast": forecast, "finished_at": datetime.now(UTC)}
+    report = report.model_copy(update=changes)
+    similarity = _similarity(run.banks["name"], run.bank)
+    write_report(report, out, similarity=similarity, names=run.bank.names)
+    return report
 
 
 def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epoch, ...]) -> Report:
@@ -198,26 +212,39 @@ def _choose_for_new_classes(
     """The bias against seen classes, and how many photos a text is worth; see `left_out`.
 
     `features` [images, dim] are the student's of the seen split. Of many images, evenly spaced
-    ones are used. Where no unseen classes are given, one for NEW_CLASS_SHARE seen ones is expected.
+    ones are used.
     """
     train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
     text = run.bank.select(train.keys).features
-    place = {key: row for row, key in enumerate(train.keys)}
-    rows, tested = _spaced(len(train)), _spaced(len(seen))
-    targets = torch.tensor([place[key] for key in seen.keys])[seen.targets[tested]]
-    unseen = run.inputs.splits.get("unseen")
+    rows, tested = spaced(len(train)), spaced(len(seen))
+    targets = seen_targets(run)[tested]
     folds = leave_out(
         SeenImages(student.encode_backbone(run.pixels["train"], rows), train.targets[rows]),
         SeenImages(student.encode_backbone(run.pixels["seen"], tested), targets),
         text,
-        len(train.keys) // NEW_CLASS_SHARE if unseen is None else len(unseen.keys),
+        new_classes_expected(run),
     )
     cosines = normalize(features[tested], dim=1) @ text.T
     bias = choose_seen_bias(folds, targets, cosines, text)
     return bias, choose_text_photos(folds, targets, text)
 
 
-def _spaced(count: int) -> Tensor:
+def new_classes_expected(run: RunInputs) -> int:
+    """The number of unseen classes, or one for NEW_CLASS_SHARE seen ones where there are none."""
+    splits = run.inputs.splits
+    if "unseen" in splits:
+        return len(splits["unseen"].keys)
+    return len(splits["train"].keys) // NEW_CLASS_SHARE
+
+
+def seen_targets(run: RunInputs) -> Tensor:
+    """The classes [images] of the validation images, as rows of the training classes."""
+    train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
+    place = {key: row for row, key in enumerate(train.keys)}
+    return torch.tensor([place[key] for key in seen.keys])[seen.targets]
+
+
+def spaced(count: int) -> Tensor:
     """At most LEFT_OUT_IMAGES evenly spaced indices of `count` images."""
     most = min(count, LEFT_OUT_IMAGES)
     return torch.linspace(0, count - 1, most, dtype=torch.float64).long()

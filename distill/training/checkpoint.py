@@ -35,9 +35,8 @@ class Checkpoint:
         """SHA-256 of what must not change between a run and its resumption."""
         # The next worker may mount the folder elsewhere, have another device, or less memory for
         # pixels; the others are for after the training.
-        config = self.config.model_dump_json(
-            exclude={"data", "device", "pixels", "test_views", "export"}
-        )
+        later = {"test_views", "export", "forecast"}
+        config = self.config.model_dump_json(exclude={"data", "device", "pixels", *later})
         return hashlib.sha256(f"{config}{self.release_hash}".encode()).hexdigest()
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:

@@ -124,6 +124,7 @@ def render(
         top=max((row.top1 for row in report.accuracies), default=0) or 1,
         curves=_curves(report),
         reliability=_reliability(report),
+        forecast_chart=_forecast_chart(report),
         spectrum=_spectrum(report),
         maps=_heat_maps(similarity, order, names),
         order=[names[row] for row in order],
@@ -345,6 +346,32 @@ def _reliability(report: Report) -> Markup | None:
         axes.legend(loc="lower right")
 
     return _draw(draw, "Reliability diagram")
+
+
+def _forecast_chart(report: Report) -> Markup | None:
+    """Expected accuracy of new classes by their number, alone and jointly, with intervals."""
+    if report.forecast is None:
+        return None
+    from matplotlib.ticker import NullFormatter
+
+    points = report.forecast.points
+
+    def draw(axes: "Axes") -> None:
+        numbers = [point.classes for point in points]
+        for colour, label, values in (
+            (SERIES[0], "among new classes", [point.alone for point in points]),
+            (SERIES[1], "among all classes", [point.joint_unseen for point in points]),
+        ):
+            low, high = [value.low for value in values], [value.high for value in values]
+            axes.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(numbers, [value.value for value in values], color=colour, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(numbers, [str(number) for number in numbers])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(ylim=(0, 103), xlabel="new classes", ylabel="top-1 % of their images")
+        axes.legend(loc="upper right")
+
+    return _draw(draw, "Forecast for new classes")
 
 
 def _spectrum(report: Report) -> Markup | None:

@@ -29,7 +29,7 @@ def test_a_configuration_fits_the_images_and_can_be_trained_with(image_folder, t
     assert "#   no unseen classes" in text
     config = read_config(tmp_path / "run.toml")
     assert (config.data, config.image_size, config.epochs) == (str(root), 64, 60)
-    assert (config.batch_size, config.learning_rate) == (10, 0.02)
+    assert (config.batch_size, config.learning_rate, config.forecast) == (10, 0.02, True)
     again = init(tmp_path, root)
     assert again.exit_code == 1 and "run.toml exists already: remove it or choose" in again.stderr
 
@@ -42,6 +42,7 @@ def test_a_configuration_of_a_pretrained_transformer_has_a_tenth_of_the_rate(
     assert made.exit_code == 0, made.output
     text = (tmp_path / "run.toml").read_text()
     assert tomllib.loads(text)["learning_rate"] == 0.002 and "no unseen" not in text
+    assert tomllib.loads(text)["forecast"] is False
 
 
 @pytest.mark.parametrize(
