@@ -52,7 +52,7 @@ def test_an_image_deleted_since_is_named(split):
     streamed = StreamedPixels(split, SIZE)
     split.paths[3].unlink()
     split.paths[4].write_bytes(b"no image")
-    with pytest.raises(UnreadableImages, match=r"cannot read 2 images: .*003.png .* and .*004.png"):
+    with pytest.raises(UnreadableImages, match=r"cannot read 2 images: .*003.png .*004.png"):
         streamed[torch.tensor([1, 3, 4])]
     assert len(streamed[slice(0, 3)]) == 3
 

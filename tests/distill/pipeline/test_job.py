@@ -165,7 +165,7 @@ def test_one_line_at_the_start_says_what_the_training_runs_on(job, precision, mo
     report = job(text_strategy="name", device="cpu", precision=precision, threads=1)
     assert re.fullmatch(
         rf"device: cpu \(\w+\), precision: {precision}, optimiser: muon, threads: 1, "
-        "waiting threads: sleep, own kernels: on",
+        r"waiting threads: sleep, own kernels: on, pixels: cached \(0\.0 GB decoded\)",
         job.log[0],
     )
     assert (report.config.device, report.config.precision) == ("cpu", precision)

@@ -1,6 +1,7 @@
 """A training on streamed pixels is one on cached pixels, in another order of work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,13 +86,12 @@ def test_a_stopped_run_ends_as_an_unbroken_one_in_either_mode(train, tmp_path, b
 
 
 def test_images_that_cannot_be_read_are_all_named_before_the_first_step(
-    train, image_folder, colours
+    train, colour_images, tmp_path
 ):
-    names = {"red": 10, "green": 10}
-    root = image_folder({"train": names, "val_on_train": names})
-    (root / "train" / "green" / "000.png").write_bytes(b"no image")
-    (root / "train" / "red" / "009.png").write_bytes(b"")
-    with pytest.raises(UnreadableImages, match=r"cannot read 2 images: .*000.png .*009.png"):
+    root = shutil.copytree(colour_images, tmp_path / "images")
+    (root / "train" / "green" / "3.png").write_bytes(b"no image")
+    (root / "train" / "red" / "9.png").write_bytes(b"")
+    with pytest.raises(UnreadableImages, match="cannot read 2 images: .*green/3.png .*red/9.png"):
         train("run", data=str(root), pixels="streamed")
     assert "unreadable images: looked for with the teacher features" in train.log[1]
 
