@@ -1,12 +1,12 @@
-"""Training on streamed pixels: its memory, its rate beside that on cached pixels, its first step.
+"""Training on streamed pixels: its memory, its first step, its rate beside that on cached pixels.
 
 Photos of 64 px are generated as JPEG files in class folders, kept in --folder and used again. The
 teacher's features are random, since only speed counts; everything else is the real training loop.
 
-- memory: an epoch on all photos, then the student's features of all of them, in a process of its
-  own. The peak is the process's largest resident set, memory-mapped features included.
+- memory: training on all photos, for an epoch or --seconds, in a process of its own. The peak is
+  its largest resident set, with the memory-mapped features, all of which have been read by then.
 - first step: from the start of the scan of the folder to the end of the first step.
-- rate: an epoch of each side on some of the photos, in turns, each in a process of its own.
+- rate: an epoch of each side on some of the photos, in turns.
 
     python -m benchmarks.speed.streaming [--images 200000] [--student resnet18] [--rounds 3]
 """
@@ -18,7 +18,9 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -26,7 +28,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from distill.data.tensor_file import read_tensor, write_rows
 from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
@@ -34,9 +35,10 @@ from torch.nn.functional import normalize
 
 from benchmarks._photos import ROOT
 from contract import TrainConfig
+from distill.data.files.tensor_file import read_tensor, write_rows
 from distill.data.pixels import open_pixels
 from distill.data.splits import Split, scan_splits
-from distill.evaluation.score_norm import ScoreNorm
+from distill.errors import Interrupted
 from distill.models.student import build_student
 from distill.training.loop import Callbacks, TrainingData, train
 from distill.training.malloc_tuning import keep_freed_memory
@@ -45,12 +47,14 @@ SIZE, DIM, CLASSES = 64, 512, 100
 SEEN = 10  # validation images of each class
 PICTURES = 1000  # different ones; the files repeat them
 Mode = Literal["cached", "streamed"]
+MODES: tuple[Mode, ...] = ("cached", "streamed")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One training."""
+    """A training on streamed pixels."""
 
+    images: int  # that were trained on
     images_per_second: float
     first_step_s: float  # from the start of the scan of the folder
     scan_s: float
@@ -95,101 +99,127 @@ def write_features(folder: Path, images: int) -> Path:
     return path
 
 
-def measure(mode: Mode, photos: Path, features: Path, student_name: str, images: int) -> Measured:
-    """Train for an epoch on `images` of the photos, and encode them; runs in its own process."""
-    keep_freed_memory()
-    began = time.perf_counter()
+def load_splits(photos: Path, images: int) -> tuple[Split, Split]:
+    """`images` evenly spaced training photos, and the validation photos."""
     splits = scan_splits(photos)
-    whole, seen = splits["train"], splits["seen"]
+    whole = splits["train"]
     rows = torch.linspace(0, len(whole) - 1, images, dtype=torch.float64).long()
     paths = tuple(whole.paths[row] for row in rows.tolist())
-    split = Split("train", whole.keys, paths, whole.targets[rows])
-    scan_s = time.perf_counter() - began
+    return Split("train", whole.keys, paths, whole.targets[rows]), splits["seen"]
+
+
+def training_data(mode: Mode, train: Split, seen: Split, features: Path) -> TrainingData:
+    """The photos with random features of teacher and texts."""
     text = normalize(torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
-    cache = photos.parent / "cache"
-    data = TrainingData(
-        pixels=open_pixels(split, SIZE, cache, mode),
-        targets=split.targets,
-        teacher=read_tensor(features)[0][:images],
+    cache = features.parent / "cache"
+    return TrainingData(
+        pixels=open_pixels(train, SIZE, cache, mode),
+        targets=train.targets,
+        teacher=read_tensor(features)[0][: len(train)],
         text=text,
         seen_pixels=open_pixels(seen, SIZE, cache, mode),
         seen_targets=seen.targets,
         seen_text=text,
     )
-    config = TrainConfig(
-        data=str(photos), teacher="random", student=student_name, image_size=SIZE, epochs=1
-    )
+
+
+def train_student(name: str, data: TrainingData, callbacks: Callbacks) -> float:
+    """An epoch of a new student; its images a second."""
+    config = TrainConfig(data="photos", teacher="random", student=name, image_size=SIZE, epochs=1)
     torch.manual_seed(0)
-    student = build_student(student_name, DIM, image_size=SIZE)
+    (epoch,) = train(config, build_student(name, DIM, image_size=SIZE), data, callbacks=callbacks)
+    return epoch.images_per_second
+
+
+def measure_memory(
+    photos: Path, features: Path, student: str, images: int, limit: float
+) -> Measured:
+    """Train on streamed pixels, for at most `limit` seconds."""
+    keep_freed_memory()
+    began = time.perf_counter()
+    splits = load_splits(photos, images)
+    scan_s = time.perf_counter() - began
     ends: list[float] = []
-    callbacks = Callbacks(on_step=lambda *_: ends.append(time.perf_counter()))
-    (epoch,) = train(config, student, data, callbacks=callbacks)
-    ScoreNorm.of(student.encode(data.pixels))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Measured(epoch.images_per_second, ends[0] - began, scan_s, peak)
-
-
-def show_rates(rates: dict[Mode, list[Measured]], title: str) -> float:
-    """Print a table of both sides; the median over rounds of streamed by cached."""
-    table = Table(
-        "", "images/s (median)", "least", "most", "first step, s", "peak, GB", title=title
+    callbacks = Callbacks(
+        on_step=lambda *_: ends.append(time.perf_counter()),
+        should_stop=lambda: ends[-1] - ends[0] > limit,
     )
-    for mode, runs in rates.items():
-        speeds = [run.images_per_second for run in runs]
+    with suppress(Interrupted):
+        train_student(student, training_data("streamed", *splits, features), callbacks)
+    steps = len(ends) - 1
+    batch = TrainConfig.model_fields["batch_size"].default
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rate = steps * batch / max(ends[-1] - ends[0], 1e-9)
+    return Measured(len(ends) * batch, rate, ends[0] - began, scan_s, peak)
+
+
+def measure_rates(
+    photos: Path, features: Path, student: str, images: int, rounds: int
+) -> dict[Mode, list[float]]:
+    """Images a second of both sides, in turns."""
+    keep_freed_memory()
+    splits = load_splits(photos, images)
+    sides: dict[Mode, TrainingData] = {
+        mode: training_data(mode, *splits, features) for mode in MODES
+    }
+    rates: dict[Mode, list[float]] = {mode: [] for mode in MODES}
+    for _ in range(rounds):
+        for mode, data in sides.items():
+            rates[mode].append(train_student(student, data, Callbacks()))
+    return rates
+
+
+def show_rates(rates: dict[Mode, list[float]], title: str) -> None:
+    """Print a table of both sides, and the ratio within each round."""
+    table = Table("", "images/s (median)", "least", "most", title=title)
+    for mode, speeds in rates.items():
         table.add_row(
-            mode, f"{median(speeds):.0f}", f"{min(speeds):.0f}", f"{max(speeds):.0f}",
-            f"{median(run.first_step_s for run in runs):.1f}",
-            f"{max(run.peak_bytes for run in runs) / 1e9:.2f}",
+            mode, f"{median(speeds):.0f}", f"{min(speeds):.0f}", f"{max(speeds):.0f}"
         )  # fmt: skip
     Console().print(table)
     # Within a round, since the speed of a machine with neighbours drifts from one to the next.
     turns = zip(rates["streamed"], rates["cached"], strict=True)
-    ratios = [one.images_per_second / other.images_per_second for one, other in turns]
-    print(
-        f"streamed by cached: {100 * median(ratios):.0f} %; of each round",
-        *(f"{100 * ratio:.0f}" for ratio in ratios),
-    )
-    return median(ratios)
+    ratios = [100 * streamed / cached for streamed, cached in turns]
+    shown = " ".join(f"{ratio:.0f}" for ratio in ratios)
+    print(f"streamed by cached: {median(ratios):.0f} %; of each round {shown}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--images", type=int, default=200_000, help="for the memory; 0 leaves it out"
-    )
+    parser.add_argument("--images", type=int, default=200_000, help="for the memory")
+    parser.add_argument("--seconds", type=float, default=inf, help="of training, for the memory")
     parser.add_argument("--memory-student", default="test_resnet", help="a small one")
-    parser.add_argument("--rate-images", type=int, default=5120, help="for the rate")
+    parser.add_argument("--rate-images", type=int, default=2560, help="for the rate")
     parser.add_argument("--student", default="resnet18", help="for the rate")
     parser.add_argument("--rounds", type=int, default=3, help="for the rate; 0 leaves it out")
     parser.add_argument("--folder", type=Path, default=ROOT / "bench-out" / "streaming")
     options = parser.parse_args(arguments)
-    images = max(options.images, options.rate_images)
     began = time.perf_counter()
-    photos = write_photos(options.folder, images)
-    features = write_features(options.folder, images)
-    print(f"{images:,} photos of {SIZE} px in {time.perf_counter() - began:.0f} s: {photos}")
-    # A process for each training: its peak is its own, and so is what it does with freed memory.
+    photos = write_photos(options.folder, options.images)
+    features = write_features(options.folder, options.images)
+    print(
+        f"{options.images:,} photos of {SIZE} px in {time.perf_counter() - began:.0f} s: {photos}",
+        flush=True,
+    )
+    # A process for each: its peak is its own, and so is what it does with freed memory.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart:
-        if options.images:
-            run = apart.submit(
-                measure, "streamed", photos, features, options.memory_student, images
-            ).result()
-            print(
-                f"streamed, {images:,} images, {options.memory_student}: peak "
-                f"{run.peak_bytes / 1e9:.2f} GB, {run.images_per_second:.0f} images/s; first step "
-                f"after {run.first_step_s:.1f} s, {run.scan_s:.1f} of them for the list of files"
-            )
-        rates: dict[Mode, list[Measured]] = {"cached": [], "streamed": []}
-        # The first round writes the cache, before its first step.
-        for mode in ("cached", "streamed") * options.rounds:
-            asked = (mode, photos, features, options.student, options.rate_images)
-            rates[mode].append(apart.submit(measure, *asked).result())
-    if options.rounds:
-        title = (
-            f"{options.student}, {SIZE} px, {options.rate_images} images, {options.rounds} rounds, "
-            f"{torch.get_num_threads()} threads"
+        asked = (photos, features, options.memory_student, options.images, options.seconds)
+        run = apart.submit(measure_memory, *asked).result()
+        print(
+            f"streamed, {options.memory_student}, {run.images:,} of {options.images:,} images: "
+            f"peak {run.peak_bytes / 1e9:.2f} GB, {run.images_per_second:.0f} images/s; first step "
+            f"after {run.first_step_s:.1f} s, {run.scan_s:.1f} of them for the list of files",
+            flush=True,
         )
-        show_rates(rates, title)
+        if options.rounds:
+            few = min(options.rate_images, options.images)
+            told = (photos, features, options.student, few, options.rounds)
+            rates = apart.submit(measure_rates, *told).result()
+            title = (
+                f"{options.student}, {SIZE} px, {few} images, {options.rounds} rounds, "
+                f"{torch.get_num_threads()} threads"
+            )
+            show_rates(rates, title)
 
 
 if __name__ == "__main__":
