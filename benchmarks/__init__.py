@@ -7,6 +7,7 @@ Speed:
 - speed.cpu_kernels: what each replacement of a torch function saves in training
 - speed.enrichment_peers: labels per second beside curator and distilabel
 - speed.enrichment_rate: labels per second of an enrichment run, and its memory
+- speed.export_formats: a student in each format of an export beside PyTorch
 - speed.few_shot: finetuning of the projection alone beside the whole network
 - speed.gpu: what a GPU is used for, beside plain loops and the networks alone
 - speed.image_captions: time and memory to caption a folder of images

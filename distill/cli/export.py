@@ -9,6 +9,7 @@ from rich.table import Table
 
 from distill.cli.console import CACHE, CacheOption, JsonOption, bars, notes, one_line_errors
 from distill.errors import TextError
+from distill.export import Format
 
 if TYPE_CHECKING:
     from distill.runtime.manifest import Manifest
@@ -66,6 +67,14 @@ def export(
     teacher: Annotated[
         str | None, typer.Option(help="Where the run's teacher lies now, if elsewhere.")
     ] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="Also in this format; can be repeated. ONNX is always made."),
+    ] = None,
+    resize_inside: Annotated[
+        bool,
+        typer.Option("--resize-inside", help="Let the ONNX encoder take photos of any size."),
+    ] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Also in 8-bit integers; used where that is quicker.")
     ] = False,
@@ -102,6 +111,8 @@ def export(
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
         options = ExportOptions(
+            formats=tuple(formats or ()),
+            resize_inside=resize_inside,
             int8=int8,
             max_drop=max_drop,
             bake=bake,

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -23,22 +22,23 @@ from distill.embeddings.look_alikes import prompt_of
 from distill.embeddings.text_bank import TextBank
 from distill.evaluation.figures import EvaluatedSplit, unknown_figures
 from distill.evaluation.unknown import Scorer
+from distill.export.chart import speed_chart
 from distill.export.finished_run import FinishedRun
+from distill.export.formats import check_formats
+from distill.export.image_encoders import FormatOptions, ImageEncoders, export_encoders
 from distill.export.model_card import model_card
-from distill.export.onnx import baked_classifier, image_encoder, text_encoder
+from distill.export.onnx import baked_classifier, text_encoder
 from distill.export.open_clip import FOLDER as OPEN_CLIP
 from distill.export.open_clip import loaded, open_clip_files
-from distill.export.quantise import check_drop, quantise, recommend
-from distill.export.table import encoder_row, load_rival, open_clip_row, rival_row, teacher_row
+from distill.export.table import load_rival, open_clip_row, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
-from distill.export.verify import FormatRow, check_features, check_texts, onnx_features
+from distill.export.verify import FormatRow, check_features, check_texts
 from distill.runtime.classifier import check_target, write_folder
 from distill.runtime.manifest import (
     BAKED,
-    IMAGE_ENCODER,
-    INT8_ENCODER,
     MODEL_CARD,
     PHOTO_STATISTICS,
+    SPEED_CHART,
     TEXT_BANK,
     TEXT_ENCODER,
     TOKENIZER,
@@ -53,18 +53,16 @@ from distill.runtime.manifest import (
     file_entry,
 )
 from distill.runtime.photo_class import PhotoStatistics
-from distill.runtime.text_encoder import TextEncoder, open_session
+from distill.runtime.text_encoder import TextEncoder
 
-STEPS: Final = 5  # of an export: image encoder, text encoder, comparison, speed, files
+STEPS: Final = 5  # of an export: texts, features, formats, other models, files
 PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(FormatOptions):
     """What an export makes besides image and text encoder."""
 
-    int8: bool = False
-    max_drop: float = 1.0  # points of top-1 that int8 may lose, on seen and on unseen images
     bake: bool = False  # image → probabilities of the present classes
     rivals: tuple[str, ...] = ()  # open_clip models to compare with
     open_clip: bool = False  # the student with the teacher's text tower as an open_clip folder
@@ -103,64 +101,55 @@ def export_run(
     """
     options = options or ExportOptions()
     check_target(out)  # before minutes are spent
+    check_formats(options.formats)
     rivals = [load_rival(name) for name in options.rivals]
     in_open_clip = _in_open_clip(run) if options.open_clip else {}
     progress(0, STEPS)
-    size = run.pixels["seen"].shape[-1]
-    files = {IMAGE_ENCODER: image_encoder(run.student, size)}
-    progress(1, STEPS)
     texts = _export_texts(run, options.look_alikes, cache)
-    files |= {TEXT_ENCODER: texts.encoder, TOKENIZER: texts.tokenizer}
-    progress(2, STEPS)
+    progress(1, STEPS)
     eager = {name: run.student.encode(pixels) for name, pixels in run.pixels.items()}
-    exported = _features(files[IMAGE_ENCODER], run)
-    difference = max(
-        check_features(eager[name], exported[name], run.bank.select(split.keys).features, name)
-        for name, split in run.splits.items()
-    )
+    progress(2, STEPS)
+    encoders = export_encoders(run, eager, options)
+    rows, remarks = [*encoders.rows], [*encoders.remarks]
     progress(3, STEPS)
-    rows = [
-        encoder_row("PyTorch eager", None, run.student.encode, eager, run),
-        _onnx_row("ONNX Runtime", files[IMAGE_ENCODER], exported, run),
-    ]
-    used, remarks = IMAGE_ENCODER, []
-    if options.int8:
-        files[INT8_ENCODER] = quantise(files[IMAGE_ENCODER], run.train, size)
-        features = _features(files[INT8_ENCODER], run)
-        rows.append(_onnx_row("ONNX Runtime, int8", files[INT8_ENCODER], features, run))
-        check_drop(rows[1], rows[2], options.max_drop)
-        quicker, remark = recommend(rows[1], rows[2])
-        remarks.append(remark)
-        used = INT8_ENCODER if quicker else IMAGE_ENCODER
-    measured = rows[2] if used == INT8_ENCODER else rows[1]
     if in_open_clip:
         rows.append(_open_clip_row(in_open_clip, run, eager))
         remarks += _remarks_on_open_clip(run)
     rows += [teacher_row(run), *(rival_row(rival, run, cache) for rival in rivals)]
     progress(4, STEPS)
-    manifest = _manifest(run, texts, measured).model_copy(
-        update={"image_encoder": used, "look_alikes": options.look_alikes}
+    manifest = _manifest(run, texts, encoders).model_copy(
+        update={"look_alikes": options.look_alikes}
     )
     if options.look_alikes:
         manifest = _with_figures(manifest, run, eager, texts.look_alike_features)
+    files = encoders.files | {TEXT_ENCODER: texts.encoder, TOKENIZER: texts.tokenizer}
     if options.bake:
+        size = run.pixels["seen"].shape[-1]
         files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
-    seen = normalize(eager["seen"], dim=1).numpy()
-    files[PHOTO_STATISTICS] = PhotoStatistics.of(seen).save()
-    files[TEXT_BANK] = save(
+    files |= _data_files(run, texts, eager["seen"])
+    files[SPEED_CHART] = speed_chart(rows, len(encoders.rows))
+    files[MODEL_CARD] = model_card(manifest, run.report, rows, remarks).encode()
+    entries = {name: file_entry(content) for name, content in files.items()}
+    manifest = manifest.model_copy(update={"files": entries})
+    # No part of the classifier: nothing here reads it, and the classes may change without it.
+    write_folder(out, manifest, files | {f"{OPEN_CLIP}/{k}": v for k, v in in_open_clip.items()})
+    progress(STEPS, STEPS)
+    return Exported(
+        out, manifest, tuple(rows), encoders.difference, texts.least_cosine, tuple(remarks)
+    )
+
+
+def _data_files(run: FinishedRun, texts: "_ExportedTexts", seen: Tensor) -> dict[str, bytes]:
+    """The text features, and the statistics of the features `seen` [images, dim] of seen photos."""
+    statistics = PhotoStatistics.of(normalize(seen, dim=1).numpy())
+    bank = save(
         {
             "tensor": run.bank.features.contiguous(),
             "attributes": texts.attribute_features,
             "look_alikes": texts.look_alike_features,
         }
     )
-    files[MODEL_CARD] = model_card(manifest, run.report, rows).encode()
-    entries = {name: file_entry(content) for name, content in files.items()}
-    manifest = manifest.model_copy(update={"files": entries})
-    # No part of the classifier: nothing here reads it, and the classes may change without it.
-    write_folder(out, manifest, files | {f"{OPEN_CLIP}/{k}": v for k, v in in_open_clip.items()})
-    progress(STEPS, STEPS)
-    return Exported(out, manifest, tuple(rows), difference, texts.least_cosine, tuple(remarks))
+    return {PHOTO_STATISTICS: statistics.save(), TEXT_BANK: bank}
 
 
 def _in_open_clip(run: FinishedRun) -> dict[str, bytes]:
@@ -198,20 +187,6 @@ def _remarks_on_open_clip(run: FinishedRun) -> list[str]:
         "open_clip takes the whole of each image, the student was evaluated on "
         f'{run.student.test_views} views: train it with test_views = "whole" for equal numbers'
     ]
-
-
-def _features(model: bytes, run: FinishedRun) -> dict[EvaluatedSplit, Tensor]:
-    """Unit features of all validation images by an ONNX image encoder."""
-    session = open_session(model)
-    return {name: onnx_features(session, pixels) for name, pixels in run.pixels.items()}
-
-
-def _onnx_row(
-    name: str, model: bytes, features: Mapping[EvaluatedSplit, Tensor], run: FinishedRun
-) -> FormatRow:
-    session = open_session(model)
-    encode = partial(onnx_features, session)
-    return encoder_row(name, len(model), encode, features, run)
 
 
 @dataclass(frozen=True)
@@ -280,7 +255,7 @@ def _with_figures(
     return manifest.model_copy(update={"calibration": figures})
 
 
-def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> Manifest:
+def _manifest(run: FinishedRun, texts: _ExportedTexts, encoders: ImageEncoders) -> Manifest:
     report, release, bank = run.report, run.release, run.bank
     unseen = set(run.splits["unseen"].keys) if "unseen" in run.splits else set()
     return Manifest(
@@ -297,8 +272,8 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
         preprocessing=Preprocessing(image_size=report.config.image_size),
         text=_text_info(run, texts.cleaning),
         calibration=_calibration(report),
-        accuracies=_accuracies(report, measured),
-        latency_ms=measured.speed.ms,
+        accuracies=_accuracies(report, encoders.measured),
+        latency_ms=encoders.measured.speed.ms,
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         classes=tuple(
             ClassEntry(
@@ -311,6 +286,7 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, measured: FormatRow) -> M
             )
             for key, name in zip(bank.keys, bank.names, strict=True)
         ),
+        image_encoder=encoders.used,
         files={},
     )
 

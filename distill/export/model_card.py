@@ -7,13 +7,17 @@ from typing import Final
 
 from contract import ForecastValue, Report
 from distill.export.verify import FormatRow
-from distill.runtime.manifest import Manifest
+from distill.runtime.manifest import SPEED_CHART, Manifest
+
+CHART: Final = f"![Accuracy against milliseconds for one image]({SPEED_CHART})"
 
 ORT_WEB: Final = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs"
 
 
-def model_card(manifest: Manifest, report: Report, rows: Sequence[FormatRow]) -> str:
-    """The text of the model card."""
+def model_card(
+    manifest: Manifest, report: Report, rows: Sequence[FormatRow], remarks: Sequence[str] = ()
+) -> str:
+    """The text of the model card. `remarks` are lines on the formats in `rows`."""
     seen = sum(entry.seen for entry in manifest.classes)
     sections = (
         _front_matter(manifest),
@@ -24,7 +28,9 @@ def model_card(manifest: Manifest, report: Report, rows: Sequence[FormatRow]) ->
         "description, without training. It was distilled from the vision-language model "
         f"`{manifest.teacher.name}` by the method of Li et al. (ICCV 2023, arXiv 2307.03135).",
         "## Accuracy\n\n" + _accuracies(manifest, report),
-        "## Speed\n\nOn the machine that exported it.\n\n" + format_table(rows),
+        "\n\n".join(
+            ("## Speed", "On the machine that exported it.", format_table(rows), *remarks, CHART)
+        ),
         "## Use\n\n" + _usage(manifest),
         "## Data\n\n" + _data(manifest, report),
         "## Licences\n\nThe student's weights derive from the teacher's outputs and the training "

@@ -88,7 +88,7 @@ def image_encoder(student: Student, image_size: int) -> bytes:
     Raises:
         ModelError: torch cannot export a part of it.
     """
-    return _export(ImageEncoder(student), _example(image_size), "pixels", "the student")
+    return _export(ImageEncoder(student), example_images(image_size), "pixels", "the student")
 
 
 def baked_classifier(
@@ -101,11 +101,12 @@ def baked_classifier(
     """
     module = BakedClassifier(student, text, biases, temperature)
     return _export(
-        module, _example(image_size), "pixels", "the classifier", output_name="probabilities"
+        module, example_images(image_size), "pixels", "the classifier", output_name="probabilities"
     )
 
 
-def _example(image_size: int) -> Tensor:
+def example_images(image_size: int) -> Tensor:
+    """Two images [2, 3, image_size, image_size] uint8 to trace a network with."""
     shape, generator = (2, 3, image_size, image_size), torch.Generator().manual_seed(0)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 

@@ -129,10 +129,10 @@ def _why_not(student: Student) -> str:
             "adapted, such as mobilenetv3_small_100"
         )
     if arguments:
-        size = student.backbone.default_cfg["input_size"][-1]  # type: ignore[index]
+        known: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
         return (
-            f"whose {told}: train it at image_size = {size}, or train a student that takes any "
-            "size, such as mobilenetv3_small_100"
+            f"whose {told}: train it at image_size = {known['input_size'][-1]}, or train a student "
+            "that takes any size, such as mobilenetv3_small_100"
         )
     return "whose features are made in another way: train a student such as mobilenetv3_small_100"
 

@@ -23,9 +23,13 @@ def encoder_row(
     encode: Callable[[Tensor], object],
     features: Mapping[EvaluatedSplit, Tensor],
     run: FinishedRun,
+    images: Tensor | None = None,
 ) -> FormatRow:
-    """The student in one format of `size` bytes: `encode` gives `features` of the pixels."""
-    speed = measure_speed(encode, run.pixels["seen"])
+    """The student in one format of `size` bytes: `encode` gives `features` of the pixels.
+
+    Its speed is that for `images`, by default for the pixels of the run.
+    """
+    speed = measure_speed(encode, run.pixels["seen"] if images is None else images)
     seen, unseen = _top1(features, run, run.bank)
     return FormatRow(name, None if size is None else size / 1e6, speed, seen, unseen)
 

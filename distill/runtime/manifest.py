@@ -10,7 +10,8 @@ text_bank*.safetensors    unit text features: `tensor` [classes, dim], a row for
                           `classes`, `attributes` [attributes, dim], a row for each of theirs,
                           and `look_alikes` [look-alikes, dim]
 photo_statistics.safetensors   of seen photos: for classes described by photos too, and for reasons
-README.md                 the model card
+README.md, speed.svg      the model card, and its chart of accuracy against time
+image_encoder.pt2, image_encoder_openvino.*   other formats of the encoder, if asked for
 """
 
 import hashlib
@@ -38,6 +39,7 @@ TOKENIZER: Final = "tokenizer.json"
 TEXT_BANK: Final = "text_bank.safetensors"
 PHOTO_STATISTICS: Final = "photo_statistics.safetensors"
 MODEL_CARD: Final = "README.md"
+SPEED_CHART: Final = "speed.svg"
 AGAIN: Final = "export the classifier again, or copy the whole folder again"
 
 TextCleaning = Literal["none", "lower", "whitespace", "canonicalize"]

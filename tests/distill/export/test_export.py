@@ -192,7 +192,7 @@ def test_int8_a_baked_classifier_and_a_rival(
     ]
     assert rows[teacher][-2:] == rows["teacher"][-2:]
     assert float(rows["ONNX Runtime, int8"][0]) < float(rows["ONNX Runtime"][0]) / 2
-    assert re.search(r"int8 is (\d\.\d times as quick here|slower here)", result.stderr)
+    assert re.search(r"int8 is (\d+\.\d times as quick here|slower here)", result.stderr)
 
     classifier = Classifier.load(out)
     baked = open_session((out / "classifier.onnx").read_bytes())

@@ -6,12 +6,12 @@ import open_clip
 import pytest
 import timm
 import torch
-from distill.embeddings.prompts import prompts_of
 from PIL import Image
 from typer.testing import CliRunner
 
 from contract import TrainConfig
 from distill.cli.main import app
+from distill.embeddings.class_prompts import prompts_of
 from distill.errors import ModelError
 from distill.evaluation.accuracy import predict, score
 from distill.export.classifier_folder import ExportOptions, export_run

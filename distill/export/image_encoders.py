@@ -1,0 +1,165 @@
+"""The student in every chosen format: checked against PyTorch, measured, and the quickest named."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.files.image_file import open_image
+from distill.data.splits import Split
+from distill.errors import ModelError
+from distill.evaluation.figures import EvaluatedSplit
+from distill.export import Format
+from distill.export.finished_run import FinishedRun
+from distill.export.formats import (
+    EncoderFormat,
+    onnx_format,
+    openvino_format,
+    torch_export_format,
+)
+from distill.export.onnx import image_encoder
+from distill.export.quantise import check_drop, quantise, recommend
+from distill.export.resize import with_resize
+from distill.export.table import encoder_row
+from distill.export.verify import FormatRow, check_features
+from distill.runtime.manifest import IMAGE_ENCODER, INT8_ENCODER
+
+MAX_CHANGE: Final = 0.2  # points of top-1, by resizing inside the encoder
+Features = Mapping[EvaluatedSplit, Tensor]
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """Which image encoders an export makes. ONNX is always there."""
+
+    formats: tuple[Format, ...] = (Format.ONNX,)
+    resize_inside: bool = False  # the ONNX encoder takes photos of any size
+    int8: bool = False
+    max_drop: float = 1.0  # points of top-1 that int8 may lose, on seen and on unseen images
+
+
+@dataclass(frozen=True)
+class ImageEncoders:
+    """The files of all formats, and what was measured of them."""
+
+    files: dict[str, bytes]
+    rows: tuple[FormatRow, ...]  # PyTorch first
+    used: str  # the file that `distill.runtime` uses
+    measured: FormatRow  # of that file
+    difference: float  # the largest one of a feature from PyTorch's, without int8
+    remarks: tuple[str, ...]
+
+
+def export_encoders(
+    run: FinishedRun,
+    eager: Features,
+    options: FormatOptions,
+) -> ImageEncoders:
+    """The student in each chosen format. `eager` are PyTorch's features of the validation images.
+
+    Raises:
+        ModelError: a format cannot be made, gives something else than PyTorch, or loses too much.
+    """
+    rows = [encoder_row("PyTorch eager", None, run.student.encode, eager, run)]
+    files: dict[str, bytes] = {}
+    resizing: list[FormatRow] = []
+    difference = 0.0
+    for each in _formats(run, options):
+        features = {name: each.encode(pixels) for name, pixels in run.pixels.items()}
+        row = encoder_row(each.title, each.size, each.encode, features, run)
+        if each.int8:
+            check_drop(rows[0], row, options.max_drop)
+        else:
+            difference = max(difference, _check(each.title, eager, features, run))
+        rows.append(row)
+        files |= each.files
+        if options.resize_inside and IMAGE_ENCODER in each.files:
+            resizing.append(_resizing_row(each, row, run))
+    by_title = {row.name: row for row in rows}
+    used, measured = IMAGE_ENCODER, by_title["ONNX Runtime"]
+    remarks: list[str] = []
+    if options.int8:
+        quicker, remark = recommend(measured, by_title["ONNX Runtime, int8"])
+        remarks.append(remark)
+        if quicker:
+            used, measured = INT8_ENCODER, by_title["ONNX Runtime, int8"]
+    if len(rows) > 2:
+        remarks.append(quickest(rows[1:], measured))
+    return ImageEncoders(files, (*rows, *resizing), used, measured, difference, tuple(remarks))
+
+
+def _formats(run: FinishedRun, options: FormatOptions) -> list[EncoderFormat]:
+    size = run.pixels["seen"].shape[-1]
+    model = image_encoder(run.student, size)
+
+    def onnx(model: bytes, file: str, *, int8: bool = False) -> EncoderFormat:
+        resizing = with_resize(model, size) if options.resize_inside else model
+        return onnx_format(resizing, file, int8=int8)
+
+    made = [onnx(model, IMAGE_ENCODER)]
+    if Format.OPENVINO in options.formats:
+        made.append(openvino_format(model))
+    if Format.TORCH_EXPORT in options.formats:
+        made.append(torch_export_format(run.student, size))
+    if options.int8:
+        quantised = quantise(model, run.train, size)
+        made.append(onnx(quantised, INT8_ENCODER, int8=True))
+        if Format.OPENVINO in options.formats:
+            made.append(openvino_format(quantised, int8=True))
+    return made
+
+
+def _resizing_row(encoder: EncoderFormat, resized: FormatRow, run: FinishedRun) -> FormatRow:
+    """The encoder for photos of their own size, one by one.
+
+    Raises:
+        ModelError: its top-1 is further than MAX_CHANGE from that of photos `resized` by Pillow.
+    """
+
+    def photos(split: Split) -> Iterator[Tensor]:
+        for path in split.paths:
+            yield torch.from_numpy(np.array(open_image(path)).transpose(2, 0, 1)).unsqueeze(0)
+
+    features = {
+        name: torch.cat([encoder.encode(photo) for photo in photos(split)])
+        for name, split in run.splits.items()
+    }
+    photo = next(photos(run.splits["seen"])).contiguous()
+    row = encoder_row(
+        f"{encoder.title}, resizing", encoder.size, encoder.encode, features, run, images=photo
+    )
+    before, after = ((each.seen, each.unseen or 0.0) for each in (resized, row))
+    change = max(abs(x - y) for x, y in zip(before, after, strict=True))
+    if change > MAX_CHANGE:
+        raise ModelError(
+            f"--resize-inside changes top-1 by {change:.2f} points, more than {MAX_CHANGE}: export "
+            "without it"
+        )
+    return row
+
+
+def _check(title: str, eager: Features, features: Features, run: FinishedRun) -> float:
+    return max(
+        check_features(
+            eager[name],
+            features[name],
+            run.bank.select(split.keys).features,
+            name,
+            what=f"the student in {title}",
+        )
+        for name, split in run.splits.items()
+    )
+
+
+def quickest(rows: Sequence[FormatRow], used: FormatRow) -> str:
+    """A line that names the quickest of `rows` here, for one image and in batches."""
+    one = min(rows, key=lambda row: row.speed.ms)
+    many = max(rows, key=lambda row: row.speed.images_per_second)
+    line = f"quickest here: {one.name} for one image, {many.name} in batches"
+    if one is used:
+        return line
+    times = used.speed.ms / one.speed.ms
+    return f"{line}; the classifier uses {used.name}, which takes {times:.1f} times as long"
