@@ -16,6 +16,7 @@ Speed:
 - speed.pages: server time and size of each web page on a large database
 - speed.release_rate: reads of a release per second beside a minimal route
 - speed.serve: photos per second and memory of distill serve beside ONNX Runtime alone
+- speed.streaming: memory and rate in training from pixels that are streamed
 - speed.teacher_speed: images and texts per second of the teacher beside plain open_clip
 - speed.training_speed: images per second in training beside a plain PyTorch loop
 
@@ -30,6 +31,7 @@ Quality:
 
 Faults:
 
+- faults.classifier_fuzz: attacks on distill serve
 - faults.enrichment_faults: a run whose calls fail and whose service is killed again and again
 - faults.fuzz: requests that Schemathesis generates from the OpenAPI description
 - faults.service_faults: kills, a full disk, clock jumps and a cut network under service and workers
