@@ -89,10 +89,10 @@ export async function squarePixels(photo, size) {
   image.close();
   const { data } = context.getImageData(0, 0, width, height);
 
-  const scale = size / Math.min(width, height);
+  const shorter = Math.min(width, height);
   const weights = [width, height].map((side) => {
-    const resized = Math.max(size, roundHalfToEven(side * scale));
-    return cubicWeights(side, resized, Math.floor((resized - size) / 2), size);
+    const resized = Math.floor((size * side) / shorter);
+    return cubicWeights(side, resized, roundHalfToEven((resized - size) / 2), size);
   });
   const pixels = new Uint8Array(3 * size * size);
   for (let channel = 0; channel < 3; channel += 1) {
