@@ -59,6 +59,7 @@ def service(start_service, model, tmp_path_factory, image_root) -> Iterator[http
         llm_model="small",
         prices=PRICES,
         event_poll_seconds=0.05,
+        lease_seconds=3600,  # no worker is gone before the tests are over
         image_roots=(image_root,),
     )
     with httpx.Client(base_url=start_service(settings), timeout=30) as client:

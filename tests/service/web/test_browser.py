@@ -15,7 +15,7 @@ import pytest
 from enrich_service.web.texts import comparison
 from tests.service.web.conftest import EVIL
 from tests.service.web.worker import HIGH, LOW, Worker, grey
-from tests.service.web.world import build, real_texts
+from tests.service.web.world import build, offers_of, real_texts
 
 playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parents[3]
@@ -154,8 +154,9 @@ def test_a_person_chooses_what_a_worker_has_and_is_warned_of_what_none_has(
     data.fill("/elsewhere/fish")
     tab.get_by_label(re.compile("^teacher open_clip")).fill("ViT-B-32@openai")
     before = len(service.get("/v1/jobs").json())
-    for name in service.get("/v1/workers").json():  # none of them is left to the doubt
-        service.post("/v1/workers", json={"worker": name["name"], "offers": {"data_roots": ["/d"]}})
+    offers = offers_of(EVIL) | {"data_roots": ["/d"], "data_complete": True}
+    for worker in service.get("/v1/workers").json():  # all of them say what they have
+        service.post("/v1/workers", json={"worker": worker["name"], "offers": offers})
     press(tab, "Queue job")
     tab.get_by_role("alert").get_by_text("No running worker has the data").wait_for()
     assert findings(tab, axe) == []

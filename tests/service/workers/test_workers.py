@@ -46,7 +46,8 @@ def client(start_service, tmp_path):
 
 def register(client, worker="gpu-1", *, gpu=True, memory_gb=64, **changes):
     body = {"worker": worker, "gpu": gpu, "memory_gb": memory_gb, "offers": OFFERS | changes}
-    answer = client.post("/v1/workers", json=body)
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/workers", content=json.dumps(body), headers=headers)
     assert answer.status_code == 204, answer.text
 
 
@@ -136,7 +137,7 @@ def test_what_is_invalid_is_left_out_and_never_refused(client, offers):
     answer = client.post("/v1/workers", json={"worker": "odd", "offers": offers})
     assert answer.status_code == 204, answer.text
     (worker,) = listed(client)
-    valid = isinstance(offers, dict) and BIRDS in offers.get("data", [])
+    valid = isinstance(offers, dict) and BIRDS in list(offers.get("data", []))
     assert [folder["path"] for folder in worker["offers"]["data"]] == ["/data/birds"] * valid
     assert client.get("/workers", headers={"Accept": "text/html"}).status_code == 200
 
