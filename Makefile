@@ -10,7 +10,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[service,worker,serve,data,heif,hf,openvino,otel,postgres,dev]'
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[service,worker,serve,data,heif,hf,openvino,otel,postgres,track,dev]'
 	touch $@
 
 demo: $(STAMP)

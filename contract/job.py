@@ -5,7 +5,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
 
 from contract.release import Release
 
@@ -35,6 +43,14 @@ def _check_device(name: str) -> str:
     return name
 
 
+def _split_commas(value: object) -> object:
+    """A list from text such as `tensorboard, mlflow`, as forms and command lines have it."""
+    if isinstance(value, str):
+        return [name for part in value.split(",") if (name := part.strip())]
+    return value
+
+
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Precision = Literal["auto", "float32", "bfloat16"]
 PixelMode = Literal["auto", "cached", "streamed"]
 TextStrategy = Literal["name", "name+description", "attributes", "ensemble", "captions"]
@@ -222,6 +238,11 @@ class TrainConfig(BaseModel):
             "for half the epochs without a quarter of the seen classes"
         ),
     ] = False
+    track: Annotated[
+        tuple[Tracker, ...],
+        BeforeValidator(_split_commas),
+        Field(description="Experiment trackers: tensorboard, mlflow, wandb, trackio"),
+    ] = ()
 
     @model_validator(mode="after")
     def _captions_are_there(self) -> Self:

@@ -38,6 +38,7 @@ from distill.pipeline.results import (
     add_forecast,
     write_results,
 )
+from distill.pipeline.tracking import check_trackers, tracking
 from distill.training.checkpoint import Checkpoint
 from distill.training.distributed import connect, processes
 from distill.training.loop import Callbacks, TrainingData, train
@@ -70,6 +71,7 @@ def run_job(
         UserError: an input is missing or invalid; raised before the first step where possible.
         Interrupted: `should_stop` returned true; a checkpoint in `out` lets the run resume.
     """
+    check_trackers(config.track)
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -78,25 +80,39 @@ def run_job(
     emit = on_event if is_main else _ignore_event
     with processes().main_process_first():  # the others find its features in the cache
         run, student = _prepare(config, release, out, cache=cache, on_event=emit)
-    epochs = train(
+    with tracking(
         config,
-        student,
-        _training_data(run),
-        callbacks=Callbacks(
-            on_epoch=lambda epoch: emit(EventKind.EPOCH, epoch.model_dump(mode="json")),
-            on_step=_progress_events(emit)("Training"),
-            should_stop=should_stop,
-        ),
-        checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
+        out,
         resume=resume,
-    )
-    if is_main:
-        remove_classifier(out)  # that of an earlier student
-        write_results(run, student, out, epochs)
-    if config.forecast:
-        _forecast(run, student, out, on_event=emit, should_stop=should_stop, resume=resume)
-    if is_main and config.export:
-        _export(run, student, out, on_event=emit, should_stop=should_stop)
+        is_main=is_main,
+        log=lambda message: emit(EventKind.LOG, {"message": message}),
+    ) as trackers:
+
+        def on_epoch(epoch: Epoch) -> None:
+            emit(EventKind.EPOCH, epoch.model_dump(mode="json"))
+            trackers.log_epoch(epoch)
+
+        epochs = train(
+            config,
+            student,
+            _training_data(run),
+            callbacks=Callbacks(
+                on_epoch=on_epoch,
+                on_step=_progress_events(emit)("Training"),
+                should_stop=should_stop,
+            ),
+            checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
+            resume=resume,
+        )
+        if is_main:
+            remove_classifier(out)  # that of an earlier student
+            write_results(run, student, out, epochs)
+        if config.forecast:
+            _forecast(run, student, out, on_event=emit, should_stop=should_stop, resume=resume)
+        if is_main and config.export:
+            _export(run, student, out, on_event=emit, should_stop=should_stop)
+        if is_main:
+            trackers.finish(read_report(out))
     processes().wait_for_everyone()
     return read_report(out)
 

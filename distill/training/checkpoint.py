@@ -35,7 +35,7 @@ class Checkpoint:
         """SHA-256 of what must not change between a run and its resumption."""
         # The next worker may mount the folder elsewhere, have another device, or less memory for
         # pixels; the others are for after the training.
-        later = {"test_views", "export", "forecast"}
+        later = {"test_views", "export", "forecast", "track"}
         config = self.config.model_dump_json(exclude={"data", "device", "pixels", *later})
         return hashlib.sha256(f"{config}{self.release_hash}".encode()).hexdigest()
 

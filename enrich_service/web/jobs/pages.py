@@ -193,6 +193,8 @@ def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
     has_default = info.default not in (None, PydanticUndefined)
     default = info.default if has_default else ""
     value = given.get(name, default)
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
     value = "" if value is None else str(value) if kind == "choice" else value
     return Field(name, kind, value, info.description or "", choices, info.is_required())
 
