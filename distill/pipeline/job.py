@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from contract import EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
 from distill.data.pixels import Progress, choose_pixels
 from distill.data.releases import shuffle_texts, write_release
 from distill.data.sources.find import base_folder
