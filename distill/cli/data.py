@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from contract import SplitName
+    from distill.data.files.packed_image import ImagePath
     from distill.data.preparation.check import DataCheck, Duplicates
     from distill.data.sources.labelled_image import LabelledImage
 
@@ -97,9 +98,10 @@ def split(
     from distill.data.preparation import split
     from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
     from distill.data.sources.find import find_source
+    from distill.data.splits import in_order
     from distill.errors import UnreadableImages
 
-    images = sorted(find_source(source).images(cache), key=lambda image: (image.key, image.path))
+    images = sorted(find_source(source).images(cache), key=in_order)
     keys = sorted({image.key for image in images})
     if teacher is not None:
         unseen = ",".join(_least_alike(keys, unseen, teacher))
@@ -222,7 +224,7 @@ def _write_sheet(
     from distill.errors import UnreadableImages
     from distill.runtime.contact_sheet import Tile, contact_sheet, contact_sheet_png, thumbnail
 
-    by_class: dict[str, list[Path]] = {}
+    by_class: dict[str, list[ImagePath]] = {}
     for split_name, images in splits.items():
         for image in images:
             by_class.setdefault(f"{split_name}: {image.key}", []).append(image.path)

@@ -15,6 +15,7 @@ from distill.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from contract import SplitName
+    from distill.data.files.packed_image import ImagePath
     from distill.data.splits import Split
 
 TEACHER: Final = "ViT-B-32@laion2b_s34b_b79k"
@@ -62,7 +63,7 @@ def init(
     notes.print(f"written: {out}", markup=False, soft_wrap=True)
 
 
-def choose_image_size(paths: Sequence[Path], *, has_gpu: bool) -> int:
+def choose_image_size(paths: "Sequence[ImagePath]", *, has_gpu: bool) -> int:
     """The largest size that the median of the images' shorter sides fills, on a CPU at most 128."""
     from distill.data.files.image_file import open_image
 

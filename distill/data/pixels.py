@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from contract import PixelMode
 from distill.data.files.atomic_file import atomic_file
 from distill.data.files.image_file import DECODING, open_image, square
+from distill.data.files.packed_image import ImagePath
 from distill.data.memory import memory_bytes
 from distill.data.read_ahead import usable_cores
 from distill.data.splits import Split
@@ -133,7 +134,7 @@ def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> N
         ) from None
 
 
-def _square_or_reason(path: Path, size: int) -> NDArray[np.uint8] | UnreadableImages:
+def _square_or_reason(path: ImagePath, size: int) -> NDArray[np.uint8] | UnreadableImages:
     try:
         return square(open_image(path), size)
     except UnreadableImages as error:

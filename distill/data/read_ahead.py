@@ -8,7 +8,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data.files.image_file import open_image
+from distill.data.files.packed_image import ImagePath
 from distill.errors import UnreadableImages
 
 AHEAD: Final = 4  # batches
@@ -27,7 +27,7 @@ Decode = Callable[[Image.Image], NDArray[np.uint8]]  # → [3, height, width], t
 _Task = Future[list[NDArray[np.uint8] | UnreadableImages]]
 
 
-def decode_ahead(batches: Iterable[Sequence[Path]], decode: Decode) -> Iterator[Tensor]:
+def decode_ahead(batches: Iterable[Sequence[ImagePath]], decode: Decode) -> Iterator[Tensor]:
     """What `decode` makes of the images of each batch: uint8 [batch, 3, height, width].
 
     Raises:
@@ -48,13 +48,13 @@ def decode_ahead(batches: Iterable[Sequence[Path]], decode: Decode) -> Iterator[
         pool.shutdown(cancel_futures=True)
 
 
-def find_unreadable(paths: Sequence[Path]) -> list[str]:
+def find_unreadable(paths: Sequence[ImagePath]) -> list[str]:
     """Those of the images that cannot be read, each as a path with the reason."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         return [name for names in pool.map(_reason, paths) for name in names]
 
 
-def _reason(path: Path) -> tuple[str, ...]:
+def _reason(path: ImagePath) -> tuple[str, ...]:
     try:
         open_image(path)
     except UnreadableImages as error:
@@ -62,13 +62,15 @@ def _reason(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def _parts(paths: Sequence[Path], cores: int) -> list[Sequence[Path]]:
+def _parts(paths: Sequence[ImagePath], cores: int) -> list[Sequence[ImagePath]]:
     """What one thread decodes at a time: such that all cores work on a small batch too."""
     size = min(TASK_IMAGES, -(-len(paths) // cores))
     return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
-def _decode(paths: Sequence[Path], decode: Decode) -> list[NDArray[np.uint8] | UnreadableImages]:
+def _decode(
+    paths: Sequence[ImagePath], decode: Decode
+) -> list[NDArray[np.uint8] | UnreadableImages]:
     decoded: list[NDArray[np.uint8] | UnreadableImages] = []
     for path in paths:
         try:

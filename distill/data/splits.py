@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from contract import SplitName
+from distill.data.files.packed_image import ImagePath, location, version
 from distill.data.sources.find import find_source
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError, some
@@ -55,7 +56,7 @@ class Split:
 
     name: str
     keys: tuple[str, ...]
-    paths: tuple[Path, ...]
+    paths: tuple[ImagePath, ...]
     targets: Tensor  # [images] int64
     held_out: bool = False  # taken from the training images, since there were no others
 
@@ -67,13 +68,13 @@ class Split:
         """SHA-256 over the relative path, size and modification time of every image."""
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(os.fsencode("/".join(path.parts[-2:])))  # may be no UTF-8
+            digest.update(os.fsencode("/".join(location(path).parts[-2:])))  # may be no UTF-8
             try:
-                stat = path.stat()
+                size, time_ns = version(path)
             except OSError:  # such as a link to a missing file, which decoding reports
                 digest.update(b"\0\n")
             else:
-                digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                digest.update(f"\0{size}\0{time_ns}\n".encode())
         return digest.hexdigest()
 
 
@@ -194,17 +195,22 @@ def hold_out(
             "each class has a single image, or those of a single photo, so none can be held out to "
             "evaluate on: add images"
         )
-    return sorted(chosen, key=lambda image: (image.key, image.path))
+    return sorted(chosen, key=in_order)
+
+
+def in_order(image: LabelledImage) -> tuple[str, Path]:
+    """What images are sorted by: class, then path."""
+    return image.key, location(image.path)
 
 
 def _rank(image: LabelledImage, seed: int) -> bytes:
-    name = image.photo or f"{image.key}\0{image.path.name}"
+    name = image.photo or f"{image.key}\0{location(image.path).name}"
     return hashlib.sha256(os.fsencode(f"{seed}\0{name}")).digest()
 
 
 def _split(name: SplitName, images: Iterable[LabelledImage], *, held_out: bool = False) -> Split:
     """A split of `images`, class by class."""
-    ordered = sorted(images, key=lambda image: (image.key, image.path))
+    ordered = sorted(images, key=in_order)
     keys = tuple(dict.fromkeys(image.key for image in ordered))
     index = {key: number for number, key in enumerate(keys)}
     targets = torch.tensor([index[image.key] for image in ordered], dtype=torch.int64)

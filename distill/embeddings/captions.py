@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from contract import ImageCaption
+from distill.data.files.packed_image import location
 from distill.data.files.tensor_file import cached_tensor
 from distill.data.splits import Split
 from distill.embeddings.text_bank import encode_groups
@@ -31,8 +32,8 @@ def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...]
     Raises:
         TextError: the file is missing or malformed, or has a caption for no image of the split.
     """
-    positions = {image: index for index, image in enumerate(split.paths)}
-    folder = split.paths[0].parents[1]
+    positions = {location(image): index for index, image in enumerate(split.paths)}
+    folder = location(split.paths[0]).parents[1]
     captions: list[list[str]] = [[] for _ in split.paths]
     try:
         with path.open(encoding="utf-8") as file:

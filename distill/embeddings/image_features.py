@@ -23,6 +23,7 @@ from torch import Tensor
 from contract import PixelMode
 from distill.data.augment import apply_views, sample_views
 from distill.data.files.image_file import DECODING
+from distill.data.files.packed_image import ImagePath
 from distill.data.files.row_shards import cached_rows
 from distill.data.pixels import Progress, open_pixels
 from distill.data.read_ahead import decode_ahead, find_unreadable
@@ -142,7 +143,7 @@ def _batch_size(teacher: Teacher) -> int:
 
 
 def _encode(
-    teacher: Teacher, paths: Sequence[Path], rows: Sequence[range], progress: Progress | None
+    teacher: Teacher, paths: Sequence[ImagePath], rows: Sequence[range], progress: Progress | None
 ) -> Iterator[Tensor]:
     """Raw features [batch, dim] of the images `rows` of `paths`, batch by batch."""
     batches = _batches(rows, _batch_size(teacher))
@@ -179,7 +180,7 @@ def _batches(rows: Sequence[range], size: int) -> list[range]:
     return [part[start : start + size] for part in rows for start in range(0, len(part), size)]
 
 
-def decoded_crops(teacher: Teacher, batches: Iterable[Sequence[Path]]) -> Iterator[Tensor]:
+def decoded_crops(teacher: Teacher, batches: Iterable[Sequence[ImagePath]]) -> Iterator[Tensor]:
     """Crops uint8 [batch, 3, height, width] of the images, decoded ahead; pinned for a GPU."""
     for crops in decode_ahead(batches, lambda image: teacher.crop(image).numpy()):
         yield crops.pin_memory() if teacher.device.type == "cuda" else crops

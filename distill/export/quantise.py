@@ -21,6 +21,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from distill.data.files.image_file import open_image, square
+from distill.data.files.packed_image import ImagePath
 from distill.data.splits import Split
 from distill.errors import ModelError
 from distill.export.verify import FormatRow
@@ -38,7 +39,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         self._batches = self._read([train.paths[row] for row in rows], image_size)
 
     @staticmethod
-    def _read(paths: list[Path], image_size: int) -> Iterator[NDArray[np.uint8]]:
+    def _read(paths: list[ImagePath], image_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(paths), BATCH):
             yield np.stack([square(open_image(x), image_size) for x in paths[start:][:BATCH]])
 

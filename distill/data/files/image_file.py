@@ -5,7 +5,8 @@ read the same pixels. What happens to rotated, transparent, 16-bit or damaged fi
 `contract.images`, which the service uses too.
 """
 
-from contextlib import nullcontext
+import io
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.images import failure_reason, open_regular, upright_rgb
+from distill.data.files.packed_image import ImagePath, PackedImage
 from distill.errors import UnreadableImages
 
 DECODING: Final = 3  # part of cache keys; raise it when the same file gives other pixels
 
 
-def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
-    """The image in `source`, a path or an open file: its first frame, upright, in 8-bit sRGB.
+def open_image(source: ImagePath | BinaryIO, name: str | None = None) -> Image.Image:
+    """The image in `source`, where it is or an open file: its first frame, upright, in 8-bit sRGB.
 
     `name` is what a message calls it, by default the path.
 
@@ -32,7 +34,7 @@ def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
     name = name or str(source)
     head = b""
     try:
-        with open_regular(source) if isinstance(source, Path) else nullcontext(source) as file:
+        with _opened(source) as file:
             head = file.read(12)
             file.seek(0)
             with Image.open(file) as image:
@@ -41,6 +43,14 @@ def open_image(source: Path | BinaryIO, name: str | None = None) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise dozens of types for damaged files
         raise UnreadableImages([f"{name} ({failure_reason(error, head)})"]) from None
+
+
+def _opened(source: ImagePath | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, Path):
+        return open_regular(source)
+    return nullcontext(
+        io.BytesIO(source.read_bytes()) if isinstance(source, PackedImage) else source
+    )
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:

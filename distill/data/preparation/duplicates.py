@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Final
 
 from distill.data.files.image_file import open_image
+from distill.data.files.packed_image import ImagePath
 from distill.data.pixels import Progress
 from distill.errors import DataError, UnreadableImages
 
@@ -32,7 +32,7 @@ class Fingerprint:
 
 
 def fingerprints(
-    paths: Sequence[Path], progress: Progress | None = None
+    paths: Sequence[ImagePath], progress: Progress | None = None
 ) -> list[Fingerprint | UnreadableImages]:
     """The fingerprint of each image, or why it cannot be read.
 
@@ -54,7 +54,7 @@ def fingerprints(
     return found
 
 
-def _fingerprint(path: Path) -> Fingerprint | UnreadableImages:
+def _fingerprint(path: ImagePath) -> Fingerprint | UnreadableImages:
     import imagehash
 
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from contract import SplitName
+from distill.data.files.packed_image import PackedImage, location
 from distill.data.pixels import Progress
 from distill.data.sources.labelled_image import LabelledImage
 from distill.data.splits import SPLITS
@@ -123,7 +124,12 @@ def write_manifest(path: Path, division: Division) -> None:
         }
         for split, images in division.items()
         for image in images
+        if isinstance(image.path, Path)
     ]
+    if len(rows) < sum(map(len, division.values())):
+        raise DataError(
+            f"{path} cannot list images in tar files: give a folder with --out, which gets copies"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8", newline="") as file:
@@ -144,6 +150,8 @@ def write_folders(
 ) -> None:
     """Create the folder `out` with train/, val_on_train/ and val/, of links or copies.
 
+    Images in tar files are always copied.
+
     Raises:
         DataError: it exists, or cannot be written.
     """
@@ -156,8 +164,10 @@ def write_folders(
             for image in images:
                 folder = partial / SPLITS[split] / folder_name(image.key)
                 folder.mkdir(parents=True, exist_ok=True)
-                target = _free_name(folder / image.path.name)
-                if copy:
+                target = _free_name(folder / location(image.path).name)
+                if isinstance(image.path, PackedImage):
+                    target.write_bytes(image.path.read_bytes())
+                elif copy:
                     shutil.copy2(image.path, target)
                 else:
                     target.symlink_to(image.path.resolve())

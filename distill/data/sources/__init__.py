@@ -6,6 +6,6 @@ hugging_face   a dataset on disk, or by its name on the hub
 webdataset     tar files of images and labels
 coco, yolo     photos with boxes, which are cut out (`boxes`)
 
-`find` tells which one a path is. Each gives files: what is packed is written to the cache once
-(`image_store`), so that everything that follows reads files alone.
+`find` tells which one a path is. Each gives images that can be read in any order: files, members of
+tar files, or what a dataset holds, written to the cache once (`image_store`).
 """

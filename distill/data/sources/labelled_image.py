@@ -1,9 +1,11 @@
-"""What every source gives: images on disk, each with its class and, where known, its split."""
+"""What every source gives: encoded images, each with its class and, where known, its split."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from distill.data.files.packed_image import ImagePath
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class LabelledImage:
 
     split: str | None
     key: str
-    path: Path
+    path: ImagePath
     photo: str | None = None
 
 
@@ -25,7 +27,8 @@ class Source(Protocol):
     def images(self, cache: Path) -> Iterable[LabelledImage]:
         """All images, in an order that only the content decides.
 
-        Images that are not files of their own are written to the folder `cache` once.
+        Images that cannot be read where they are are written to the folder `cache` once; so is
+        what tells where they are.
 
         Raises:
             DataError: the source is malformed, empty or cannot be read.

@@ -1,10 +1,13 @@
 """WebDataset shards: tar files in which NAME.jpg lies beside NAME.cls or NAME.json.
 
-Notable: the format is a tar file with a naming rule, so Python's tarfile reads it; the package
-`webdataset` is a training loader, of which nothing else would be used. Shards are read in order,
-one image in memory at a time.
+Notable:
+- The format is a tar file with a naming rule, so Python's tarfile reads it; the package
+  `webdataset` is a training loader, of which nothing else would be used.
+- A member of a tar file is contiguous. An index of where each one is, written to the cache once,
+  gives random access: nothing is unpacked.
 """
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
@@ -13,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from contract import IMAGE_SUFFIXES
+from distill.data.files.atomic_file import atomic_file
+from distill.data.files.packed_image import PackedImage
 from distill.data.sources.folders import SPLIT_FOLDERS
-from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
+from distill.data.sources.image_store import files_identity
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError
 
@@ -29,16 +34,31 @@ class Shards:
 
     def images(self, cache: Path) -> list[LabelledImage]:
         """The images of all shards, in their order."""
-        return stored_images(cache, files_identity(self.paths), self._samples)
+        name = hashlib.sha256("\n".join(files_identity(self.paths)).encode()).hexdigest()[:24]
+        index = cache / "sources" / f"{name}.jsonl"
+        if not index.is_file():
+            self._write_index(index)
+        images = []
+        with index.open(encoding="utf-8") as file:
+            for number, offset, size, member, key in map(json.loads, file):
+                path = self.paths[number]
+                image = PackedImage(path, offset, size, member)
+                images.append(LabelledImage(_split_of(path), key, image))
+        return images
 
-    def _samples(self) -> Iterator[EncodedImage]:
-        for path in self.paths:
-            try:
-                with tarfile.open(path) as shard:
-                    yield from _samples(path, shard)
-            except (tarfile.TarError, OSError, EOFError) as error:
-                reason = " ".join(str(error).split())[:100]
-                raise DataError(f"cannot read the shard {path} ({reason})") from None
+    def _write_index(self, index: Path) -> None:
+        """Write number of the shard, offset, size, name and label of each image, one a line."""
+        try:
+            with atomic_file(index) as file:
+                for number, path in enumerate(self.paths):
+                    for image, key in _read_shard(path):
+                        row = (number, image.offset, image.size, image.name, key)
+                        file.write(f"{json.dumps(row)}\n".encode())
+        except OSError as error:
+            raise DataError(
+                f"cannot write the index {index} ({error.strerror}): free some space or choose "
+                "another cache folder"
+            ) from None
 
 
 def shard_paths(folder: Path) -> tuple[Path, ...]:
@@ -46,12 +66,23 @@ def shard_paths(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")]))
 
 
-def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[EncodedImage]:
-    """The images of one shard; the files of a sample follow each other."""
-    files: dict[str, bytes] = {}  # of the current sample, by suffix
+def _read_shard(path: Path) -> Iterator[tuple[PackedImage, str]]:
+    """The images of one shard with their labels."""
+    try:
+        with tarfile.open(path, "r:") as shard:  # compressed, its members could not be found
+            yield from _samples(path, shard)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"cannot read the shard {path} ({reason})") from None
+
+
+def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[tuple[PackedImage, str]]:
+    """The images of an open shard; the files of a sample follow each other."""
+    files: dict[str, tarfile.TarInfo] = {}  # of the current sample, by suffix
     current = ""
-    for member in shard:
-        if not member.isfile():
+    while (member := shard.next()) is not None:
+        shard.members.clear()  # type: ignore[attr-defined] # tarfile would keep all of them
+        if not member.isreg():
             continue
         folder, _, file = member.name.rpartition("/")
         stem, _, suffix = file.partition(".")
@@ -59,26 +90,32 @@ def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[EncodedImage]:
             continue
         name = f"{folder}/{stem}"
         if name != current and files:
-            yield _sample(path, current, files)
+            yield _sample(path, shard, current, files)
             files = {}
         current = name
-        if content := shard.extractfile(member):
-            files[f".{suffix.lower()}"] = content.read()
+        files[f".{suffix.lower()}"] = member
     if files:
-        yield _sample(path, current, files)
+        yield _sample(path, shard, current, files)
 
 
-def _sample(path: Path, name: str, files: dict[str, bytes]) -> EncodedImage:
+def _sample(
+    path: Path, shard: tarfile.TarFile, name: str, files: dict[str, tarfile.TarInfo]
+) -> tuple[PackedImage, str]:
     where = f"{path}, sample {name.lstrip('/')!r}"
-    image = next((suffix for suffix in files if suffix in IMAGE_SUFFIXES), None)
+    image = next((files[suffix] for suffix in files if suffix in IMAGE_SUFFIXES), None)
     if image is None:
         raise DataError(f"{where} has no image (it has {', '.join(files)})")
+
+    def content(suffix: str) -> bytes:
+        file = shard.extractfile(files[suffix])
+        return file.read() if file else b""
+
     key = ""
     try:
         if ".cls" in files:
-            key = files[".cls"].decode().strip()
+            key = content(".cls").decode().strip()
         elif ".json" in files:
-            document = json.loads(files[".json"])
+            document = json.loads(content(".json"))
             key = str(next(document[field] for field in LABEL_FIELDS if field in document))
     except (ValueError, TypeError, StopIteration):
         key = ""
@@ -86,7 +123,7 @@ def _sample(path: Path, name: str, files: dict[str, bytes]) -> EncodedImage:
         raise DataError(
             f"{where} has no label: put its class in NAME.cls, or in the field label of NAME.json"
         )
-    return EncodedImage(_split_of(path), key, image, files[image])
+    return PackedImage(path, image.offset_data, image.size, image.name), key
 
 
 def _split_of(path: Path) -> str | None:

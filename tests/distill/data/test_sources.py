@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from contract import TrainConfig
 from distill.data.files.allowed_paths import check_allowed_paths
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_splits
+from distill.data.streamed_pixels import StreamedPixels
+from distill.embeddings.captions import read_captions
 from distill.errors import DataError
 
 LAYOUT = {
@@ -188,7 +191,7 @@ def test_a_yolo_export_gives_the_images_of_the_folders_as_far_as_they_are_traine
     assert pixels(write_yolo(photos), tmp_path / "cache") == folders
 
 
-@pytest.mark.parametrize("write", [write_dataset, write_shards, write_coco, write_yolo])
+@pytest.mark.parametrize("write", [write_dataset, write_coco, write_yolo])
 def test_packed_images_are_unpacked_once_and_found_again_in_a_new_cache(photos, tmp_path, write):
     data = write(photos)
     first = scan_splits(data, cache=tmp_path / "cache")["train"]
@@ -200,6 +203,45 @@ def test_packed_images_are_unpacked_once_and_found_again_in_a_new_cache(photos, 
     first.paths[0].write_bytes(elsewhere.paths[0].read_bytes())
     unpacked = [scan_splits(data, cache=tmp_path / name)["train"] for name in ("other", "third")]
     assert unpacked[0].fingerprint == unpacked[1].fingerprint
+
+
+def test_images_in_shards_are_read_where_they_are(photos, tmp_path):
+    data, cache = write_shards(photos), tmp_path / "cache"
+    first = scan_splits(data, cache=cache)
+    (index,) = (path for path in cache.rglob("*") if path.is_file())
+    assert index.suffix == ".jsonl"
+    shard = data / "train-0000.tar"
+    times = shard.stat().st_mtime_ns
+    with shard.open("r+b") as file:
+        file.write(b"no header")  # the shard is not searched a second time
+    os.utime(shard, ns=(times, times))
+    again = scan_splits(data, cache=cache)
+    assert again["train"].fingerprint == first["train"].fingerprint
+    streamed = StreamedPixels(again["train"], 8)
+    assert np.array_equal(streamed[slice(0, 7)], load_pixels(first["train"], 8, cache))
+    os.utime(shard, ns=(times, times + 1))
+    with pytest.raises(DataError, match=r"cannot read the shard .*train-0000\.tar"):
+        scan_splits(data, cache=cache)
+
+
+def test_a_shard_that_was_cut_off_is_named_with_its_images(photos, tmp_path):
+    data = write_shards(photos)
+    split = scan_splits(data, cache=tmp_path / "cache")["unseen"]
+    os.truncate(data / "val-0001.tar", 700)
+    with pytest.raises(
+        DataError, match=r"the image .*val-0001.tar/000000.png \(it has been cut off"
+    ):
+        load_pixels(split, 8, tmp_path / "cache")
+
+
+def test_captions_of_images_in_shards_name_the_shard(photos, tmp_path):
+    data = write_shards(photos)
+    split = scan_splits(data, cache=tmp_path / "cache")["train"]
+    line = {"image": "train-0001.tar/000000.png", "caption": "a red thing"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(line))
+    captions = read_captions(tmp_path / "captions.jsonl", data, split)
+    (captioned,) = (row for row, texts in enumerate(captions) if texts)
+    assert str(split.paths[captioned]) == str(data / "train-0001.tar" / "000000.png")
 
 
 def test_images_without_split_are_for_training_and_some_are_held_out(photos, tmp_path):
@@ -234,10 +276,13 @@ def test_other_wrong_sources_are_one_line_each(photos, tmp_path, monkeypatch):
     (photos / "a.parquet").write_bytes(b"no parquet file")
     with tarfile.open(photos / "bare.tar", "w") as shard:
         add(shard, "1.png", b"image")
+    with tarfile.open(photos / "zipped.tar", "w:gz") as shard:
+        add(shard, "1.png", b"image")
     for name, message in {
         "a.jsonl": r"line 1: expected .*, found '\[1\]'",
         "a.txt": "is no data set: give a folder of class folders",
         "a.tar": r"cannot read the shard .*a\.tar",
+        "zipped.tar": r"cannot read the shard .*zipped\.tar",
         "a.parquet": "is no Parquet file",
         "bare.tar": "sample '1' has no label: put its class in NAME.cls",
     }.items():

@@ -1,6 +1,7 @@
 """`distill data check` and `distill data split` on photos that have what real folders have."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,31 @@ def test_a_split_is_stratified_seeded_and_keeps_near_duplicates_together(photos,
         assert [p.resolve() for p in others[name].paths] == [p.resolve() for p in split.paths]
     refused = invoke(tmp_path, *words, tmp_path / out)
     assert refused.exit_code == 1 and "exists already: remove it or choose" in refused.stderr
+
+
+def test_photos_in_shards_are_checked_in_place_and_copied_by_a_split(photos, tmp_path):
+    shard = tmp_path / "photos.tar"
+    with tarfile.open(shard, "w") as file:
+        for path in sorted(photos.rglob("*.jpg")):
+            (tmp_path / "label").write_text(path.parent.name)
+            name = f"{path.parent.name}-{path.stem}"
+            file.add(path, f"{name}.jpg")
+            file.add(tmp_path / "label", f"{name}.cls")
+    found = json.loads(invoke(tmp_path, "check", shard, "--json").stdout)
+    assert len(found["duplicates"]) == 15
+    words = ["split", shard, "--unseen", "2", "--seed", "3", "--out"]
+    result = invoke(tmp_path, *words, tmp_path / "split")
+    assert result.exit_code == 0, result.output
+    splits = scan_splits(tmp_path / "split")
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 24, "seen": 6, "unseen": 20,
+    }  # fmt: skip
+    path = next(path for path in splits["unseen"].paths)
+    key, _, stem = path.stem.partition("-")
+    assert path.read_bytes() == (photos / key / f"{stem}.jpg").read_bytes()
+    refused = invoke(tmp_path, *words, tmp_path / "split.csv")
+    assert refused.exit_code == 1 and "cannot list images in tar files: give" in refused.stderr
+    assert not (tmp_path / "split.csv").exists()
 
 
 def test_unseen_classes_are_named_or_chosen_by_a_teacher(photos, tmp_path, tiny_teacher):
