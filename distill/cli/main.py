@@ -20,17 +20,17 @@ COMMANDS = (
     ),
     (
         "few-shot",
-        "study:few_shot",
+        "few_shot:few_shot",
         "Accuracy on unseen classes with k labelled images of each, over several samples of them.",
     ),
     (
         "explain",
-        "study:explain",
+        "explain:explain",
         "The predicted classes of images, and the attributes that support each of them.",
     ),
     (
         "learn-prompt",
-        "study:learn_prompt",
+        "learn_prompt:learn_prompt",
         'Learn a context that replaces "a photo of", on the seen classes (CoOp).',
     ),
     ("text-bank", "evaluate:text_bank", "Encode the texts of a release with a teacher."),

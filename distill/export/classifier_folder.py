@@ -33,7 +33,6 @@ from distill.export.open_clip import loaded, open_clip_files
 from distill.export.table import load_rival, open_clip_row, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
 from distill.export.verify import FormatRow, check_features, check_texts
-from distill.runtime.classifier import check_target, write_folder
 from distill.runtime.manifest import (
     BAKED,
     MODEL_CARD,
@@ -54,6 +53,7 @@ from distill.runtime.manifest import (
 )
 from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.text_encoder import TextEncoder
+from distill.runtime.write_folder import check_target, write_folder
 
 STEPS: Final = 5  # of an export: texts, features, formats, other models, files
 PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx", "onnxruntime")

@@ -1,7 +1,5 @@
 """A classifier folder, loaded: photos to classes, and classes that come and go by their text."""
 
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -18,7 +16,6 @@ from safetensors.numpy import save as save_tensors
 
 from contract import ReleaseLabel
 from contract.images import upright_rgb
-from distill.data.files.atomic_file import write_atomically
 from distill.data.files.image_file import open_image
 from distill.embeddings.attributes import clauses
 from distill.embeddings.class_prompts import prefix_of
@@ -27,7 +24,6 @@ from distill.errors import (
     ClassExists,
     ClassifierChanged,
     ClassifierError,
-    ClassifierNotSaved,
     UnknownClass,
 )
 from distill.runtime.image_encoder import ImageEncoder, Pixels
@@ -48,6 +44,7 @@ from distill.runtime.manifest import (
 from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.reasons import DescribedClass, Reasons, find_reasons
 from distill.runtime.text_encoder import Features, TextEncoder
+from distill.runtime.write_folder import save_in_place, write_folder
 
 BATCH: Final = 32
 ADDED: Final = "added"
@@ -480,7 +477,7 @@ class Classifier:
         )
         if in_place:
             self._check_unchanged(target)
-            _save_in_place(target, manifest, bank)
+            save_in_place(target, manifest, bank)
         else:
             files = {name: read_file(self._folder, self.manifest, name) for name in others}
             write_folder(target, manifest, files | {bank_name: bank})
@@ -497,61 +494,6 @@ class Classifier:
                 f"another program has changed the classifier {folder} since it was loaded: load it "
                 "again (restart a server)"
             )
-
-
-def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
-    """Write a classifier folder whole or not at all; one that is there already is replaced.
-
-    Raises:
-        ClassifierError: it cannot be written, or `folder` holds something else.
-    """
-    check_target(folder)
-    token = secrets.token_hex(8)
-    partial, old = (folder.parent / f".{folder.name}.{token}.{x}" for x in ("partial", "old"))
-    try:
-        partial.mkdir(parents=True)
-        for name, content in files.items():
-            write_atomically(partial / name, content)
-        write_atomically(partial / MANIFEST, _as_json(manifest))
-        if folder.exists():
-            folder.replace(old)
-        partial.replace(folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        raise ClassifierNotSaved(
-            f"cannot write the classifier {folder} ({error.strerror}): free some space or choose "
-            "another folder"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def check_target(folder: Path) -> None:
-    """Raise ClassifierError where `folder` holds something else than a classifier."""
-    if folder.is_file():
-        raise ClassifierError(f"{folder} is a file: choose a folder for the classifier")
-    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise ClassifierError(f"{folder} is not empty and no classifier: choose another folder")
-
-
-def _save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
-    try:
-        # Synced once, after the manifest: renames in one folder reach the disk in their order.
-        write_atomically(folder / manifest.text_bank, bank, sync_folder=False)
-        write_atomically(folder / MANIFEST, _as_json(manifest))
-    except OSError as error:
-        raise ClassifierNotSaved(
-            f"cannot write the classifier {folder} ({error.strerror}): free some space"
-        ) from None
-    for path in (*folder.glob("text_bank*.safetensors"), folder / BAKED):
-        if path.name not in manifest.files:
-            path.unlink(missing_ok=True)
-
-
-def _as_json(manifest: Manifest) -> bytes:
-    return manifest.model_dump_json(indent=1).encode() + b"\n"
 
 
 def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features, Features]:

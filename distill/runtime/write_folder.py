@@ -1,0 +1,69 @@
+"""Writes classifier folders: a kill at any moment leaves the old folder or the new one."""
+
+import secrets
+import shutil
+from pathlib import Path
+
+from distill.data.files.atomic_file import write_atomically
+from distill.errors import ClassifierError, ClassifierNotSaved
+from distill.runtime.manifest import BAKED, MANIFEST, Manifest
+
+
+def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
+    """Write a classifier folder whole or not at all; one that is there already is replaced.
+
+    Raises:
+        ClassifierError: it cannot be written, or `folder` holds something else.
+    """
+    check_target(folder)
+    token = secrets.token_hex(8)
+    partial, old = (folder.parent / f".{folder.name}.{token}.{x}" for x in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            write_atomically(partial / name, content)
+        write_atomically(partial / MANIFEST, _as_json(manifest))
+        if folder.exists():
+            folder.replace(old)
+        partial.replace(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
+        raise ClassifierNotSaved(
+            f"cannot write the classifier {folder} ({error.strerror}): free some space or choose "
+            "another folder"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raise ClassifierError where `folder` holds something else than a classifier."""
+    if folder.is_file():
+        raise ClassifierError(f"{folder} is a file: choose a folder for the classifier")
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise ClassifierError(f"{folder} is not empty and no classifier: choose another folder")
+
+
+def save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
+    """Replace the text bank and the manifest of the classifier in `folder`.
+
+    Raises:
+        ClassifierError: the folder cannot be written.
+    """
+    try:
+        # Synced once, after the manifest: renames in one folder reach the disk in their order.
+        write_atomically(folder / manifest.text_bank, bank, sync_folder=False)
+        write_atomically(folder / MANIFEST, _as_json(manifest))
+    except OSError as error:
+        raise ClassifierNotSaved(
+            f"cannot write the classifier {folder} ({error.strerror}): free some space"
+        ) from None
+    for path in (*folder.glob("text_bank*.safetensors"), folder / BAKED):
+        if path.name not in manifest.files:
+            path.unlink(missing_ok=True)
+
+
+def _as_json(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode() + b"\n"
