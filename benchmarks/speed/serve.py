@@ -50,7 +50,6 @@ def make_classifier(folder: Path, student_name: str, image_size: int) -> Path:
     from distill.models.student import build_student
     from distill.models.teacher import load_teacher
     from distill.runtime import ClassEntry, Manifest
-    from distill.runtime.write_folder import write_folder
     from distill.runtime.manifest import (
         Preprocessing,
         ReleaseInfo,
@@ -59,6 +58,7 @@ def make_classifier(folder: Path, student_name: str, image_size: int) -> Path:
         TextInfo,
         file_entry,
     )
+    from distill.runtime.write_folder import write_folder
 
     teacher = load_teacher(f"local-dir:{ROOT / 'demo' / 'teacher'}")
     torch.manual_seed(0)

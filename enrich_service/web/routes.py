@@ -9,7 +9,9 @@ from sqlalchemy import text
 from enrich_service.core.rest.dependencies import ReadSession
 from enrich_service.core.rest.problems import problems
 from enrich_service.web import docs, home, runs, students, workers
+from enrich_service.web.jobs import comparison as job_comparison
 from enrich_service.web.jobs import diagnostics
+from enrich_service.web.jobs import form as job_form
 from enrich_service.web.jobs import pages as jobs
 from enrich_service.web.page import static
 from enrich_service.web.prompts import forms as prompt_forms
@@ -29,6 +31,8 @@ for area in (
     playground,
     runs,
     releases,
+    job_form,
+    job_comparison,  # before jobs, whose pages end in an id
     jobs,
     diagnostics,
     workers,
