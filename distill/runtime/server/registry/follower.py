@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from distill.errors import ClassifierError, UserError
 from distill.runtime.classifier import Classifier
+from distill.runtime.manifest import check_folder
 from distill.runtime.server.live_classifier import LiveClassifier
 from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.cache import ClassifierCache
@@ -106,6 +107,7 @@ class Follower:
         """
         folder = self._cache.get(target, lambda file: self._client.download(target, file))
         try:
+            check_folder(folder)  # all files: `load` leaves the text encoder for later
             classifier = Classifier.load(folder, threads=self._threads)
             size = classifier.manifest.preprocessing.image_size
             classifier.image_encoder.encode(np.zeros((1, 3, size, size), np.uint8))
