@@ -17,7 +17,7 @@ COMMANDS = (
     (
         "describe",
         "runs.commands:describe",
-        "Describe class names now. What was answered before costs nothing.",
+        "Describe class names. Stored answers are reused at no cost.",
     ),
     (
         "try",
