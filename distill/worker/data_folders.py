@@ -25,6 +25,9 @@ MAX_DEPTH: Final = 3  # folders between a root and a data set
 MAX_FOUND: Final = 200  # data sets, and weight files
 SAMPLED_FOLDERS: Final = 20  # that tell class folders from other folders
 TEACHER_CONFIG: Final = "open_clip_config.json"
+RUN_FILES: Final = frozenset({"checkpoint.safetensors", "report.json", "job.json"})
+STUDENT: Final = "student.safetensors"
+CACHED: Final = ("features-", "text-bank-")  # how files of a cache begin
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,16 @@ def _add_files(found: Found, path: str, listing: _Listing) -> None:
     if TEACHER_CONFIG in listing.files:
         found.teachers.append(f"local-dir:{path}")
         return
-    found.data.extend(_lists(path, listing))
-    weights = (f"{path}/{name}" for name in listing.files if name.endswith(".safetensors"))
+    files = set(listing.files)
+    if files & RUN_FILES:  # of a training run the student alone is of use to others
+        files &= {STUDENT}
+    else:
+        found.data.extend(_lists(path, listing))
+    weights = (
+        f"{path}/{name}"
+        for name in sorted(files)
+        if name.endswith(".safetensors") and not name.startswith(CACHED)
+    )
     found.weights.extend(list(weights)[: MAX_FOUND - len(found.weights)])
 
 

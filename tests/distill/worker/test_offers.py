@@ -51,6 +51,18 @@ def by_path(found, root):
     return {folder.path.removeprefix(f"{root}/"): folder for folder in found.data}
 
 
+def test_of_runs_and_caches_only_the_students_are_offered(root):
+    run, cache = root / "jobs" / "job-1", root / "jobs" / "cache"
+    for folder in (run, cache):
+        folder.mkdir(parents=True)
+    names = ("checkpoint.safetensors", "text_bank.safetensors", "student.safetensors", "e.jsonl")
+    for name in names:
+        (run / name).touch()
+    (cache / "features-train-1.safetensors").touch()
+    found = DataScan([root / "jobs"]).find()
+    assert (found.weights, found.data) == ([str(run / "student.safetensors")], [])
+
+
 def test_data_sets_below_the_roots_are_found_with_classes_and_images_by_split(root):
     found = DataScan([root]).find()
     data = by_path(found, root)
