@@ -24,7 +24,7 @@ $(MODEL): $(STAMP)
 
 # Most tests wait half of the time: two processes, and one thread each for what they compute.
 test: $(MODEL)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 postgres-test: $(MODEL)
 	OMP_NUM_THREADS=1 tests/on_postgres.sh $(BIN)/python
