@@ -5,22 +5,24 @@ with those that are there. When all are there, they become the one file and the 
 Neither step holds more than a shard in memory.
 """
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from torch import Tensor
 
-from distill.data.files.tensor_file import DamagedFile, read_tensor, write_rows
-from distill.errors import DataError
+from distill.data.files.tensor_file import (
+    DamagedFile,
+    cannot_write_cache,
+    read_cached,
+    read_tensor,
+    write_rows,
+)
 
 SHARD_ROWS: Final = 1024
 # From ranges of rows to their float32 values, in pieces of which none is of two ranges.
 ComputeRows = Callable[[Sequence[range]], Iterator[Tensor]]
-log = logging.getLogger(__name__)
 
 
 def cached_rows(path: Path, what: str, shape: Sequence[int], compute: ComputeRows) -> Tensor:
@@ -31,15 +33,8 @@ def cached_rows(path: Path, what: str, shape: Sequence[int], compute: ComputeRow
     Raises:
         DataError: the file cannot be written. Also what `compute` raises.
     """
-    if path.exists():
-        try:
-            return read_tensor(path)[0]
-        except (DamagedFile, OSError) as error:
-            log.warning(
-                "the cached %ss in %s are damaged (%s): computing them again", what, path, error
-            )
-            with suppress(OSError):
-                path.unlink()
+    if (known := read_cached(path, what)) is not None:
+        return known
     try:
         if shape[0] <= SHARD_ROWS:
             write_rows(path, compute([range(shape[0])]), shape)
@@ -49,10 +44,7 @@ def cached_rows(path: Path, what: str, shape: Sequence[int], compute: ComputeRow
     except OSError as error:
         if path.exists():  # another process was faster, and has deleted the shards
             return read_tensor(path)[0]
-        raise DataError(
-            f"cannot write the {what} cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
-        ) from None
+        raise cannot_write_cache(path, what, error) from None
 
 
 def _write_in_shards(path: Path, shape: Sequence[int], compute: ComputeRows) -> None:

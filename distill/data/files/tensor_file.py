@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -91,19 +92,37 @@ def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
     Raises:
         DataError: the file cannot be written. Also what `make` raises.
     """
-    if path.exists():
-        try:
-            return read_tensor(path)[0]
-        except (DamagedFile, OSError) as error:
-            log.warning(
-                "the cached %ss in %s are damaged (%s): computing them again", what, path, error
-            )
+    if (known := read_cached(path, what)) is not None:
+        return known
     tensor = make()
     try:
         write_tensor(path, tensor)
     except OSError as error:
-        raise DataError(
-            f"cannot write the {what} cache {path} ({error.strerror}): free some space or choose "
-            "another cache folder"
-        ) from None
+        raise cannot_write_cache(path, what, error) from None
     return tensor
+
+
+def read_cached(path: Path, what: str) -> Tensor | None:
+    """The tensor in the cache file at `path`; None where there is none.
+
+    A damaged one is deleted, with a warning, in which `what` names a row.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_tensor(path)[0]
+    except (DamagedFile, OSError) as error:
+        log.warning(
+            "the cached %ss in %s are damaged (%s): computing them again", what, path, error
+        )
+        with suppress(OSError):
+            path.unlink()  # what is there later is another process's
+        return None
+
+
+def cannot_write_cache(path: Path, what: str, error: OSError) -> DataError:
+    """The error for a cache file that cannot be written."""
+    return DataError(
+        f"cannot write the {what} cache {path} ({error.strerror}): free some space or choose "
+        "another cache folder"
+    )
