@@ -4,7 +4,7 @@ Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import t
 """
 
 from contract.caption import IMAGE_SUFFIXES, ImageCaption
-from contract.errors import first_error_line
+from contract.errors import error_line, first_error_line
 from contract.event import Event, EventKind, LogLine, Progress, check_event_data
 from contract.job import (
     CLASSIFIER_ARTIFACT,
@@ -100,6 +100,7 @@ __all__ = [
     "UnknownScore",
     "WorkerOffers",
     "check_event_data",
+    "error_line",
     "first_error_line",
     "release_hash",
 ]

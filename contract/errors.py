@@ -1,4 +1,4 @@
-"""Validation errors as messages for people."""
+"""Errors as messages for people."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +17,11 @@ def first_error_line(error: ValidationError, document: str = "document") -> str:
     location = location_path(first["loc"]) or document
     message = error_message(first)
     return f"{location}: {message}" if location else message
+
+
+def error_line(error: Exception) -> str:
+    """The message of any exception on one line, cut at 200 characters; its class if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def error_message(details: Mapping[str, Any]) -> str:

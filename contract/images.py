@@ -16,6 +16,8 @@ from typing import Final, cast
 
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from contract.errors import error_line
+
 try:  # the extra `heif`
     import pillow_heif
 except ModuleNotFoundError:
@@ -79,7 +81,7 @@ def failure_reason(error: Exception, head: bytes) -> str:
         return "it is not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return error_line(error)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

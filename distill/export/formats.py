@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from contract import error_line
 from distill.data.streamed_pixels import Pixels, read_in_order
 from distill.errors import ModelError
 from distill.export import Format
@@ -88,7 +89,7 @@ def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
             compiled = core.compile_model(core.read_model(target), "CPU", settings)
     except RuntimeError as error:
         raise ModelError(
-            f"cannot convert the student for OpenVINO ({' '.join(str(error).split())[:200]}): "
+            f"cannot convert the student for OpenVINO ({error_line(error)}): "
             "export it without --format openvino"
         ) from error
     return EncoderFormat(
@@ -123,7 +124,7 @@ def torch_export_format(student: Student, image_size: int) -> EncoderFormat:
             module = torch.export.load(content).module()
     except Exception as error:  # torch.export raises dozens of kinds
         raise ModelError(
-            f"cannot export the student with torch.export ({' '.join(str(error).split())[:200]}): "
+            f"cannot export the student with torch.export ({error_line(error)}): "
             "export it without --format torch-export"
         ) from error
     return EncoderFormat(

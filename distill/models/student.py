@@ -30,7 +30,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contract import TestViews
+from contract import TestViews, error_line
 from distill.data.augment import TEST_EXTENT, fixed_views
 from distill.data.files.atomic_file import write_atomically
 from distill.data.streamed_pixels import Pixels, read_batches, read_in_order
@@ -201,7 +201,7 @@ def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: 
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"cannot read the weights {path} ({_one_line(error)}): give a safetensors file"
+            f"cannot read the weights {path} ({error_line(error)}): give a safetensors file"
         ) from None
     unfit = f"the weights {path} do not fit the student {name}"
     student = _build(
@@ -258,7 +258,7 @@ def _build(
                 f"the student {name} cannot have an output stride of {output_stride}: leave "
                 f"output_stride at {OUTPUT_STRIDE}, or choose a CNN such as resnet18"
             ) from None
-        raise ModelError(f"{unfit or too_small} ({_one_line(error)})") from error
+        raise ModelError(f"{unfit or too_small} ({error_line(error)})") from error
     try:
         if adapt:
             if smaller := _arguments_for(backbone, image_size):
@@ -268,7 +268,7 @@ def _build(
                 backbone.maxpool = _NoPooling()
         features = _count_features(backbone, image_size)
     except Exception as error:
-        raise ModelError(f"{too_small} ({_one_line(error)})") from error
+        raise ModelError(f"{too_small} ({error_line(error)})") from error
     student = Student(
         backbone,
         features,
@@ -457,7 +457,3 @@ def load_student(path: Path) -> tuple[Student, int]:
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError):
         raise ModelError(f"{path} is damaged or not a student: train it again") from None
     return student, size
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

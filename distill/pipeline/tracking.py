@@ -26,7 +26,7 @@ from accelerate.tracking import (
 )
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from contract import Epoch, Report, TrainConfig
+from contract import Epoch, Report, TrainConfig, error_line
 from distill.data.files.atomic_file import write_atomically
 from distill.errors import Interrupted, UserError
 
@@ -86,7 +86,7 @@ class Tracking:
             except Exception as error:  # trackers raise what they like
                 self.close("FAILED")
                 raise UserError(
-                    f"cannot start tracking with {name} ({_one_line(error)}): check its settings, "
+                    f"cannot start tracking with {name} ({error_line(error)}): check its settings, "
                     "or remove it from `track`"
                 ) from error
             self._trackers.append(tracker)
@@ -153,7 +153,7 @@ class Tracking:
                 self._trackers.remove(tracker)
                 with suppress(Exception):
                     _end(tracker, "FAILED")
-                self._log(f"tracking with {tracker.name} failed and is off ({_one_line(error)})")
+                self._log(f"tracking with {tracker.name} failed and is off ({error_line(error)})")
 
     def _save(self) -> None:
         if self._runs:
@@ -239,7 +239,3 @@ def _read(path: Path) -> dict[str, TrackedRun]:
         return _RUNS.validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return {}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

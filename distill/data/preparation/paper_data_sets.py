@@ -20,6 +20,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from contract import error_line
 from distill.data.pixels import Progress
 from distill.data.releases import release_from_pairs
 from distill.data.splits import SPLITS
@@ -188,7 +189,7 @@ def download(name: str, root: Path) -> None:
     except ModuleNotFoundError:
         pass  # Flowers102 needs scipy for labels that we do not use, after the download
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = error_line(error)
         raise DataError(
             f"cannot download {layout.title} ({reason}): try again, or get it from {layout.page} "
             f"and unpack it in {root}"

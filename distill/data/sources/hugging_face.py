@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from contract import error_line
 from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError
@@ -49,7 +50,7 @@ class HuggingFaceDataset:
                 else datasets.load_from_disk(self.name)
             )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = error_line(error)
             raise DataError(f"cannot load the dataset {self.name} ({reason})") from None
         return loaded if isinstance(loaded, dict) else {"": loaded}
 

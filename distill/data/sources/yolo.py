@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from contract import first_error_line
+from contract import error_line, first_error_line
 from distill.data.sources.boxes import Box, Photo, cropped_images, existing
 from distill.data.sources.folders import image_files
 from distill.data.sources.labelled_image import LabelledImage
@@ -77,7 +77,7 @@ class YoloExport:
         except ValidationError as error:
             reason = first_error_line(error)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = error_line(error)
         except OSError as error:
             raise DataError(f"cannot read {self.path} ({error.strerror})") from None
         raise DataError(

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from contract import error_line
 from distill.data.files.atomic_file import write_atomically
 from distill.errors import ClassifierError
 from distill.runtime.manifest import MANIFEST
@@ -102,7 +103,7 @@ def _unpack(file: BinaryIO, folder: Path) -> None:
                 with archive.open(entry) as packed, (folder / entry.filename).open("xb") as out:
                     shutil.copyfileobj(packed, out, COPIED)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = error_line(error)
         raise ClassifierError(
             f"the classifier is no zip file that can be read ({reason})"
         ) from None

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from fastapi.concurrency import run_in_threadpool
 
+from contract import error_line
 from distill.errors import ClassifierError, UserError
 from distill.runtime.classifier import Classifier
 from distill.runtime.manifest import check_folder
@@ -115,6 +116,6 @@ class Follower:
             self._cache.drop(target)
             if isinstance(error, UserError):
                 raise
-            reason = " ".join(str(error).split())[:200]  # of ONNX Runtime, for example
+            reason = error_line(error)  # of ONNX Runtime, for example
             raise ClassifierError(f"it does not load ({reason})") from error
         return classifier
