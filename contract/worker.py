@@ -4,7 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DataKind = Literal["split folders", "class folders", "list", "shards", "Hugging Face dataset"]
+DataKind = Literal[
+    "split folders",
+    "class folders",
+    "list",
+    "shards",
+    "Hugging Face dataset",
+    "COCO export",
+    "YOLO export",
+]
 
 
 class DataFolder(BaseModel):

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from contract import IMAGE_SUFFIXES, DataFolder
+from distill.data.sources.coco import PATTERNS, coco_files
 from distill.data.sources.folders import SPLIT_FOLDERS
 from distill.data.sources.hugging_face import FILES as HUGGING_FACE_FILES
 from distill.data.sources.manifest_file import SUFFIXES as LIST_SUFFIXES
+from distill.data.sources.yolo import FILES as YOLO_FILES
 
 SCAN_SECONDS: Final = 5.0
 MAX_DEPTH: Final = 3  # folders between a root and a data set
@@ -27,6 +29,7 @@ SAMPLED_FOLDERS: Final = 20  # that tell class folders from other folders
 TEACHER_CONFIG: Final = "open_clip_config.json"
 RUN_FILES: Final = frozenset({"checkpoint.safetensors", "report.json", "job.json"})
 STUDENT: Final = "student.safetensors"
+COCO_FILE: Final = PATTERNS[0]
 CACHED: Final = ("features-", "text-bank-")  # how files of a cache begin
 
 
@@ -82,6 +85,11 @@ class DataScan:
         """The data set that this folder is, by the rules of `distill.data.sources.find`."""
         if any(name in listing.files for name in HUGGING_FACE_FILES):
             return DataFolder(path=path, kind="Hugging Face dataset")
+        if any(name in listing.files for name in YOLO_FILES):
+            return DataFolder(path=path, kind="YOLO export")
+        around = {"annotations", COCO_FILE, *SPLIT_FOLDERS}  # one of them lies in such an export
+        if not around.isdisjoint((*listing.folders, *listing.files)) and coco_files(Path(path)):
+            return DataFolder(path=path, kind="COCO export")
         if any(name.endswith(".tar") for name in listing.files):
             return DataFolder(path=path, kind="shards")
         splits = {

@@ -51,6 +51,19 @@ def by_path(found, root):
     return {folder.path.removeprefix(f"{root}/"): folder for folder in found.data}
 
 
+def test_exports_with_boxes_are_found_as_a_training_finds_them(root):
+    coco, yolo = root / "boxes" / "coco", root / "boxes" / "yolo"
+    (coco / "train").mkdir(parents=True)
+    (coco / "train" / "_annotations.coco.json").touch()
+    yolo.mkdir()
+    (yolo / "data.yaml").touch()
+    found = by_path(DataScan([root / "boxes"]).find(), root / "boxes")
+    assert {path: folder.kind for path, folder in found.items()} == {
+        "coco": "COCO export",
+        "yolo": "YOLO export",
+    }
+
+
 def test_of_runs_and_caches_only_the_students_are_offered(root):
     run, cache = root / "jobs" / "job-1", root / "jobs" / "cache"
     for folder in (run, cache):
