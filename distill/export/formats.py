@@ -9,7 +9,7 @@ int8           of ONNX and, if chosen, of OpenVINO
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,10 +74,10 @@ def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
     Raises:
         ModelError: OpenVINO cannot convert it.
     """
-    import openvino  # of the extra `openvino`
+    import openvino
 
     stem = f"{OPENVINO_STEM}.int8" if int8 else OPENVINO_STEM
-    core = openvino.Core()
+    core = _openvino_core()
     try:
         with TemporaryDirectory() as folder:
             source, target = Path(folder, "model.onnx"), Path(folder, f"{stem}.xml")
@@ -95,6 +95,18 @@ def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
     return EncoderFormat(
         _title("OpenVINO", int8), files, partial(_openvino_features, compiled), int8
     )
+
+
+@cache
+def _openvino_core() -> Any:  # noqa: ANN401 - untyped
+    """The only one of this process.
+
+    Each puts the signal stack of its predecessor back when it ends. Of several, one may so put back
+    what another has unmapped: the next signal then overwrites other memory or ends the process.
+    """
+    import openvino  # of the extra `openvino`
+
+    return openvino.Core()
 
 
 def _openvino_features(compiled: Any, pixels: Pixels) -> Tensor:  # noqa: ANN401 - untyped

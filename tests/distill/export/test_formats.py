@@ -1,5 +1,6 @@
 """The student in other formats: each gives what PyTorch gives, and the table tells how quickly."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -68,6 +69,28 @@ def test_all_formats_at_once(charm_run, charm_world, finished_charm_run, tmp_pat
 
 def charm_photo(run):
     return run.splits["seen"].paths[0]
+
+
+def test_a_process_that_made_openvino_formats_survives_signals(finished_charm_run, tmp_path):
+    """Two of OpenVINO's cores, ended in their order, leave a signal stack that is unmapped."""
+    pytest.importorskip("openvino")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(image_encoder(finished_charm_run.student, 32))
+    program = (
+        "import gc, signal, sys\n"
+        "from pathlib import Path\n"
+        "from distill.export.formats import openvino_format\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "model = Path(sys.argv[1]).read_bytes()\n"
+        "formats = [openvino_format(model), openvino_format(model)]\n"
+        "while formats:\n"
+        "    del formats[0]\n"
+        "    gc.collect()\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    command = [sys.executable, "-c", program, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_openvino_that_is_not_installed_is_one_line(charm_run, charm_world, tmp_path, monkeypatch):
