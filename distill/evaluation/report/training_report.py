@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from contract import Accuracy, Report, TestViews
+from contract import Accuracy, Report, TestViews, first_error_line
 from distill.data.files.atomic_file import write_atomically
 from distill.errors import DataError
 from distill.evaluation.report.images import similarity_order
@@ -60,13 +60,18 @@ def read_report(folder: Path) -> Report:
     """The report of the finished run in `folder`.
 
     Raises:
-        DataError: there is no finished run.
+        DataError: there is no finished run, or its report is damaged or of another version.
     """
     path = folder / "report.json"
     try:
         return Report.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except OSError:
         raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+    except ValidationError as error:
+        raise DataError(
+            f"{path} is damaged or was written by another version ({first_error_line(error)}): "
+            "train the student again"
+        ) from None
 
 
 def write_report(

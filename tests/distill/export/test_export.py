@@ -264,3 +264,12 @@ def test_a_folder_without_a_run_is_one_line():
     assert result.stderr.splitlines() == [
         "distill: there is no report in nowhere/report.json: finish the run with --resume"
     ]
+
+
+def test_a_report_of_another_version_is_one_line(tmp_path):
+    (tmp_path / "report.json").write_text('{"student": "resnet18"}')
+    result = CliRunner().invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert "is damaged or was written by another version (config: Field required)" in line
+    assert "train the student again" in line
