@@ -14,6 +14,7 @@ Speed:
 - speed.load: requests of many clients on one database, and their latencies
 - speed.metrics_growth: time and memory of the metrics as the number of images grows
 - speed.pages: server time and size of each web page on a large database
+- speed.predict: time of distill predict for one photo from a cold start
 - speed.release_rate: reads of a release per second beside a minimal route
 - speed.serve: photos per second and memory of distill serve beside ONNX Runtime alone
 - speed.streaming: memory and rate in training from pixels that are streamed
@@ -24,6 +25,7 @@ Quality:
 
 - quality.ablation: what each loss and the descriptions add, on real photos
 - quality.clutter: several charms on one image, from one camera and from two
+- quality.exported_student: accuracy and speed of a student in every format of an export
 - quality.look_alikes: scores for unknown photos, with and without look-alikes
 - quality.parity: an exported classifier beside PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions

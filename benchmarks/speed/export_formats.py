@@ -1,7 +1,8 @@
 """Students in each format of an export beside PyTorch eager: float32 and int8, batches of 1 and 16.
 
-Networks of random weights at 224 px, on all cores that the process may use (`taskset -c 0,1` for
-two). The formats take turns, and the median of several rounds is compared.
+Beside them a teacher in PyTorch. Networks of random weights at 224 px, on all cores that the
+process may use (`taskset -c 0,1` for two). The formats take turns, and the median of several rounds
+is compared.
 
     python -m benchmarks.speed.export_formats [--students NAME …] [--rounds 7]
 """
@@ -15,6 +16,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,6 +28,7 @@ from distill.export.onnx import image_encoder
 from distill.export.quantise import quantise
 from distill.models.student import build_student
 
+TEACHER = "ViT-B-32"
 STUDENTS = ("resnet18", "mobilenetv3_small_100", "tf_efficientnet_lite1", "deit_tiny_patch16_224")
 SIZE, DIM = 224, 512
 BATCHES = (1, 16)
@@ -43,6 +46,17 @@ def formats(name: str, photos: Split) -> dict[str, Encode]:
     if importlib.util.find_spec("openvino"):
         made += [openvino_format(model), openvino_format(small, int8=True)]
     return {"PyTorch eager": student.encode, **{each.title: each.encode for each in made}}
+
+
+def teacher_side(name: str) -> Encode:
+    """What encodes images with an open_clip model of random weights, as a teacher does."""
+    model = open_clip.create_model(name, pretrained=None).eval()
+
+    @torch.inference_mode()
+    def encode(images: Tensor) -> Tensor:
+        return model.encode_image(images / 255)
+
+    return encode
 
 
 def measure(sides: dict[str, Encode], images: Tensor, rounds: int) -> dict[str, float]:
@@ -75,9 +89,9 @@ def main() -> None:
     torch.set_num_threads(usable_cores())
     print(f"{SIZE} px, {usable_cores()} cores, median of {options.rounds} rounds")
     with TemporaryDirectory() as folder:
-        photos = noise_photos(Path(folder))
+        photos, teacher = noise_photos(Path(folder)), teacher_side(TEACHER)
         for name in options.students:
-            sides = formats(name, photos)
+            sides = formats(name, photos) | {TEACHER: teacher}
             for batch in BATCHES:
                 images = torch.randint(256, (batch, 3, SIZE, SIZE), dtype=torch.uint8)
                 seconds = measure(sides, images, options.rounds)
