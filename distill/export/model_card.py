@@ -180,6 +180,8 @@ print(features @ safetensors.numpy.load_file("text_bank.safetensors")["tensor"].
 In C++:
 
 ```cpp
+#include <onnxruntime_cxx_api.h>  // and <array>, <vector>; what follows belongs into a function
+
 Ort::Env env;
 Ort::Session session(env, "image_encoder.onnx", Ort::SessionOptions{{}});
 std::array<int64_t, 4> shape{{1, 3, {size}, {size}}};
