@@ -1,6 +1,6 @@
-"""Runs benchmarks one after the other: `python -m benchmarks [speed.enrichment_rate …]`.
+"""Runs benchmarks sequentially: `python -m benchmarks [speed.enrichment_rate …]`.
 
-Each one is a process of its own, with its default options. One that fails does not stop the others.
+Each runs in its own process with default options. A failure does not stop the others.
 """
 
 import pkgutil
@@ -22,7 +22,7 @@ def main() -> None:
     chosen = sys.argv[1:] or known
     for name in chosen:
         if name not in known:
-            sys.exit(f"no benchmark is called {name!r}; there are: {', '.join(known)}")
+            sys.exit(f"there is no benchmark {name!r}: choose {', '.join(known)}")
     failed: list[str] = []
     for name in chosen:
         print(f"\n── {name} " + "─" * (70 - len(name)), flush=True)

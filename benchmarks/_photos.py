@@ -1,4 +1,4 @@
-"""The real photos and the real teacher that lie beside the project for tests, where they do."""
+"""Real photos and a real teacher for benchmarks, if they are available."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ TEACHER = "hf-hub:bench/lite0-minilm"
 
 
 def skip_without_photos(name: str) -> None:
-    """End the benchmark `name`, saying so, where there are no photos."""
+    """Exit the benchmark `name` with a message if there are no photos."""
     if not DATA.is_dir():
         print(f"{name}: skipped, no test data at {DATA} (set ENRICH_SHARED)")
         sys.exit(0)

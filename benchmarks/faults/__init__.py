@@ -1,1 +1,1 @@
-"""Kills, full disks, cut wires, made-up requests."""
+"""Fault injection: kills, full disks, network failures, generated requests."""

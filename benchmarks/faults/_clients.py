@@ -1,8 +1,8 @@
-"""Clients that keep working while the service fails, and a check of what was confirmed to them.
+"""Clients that keep sending requests while the service fails, and a check of confirmed results.
 
-A client records only what the service has confirmed: a request without an answer may or may not
-have been carried out. `check` compares these records with the database, the artifact folder and the
-calls that the language-model server has counted.
+A client records only what the service has confirmed: a request without a response may or may not
+have been executed. `check` compares these records with the database, the artifact folder and the
+calls counted by the language-model server.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Confirmed:
 
 
 class Clients:
-    """Some threads that enrich, train and describe until they are stopped."""
+    """Threads that enrich, train and describe until they are stopped."""
 
     def __init__(
         self, address: str, job: Mapping[str, Any], *, no_answer_statuses: Collection[int]
@@ -57,7 +57,7 @@ class Clients:
 
     @contextmanager
     def busy(self, *, enrichers: int = 2, trainers: int = 1, describers: int = 1) -> Iterator[None]:
-        """Run the threads while the block runs; at its end each finishes its current task."""
+        """Context in which the threads run; at its end each finishes its current task."""
         self._stopping.clear()
         works = [(self._enrich, enrichers), (self._train, trainers), (self._describe, describers)]
         threads = [
@@ -137,9 +137,9 @@ class Clients:
             body = {"labels": [f"scoter {number} {turn}"]}
             if answer := self.request("POST", "/v1/describe", json=body):
                 self.confirmed.texts |= {
-                    one["generation_id"]: one["text"]
-                    for one in answer.json()
-                    if one["status"] == "accepted"
+                    text["generation_id"]: text["text"]
+                    for text in answer.json()
+                    if text["status"] == "accepted"
                 }
             self._stopping.wait(0.5)
 
@@ -151,7 +151,7 @@ class Clients:
             self._stopping.wait(0.3)
 
     def poll(self, path: str) -> bool:
-        """Record the present state of a run or a job; whether it has ended."""
+        """Record the current state of a run or a job. Returns whether it has ended."""
         state = self.read(path)["state"]
         number = int(path.rpartition("/")[2])
         if path.startswith("/v1/jobs"):
@@ -175,7 +175,7 @@ class Clients:
         """Wait until all runs and jobs have ended, for at most `seconds`."""
         until = time.monotonic() + seconds
         open_ = {
-            *(f"/v1/{kind}/{one['id']}" for kind in ("runs", "jobs") for one in self._all(kind)),
+            *(f"/v1/{kind}/{item['id']}" for kind in ("runs", "jobs") for item in self._all(kind)),
         }
         while open_ and time.monotonic() < until:
             open_ = {path for path in open_ if not self.poll(path)}
@@ -184,18 +184,18 @@ class Clients:
             self.confirmed.wrong[f"{path} has not ended within {seconds:g} s"] += 1
 
     def _all(self, kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while page := self.read(f"/v1/{kind}", limit=1000, offset=len(found)):
-            found += page
-        return found
+        items: list[dict[str, Any]] = []
+        while page := self.read(f"/v1/{kind}", limit=1000, offset=len(items)):
+            items += page
+        return items
 
     def retry_failed(self) -> None:
         """Retry each failed run and job once, as a user would."""
         for kind in ("runs", "jobs"):
-            for one in self._all(kind):
-                if one["state"] == "failed":
-                    print(f"  {kind[:-1]} {one['id']} failed ({one['error']}) and is retried")
-                    self.request("POST", f"/v1/{kind}/{one['id']}/retry")
+            for item in self._all(kind):
+                if item["state"] == "failed":
+                    print(f"  {kind[:-1]} {item['id']} failed ({item['error']}) and is retried")
+                    self.request("POST", f"/v1/{kind}/{item['id']}/retry")
 
     def rerun_all(self) -> None:
         """Start another run over each enriched label set; it must not make any call."""
@@ -210,7 +210,7 @@ class Clients:
                 self.confirmed.wrong[f"{calls} labels of {name!r} were requested again"] += 1
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
 
@@ -223,7 +223,7 @@ def check(  # noqa: C901 - one condition for each promise of the service
     lost_calls: int,
     attempts: int,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Counts for the report, and a line for each thing that is wrong.
+    """Counts for the report, and a line for each error.
 
     Args:
         confirmed: What the service has confirmed to clients.
@@ -243,7 +243,7 @@ def check(  # noqa: C901 - one condition for each promise of the service
         if (verdict := rows("PRAGMA integrity_check")[0][0]) != "ok":
             wrong.append(f"the database is damaged: {verdict}")
         if rows("PRAGMA foreign_key_check"):
-            wrong.append("a foreign key of the database points nowhere")
+            wrong.append("a foreign key of the database refers to no row")
 
         stored = {
             kind: Counter(row[0] for row in rows(query))
@@ -258,7 +258,7 @@ def check(  # noqa: C901 - one condition for each promise of the service
         }  # fmt: skip
         for kind, there in stored.items():
             path = f"/v1/{kind.replace(' ', '-')}s"
-            wrong += [f"{kind} {one} is lost" for one in expected[kind] if there[one] != 1]
+            wrong += [f"{kind} {key} is lost" for key in expected[kind] if there[key] != 1]
             unrequested = there.total() - len(expected[kind]) - confirmed.unanswered[path]
             # `rerun_all` starts runs that are not recorded.
             if kind != "run" and unrequested > 0:
@@ -303,12 +303,14 @@ def check(  # noqa: C901 - one condition for each promise of the service
         if more > attempts:
             wrong.append(f"{more} attempts were lost; the kills of workers explain {attempts}")
         kept = {row[0] for row in rows("SELECT sha256 FROM job_artifact")}
-        lying = [path for path in (data / "artifacts").rglob("*") if path.is_file()]
-        wrong += [f"{path.name} belongs to no job" for path in lying if path.name not in kept]
+        stored_files = [path for path in (data / "artifacts").rglob("*") if path.is_file()]
+        wrong += [
+            f"{path.name} belongs to no job" for path in stored_files if path.name not in kept
+        ]
     wrong += [f"{path} was left half-written" for path in work.rglob("*.partial")]
     ended = Counter(confirmed.ended.values())
     counted = {
-        "label sets, runs, jobs confirmed": [len(one) for one in expected.values()],
+        "label sets, runs, jobs confirmed": [len(keys) for keys in expected.values()],
         "not answered": confirmed.unanswered.total(),
         "texts confirmed and found": len(confirmed.texts),
         "job events confirmed and found": len(confirmed.events),
@@ -320,7 +322,7 @@ def check(  # noqa: C901 - one condition for each promise of the service
 
 
 def _leases(events: list[sqlite3.Row]) -> int:
-    """How often a worker took the job."""
+    """The number of leases of the job."""
     return sum(
         event["kind"] == "state" and json.loads(event["data"])["state"] == "leased"
         for event in events
@@ -330,41 +332,45 @@ def _leases(events: list[sqlite3.Row]) -> int:
 def _faults(  # noqa: C901 - one condition for each way to lose something
     job: sqlite3.Row, events: list[sqlite3.Row], files: list[sqlite3.Row], data: Path
 ) -> Iterator[str]:
-    """What is not as it should be with one job."""
+    """The errors of one job."""
     if job["state"] == "failed" and job["attempts"] == job["max_attempts"]:
-        return  # as it should be when its workers are killed each time
+        return  # expected when its workers are killed each time
     if job["state"] != "succeeded":
         yield f"{job['state']}: {job['error']}"
         return
     if [event["seq"] for event in events] != list(range(1, len(events) + 1)):
         yield "its events have gaps"
-    said = [json.loads(event["data"]) for event in events]
+    contents = [json.loads(event["data"]) for event in events]
     states = [
-        data["state"] for event, data in zip(events, said, strict=True) if event["kind"] == "state"
+        data["state"]
+        for event, data in zip(events, contents, strict=True)
+        if event["kind"] == "state"
     ]
     # A retry queues it again.
     if any(state in FINAL and then != "queued" for state, then in pairwise(states)):
-        yield f"something happened after its end: {states}"
+        yield f"its state changed after its end: {states}"
     if states.count("leased") < job["attempts"]:
         yield f"{states.count('leased')} leases, {job['attempts']} attempts"
     fences = [fence for fence, _ in groupby(event["fence"] for event in events if event["fence"])]
     if len(fences) != len(set(fences)):
-        yield "a worker wrote after the job was another's"
+        yield "a worker wrote after another worker had leased the job"
     epochs = [
-        data["epoch"] for event, data in zip(events, said, strict=True) if event["kind"] == "epoch"
+        data["epoch"]
+        for event, data in zip(events, contents, strict=True)
+        if event["kind"] == "epoch"
     ]
     if len(epochs) != len(set(epochs)):
         yield f"epochs were reported twice: {epochs}"
     if lacking := ARTIFACTS - {file["name"] for file in files}:
-        yield f"it left no {', '.join(sorted(lacking))}"
+        yield f"it has no {', '.join(sorted(lacking))}"
     for file in files:
         path = data / "artifacts" / file["sha256"][:2] / file["sha256"]
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
-            yield f"its {file['name']} is not what was stored"
+            yield f"its {file['name']} differs from what was stored"
         elif file["name"] == "report.json":
             report = Report.model_validate_json(content)
             if report.release_hash != job["hash"]:
                 yield "its report is about another release"
-            if [one.epoch for one in report.epochs] != list(range(1, EPOCHS + 1)):
+            if [epoch.epoch for epoch in report.epochs] != list(range(1, EPOCHS + 1)):
                 yield "its report lacks epochs"

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback whose wire can be cut."""
+"""A TCP proxy on loopback that can simulate network failures."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 
 class Wire:
-    """Carries bytes between those who connect to `port` and the server behind it."""
+    """Forwards bytes between clients of `port` and the server behind it."""
 
     def __init__(self, port: int) -> None:
         self._behind = port
@@ -27,16 +27,16 @@ class Wire:
         self._loop.run_forever()
 
     @contextmanager
-    def cut(self, how: str) -> Iterator[None]:
-        """Nothing gets through: `refused`, connections end at once; `silent`, bytes just vanish."""
-        self._state = how
-        if how == "refused":
+    def cut(self, mode: str) -> Iterator[None]:
+        """Block traffic: `refused` closes connections immediately, `silent` discards bytes."""
+        self._state = mode
+        if mode == "refused":
             self._loop.call_soon_threadsafe(self._hang_up)
         try:
             yield
         finally:
             self._state = "whole"
-            # What was swallowed cannot be made up for: a connection that lost bytes is over.
+            # A connection that lost bytes cannot go on: discarded bytes are not sent again.
             self._loop.call_soon_threadsafe(self._hang_up)
 
     def _hang_up(self) -> None:
@@ -66,6 +66,6 @@ class Wire:
             target.transport.abort()
 
     def close(self) -> None:
-        """Hang up for good."""
+        """Close all connections and the port."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -1,11 +1,11 @@
-"""Attacks on `distill serve`, while a client works with it and it is killed now and then.
+"""Attacks on `distill serve` while a client uses it and the server is killed from time to time.
 
-At once: requests made up from its OpenAPI description (Schemathesis), damaged photos,
-decompression bombs, connections that send nothing or half of a head, bodies that drip or end early.
-Meanwhile a client classifies one photo again and again, and adds and removes classes. No answer may
-be a 5xx, but for the 503 of a full queue, which says when to come back. The client must always
-get the same answer for its photo, and each change that was confirmed must be in the folder at the
-end, though the server was killed in the middle of others.
+Concurrently: requests generated from its OpenAPI description (Schemathesis), damaged photos,
+decompression bombs, connections that send nothing or half of a request head, bodies that are slow
+or end early. Meanwhile a client classifies one photo repeatedly, and adds and removes classes. No
+response may be a 5xx, except the 503 of a full queue with `Retry-After`. The client must always get
+the same prediction for its photo, and each confirmed change must be in the folder at the end, even
+if the server was killed during others.
 
     python -m benchmarks.faults.classifier_fuzz [--seconds 120] [--kills 2] [--seed 0]
 """
@@ -42,7 +42,7 @@ Attack = Callable[["Target", random.Random], None]
 
 
 class Target:
-    """The server that is attacked. Counts what its answers were, and collects the wrong ones."""
+    """The attacked server. Counts its responses, and collects the wrong ones."""
 
     def __init__(self, folder: Path, logs: Path) -> None:
         self.folder, self.logs = folder, logs
@@ -57,26 +57,26 @@ class Target:
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start or restart the server."""
         self._starts += 1
         command = [str(BIN / "distill"), "serve", str(self.folder), "--port", str(self.port)]
         self.process = Process(f"server-{self._starts}", command, self.logs)
         wait_for_address(self.process)
 
     def kill(self) -> None:
-        """SIGKILL, and a new start."""
+        """Kill the server with SIGKILL, and restart it."""
         self.measure_memory()
         self.process.popen.kill()
         self.process.popen.wait()
         self.start()
 
     def measure_memory(self) -> None:
-        """Remember the most memory that it was seen with."""
+        """Update the peak of the memory."""
         with suppress(OSError, AssertionError):
             self.memory_mb = max(self.memory_mb, memory_mb(self.process.popen.pid))
 
     def send(self, client: httpx.Client, method: str, path: str, **content: object) -> int | None:
-        """The status of the answer; None without one (the server was being killed)."""
+        """Send a request. Returns the status, or None without a response (server killed)."""
         answer = self.answer(client, method, path, **content)
         return None if answer is None else answer.status_code
 
@@ -98,7 +98,7 @@ class Target:
 
 
 def damaged_photo(dice: random.Random) -> bytes:
-    """A photo of any format with some bytes changed, and often cut off."""
+    """A photo in a random format with some bytes changed, often truncated."""
     file = io.BytesIO()
     (photo,) = photos(1, 64, 48)
     Image.open(io.BytesIO(photo)).save(file, dice.choice(KINDS))
@@ -110,7 +110,7 @@ def damaged_photo(dice: random.Random) -> bytes:
 
 
 def send_damaged(target: Target, dice: random.Random) -> None:
-    """Damaged photos, alone and in forms, with odd types."""
+    """Send damaged photos, alone and in forms, with unusual media types."""
     with httpx.Client(timeout=60) as client:
         while not target.stopping.is_set():
             content: dict[str, object]
@@ -124,20 +124,20 @@ def send_damaged(target: Target, dice: random.Random) -> None:
 
 
 def bombs() -> list[bytes]:
-    """Small files of very many pixels: some that Pillow refuses, some that are just below that."""
-    found = []
+    """Small files with very many pixels: some above Pillow's limit, some just below."""
+    files = []
     for side, kind in ((20_000, "PNG"), (10_000, "GIF"), (7_000, "PNG"), (20_000, "TIFF")):
         file = io.BytesIO()
         options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
         Image.new("1", (side, side)).save(file, kind, **options)
-        found.append(file.getvalue())
-    header = bytearray(found[0])
+        files.append(file.getvalue())
+    header = bytearray(files[0])
     header[16:24] = struct.pack(">II", 2**31 - 1, 2**31 - 1)  # PNG's width and height
-    return [*found, bytes(header)]
+    return [*files, bytes(header)]
 
 
 def send_bombs(target: Target, dice: random.Random) -> None:
-    """Decompression bombs, several at a time."""
+    """Send decompression bombs, several at a time."""
     made = bombs()
     with httpx.Client(timeout=60) as client:
         while not target.stopping.is_set():
@@ -147,7 +147,7 @@ def send_bombs(target: Target, dice: random.Random) -> None:
 
 
 def open_half(target: Target, dice: random.Random) -> None:
-    """Connections that are left open, ended or reset before a request is complete."""
+    """Open connections that idle, end or reset before a request is complete."""
     head = (
         b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
         b"Content-Length: 50000\r\n\r\n"
@@ -173,7 +173,7 @@ def open_half(target: Target, dice: random.Random) -> None:
 
 
 def drip(target: Target, _dice: random.Random) -> None:
-    """A body that comes byte by byte; it must be refused with a 408."""
+    """Send a body byte by byte; it must be rejected with a 408."""
     head = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50000\r\n\r\n"
     while not target.stopping.wait(0.1):
         with suppress(OSError), socket.create_connection(("127.0.0.1", target.port)) as slow:
@@ -193,7 +193,7 @@ def drip(target: Target, _dice: random.Random) -> None:
 
 
 def make_up(target: Target, dice: random.Random) -> None:
-    """Requests that Schemathesis makes up; it checks the answers itself."""
+    """Send requests generated by Schemathesis, which checks the responses."""
     report = target.logs / "report.json"
     config = target.logs / "fuzz.toml"
     statuses = 'expected-statuses = ["2xx", "404", "409", "422", "503"]'
@@ -224,7 +224,7 @@ def make_up(target: Target, dice: random.Random) -> None:
 
 
 def change_classes(target: Target, dice: random.Random) -> set[str]:
-    """Add and remove classes; gives those that must be there at the end."""
+    """Add and remove classes. Returns the classes that must exist at the end."""
     there: set[str] = set()
     number = 0
     with httpx.Client(timeout=60) as client:
@@ -248,7 +248,7 @@ def change_classes(target: Target, dice: random.Random) -> set[str]:
 
 
 def classify(target: Target, _dice: random.Random) -> None:
-    """Classify one photo again and again, among the classes that stay; it must not change."""
+    """Classify one photo repeatedly among the permanent classes; the result must not change."""
     (photo,) = photos(1, 320, 240)
     expected = None
     with httpx.Client(timeout=60) as client:
@@ -271,7 +271,7 @@ ATTACKS: tuple[Attack, ...] = (send_damaged, send_bombs, open_half, drip, make_u
 
 
 def attack(target: Target, seconds: float, kills: int, seed: int) -> set[str]:
-    """All attacks at once; the added classes that must be there at the end."""
+    """Run all attacks concurrently. Returns the added classes that must exist at the end."""
     confirmed: set[str] = set()
 
     def run(work: Callable[[Target, random.Random], set[str] | None]) -> None:
@@ -301,7 +301,7 @@ def attack(target: Target, seconds: float, kills: int, seed: int) -> set[str]:
 
 
 def conclude(target: Target, confirmed: set[str]) -> None:
-    """Look at the server, its logs and its folder once all is over."""
+    """Check the server, its logs and its folder after the attacks."""
     with httpx.Client(base_url=target.url, timeout=60) as client:
         until = time.monotonic() + 60
         while "distill_queue_photos 0.0" not in client.get("/metrics").text:
@@ -309,7 +309,7 @@ def conclude(target: Target, confirmed: set[str]) -> None:
                 target.wrong["photos are still in the queue after a minute"] += 1
                 break
             time.sleep(0.5)
-        shown = {each["name"] for each in client.get("/v1/classes").json()["classes"]}
+        shown = {entry["name"] for entry in client.get("/v1/classes").json()["classes"]}
     target.process.stop()
     saved = {entry.name for entry in Classifier.load(target.folder).classes}
     for name in sorted(confirmed - saved):
@@ -320,7 +320,7 @@ def conclude(target: Target, confirmed: set[str]) -> None:
         if "Traceback" in (text := log.read_text()):
             target.wrong["traceback in the log: " + text[text.index("Traceback") :][:3000]] += 1
     if target.memory_mb > MOST_MEMORY_MB:
-        target.wrong[f"it took {target.memory_mb:.0f} MB"] += 1
+        target.wrong[f"its peak memory was {target.memory_mb:.0f} MB"] += 1
 
 
 def main() -> None:
@@ -342,12 +342,12 @@ def main() -> None:
         last.callback(lambda: target.process.stop())
         confirmed = attack(target, options.seconds, options.kills, options.seed)
         conclude(target, confirmed)
-    for what, count in sorted(target.statuses.items()):
-        print(f"{count:7} {what}")
+    for status, count in sorted(target.statuses.items()):
+        print(f"{count:7} {status}")
     print(f"{options.kills} kills; {len(confirmed)} classes confirmed to the client and there")
-    print(f"most memory: {target.memory_mb:.0f} MB")
-    for what, count in target.wrong.items():
-        print(f"WRONG ({count}): {what}")
+    print(f"peak memory: {target.memory_mb:.0f} MB")
+    for error, count in target.wrong.items():
+        print(f"WRONG ({count}): {error}")
     if target.wrong:
         sys.exit(1)
 

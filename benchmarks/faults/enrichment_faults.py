@@ -1,9 +1,9 @@
-"""A run against a server that fails one call in five, in a service that is killed again and again.
+"""A run with a language model that fails one call in five, and a service that is killed repeatedly.
 
-10 % answer 429, 5 % answer 500, 2 % of the connections are dropped, 2 % of the answers are cut off,
-1 % never come. The service is killed (SIGKILL) at random moments and started again each time. At
-the end every label must have a valid text, and no call may have been made for a label after its
-answer was stored; the language model's server counts.
+10 % of the calls get a 429, 5 % a 500, 2 % of the connections are dropped, 2 % of the replies are
+truncated, 1 % never arrive. The service is killed (SIGKILL) at random times and restarted. At the
+end every label must have a valid text, and no call may have been made for a label after its reply
+was stored; the language-model server counts the calls.
 
     python -m benchmarks.faults.enrichment_faults [--labels 2000] [--kills 10] [--seed 0]
 """

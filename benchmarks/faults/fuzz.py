@@ -1,9 +1,9 @@
-"""Requests of every kind, made up from the service's own OpenAPI description.
+"""Sends requests generated from the service's OpenAPI description.
 
-Schemathesis sends what fits the description, what almost fits, and what follows from earlier
-answers. No answer may be a 5xx, have a status, a header or a body that is not described, take what
-does not fit, or come without a key. Rounds with other seeds follow each other until there were
-enough requests; behind the service stands a local language model, so runs and questions are real.
+Schemathesis sends valid requests, almost valid requests, and requests based on earlier responses.
+No response may be a 5xx, have an undocumented status, header or body, accept invalid input, or
+succeed without a key. Rounds with different seeds repeat until the number of requests is reached.
+The service uses a local language-model server, so runs are real.
 
     python -m benchmarks.faults.fuzz [--requests 20000] [--seed 0]
 """
@@ -31,7 +31,7 @@ LEFT_OUT = r"/keys/\{key_id\}/revoke$|/runs/\{run_id\}/events$|/events/stream$"
 
 @contextmanager
 def service(folder: Path) -> Iterator[tuple[str, str]]:
-    """The address of a service with a few things in it, and a key to it."""
+    """The address of a service with some data, and an API key for it."""
     data = folder / "data"
     environment = {"ENRICH_DATA_DIR": str(data), "ENRICH_RATE_LIMIT": "100000"}
     made = subprocess.run(
@@ -60,7 +60,7 @@ def service(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def fill(client: httpx.Client) -> None:
-    """Add what the examples of the description speak of: a label set, a run, a release, a job."""
+    """Add the data that the examples refer to: a label set, a run, a release, a job."""
 
     def post(path: str, **body: object) -> dict[str, Any]:
         answer: dict[str, Any] = client.post(path, json=body).raise_for_status().json()
@@ -75,7 +75,7 @@ def fill(client: httpx.Client) -> None:
 
 
 def attack(address: str, key: str, seed: int, *options: str, report: Path) -> int:
-    """One round; how many requests it made. Raises CalledProcessError where an answer was wrong."""
+    """Run one round. Returns the number of requests. Raises CalledProcessError on errors."""
     subprocess.run(
         [
             *(BIN / "schemathesis", "--config-file", HERE / "_fuzz.toml"),
@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             try:
                 sent += attack(address, key, seed, "--max-examples", "50", report=report)
             except subprocess.CalledProcessError:
-                found = json.loads(report.read_text())["test_cases"]
-                sent, wrong = sent + found["generated"], wrong + found["unique_failures"]
+                cases = json.loads(report.read_text())["test_cases"]
+                sent, wrong = sent + cases["generated"], wrong + cases["unique_failures"]
             seed += 1
             print(f"{sent} requests, {wrong} kinds of wrong answers", flush=True)
     if wrong:

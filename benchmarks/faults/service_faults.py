@@ -1,14 +1,14 @@
-"""Service and workers under faults; then the database is compared with what was confirmed.
+"""Injects faults into service and workers, then compares the database with confirmed results.
 
-- kills: SIGKILL of the service, of a worker, or of a worker with its training, at random moments
-- disk: the service's is full for a while, then the worker's (small tmpfs; needs the right to mount)
-- clock: it jumps by an hour, forward and back, under the running service and under its restarts
-  (Debian's libfaketime)
-- network: between worker and service, gone for longer than a lease, refused and silent
+- kills: SIGKILL of the service, of a worker, or of a worker with its training, at random times
+- disk: a full disk of the service, then of the worker (small tmpfs; needs the right to mount)
+- clock: jumps of an hour, forward and back, while the service runs and while it is down (Debian's
+  libfaketime)
+- network: no connection between worker and service for longer than a lease, refused and silent
 
-Meanwhile clients enrich label sets, train students and describe single names. At the end nothing
-that was confirmed may be missing, changed or duplicated, no label may have been requested after its
-answer was stored, and each run and job must have ended in the right state.
+Meanwhile clients enrich label sets, train students and describe single names. At the end no
+confirmed result may be missing, changed or duplicated, no label may have been requested after its
+reply was stored, and each run and job must have ended in the right state.
 
     python -m benchmarks.faults.service_faults [kills] [disk] [clock] [network]
                                                [--kills 100] [--seed 0]
@@ -45,7 +45,7 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
 class Skipped(Exception):
-    """What this machine lacks for a scenario."""
+    """A scenario is skipped: the message says what this machine lacks."""
 
 
 class Stack:
@@ -83,7 +83,7 @@ class Stack:
             wait_for_address(self.living[name])
 
     def kill(self, name: str, *, with_children: bool = False) -> None:
-        """SIGKILL; the children of a killed worker live on unless they are killed as well."""
+        """Kill with SIGKILL; the children of a worker survive unless they are killed too."""
         process = self.living.pop(name)
         children = _children(process.popen.pid) if with_children else []
         process.popen.kill()
@@ -98,7 +98,7 @@ class Stack:
             self.living.pop(name).stop()
 
     def prepare(self, clients: Clients) -> int:
-        """A release of the images' classes, made by way of a run; its id."""
+        """Create a release of the images' classes by a run. Returns its id."""
         labels = json.loads((self.images / "labels.json").read_text())
         path = clients.add_run("charms", labels)
         while path and not clients.poll(path):
@@ -121,7 +121,7 @@ def _children(parent: int) -> list[int]:
 
 @contextmanager
 def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
-    """A running service with a release and nothing to do; no worker yet."""
+    """A running service with a release, without jobs and workers."""
     with language_model(*FAULTS) as model:
         built = Stack(folder, model, images)
         body = {
@@ -149,7 +149,7 @@ def stack(images: Path, folder: Path) -> Iterator[tuple[Stack, Clients]]:
 
 
 def conclude(built: Stack, clients: Clients, **allowed: int) -> list[str]:
-    """Let everything end, stop it all and compare; prints the counts, gives what is wrong."""
+    """Wait for all runs and jobs, stop all processes, print counts, and return the errors."""
     clients.wait_until_finished(600)
     clients.retry_failed()
     clients.wait_until_finished(600)
@@ -158,16 +158,16 @@ def conclude(built: Stack, clients: Clients, **allowed: int) -> list[str]:
         counts = json.load(answer)
     built.stop()
     counted, wrong = check(clients.confirmed, built.data, built.work, counts, **allowed)
-    for what, number in counted.items():
-        print(f"  {what}: {number}")
+    for name, number in counted.items():
+        print(f"  {name}: {number}")
     return wrong
 
 
 def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[str]:
-    """SIGKILL at `number` random moments; whatever died is started again after a moment.
+    """SIGKILL at `number` random times; killed processes are restarted after a moment.
 
-    A first job goes undisturbed; the kills then come twice in the time that it took, so that there
-    is a way to the end on slow machines too.
+    A first job runs without kills. Then there are two kills per duration of that job, so that jobs
+    can also finish on slow machines.
     """
     done: Counter[str] = Counter()
     with stack(images, folder) as (built, clients):
@@ -198,7 +198,7 @@ def kills(images: Path, folder: Path, number: int, dice: random.Random) -> list[
 
 
 def disk(images: Path, folder: Path, _number: int, _dice: random.Random) -> list[str]:
-    """The service's disk is full for two leases, then the worker's, while runs and jobs go on."""
+    """Fill the service's disk for two leases, then the worker's, while runs and jobs continue."""
     small = [folder / "data", folder / "work"]
     with ExitStack() as last:
         for place in small:
@@ -227,7 +227,7 @@ def disk(images: Path, folder: Path, _number: int, _dice: random.Random) -> list
 
 
 def clock(images: Path, folder: Path, _number: int, _dice: random.Random) -> list[str]:
-    """Jumps of the service's clock, while it runs and while it is down; no attempt may be lost."""
+    """Let the service's clock jump, while it runs and while it is down; no attempt may be lost."""
     if not FAKETIME.is_file():
         raise Skipped("there is no libfaketime (apt install libfaketime)")
     offset = folder / "offset"
@@ -256,16 +256,16 @@ def clock(images: Path, folder: Path, _number: int, _dice: random.Random) -> lis
 
 
 def network(images: Path, folder: Path, _number: int, _dice: random.Random) -> list[str]:
-    """One of two workers is cut off for two leases, in each of two ways, in the middle of a job."""
+    """Disconnect one of two workers for two leases during a job, refused and silent."""
     with ExitStack() as last, stack(images, folder) as (built, clients):
         wire = Wire(built.port)
         built.start("far", f"http://127.0.0.1:{wire.port}")
         with clients.busy(enrichers=1, trainers=2):
-            for how in ("refused", "silent"):
+            for mode in ("refused", "silent"):
                 _wait(lambda: _holds(clients, "far"))
-                if how == "silent" and "near" not in built.living:
+                if mode == "silent" and "near" not in built.living:
                     built.start("near")
-                with wire.cut(how):
+                with wire.cut(mode):
                     time.sleep(2 * LEASE)
             time.sleep(LEASE)
         last.callback(wire.close)
@@ -281,7 +281,7 @@ def _wait(condition: Callable[[], bool], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
-            raise DemoError(f"it did not happen within {seconds:g} s")
+            raise DemoError(f"the condition was not met within {seconds:g} s")
         time.sleep(0.2)
 
 
@@ -316,16 +316,16 @@ def main() -> None:
             print(f"{scenario}:", flush=True)
             began = time.monotonic()
             try:
-                found = SCENARIOS[scenario](
+                errors = SCENARIOS[scenario](
                     images, folder, options.kills, random.Random(options.seed)
                 )
             except Skipped as lacking:
                 print(f"  skipped: {lacking}", flush=True)
                 continue
-            wrong = wrong or bool(found)
-            for words in found:
-                print(f"  WRONG: {words}")
-            print(f"  {len(found)} things wrong; {time.monotonic() - began:.0f} s", flush=True)
+            wrong = wrong or bool(errors)
+            for error in errors:
+                print(f"  WRONG: {error}")
+            print(f"  {len(errors)} errors; {time.monotonic() - began:.0f} s", flush=True)
         if wrong:
             sys.exit(f"faults: databases and logs are kept in {root}")
 

@@ -1,1 +1,1 @@
-"""Accuracy and texts on real input."""
+"""Benchmarks of accuracy on real input."""

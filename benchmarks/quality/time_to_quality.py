@@ -1,17 +1,16 @@
-"""How long until a student is good enough: AdamW, SGD and Muon, with the kernels of this machine.
+"""Time until a student reaches a target accuracy, with AdamW, SGD and Muon on this machine.
 
-Each optimiser trains the same student on the same photos, in turn, each in a process of its own,
-until it classifies 40 % of the photos of seen classes and 13 % of those of unseen classes
-correctly, or its schedule ends. Shown are seconds, seconds of CPU time, which depend little on what
-else runs on the machine, and photos. Each optimiser has its default learning rate and a cosine
-schedule of its own.
+Each optimiser trains the same student on the same photos in its own process, until top-1 is 40 % on
+seen classes and 13 % on unseen classes, or its schedule ends. Prints seconds, CPU seconds (which
+depend little on other processes of the machine) and photos. Each optimiser uses its default
+learning rate and its own cosine schedule.
 
     python -m benchmarks.quality.time_to_quality [--epochs 12]
     python -m benchmarks.quality.time_to_quality --cpu-minutes 10
 
-With the second, each schedule has as many whole epochs as its optimiser computes within that CPU
-time: an answer to which one gets further in the same time, where there is no time for the goal.
-What was trained before is kept in --out and continued.
+With the second command, each schedule has as many whole epochs as its optimiser computes in that
+CPU time, to compare the accuracies after equal time if there is no time to reach the target.
+Trainings are stored in --out and continued.
 """
 
 import argparse
@@ -52,7 +51,7 @@ CALIBRATION = 6  # steps, to estimate the length of a schedule
 
 
 class GoalReached(Exception):
-    """The student is good enough: leaves `train`."""
+    """The student has reached the target; ends `train`."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class TimedCheckpoint(Checkpoint):
-    """A checkpoint that keeps the clock too, in a file beside it."""
+    """A checkpoint that also stores the clock, in a separate file."""
 
     clock: Clock
 
@@ -131,7 +130,7 @@ def load_task(size: int, cache: Path) -> Task:
 
 
 def sample(split: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The same random photos of a split each time."""
+    """A fixed random sample of the photos of a split."""
     pixels, targets, text = split
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
     chosen = order[:EVALUATED].sort().values
@@ -161,7 +160,7 @@ def config_of(optimiser: str, options: argparse.Namespace, epochs: int) -> Train
 
 
 def cpu_seconds_per_photo(optimiser: str, options: argparse.Namespace, task: Task) -> float:
-    """Measured over the first steps of a schedule, of which the very first does not count."""
+    """Measured over the first steps of a schedule, without the first."""
     config, clock = config_of(optimiser, options, 1), Clock()
 
     def on_step(done: int, _total: int) -> None:
@@ -178,7 +177,7 @@ def cpu_seconds_per_photo(optimiser: str, options: argparse.Namespace, task: Tas
 
 
 def measure(optimiser: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train with one optimiser, or continue; what was found is kept in a file."""
+    """Train with one optimiser, or continue; the result is stored in a file."""
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     length = f"{options.cpu_minutes}min" if options.cpu_minutes else f"{options.epochs}epochs"
@@ -232,8 +231,8 @@ def accuracies(student: Student, task: Task) -> dict[str, float]:
     return {"seen": top1(student, task.seen), "unseen": top1(student, task.unseen)}
 
 
-def reached(found: Mapping[str, float]) -> bool:
-    return all(found[name] >= goal for name, goal in GOALS.items())
+def reached(accuracies: Mapping[str, float]) -> bool:
+    return all(accuracies[name] >= goal for name, goal in GOALS.items())
 
 
 def describe(row: Mapping[str, float]) -> str:
@@ -257,7 +256,9 @@ def main() -> None:
     options = parser.parse_args()
     skip_without_photos("time_to_quality")
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart:
-        found = {name: apart.submit(measure, name, options).result() for name in options.optimiser}
+        outcomes = {
+            name: apart.submit(measure, name, options).result() for name in options.optimiser
+        }
     device = torch.device("cpu")
     machine = f"{describe_device(device)}, {dtype_name(student_dtype(device))}"
     table = Table(
@@ -267,7 +268,7 @@ def main() -> None:
         f"to {GOALS['seen']:.0f} % seen and "
         f"{GOALS['unseen']:.0f} % unseen",
     )  # fmt: skip
-    for name, result in found.items():
+    for name, result in outcomes.items():
         last = result["final"]
         table.add_row(
             name, "reached" if reached(last) else "not reached",

@@ -1,1 +1,1 @@
-"""Speed against named alternatives, side by side."""
+"""Benchmarks of speed, compared with alternatives."""

@@ -1,10 +1,10 @@
-"""Images a second in training on a quiet machine, and beside two busy loops.
+"""Training throughput on a quiet machine, and while two busy loops run.
 
-Threads that wait for each other spin by default and hold the cores that the others need. Trainings
-of this project let them sleep (`distill.training.openmp`); the last row shows what happens
-otherwise. The three take turns, each in a process of its own. Shown are medians, and the ratio to
-the quiet rate of the same round. Where the machine has other work too, its load is in the title:
-the quiet rate is then too low, and the ratio too high.
+Waiting threads spin by default and occupy cores that other threads need. Trainings of this project
+let them sleep (`distill.training.openmp`); the last row shows the default. The three measurements
+alternate, each in its own process. Prints medians, and the ratio to the quiet rate of the same
+round. If other processes run on the machine, the load is in the title: the quiet rate is then too
+low, and the ratio too high.
 
     python -m benchmarks.speed.busy_machine [--rounds 3] [--images 640] [--student resnet18]
 """
@@ -31,7 +31,7 @@ QUIET, BUSY, SPINNING = "quiet", "beside busy loops", "beside busy loops, thread
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """Run so many processes that do nothing but compute."""
+    """Context in which `count` processes run busy loops."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -42,7 +42,7 @@ def busy_loops(count: int) -> Iterator[None]:
 
 
 def rate(side: str, options: argparse.Namespace) -> float:
-    """Images a second of a training in a process of its own."""
+    """Images per second of a training in its own process."""
     environment = {name: value for name, value in os.environ.items() if name not in CHOICES}
     if side != SPINNING:
         let_idle_threads_sleep(environment)
@@ -59,11 +59,11 @@ def rate(side: str, options: argparse.Namespace) -> float:
 
 
 def measure(options: argparse.Namespace) -> float:
-    """Images a second of a training in this process."""
+    """Images per second of a training in this process."""
     from benchmarks.speed.training_speed import epoch
 
-    found, _ = epoch("distill, AdamW", options.student, options.images, options.cache)
-    return found
+    images_per_second, _ = epoch("distill, AdamW", options.student, options.images, options.cache)
+    return images_per_second
 
 
 def main() -> None:
@@ -81,17 +81,17 @@ def main() -> None:
     load = os.getloadavg()[0]
     rates: dict[str, list[float]] = {QUIET: [], BUSY: [], SPINNING: []}
     for _ in range(options.rounds):
-        for side, found in rates.items():
-            found.append(rate(side, options))
+        for side, values in rates.items():
+            values.append(rate(side, options))
     table = Table(
         "", "images/s (median)", "least", "most", "of the quiet rate",
         title=f"{options.student}, AdamW, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} "
         f"threads, {os.cpu_count()} cores, {LOOPS} busy loops; load before: {load:.1f}",
     )  # fmt: skip
-    for side, found in rates.items():
-        ratios = [own / quiet for own, quiet in zip(found, rates[QUIET], strict=True)]
+    for side, values in rates.items():
+        ratios = [own / quiet for own, quiet in zip(values, rates[QUIET], strict=True)]
         table.add_row(
-            side, f"{median(found):.1f}", f"{min(found):.1f}", f"{max(found):.1f}",
+            side, f"{median(values):.1f}", f"{min(values):.1f}", f"{max(values):.1f}",
             f"{100 * median(ratios):.0f} %",
         )  # fmt: skip
     Console().print(table)

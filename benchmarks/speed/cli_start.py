@@ -1,7 +1,7 @@
-"""How long commands take to start, as multiples of `python -c "import typer, rich"`.
+"""Start time of commands, as multiples of `python -c "import typer, rich"`.
 
-The commands take turns, so that a busy machine slows all of them down alike; of wall and CPU time
-the medians count. `enrich labels list` reads a database that is up to date already.
+The commands alternate, so that a busy machine affects all equally; medians of wall and CPU time are
+compared. `enrich labels list` reads a database that is already migrated.
 
     python -m benchmarks.speed.cli_start [--rounds 7]
 """
@@ -52,8 +52,8 @@ def main() -> None:
         for _ in range(rounds):
             for name, command in COMMANDS.items():
                 times[name].append(measure(command, folder))
-    wall = {name: median(one for one, _ in runs) for name, runs in times.items()}
-    cpu = {name: median(one for _, one in runs) for name, runs in times.items()}
+    wall = {name: median(seconds for seconds, _ in runs) for name, runs in times.items()}
+    cpu = {name: median(seconds for _, seconds in runs) for name, runs in times.items()}
     table = Table("command", "wall s", "times base", "CPU s", "times base", "goal")
     for name in COMMANDS:
         goal = f"{AT_MOST[name]}" if name in AT_MOST else ""

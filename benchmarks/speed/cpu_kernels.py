@@ -1,9 +1,9 @@
-"""What each replacement of a torch function brings in training on this CPU (`cpu_kernels = true`).
+"""Gain of each replacement of a torch function in training on this CPU (`cpu_kernels = true`).
 
-Each row is a training step of the part that a replacement touches, with torch's function and with
-ours. The two take turns; what is measured is the time of this process on one thread, which other
-processes on the machine disturb little, and shown is the median. A replacement that is for bfloat16
-is timed in bfloat16, which means little on a processor that emulates it.
+Each row is a training step of the affected part, with torch's function and with the replacement.
+The two alternate, and medians of the CPU time of this process on one thread are printed, which
+other processes affect little. Replacements for bfloat16 are timed in bfloat16, which is not
+meaningful on a processor that emulates it.
 
     python -m benchmarks.speed.cpu_kernels [--rounds 15]
 """
@@ -60,7 +60,7 @@ def muon_step(*, replaced: bool) -> Callable[[], None]:
 
 
 def grouped_conv2d(*args: Any) -> Tensor:  # noqa: ANN401 - as torch's own
-    """The replacement where a convolution has groups, torch's function elsewhere."""
+    """The replacement for grouped convolutions, torch's function for others."""
     has_groups = len(args) > 6 and args[6] > 1
     return (cpu_kernels.conv2d_override if has_groups else functional.conv2d)(*args)
 
@@ -81,7 +81,7 @@ def whole_step(name: str, size: int, *, replaced: bool) -> Callable[[], None]:
 
 
 def sides() -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """What is compared: torch's and ours, by name."""
+    """The compared functions by name: torch's and the replacement."""
     stage = timm.create_model("resnet18").layer4.to(memory_format=torch.channels_last)
     maps = torch.rand(BATCH, 256, 4, 4).contiguous(memory_format=torch.channels_last)
     mobile = build_student("mobilenetv3_small_100", DIM, image_size=SIZE).train()
@@ -124,7 +124,7 @@ def seconds(step: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     precision = "bfloat16" if bfloat16_is_fast(CPU) else "float32"

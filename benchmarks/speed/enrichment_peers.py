@@ -1,10 +1,10 @@
-"""A run over many labels beside the same questions asked by curator and by distilabel.
+"""A run over many labels, compared with the same requests by curator and distilabel.
 
-All ask the same local server, which answers every call after 200 ms, 64 calls at a time; they take
-turns. What they do with an answer differs: ours judges it by its schema and rules and stores it
-with its provenance in SQLite, the peers keep it in a data set.
+All call the same local server, which replies to every call after 200 ms, with 64 concurrent calls,
+in alternation. Their processing differs: this project validates a reply by schema and rules and
+stores it with its provenance in SQLite, the peers store it in a data set.
 
-The peers have many dependencies of their own, so they live in an environment of their own:
+The peers have many dependencies, so they need a separate environment:
 
     python -m venv peers && peers/bin/pip install bespokelabs-curator 'distilabel[openai]'
     python -m benchmarks.speed.enrichment_peers --peers peers/bin/python
@@ -30,7 +30,7 @@ PEERS = {"curator": "with_curator.py", "distilabel": "with_distilabel.py"}
 
 
 def ask_with(peer: str, python: Path, url: str, labels: list[str], folder: Path) -> float:
-    """Labels a second of one peer, from the call that asks to its answers."""
+    """Labels per second of one peer, from the first request to its results."""
     done = subprocess.run(
         [python, SCRIPTS / PEERS[peer], url, str(CONCURRENCY)],
         input=json.dumps(labels),
@@ -50,10 +50,10 @@ def ask_with(peer: str, python: Path, url: str, labels: list[str], folder: Path)
     )
     if done.returncode:
         sys.exit(f"enrichment_peers: {peer} failed: {done.stderr.strip()[-2000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    if found["answers"] != len(labels):
-        sys.exit(f"enrichment_peers: {peer} gave {found['answers']} of {len(labels)} answers")
-    return float(len(labels) / found["seconds"])
+    measured = json.loads(done.stdout.strip().splitlines()[-1])
+    if measured["answers"] != len(labels):
+        sys.exit(f"enrichment_peers: {peer} gave {measured['answers']} of {len(labels)} answers")
+    return float(len(labels) / measured["seconds"])
 
 
 def main() -> None:
@@ -90,10 +90,10 @@ def main() -> None:
         f"a time: the ideal is {ideal:.0f} labels/s",
     )  # fmt: skip
     ours = median(rates["ours"])
-    for what, each in rates.items():
-        middle = median(each)
-        cells = (f"{middle:.0f}", f"{min(each):.0f}", f"{max(each):.0f}")
-        table.add_row(what, *cells, f"{100 * middle / ideal:.0f} %", f"{ours / middle:.2f} ×")
+    for name, values in rates.items():
+        middle = median(values)
+        cells = (f"{middle:.0f}", f"{min(values):.0f}", f"{max(values):.0f}")
+        table.add_row(name, *cells, f"{100 * middle / ideal:.0f} %", f"{ours / middle:.2f} ×")
     Console().print(table)
 
 

@@ -1,10 +1,10 @@
-"""How much of the ideal rate a run reaches, what it takes in memory, and what a rerun costs.
+"""Throughput of a run compared with the ideal, its memory, and the cost of a rerun.
 
-A local server answers every call after 200 ms; with 64 calls at a time the ideal is 320 labels a
-second. A bare client that posts one same body over and over, and does nothing else, shows what of
-it can be reached here. There are three runs, of which the first finds the service just started.
-Then there is one with ten times the labels (time should grow as much, memory should not), and one
-more over the same labels, which are all answered by then.
+A local server replies to every call after 200 ms; with 64 concurrent calls the ideal is 320 labels
+per second. A minimal client that posts the same body repeatedly shows the rate that can be reached
+on this machine. There are three runs, the first with a newly started service. Then there is a run
+with ten times the labels (the time should grow by ten, the memory should not), and another run over
+the same labels, whose replies are all stored.
 
     python -m benchmarks.speed.enrichment_rate [--labels 2000] [--times 10] [--latency 0.2]
 """
@@ -36,7 +36,7 @@ ROUNDS = 3
 
 @contextmanager
 def language_model(*options: str) -> Iterator[str]:
-    """The address of a local language-model server in a process of its own."""
+    """The address of a local language-model server in its own process."""
     command = [sys.executable, "-m", "tests.llm_server", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -48,7 +48,7 @@ def language_model(*options: str) -> Iterator[str]:
 
 @contextmanager
 def service_asking(latency: float) -> Iterator[tuple[Service, str]]:
-    """A service in a folder of its own, and the address of the language model that it asks."""
+    """A service with its own data folder, and the address of its language model."""
     with (
         tempfile.TemporaryDirectory() as folder,
         language_model("--latency", str(latency)) as url,
@@ -67,14 +67,14 @@ def service_asking(latency: float) -> Iterator[tuple[Service, str]]:
 
 
 def peak_mib(process: Process) -> float:
-    """The most memory that the process has held, in MiB (Linux)."""
+    """Peak memory of the process in MiB (Linux)."""
     status = Path(f"/proc/{process.popen.pid}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak.split()[1]) / 1024
 
 
 def wait(get: Callable[[str], Any], run: dict[str, Any]) -> dict[str, Any]:
-    """Poll `run` until it has ended; the finished run. `get` gives the JSON at a path."""
+    """Poll `run` until it has ended, and return it. `get` returns the JSON at a path."""
     while run["state"] in ("queued", "running"):
         time.sleep(0.5)
         run = get(f"/v1/runs/{run['id']}")
@@ -82,7 +82,7 @@ def wait(get: Callable[[str], Any], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_over(service: Service, label_set: str) -> tuple[dict[str, Any], float]:
-    """A run over a label set, and the seconds from asking for it to the end that it noted."""
+    """A run over a label set, and the seconds from its request to its recorded end."""
     began = time.time()
     asked = {"label_set": label_set, "concurrency": CONCURRENCY}
     run = wait(service.get, service.post("/v1/runs", asked))
@@ -90,7 +90,7 @@ def run_over(service: Service, label_set: str) -> tuple[dict[str, Any], float]:
 
 
 async def bare_seconds(url: str, calls: int) -> float:
-    """How long so many calls take a client that looks at no answer."""
+    """Seconds that a minimal client, which ignores the replies, needs for as many calls."""
     body = {"model": "any", "messages": [{"role": "user", "content": "Describe a duck. " * 60}]}
     left = itertools.count(calls, -1)
     began = time.perf_counter()

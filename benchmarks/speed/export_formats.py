@@ -1,8 +1,8 @@
-"""Students in each format of an export beside PyTorch eager: float32 and int8, batches of 1 and 16.
+"""Students in each export format compared with PyTorch: float32 and int8, batches of 1 and 16.
 
-Beside them a teacher in PyTorch. Networks of random weights at 224 px, on all cores that the
-process may use (`taskset -c 0,1` for two). The formats take turns, and the median of several rounds
-is compared.
+A teacher in PyTorch is measured with each student. Networks with random weights at 224 px, on all
+cores that the process may use (`taskset -c 0,1` for two). The formats alternate, and medians over
+several rounds are compared.
 
     python -m benchmarks.speed.export_formats [--students NAME …] [--rounds 7]
 """
@@ -36,7 +36,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def formats(name: str, photos: Split) -> dict[str, Encode]:
-    """What encodes images in each format, PyTorch first."""
+    """The encoder functions by format, PyTorch first."""
     torch.manual_seed(0)
     student = build_student(name, DIM, image_size=SIZE)
     student.test_views = "whole"
@@ -45,11 +45,11 @@ def formats(name: str, photos: Split) -> dict[str, Encode]:
     made = [onnx_format(model, ""), onnx_format(small, "", int8=True)]
     if importlib.util.find_spec("openvino"):
         made += [openvino_format(model), openvino_format(small, int8=True)]
-    return {"PyTorch eager": student.encode, **{each.title: each.encode for each in made}}
+    return {"PyTorch eager": student.encode, **{encoder.title: encoder.encode for encoder in made}}
 
 
 def teacher_side(name: str) -> Encode:
-    """What encodes images with an open_clip model of random weights, as a teacher does."""
+    """A function that encodes images with an open_clip model with random weights."""
     model = open_clip.create_model(name, pretrained=None).eval()
 
     @torch.inference_mode()
@@ -60,7 +60,7 @@ def teacher_side(name: str) -> Encode:
 
 
 def measure(sides: dict[str, Encode], images: Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of each side for `images`; they take turns."""
+    """Median seconds of each format for `images`, measured in alternation."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, encode in sides.items():

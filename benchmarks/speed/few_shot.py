@@ -1,8 +1,8 @@
-"""Finetuning for few-shot: the whole network, as a training does it, against the projection alone.
+"""Few-shot finetuning of the whole network compared with finetuning of only the projection.
 
-The first passes every image through the network in each of 5 epochs, with an evaluation after each,
-for each support anew; the second is `distill few-shot --method finetune`. Both finetune the student
-of a finished run, by default the demo's, with the same supports. Prints CPU time and accuracies.
+The first trains the network for 5 epochs on each support, with an evaluation after each epoch; the
+second is `distill few-shot --method finetune`. Both finetune the student of a finished run, by
+default the demo's, with the same supports. Prints CPU time and accuracies.
 
     python -m benchmarks.speed.few_shot [--student RUN] [--cache FOLDER] [-k 1 5] [--seeds 1]
 """
@@ -36,7 +36,7 @@ RUN = ROOT / "demo-out" / "work" / "jobs-2" / "job-2"
 def train_network(
     config: TrainConfig, student: Student, splits: dict[str, Images], support: torch.Tensor
 ) -> Student:
-    """A copy of `student`, trained on `support` and as many or SEEN_IMAGES training images."""
+    """A copy of `student` trained on `support` and at least SEEN_IMAGES training images."""
     seen, unseen, held_out = (splits[name] for name in ("train", "unseen", "seen"))
     kept = torch.randperm(len(seen.pixels))[: max(SEEN_IMAGES, len(support))]
     changes = {
@@ -75,8 +75,8 @@ def main() -> None:
     student, _ = load_student(options.student / FILE)
     connect(config.device)
     keys = {label.key for label in release.labels}
-    found = scan_splits(config.data, keys, tuple(SPLITS), cache=options.cache)
-    inputs = Inputs(found, load_teacher(config.teacher), options.cache, lambda _: lambda *_: None)
+    scanned = scan_splits(config.data, keys, tuple(SPLITS), cache=options.cache)
+    inputs = Inputs(scanned, load_teacher(config.teacher), options.cache, lambda _: lambda *_: None)
     splits = {
         name: Images(
             inputs.pixels(name, config.image_size),
@@ -84,9 +84,9 @@ def main() -> None:
             inputs.teacher_features(name),
             inputs.text_bank(release, config.text_strategy, split.keys).features,
         )
-        for name, split in found.items()
+        for name, split in scanned.items()
     }
-    unseen, names = splits["unseen"], found["unseen"].keys
+    unseen, names = splits["unseen"], scanned["unseen"].keys
     supports = {
         (k, seed): sample_support(unseen.targets, names, k, seed)
         for k in options.k
@@ -115,9 +115,7 @@ def main() -> None:
             top1, _ = score(predict(features[rest], unseen.text), unseen.targets[rest], len(names))
             print(f"k = {k}, seed {seed}, {method}: {took:.1f} s, unseen {top1:.1f} %", flush=True)
     ratio = seconds["network"] / seconds["projection"]
-    print(
-        f"{len(supports)} trials: the projection alone is {ratio:.1f} times as quick, in CPU time"
-    )
+    print(f"{len(supports)} trials: the projection alone is {ratio:.1f} times as fast, in CPU time")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What a GPU is used for: teacher features and training beside plain loops and the networks alone.
+"""Teacher features and training on a GPU, compared with plain loops and the networks alone.
 
-Each row is measured in this one run, one after the other, on photos that are made for it:
+All rows are measured sequentially in one run, on generated photos:
 
 - features of ViT-L-14 with random weights: ours, a plain open_clip loop in the same precision, and
   the same model on crops that are already on the device
 - students at 224 px: our training loop, a plain loop, and the network alone
 - M_neigh of 100,000 images
 
-The goal of ours is at least twice the plain loop and 90 % of the network alone. It takes at most
-8 minutes. Without a GPU it says so and prints nothing else.
+The goal is at least twice the rate of the plain loop and 90 % of the network alone. Takes at most
+8 minutes. Without a GPU, it only prints a message.
 
     python -m benchmarks.speed.gpu [--images 4096]
 """
@@ -52,7 +52,7 @@ LIMIT_S: Final = 8 * 60
 
 @dataclass(frozen=True)
 class Rates:
-    """Images per second of the three sides, and of decoding alone."""
+    """Images per second of the three variants, and of decoding alone."""
 
     ours: float
     plain: float
@@ -87,7 +87,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
 
 def loader(split: Split, transform: Callable[[Image.Image], Tensor], batch: int) -> DataLoader:  # type: ignore[type-arg]
-    """A DataLoader as most scripts have it."""
+    """A typical DataLoader."""
     workers = min(8, usable_cores())
     return DataLoader(
         Photos(split, transform), batch, shuffle=True, num_workers=workers,

@@ -1,7 +1,7 @@
-"""What it takes to caption a folder of images: time, memory, and what a second start costs.
+"""Time and memory to caption a folder of images, and the cost of a second run.
 
-Images of 64 px, 500 a class, each another; a local server answers at once. The second run finds
-every caption by the hash of the image and asks nothing; the export reads the folder once more.
+Different images of 64 px, 500 per class; a local server replies without delay. The second run finds
+every caption by the hash of the image and sends no requests; the export reads the folder again.
 
     python -m benchmarks.speed.image_captions [--images 2000] [--times 10]
 """

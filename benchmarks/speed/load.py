@@ -1,14 +1,13 @@
-"""Many clients at once on one database: 90 % reads, 10 % writes, bounded in count and in time.
+"""Load test with many concurrent clients on one database: 90 % reads, 10 % writes.
 
     python -m benchmarks.speed.load [--clients 200] [--requests 20000] [--seconds 60]
                                     [--processes 1 2 4]
 
-The database is SQLite, served by 1, then 2, then 4 processes (`enrich serve` on a port of its own
-each), among which the clients are dealt out. Each write is remembered when a service has confirmed
-it; at the end everything confirmed must be there, once. Prints one JSON document a line; the exit
-status is 1 if anything failed or was lost. Speaks to services of its own on 127.0.0.1 only. The
-clients run in this process and share the machine's cores with the services, so the latencies are
-an upper bound.
+The database is SQLite, served by 1, then 2, then 4 processes (`enrich serve` on separate ports), to
+which the clients are distributed. Confirmed writes are recorded; at the end each must be in the
+database exactly once. Prints one JSON document per line; the exit status is 1 if anything failed or
+was lost. Uses only its own services on 127.0.0.1. The clients run in this process and share the
+cores with the services, so the latencies are an upper bound.
 """
 
 import argparse
@@ -43,7 +42,7 @@ READ_SHARE = 0.9
 
 
 class Load:
-    """What the clients share: how much is left to ask, and what became of it."""
+    """Shared state of the clients: remaining requests, and their results."""
 
     def __init__(self, requests: int, seconds: float) -> None:
         self.left = requests
@@ -53,7 +52,7 @@ class Load:
         self.confirmed: list[str] = []
 
     async def client(self, http: httpx.AsyncClient, number: int) -> None:
-        """One client, one request after the other."""
+        """A client that sends requests sequentially."""
         choose = random.Random(number)
         turn = 0
         while self.left > 0 and time.monotonic() < self.until:
@@ -88,7 +87,7 @@ def quantiles(times: list[float]) -> dict[str, float]:
 
 
 async def press(addresses: Sequence[str], key: str, clients: int, load: Load) -> float:
-    """Let all clients loose, each on a connection of its own; the seconds that it took."""
+    """Run all clients, each with its own connection. Returns the seconds."""
     async with AsyncExitStack() as stack:
         services = [
             await stack.enter_async_context(
@@ -109,12 +108,12 @@ async def press(addresses: Sequence[str], key: str, clients: int, load: Load) ->
 
 def names_of(address: str, key: str) -> Counter[str]:
     """The names of all label sets, page by page."""
-    found: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     headers = {"Authorization": f"Bearer {key}"}
     with httpx.Client(base_url=address, headers=headers, timeout=60) as http:
-        while page := http.get(f"/v1/label-sets?limit=1000&offset={found.total()}").json():
-            found.update(one["name"] for one in page)
-    return found
+        while page := http.get(f"/v1/label-sets?limit=1000&offset={names.total()}").json():
+            names.update(item["name"] for item in page)
+    return names
 
 
 def measure(
@@ -144,7 +143,7 @@ def measure(
         there = names_of(addresses[0], key)
     lost = sum(there[name] != 1 for name in load.confirmed)
     done = sum(map(len, load.milliseconds.values()))
-    said = [service.log.read_text(errors="replace") for service in services]
+    logs = [service.log.read_text(errors="replace") for service in services]
     return {
         "processes": processes,
         "clients": clients,
@@ -155,7 +154,7 @@ def measure(
         "confirmed_writes": len(load.confirmed),
         "lost_writes": lost,
         "errors": dict(load.wrong.most_common(5)),
-        "locked": any("database is locked" in log for log in said),
+        "locked": any("database is locked" in log for log in logs),
     }
 
 
@@ -169,11 +168,11 @@ def main() -> None:
     wrong = False
     for processes in options.processes:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(
+            result = measure(
                 Path(folder), processes, options.clients, options.requests, options.seconds
             )
-        print(json.dumps(found), flush=True)
-        wrong = wrong or bool(found["errors"] or found["lost_writes"] or found["locked"])
+        print(json.dumps(result), flush=True)
+        wrong = wrong or bool(result["errors"] or result["lost_writes"] or result["locked"])
     if wrong:
         sys.exit(1)
 

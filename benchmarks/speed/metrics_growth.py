@@ -1,7 +1,7 @@
-"""Time and peak memory of the metrics at 12,500, 25,000 and 50,000 images, and how both grow.
+"""Time and peak memory of the metrics at 12,500, 25,000 and 50,000 images, and their growth.
 
-Each measurement runs in a process of its own, since memory is counted as its peak. 512 dimensions,
-student features near teacher features, 1,000 texts.
+Each measurement runs in its own process, to measure the peak memory. 512 dimensions, student
+features near teacher features, 1,000 texts.
 
     python -m benchmarks.speed.metrics_growth [--images 12500 25000 50000]
 """

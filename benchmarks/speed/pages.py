@@ -1,9 +1,9 @@
 """Server time and size of every page at 10,000 labels and 100,000 generations.
 
-The database is filled with rows of the shapes that runs leave (the texts are made up, their lengths
-are those of real ones), and with a report whose pictures a worker's own code draws. Then each page
-is asked for over HTTP, one after the other. Goal: under 200 ms for the page, and under 300 kB with
-the style, scripts and pictures that come with it.
+The database is filled with rows as written by runs (generated texts with the lengths of real
+texts), and with a report whose images are drawn by the worker's code. Then each page is requested
+over HTTP. Goal: under 200 ms for the page, and under 300 kB including its style sheets, scripts and
+images.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def _generation(
 
 
 def train(engine: Engine, settings: Settings) -> None:
-    """Six jobs as workers leave them, with curves and logs; one still trains."""
+    """Six jobs as written by workers, with curves and logs; one is still training."""
     dice = random.Random(1)
     with writing(engine) as session:
         for number in range(6):
@@ -230,10 +230,10 @@ def train(engine: Engine, settings: Settings) -> None:
 
 
 def report(engine: Engine, settings: Settings) -> None:
-    """Leave a report of all labels, and its pictures, as a worker does for its first job."""
+    """Write a report of all labels with its images, as a worker does, for the first job."""
     with writing(engine) as session, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        names = [one.name for one in labels.lines_of(session, labels.get(session, "birds"))]
+        names = [line.name for line in labels.lines_of(session, labels.get(session, "birds"))]
         made = _report(names, folder)
         (folder / "report.json").write_text(made.model_dump_json())
         for file in sorted(folder.iterdir()):
@@ -374,16 +374,16 @@ PAGES = (
 
 
 def parts_of(page: str) -> set[str]:
-    """The addresses of what a browser loads with a page: style, scripts, pictures."""
-    found = re.findall(r'(?:<image href|<link rel="[a-z]+" href| src|data-src)="([^"]+)"', page)
-    return set(found)
+    """The addresses of the style sheets, scripts and images of a page."""
+    addresses = re.findall(r'(?:<image href|<link rel="[a-z]+" href| src|data-src)="([^"]+)"', page)
+    return set(addresses)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="keep the database here, for looking at it")
+    parser.add_argument("--data", type=Path, help="folder to keep the database in")
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,7 +1,7 @@
-"""How many requests a second read a release, beside a bare route that gives the same bytes.
+"""Reads of a release per second, compared with a minimal route that returns the same bytes.
 
-Both are uvicorn processes of one worker, and take turns; a reader with a few connections asks each
-for the release of 1,000 labels, and then says that it has it already (ETag, 304).
+Both are uvicorn processes with one worker, measured in alternation. A reader with a few connections
+requests the release of 1,000 labels, then with its ETag (304).
 
     python -m benchmarks.speed.release_rate [--labels 1000] [--seconds 3] [--rounds 3]
 """
@@ -47,7 +47,7 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 
 
 async def ask(url: httpx.URL, seconds: float, status: int, *headers: str) -> float:
-    """Requests a second over CONNECTIONS connections, each asking one after the other."""
+    """Requests per second over CONNECTIONS connections, each with sequential requests."""
     lines = (f"GET {url.raw_path.decode()} HTTP/1.1", f"Host: {url.host}:{url.port}", *headers)
     request = ("\r\n".join(lines) + "\r\n\r\n").encode()
     until = time.perf_counter() + seconds
@@ -73,7 +73,7 @@ async def ask(url: httpx.URL, seconds: float, status: int, *headers: str) -> flo
 
 @contextmanager
 def bare_route(folder: Path, body: bytes, port: int) -> Iterator[httpx.URL]:
-    """The address of a route that gives `body`, in a process of its own."""
+    """The address of a minimal route that returns `body`, in its own process."""
     (folder / "bare.py").write_text(BARE)
     (folder / "body.json").write_bytes(body)
     command = [sys.executable, "bare.py", "body.json", str(port)]
@@ -92,18 +92,18 @@ def bare_route(folder: Path, body: bytes, port: int) -> Iterator[httpx.URL]:
 
 
 def write_replies(path: Path, labels: int) -> None:
-    """The answers of the language model, as recorded."""
+    """Write the recorded replies of the language model."""
     with path.open("w") as file:
         for n in range(labels):
-            said = {"description": f"A kind {n} of teal has {n} spots on a long grey back."}
-            line = {"label": f"kind {n} of teal", "reply": json.dumps(said)}
+            reply = {"description": f"A kind {n} of teal has {n} spots on a long grey back."}
+            line = {"label": f"kind {n} of teal", "reply": json.dumps(reply)}
             print(json.dumps({"prompt": "visual-description", **line}), file=file)
 
 
 def release_of(service: Service, labels: int) -> int:
-    """Describe and release so many labels; the release's id."""
-    asked = [{"name": f"kind {n} of teal"} for n in range(labels)]
-    service.post("/v1/label-sets", {"name": "many", "labels": asked})
+    """Describe and release `count` labels. Returns the release's id."""
+    lines = [{"name": f"kind {n} of teal"} for n in range(labels)]
+    service.post("/v1/label-sets", {"name": "many", "labels": lines})
     wait(service.get, service.post("/v1/runs", {"label_set": "many"}))
     sources = [{"prompt": "visual-description", "alias": "production"}]
     named = {"name": "many-1", "label_set": "many", "sources": sources, "allow_missing": True}
@@ -133,27 +133,27 @@ def main() -> None:
             service = Service(process, address)
             release = release_of(service, options.labels)
             url = httpx.URL(f"{address}/v1/releases/{release}")
-            found = httpx.get(url)
+            response = httpx.get(url)
             port = (url.port or 8000) + 1
-            with bare_route(folder, found.content, port) as bare:
+            with bare_route(folder, response.content, port) as bare:
                 rates = {"the release": [], "a bare route": [], "the release, 304": []}
                 for _ in range(options.rounds):
                     rates["the release"].append(asyncio.run(ask(url, options.seconds, 200)))
                     rates["a bare route"].append(asyncio.run(ask(bare, options.seconds, 200)))
-                    tag = f"If-None-Match: {found.headers['etag']}"
+                    tag = f"If-None-Match: {response.headers['etag']}"
                     rates["the release, 304"].append(
                         asyncio.run(ask(url, options.seconds, 304, tag))
                     )
             service.close()
     table = Table(
         "", "requests/s (median)", "least", "most", "of the bare route",
-        title=f"{options.labels} labels, {len(found.content) / 1000:.0f} kB, "
+        title=f"{options.labels} labels, {len(response.content) / 1000:.0f} kB, "
         f"{CONNECTIONS} connections",
     )  # fmt: skip
     base = median(rates["a bare route"])
-    for what, each in rates.items():
-        cells = (f"{median(each):.0f}", f"{min(each):.0f}", f"{max(each):.0f}")
-        table.add_row(what, *cells, f"{100 * median(each) / base:.0f} %")
+    for name, values in rates.items():
+        cells = (f"{median(values):.0f}", f"{min(values):.0f}", f"{max(values):.0f}")
+        table.add_row(name, *cells, f"{100 * median(values) / base:.0f} %")
     Console().print(table)
 
 

@@ -1,11 +1,10 @@
-"""The rate of `distill serve` with 32 clients, beside ONNX Runtime's own rate on the same batches.
+"""Throughput of `distill serve` with 32 clients, compared with ONNX Runtime on the same batches.
 
-Clients keep their connections and send one photo after the other, each in a request of its own.
-Both rates are measured in turns. ONNX Runtime encodes pixels that are decoded already, in batches
-of the size that the server's requests came together in; what the server does besides (HTTP,
-decoding, resizing, ranking) is the difference. The memory is that of the server: at the start,
-under load, and after a class was added. On a busy machine, more processes get more of it: there,
-the CPU time of a photo says more than the rate.
+Clients keep their connections open and send one photo per request, sequentially. Both rates are
+measured in alternation. ONNX Runtime encodes decoded pixels in batches of the mean size of the
+server's batches; the difference is the other work of the server (HTTP, decoding, resizing,
+ranking). The memory of the server is measured at the start, under load, and after a class was
+added. On a busy machine, compare the CPU time per photo instead of the rate.
 
     python -m benchmarks.speed.serve [--folder CLASSIFIER] [--student resnet18] [--seconds 10]
 """
@@ -92,7 +91,7 @@ def make_classifier(folder: Path, student_name: str, image_size: int) -> Path:
 
 
 def photos(count: int, width: int, height: int) -> list[bytes]:
-    """JPEGs with the detail of photos: noise, made soft."""
+    """JPEGs with the detail of photos: blurred noise."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -105,7 +104,7 @@ def photos(count: int, width: int, height: int) -> list[bytes]:
 
 
 async def _client(host: str, port: int, requests: list[bytes], until: float) -> int:
-    """One client on one connection; how many answers it got. Plain sockets cost the least."""
+    """A client on one connection. Returns its number of responses. Plain sockets cost the least."""
     reader, writer = await asyncio.open_connection(host, port)
     answers = 0
     while time.monotonic() < until:
@@ -121,7 +120,7 @@ async def _client(host: str, port: int, requests: list[bytes], until: float) -> 
 
 
 async def _load(url: str, clients: int, seconds: float, size: tuple[int, int]) -> float:
-    """Answers a second."""
+    """Responses per second."""
     address = httpx.URL(url)
     assert address.port is not None
     requests = [
@@ -141,7 +140,7 @@ async def _load(url: str, clients: int, seconds: float, size: tuple[int, int]) -
 
 
 def load(url: str, options: argparse.Namespace) -> float:
-    """Photos a second that clients in a process of their own get answers for."""
+    """Photos per second of clients in a separate process."""
     size = f"{options.width}x{options.height}"
     command = [sys.executable, "-m", "benchmarks.speed.serve", "--load", url, "--size", size]
     command += ["--clients", str(options.clients), "--seconds", str(options.seconds)]
@@ -152,7 +151,7 @@ def load(url: str, options: argparse.Namespace) -> float:
 
 
 def own_rate(classifier: Classifier, batch: int, seconds: float) -> tuple[float, float]:
-    """Photos a second of the image encoder alone, and CPU seconds of a photo."""
+    """Photos per second of the image encoder alone, and CPU seconds per photo."""
     size = classifier.manifest.preprocessing.image_size
     pixels = np.random.default_rng(0).integers(0, 255, (batch, 3, size, size), dtype=np.uint8)
     classifier.image_encoder.encode(pixels)
@@ -168,7 +167,7 @@ def batches(client: httpx.Client) -> tuple[float, float]:
     """Photos encoded so far, and in how many batches."""
     text = client.get("/metrics").text
     sums = (re.search(rf"^distill_batch_photos_{x} (\S+)", text, re.M) for x in ("sum", "count"))
-    photos_, count = (float(found[1]) if found else 0.0 for found in sums)
+    photos_, count = (float(match[1]) if match else 0.0 for match in sums)
     return photos_, count
 
 
@@ -181,9 +180,9 @@ def cpu_seconds(process: int) -> float:
 def memory_mb(process: int) -> float:
     """Resident memory of a process."""
     status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
+    match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024 / 1e6
 
 
 @contextmanager
@@ -198,7 +197,7 @@ def server(folder: Path, logs: Path) -> Iterator[tuple[str, int]]:
 
 
 def measure(folder: Path, options: argparse.Namespace, logs: Path) -> bool:
-    """Print the rates and the memory; whether they reach the goals."""
+    """Print the rates and the memory. Returns whether they reach the goals."""
     classifier = Classifier.load(folder)
     table = Table(
         "round", "photos a batch", "server, photos/s", "ONNX Runtime", "ratio",

@@ -1,12 +1,12 @@
-"""Training on streamed pixels: its memory, its first step, its rate beside that on cached pixels.
+"""Training on streamed pixels: memory, time to the first step, throughput against cached pixels.
 
-Photos of 64 px are generated as JPEG files in class folders, kept in --folder and used again. The
-teacher's features are random, since only speed counts; everything else is the real training loop.
+Photos of 64 px are generated as JPEG files in class folders, stored in --folder and reused. The
+teacher's features are random, since only speed matters; everything else is the real training loop.
 
-- memory: training on all photos, for an epoch or --seconds, in a process of its own. The peak is
-  its largest resident set, with the memory-mapped features, all of which have been read by then.
+- memory: training on all photos, for an epoch or --seconds, in a separate process. The peak is the
+  largest resident set, including the memory-mapped features, all of which have been read.
 - first step: from the start of the scan of the folder to the end of the first step.
-- rate: an epoch of each side on some of the photos, in turns.
+- rate: an epoch with streamed and with cached pixels on some of the photos, in alternation.
 
     python -m benchmarks.speed.streaming [--images 200000] [--student resnet18] [--rounds 3]
 """
@@ -62,7 +62,7 @@ class Measured:
 
 
 def write_photos(folder: Path, images: int) -> Path:
-    """A folder train/ with `images` photos and val_on_train/, unless it is there; its path."""
+    """Write a folder with `images` photos in train/ and others in val_on_train/, if missing."""
     target = folder / f"photos-{images}"
     if target.is_dir():
         return target
@@ -79,7 +79,7 @@ def write_photos(folder: Path, images: int) -> Path:
 
 
 def _picture(rng: np.random.Generator) -> bytes:
-    """Coloured blobs with grain, as JPEG: about as many bytes as a photo of this size has."""
+    """Coloured blobs with noise, as a JPEG of about the size of a real photo."""
     blobs = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     smooth = blobs.resize((SIZE, SIZE), Image.Resampling.BICUBIC).filter(ImageFilter.SHARPEN)
     pixels = np.asarray(smooth, dtype=np.float32) + rng.normal(0, 12, (SIZE, SIZE, 3))
@@ -102,10 +102,10 @@ def write_features(folder: Path, images: int) -> Path:
 def load_splits(photos: Path, images: int) -> tuple[Split, Split]:
     """`images` evenly spaced training photos, and the validation photos."""
     splits = scan_splits(photos)
-    whole = splits["train"]
-    rows = torch.linspace(0, len(whole) - 1, images, dtype=torch.float64).long()
-    paths = tuple(whole.paths[row] for row in rows.tolist())
-    return Split("train", whole.keys, paths, whole.targets[rows]), splits["seen"]
+    train = splits["train"]
+    rows = torch.linspace(0, len(train) - 1, images, dtype=torch.float64).long()
+    paths = tuple(train.paths[row] for row in rows.tolist())
+    return Split("train", train.keys, paths, train.targets[rows]), splits["seen"]
 
 
 def training_data(mode: Mode, train: Split, seen: Split, features: Path) -> TrainingData:
@@ -124,7 +124,7 @@ def training_data(mode: Mode, train: Split, seen: Split, features: Path) -> Trai
 
 
 def train_student(name: str, data: TrainingData, callbacks: Callbacks) -> float:
-    """An epoch of a new student; its images a second."""
+    """Train a new student for an epoch. Returns images per second."""
     config = TrainConfig(data="photos", teacher="random", student=name, image_size=SIZE, epochs=1)
     torch.manual_seed(0)
     (epoch,) = train(config, build_student(name, DIM, image_size=SIZE), data, callbacks=callbacks)
@@ -156,7 +156,7 @@ def measure_memory(
 def measure_rates(
     photos: Path, features: Path, student: str, images: int, rounds: int
 ) -> dict[Mode, list[float]]:
-    """Images a second of both sides, in turns."""
+    """Images per second of streamed and cached pixels, in alternation."""
     keep_freed_memory()
     splits = load_splits(photos, images)
     sides: dict[Mode, TrainingData] = {
@@ -170,7 +170,7 @@ def measure_rates(
 
 
 def show_rates(rates: dict[Mode, list[float]], title: str) -> None:
-    """Print a table of both sides, and the ratio within each round."""
+    """Print a table of both, and the ratio within each round."""
     table = Table("", "images/s (median)", "least", "most", title=title)
     for mode, speeds in rates.items():
         table.add_row(
@@ -203,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     # A process for each: its peak is its own, and so is what it does with freed memory.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart:
-        asked = (photos, features, options.memory_student, options.images, options.seconds)
-        run = apart.submit(measure_memory, *asked).result()
+        arguments = (photos, features, options.memory_student, options.images, options.seconds)
+        run = apart.submit(measure_memory, *arguments).result()
         print(
             f"streamed, {options.memory_student}, {run.images:,} of {options.images:,} images: "
             f"peak {run.peak_bytes / 1e9:.2f} GB, {run.images_per_second:.0f} images/s; first step "
@@ -213,8 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if options.rounds:
             few = min(options.rate_images, options.images)
-            told = (photos, features, options.student, few, options.rounds)
-            rates = apart.submit(measure_rates, *told).result()
+            arguments = (photos, features, options.student, few, options.rounds)
+            rates = apart.submit(measure_rates, *arguments).result()
             title = (
                 f"{options.student}, {SIZE} px, {few} images, {options.rounds} rounds, "
                 f"{torch.get_num_threads()} threads"

@@ -1,8 +1,8 @@
-"""Teacher features: this project's extraction against open_clip used plainly, and that they agree.
+"""Teacher features: speed of this project compared with plain open_clip, and their agreement.
 
 Images: one image folder through a DataLoader, float32, batches of 64, against
 `distill.embeddings.image_features`. Texts: `open_clip.build_zero_shot_classifier` against
-`distill.embeddings.text_bank`, the same prompts for both. The two take turns; medians are compared.
+`distill.embeddings.text_bank`, with the same prompts. The two alternate; medians are compared.
 
     python -m benchmarks.speed.teacher_speed [--images 512] [--classes 100] [--rounds 3]
 """
@@ -59,7 +59,7 @@ class Photos(Dataset[Tensor]):
 
 @torch.inference_mode()
 def plain_images(model: nn.Module, teacher: Teacher, split: Split) -> Tensor:
-    """Unit features [images, dim], the way of open_clip's README."""
+    """Unit features [images, dim], as in open_clip's README."""
     loader = DataLoader(Photos(teacher, split), batch_size=64, num_workers=2)
     return torch.cat([model.encode_image(batch, normalize=True) for batch in loader])  # type: ignore[operator]
 
@@ -69,20 +69,20 @@ def plain_texts(model: nn.Module, teacher: Teacher, release: Release) -> Tensor:
     """Unit features [classes, dim] from open_clip's own zero-shot classifier."""
     names = [label.name for label in release.labels]
     templates = [lambda name, s=text: f"a photo of {name} . {s}" for text in SENTENCES]
-    found: Tensor = open_clip.build_zero_shot_classifier(
+    classifier: Tensor = open_clip.build_zero_shot_classifier(
         model, teacher.tokenizer, names, templates, num_classes_per_batch=10
     )
-    return found.T
+    return classifier.T
 
 
 def timed(what: Callable[[], T]) -> tuple[T, float]:
-    """What a call gives, and its seconds."""
+    """The result of a call, and its seconds."""
     began = time.perf_counter()
     return what(), time.perf_counter() - began
 
 
 def compare(title: str, count: int, rounds: int, sides: dict[str, Callable[[], Tensor]]) -> None:
-    """Run both sides in turn, print both, their ratio, and how well the features agree."""
+    """Run both in alternation; print rates, their ratio and the smallest cosine of the features."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     features: dict[str, Tensor] = {}
     for _ in range(rounds):
@@ -97,7 +97,9 @@ def compare(title: str, count: int, rounds: int, sides: dict[str, Callable[[], T
     a, b = features.values()
     slow, quick = (median(spent) for spent in seconds.values())
     least = (a * b).sum(dim=1).min().item()
-    print(f"{title}: {slow / quick:.2f} times as quick; least cosine between the two {least:.4f}")
+    print(
+        f"{title}: {slow / quick:.2f} times as fast; smallest cosine of both features {least:.4f}"
+    )
 
 
 def main() -> None:
@@ -109,9 +111,9 @@ def main() -> None:
     skip_without_photos("teacher_speed")
     teacher = load_teacher(TEACHER)
     model = open_clip.create_model(TEACHER).eval()
-    whole = scan_split(DATA, "train")
+    train = scan_split(DATA, "train")
     split = Split(
-        "train", whole.keys, whole.paths[: options.images], whole.targets[: options.images]
+        "train", train.keys, train.paths[: options.images], train.targets[: options.images]
     )
     compare(
         "images",

@@ -1,10 +1,10 @@
-"""Images a second in training: this trainer against a plain loop written the reference way.
+"""Training throughput of this project compared with a plain PyTorch loop.
 
 All train the same network at the same size on the same photos with the same losses and teacher
-features from memory. The plain loop decodes, crops and flips each image with PIL in two loader
-workers and computes in float32, channels first. The sides take turns, and the time of each is shown
-by what it was spent on. The ratio, a median over rounds, is between two that use AdamW; the third
-is the trainer with Muon, its default, whose steps cost more and get further.
+features in memory. The plain loop decodes, crops and flips each image with PIL in two DataLoader
+workers and computes in float32, channels first. The variants alternate, and the time of each is
+printed by phase. The ratio, a median over rounds, is between the two variants with AdamW; the third
+variant uses Muon, the default, whose steps are slower and learn more.
 
     python -m benchmarks.speed.training_speed [--images 2560] [--rounds 3] [--student resnet18]
 """
@@ -45,7 +45,7 @@ OURS = {"distill, AdamW": "adamw", "distill, Muon": "muon"}  # by their optimise
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by phase."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def step_losses(output: Tensor, teacher: Tensor, text: Tensor, targets: Tensor) 
 
 
 def plain(split: Split, student: Student, teacher: Tensor, text: Tensor, clock: Clock) -> int:
-    """An epoch the reference way; the number of images."""
+    """An epoch of the plain loop. Returns the number of images."""
     student = student.to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     photos = Photos(split, student.mean, student.std)
@@ -132,7 +132,7 @@ def ours(
     optimiser: torch.optim.Optimizer,
     clock: Clock,
 ) -> int:
-    """An epoch with the steps of `distill.training.loop`; the number of images."""
+    """An epoch with the steps of `distill.training.loop`. Returns the number of images."""
     order, generator = torch.randperm(len(pixels)), torch.Generator()
     for start in range(0, len(pixels) - BATCH + 1, BATCH):
         with clock("data"):
@@ -152,12 +152,12 @@ def ours(
 
 
 def epoch(name: str, student_name: str, images: int, cache: Path) -> tuple[float, Counter[str]]:
-    """An epoch of one side; images a second, and the seconds of each part."""
-    whole = scan_split(DATA, "train")
-    chosen = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    """An epoch of one variant. Returns images per second, and seconds by phase."""
+    train = scan_split(DATA, "train")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     chosen = chosen[:images].sort().values
-    split = Split("train", whole.keys, tuple(whole.paths[i] for i in chosen), whole.targets[chosen])
-    # Speed does not depend on what the features say.
+    split = Split("train", train.keys, tuple(train.paths[i] for i in chosen), train.targets[chosen])
+    # Speed does not depend on the values of the features.
     teacher = nn.functional.normalize(torch.randn(len(split), DIM), dim=1)
     text = nn.functional.normalize(torch.randn(len(split.keys), DIM), dim=1)
     student = build_student(student_name, DIM, image_size=SIZE).train()

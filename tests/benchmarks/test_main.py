@@ -32,7 +32,7 @@ def test_the_list_of_benchmarks_has_each_that_can_be_run():
 
 
 def test_a_benchmark_that_fails_does_not_stop_the_next(tmp_path):
-    """The first imports a torch that is broken; the second has no test data, and says so."""
+    """The first imports a broken torch; the second has no test data and is skipped with a note."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is broken')")
     nowhere = str(tmp_path / "nowhere")
     names = ("speed.metrics_growth", "quality.real_world")
@@ -44,7 +44,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_next(tmp_path):
     assert done.stderr == "torch is broken\nfailed: speed.metrics_growth\n"
 
 
-def test_a_name_that_is_not_there_is_one_line():
+def test_an_unknown_name_is_a_one_line_error():
     done = run("speed.nothing")
     assert done.returncode == 1
-    assert done.stderr.startswith("no benchmark is called 'speed.nothing'; there are: faults.")
+    assert done.stderr.startswith("there is no benchmark 'speed.nothing': choose faults.")

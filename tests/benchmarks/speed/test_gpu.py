@@ -1,4 +1,4 @@
-"""The GPU benchmark's parts on a CPU with small models; the script itself where there is no GPU."""
+"""Parts of the GPU benchmark on a CPU with small models, and the script without a GPU."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_so_and_nothing_else():
+def test_without_a_gpu_it_is_skipped_with_a_note():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.gpu"], capture_output=True, text=True, timeout=120
     )
