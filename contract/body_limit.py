@@ -13,7 +13,7 @@ from typing import Any, Final
 
 DISCARDED_BYTES: Final = 1024**3
 DISCARD_TIMEOUT_S: Final = 30.0
-LEAST_BYTES_PER_S: Final = 1024  # on average, after the first `timeout_s`
+MIN_BYTES_PER_S: Final = 1024  # on average, after the first `timeout_s`
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,10 +22,10 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """Middleware that rejects bodies above `max_bytes`, and those that stall for `timeout_s`.
+    """Middleware that rejects bodies above `max_bytes`, and bodies that stall for `timeout_s`.
 
-    A body that comes in slower than LEAST_BYTES_PER_S stalls as well, if it never pauses so long.
-    `too_large` and `stalled` make the exceptions that the application answers with 413 and 408.
+    A body that arrives slower than MIN_BYTES_PER_S is rejected as stalled too. `too_large` and
+    `stalled` create the exceptions that the application answers with 413 and 408.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class BodyLimit:
         headers = dict(scope["headers"])
         announced = headers.get(b"content-length", b"0")
         size = 0
-        complete = refused = False
+        complete = is_rejected = False
         began = asyncio.get_running_loop().time()
 
         async def limited() -> Message:
             nonlocal size, complete
             if announced.isdigit() and int(announced) > self.max_bytes:
                 raise self.too_large()
-            if complete:  # now it waits for the client to disconnect
+            if complete:  # the application waits for the client to disconnect
                 return await receive()
             try:
-                async with asyncio.timeout(self._patience(began, size)):
+                async with asyncio.timeout(self._timeout(began, size)):
                     message = await receive()
             except TimeoutError:
                 raise self.stalled() from None
@@ -69,17 +69,19 @@ class BodyLimit:
             return message
 
         async def answer(message: Message) -> None:
-            nonlocal refused
+            nonlocal is_rejected
             early = message.get("status") in (408, 413) and not complete
             if message["type"] == "http.response.start" and early:
-                refused = message["status"] == 413
+                is_rejected = message["status"] == 413
                 others = [
-                    each for each in message.get("headers", ()) if each[0].lower() != b"connection"
+                    header
+                    for header in message.get("headers", ())
+                    if header[0].lower() != b"connection"
                 ]
                 message["headers"] = [*others, (b"connection", b"close")]
-            elif refused and not message.get("more_body", False):
+            elif is_rejected and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                # Otherwise no body follows.
+                # A client that expects 100-continue sends no body after a rejection.
                 if headers.get(b"expect", b"").lower() != b"100-continue":
                     await _discard(receive)
                 message = {"type": "http.response.body"}
@@ -87,11 +89,11 @@ class BodyLimit:
 
         await self.app(scope, limited, answer)
 
-    def _patience(self, began: float, size: int) -> float | None:
-        """Seconds to wait for more of a body of which `size` bytes came since `began`."""
+    def _timeout(self, began: float, size: int) -> float | None:
+        """Seconds to wait for more of a body of which `size` bytes arrived since `began`."""
         if self.timeout_s is None:
             return None
-        deadline = began + self.timeout_s + size / LEAST_BYTES_PER_S
+        deadline = began + self.timeout_s + size / MIN_BYTES_PER_S
         return min(self.timeout_s, deadline - asyncio.get_running_loop().time())
 
 

@@ -1,10 +1,10 @@
-"""A caption of one image, a line of the file that the service writes and training reads (L_cap)."""
+"""Captions of images: the lines of the JSONL file that the service exports for L_cap."""
 
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# The files that both sides take for images.
+# Suffixes of image files, for both the service and the worker.
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
     | {".avif", ".heic", ".heif"}
@@ -12,9 +12,11 @@ IMAGE_SUFFIXES: Final = frozenset(
 
 
 class ImageCaption(BaseModel):
-    """One line of JSON. Several lines of one image are several captions of it."""
+    """One JSON line. An image may have several lines."""
 
     model_config = ConfigDict(frozen=True)
 
-    image: Annotated[str, Field(min_length=1, description="Below the data folder, or train/")]
+    image: Annotated[
+        str, Field(min_length=1, description="Path relative to the data folder or train/")
+    ]
     caption: Annotated[str, Field(min_length=1)]

@@ -11,7 +11,7 @@ _MAX_PART = 60  # characters of one part of a location, which may be a key that 
 def first_error_line(error: ValidationError, document: str = "document") -> str:
     """The first error as one line: `losses.cls: Input should be a valid number`.
 
-    `document` stands for the location where the error concerns the whole input; "" omits it.
+    `document` is the location of errors that concern the whole input; "" omits it.
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     location = location_path(first["loc"]) or document
@@ -20,12 +20,12 @@ def first_error_line(error: ValidationError, document: str = "document") -> str:
 
 
 def error_line(error: Exception) -> str:
-    """The message of any exception on one line, cut at 200 characters; its class if it has none."""
+    """The message of any exception on one line, at most 200 characters; without one, its class."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def error_message(details: Mapping[str, Any]) -> str:
-    """The message of one of a ValidationError's `errors()`, without pydantic's prefix."""
+    """The message of an item of `ValidationError.errors()`, without pydantic's prefix."""
     message: str = details["msg"]
     return message.removeprefix("Value error, ")
 

@@ -1,4 +1,4 @@
-"""Progress of a job, in order and without gaps."""
+"""Events of a job: states, log lines, epochs, progress."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,7 +11,7 @@ from contract.report import Epoch
 
 
 class EventKind(StrEnum):
-    """What an event tells."""
+    """The kind of an event, which determines its data."""
 
     STATE = "state"  # data: {"state": …}; only the service writes these
     LOG = "log"  # data: a `LogLine`
@@ -45,18 +45,18 @@ _WORKER_EVENTS: Mapping[EventKind, type[BaseModel]] = {
 
 
 def check_event_data(kind: EventKind, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of a worker's event in the form that its kind prescribes.
+    """Validate the data of a worker's event by its kind.
 
-    Raises pydantic's ValidationError, or ValueError for a kind that workers do not send.
+    Raises pydantic's ValidationError, or ValueError for a kind that workers must not send.
     """
     model = _WORKER_EVENTS.get(kind)
     if model is None:
-        raise ValueError(f"a worker sends no {kind.value} events")
+        raise ValueError(f"workers must not send {kind.value} events")
     return model.model_validate(data).model_dump(mode="json")
 
 
 class Event(BaseModel):
-    """One line of a job's history. `seq` counts from 1 within the job."""
+    """One event of a job's history. `seq` counts from 1 within the job, without gaps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

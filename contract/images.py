@@ -1,7 +1,7 @@
-"""How an image file is read by both sides: opened safely, upright, in 8-bit sRGB.
+"""Reads image files for the service and the worker: opened safely, upright, in 8-bit sRGB.
 
-Needs Pillow, so the package `contract` does not import it by itself.
-docs/how-to/images.md has a table of what happens to each kind of file.
+Needs Pillow, so `contract/__init__.py` does not import it. docs/how-to/images.md has a table of how
+each kind of file is handled.
 """
 
 import io
@@ -26,7 +26,7 @@ else:
     pillow_heif.register_heif_opener()
     HEIF_SUPPORTED = True
 
-# A damaged EXIF block or a large image is no reason to print lines of code to a user.
+# Pillow's warnings about damaged EXIF data or large images would print source lines to users.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 _ORIENTATION: Final = 0x0112  # the EXIF tag
@@ -42,23 +42,22 @@ _TRANSPOSED: Final = {
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The file at `path`, for reading.
+    """Open the file at `path` for reading. Never blocks on a named pipe or a device.
 
     Raises:
-        OSError: it is missing, empty or not a regular file; `strerror` says which. Opening a named
-            pipe or a device never waits.
+        OSError: it is missing, empty or not a regular file; `strerror` has the reason.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         reason = "it is a link to a missing file" if path.is_symlink() else "it no longer exists"
         raise FileNotFoundError(0, reason) from None
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and found.st_size:
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(0, f"it is a {_kind(found.st_mode)}, not a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, f"it is a {_kind(status.st_mode)}, not a regular file")
     raise OSError(0, "it is empty")
 
 
@@ -69,9 +68,9 @@ def _kind(mode: int) -> str:
 
 
 def failure_reason(error: Exception, head: bytes) -> str:
-    """Why an image could not be read, in one line, from Pillow's `error`.
+    """One line about why an image could not be read, from Pillow's `error`.
 
-    `head` are the first bytes of the file.
+    `head` has the first 12 bytes of the file.
     """
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000} megapixels"
@@ -85,7 +84,7 @@ def failure_reason(error: Exception, head: bytes) -> str:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The first frame of `image` in 8-bit sRGB: upright, on white where it is transparent."""
+    """The first frame of `image` in 8-bit sRGB, upright, with transparency on white."""
     image = _eight_bit(_upright(image))
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
@@ -97,27 +96,27 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image`, turned as its EXIF data says. HEIF and TIFF files are turned when they are read."""
+    """`image` rotated by its EXIF orientation. Pillow already rotates HEIF and TIFF files."""
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # a damaged EXIF block raises many types; the pixels are fine
+    except Exception:  # damaged EXIF data raises many exception types; the pixels are fine
         return image
     if orientation not in _TRANSPOSED:
         return image
-    turned = image.transpose(_TRANSPOSED[orientation])
-    turned.info = image.info
-    return turned
+    rotated = image.transpose(_TRANSPOSED[orientation])
+    rotated.info = image.info
+    return rotated
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """`image` with 8 bits a channel: 16-bit, 32-bit and float pixels are scaled."""
+    """`image` with 8 bits per channel: 16-bit, 32-bit and float pixels are scaled."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = image if image.mode == "F" else image.convert("I").convert("F")
     least, most = cast(tuple[float, float], values.getextrema())
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise OSError(0, "it has pixels that are not numbers")
+        raise OSError(0, "it has NaN or infinite pixels")
     low, high = 0.0, 65535.0
     if image.mode == "F" and least >= 0 and most <= 255:
         high = 1.0 if most <= 1 else 255.0
@@ -138,13 +137,13 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             if (transform := _to_srgb(profile, image.mode)) is not None:
                 return cast(Image.Image, ImageCms.applyTransform(image, transform))
         except (ImageCms.PyCMSError, ValueError, OSError):
-            pass  # a damaged profile, or one of another kind of image
+            pass  # a damaged profile, or one for another colour mode
     return image.convert("RGB")
 
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The conversion from `profile`; None where that is sRGB itself."""
+    """The conversion from `profile` to sRGB; None if the profile is sRGB."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
         return None

@@ -18,7 +18,7 @@ from pydantic import (
 from contract.release import Release
 
 TEACHER_SCHEMES = ("hf-hub", "local-dir")
-CLASSIFIER_ARTIFACT: Final = "classifier.zip"  # of a job: the files of its classifier folder
+CLASSIFIER_ARTIFACT: Final = "classifier.zip"  # the classifier folder of a job
 
 
 def _check_teacher(name: str) -> str:
@@ -44,7 +44,7 @@ def _check_device(name: str) -> str:
 
 
 def _split_commas(value: object) -> object:
-    """A list from text such as `tensorboard, mlflow`, as forms and command lines have it."""
+    """Split text such as `tensorboard, mlflow`, as entered in forms and on the command line."""
     if isinstance(value, str):
         return [name for part in value.split(",") if (name := part.strip())]
     return value
@@ -58,7 +58,7 @@ TestViews = Literal["whole", "centre", "ten-crop"]
 
 
 class LossWeights(BaseModel):
-    """Weight of each loss in the sum; 0 leaves a loss out."""
+    """Weight of each loss in the sum; 0 disables a loss."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -89,9 +89,9 @@ TRANSFORMERS = re.compile(r"vit|deit|swin|beit|^eva|cait|^pit_|former|mixer|volo
 
 
 def default_learning_rate(values: dict[str, Any]) -> float:
-    """The learning rate for the student, start and optimiser of a configuration.
+    """The default learning rate for the student, initial weights and optimiser of a config.
 
-    `values` are the fields of a `TrainConfig`. Transformers and trained weights need smaller steps.
+    `values` are the fields of a `TrainConfig`. Transformers and pretrained weights use lower rates.
     """
     rate = LEARNING_RATES.get(values.get("optimiser", ""), LEARNING_RATES["muon"])
     is_trained = values.get("pretrained") or values.get("weights") is not None
@@ -100,7 +100,7 @@ def default_learning_rate(values: dict[str, Any]) -> float:
 
 
 class TrainConfig(BaseModel):
-    """Everything that shapes a training run; the REST body, the TOML file, the report share it."""
+    """All settings of a training run, for the REST interface, the TOML file and the report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -121,22 +121,25 @@ class TrainConfig(BaseModel):
     student: Annotated[
         str, AfterValidator(_check_student), Field(description="Any timm model name")
     ] = "resnet18"
-    pretrained: Annotated[StrictBool, Field(description="Start from timm's own weights")] = False
+    pretrained: Annotated[StrictBool, Field(description="Start from timm's pretrained weights")] = (
+        False
+    )
     weights: Annotated[
         str | None,
-        Field(description="Start from this safetensors file instead, with timm's layer names"),
+        Field(description="Start from this safetensors file instead, with timm's parameter names"),
     ] = None
     teacher_views: Annotated[
         int,
         Field(
             ge=0,
             le=256,
-            description="Stored augmented views per image, shared by student and teacher; 0: "
-            "the teacher sees only the unaugmented image",
+            description="Stored augmented views per image, used by student and teacher; 0: the "
+            "teacher encodes only the unaugmented image",
         ),
     ] = 0
     text_strategy: Annotated[
-        TextStrategy, Field(description="Texts of the release that make a class's text feature")
+        TextStrategy,
+        Field(description="Texts of the release used for the text features of a class"),
     ] = "name+description"
     captions: Annotated[
         str | None,
@@ -153,22 +156,24 @@ class TrainConfig(BaseModel):
     ] = 0.07
     vlprox_k: Annotated[int, Field(ge=1, description="Texts compared by L_vlprox")] = 256
     vlprox_filter: Annotated[
-        StrictBool, Field(description="Skip images whose class the teacher gets wrong in L_vlprox")
+        StrictBool, Field(description="L_vlprox skips images that the teacher misclassifies")
     ] = True
-    image_size: Annotated[int, Field(ge=16, le=1024, description="Pixels, square")] = 64
+    image_size: Annotated[
+        int, Field(ge=16, le=1024, description="Side of the square images in pixels")
+    ] = 64
     output_stride: Annotated[
         Literal[8, 16, 32],
         Field(
-            description="Stride in pixels of a CNN's last feature map: a smaller one classifies "
-            "small images better and is slower"
+            description="Stride in pixels of a CNN's last feature map; lower is more accurate on "
+            "small images and slower"
         ),
     ] = 32
     test_views: Annotated[
         TestViews,
         Field(
-            description="Evaluation views of the student: the whole image, its centre at the "
-            "scale of the training crops, or ten crops, which costs ten times as much and is more "
-            "accurate"
+            description="Evaluation views of the student: the whole image, a centre crop at the "
+            "scale of the training crops, or ten crops, which are more accurate and ten times as "
+            "slow"
         ),
     ] = "centre"
     epochs: Annotated[int, Field(ge=1, description="Passes over the training images")] = 12
@@ -182,14 +187,14 @@ class TrainConfig(BaseModel):
     ] = 1
     optimiser: Annotated[
         Literal["adamw", "sgd", "muon"],
-        Field(description="muon learns more per image; its steps take longer"),
+        Field(description="muon needs fewer epochs; its steps are slower"),
     ] = "muon"
     learning_rate: Annotated[
         float,
         Field(
             gt=0,
             description="Default by optimiser: muon 0.02, adamw 0.002, sgd 0.05; a tenth of it for "
-            "transformers and for trained weights",
+            "transformers and pretrained weights",
         ),
     ] = Field(default_factory=default_learning_rate)
     weight_decay: Annotated[float, Field(ge=0, description="Not applied to biases and norms")] = (
@@ -205,37 +210,37 @@ class TrainConfig(BaseModel):
     device: Annotated[
         str,
         AfterValidator(_check_device),
-        Field(description="What teacher and student run on: auto, cpu, cuda, cuda:1 or mps"),
+        Field(description="Device of teacher and student: auto, cpu, cuda, cuda:1 or mps"),
     ] = "auto"
     precision: Annotated[
         Precision,
-        Field(description="Of both networks; auto: bfloat16 where the device computes it natively"),
+        Field(description="Of both networks; auto: bfloat16 if the device supports it natively"),
     ] = "auto"
     pixels: Annotated[
         PixelMode,
         Field(
-            description="cached: all images are decoded into one file before the first step; "
-            "streamed: when they are needed, in bounded memory; auto: cached if they take at most "
-            "half of the memory and of the free disk. A student learns the same from both"
+            description="cached: decode all images to a file before the first step; streamed: "
+            "decode images when needed, in bounded memory; auto: cached if they take at most half "
+            "of the memory and of the free disk. Both train the same student"
         ),
     ] = "auto"
     threads: Annotated[
-        int, Field(ge=0, le=1024, description="CPU threads; 0: as many as PyTorch chooses")
+        int, Field(ge=0, le=1024, description="CPU threads; 0: PyTorch's default")
     ] = 0
     cpu_kernels: Annotated[
         StrictBool,
-        Field(description="Faster replacements for some of torch's CPU kernels; no effect on GPUs"),
+        Field(description="Faster replacements of some torch CPU kernels; no effect on GPUs"),
     ] = True
     seed: Annotated[int, Field(description="Seed of initial weights, batches and augmentation")] = 0
     export: Annotated[
         StrictBool,
-        Field(description="Finish with a classifier folder that runs without torch"),
+        Field(description="Export a classifier folder, which runs without torch, at the end"),
     ] = True
     forecast: Annotated[
         StrictBool,
         Field(
-            description="Measure how well later classes will be recognised, by a second training "
-            "for half the epochs without a quarter of the seen classes"
+            description="Forecast the accuracy on classes that are added later, by a second "
+            "training for half the epochs without a quarter of the seen classes"
         ),
     ] = False
     track: Annotated[
@@ -245,16 +250,16 @@ class TrainConfig(BaseModel):
     ] = ()
 
     @model_validator(mode="after")
-    def _captions_are_there(self) -> Self:
+    def _check_captions(self) -> Self:
         if self.losses.cap and self.captions is None:
             raise ValueError(
-                "losses.cap has a weight, but there are no captions: name their JSONL file in "
-                "`captions`, or set losses.cap to 0"
+                "losses.cap has a weight, but there are no captions: set `captions` to their JSONL "
+                "file, or losses.cap to 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _check_initial_weights(self) -> Self:
         if self.pretrained and self.weights is not None:
             raise ValueError(
                 "a student starts from timm's weights or from a file: set only one of "
@@ -275,12 +280,12 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True once nothing more will happen to the job."""
+        """Whether the job has ended."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 class Needs(BaseModel):
-    """What a worker must have to be given a job."""
+    """Requirements of a job on the worker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -289,32 +294,34 @@ class Needs(BaseModel):
 
 
 class JobCreate(BaseModel):
-    """What a user asks for."""
+    """A new job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     release_id: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
     after_run: Annotated[
         int | None,
-        Field(ge=1, le=2**31 - 1, description="Run id: wait for its texts, instead of a release"),
+        Field(
+            ge=1, le=2**31 - 1, description="Id of a run: use the release of its texts when it ends"
+        ),
     ] = None
     config: TrainConfig
-    priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first")] = 0
+    priority: Annotated[int, Field(ge=-100, le=100, description="Higher runs first")] = 0
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     needs: Needs = Needs()
     shrink_batch: Annotated[
-        StrictBool, Field(description="Out of memory: try again with half the batch size")
+        StrictBool, Field(description="When out of memory, retry with half the batch size")
     ] = False
 
     @model_validator(mode="after")
-    def _is_about_one_release(self) -> Self:
+    def _check_release(self) -> Self:
         if (self.release_id is None) == (self.after_run is None):
             raise ValueError("give release_id, or after_run for the release of a run")
         return self
 
 
 class Job(BaseModel):
-    """A job as users see it."""
+    """A training job."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -342,15 +349,15 @@ class QueuedJob(Job):
     """A job that was just queued."""
 
     warnings: Annotated[
-        tuple[str, ...], Field(description="What the running workers lack for it, if anything")
+        tuple[str, ...], Field(description="Requirements that no running worker meets")
     ] = ()
 
 
 class Lease(BaseModel):
-    """A worker's time-limited claim.
+    """A worker's time-limited claim on a job.
 
-    `fence` is a random token that each claim makes anew. Every request of the worker about the job
-    repeats it, and one with the token of an earlier claim is refused.
+    `fence` is a random fencing token, new for each claim. Every request of the worker about the job
+    includes it, and requests with the token of an earlier claim are rejected.
     """
 
     model_config = ConfigDict(frozen=True)

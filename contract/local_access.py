@@ -1,4 +1,4 @@
-"""What both servers look at before they answer: the key, the machine and the site of a request."""
+"""Access checks of both servers: API keys, local clients, cross-site requests."""
 
 import base64
 import binascii
@@ -24,7 +24,7 @@ def secret_of(authorization: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine."""
+    """Whether `host`, a name or an IP address, is the loopback interface."""
     if host == "localhost":
         return True
     try:
@@ -34,19 +34,19 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local(client: str | None, host: str) -> bool:
-    """Whether the address of a client and the Host header are this machine.
+    """Whether the address of a client and the Host header are both loopback.
 
     The header is checked against DNS rebinding: a foreign name that resolves to 127.0.0.1.
     """
     try:
         named = urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # no address at all
+    except ValueError:  # malformed
         return False
     return client is not None and is_loopback(client) and is_loopback(named)
 
 
 def is_cross_site(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether a page of another site asks for a change. `headers` ignore case."""
+    """Whether a request that may change data is from another site. `headers` ignore case."""
     if method in SAFE_METHODS:
         return False
     # Browsers send Sec-Fetch-Site; without it (plain http), compare the origin.

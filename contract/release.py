@@ -9,33 +9,35 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 
 class ReleaseLabel(BaseModel):
-    """One label and its released texts; what a label lacks is empty, never a placeholder."""
+    """A label with its released texts; missing texts are empty, never placeholders."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: Annotated[str, Field(min_length=1, description="Folder name of the class, e.g. a wnid")]
     name: Annotated[str, Field(min_length=1, description="Human name, e.g. 'harlequin duck'")]
-    context: Annotated[str | None, Field(description="What kind of thing, e.g. 'a bird'")] = None
+    context: Annotated[str | None, Field(description="Kind of the class, e.g. 'a bird'")] = None
     description: Annotated[str | None, Field(description="One sentence of visible attributes")] = (
         None
     )
     attributes: Annotated[
-        dict[str, tuple[str, ...]], Field(description="Attribute name to its values")
+        dict[str, tuple[str, ...]], Field(description="Values by attribute name")
     ] = {}
-    sentences: Annotated[tuple[str, ...], Field(description="Diverse sentences on the class")] = ()
+    sentences: Annotated[
+        tuple[str, ...], Field(description="Diverse sentences about the class")
+    ] = ()
     captions: Annotated[tuple[str, ...], Field(description="Captions of typical images")] = ()
     look_alikes: Annotated[
-        tuple[str, ...], Field(description="Names of other classes that look like this one")
+        tuple[str, ...], Field(description="Names of other classes that look like this class")
     ] = ()
 
 
 class TextSource(BaseModel):
-    """Where one released text came from: enough to find the generation and to cite it."""
+    """Provenance of a released text, to find and cite its generation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    field: Annotated[str, Field(description="Field of the label that it fills")]
+    field: Annotated[str, Field(description="Field of the label with this text")]
     source: Annotated[str, Field(description="model, replay, person or import")]
     generation_id: int | None = None
     prompt: str | None = None
@@ -49,7 +51,7 @@ class TextSource(BaseModel):
 
 
 class Release(BaseModel):
-    """The only thing that training reads. `hash` covers `labels` alone (see `release_hash`)."""
+    """The texts of a label set that training reads. `hash` covers only `labels`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,9 +69,9 @@ class Release(BaseModel):
 def release_hash(labels: Iterable[ReleaseLabel]) -> str:
     """SHA-256 (hex) of the labels as canonical JSON, in label order.
 
-    Ids, times and provenance stay out, so that the same texts imported elsewhere hash the same.
+    Ids, times and provenance are excluded, so that equal texts have equal hashes everywhere.
     """
-    # Left out where empty, so that releases without look-alikes keep their hashes.
+    # Excluded if empty, so that releases without look-alikes keep their hashes.
     body = [
         label.model_dump(mode="json", exclude=None if label.look_alikes else {"look_alikes"})
         for label in labels

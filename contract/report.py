@@ -1,6 +1,6 @@
-"""The report of a training job: the measured effect of the enrichment.
+"""The report of a training job.
 
-Accuracies are percent (0–100), cosines lie in [−1, 1].
+Accuracies are in percent (0–100), cosines in [−1, 1].
 """
 
 from datetime import datetime
@@ -19,7 +19,7 @@ SplitName = Literal["train", "seen", "unseen"]
 
 
 class SplitCount(_Frozen):
-    """How many images one split has, in all and in its smallest and largest class."""
+    """Number of images of a split, and of its smallest and largest class."""
 
     split: SplitName
     images: int
@@ -27,12 +27,12 @@ class SplitCount(_Frozen):
     fewest: int
     most: int
     held_out: Annotated[
-        bool, Field(description="Taken from training, where there are no validation images")
+        bool, Field(description="Whether the images were held out of the training images")
     ] = False
 
 
 class Preflight(_Frozen):
-    """Checks before the first step."""
+    """Findings of the checks before the first training step."""
 
     splits: tuple[SplitCount, ...]
     unreadable: Annotated[tuple[str, ...], Field(description="Images that cannot be read")]
@@ -40,14 +40,12 @@ class Preflight(_Frozen):
     teacher_sample: Annotated[
         int, Field(description="Seen images that the teacher was evaluated on")
     ]
-    teacher_top1: Annotated[
-        float | None, Field(description="Percent; null if it was not evaluated")
-    ]
-    chance: Annotated[float, Field(description="Accuracy of guessing, percent")]
+    teacher_top1: Annotated[float | None, Field(description="Percent; null if not evaluated")]
+    chance: Annotated[float, Field(description="Accuracy of random guessing, percent")]
 
 
 class Accuracy(_Frozen):
-    """Accuracy of one model against one text bank on one split."""
+    """Accuracy of a model with a text bank on a split."""
 
     model: Literal["teacher", "student"]
     text: Annotated[str, Field(description="Text strategy, e.g. 'name' or 'name+description'")]
@@ -59,65 +57,73 @@ class Accuracy(_Frozen):
 
 
 class JointAccuracy(_Frozen):
-    """Accuracy where seen and unseen classes compete for each image (generalised zero-shot).
+    """Accuracy when seen and unseen classes compete for each image (generalised zero-shot).
 
     Accuracies are top-1 in percent of images.
     """
 
     model: Literal["teacher", "student"]
     text: Annotated[str, Field(description="Text strategy, e.g. 'name' or 'name+description'")]
-    bias: Annotated[float, Field(description="Taken from the cosines of seen classes")]
+    bias: Annotated[float, Field(description="Subtracted from the cosines of seen classes")]
     seen: float
     unseen: float
-    harmonic_mean: Annotated[float, Field(description="Of both, percent")]
+    harmonic_mean: Annotated[float, Field(description="Of both accuracies, percent")]
     best_harmonic_mean: Annotated[
-        float, Field(description="With the best bias, which needs unseen images to be known")
+        float, Field(description="With the best bias, which only unseen images can determine")
     ]
     ausuc: Annotated[
-        float, Field(description="Area under the curve of both over all biases, 0 to 1")
+        float, Field(description="Area under the curve of both accuracies over all biases, 0 to 1")
     ]
     classes: int
 
 
 class ReliabilityBin(_Frozen):
-    """The images whose best probability lies in one of equally wide bins; none is empty."""
+    """The images whose best probability is in one of several equally wide bins; never empty."""
 
     images: int
     confidence: Annotated[float, Field(description="Mean probability of the best class, 0 to 1")]
-    accuracy: Annotated[float, Field(description="Share of them that are right, 0 to 1")]
+    accuracy: Annotated[float, Field(description="Fraction of correct predictions, 0 to 1")]
 
 
 class UnknownScore(_Frozen):
-    """How well a score tells images of seen classes from images of unseen ones."""
+    """How well a score separates images of seen classes from images of unseen classes."""
 
     score: Annotated[
         str, Field(description="cosine, softmax, normalised; the first two also with look-alikes")
     ]
     auroc: Annotated[float, Field(description="0 to 1")]
     fpr_at_95_tpr: Annotated[
-        float, Field(description="Unseen images that pass where 95 % of seen ones do, percent")
+        float,
+        Field(
+            description="Unseen images above the threshold that 95 % of seen images pass, percent"
+        ),
     ]
 
 
 class Calibration(_Frozen):
-    """How a student's cosines become probabilities, and which images are of no class.
+    """Calibration of a student's probabilities, and detection of unknown images.
 
-    Probabilities are softmax((cosine − seen_bias · seen) / temperature). All but the figures is
-    fitted on validation images of seen classes.
+    Probabilities are softmax((cosine − seen_bias · seen) / temperature). All parameters are fitted
+    on validation images of seen classes.
     """
 
     temperature: Annotated[float, Field(gt=0)]
-    seen_bias: Annotated[float, Field(description="Taken from the cosines of seen classes")] = 0.0
+    seen_bias: Annotated[
+        float, Field(description="Subtracted from the cosines of seen classes")
+    ] = 0.0
     text_photos: Annotated[
-        float, Field(gt=0, description="A class's text counts as much as so many photos of it")
+        float, Field(gt=0, description="Weight of a class's text, in example photos")
     ] = 1.0
     ece_before: Annotated[
-        float | None, Field(description="Expected calibration error, percent; the training's T")
+        float | None,
+        Field(description="Expected calibration error with the training temperature, percent"),
     ] = None
-    ece_after: Annotated[float | None, Field(description="Percent, cross-fitted")] = None
+    ece_after: Annotated[
+        float | None, Field(description="The same with the fitted temperature")
+    ] = None
     reliability_before: tuple[ReliabilityBin, ...] = ()
     reliability_after: Annotated[
-        tuple[ReliabilityBin, ...], Field(description="Cross-fitted, as ece_after")
+        tuple[ReliabilityBin, ...], Field(description="With the fitted temperature (cross-fitted)")
     ] = ()
     unknown_threshold: Annotated[
         float | None, Field(description="Images with a lower best cosine are unknown")
@@ -130,13 +136,14 @@ class Calibration(_Frozen):
         float | None, Field(description="Unseen images above the threshold, percent")
     ] = None
     unknown_scores: Annotated[
-        tuple[UnknownScore, ...], Field(description="That and other scores; empty without unseen")
+        tuple[UnknownScore, ...],
+        Field(description="Comparison of scores; empty without unseen images"),
     ] = ()
     look_alikes_reject_seen: Annotated[
-        float | None, Field(description="Seen images most like a look-alike, percent")
+        float | None, Field(description="Seen images most similar to a look-alike, percent")
     ] = None
     look_alikes_reject_unseen: Annotated[
-        float | None, Field(description="Unseen images most like a look-alike, percent")
+        float | None, Field(description="Unseen images most similar to a look-alike, percent")
     ] = None
     threshold_rejects_unseen: Annotated[
         float | None,
@@ -145,7 +152,7 @@ class Calibration(_Frozen):
 
 
 class ForecastValue(_Frozen):
-    """An expected accuracy in percent, with an interval of 95 %."""
+    """An expected accuracy in percent, with its 95 % interval."""
 
     value: float
     low: float
@@ -153,34 +160,34 @@ class ForecastValue(_Frozen):
 
 
 class ForecastPoint(_Frozen):
-    """What to expect of new classes, known from their texts alone, by how many there are."""
+    """Expected accuracies with a number of new classes that have only texts."""
 
     classes: Annotated[int, Field(description="New classes")]
-    extrapolated: Annotated[bool, Field(description="More than were left out of the rehearsal")]
-    alone: Annotated[ForecastValue, Field(description="Images of new classes, among these")]
+    extrapolated: Annotated[bool, Field(description="More than were left out of the proxy")]
+    alone: Annotated[ForecastValue, Field(description="Images of new classes, among these classes")]
     joint_seen: Annotated[ForecastValue, Field(description="Images of seen classes, among all")]
     joint_unseen: Annotated[ForecastValue, Field(description="Images of new classes, among all")]
     joint_harmonic_mean: Annotated[ForecastValue, Field(description="Of the last two")]
 
 
 class Forecast(_Frozen):
-    """How well classes that come later will be recognised.
+    """Forecast of the accuracy on classes that are added later.
 
-    From a rehearsal: a shorter training without some of the seen classes, which are new to it.
+    Measured with a proxy: a student trained for fewer epochs without some of the seen classes.
     """
 
-    left_out: Annotated[int, Field(description="Seen classes that the rehearsal was not shown")]
-    images: Annotated[int, Field(description="Validation images of these")]
-    epochs: Annotated[int, Field(description="Of the rehearsal")]
-    rehearsal_top1: Annotated[
-        float, Field(description="Of the rehearsal on the seen classes it was shown, percent")
+    left_out: Annotated[int, Field(description="Seen classes that the proxy was not trained on")]
+    images: Annotated[int, Field(description="Validation images of these classes")]
+    epochs: Annotated[int, Field(description="Epochs of the proxy")]
+    proxy_top1: Annotated[
+        float, Field(description="Of the proxy on the seen classes it was trained on, percent")
     ]
-    student_top1: Annotated[float, Field(description="Of the student on the same, percent")]
+    student_top1: Annotated[float, Field(description="Of the student on the same classes, percent")]
     points: tuple[ForecastPoint, ...]
 
 
 class ConfusablePair(_Frozen):
-    """Two classes whose texts lie close together."""
+    """Two classes with very similar texts."""
 
     a: str
     b: str
@@ -188,34 +195,34 @@ class ConfusablePair(_Frozen):
 
 
 class Imitation(_Frozen):
-    """How closely the student's image features follow the teacher's on one split.
+    """How closely the student's image features match the teacher's on one split.
 
     The metrics of Li et al. (ICCV 2023): M_rel (Eq. 4), M_neigh (Eq. 5), M_vlalign (Eq. 7).
     """
 
     split: SplitName
-    images: Annotated[int, Field(description="Of a very large split, an evenly spaced part")]
+    images: Annotated[int, Field(description="Evenly spaced images if the split is very large")]
     m_rel: Annotated[float, Field(description="0 to 1, higher is better")]
     m_neigh: Annotated[
         float | None, Field(description="0 to 1, higher is better; null for a single image")
     ]
     m_neigh_k: Annotated[int, Field(description="Neighbours compared")]
     m_vlalign: Annotated[float, Field(description="Reversed pairs of texts, lower is better")]
-    m_vlalign_normalised: Annotated[float, Field(description="Share of pairs that are reversed")]
+    m_vlalign_normalised: Annotated[float, Field(description="Fraction of pairs that are reversed")]
     m_vlalign_k: Annotated[int, Field(description="Texts compared")]
     feature_mse: Annotated[float, Field(description="Of unit features, 0 to 4")]
     mean_angle: Annotated[float, Field(description="Between the features, in degrees")]
 
 
 class ClassMargin(_Frozen):
-    """1 − cosine of a class's text with the nearest other class's; 0 if identical."""
+    """1 − cosine of a class's text with that of the nearest other class; 0 if equal."""
 
     name: str
     margin: float
 
 
 class TextDiagnostics(_Frozen):
-    """How far apart the class texts of one bank lie."""
+    """Similarity of the class texts of a text bank."""
 
     text: str
     classes: int
@@ -230,7 +237,7 @@ class TextDiagnostics(_Frozen):
 
 
 class PulledApart(_Frozen):
-    """A pair of classes whose texts the enrichment moved apart."""
+    """A pair of classes whose texts enrichment made less similar."""
 
     a: str
     b: str
@@ -244,31 +251,32 @@ PictureFile = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}\.(png|jpg)$")]
 
 
 class SimilarityPicture(_Frozen):
-    """The cosines between the texts of each two classes of one bank, as grey pixels.
+    """The cosines between all class texts of a text bank, as a greyscale PNG.
 
-    A PNG with a pixel for each pair, a row and a column for each class. Since both halves are the
-    same, the pixels on and below the diagonal are black. Grey value v (0 to 255) stands for the
-    cosine low + (high − low) · v / 255, to half of `step`.
+    It has a row and a column for each class. Since the matrix is symmetric, the pixels on and below
+    the diagonal are black. The grey value v (0 to 255) means the cosine
+    low + (high − low) · v / 255, within half of `step`.
     """
 
     text: Annotated[str, Field(description="Text strategy")]
     file: Annotated[PictureFile, Field(description="Artifact of the job")]
     low: float
     high: float
-    step: Annotated[float, Field(description="Between two neighbouring values")]
+    step: Annotated[float, Field(description="Difference of neighbouring values")]
 
 
 class Similarity(_Frozen):
-    """How alike the class texts are: one picture for each bank, in one order of classes."""
+    """Similarity of the class texts: one image per text bank, with the same order of classes."""
 
     classes: Annotated[
-        tuple[str, ...], Field(description="Names in the order of rows and columns, like by like")
+        tuple[str, ...],
+        Field(description="Names in the order of rows and columns, similar classes together"),
     ]
     pictures: Annotated[tuple[SimilarityPicture, ...], Field(description="Before enrichment first")]
 
 
 class Move(_Frozen):
-    """Where a class lies on the plane of a `TextPlane` with both texts, as (x, y)."""
+    """The position (x, y) of a class on a `TextPlane` with each of its texts."""
 
     name: str
     before: tuple[float, float]
@@ -276,38 +284,38 @@ class Move(_Frozen):
 
 
 class TextPlane(_Frozen):
-    """How enrichment moved the class texts, seen on a plane.
+    """How enrichment moved the class texts, projected on a plane.
 
-    The plane of the two main axes (PCA) of both banks together, each around its own middle: that
-    all texts moved one way together, as longer ones do, is left out.
+    The plane of the first two principal components of both text banks, each centred on its mean, so
+    that a common shift of all texts, as by longer prompts, is removed.
     """
 
     before: Annotated[str, Field(description="Text strategy")]
     after: Annotated[str, Field(description="Text strategy")]
-    explained: Annotated[float, Field(description="Share of the variance on the plane, 0 to 1")]
+    explained: Annotated[float, Field(description="Explained fraction of the variance, 0 to 1")]
     classes: tuple[Move, ...]
 
 
 class Thumbnails(_Frozen):
-    """Training images of classes that are named in pairs, as one JPEG of square tiles."""
+    """Training images of classes in listed pairs, as one JPEG of square tiles."""
 
     file: Annotated[PictureFile, Field(description="Artifact of the job")]
-    side: Annotated[int, Field(ge=1, description="Of a tile, in pixels")]
-    columns: Annotated[int, Field(ge=1, description="Tiles in a row")]
+    side: Annotated[int, Field(ge=1, description="Side of a tile in pixels")]
+    columns: Annotated[int, Field(ge=1, description="Tiles per row")]
     tiles: Annotated[
-        tuple[str, ...], Field(description="Class of each tile, row by row; some have several")
+        tuple[str, ...], Field(description="Class of each tile, row by row; a class may repeat")
     ]
 
 
 class Epoch(_Frozen):
-    """One epoch of training; losses are means over its steps, unweighted."""
+    """One epoch of training; losses are unweighted means over its steps."""
 
     epoch: Annotated[int, Field(ge=0, le=2**53)]
     learning_rate: float
     loss: float
     losses: dict[str, float]
     weights: Annotated[
-        dict[str, float], Field(description="Of the losses at its end, where they are learned")
+        dict[str, float], Field(description="Weights of the losses at its end, if learned")
     ] = {}
     seen_top1: float
     seconds: float
@@ -315,20 +323,20 @@ class Epoch(_Frozen):
 
 
 class Report(_Frozen):
-    """Everything needed to judge a run and to repeat it."""
+    """Results of a training run, with everything needed to reproduce it."""
 
     config: TrainConfig
     release_id: int | None
     release_hash: str
     label_set: str
     teacher: str
-    teacher_fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
+    teacher_fingerprint: Annotated[str, Field(description="SHA-256 of the teacher's weights")]
     teacher_dim: int
     student_parameters: int
     preflight: Preflight | None = None
     epochs: tuple[Epoch, ...]
     seen_top1_last_epochs: Annotated[
-        float | None, Field(description="Mean of the last 5 epochs, or of as many as there are")
+        float | None, Field(description="Mean of the last epochs, at most 5")
     ] = None
     accuracies: tuple[Accuracy, ...]
     joint: tuple[JointAccuracy, ...] = ()
@@ -337,7 +345,7 @@ class Report(_Frozen):
     imitation: tuple[Imitation, ...] = ()
     diagnostics: tuple[TextDiagnostics, ...]
     pulled_apart: tuple[PulledApart, ...]
-    # Of workers that draw; what is drawn lies in artifacts beside the report.
+    # Descriptions of the report's image files, which are separate artifacts.
     similarity: Similarity | None = None
     text_plane: TextPlane | None = None
     thumbnails: Thumbnails | None = None

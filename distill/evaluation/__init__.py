@@ -1,1 +1,1 @@
-"""What a model is worth: accuracy, diagnostics, explanations, the report."""
+"""Evaluation: accuracy, calibration, diagnostics, explanations, the report."""

@@ -13,20 +13,20 @@ from distill.evaluation.score_norm import ScoreNorm
 from distill.method import metrics
 from distill.models.devices import metrics_device
 
-NEIGHBOURS: Final = 10  # k of M_neigh, or fewer if there are fewer images
-NEAREST_TEXTS: Final = 10  # k of M_vlalign, or fewer if there are fewer texts
+NEIGHBOURS: Final = 10  # k of M_neigh, at most the number of images − 1
+NEAREST_TEXTS: Final = 10  # k of M_vlalign, at most the number of texts
 CPU: Final = torch.device("cpu")
-MAX_IMAGES: Final = 100_000  # time grows quadratically
+MAX_IMAGES: Final = 100_000  # the time grows with the square
 
 
 def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Tensor:
-    """The class index [images] whose text has the largest cosine with each image feature.
+    """The index [images] of the class whose text has the largest cosine with each image.
 
-    `features` [images, dim] need not be normalised; `text` [classes, dim] is. Ties go to the
+    `features` [images, dim] need not be normalised, `text` [classes, dim] must be. Ties go to the
     smallest index. With `norm`, standardised cosines are compared.
 
     Raises:
-        TextError: the two have different dimensions.
+        TextError: images and texts have different dimensions.
         DataError: a feature is not finite.
     """
     check_features(features, text)
@@ -35,10 +35,10 @@ def predict(features: Tensor, text: Tensor, norm: ScoreNorm | None = None) -> Te
 
 
 def check_features(features: Tensor, text: Tensor) -> None:
-    """Refuse image `features` [images, dim] that cannot be compared with `text` [texts, dim].
+    """Check that image `features` [images, dim] can be compared with `text` [texts, dim].
 
     Raises:
-        TextError: the two have different dimensions.
+        TextError: images and texts have different dimensions.
         DataError: a feature is not finite.
     """
     if features.shape[1] != text.shape[1]:
@@ -47,13 +47,13 @@ def check_features(features: Tensor, text: Tensor) -> None:
             f"{text.shape[1]}: make both with the same teacher"
         )
     if not bool(features.isfinite().all()):
-        raise DataError("the image features hold NaN or infinity: the model is damaged or diverged")
+        raise DataError("image features have NaN or infinity: the model is damaged or diverged")
 
 
 def score(predicted: Tensor, targets: Tensor, classes: int) -> tuple[float, float]:
-    """Top-1 and mean per-class accuracy in percent, of the class indices `predicted` [images].
+    """Top-1 and mean per-class accuracy in percent of the class indices `predicted` [images].
 
-    The mean leaves out classes without an image in `targets` [images].
+    The mean excludes classes without an image in `targets` [images].
     """
     hits = (predicted == targets).double()
     images = torch.bincount(targets, minlength=classes)
@@ -61,7 +61,7 @@ def score(predicted: Tensor, targets: Tensor, classes: int) -> tuple[float, floa
     return 100 * hits.mean().item(), 100 * per_class[images > 0].mean().item()
 
 
-def accuracy(  # noqa: PLR0913 - the figures and what they are of
+def accuracy(  # noqa: PLR0913 - labels of the result, features, targets and texts
     model: Literal["teacher", "student"],
     split: Literal["seen", "unseen"],
     features: Tensor,
@@ -74,11 +74,11 @@ def accuracy(  # noqa: PLR0913 - the figures and what they are of
 ) -> Accuracy:
     """Top-1 and mean per-class accuracy among the classes `keys` of the split, in percent.
 
-    `features` [images, dim], `targets` [images] index `keys`. `text` is the bank's name in the
-    result, by default its title. `norm` is as in `predict`.
+    `features` [images, dim] need not be normalised; `targets` [images] index `keys`. `text` names
+    the bank in the result, by default its title. `norm` is as in `predict`.
 
     Raises:
-        TextError: the bank lacks a class, or has another dimension.
+        TextError: the bank has no text for a class, or another dimension.
         DataError: a feature is not finite.
     """
     predicted = predict(features, bank.select(keys).features, norm)
@@ -102,10 +102,10 @@ def imitation(
     *,
     device: torch.device = CPU,
 ) -> Imitation:
-    """How closely the student follows the teacher on the images of one split, on `device`.
+    """How closely the student's features match the teacher's on one split, computed on `device`.
 
-    student, teacher [images, dim], text [classes, dim] of the classes of the split. Of more than
-    MAX_IMAGES images, an evenly spaced subset of that size is compared.
+    `student` and `teacher` [images, dim]; `text` [classes, dim] of the classes of the split. At
+    most MAX_IMAGES evenly spaced images are compared.
     """
     if len(student) > MAX_IMAGES:
         part = torch.linspace(0, len(student) - 1, MAX_IMAGES, dtype=torch.float64).long()

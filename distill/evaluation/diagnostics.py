@@ -1,4 +1,4 @@
-"""Diagnostics of text features: the distances between class texts, and the most confusable ones."""
+"""Diagnostics of text features: similarities of class texts, and the most confusable pairs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def diagnose(
 ) -> TextDiagnostics:
     """Diagnostics of text features [classes, dim], computed on `device`.
 
-    `text` is the name of the texts, such as a strategy.
+    `text` is the name of the texts in the result, such as a strategy.
 
     Raises:
         TextError: fewer than two classes, or features that are not finite.
@@ -40,7 +40,7 @@ def diagnose(
     if len(features) < 2:
         raise TextError("diagnostics need the texts of at least two classes")
     if not bool(features.isfinite().all()):
-        raise TextError(f"the text features {text!r} hold NaN or infinity: make them again")
+        raise TextError(f"the text features {text!r} have NaN or infinity: encode them again")
     unit = F.normalize(features.to(metrics_device(device)).double(), dim=-1)
     spectrum = metrics.singular_values(unit)
     return TextDiagnostics(
@@ -64,15 +64,15 @@ def diagnose(
 def pulled_apart(
     before: TextBank, after: TextBank, release: Release, count: int = SHOWN_PAIRS
 ) -> tuple[PulledApart, ...]:
-    """The pairs of classes whose cosine fell most from `before` to `after` (same keys)."""
+    """The `count` pairs of classes whose cosine fell most from `before` to `after` (same keys)."""
     change = before.features @ before.features.T - after.features @ after.features.T
     upper = torch.triu_indices(len(change), len(change), offset=1)
-    falls = change[upper[0], upper[1]]
+    drops = change[upper[0], upper[1]]
     labels = {label.key: label for label in release.labels}
     pairs = []
-    for index in falls.argsort(descending=True, stable=True)[:count].tolist():
+    for index in drops.argsort(descending=True, stable=True)[:count].tolist():
         a, b = int(upper[0, index]), int(upper[1, index])
-        if falls[index] <= 0:
+        if drops[index] <= 0:
             break
         pairs.append(
             PulledApart(
@@ -88,14 +88,14 @@ def pulled_apart(
 
 
 def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPlane:
-    """The classes of `rows` on the plane of the first two principal axes of both banks together.
+    """The classes in `rows`, projected on the first two principal components of both banks.
 
-    The axes are those of all classes of the banks (same keys). Their signs are fixed by making the
-    largest component of each axis positive.
+    The components are those of all classes of both banks (same keys). Their signs are fixed by
+    making the largest element of each positive.
     """
-    sides = [bank.features.double() for bank in (before, after)]
-    # The prompt format shifts all texts alike; uncentred, this would be the first axis.
-    centred = torch.cat([side - side.mean(dim=0) for side in sides])
+    features = [bank.features.double() for bank in (before, after)]
+    # The prompt format shifts all texts equally; without centring, this would be the first axis.
+    centred = torch.cat([texts - texts.mean(dim=0) for texts in features])
     _, values, axes = torch.linalg.svd(centred, full_matrices=False)
     plane = torch.zeros(2, centred.shape[1], dtype=torch.float64)
     plane[: len(axes[:2])] = axes[:2]
@@ -120,9 +120,9 @@ def text_plane(before: TextBank, after: TextBank, rows: Sequence[int]) -> TextPl
 
 
 def read_embeddings(path: Path, key: str) -> tuple[Tensor, list[str]]:
-    """Text features [classes, dim] float64 called `key` in an .npz file, and the class names.
+    """The text features [classes, dim] float64 named `key` in an .npz file, and the class names.
 
-    Names come from an array of strings of the same length; otherwise classes are numbered.
+    Names are read from an array of strings of the same length; without one, classes are numbered.
 
     Raises:
         TextError: the file or the key is missing, or the array has another shape.

@@ -1,16 +1,16 @@
-"""Explained predictions: a class is scored by each of its texts.
+"""Explained predictions: each class is scored by each of its attributes.
 
 The score of a class is the mean cosine of the image with its attributes, "a photo of {name} .
 {attribute}" (Menon & Vondrick, arXiv 2210.07183). The text bank "attributes" keeps only the mean
-feature of a class; here each attribute keeps its own, so that the ones that fired can be shown.
+feature of a class; here each attribute keeps its own, so that the attributes that fired can be
+shown.
 
-Notable:
-- Any release will do: a class without attributes is explained by its other texts, sentence by
-  sentence and clause by clause, and one without any by its name.
-- An attribute fired where its cosine is clearly above what it is with other images. For that it is
-  encoded without the name of its class: with the name in it, nearly all attributes of the right
-  class lie above what they are with other images, whether this one shows them or not.
-- A student's bias against the classes that it was trained on is taken from their scores.
+- Every release works: a class without attributes is explained by the sentences and clauses of its
+  other texts, and a class without texts by its name.
+- An attribute fires if its cosine is clearly above its mean over other images. For this, it is
+  encoded without the class name: with the name, nearly all attributes of the right class would
+  fire, whether the image shows them or not.
+- A student's seen bias is subtracted from the scores of the classes that it was trained on.
 """
 
 import difflib
@@ -35,17 +35,19 @@ FIRED: Final = 1.5  # standard deviations above the mean over other images
 
 
 class AttributeEvidence(BaseModel):
-    """One attribute of a class, and how well an image fits it."""
+    """One attribute of a class, and its similarity to an image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attribute: Annotated[str, Field(description="'colours: rusty', as the release has it")]
-    cosine: Annotated[float, Field(description="Of the image and the attribute with the name")]
+    attribute: Annotated[str, Field(description="As in the release, for example 'colours: rusty'")]
+    cosine: Annotated[
+        float, Field(description="Of the image and the attribute with the class name")
+    ]
     evidence: Annotated[
         float | None,
         Field(
-            description="Cosine of the attribute without the name, in standard deviations above "
-            "its mean over other images"
+            description="Z-score of the cosine of the image and the attribute without the class "
+            "name, relative to other images"
         ),
     ]
     fired: Annotated[
@@ -55,7 +57,7 @@ class AttributeEvidence(BaseModel):
 
 
 class ExplainedClass(BaseModel):
-    """A class, its score and the attributes behind it."""
+    """A class with its score and its attributes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +66,7 @@ class ExplainedClass(BaseModel):
     score: Annotated[
         float,
         Field(
-            description="Mean cosine over the class's attributes, less the bias if the student was "
+            description="Mean cosine over the attributes, minus the seen bias if the student was "
             "trained on the class"
         ),
     ]
@@ -93,9 +95,10 @@ class Explanations(BaseModel):
 
 @dataclass(frozen=True)
 class AttributeTexts:
-    """Each attribute of each class: unit features [attributes, dim], class after class.
+    """The encoded attributes of all classes, in the order of the classes.
 
-    `features` are of the attribute behind the name of its class, `bare` of the attribute alone.
+    Unit features [attributes, dim]: `features` of each attribute with the name of its class, `bare`
+    of the attribute without it.
     """
 
     features: Tensor
@@ -108,10 +111,10 @@ class AttributeTexts:
     def scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines [images, attributes] and class scores [images, classes] of image `features`.
 
-        `features` [images, dim] need no normalisation.
+        `features` [images, dim] need not be normalised.
 
         Raises:
-            TextError: the two have different dimensions.
+            TextError: images and texts have different dimensions.
             DataError: a feature is not finite.
         """
         check_features(features, self.features)
@@ -122,7 +125,7 @@ class AttributeTexts:
 
 
 def encode_attributes(teacher: Teacher, release: Release) -> AttributeTexts:
-    """The attribute texts of every label of `release`."""
+    """Encode the attributes of every label of `release`."""
     groups: list[tuple[tuple[str], str]] = []
     bare: list[tuple[tuple[str], str]] = []
     owners: list[int] = []
@@ -145,7 +148,7 @@ def encode_attributes(teacher: Teacher, release: Release) -> AttributeTexts:
 
 
 def restrict(release: Release, classes: Sequence[str]) -> Release:
-    """`release` with only the labels whose key or name is in `classes`; with all, if it is empty.
+    """`release` with only the labels whose key or name is in `classes`; all labels if it is empty.
 
     Raises:
         TextError: the release has no such class.
@@ -153,14 +156,14 @@ def restrict(release: Release, classes: Sequence[str]) -> Release:
     if not classes:
         return release
     names = {key: label for label in release.labels for key in (label.name, label.key)}
-    if missing := [each for each in classes if each not in names]:
+    if missing := [wanted for wanted in classes if wanted not in names]:
         near = difflib.get_close_matches(missing[0], names, n=3, cutoff=0.5)
         raise TextError(
             f"the release {release.name!r} has no class {some(missing)}"
             + (f": did you mean {' or '.join(map(repr, near))}?" if near else "")
         )
-    wanted = {names[each].key for each in classes}
-    labels = tuple(label for label in release.labels if label.key in wanted)
+    keys = {names[wanted].key for wanted in classes}
+    labels = tuple(label for label in release.labels if label.key in keys)
     return release.model_copy(update={"labels": labels})
 
 
@@ -173,13 +176,13 @@ def explain(
 ) -> tuple[tuple[ExplainedClass, ...], ...]:
     """The `top` classes of each image, best first, with their attributes, strongest first.
 
-    `norm` holds the moments of the model's features of other images. With it, the evidence of an
-    attribute is its standardised cosine, and the attribute fired where that is above FIRED.
-    Without it, attributes are ordered by their cosines. `biases` [classes] are taken from the
-    scores of the classes.
+    `features` [images, dim] need not be normalised. `norm` has the moments of the model's features
+    of other images. With it, the evidence of an attribute is its standardised cosine, and the
+    attribute fires if that is above FIRED; without it, attributes are ordered by their cosines.
+    `biases` [classes] are subtracted from the scores of the classes.
 
     Raises:
-        TextError, DataError: as `AttributeTexts.scores`.
+        TextError, DataError: as in `AttributeTexts.scores`.
     """
     cosines, scores = texts.scores(features)
     scores = scores if biases is None else scores - biases

@@ -1,7 +1,7 @@
-"""What a report and a classifier say of a student beyond its accuracy: joint setting, calibration.
+"""Figures of a report and a classifier besides accuracy: joint accuracy and calibration.
 
-Nothing but the figures comes from images of unseen classes: temperature, bias and threshold are
-chosen on seen ones.
+Images of unseen classes are used only to measure: temperature, bias and threshold are chosen on
+images of seen classes.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from distill.evaluation.joint import ausuc, best_point, outcomes
 from distill.evaluation.score_norm import ScoreNorm
 from distill.evaluation.unknown import KNOWN_SHARE, Scorer, compare_scores, rejected
 
-MIN_SHARE: Final = 1e-6  # of seen images that a threshold lets pass: at least one
+MIN_SHARE: Final = 1e-6  # smallest fraction of seen images that pass: at least one image
 EvaluatedSplit = Literal["seen", "unseen"]
 
 
@@ -42,14 +42,14 @@ def calibrate(
     norm: ScoreNorm,
     look_alikes: Tensor | None = None,
 ) -> Calibration:
-    """Temperature and threshold of a student, fitted on seen validation images, and their worth.
+    """Fit temperature and threshold of a student on seen validation images, and evaluate them.
 
-    `features` [images, dim] of each split need no normalisation, `temperature` is the training's.
-    `norm` are the moments of its training images, `look_alikes` [look-alikes, dim] unit text
-    features if there are any. Without unseen images, what is measured on them is None.
+    `features` [images, dim] of each split need not be normalised. `temperature` is that of the
+    training, `norm` has the moments of the training images, and `look_alikes` [look-alikes, dim]
+    are unit text features, if there are any. Without unseen images, the figures on them are None.
 
     Raises:
-        TextError: the bank lacks a class, or has another dimension.
+        TextError: the bank has no text for a class, or another dimension.
         DataError: a feature is not finite.
     """
     text, targets = bank.select(splits["seen"].keys).features, splits["seen"].targets
@@ -76,20 +76,20 @@ def calibrate(
 
 
 def unknown_figures(features: Mapping[EvaluatedSplit, Tensor], scorer: Scorer) -> dict[str, object]:
-    """The fields of Calibration on unseen images as unknown ones."""
+    """The fields of `Calibration` that evaluate scores with the unseen images as unknown images."""
     seen, unseen = features["seen"], features["unseen"]
     scores = compare_scores(scorer, seen, unseen)
-    found: dict[str, object] = {
+    fields: dict[str, object] = {
         "unknown_auroc": scores[0].auroc,
         "unknown_fpr_at_95_tpr": scores[0].fpr_at_95_tpr,
         "unknown_scores": scores,
     }
     if scorer.look_alikes is None:
-        return found
+        return fields
     by_look_alikes = rejected(seen, scorer.text, scorer.look_alikes)
     known, unknown = (scorer.scores(images)["cosine"] for images in (seen, unseen))
     accepted = max(1 - by_look_alikes / 100, MIN_SHARE)
-    return found | {
+    return fields | {
         "look_alikes_reject_seen": by_look_alikes,
         "look_alikes_reject_unseen": rejected(unseen, scorer.text, scorer.look_alikes),
         "threshold_rejects_unseen": 100 - false_positive_rate(known, unknown, accepted),
@@ -105,27 +105,27 @@ def joint_accuracy(
     text: str | None = None,
     bias: float = 0.0,
 ) -> JointAccuracy:
-    """Accuracy on seen and unseen images where the classes of both splits compete.
+    """Accuracy on seen and unseen images when the classes of both splits compete.
 
-    `features` [images, dim] of each split need no normalisation. `text` names the bank in the
-    result. `bias` is taken from the cosines of seen classes.
+    `features` [images, dim] of each split need not be normalised. `text` names the bank in the
+    result. `bias` is subtracted from the cosines of seen classes.
 
     Raises:
-        TextError: the bank lacks a class, or has another dimension.
+        TextError: the bank has no text for a class, or another dimension.
         DataError: a feature is not finite.
     """
     seen, unseen = splits["seen"], splits["unseen"]
     classes = bank.select((*seen.keys, *unseen.keys)).features
     for split_features in features.values():
         check_features(split_features, classes)
-    decided = outcomes(
+    results = outcomes(
         normalize(features["seen"], dim=1) @ classes.T,
         seen.targets,
         normalize(features["unseen"], dim=1) @ classes.T,
         unseen.targets + len(seen.keys),
         torch.arange(len(classes)) < len(seen.keys),
     )
-    curve, point = decided.curve(), decided.at(bias)
+    curve, point = results.curve(), results.at(bias)
     return JointAccuracy(
         model=model,
         text=text or bank.title,

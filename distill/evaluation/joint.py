@@ -1,9 +1,9 @@
 """Seen and unseen classes competing for each image: generalised zero-shot classification.
 
-A student knows the classes that it was trained on better, so their cosines are larger and they
-take the images of unseen classes. A bias, taken from the cosines of seen classes, trades one
-accuracy for the other (calibrated stacking: Chao et al., ECCV 2016, arXiv 1605.04253). The curve of
-both accuracies over all biases has the area AUSUC, and the harmonic mean H judges one point on it.
+A student has larger cosines with the classes that it was trained on, so images of unseen classes
+are often assigned to seen classes. A bias subtracted from the cosines of seen classes trades one
+accuracy for the other (calibrated stacking: Chao et al., ECCV 2016, arXiv 1605.04253). AUSUC is the
+area under the curve of both accuracies over all biases, and H the harmonic mean at one point of it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Joint:
-    """Top-1 in percent where all classes compete, with `bias` taken from those of seen classes."""
+    """Top-1 in percent when all classes compete and `bias` is subtracted from seen classes."""
 
     seen: float
     unseen: float
@@ -24,25 +24,25 @@ class Joint:
 
     @property
     def harmonic_mean(self) -> float:
-        """Of both accuracies; 0 where one of them is."""
+        """The harmonic mean of both accuracies; 0 if one of them is 0."""
         total = self.seen + self.unseen
         return 2 * self.seen * self.unseen / total if total else 0.0
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What decides each image: [images] each, first those of seen classes, then of unseen ones.
+    """Margins and hits [images] of the images of seen classes, then of those of unseen classes.
 
-    An image goes to a seen class where its `margin` is at least the bias, and is then right where
-    `right` holds for a seen image; below, where it holds for an unseen one.
+    An image is assigned to a seen class if its `margin` is at least the bias, else to an unseen
+    class. It is correct if that is the side of its own class and `right` is true.
     """
 
     margin: Tensor  # float64, best seen score − best unseen score
-    right: Tensor  # whether the best class on the image's own side is its class
+    right: Tensor  # bool, whether the best class on the side of the image's class is its class
     is_seen: Tensor
 
     def at(self, bias: float) -> Joint:
-        """Both accuracies with this bias."""
+        """Both accuracies with `bias`."""
         hits = self.right & ((self.margin >= bias) == self.is_seen)
         seen, unseen = (
             100 * float(hits[part].double().mean()) for part in (self.is_seen, ~self.is_seen)
@@ -50,9 +50,9 @@ class Outcomes:
         return Joint(seen, unseen, bias)
 
     def curve(self) -> list[Joint]:
-        """A point for each range of biases with other accuracies, by rising bias.
+        """The points of the curve in the order of increasing bias, one per distinct result.
 
-        The first one sends every image to a seen class, the last one to an unseen class.
+        At the first point all images are assigned to seen classes, at the last to unseen classes.
         """
         margins = torch.unique(self.margin)  # sorted
         ends = torch.stack([margins[0] - 1, margins[-1] + 1])
@@ -63,10 +63,10 @@ class Outcomes:
         return [Joint(*row) for row in zip(seen, unseen, biases.tolist(), strict=True)]
 
     def _share(self, hits: Tensor, images: Tensor, margins: Tensor, *, above: bool) -> list[float]:
-        """Percent of `images` that are hits with a margin above, or below, each bias."""
+        """Percentage of `images` that are hits with a margin above (or below) each bias."""
         counts = torch.zeros(len(margins), dtype=torch.float64)
-        places = torch.searchsorted(margins, self.margin[hits])
-        counts.scatter_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        indices = torch.searchsorted(margins, self.margin[hits])
+        counts.scatter_add_(0, indices, torch.ones(len(indices), dtype=torch.float64))
         below = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         share: Tensor = 100 * (below[-1] - below if above else below) / images.sum()
         return share.tolist()
@@ -76,10 +76,11 @@ def outcomes(
     seen_scores: Tensor, seen_targets: Tensor, unseen_scores: Tensor, unseen_targets: Tensor,
     is_seen: Tensor,
 ) -> Outcomes:  # fmt: skip
-    """What decides the images of seen and of unseen classes.
+    """The `Outcomes` of the images of seen and of unseen classes.
 
-    `seen_scores`, `unseen_scores` [images, classes] are the scores of all classes, `seen_targets`,
-    `unseen_targets` [images] index them, and `is_seen` [classes] tells the seen ones.
+    `seen_scores` and `unseen_scores` [images, classes] are the scores of all classes,
+    `seen_targets` and `unseen_targets` [images] index the classes, and `is_seen` [classes] marks
+    the seen classes.
     """
     parts = []
     for scores, targets, own in (
@@ -96,13 +97,13 @@ def outcomes(
 
 
 def best_point(curve: Sequence[Joint]) -> Joint:
-    """The point with the largest harmonic mean; of several, the one in the middle."""
+    """The point with the largest harmonic mean; the middle one of several."""
     best = max(point.harmonic_mean for point in curve)
     points = [point for point in curve if point.harmonic_mean == best]
     return points[len(points) // 2]
 
 
 def ausuc(curve: Sequence[Joint]) -> float:
-    """Area under the `curve` of unseen over seen accuracy, 0 to 1, by trapezoids."""
+    """Area under the `curve` of unseen over seen accuracy, 0 to 1, by the trapezoidal rule."""
     points = [(point.seen / 100, point.unseen / 100) for point in reversed(curve)]
     return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points))

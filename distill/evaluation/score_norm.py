@@ -1,4 +1,4 @@
-"""Standardised class scores: cosines in units of their distribution over the training images.
+"""Standardised class scores: Z-scores of cosines relative to the training images.
 
 The cosine of a text with an image has no absolute meaning: some texts are close to many images and
 some to none, and a small student distorts features far from its training data. Each class's cosine
@@ -19,15 +19,16 @@ from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tenso
 from distill.errors import DataError
 
 FILE: Final = "score_norm.safetensors"
-PART: Final = 16_384  # images, of which moments are computed at a time
-MIN_DEVIATION: Final = 1e-6  # of a cosine, if the model gives all images the same feature
+CHUNK: Final = 16_384  # images whose moments are computed at a time
+MIN_DEVIATION: Final = 1e-6  # of cosines, in case all images have the same features
 
 
 @dataclass(frozen=True)
 class ScoreNorm:
     """First and second moments of a model's unit features of the training images.
 
-    The cosines of a text t with those images have mean mean·t and variance t·covariance·t.
+    The cosines of a unit text feature t with those images have the mean mean · t and the variance
+    t · covariance · t.
     """
 
     mean: Tensor  # [dim]
@@ -39,8 +40,8 @@ class ScoreNorm:
         dim = features.shape[1]
         total = torch.zeros(dim, dtype=torch.float64)
         products = torch.zeros(dim, dim, dtype=torch.float64)
-        for part in torch.split(features, PART):  # in float64 all of them may exceed the memory
-            unit = normalize(part.double(), dim=1)
+        for chunk in torch.split(features, CHUNK):  # all features in float64 may not fit in memory
+            unit = normalize(chunk.double(), dim=1)
             total += unit.sum(dim=0)
             products += unit.T @ unit
         mean = total / len(features)
@@ -50,7 +51,7 @@ class ScoreNorm:
     def scores(self, features: Tensor, text: Tensor) -> Tensor:
         """Standardised cosines [images, classes].
 
-        `features` [images, dim] need not be normalised, `text` [classes, dim] is.
+        `features` [images, dim] need not be normalised, `text` [classes, dim] must be.
         """
         variance = ((text @ self.covariance) * text).sum(dim=1)
         deviation = variance.clamp(min=MIN_DEVIATION**2).sqrt()

@@ -1,12 +1,12 @@
-"""How well scores tell images of seen classes from images of other classes.
+"""Scores that distinguish images of seen classes from images of unknown classes.
 
 cosine                the best cosine with the text of a seen class
 softmax               the best probability of a seen class (MCM, arXiv 2211.13445)
 normalised            the best standardised cosine (see `score_norm`)
-cosine, look-alikes   the best cosine less the best one of a look-alike
-softmax, look-alikes  the best probability where look-alikes take part (EOE, arXiv 2406.00806)
+cosine, look-alikes   the best cosine minus the best cosine with a look-alike
+softmax, look-alikes  the best probability with look-alikes as classes (EOE, arXiv 2406.00806)
 
-Images of unseen classes are looked at for these figures alone.
+Images of unseen classes are used only to evaluate the scores.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ KNOWN_SHARE: Final = 0.95  # of seen images that a threshold for unknown ones ac
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores images by the unit features `text` [seen classes, dim]; high where one fits.
+    """Scores images by the unit features `text` [seen classes, dim]; high for seen classes.
 
-    `norm` are the moments of the training images. `look_alikes` [look-alikes, dim] are unit text
+    `norm` has the moments of the training images. `look_alikes` [look-alikes, dim] are unit text
     features, if there are any.
     """
 
@@ -37,21 +37,21 @@ class Scorer:
     look_alikes: Tensor | None = None
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
-        """Each score [images] of image `features` [images, dim], which need no normalisation."""
+        """Each score [images] by name; `features` [images, dim] need not be normalised."""
         images = normalize(features, dim=1)
         cosines = images @ self.text.T
-        found = {
+        scores = {
             "cosine": _best(cosines),
             "softmax": _best(self._softmax(cosines)),
             "normalised": _best(self.norm.scores(images, self.text)),
         }
         if self.look_alikes is None:
-            return found
-        others = images @ self.look_alikes.T
-        together = self._softmax(torch.cat([cosines, others], dim=1))
-        return found | {
-            "cosine, look-alikes": _best(cosines) - _best(others),
-            "softmax, look-alikes": _best(together[:, : len(self.text)]),
+            return scores
+        look_alike_cosines = images @ self.look_alikes.T
+        probabilities = self._softmax(torch.cat([cosines, look_alike_cosines], dim=1))
+        return scores | {
+            "cosine, look-alikes": _best(cosines) - _best(look_alike_cosines),
+            "softmax, look-alikes": _best(probabilities[:, : len(self.text)]),
         }
 
     def _softmax(self, cosines: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Scorer:
 
 
 def compare_scores(scorer: Scorer, seen: Tensor, unseen: Tensor) -> tuple[UnknownScore, ...]:
-    """What each score is worth, by features of `seen` and `unseen` images [images, dim]."""
+    """AUROC and FPR of each score, from features of `seen` and `unseen` images [images, dim]."""
     known, unknown = scorer.scores(seen), scorer.scores(unseen)
     return tuple(
         UnknownScore(
@@ -72,9 +72,9 @@ def compare_scores(scorer: Scorer, seen: Tensor, unseen: Tensor) -> tuple[Unknow
 
 
 def rejected(features: Tensor, text: Tensor, look_alikes: Tensor) -> float:
-    """The share of images, in percent, that are more like a look-alike than like any class.
+    """Percentage of images that are more similar to a look-alike than to any class.
 
-    `features` [images, dim] need no normalisation, `text` [classes, dim] and `look_alikes`
+    `features` [images, dim] need not be normalised, `text` [classes, dim] and `look_alikes`
     [look-alikes, dim] are unit features.
     """
     images = normalize(features, dim=1)

@@ -1,1 +1,1 @@
-"""From a release to a report: jobs, checks beforehand, seeds, few-shot, prompt learning."""
+"""Training jobs from release to report, with preflight checks, seeds, few-shot, prompt learning."""

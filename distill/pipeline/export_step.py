@@ -1,7 +1,7 @@
-"""The last step of a job: its student as a classifier folder.
+"""The last step of a job: exports the student as a classifier folder.
 
-Notable: a training may have taken days. Whatever keeps its student from being exported is logged
-in one line, and the job succeeds without a classifier.
+Since the training may have taken days, an export that fails is logged in one line, and the job
+succeeds without a classifier.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from distill.pipeline.results import EVALUATED, RunInputs
 if TYPE_CHECKING:
     from distill.export.classifier_folder import Exported
 
-NEEDED: Final = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "ftfy")
+REQUIRED_PACKAGES: Final = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "ftfy")
 
 
 def export_classifier(
@@ -34,15 +34,15 @@ def export_classifier(
     log: Callable[[str], None],
     progress: Progress,
 ) -> None:
-    """Write the classifier folder of a trained student below `out`, or log why there is none.
+    """Write the classifier folder of a trained student below `out`, or log why this failed.
 
     Raises:
-        Interrupted: by `progress`.
+        Interrupted: raised by `progress`.
     """
     folder = out / FOLDER
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]:
         log(
-            f"no classifier was exported, {' and '.join(missing)} is not installed here: install "
+            f"no classifier was exported, {' and '.join(missing)} is not installed: install "
             f"enrich-distill[worker] and run `distill export {out} --out FOLDER`"
         )
         return
@@ -53,19 +53,19 @@ def export_classifier(
     except Exception as error:
         log(
             f"no classifier was exported: {' '.join(str(error).split()) or type(error).__name__}; "
-            f"once that is solved, run `distill export {out} --out FOLDER`"
+            f"after fixing this, run `distill export {out} --out FOLDER`"
         )
         return
     eager, onnx, *_ = exported.rows
-    unseen = "" if onnx.unseen is None else f" and {onnx.unseen:.1f} % of unseen"
+    unseen = "" if onnx.unseen is None else f", unseen {onnx.unseen:.1f} %"
     log(
-        f"classifier: {onnx.seen:.1f} % of seen{unseen} images right, as PyTorch; "
-        f"{onnx.speed.ms:.1f} ms an image, PyTorch {eager.speed.ms:.1f}"
+        f"classifier: top-1 seen {onnx.seen:.1f} %{unseen}, equal to PyTorch; "
+        f"{onnx.speed.ms:.1f} ms per image, PyTorch {eager.speed.ms:.1f} ms"
     )
 
 
 def remove_classifier(out: Path) -> None:
-    """Delete the classifier that an earlier training left in the folder of a run."""
+    """Delete the classifier of an earlier training from the folder of a run."""
     if (out / FOLDER / MANIFEST).is_file():
         shutil.rmtree(out / FOLDER, ignore_errors=True)
 

@@ -1,15 +1,14 @@
-"""Few-shot on unseen classes: k labelled images per class are the support, the rest are tested.
+"""Few-shot evaluation on unseen classes: k labelled support images per class, tested on the others.
 
-    prototypes  training-free: the mean of the support's features and the text describe a class
-                together, as in a classifier (see `evaluation.photo_weight`)
+    prototypes  training-free: a class is represented by the mean support features and its text, as
+                in a classifier (see `evaluation.left_out.photo_weight`)
     finetune    training of the student's projection continues with the losses of its run; at most
-                half of each batch comes from the support, the rest from the seen training set
+                half of each batch is support images, the others are seen training images
 
-Notable:
-- A seed samples the same support for every model and method; its k = 1 is part of its k = 5. The
-  same images are tested for every k: those in no support of the seed.
-- Nothing is tuned on the test images: the weight of the text was chosen on seen classes, and the
-  last state of finetuning is the one that is tested.
+- A seed samples the same support for every model and method, and its k = 1 is a subset of its
+  k = 5. The same images are tested for every k: those in no support of the seed.
+- Nothing is tuned on the test images: the weight of the text is chosen on seen classes, and the
+  state after the last finetuning step is tested.
 """
 
 import time
@@ -40,14 +39,14 @@ from distill.training.distributed import connect
 from distill.training.head import OnStep, Step
 
 FewShotMethod = Literal["prototypes", "finetune"]
-StatusLine = Callable[[int, int, str], None]  # done, total, a note on what is being done
+StatusLine = Callable[[int, int, str], None]  # done, total, a note on the current step
 Model = Literal["teacher", "student"]
 
 
 def sample_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> Tensor:
-    """Indices [classes · k] of k images of each class, class after class.
+    """Indices [classes · k] of k random images of each class, in the order of the classes.
 
-    `targets` [images] index `keys`. A larger k adds to the sample of a smaller one.
+    `targets` [images] index `keys`. The sample for a smaller k is a subset of that for a larger k.
 
     Raises:
         DataError: a class has no image, or no image left to test on.
@@ -66,15 +65,17 @@ def sample_support(targets: Tensor, keys: Sequence[str], k: int, seed: int) -> T
             f"image{'s' if most else ''}, {advice}"
         )
     generator = torch.Generator().manual_seed(seed)
-    rows = [(targets == index).nonzero()[:, 0] for index in range(len(keys))]
-    return torch.cat([own[torch.randperm(len(own), generator=generator)[:k]] for own in rows])
+    by_class = [(targets == index).nonzero()[:, 0] for index in range(len(keys))]
+    return torch.cat(
+        [rows[torch.randperm(len(rows), generator=generator)[:k]] for rows in by_class]
+    )
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Which supports are sampled: k images of each class, for each k and seed.
 
-    `text_photos`: how many photos a class's text is worth, as the run's calibration says.
+    `text_photos` is the weight of a class's text in photos, from the run's calibration.
     """
 
     ks: Sequence[int]
@@ -88,21 +89,23 @@ class FewShotRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Model
-    k: Annotated[int, Field(ge=1, description="Support images of each class")]
+    k: Annotated[int, Field(ge=1, description="Support images per class")]
     top1: float
     top1_deviation: Annotated[
-        float | None, Field(description="Sample deviation over seeds; null for one seed")
+        float | None, Field(description="Sample standard deviation over seeds; null for one seed")
     ]
     mean_per_class: float
     mean_per_class_deviation: float | None
-    text_only_top1: Annotated[float, Field(description="Without support, on the same images")]
+    text_only_top1: Annotated[
+        float, Field(description="Without support images, on the same images")
+    ]
     photos_only_top1: Annotated[
-        float | None, Field(description="By the support alone; null for finetuning")
+        float | None, Field(description="With support images only; null for finetuning")
     ] = None
     seen_top1: Annotated[
-        float | None, Field(description="Of the finetuned student, to show what it forgot")
+        float | None, Field(description="Of the finetuned student, to show forgetting")
     ] = None
-    images: Annotated[int, Field(description="Test images for each seed")]
+    images: Annotated[int, Field(description="Test images per seed")]
 
 
 class FewShot(BaseModel):
@@ -125,7 +128,7 @@ class FewShot(BaseModel):
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finetuned student, and what it was finetuned on."""
+    """A finetuned student with its inputs and support images."""
 
     student: Student
     inputs: Inputs
@@ -134,17 +137,17 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class FinetuningCallbacks:
-    """What finetuning calls while it runs.
+    """Callbacks of finetuning.
 
-    `status` shows the steps of all trials, and which one is at work. `on_finetuned` gets the
-    student with the most images of each class and the first seed.
+    `status` shows the steps of all trials and the current trial. `on_finetuned` is called with the
+    student that was finetuned with the largest k and the first seed.
     """
 
     status: StatusLine = lambda _done, _total, _note: None
     on_finetuned: Callable[[Finetuned], object] = lambda _: None
 
 
-def few_shot(  # noqa: PLR0913 - what to measure, and what to call
+def few_shot(  # noqa: PLR0913 - what to measure, and callbacks
     config: TrainConfig,
     student: Student,
     release: Release,
@@ -157,13 +160,14 @@ def few_shot(  # noqa: PLR0913 - what to measure, and what to call
 ) -> FewShot:
     """Accuracy on the unseen images of `config.data` with each k, over the seeds.
 
-    `config` is that of the run that trained `student`. Prototypes give rows of teacher and student,
-    finetuning of the student alone.
+    `config` is that of the run that trained `student`. Prototypes give rows for teacher and
+    student, finetuning only for the student.
 
     Raises:
-        DataError: a k is larger than a class allows, an image cannot be read or a split is missing.
-        ModelError: the teacher cannot be loaded, or is not the one that the student learned from.
-        TextError: a class lacks the text that the strategy needs.
+        DataError: a class has too few images for a k, an image cannot be read, or a split is
+            missing.
+        ModelError: the teacher cannot be loaded, or is not the student's.
+        TextError: a class has no text for the strategy.
         UserError: there is no k or no seed, or finetuning diverged.
     """
     if not sampling.ks or not sampling.seeds:
@@ -218,8 +222,8 @@ def _check_dimensions(student: Student, teacher: Teacher) -> None:
     dim = student.projection.out_features
     if dim != teacher.dim:
         raise ModelError(
-            f"the student gives {dim} dimensions and the teacher {teacher.name} has {teacher.dim}: "
-            "give the teacher that the student learned from"
+            f"the student has {dim} dimensions and the teacher {teacher.name} has {teacher.dim}: "
+            "give the teacher that the student was trained with"
         )
 
 
@@ -237,9 +241,9 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Classes of the test images: by support and text, and by the support alone.
+    """Predicted classes [test images] with support and text, and with the support only.
 
-    `seen` is the accuracy on seen images in percent, if it changed.
+    `seen` is the accuracy on seen images in percent, if the model changed.
     """
 
     classes: Tensor
@@ -247,7 +251,7 @@ class _Predicted:
     seen: float | None = None
 
 
-# From (model, support indices, mask of the test images, seed).
+# Arguments: model, support indices, mask of the test images, seed.
 Predict = Callable[[Model, Tensor, Tensor, int], _Predicted]
 
 
@@ -269,35 +273,38 @@ class _Task:
         return self.inputs.splits["unseen"]
 
     def rows(
-        self, features: Mapping[Model, Tensor], predict_rest: Predict
+        self, features: Mapping[Model, Tensor], predict_tested: Predict
     ) -> tuple[FewShotRow, ...]:
-        """A row for each model and k. `features` are each model's of the unseen images."""
+        """A row for each model and k. `features` [images, dim] are those of the unseen images."""
         return tuple(
             _row(
                 model,
                 k,
-                [self._trial(model, own, (k, seed), predict_rest) for seed in self.sampling.seeds],
+                [
+                    self._trial(model, model_features, (k, seed), predict_tested)
+                    for seed in self.sampling.seeds
+                ],
             )
-            for model, own in features.items()
+            for model, model_features in features.items()
             for k in self.sampling.ks
         )
 
     def _trial(
-        self, model: Model, features: Tensor, key: tuple[int, int], predict_rest: Predict
+        self, model: Model, features: Tensor, key: tuple[int, int], predict_tested: Predict
     ) -> _Trial:
         support = self.supports[key]
-        rest = torch.ones(len(self.unseen), dtype=torch.bool)
-        for (_, seed), drawn in self.supports.items():
+        tested = torch.ones(len(self.unseen), dtype=torch.bool)
+        for (_, seed), indices in self.supports.items():
             if seed == key[1]:
-                rest[drawn] = False
-        targets, classes = self.unseen.targets[rest], len(self.unseen.keys)
-        text_only, _ = score(predict(features[rest], self.text["unseen"]), targets, classes)
-        found = predict_rest(model, support, rest, key[1])
+                tested[indices] = False
+        targets, classes = self.unseen.targets[tested], len(self.unseen.keys)
+        text_only, _ = score(predict(features[tested], self.text["unseen"]), targets, classes)
+        predicted = predict_tested(model, support, tested, key[1])
         photos_only = (
-            None if found.by_photos is None else score(found.by_photos, targets, classes)[0]
+            None if predicted.by_photos is None else score(predicted.by_photos, targets, classes)[0]
         )
-        top1, mean_per_class = score(found.classes, targets, classes)
-        return _Trial(top1, mean_per_class, text_only, len(targets), photos_only, found.seen)
+        top1, mean_per_class = score(predicted.classes, targets, classes)
+        return _Trial(top1, mean_per_class, text_only, len(targets), photos_only, predicted.seen)
 
 
 def _prototypes(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
@@ -309,22 +316,22 @@ def _prototypes(task: _Task) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
         "student": task.student.encode(task.pixels),
     }
 
-    def predict_rest(model: Model, support: Tensor, rest: Tensor, _seed: int) -> _Predicted:
-        own = features[model]
-        means = class_means(own[support], targets[support], len(text))
+    def predict_tested(model: Model, support: Tensor, tested: Tensor, _seed: int) -> _Predicted:
+        images = features[model]
+        means = class_means(images[support], targets[support], len(text))
         fused = fuse(normalize(text, dim=1), means, len(support) // len(text), text_photos)
-        return _Predicted(predict(own[rest], fused), predict(own[rest], means))
+        return _Predicted(predict(images[tested], fused), predict(images[tested], means))
 
-    return {"text_photos": text_photos}, task.rows(features, predict_rest)
+    return {"text_photos": text_photos}, task.rows(features, predict_tested)
 
 
 def _finetuning(
     task: _Task, callbacks: FinetuningCallbacks
 ) -> tuple[dict[str, float], tuple[FewShotRow, ...]]:
-    """Settings and rows of the student, finetuned for each support."""
+    """Settings and rows of the student finetuned on each support."""
     inputs, student, unseen = task.inputs, task.student, task.unseen
     settings = finetuning_config(task.config)
-    own = Images(task.pixels, unseen.targets, task.teacher, task.text["unseen"])
+    unseen_images = Images(task.pixels, unseen.targets, task.teacher, task.text["unseen"])
     finetuner = Finetuner.prepare(
         task.config,
         student,
@@ -334,45 +341,46 @@ def _finetuning(
             inputs.teacher_features("train"),
             task.text["train"],
         ),
-        own,
+        unseen_images,
         list(task.supports.values()),
         progress=inputs.progress("Encoding views"),
     )
-    tested = EvaluationImages.encode(student, task.pixels, student.test_views)
+    encoded = EvaluationImages.encode(student, task.pixels, student.test_views)
     pixels = inputs.pixels("seen", task.config.image_size)
     seen = EvaluationImages.encode(student, pixels, student.single_view)
     status = _TrialStatus(callbacks.status, [finetuner.steps(s) for s in task.supports.values()])
-    best = max(task.sampling.ks), task.sampling.seeds[0]
+    kept = max(task.sampling.ks), task.sampling.seeds[0]
 
-    def predict_rest(_model: Model, support: Tensor, rest: Tensor, seed: int) -> _Predicted:
+    def predict_tested(_model: Model, support: Tensor, tested: Tensor, seed: int) -> _Predicted:
         head = finetuner.fit(support, seed, on_step=status.next_trial())
-        if (len(support) // len(unseen.keys), seed) == best:
+        if (len(support) // len(unseen.keys), seed) == kept:
             finetuned = deepcopy(student)
             finetuned.projection = head
             callbacks.on_finetuned(Finetuned(finetuned, inputs, support))
         hits = predict(seen.through(head), task.text["seen"]) == inputs.splits["seen"].targets
         return _Predicted(
-            predict(tested.through(head)[rest], own.text), seen=100 * float(hits.double().mean())
+            predict(encoded.through(head)[tested], unseen_images.text),
+            seen=100 * float(hits.double().mean()),
         )
 
-    rows = task.rows({"student": tested.through(student.projection)}, predict_rest)
+    rows = task.rows({"student": encoded.through(student.projection)}, predict_tested)
     return {"epochs": settings.epochs, "learning_rate": settings.learning_rate}, rows
 
 
 class _TrialStatus:
-    """Tells a `StatusLine` of the steps of one trial after the other; `steps` has those of each."""
+    """Shows the progress over all trials on a `StatusLine`; `steps` has the steps of each trial."""
 
     def __init__(self, show: StatusLine, steps: Sequence[int]) -> None:
         self._show, self._steps, self._trial = show, steps, 0
 
     def next_trial(self) -> OnStep:
-        """What to call at each step of the next trial."""
+        """The callback for the steps of the next trial."""
         before, total = sum(self._steps[: self._trial]), sum(self._steps)
         self._trial += 1
-        trial, began = f"trial {self._trial} of {len(self._steps)}", time.monotonic()
+        trial, started = f"trial {self._trial} of {len(self._steps)}", time.monotonic()
 
         def update(step: Step) -> None:
-            rate = step.images / max(time.monotonic() - began, 1e-9)
+            rate = step.images / max(time.monotonic() - started, 1e-9)
             epochs = f"epoch {step.epoch} of {step.epochs}"
             self._show(before + step.done, total, f"{trial}, {epochs}, {rate:,.0f} images/s")
 
@@ -380,7 +388,7 @@ class _TrialStatus:
 
 
 def _row(model: Model, k: int, trials: Sequence[_Trial]) -> FewShotRow:
-    """Means and deviations over the trials of all seeds."""
+    """Means and standard deviations over the trials of all seeds."""
     top1 = [trial.top1 for trial in trials]
     per_class = [trial.mean_per_class for trial in trials]
     seen = [trial.seen for trial in trials if trial.seen is not None]

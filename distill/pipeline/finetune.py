@@ -1,9 +1,7 @@
 """Finetuning of a student on a few images of new classes.
 
-The backbone stays as it is and the projection is trained: each image passes through the network
-once, however many supports are tried.
-
-Notable: training images of seen classes are replayed against forgetting.
+The backbone is frozen and only the projection is trained, so each image is encoded once for all
+supports. Training images of seen classes are replayed against forgetting.
 """
 
 from collections.abc import Sequence
@@ -22,9 +20,9 @@ from distill.models.student import EVALUATION_BATCH, Student
 from distill.training.head import HeadImages, OnStep, batches, fit_head
 
 EPOCHS: Final = 10
-LEARNING_RATE: Final = 0.04  # of AdamW; a single layer bears it, and Muon's steps take longer
-SEEN_IMAGES: Final = 1024  # at least so many are replayed
-VIEWS: Final = 5  # random ones of each image
+LEARNING_RATE: Final = 0.04  # of AdamW; stable for a single layer, and Muon's steps are slower
+SEEN_IMAGES: Final = 1024  # minimum number of replayed images
+VIEWS: Final = 5  # random views per image
 SEED: Final = 0  # of the views and of the replayed images
 
 
@@ -40,14 +38,14 @@ class Images:
 
 @dataclass(frozen=True)
 class Finetuner:
-    """A student, the replayed images and those of all supports, as its backbone sees them."""
+    """Finetunes the projection of a student on supports whose images are already encoded."""
 
-    config: TrainConfig  # of finetuning, but for the seed
-    head: nn.Linear
+    config: TrainConfig  # of finetuning; the seed is set in `fit`
+    head: nn.Linear  # the projection after training
     replayed: HeadImages
-    pool: HeadImages
-    place: Tensor  # from the index of an image to its place in `pool`
-    text: Tensor  # of all classes, seen ones first
+    pool: HeadImages  # the images of all supports
+    pool_rows: Tensor  # from the index of an unseen image to its row in `pool`, −1 for none
+    text: Tensor  # [classes, dim] of all classes, seen ones first
 
     @classmethod
     def prepare(
@@ -60,16 +58,16 @@ class Finetuner:
         *,
         progress: Progress = lambda _done, _total: None,
     ) -> "Finetuner":
-        """Encode random views of the images of all `supports`, indices of unseen images.
+        """Encode random views of the images of all `supports`, which are indices of unseen images.
 
-        `config` is that of the run. `progress` is called with (views encoded, all views).
+        `config` is that of the run. `progress` is called with (views encoded, total views).
         """
         generator = torch.Generator().manual_seed(SEED)
-        most = max(SEEN_IMAGES, *map(len, supports))
-        kept = torch.randperm(len(train.pixels), generator=generator)[:most]
+        replayed_images = max(SEEN_IMAGES, *map(len, supports))
+        kept = torch.randperm(len(train.pixels), generator=generator)[:replayed_images]
         rows = torch.unique(torch.cat(list(supports)))
-        place = torch.full((len(unseen.pixels),), -1)
-        place[rows] = torch.arange(len(rows))
+        pool_rows = torch.full((len(unseen.pixels),), -1)
+        pool_rows[rows] = torch.arange(len(rows))
         pixels = torch.cat([train.pixels[kept], unseen.pixels[rows]])
         features = _encode_views(student, pixels, generator, progress)
         device = features.device
@@ -83,23 +81,23 @@ class Finetuner:
             head=student.projection,
             replayed=images(features[: len(kept)], train, kept, 0),
             pool=images(features[len(kept) :], unseen, rows, len(train.text)),
-            place=place,
+            pool_rows=pool_rows,
             text=torch.cat([train.text, unseen.text]).to(device),
         )
 
     def fit(self, support: Tensor, seed: int, *, on_step: OnStep = lambda _step: None) -> nn.Linear:
-        """The projection after training on `support`, one of those that were prepared.
+        """Train the projection on `support`, one of those given to `prepare`, and return it.
 
         Raises:
             UserError: the training diverged.
         """
         config = self.config.model_copy(update={"seed": seed})
-        new = self.pool.select(self.place[support])
+        new = self.pool.select(self.pool_rows[support])
         return fit_head(config, self.head, self._replayed(new), new, self.text, on_step=on_step)
 
     def steps(self, support: Tensor) -> int:
         """The number of steps of `fit`."""
-        new = self.pool.select(self.place[support])
+        new = self.pool.select(self.pool_rows[support])
         return self.config.epochs * batches(self.config, len(self._replayed(new)), len(new))[1]
 
     def _replayed(self, new: HeadImages) -> HeadImages:
@@ -107,13 +105,13 @@ class Finetuner:
 
 
 def finetuning_config(config: TrainConfig) -> TrainConfig:
-    """The configuration of finetuning after a run with `config`."""
+    """The configuration for finetuning the student of a run with `config`."""
     changes = {
         "epochs": EPOCHS,
         "optimiser": "adamw",
         "learning_rate": LEARNING_RATE,
         "warmup_epochs": 0.0,
-        # The support has no captions of its own.
+        # Support images have no captions.
         "losses": config.losses.model_copy(update={"cap": 0.0}),
     }
     return config.model_copy(update=changes)
@@ -135,19 +133,19 @@ def _encode_views(
         ]
         features.append(torch.stack(views, dim=1).float())
         progress(VIEWS * sum(map(len, features)), VIEWS * len(pixels))
-    return torch.cat(features).clone()  # no longer an inference tensor
+    return torch.cat(features).clone()  # a normal tensor, which autograd accepts
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """Images as the backbone sees them in the student's evaluation views."""
+    """Backbone features of images in the student's evaluation views."""
 
     features: Tensor  # [images, views, width]
 
     @classmethod
     @torch.inference_mode()
     def encode(cls, student: Student, pixels: Pixels, views: TestViews) -> "EvaluationImages":
-        """Encode `pixels` [images, 3, size, size] uint8 once."""
+        """Encode `pixels` [images, 3, size, size] uint8 with the backbone."""
         student.eval()
         device = student.projection.weight.device
         batches = [
@@ -160,7 +158,7 @@ class EvaluationImages:
 
     @torch.inference_mode()
     def through(self, head: nn.Linear) -> Tensor:
-        """Features [images, dim] on the CPU with the projection `head`, as `Student.encode`."""
+        """Features [images, dim] with the projection `head`, as in `Student.encode`, on the CPU."""
         features: Tensor = head(self.features)
         if features.shape[1] > 1:
             features = normalize(features, dim=2)

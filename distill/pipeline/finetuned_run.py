@@ -1,7 +1,7 @@
-"""A finetuned student as the folder of a run, which `distill evaluate` and `distill export` take.
+"""Writes a finetuned student in the layout of a training run, for `evaluate` and `export`.
 
-Notable: its accuracies on unseen classes are those on images that it was not finetuned on. Later
-evaluations use all images, and so flatter it.
+The report excludes the images that the student was finetuned on. Later evaluations use all images,
+so their accuracy on unseen classes is too high.
 """
 
 from dataclasses import replace
@@ -36,17 +36,18 @@ def write_finetuned_run(
     """
     started_at = datetime.now(UTC)
     prepare_folder(out, release)
-    rest = torch.ones(len(finetuned.inputs.splits["unseen"]), dtype=torch.bool)
-    rest[finetuned.support] = False
     unseen = finetuned.inputs.splits["unseen"]
-    paths = tuple(path for path, kept in zip(unseen.paths, rest.tolist(), strict=True) if kept)
+    is_tested = torch.ones(len(unseen), dtype=torch.bool)
+    is_tested[finetuned.support] = False
+    paths = tuple(path for path, kept in zip(unseen.paths, is_tested.tolist(), strict=True) if kept)
     inputs = finetuned.inputs
     pixels: dict[SplitName, Pixels] = {
         split: inputs.pixels(split, config.image_size) for split in inputs.splits
     }
     features = {split: inputs.teacher_features(split, normalize=False) for split in inputs.splits}
-    pixels["unseen"], features["unseen"] = pixels["unseen"][rest], features["unseen"][rest]
-    tested = replace(unseen, paths=paths, targets=unseen.targets[rest])
+    pixels["unseen"] = pixels["unseen"][is_tested]
+    features["unseen"] = features["unseen"][is_tested]
+    tested = replace(unseen, paths=paths, targets=unseen.targets[is_tested])
     inputs = replace(inputs, splits={**inputs.splits, "unseen": tested})
     classes = (*inputs.splits["train"].keys, *unseen.keys)
     banks = text_banks(config, release, inputs, classes)

@@ -1,4 +1,4 @@
-"""What training and evaluation read: image splits, teacher, text banks, image features, pixels."""
+"""Inputs of training and evaluation: splits, teacher, text banks, image features, pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from distill.models.teacher import Teacher
 
 @dataclass(frozen=True)
 class Inputs:
-    """Splits and a teacher. What is computed from them is kept in the folder `cache`."""
+    """Splits and a teacher; features and pixels computed from them are cached in `cache`."""
 
     splits: Mapping[SplitName, Split]
     teacher: Teacher
     cache: Path
-    progress: Callable[[str], Progress]  # from a title to a function of (done, total)
+    progress: Callable[[str], Progress]  # maps a title to a function of (done, total)
     pixel_mode: PixelMode = "auto"
 
     def text_bank(self, release: Release, strategy: TextStrategy, keys: Sequence[str]) -> TextBank:
         """The text bank of the classes `keys`.
 
         Raises:
-            TextError: the release lacks a class, or a text that the strategy needs.
+            TextError: the release has no text of the strategy for a class.
         """
         return build_text_bank(self.teacher, release, strategy, keys=keys, cache=self.cache)
 
@@ -52,8 +52,8 @@ class Inputs:
         )
 
     def view_features(self, views: int) -> tuple[Tensor, Tensor]:
-        """View parameters [images, views, 6] of the training images, and the teacher's raw features
-        of those views [images, views, dim].
+        """View parameters [images, views, 6] of the training images, and the teacher's unnormalised
+        features [images, views, dim] of these views.
 
         Raises:
             DataError: an image cannot be read, or the cache cannot be written.
@@ -71,7 +71,7 @@ class Inputs:
         """The images of `split` as uint8 [images, 3, size, size], cached or streamed.
 
         Raises:
-            UnreadableImages: some cannot be read, if they are cached; the error names all of them.
+            UnreadableImages: images cannot be read (raised here only if pixels are cached).
             DataError: the cache cannot be written.
         """
         progress = self.progress(f"Pixels, {split}")
@@ -79,7 +79,7 @@ class Inputs:
 
 
 def file_features(images: Sequence[Path], teacher: Teacher, student: Path | None) -> Tensor:
-    """Features [images, dim] of image files: the teacher's, or those of the run folder `student`.
+    """Features [images, dim] of image files by the teacher, or by the student in a run folder.
 
     Raises:
         UnreadableImages: an image cannot be read.

@@ -1,6 +1,6 @@
-"""One training job, from configuration and release to student and report.
+"""A training job, from configuration and release to student and report.
 
-The steps in the order in which they run: check, encode, train, evaluate, report, forecast, export.
+The steps are, in order: check, encode, train, evaluate, report, forecast, export.
 """
 
 import time
@@ -27,7 +27,7 @@ from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
 from distill.pipeline.export_step import export_classifier, remove_classifier
-from distill.pipeline.forecast import forecast, rehearse
+from distill.pipeline.forecast import forecast, train_proxy
 from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
 from distill.pipeline.results import (
@@ -47,7 +47,7 @@ from distill.training.openmp import wait_policy
 
 OnEvent = Callable[[EventKind, dict[str, Any]], None]
 RELEASE_FILE: Final = "release.json"
-PROGRESS_INTERVAL_S: Final = 1.0  # each event becomes a row in the service's database
+PROGRESS_INTERVAL_S: Final = 1.0  # each event is stored as a row in the service's database
 
 
 def run_job(
@@ -62,13 +62,12 @@ def run_job(
 ) -> Report:
     """Train a student and write report.json, report.html, the student and its text bank to `out`.
 
-    With `config.export` also the folder classifier/, where it can be exported.
+    With `config.export`, the folder classifier/ is written too, unless the export fails.
 
-    Where torchrun started several processes, all of them call this; only the main process sends
-    events and writes files.
+    Under torchrun, all processes call this; only the main process sends events and writes files.
 
     Raises:
-        UserError: an input is missing or invalid; raised before the first step where possible.
+        UserError: an input is missing or invalid; raised before the first step if possible.
         Interrupted: `should_stop` returned true; a checkpoint in `out` lets the run resume.
     """
     check_trackers(config.track)
@@ -78,7 +77,7 @@ def run_job(
     torch.manual_seed(config.seed)
     is_main = connect(config.device).is_main_process
     emit = on_event if is_main else _ignore_event
-    with processes().main_process_first():  # the others find its features in the cache
+    with processes().main_process_first():  # the others use the features that it caches
         run, student = _prepare(config, release, out, cache=cache, on_event=emit)
     with tracking(
         config,
@@ -105,7 +104,7 @@ def run_job(
             resume=resume,
         )
         if is_main:
-            remove_classifier(out)  # that of an earlier student
+            remove_classifier(out)  # of an earlier student
             write_results(run, student, out, epochs)
         if config.forecast:
             _forecast(run, student, out, on_event=emit, should_stop=should_stop, resume=resume)
@@ -126,13 +125,13 @@ def _forecast(
     should_stop: Callable[[], bool],
     resume: bool,
 ) -> None:
-    """Add a forecast to the report, or log why there is none: the student is trained by now.
+    """Add a forecast to the report. User errors are only logged: the student is already trained.
 
     Every process calls this.
     """
     torch.manual_seed(run.config.seed)
     try:
-        rehearsal = rehearse(
+        proxy = train_proxy(
             run,
             _build_student(run.config, run.inputs.teacher),
             out,
@@ -141,9 +140,9 @@ def _forecast(
             resume=resume,
         )
         if processes().is_main_process:
-            found = forecast(run, student, rehearsal)
-            add_forecast(run, read_report(out), found, out)
-            on_event(EventKind.LOG, {"message": forecast_line(found)})
+            result = forecast(run, student, proxy)
+            add_forecast(run, read_report(out), result, out)
+            on_event(EventKind.LOG, {"message": forecast_line(result)})
     except UserError as error:
         on_event(EventKind.LOG, {"message": f"no forecast: {error}"})
 
@@ -175,11 +174,13 @@ def _export(
 
 
 def _ignore_event(_kind: EventKind, _data: dict[str, Any]) -> None:
-    """For all processes but the main one."""
+    """Event handler of all processes except the main process."""
 
 
 def _progress_events(on_event: OnEvent) -> Callable[[str], Progress]:
-    """From a phase to a function of (done, total) that emits events, at most one a second."""
+    """A function from a phase to a function of (done, total), which emits at most one event per
+    PROGRESS_INTERVAL_S.
+    """
 
     def start(phase: str) -> Progress:
         emitted = 0.0
@@ -198,7 +199,7 @@ def _progress_events(on_event: OnEvent) -> Callable[[str], Progress]:
 def _prepare(
     config: TrainConfig, release: Release, out: Path, *, cache: Path, on_event: OnEvent
 ) -> tuple[RunInputs, Student]:
-    """Check everything that can be checked before hours are spent, then encode."""
+    """Check the inputs, so that errors show before hours of training; then encode them."""
     started_at = datetime.now(UTC)
 
     def log(message: str) -> None:
@@ -208,7 +209,7 @@ def _prepare(
     prepare_folder(out, release)
     device = processes().device
     teacher = load_teacher(config.teacher, device=device, precision=config.precision)
-    student = _build_student(config, teacher)  # before encoding: it may be impossible
+    student = _build_student(config, teacher)  # before encoding: this may fail
     choice = choose_pixels(config.pixels, splits.values(), config.image_size, cache)
     log(f"{_machine_line(config, teacher)}, {choice}")
     inputs = Inputs(splits, teacher, cache, _progress_events(on_event), choice.mode)
@@ -249,7 +250,7 @@ def _prepare(
 
 
 def _machine_line(config: TrainConfig, teacher: Teacher) -> str:
-    """What this training runs on, for people."""
+    """One line for people: device, precision, optimiser and threads."""
     student = dtype_name(student_dtype(teacher.device, config.precision))
     precision = dtype_name(teacher.dtype)
     if precision != student:
@@ -296,15 +297,15 @@ def _build_student(config: TrainConfig, teacher: Teacher) -> Student:
 def text_banks(
     config: TrainConfig, release: Release, inputs: Inputs, classes: Collection[str]
 ) -> dict[str, TextBank]:
-    """Banks of the plain names, the configured strategy and the control of shuffled texts.
+    """Text banks of the plain names, the configured strategy and the shuffled control.
 
     Raises:
-        TextError: the release lacks a class, or a text that the strategy needs.
+        TextError: the release has no text of the strategy for a class.
     """
     keys, strategy = tuple(classes), config.text_strategy
     banks: dict[str, tuple[Release, TextStrategy]] = {"name": (release, "name")}
     if strategy != "name":
-        # Labels without images may have no texts either.
+        # Labels without images may have no texts: leave them out of the control.
         used = tuple(label for label in release.labels if label.key in keys)
         shuffled = shuffle_texts(release.model_copy(update={"labels": used}), config.seed)
         banks |= {strategy: (release, strategy), CONTROL: (shuffled, strategy)}
@@ -312,7 +313,7 @@ def text_banks(
 
 
 def _captions(config: TrainConfig, inputs: Inputs, log: Callable[[str], None]) -> Tensor | None:
-    """Features of the captions of the training images, if L_cap has a weight."""
+    """Features [images, dim] of the training images' captions, if L_cap has a weight."""
     if not config.losses.cap or config.captions is None:
         return None
     root = base_folder(config.data)

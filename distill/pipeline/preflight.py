@@ -1,6 +1,6 @@
-"""Checks before the first training step, so that no hours are lost to a wrong input.
+"""Checks of the inputs before the first training step.
 
-All checks run before any error is raised: one log message lists everything that is wrong.
+All checks run before any error is raised, so that one log message lists all problems.
 """
 
 import math
@@ -18,20 +18,20 @@ from distill.errors import ModelError, TextError, UnreadableImages, some
 from distill.evaluation.accuracy import accuracy
 from distill.pipeline.inputs import Inputs
 
-SAMPLE: Final = 512  # seen images that the teacher is tested on
-SIGNIFICANCE: Final = 0.05  # of the test whether the teacher is better than chance
-LISTED: Final = 50  # files and classes named in the log
+SAMPLE: Final = 512  # seen images that the teacher is evaluated on
+SIGNIFICANCE: Final = 0.05  # level of the test whether the teacher is better than chance
+LISTED: Final = 50  # files and classes listed in the log
 
 
 def preflight(
     config: TrainConfig, release: Release, inputs: Inputs, log: Callable[[str], None]
 ) -> tuple[Preflight, dict[SplitName, Pixels]]:
-    """The findings, and the pixels [images, 3, size, size] of each split.
+    """Check the inputs. Returns the findings, and the pixels [images, 3, size, size] of each split.
 
-    Streamed pixels are not decoded here: unreadable images are found with the teacher's features.
+    Streamed pixels are not decoded here; unreadable images are found when the teacher encodes them.
 
     Raises:
-        UserError: training would be useless or impossible; the findings are logged first.
+        UserError: training is impossible or useless; the findings are logged first.
     """
     splits = inputs.splits
     pixels: dict[SplitName, Pixels] = {}
@@ -60,33 +60,33 @@ def preflight(
         teacher_top1=top1,
         chance=100 / len(sample.keys),
     )
-    streamed = any(isinstance(own, StreamedPixels) for own in pixels.values())
+    streamed = any(isinstance(split, StreamedPixels) for split in pixels.values())
     log("\n".join(describe(checks, decoded=not streamed)))
     _raise_errors(checks, broken, config)
     return checks, pixels
 
 
 def describe(checks: Preflight, *, decoded: bool = True) -> list[str]:
-    """The findings as lines for people. `decoded`: whether each image was read."""
+    """The findings as lines of text. `decoded` is whether all images were decoded."""
     lines = [
         f"{split.split}: {split.images:,} images of {split.classes} classes, {split.fewest} to "
-        f"{split.most} a class" + (", held out of training" if split.held_out else "")
+        f"{split.most} per class" + (", held out of training" if split.held_out else "")
         for split in checks.splits
     ]
     if not decoded:
-        lines.append("unreadable images: looked for with the teacher features")
-    for what, items in (
+        lines.append("unreadable images: checked when the teacher encodes them")
+    for title, items in (
         *([("unreadable images", checks.unreadable)] if decoded else []),
         ("classes without text", checks.without_text),
     ):
-        lines.append(f"{what}: {len(items) or 'none'}")
+        lines.append(f"{title}: {len(items) or 'none'}")
         lines += [f"  {item}" for item in items[:LISTED]]
         if len(items) > LISTED:
             lines.append(f"  and {len(items) - LISTED} more")
     if checks.teacher_top1 is not None:
         lines.append(
-            f"teacher: {checks.teacher_top1:.1f} % of {checks.teacher_sample} seen images right, "
-            f"{checks.chance:.1f} % by chance"
+            f"teacher: top-1 {checks.teacher_top1:.1f} % on {checks.teacher_sample} seen images "
+            f"(chance: {checks.chance:.1f} %)"
         )
     return lines
 
@@ -135,14 +135,15 @@ def _raise_errors(
 
 
 def is_above_chance(hits: int, images: int, chance: float) -> bool:
-    """Whether guessing would hardly get `hits` of `images` right (exact binomial test).
+    """Whether `hits` correct of `images` is significantly better than chance (exact binomial test).
 
-    True too where even all of them right would prove nothing, as with two images of two classes.
+    Also True if there are too few images for any result to be significant, as with two images of
+    two classes.
     """
     if chance**images > SIGNIFICANCE:
         return True
-    guessed = sum(
-        math.comb(images, right) * chance**right * (1 - chance) ** (images - right)
-        for right in range(hits, images + 1)
+    p_value = sum(
+        math.comb(images, correct) * chance**correct * (1 - chance) ** (images - correct)
+        for correct in range(hits, images + 1)
     )
-    return guessed <= SIGNIFICANCE
+    return p_value <= SIGNIFICANCE

@@ -1,11 +1,10 @@
-"""Prompt learning (CoOp, arXiv 2109.01134): context vectors instead of "a photo of".
+"""Prompt learning (CoOp, arXiv 2109.01134): learned context vectors instead of "a photo of".
 
-Notable:
-- The teacher stays frozen, text tower included: only [tokens, width] numbers are learned. All
-  classes share them, so that unseen classes get a text too.
+- The teacher is frozen, including its text tower: only the context [tokens, width] is learned. All
+  classes share it, so that it also applies to unseen classes.
 - The vectors are inserted at the token embedding: a prompt contains placeholder tokens, whose
-  embeddings are replaced. This needs only the embedding module of the tower, and works for CLIP's
-  and for Hugging Face's.
+  embeddings are replaced. This needs only the embedding module of the tower, and works for CLIP and
+  Hugging Face text towers.
 - Learning uses only the training images of the seen classes.
 """
 
@@ -31,8 +30,8 @@ from distill.method.losses import l_cls
 from distill.models.teacher import TEXT_BATCH, Teacher
 from distill.pipeline.inputs import Inputs
 
-PLACEHOLDER: Final = "x"  # one token in every vocabulary that has letters
-START: Final = "a photo of"  # its last tokens are the initial context
+PLACEHOLDER: Final = "x"  # a single token in every vocabulary with letters
+START: Final = "a photo of"  # its last tokens initialise the context
 BATCH: Final = 256
 LEARNING_RATE: Final = 2e-3
 
@@ -56,7 +55,7 @@ class PromptLearning(BaseModel):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a context is learned."""
+    """Settings of prompt learning."""
 
     tokens: int
     described: bool  # whether the description follows the name
@@ -69,7 +68,7 @@ def learn_prompt(inputs: Inputs, release: Release, settings: Settings, out: Path
 
     Raises:
         DataError: a class has no label, or an image cannot be read.
-        ModelError, TextError: as `learn_context`.
+        ModelError, TextError: as in `learn_context`.
     """
     teacher, splits = inputs.teacher, inputs.splits
     labels = {label.key: label for label in release.labels}
@@ -124,7 +123,7 @@ def learn_prompt(inputs: Inputs, release: Release, settings: Settings, out: Path
 
 @dataclass(frozen=True)
 class Learned:
-    """The context [tokens, width], and L_cls over all training images before and after."""
+    """The learned context [tokens, width], and L_cls over all training images before and after."""
 
     context: Tensor
     loss_before: float
@@ -140,16 +139,16 @@ def learn_context(
 ) -> Learned:
     """Learn the context on the teacher's image `features` [images, dim] of the seen classes.
 
-    `targets` [images] index `labels`. The loss is L_cls at the teacher's own temperature, over
-    batches sampled by the seed; Adam with a learning rate that follows half a cosine.
+    `targets` [images] index `labels`. Minimises L_cls at the teacher's temperature over random
+    batches, by Adam with cosine annealing of the learning rate.
 
     Raises:
         DataError: there is no image.
         ModelError: the text tower does not accept vectors instead of tokens.
-        TextError: a label has no description, or its name is too long after so many tokens.
+        TextError: a label has no description, or its name is too long with so many tokens.
     """
     if not len(features):
-        raise DataError("there is no image to learn a prompt from: add some to train/")
+        raise DataError("there are no images to learn a prompt from: add some to train/")
     device = torch.device(teacher.device)
     features, targets = features.to(device), targets.to(device)
     prompts = _Prompts(teacher, labels, settings.tokens, settings.described)
@@ -182,14 +181,14 @@ def encode_learned(
     """Unit text features [labels, dim] float32 with the learned `context` [tokens, width].
 
     Raises:
-        ModelError, TextError: as `learn_context`.
+        ModelError, TextError: as in `learn_context`.
     """
     prompts = _Prompts(teacher, labels, len(context), described)
     return prompts.encode(context.to(teacher.device)).float().cpu()
 
 
 class _Prompts:
-    """The tokenised prompts of labels, with placeholders for the context."""
+    """The tokenised prompts of labels, with placeholder tokens for the context."""
 
     def __init__(
         self, teacher: Teacher, labels: Sequence[ReleaseLabel], tokens: int, described: bool
@@ -211,7 +210,7 @@ class _Prompts:
             )
             if any(teacher.token_count(piece) > teacher.context_length for piece in pieces):
                 raise TextError(
-                    f"the name of {label.key!r} ({label.name}) after {tokens} learned tokens is "
+                    f"the name of {label.key!r} ({label.name}) with {tokens} learned tokens is "
                     f"longer than the teacher's {teacher.context_length}: learn fewer tokens"
                 )
             texts += pieces
@@ -220,14 +219,14 @@ class _Prompts:
         self.tokens = teacher.tokenizer(texts).to(teacher.device)
         self.owners = torch.tensor(owners, device=teacher.device)
         self.embedding = _embedding(teacher)
-        # The placeholders start at the first token in which two one-letter prompts differ.
+        # The first token in which two one-letter prompts differ is that of the first placeholder.
         first, second = (teacher.tokenizer([text])[0] for text in (PLACEHOLDER, "a"))
         self.slots = slice(start := int((first != second).nonzero()[0, 0]), start + tokens)
         if not bool((self.tokens[:, self.slots] == first[start].item()).all()):
             raise _no_context(teacher)
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """The initial context [tokens, width]: START, preceded by noise if there is room."""
+        """The initial context [tokens, width]: START, after noise if the context is longer."""
         ids = self.teacher.tokenizer([START])[0, self.slots.start :]
         start_tokens = self.teacher.token_count(START) - (
             self.teacher.token_count(PLACEHOLDER) - 1  # the start and end tokens
@@ -244,16 +243,16 @@ class _Prompts:
         """Unit features [labels, dim], differentiable in `context`.
 
         A text longer than the teacher's context is the mean of its sentences, as in a text bank.
-        Activations are recomputed in the backward pass, so that a thousand classes fit in memory.
+        Uses activation checkpointing, so that a thousand classes fit in memory.
         """
 
-        def part(tokens: Tensor, context: Tensor) -> Tensor:
+        def encode_batch(tokens: Tensor, context: Tensor) -> Tensor:
             with self._replaced(context):
                 return normalize(self.teacher.encode_tokens(tokens).float(), dim=1)
 
-        parts = torch.split(self.tokens, TEXT_BATCH)
+        batches = torch.split(self.tokens, TEXT_BATCH)
         pieces = torch.cat(
-            [checkpoint(part, tokens, context, use_reentrant=False) for tokens in parts]
+            [checkpoint(encode_batch, batch, context, use_reentrant=False) for batch in batches]
         )
         sums = pieces.new_zeros(int(self.owners[-1]) + 1, pieces.shape[1])
         return normalize(sums.index_add(0, self.owners, pieces), dim=1)
@@ -261,9 +260,9 @@ class _Prompts:
     @contextmanager
     def _replaced(self, context: Tensor) -> Iterator[None]:
         def replace(_: nn.Module, __: tuple[Tensor, ...], embedded: Tensor) -> Tensor:
-            own = context.to(embedded.dtype).expand(len(embedded), -1, -1)
-            before, behind = embedded[:, : self.slots.start], embedded[:, self.slots.stop :]
-            return torch.cat([before, own, behind], dim=1)
+            vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            before, after = embedded[:, : self.slots.start], embedded[:, self.slots.stop :]
+            return torch.cat([before, vectors, after], dim=1)
 
         handle = self.embedding.register_forward_hook(replace)
         try:
@@ -286,5 +285,5 @@ def _embedding(teacher: Teacher) -> nn.Embedding:
 def _no_context(teacher: Teacher) -> ModelError:
     return ModelError(
         f"the text tower of the teacher {teacher.name} does not accept a learned context: choose "
-        "one of open_clip's CLIP models, or describe the classes instead"
+        "a CLIP model of open_clip, or use descriptions instead"
     )

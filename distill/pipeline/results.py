@@ -1,4 +1,4 @@
-"""What a finished training run leaves behind: the student, its accuracies and the report."""
+"""Results of a training run: the student, its accuracies and the report."""
 
 import platform
 import statistics
@@ -52,8 +52,8 @@ from distill.pipeline.inputs import Inputs
 BANK_FILE: Final = "text_bank.safetensors"  # of the strategy that the student was trained on
 NAME_BANK_FILE: Final = "name_bank.safetensors"
 LAST_EPOCHS: Final = 5
-LEFT_OUT_IMAGES: Final = 10_000  # of each split, in choices on left-out classes
-NEW_CLASS_SHARE: Final = 4
+LEFT_OUT_IMAGES: Final = 10_000  # maximum per split for choices on left-out classes
+SEEN_PER_NEW_CLASS: Final = 4  # assumed if there are no unseen classes
 MAP_CLASSES: Final = 1000  # rows of a similarity map, one pixel each
 PLANE_CLASSES: Final = 250  # arrows on the plane of texts
 EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
@@ -61,7 +61,7 @@ EVALUATED: Final[tuple[Literal["seen", "unseen"], ...]] = ("seen", "unseen")
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Everything known about a run before its first training step."""
+    """The inputs of a run before its first training step."""
 
     config: TrainConfig
     release: Release
@@ -69,7 +69,7 @@ class RunInputs:
     checks: Preflight | None
     pixels: Mapping[SplitName, Pixels]  # uint8 [images, 3, size, size]
     banks: Mapping[str, TextBank]  # plain names, the configured strategy, the control
-    features: Mapping[SplitName, Tensor]  # the teacher's raw ones of the clean images
+    features: Mapping[SplitName, Tensor]  # unnormalised teacher features of the clean images
     views: tuple[Tensor, Tensor] | None  # view parameters, and the teacher's features of the views
     captions: Tensor | None  # features [images, dim]
     teacher_rows: tuple[Accuracy, ...]
@@ -82,7 +82,7 @@ class RunInputs:
 
 
 def add_forecast(run: RunInputs, report: Report, forecast: Forecast, out: Path) -> Report:
-    """The report with a forecast, written to `out` again.
+    """Add a forecast to the report, and write it to `out` again.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -119,8 +119,8 @@ def write_results(run: RunInputs, student: Student, out: Path, epochs: tuple[Epo
     norm.save(out / SCORE_NORM_FILE)
     report = _build_report(run, student, features, norm, epochs)
     report = report.model_copy(update=_joint_and_calibration(run, student, features, norm))
-    pictures = _draw_pictures(run, report, out)
-    report = report.model_copy(update={**pictures, "finished_at": datetime.now(UTC)})
+    images = _draw_images(run, report, out)
+    report = report.model_copy(update={**images, "finished_at": datetime.now(UTC)})
     names = run.bank.names
     write_report(report, out, similarity=_similarity(run.banks["name"], run.bank), names=names)
     return report
@@ -133,7 +133,7 @@ def _build_report(
     norm: ScoreNorm,
     epochs: tuple[Epoch, ...],
 ) -> Report:
-    """The report without pictures, given the student's features of each split."""
+    """The report without image files, from the student's features [images, dim] of each split."""
     teacher, splits = run.inputs.teacher, run.inputs.splits
     return Report(
         config=run.config,
@@ -176,7 +176,7 @@ def _build_report(
 def _joint_and_calibration(
     run: RunInputs, student: Student, features: Mapping[SplitName, Tensor], norm: ScoreNorm
 ) -> dict[str, object]:
-    """The fields of the report on seen and unseen classes together, and on probabilities."""
+    """The fields `joint` and `calibration` of the report."""
     bank = run.bank
     splits = {split: run.inputs.splits[split] for split in EVALUATED if split in run.inputs.splits}
     by_model: dict[Literal["teacher", "student"], dict[Literal["seen", "unseen"], Tensor]] = {
@@ -198,8 +198,8 @@ def _joint_and_calibration(
     if "unseen" not in splits:
         return {"calibration": calibration}
     rows = [
-        joint_accuracy(model, own, splits, text_bank, text=text)
-        for model, own in by_model.items()
+        joint_accuracy(model, model_features, splits, text_bank, text=text)
+        for model, model_features in by_model.items()
         for text, text_bank in run.banks.items()
     ]
     rows.append(joint_accuracy("student", tested, splits, bank, bias=bias))
@@ -209,10 +209,10 @@ def _joint_and_calibration(
 def _choose_for_new_classes(
     run: RunInputs, student: Student, features: Tensor
 ) -> tuple[float, float]:
-    """The bias against seen classes, and how many photos a text is worth; see `left_out`.
+    """The bias against seen classes, and the weight of a text in photos; see `left_out`.
 
-    `features` [images, dim] are the student's of the seen split. Of many images, evenly spaced
-    ones are used.
+    `features` [images, dim] are the student's features of the seen split. If there are many images,
+    evenly spaced ones are used.
     """
     train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
     text = run.bank.select(train.keys).features
@@ -230,18 +230,18 @@ def _choose_for_new_classes(
 
 
 def new_classes_expected(run: RunInputs) -> int:
-    """The number of unseen classes, or one for NEW_CLASS_SHARE seen ones where there are none."""
+    """The number of unseen classes; without any, one per SEEN_PER_NEW_CLASS seen classes."""
     splits = run.inputs.splits
     if "unseen" in splits:
         return len(splits["unseen"].keys)
-    return len(splits["train"].keys) // NEW_CLASS_SHARE
+    return len(splits["train"].keys) // SEEN_PER_NEW_CLASS
 
 
 def seen_targets(run: RunInputs) -> Tensor:
-    """The classes [images] of the validation images, as rows of the training classes."""
+    """The targets [images] of the validation images, as indices of the training classes."""
     train, seen = run.inputs.splits["train"], run.inputs.splits["seen"]
-    place = {key: row for row, key in enumerate(train.keys)}
-    return torch.tensor([place[key] for key in seen.keys])[seen.targets]
+    index_of = {key: index for index, key in enumerate(train.keys)}
+    return torch.tensor([index_of[key] for key in seen.keys])[seen.targets]
 
 
 def spaced(count: int) -> Tensor:
@@ -258,9 +258,9 @@ def accuracies(
     features: Mapping[SplitName, Tensor],
     norm: ScoreNorm,
 ) -> tuple[Accuracy, ...]:
-    """Accuracies by the cosines with each bank, and with `chosen` by scores that `norm` makes.
+    """Accuracies with the cosines of each bank, and with the standardised scores of `chosen`.
 
-    `features` are the model's, by split.
+    `features` [images, dim] of the model need not be normalised.
     """
     rows: list[tuple[str, TextBank, ScoreNorm | None]] = [
         *((text, bank, None) for text, bank in banks.items()),
@@ -283,10 +283,10 @@ def accuracies(
     )
 
 
-def _draw_pictures(
+def _draw_images(
     run: RunInputs, report: Report, out: Path
 ) -> dict[str, Similarity | TextPlane | Thumbnails | None]:
-    """The fields of the report that describe pictures, whose files go to `out`."""
+    """Draw the image files of the report to `out`, and return the fields that describe them."""
     before, bank = run.banks["name"], run.bank
     named = _classes_in_pairs(report.diagnostics, report.pulled_apart, bank.names)
     on_map = _select_rows(named, len(bank.keys), MAP_CLASSES)
@@ -301,7 +301,7 @@ def _draw_pictures(
         "text_plane": None if bank is before else text_plane(before, bank, on_plane),
         "thumbnails": draw_thumbnails(
             out,
-            run.inputs.splits["train"],  # never the images that the student is tested on
+            run.inputs.splits["train"],  # never test images
             dict(zip(bank.keys, bank.names, strict=True)),
             [bank.keys[row] for row in named],
         ),
@@ -337,7 +337,7 @@ def _classes_in_pairs(
 
 
 def _select_rows(preferred: Sequence[int], total: int, limit: int) -> list[int]:
-    """At most `limit` of `total` rows in order: `preferred` ones, and evenly spaced others."""
+    """At most `limit` of `total` rows, sorted: `preferred` rows, and evenly spaced others."""
     if total <= limit:
         return list(range(total))
     chosen = set(preferred[:limit])
@@ -347,7 +347,7 @@ def _select_rows(preferred: Sequence[int], total: int, limit: int) -> list[int]:
 
 
 def _last_epochs_accuracy(epochs: Sequence[Epoch]) -> float | None:
-    """Mean seen accuracy of the last epochs, as in the paper; None without an epoch."""
+    """Mean seen accuracy of the last epochs, as in the paper; None without epochs."""
     last = [epoch.seen_top1 for epoch in epochs[-LAST_EPOCHS:]]
     return statistics.fmean(last) if last else None
 

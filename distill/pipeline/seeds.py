@@ -1,4 +1,4 @@
-"""Several seeds of one configuration, run one after the other."""
+"""Runs one configuration with several seeds, one at a time."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from distill.pipeline.job import OnEvent, run_job
 FOLDER: Final = "seed-{}"
 
 
-def run_seeds(  # noqa: PLR0913 - those of run_job, and the seeds
+def run_seeds(  # noqa: PLR0913 - the arguments of run_job, and the seeds
     config: TrainConfig,
     release: Release,
     out: Path,
@@ -22,10 +22,10 @@ def run_seeds(  # noqa: PLR0913 - those of run_job, and the seeds
     should_stop: Callable[[], bool],
     resume: bool = False,
 ) -> SeedsReport:
-    """Run the job with each seed in its own folder below `out`, and write a report of all.
+    """Run the job with each seed in its own folder below `out`, and write a combined report.
 
     Raises:
-        UserError, Interrupted: as `run_job`.
+        UserError, Interrupted: as in `run_job`.
     """
     reports = [
         run_job(

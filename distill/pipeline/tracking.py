@@ -1,12 +1,11 @@
-"""Experiment tracking of a run by accelerate's trackers: configuration, curves, report, classifier.
+"""Experiment tracking with accelerate's trackers: configuration, curves, report, classifier.
 
-Notable:
 - Only the main process logs.
-- A run that resumes continues its runs in the trackers: their ids, and which epochs they have, are
-  in tracking.json of the run folder.
-- A tracker that fails during the training is switched off with a log line; the training goes on.
-- Where things go is each tracker's own setting (MLFLOW_TRACKING_URI, WANDB_MODE …); TensorBoard's
-  files go to tensorboard/ in the run folder.
+- A resumed run continues its runs in the trackers: their ids and logged epochs are stored in
+  tracking.json of the run folder.
+- A tracker that fails during training is switched off with a log line; training continues.
+- The destination is set by each tracker's own settings (MLFLOW_TRACKING_URI, WANDB_MODE …);
+  TensorBoard writes to tensorboard/ in the run folder.
 """
 
 import os
@@ -40,10 +39,10 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that the packages of the trackers `names` are installed, before anything is computed.
+    """Check that the packages of the trackers `names` are installed.
 
     Raises:
-        UserError: one is missing.
+        UserError: a package is missing.
     """
     for name in names:
         if find_spec(name) is None:
@@ -55,14 +54,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class TrackedRun(BaseModel):
-    """The run of one tracker: by what the tracker finds it again, and the epochs it has."""
+    """The run in one tracker: its id there, and the epochs that were logged."""
 
     id: str
     epochs: list[int] = []
 
 
 class Tracking:
-    """The trackers of one run; without any, everything here does nothing."""
+    """The trackers of one run; without trackers, all methods do nothing."""
 
     def __init__(self, out: Path, log: Log) -> None:
         self._out, self._log = out, log
@@ -83,7 +82,7 @@ class Tracking:
                 tracker.start()
                 if known is None:
                     tracker.store_init_configuration(flatten(config))
-            except Exception as error:  # trackers raise what they like
+            except Exception as error:  # trackers raise many exception types
                 self.close("FAILED")
                 raise UserError(
                     f"cannot start tracking with {name} ({error_line(error)}): check its settings, "
@@ -94,7 +93,7 @@ class Tracking:
         self._save()
 
     def log_epoch(self, epoch: Epoch) -> None:
-        """Log the curves of a finished epoch to the trackers that do not have it."""
+        """Log the values of a finished epoch to the trackers that do not have them."""
         values = {name: value for name, value in epoch if isinstance(value, int | float)}
         values.pop("epoch")
         values |= {f"losses/{name}": value for name, value in epoch.losses.items()}
@@ -110,7 +109,7 @@ class Tracking:
         self._save()
 
     def finish(self, report: Report) -> None:
-        """Log what is not logged yet, the final accuracies, and the files of the finished run."""
+        """Log missing epochs, the final accuracies, and the files of the finished run."""
         for epoch in report.epochs:
             self.log_epoch(epoch)
         step = len(report.epochs)
@@ -122,12 +121,12 @@ class Tracking:
         self._each(self._add_artifacts)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """End the runs in the trackers; `status` is shown by MLflow."""
+        """End the runs in the trackers; MLflow shows `status`."""
         self._each(lambda tracker: _end(tracker, status))
         self._trackers = []
 
     def _add_artifacts(self, tracker: GeneralTracker) -> None:
-        """Report and classifier, where the tracker stores files."""
+        """Upload report and classifier if the tracker stores files."""
         files = [self._out / name for name in ARTIFACTS if (self._out / name).is_file()]
         classifier = self._out / CLASSIFIER
         if isinstance(tracker, MLflowTracker):
@@ -149,7 +148,7 @@ class Tracking:
         for tracker in list(self._trackers):
             try:
                 action(tracker)
-            except Exception as error:  # no tracker is worth hours of training
+            except Exception as error:  # a tracker must not end the training
                 self._trackers.remove(tracker)
                 with suppress(Exception):
                     _end(tracker, "FAILED")
@@ -164,7 +163,7 @@ class Tracking:
 def tracking(
     config: TrainConfig, out: Path, *, resume: bool, is_main: bool, log: Log
 ) -> Iterator[Tracking]:
-    """The trackers of `config`, ended with the status that fits how the block ends.
+    """The trackers of `config`; their runs end with a status that matches the end of the block.
 
     Raises:
         UserError: a tracker does not start.
@@ -184,11 +183,11 @@ def tracking(
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:
-    """`config` as parameters of a tracker: losses.cls for the field cls of losses, no None."""
+    """`config` as flat parameters without None: losses.cls for the field cls of losses."""
     flat: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
         elif isinstance(value, list):
             flat[name] = ", ".join(map(str, value))
         elif value is not None:
@@ -204,7 +203,7 @@ def _make(name: str, out: Path, known_id: str | None) -> GeneralTracker:
     if name == "tensorboard":
         return TensorBoardTracker(name, logging_dir=out)
     if name == "mlflow":
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # of its maker
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         return MLflowTracker(PROJECT, run_id=known_id, run_name=out.name)
     if name == "wandb":
         return WandBTracker(PROJECT, name=out.name, id=known_id, resume="allow")
@@ -221,7 +220,7 @@ def _end(tracker: GeneralTracker, status: Status) -> None:
 
 
 def _id_of(tracker: GeneralTracker, out: Path) -> str:
-    """By what the tracker finds its run again."""
+    """The id by which the tracker can resume its run."""
     if isinstance(tracker, MLflowTracker):
         return str(tracker.tracker.info.run_id)
     if isinstance(tracker, WandBTracker):
@@ -230,7 +229,7 @@ def _id_of(tracker: GeneralTracker, out: Path) -> str:
 
 
 def _metric_name(name: str) -> str:
-    """`name` with the characters that every tracker takes."""
+    """`name` with only characters that every tracker accepts."""
     return re.sub(r"[^\w./ -]", "_", name)
 
 

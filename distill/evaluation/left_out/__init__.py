@@ -1,1 +1,1 @@
-"""Choices made on seen classes that are left out, in place of unseen ones."""
+"""Choices and forecasts made on left-out seen classes, which stand in for unseen classes."""

@@ -1,9 +1,9 @@
-"""Seen classes that stand in for unseen ones, so that choices need no image of an unseen class.
+"""Left-out seen classes as stand-ins for unseen classes, so that choices need no unseen images.
 
-The student's last layer is fitted again by ridge regression, from its backbone's features to the
-class texts, on all but some of the seen classes. What holds there for the left-out classes is taken
-to hold for unseen ones. It is a proxy for a whole training without them, at a fraction of its cost:
-the backbone has seen the left-out classes.
+The student's last layer is refitted by ridge regression, from backbone features to class texts, on
+all seen classes except some. The left-out classes then take the role of unseen classes. This
+approximates a full training without them at a fraction of the cost; the backbone was still trained
+on the left-out classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-RIDGE: Final = 0.3  # times the mean squared feature
-SHUFFLES: Final = 3  # ways to divide the seen classes
+RIDGE: Final = 0.3  # penalty, relative to the mean squared feature
+SHUFFLES: Final = 3  # random divisions of the seen classes into folds
 
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Images of seen classes, as the student's backbone sees them.
+    """Backbone features of images of seen classes.
 
-    `features` [images, width] are what goes into its last layer, `targets` [images] index the rows
+    `features` [images, width] are the inputs of the last layer; `targets` [images] index the rows
     of the seen classes' texts.
     """
 
@@ -34,7 +34,7 @@ class SeenImages:
 class LeftOut:
     """Unit `features` [validation images, dim] of a last layer fitted without some seen classes.
 
-    `classes` are the rows of their texts.
+    `classes` has the text rows of the left-out classes.
     """
 
     classes: Tensor
@@ -44,11 +44,11 @@ class LeftOut:
 def leave_out(
     train: SeenImages, validation: SeenImages, text: Tensor, unseen: int
 ) -> tuple[LeftOut, ...]:
-    """Several ways to leave out seen classes that have validation images.
+    """Refit the last layer for several choices of left-out seen classes with validation images.
 
-    `text` [seen classes, dim] are unit text features, `unseen` is the number of unseen classes: in
-    proportion, as many seen ones are left out at a time. Empty where fewer than four classes have
-    validation images, or there is no unseen class.
+    `text` [seen classes, dim] are unit text features. `unseen` is the number of unseen classes; the
+    same proportion of seen classes is left out in each fold. Returns no folds if fewer than four
+    classes have validation images or there is no unseen class.
     """
     classes = torch.unique(validation.targets)
     if len(classes) < 4 or not unseen:
@@ -69,21 +69,21 @@ def leave_out(
 
 
 def fit_without(train: SeenImages, text: Tensor, folds: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The layer for each fold, fitted by ridge regression on the images of all other classes.
+    """The last layer for each fold, fitted by ridge regression on the images of all other classes.
 
-    A fold holds the classes to leave out: rows of `text` [classes, dim]. Yields weights
-    [width + 1, dim] float64, the last row an offset. The sums over images are made once; each fold
-    subtracts those of its own images.
+    A fold has the classes to leave out: rows of `text` [classes, dim]. Yields weights
+    [width + 1, dim] float64 whose last row is the bias. The sums over all images are computed once;
+    each fold subtracts those of its own images.
     """
-    inputs, wanted = _with_ones(train.features), text[train.targets].double()
-    squares, products = inputs.T @ inputs, inputs.T @ wanted
+    inputs, outputs = _with_ones(train.features), text[train.targets].double()
+    squares, products = inputs.T @ inputs, inputs.T @ outputs
     identity = torch.eye(len(squares), dtype=torch.float64)
     for left_out in folds:
         images = torch.isin(train.targets, left_out)
         own = inputs[images]
         kept = squares - own.T @ own
         penalty = RIDGE * kept.diagonal().mean() * identity
-        yield torch.linalg.solve(kept + penalty, products - own.T @ wanted[images])
+        yield torch.linalg.solve(kept + penalty, products - own.T @ outputs[images])
 
 
 def _with_ones(features: Tensor) -> Tensor:

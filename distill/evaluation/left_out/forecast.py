@@ -1,19 +1,18 @@
-"""How well classes that come later will be recognised, measured on seen classes that were left out.
+"""Forecast of the accuracy on classes that are added later, measured on left-out seen classes.
 
-A rehearsal is a student that was trained without some of the seen classes. To it, they are what
-unseen classes are to the student. From its scores follow the accuracies among n new classes.
+A proxy student is trained without some of the seen classes, which are unseen classes for it. The
+accuracies among n new classes are computed from its scores.
 
-Notable:
-- Classes are the unit of chance, not images: another set of new classes is easier or harder as a
-  whole. The interval follows from how much the left-out classes differ. It covers both that few
-  classes were left out and that the n new ones are a sample.
-- The rehearsal lags behind the student, since its training is shorter and has fewer classes. On
-  classes that both were trained on the difference is known (`shortfall`); on new ones it is
-  smaller. A quarter of it is added, and the interval reaches from none of it to half.
-- The accuracy among n classes is the exact mean over all ways to choose them, not a simulation.
-- Beyond the left-out classes the curve is extrapolated: the logit of the accuracy falls linearly
-  with log n. Where seen classes compete too, they count as so many more new classes. Half of the
-  extrapolated change is added to the error.
+- Classes, not images, are the sampling unit: another set of new classes is easier or harder as a
+  whole. The interval is computed from the variance between the left-out classes. It accounts for
+  the small number of left-out classes and for the n new classes being a sample.
+- The proxy is less accurate than the student, since its training is shorter and has fewer classes.
+  The gap on the classes that both were trained on is known (`shortfall`); on new classes it is
+  smaller. A quarter of it is added, and the interval extends from none of it to half.
+- The accuracy among n classes is the exact mean over all choices of n classes, not a simulation.
+- Beyond the number of left-out classes the curve is extrapolated: the logit of the accuracy falls
+  linearly with log n. If seen classes compete too, they count as additional new classes. Half of
+  the extrapolated change is added to the error.
 """
 
 import math
@@ -28,17 +27,18 @@ from torch import Tensor
 from contract import Forecast, ForecastPoint, ForecastValue
 
 CONFIDENCE: Final = 0.95
-SHARE_OF_SHORTFALL: Final = 0.25  # on the demo, new classes gained 0.22 of it
-STEPS: Final = (2, 5, 10)  # numbers of new classes, in each power of ten
+SHARE_OF_SHORTFALL: Final = 0.25  # on the demo, the student gained 0.22 of it on new classes
+STEPS: Final = (2, 5, 10)  # numbers of new classes to forecast for, times powers of ten
 
 
 @dataclass(frozen=True)
-class RehearsalScores:
-    """What decides each validation image in a rehearsal, whose left-out classes are its new ones.
+class ProxyScores:
+    """Which classes score higher than the true class for each validation image, by the proxy.
 
-    `new_images` [images, left out] and `kept_images` [images, left out] tell which left-out classes
-    beat the image's own class; `new_targets` is the own class of an image of a left-out class.
-    `beats_kept` and `right` tell whether the own class beats all kept classes (all other ones).
+    `new_images` and `kept_images` [images, left out] mark the left-out classes that score higher
+    than the true class, for images of left-out and of kept classes. `new_targets` [images] is the
+    true class of the former. `beats_kept` and `right` [images] mark images of left-out and of kept
+    classes whose true class scores higher than all (other) kept classes.
     """
 
     new_images: Tensor  # bool
@@ -50,10 +50,11 @@ class RehearsalScores:
     @classmethod
     def of(
         cls, cosines: Tensor, targets: Tensor, left_out: Tensor, seen_bias: float
-    ) -> "RehearsalScores":
-        """From `cosines` [images, seen classes], which `targets` index; `left_out` are classes.
+    ) -> "ProxyScores":
+        """From the proxy's `cosines` [images, seen classes].
 
-        `seen_bias` is taken from the cosines of kept classes.
+        `targets` [images] and `left_out` [left out] are indices of seen classes. `seen_bias` is
+        subtracted from the cosines of kept classes.
         """
         scores = cosines.double().clone()
         is_new = torch.isin(torch.arange(scores.shape[1]), left_out)
@@ -62,11 +63,11 @@ class RehearsalScores:
         of_new = is_new[targets]
         beaten_by_new = scores[:, left_out] > own
         best_kept = scores[:, ~is_new].max(dim=1, keepdim=True).values
-        place = torch.full((scores.shape[1],), -1)
-        place[left_out] = torch.arange(len(left_out))
+        index_among_new = torch.full((scores.shape[1],), -1)
+        index_among_new[left_out] = torch.arange(len(left_out))
         return cls(
             new_images=beaten_by_new[of_new],
-            new_targets=place[targets[of_new]],
+            new_targets=index_among_new[targets[of_new]],
             beats_kept=(own > best_kept)[of_new, 0],
             kept_images=beaten_by_new[~of_new],
             right=(own >= best_kept)[~of_new, 0],
@@ -80,11 +81,11 @@ class RehearsalScores:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Shares of images that are right, 0 to 1, with n new classes; or a figure for each of them."""
+    """Accuracies, 0 to 1, with n new classes; or their standard errors."""
 
-    alone: float  # of new classes, among them
-    joint_unseen: float  # of new classes, among all
-    joint_seen: float  # of seen classes, among all
+    alone: float  # on new classes, among new classes
+    joint_unseen: float  # on new classes, among all classes
+    joint_seen: float  # on seen classes, among all classes
 
 
 def numbers_of_classes(seen: int, others: Iterable[int]) -> tuple[int, ...]:
@@ -94,41 +95,39 @@ def numbers_of_classes(seen: int, others: Iterable[int]) -> tuple[int, ...]:
 
 
 def forecast_points(
-    scores: RehearsalScores, numbers: Iterable[int], shortfall: float, seen_accuracy: float
+    scores: ProxyScores, numbers: Iterable[int], shortfall: float, seen_accuracy: float
 ) -> tuple[ForecastPoint, ...]:
-    """The expected accuracies with each of `numbers` of new classes.
+    """The expected accuracies for each of `numbers` of new classes.
 
-    `shortfall` is by how much the rehearsal lags behind the student, in the logit; `seen_accuracy`
-    the student's share of right validation images among all seen classes, 0 to 1.
+    `shortfall` is the difference of the logits of student and proxy; `seen_accuracy` is the
+    student's accuracy on the validation images among all seen classes, 0 to 1.
     """
     return tuple(_point(scores, number, shortfall, seen_accuracy) for number in numbers)
 
 
-def shortfall(rehearsal: float, student: float) -> float:
-    """By how much the rehearsal lags behind the student in the logit, never less than 0.
+def shortfall(proxy: float, student: float) -> float:
+    """The logit of the student's accuracy minus that of the proxy's, at least 0.
 
-    Both are shares of the same images of kept classes, 0 to 1.
+    Both accuracies, 0 to 1, are on the same images of kept classes.
     """
     edge = 1e-3
-    odds = [min(max(share, edge), 1 - edge) for share in (rehearsal, student)]
-    lagging, ahead = (math.log(share / (1 - share)) for share in odds)
-    return max(0.0, ahead - lagging)
+    clamped = [min(max(accuracy, edge), 1 - edge) for accuracy in (proxy, student)]
+    proxy_logit, student_logit = (math.log(p / (1 - p)) for p in clamped)
+    return max(0.0, student_logit - proxy_logit)
 
 
 def forecast_line(forecast: Forecast) -> str:
-    """One line for people: what to expect of as many new classes as were left out."""
+    """One line for people: the forecast for as many new classes as were left out."""
     point = next(point for point in forecast.points if point.classes == forecast.left_out)
     alone, joint = point.alone, point.joint_unseen
     return (
-        f"forecast for {point.classes} classes that come later: {alone.value:.0f} % of their "
-        f"images right among them ({alone.low:.0f} to {alone.high:.0f}), {joint.value:.0f} % among "
-        f"all classes ({joint.low:.0f} to {joint.high:.0f})"
+        f"forecast for {point.classes} new classes: top-1 {alone.value:.0f} % among them "
+        f"({alone.low:.0f} to {alone.high:.0f}), {joint.value:.0f} % among all classes "
+        f"({joint.low:.0f} to {joint.high:.0f})"
     )
 
 
-def _point(
-    scores: RehearsalScores, new: int, shortfall: float, seen_accuracy: float
-) -> ForecastPoint:
+def _point(scores: ProxyScores, new: int, shortfall: float, seen_accuracy: float) -> ForecastPoint:
     expected, errors = accuracies_among(scores, new), _standard_errors(scores, new)
     quantile, likely = student_t(scores.left_out - 1), SHARE_OF_SHORTFALL * shortfall
 
@@ -139,7 +138,8 @@ def _point(
             **dict(zip(("value", "low", "high"), map(_percent, ends), strict=True))
         )
 
-    # More seen classes compete in the student: what new ones leave of its own accuracy is taken.
+    # More seen classes compete for the student than for the proxy: scale the student's accuracy by
+    # the fraction that new classes leave.
     kept = expected.joint_seen / max(float(scores.right.double().mean()), 1e-9)
     seen = value(seen_accuracy * kept, errors.joint_seen, 0.0)
     unseen = value(expected.joint_unseen, errors.joint_unseen, likely)
@@ -154,7 +154,7 @@ def _point(
 
 
 def _harmonic_mean(seen: ForecastValue, unseen: ForecastValue) -> ForecastValue:
-    """H of two independent values, to first order."""
+    """The harmonic mean of two independent values, with its interval to first order."""
     total = seen.value + unseen.value or 1.0
     by_seen, by_unseen = (2 * (other.value / total) ** 2 for other in (unseen, seen))
     mean = 2 * seen.value * unseen.value / total
@@ -163,8 +163,8 @@ def _harmonic_mean(seen: ForecastValue, unseen: ForecastValue) -> ForecastValue:
     return ForecastValue(value=mean, low=max(0.0, mean - below), high=min(100.0, mean + above))
 
 
-def _standard_errors(scores: RehearsalScores, new: int) -> Accuracies:
-    """Errors of the logits, from the choice of classes (left-out and new) and extrapolation."""
+def _standard_errors(scores: ProxyScores, new: int) -> Accuracies:
+    """Standard errors of the logits, from sampling classes (left-out and new) and extrapolation."""
     most = scores.left_out
     both = math.sqrt(1 / most + 1 / new)
     measured, expected = accuracies_among(scores, min(new, most)), accuracies_among(scores, new)
@@ -175,10 +175,10 @@ def _standard_errors(scores: RehearsalScores, new: int) -> Accuracies:
         by_class = torch.bincount(scores.new_targets, weights=hits, minlength=most) / images
         return float(by_class.std()) * both / _slope(mean, scores)
 
-    # The images that n new classes take from seen ones are in proportion to what each takes.
+    # The images lost to n new classes are proportional to the mean number lost to one.
     taken = (scores.kept_images & scores.right[:, None]).double().mean(dim=0)
-    right, found = float(scores.right.double().mean()), _share(_logit(expected.joint_seen, scores))
-    lost = max(0.0, math.log(right / found)) if right else 0.0
+    right, left = float(scores.right.double().mean()), _share(_logit(expected.joint_seen, scores))
+    lost = max(0.0, math.log(right / left)) if right else 0.0
     spread = float(taken.std() / taken.mean()) * both if taken.any() else 0.0
 
     def with_extrapolation(name: str, error: float) -> float:
@@ -190,20 +190,21 @@ def _standard_errors(scores: RehearsalScores, new: int) -> Accuracies:
         joint_unseen=with_extrapolation(
             "joint_unseen", of_classes(unbeaten * scores.beats_kept, measured.joint_unseen)
         ),
-        joint_seen=with_extrapolation("joint_seen", lost * spread / (1 - found)),
+        joint_seen=with_extrapolation("joint_seen", lost * spread / (1 - left)),
     )
 
 
-def _slope(share: float, scores: RehearsalScores) -> float:
-    """The derivative of the share by its logit; of a share that is 0 or 1 as in `_logit`."""
+def _slope(share: float, scores: ProxyScores) -> float:
+    """The derivative of a share with respect to its logit; shares are clamped as in `_logit`."""
     inside = _share(_logit(share, scores))
     return inside * (1 - inside)
 
 
 def student_t(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t, to 1 % from three degrees of freedom on.
+    """The two-sided 95 % quantile of Student's t distribution.
 
-    By the expansion around the normal quantile (Abramowitz & Stegun, 26.7.5).
+    By the expansion around the normal quantile (Abramowitz & Stegun, 26.7.5); accurate to 1 % from
+    three degrees of freedom.
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     terms = (
@@ -215,8 +216,8 @@ def student_t(freedom: int) -> float:
     return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
-def accuracies_among(scores: RehearsalScores, new: int) -> Accuracies:
-    """The accuracies with `new` new classes, extrapolated where fewer were left out."""
+def accuracies_among(scores: ProxyScores, new: int) -> Accuracies:
+    """The accuracies with `new` new classes, extrapolated if fewer were left out."""
     most = scores.left_out
     if new <= most:
         return _measured(scores, new)
@@ -232,8 +233,8 @@ def accuracies_among(scores: RehearsalScores, new: int) -> Accuracies:
     return Accuracies(at("alone"), at("joint_unseen"), at("joint_seen"))
 
 
-def _measured(scores: RehearsalScores, new: int) -> Accuracies:
-    """Means over all ways to choose `new` of the left-out classes."""
+def _measured(scores: ProxyScores, new: int) -> Accuracies:
+    """Means over all choices of `new` of the left-out classes."""
     most = scores.left_out
     alone = _chance_unbeaten(scores.new_images.sum(dim=1), most - 1, new - 1)
     among_kept = _chance_unbeaten(scores.kept_images.sum(dim=1), most, new)
@@ -245,8 +246,8 @@ def _measured(scores: RehearsalScores, new: int) -> Accuracies:
 
 
 def _chance_unbeaten(beaten: Tensor, others: int, chosen: int) -> Tensor:
-    """The chance [images] that none of the `beaten` stronger classes is among the `chosen` ones of
-    `others`, float64: C(others − beaten, chosen) / C(others, chosen).
+    """The probability [images] that none of the `beaten` [images] classes that score higher is
+    among `chosen` of `others` classes, float64: C(others − beaten, chosen) / C(others, chosen).
     """
     free = (others - beaten).double()
     enough = free.clamp(min=chosen)
@@ -259,10 +260,10 @@ def _chance_unbeaten(beaten: Tensor, others: int, chosen: int) -> Tensor:
 
 
 def _extrapolated(first: float, last: float, half: int, most: int, new: int, slope: float) -> float:
-    """The logit with `new` classes, of a curve through `first` at `half` and `last` at `most`.
+    """The logit for `new` classes on the curve through `first` at `half` and `last` at `most`.
 
-    The curve is c − slope · log(n + s), where the seen classes count as s more new ones. With
-    s = 0 it is the line of new classes alone.
+    The curve is c − slope · log(n + s): the seen classes count as s additional new classes. With
+    s = 0 it is the line for new classes alone.
     """
     fall = first - last
     if fall <= 0 or slope <= 0:
@@ -274,8 +275,8 @@ def _extrapolated(first: float, last: float, half: int, most: int, new: int, slo
     return last - slope * math.log((new + more) / (most + more))
 
 
-def _logit(share: float, scores: RehearsalScores) -> float:
-    """log(share / (1 − share)), of a share that is 0 or 1 as of half an image."""
+def _logit(share: float, scores: ProxyScores) -> float:
+    """log(share / (1 − share)), where 0 and 1 count as half an image from the end."""
     edge = 0.5 / max(len(scores.new_images), 1)
     share = min(max(share, edge), 1 - edge)
     return math.log(share / (1 - share))

@@ -1,1 +1,1 @@
-"""Reports of training jobs, for machines and for people."""
+"""Reports of training jobs as JSON and HTML."""

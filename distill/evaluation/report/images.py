@@ -1,6 +1,6 @@
-"""Image files of a report: similarity maps as grey pixels, and example images as tiles.
+"""Image files of a report: similarity maps in greyscale, and sheets of example images.
 
-They are small enough for a web page: a similarity map of 1,000 classes has about 200 kB.
+They are small enough for a web page: a similarity map of 1,000 classes takes about 200 kB.
 """
 
 import io
@@ -22,9 +22,9 @@ from distill.errors import DataError, UnreadableImages
 SIMILARITY_FILES: Final = ("similarity-before.png", "similarity-after.png")
 THUMBNAIL_FILE: Final = "thumbnails.jpg"
 MAX_MAP_BYTES: Final = 200_000  # bytes
-LEVELS: Final = (256, 128, 64, 48, 32, 24, 16, 12, 8)  # of grey; fewer levels make a smaller file
+LEVELS: Final = (256, 128, 64, 48, 32, 24, 16, 12, 8)  # of grey; fewer levels compress better
 MAX_SHEET_BYTES: Final = 120_000  # bytes
-SIDE, COLUMNS, EXAMPLES = 64, 12, 2  # pixels of a tile, tiles a row, tiles a class
+SIDE, COLUMNS, EXAMPLES = 64, 12, 2  # pixels of a tile, tiles per row, tiles per class
 MAX_TILES: Final = 96
 QUALITIES: Final = (85, 70, 50, 30)  # of JPEG
 
@@ -37,22 +37,23 @@ def similarity_order(similarity: NDArray[np.float32]) -> list[int]:
     """
     if len(similarity) == 0:
         return []
-    left = np.ones(len(similarity), dtype=bool)
+    remaining = np.ones(len(similarity), dtype=bool)
     order = [int(similarity.sum(axis=1).argmin())]
-    left[order[0]] = False
-    while left.any():
-        order.append(int(np.where(left, similarity[order[-1]], -np.inf).argmax()))
-        left[order[-1]] = False
+    remaining[order[0]] = False
+    while remaining.any():
+        order.append(int(np.where(remaining, similarity[order[-1]], -np.inf).argmax()))
+        remaining[order[-1]] = False
     return order
 
 
 def draw_similarity(
     out: Path, similarity: Mapping[str, NDArray[np.float32]], names: Sequence[str]
 ) -> Similarity | None:
-    """Draw each matrix of cosines to a file in `out`; None with fewer than two classes.
+    """Draw each matrix of cosines to a file in `out`. Returns None for fewer than two classes.
 
-    `similarity` maps a text strategy to its cosines [classes, classes], before enrichment first;
-    `names` are those of the rows. All pictures use the `similarity_order` of the first matrix.
+    `similarity` maps a text strategy to its cosines [classes, classes], the strategy before
+    enrichment first; `names` are the class names of the rows. All images use the `similarity_order`
+    of the first matrix.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -69,7 +70,7 @@ def draw_similarity(
 
 
 def _grey(matrix: NDArray[np.float32], text: str, file: str) -> tuple[SimilarityPicture, bytes]:
-    """The picture of a matrix, with as many levels of grey as fit into MAX_MAP_BYTES, as PNG."""
+    """The matrix as a PNG with the most grey levels that fit into MAX_MAP_BYTES, and its scale."""
     above = np.triu(np.ones(matrix.shape, dtype=bool), k=1)
     low, high = float(matrix[above].min()), float(matrix[above].max())
     high = max(high, low + 1e-6)
@@ -88,9 +89,9 @@ def _grey(matrix: NDArray[np.float32], text: str, file: str) -> tuple[Similarity
 def draw_thumbnails(
     out: Path, split: Split, names: Mapping[str, str], keys: Sequence[str]
 ) -> Thumbnails | None:
-    """Draw the first images of the `keys` classes (keys) to one file in `out`.
+    """Draw the first images of the classes `keys` to one file in `out`, at most MAX_TILES.
 
-    None if `split` has none of them. `names` maps keys to names. At most MAX_TILES are drawn.
+    `names` maps class keys to names. Returns None if `split` has no image of these classes.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -103,7 +104,7 @@ def draw_thumbnails(
         for path in images.get(key, [])[:EXAMPLES]:
             try:
                 tiles.append((names[key], square(open_image(path), SIDE).transpose(1, 2, 0)))
-            except UnreadableImages:  # deleted since the training began
+            except UnreadableImages:  # deleted since the training started
                 continue
     del tiles[MAX_TILES:]
     if not tiles:
@@ -122,7 +123,7 @@ def draw_thumbnails(
 
 
 def _sheet(tiles: Sequence[NDArray[np.uint8]], quality: int) -> bytes:
-    """Tiles [side, side, 3] in rows as one JPEG."""
+    """Tiles, each [side, side, 3], in rows as one JPEG."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.full((rows * SIDE, COLUMNS * SIDE, 3), 127, dtype=np.uint8)
     for number, tile in enumerate(tiles):
@@ -138,5 +139,5 @@ def _write(path: Path, content: bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise DataError(
-            f"cannot write {path} ({error.strerror}): make room or choose another folder"
+            f"cannot write {path} ({error.strerror}): free some space or choose another folder"
         ) from None

@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
 
 
 class Spread(_Frozen):
-    """One number of several runs. `deviation` is the sample standard deviation."""
+    """A value over several runs. `deviation` is the sample standard deviation."""
 
     values: Annotated[tuple[float, ...], Field(description="In the order of the seeds")]
     mean: float
@@ -43,9 +43,9 @@ class SeedImitation(_Frozen):
 
 
 class SeedsReport(_Frozen):
-    """What several runs that differ in their seed alone have in common."""
+    """Results over several runs that differ only in their seed."""
 
-    config: Annotated[TrainConfig, Field(description="That of the first seed")]
+    config: Annotated[TrainConfig, Field(description="Configuration of the first seed")]
     release_hash: str
     seeds: tuple[int, ...]
     accuracies: tuple[SeedAccuracy, ...]
@@ -74,25 +74,25 @@ def combine_reports(reports: Sequence[Report]) -> SeedsReport:
         seeds=tuple(report.config.seed for report in reports),
         accuracies=tuple(
             SeedAccuracy(
-                model=same[0].model,
-                text=same[0].text,
-                split=same[0].split,
-                top1=spread(row.top1 for row in same),
-                mean_per_class=spread(row.mean_per_class for row in same),
+                model=by_seed[0].model,
+                text=by_seed[0].text,
+                split=by_seed[0].split,
+                top1=spread(row.top1 for row in by_seed),
+                mean_per_class=spread(row.mean_per_class for row in by_seed),
             )
-            for same in rows
+            for by_seed in rows
         ),
         seen_top1_last_epochs=spread(last),
         imitation=tuple(
             SeedImitation(
-                split=same[0].split,
-                m_rel=spread(row.m_rel for row in same),
+                split=by_seed[0].split,
+                m_rel=spread(row.m_rel for row in by_seed),
                 m_neigh=None
-                if same[0].m_neigh is None
-                else spread(row.m_neigh for row in same if row.m_neigh is not None),
-                m_vlalign=spread(row.m_vlalign for row in same),
+                if by_seed[0].m_neigh is None
+                else spread(row.m_neigh for row in by_seed if row.m_neigh is not None),
+                m_vlalign=spread(row.m_vlalign for row in by_seed),
             )
-            for same in imitations
+            for by_seed in imitations
         ),
     )
 

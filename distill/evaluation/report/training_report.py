@@ -1,7 +1,7 @@
-"""The report of a training job: report.json for machines, one self-contained report.html.
+"""The report of a training job: report.json, and the self-contained page report.html.
 
-The page loads no other file: charts are inline SVG. Their colours are CSS variables, so that they
-follow the reader's light or dark mode; heat maps are embedded pixels.
+The page loads no other files: charts are inline SVG, and heat maps are embedded images. Colours are
+CSS variables, so that charts follow the reader's light or dark mode.
 """
 
 import io
@@ -26,7 +26,7 @@ from distill.evaluation.report.images import similarity_order
 if TYPE_CHECKING:  # matplotlib takes a second to import: only where a chart is drawn
     from matplotlib.axes import Axes
 
-CONTROL: Final = "shuffled"  # shuffled descriptions: the texts of the run on wrong classes
+CONTROL: Final = "shuffled"  # the texts of the run, shuffled over the classes
 NORMALISED: Final = "normalised"  # the texts of the run, with scores standardised by ScoreNorm
 TEXT_TITLES: Final = {
     "name": "names",
@@ -39,11 +39,11 @@ TEXT_TITLES: Final = {
 }
 VIEWS: Final[Mapping[TestViews, str]] = {
     "whole": "the whole of each image",
-    "centre": "the centre of each image, seven eighths of a side",
+    "centre": "the centre crop of each image, 7/8 of the side",
     "ten-crop": "ten crops of each image, whose features were averaged",
 }
-NAMED_CLASSES: Final = 40  # a heat map of more classes has no names
-# Unique placeholder colours, which are replaced by the variables of the page's style.
+NAMED_CLASSES: Final = 40  # a heat map of more classes shows no names
+# Unique placeholder colours, which are replaced by CSS variables of the page.
 INK, LINE, SERIES = "#010203", "#010204", tuple(f"#0103{n:02x}" for n in range(1, 7))
 VARIABLES: Final = {INK: "--muted", LINE: "--line"} | {
     colour: f"--series-{n}" for n, colour in enumerate(SERIES, start=1)
@@ -83,8 +83,8 @@ def write_report(
 ) -> None:
     """Write report.json and report.html to the folder `out`, each atomically.
 
-    `similarity` maps a text strategy to its cosines [classes, classes], before enrichment first;
-    `names` are those of the classes, in the order of the rows.
+    `similarity` maps a text strategy to its cosines [classes, classes], the strategy before
+    enrichment first; `names` are the class names of the rows.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -94,7 +94,7 @@ def write_report(
 
 
 def write_files(out: Path, files: Mapping[str, str]) -> None:
-    """Write each text to the file of its name in `out`.
+    """Write `files`, texts by file name, to the folder `out`.
 
     Raises:
         DataError: `out` cannot be written to.
@@ -104,15 +104,15 @@ def write_files(out: Path, files: Mapping[str, str]) -> None:
             write_atomically(out / name, text)
     except OSError as error:
         raise DataError(
-            f"cannot write the report to {out} ({error.strerror}): make room or choose another "
-            "folder, then run `distill report` on it"
+            f"cannot write the report to {out} ({error.strerror}): free some space or choose "
+            "another folder, then run `distill report` on it"
         ) from None
 
 
 def render(
     report: Report, *, similarity: Mapping[str, NDArray[np.float32]], names: Sequence[str]
 ) -> str:
-    """The page of `report`; see `write_report`."""
+    """The HTML page of `report`; arguments as in `write_report`."""
     order = similarity_order(next(iter(similarity.values()))) if similarity else []
     by_text = {bank.text: bank for bank in report.diagnostics}
     return templates.get_template("report.html").render(
@@ -141,14 +141,14 @@ def render(
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain by enrichment of one model on the unseen classes; accuracies are top-1 %."""
+    """The gain of a model by enrichment on the unseen classes; accuracies are top-1 in percent."""
 
     model: Literal["teacher", "student"]
     classes: int
     name: float
     enriched: float
     control: float | None
-    error: float  # two standard errors of the gain, in points
+    error: float  # two standard errors of the gain, in percentage points
 
     @property
     def points(self) -> float:
@@ -162,7 +162,7 @@ class Gain:
 
     @property
     def is_beaten_by_control(self) -> bool:
-        """Whether shuffled descriptions do as well: then their content is not the reason."""
+        """Whether shuffled descriptions are as good, so that their content is not the reason."""
         return self.control is not None and self.control >= self.enriched - self.error
 
 
@@ -185,13 +185,13 @@ def _gain(report: Report, model: Literal["teacher", "student"]) -> Gain | None:
 
 
 def _standard_error(row: Accuracy) -> float:
-    """Standard error in points over images; ignores that the classes are a sample too."""
+    """Standard error over images in percentage points; ignores the sampling of classes."""
     share = row.top1 / 100
     return 100 * math.sqrt(share * (1 - share) / row.images) if row.images else 0.0
 
 
 def headline(report: Report) -> str:
-    """One sentence on the gain by enrichment on unseen classes."""
+    """One or two sentences on the gain by enrichment on unseen classes."""
     gain = _gain(report, "student")
     if gain is None:
         row = next(
@@ -200,26 +200,26 @@ def headline(report: Report) -> str:
         if row is None:
             return _seen_headline(report)
         return (
-            f"Trained on {TEXT_TITLES[report.config.text_strategy]} alone, the student recognises "
-            f"{row.top1:.1f} % of the images of {row.classes} classes that it never saw."
+            f"Trained only on {TEXT_TITLES[report.config.text_strategy]}, the student recognises "
+            f"{row.top1:.1f} % of the images of {row.classes} unseen classes."
         )
     texts = TEXT_TITLES[report.config.text_strategy]
     numbers = f"from {gain.name:.1f} % with plain names to {gain.enriched:.1f} %"
     if not gain.is_clear:
-        verdict = f"made no clear difference to the student: {numbers}"
+        verdict = f"made no significant difference to the student: {numbers}"
     elif gain.points > 0:
-        verdict = f"lifted the student by {gain.points:.1f} points, {numbers}"
+        verdict = f"raised the student's accuracy by {gain.points:.1f} points, {numbers}"
     else:
-        verdict = f"cost the student {-gain.points:.1f} points, {numbers}"
+        verdict = f"lowered the student's accuracy by {-gain.points:.1f} points, {numbers}"
     sentence = f"On {gain.classes} classes never seen in training, {texts} {verdict}"
     if gain.control is None:
         return f"{sentence}."
     if gain.is_clear and gain.points > 0 and gain.is_beaten_by_control:
         return (
-            f"{sentence}; but shuffled over the classes, the texts reach {gain.control:.1f} %, so "
-            "the gain does not come from their content."
+            f"{sentence}. But the same texts, shuffled over the classes, reach "
+            f"{gain.control:.1f} %, so the gain does not come from their content."
         )
-    return f"{sentence}; shuffled over the classes, the same texts reach {gain.control:.1f} %."
+    return f"{sentence}. The same texts, shuffled over the classes, reach {gain.control:.1f} %."
 
 
 def _seen_headline(report: Report) -> str:
@@ -245,7 +245,7 @@ def _table(rows: Iterable[Accuracy]) -> list[tuple[str, str, dict[str, Accuracy]
 def _draw(
     draw: Callable[["Axes"], None], title: str, *, width: float = 4.4, height: float = 2.9
 ) -> Markup:
-    """A chart as SVG. `draw` fills the axes; sizes are in inches of 72 px."""
+    """A chart as inline SVG. `draw` plots on the axes; sizes are in inches of 72 px."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -282,14 +282,14 @@ def _draw(
     svg = svg[svg.index("<svg") :]
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    # Charts on one page would share ids such as "axes_1"; nothing refers to them.
+    # Several charts on a page would have the same ids, such as "axes_1"; nothing refers to them.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     label = Markup(' role="img" aria-label="{}"').format(title)
     return Markup(svg.replace("<svg", f"<svg{label}", 1))
 
 
 def _curves(report: Report) -> list[tuple[str, Markup]]:
-    """Titles and charts of losses and accuracy by epoch."""
+    """Titles and charts of the losses and the accuracy per epoch."""
     if not report.epochs:
         return []
     epochs = [epoch.epoch for epoch in report.epochs]
@@ -310,9 +310,9 @@ def _curves(report: Report) -> list[tuple[str, Markup]]:
         _format_epoch_axis(axes, epochs)
 
     return [
-        ("Losses, mean over each epoch, unweighted", _draw(draw_losses, "Losses per epoch")),
+        ("Unweighted losses, mean over each epoch", _draw(draw_losses, "Losses per epoch")),
         (
-            "Accuracy on seen classes, validation images",
+            "Accuracy on validation images of seen classes",
             _draw(draw_accuracy, "Seen accuracy per epoch"),
         ),
     ]
@@ -328,7 +328,7 @@ def _format_epoch_axis(axes: "Axes", epochs: Sequence[int]) -> None:
 
 
 def _reliability(report: Report) -> Markup | None:
-    """The reliability diagram. Each point is a bin, larger the more images it has."""
+    """The reliability diagram: one point per bin, sized by its number of images."""
     calibration = report.calibration
     if calibration is None or not calibration.reliability_after:
         return None
@@ -336,25 +336,25 @@ def _reliability(report: Report) -> Markup | None:
     def draw(axes: "Axes") -> None:
         axes.plot([0, 100], [0, 100], color=LINE)
         for colour, label, bins in (
-            (SERIES[0], "temperature of the training", calibration.reliability_before),
+            (SERIES[0], "training temperature", calibration.reliability_before),
             (SERIES[1], "fitted temperature", calibration.reliability_after),
         ):
-            images = [each.images for each in bins]
+            images = [point.images for point in bins]
             axes.scatter(
-                [100 * each.confidence for each in bins],
-                [100 * each.accuracy for each in bins],
+                [100 * point.confidence for point in bins],
+                [100 * point.accuracy for point in bins],
                 [10 + 300 * count / sum(images) for count in images],
                 color=colour,
             )
             axes.scatter([], [], 30, color=colour, label=label)  # of equal size in the legend
-        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="probability %", ylabel="right %")
+        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="probability %", ylabel="accuracy %")
         axes.legend(loc="lower right")
 
     return _draw(draw, "Reliability diagram")
 
 
 def _forecast_chart(report: Report) -> Markup | None:
-    """Expected accuracy of new classes by their number, alone and jointly, with intervals."""
+    """Expected accuracy on new classes against their number, with intervals."""
     if report.forecast is None:
         return None
     from matplotlib.ticker import NullFormatter
@@ -373,14 +373,14 @@ def _forecast_chart(report: Report) -> Markup | None:
         axes.set_xscale("log")
         axes.set_xticks(numbers, [str(number) for number in numbers])
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(ylim=(0, 103), xlabel="new classes", ylabel="top-1 % of their images")
+        axes.set(ylim=(0, 103), xlabel="new classes", ylabel="top-1 %")
         axes.legend(loc="upper right")
 
     return _draw(draw, "Forecast for new classes")
 
 
 def _spectrum(report: Report) -> Markup | None:
-    """The singular values of each bank's mean-centred features, on a log scale."""
+    """The singular values of each text bank's mean-centred features, on a log scale."""
     if not any(bank.singular_values for bank in report.diagnostics):
         return None
     from matplotlib.ticker import NullFormatter
@@ -406,7 +406,7 @@ def _spectrum(report: Report) -> Markup | None:
 def _heat_maps(
     similarity: Mapping[str, NDArray[np.float32]], order: Sequence[int], names: Sequence[str]
 ) -> list[tuple[str, Markup]]:
-    """Strategy and chart of each matrix, all on one scale and in one order of classes."""
+    """Strategy and chart of each matrix, all with the same scale and order of classes."""
     if len(order) < 2:
         return []
     off_diagonal = ~np.eye(len(order), dtype=bool)

@@ -52,7 +52,7 @@ def random_features(images: int, classes: int = 12) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
 
 
-def test_imitation_gathers_each_metric_of_one_split():
+def test_imitation_has_each_metric_of_one_split():
     student, teacher, text = random_features(40)
     row = imitation("train", student, teacher, text)
     assert (row.split, row.images, row.m_neigh_k, row.m_vlalign_k) == ("train", 40, 10, 10)
@@ -77,7 +77,7 @@ def test_small_sets_are_compared_with_as_many_neighbours_and_texts_as_they_have(
     assert (row.m_neigh_k, row.m_neigh, row.m_vlalign, row.m_vlalign_normalised) == (0, None, 0, 0)
 
 
-def test_of_a_very_large_split_an_evenly_spaced_part_is_compared_and_said(monkeypatch):
+def test_a_very_large_split_is_compared_on_an_evenly_spaced_part(monkeypatch):
     student, teacher, text = random_features(41)
     monkeypatch.setattr("distill.evaluation.accuracy.MAX_IMAGES", 21)
     row = imitation("train", student, teacher, text)

@@ -1,4 +1,4 @@
-"""Temperatures, calibration errors and thresholds, beside slow and obvious computations."""
+"""Temperatures, calibration errors and thresholds, compared with slow computations."""
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def test_the_bins_of_a_reliability_diagram_give_the_calibration_error():
         (reliability(probabilities, targets), expected_calibration_error(probabilities, targets)),
         (cross_fitted_reliability(scores, targets), cross_fitted_error(scores, targets)),
     ):
-        assert sum(each.images for each in bins) == len(targets)
-        gaps = sum(each.images * abs(each.confidence - each.accuracy) for each in bins)
+        assert sum(bin_.images for bin_ in bins) == len(targets)
+        gaps = sum(bin_.images * abs(bin_.confidence - bin_.accuracy) for bin_ in bins)
         assert 100 * gaps / len(targets) == pytest.approx(error)
 
 

@@ -1,4 +1,4 @@
-"""Predictions by attribute: the scores are those of the paper, and the command tells what fired."""
+"""Predictions by attribute: the scores follow the paper, and the command lists what fired."""
 
 import json
 import math
@@ -42,34 +42,34 @@ def test_a_class_is_scored_by_the_mean_cosine_of_its_attributes():
             expected[key] = sum(own) / len(own)
 
         ranked = sorted(TEXTS.keys, key=lambda key: -expected[key])
-        assert [each.key for each in found] == ranked
-        for each in found:
-            assert each.score == pytest.approx(expected[each.key], abs=1e-6)
-            assert {x.attribute for x in each.attributes} == {
-                n for n in cosines if n[0] == each.key
+        assert [candidate.key for candidate in found] == ranked
+        for candidate in found:
+            assert candidate.score == pytest.approx(expected[candidate.key], abs=1e-6)
+            assert {x.attribute for x in candidate.attributes} == {
+                n for n in cosines if n[0] == candidate.key
             }
-            for x in each.attributes:
+            for x in candidate.attributes:
                 assert x.cosine == pytest.approx(cosines[x.attribute], abs=1e-6)
                 assert (x.evidence, x.fired) == (None, None)
-            shown = [x.cosine for x in each.attributes]
+            shown = [x.cosine for x in candidate.attributes]
             assert shown == sorted(shown, reverse=True)
 
 
-def test_an_attribute_fires_where_it_is_clearly_above_what_it_is_with_other_images():
+def test_an_attribute_fires_where_it_scores_clearly_higher_than_on_other_images():
     others = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
     cosines = torch.nn.functional.normalize(others, dim=1) @ TEXTS.bare.T
     mean, deviation = cosines.mean(dim=0), cosines.std(dim=0, correction=0)
     for image, (best,) in enumerate(explain(others, TEXTS, 1, ScoreNorm.of(others))):
-        for each in best.attributes:
-            row = TEXTS.attributes.index(each.attribute)
+        for match in best.attributes:
+            row = TEXTS.attributes.index(match.attribute)
             expected = (cosines[image, row] - mean[row]) / deviation[row]
-            assert each.evidence == pytest.approx(expected.item(), abs=1e-3)
-            assert each.fired == (each.evidence > 1.5)
+            assert match.evidence == pytest.approx(expected.item(), abs=1e-3)
+            assert match.fired == (match.evidence > 1.5)
     everywhere = [
         x.fired
         for classes in explain(others, TEXTS, 3, ScoreNorm.of(others))
-        for each in classes
-        for x in each.attributes
+        for candidate in classes
+        for x in candidate.attributes
     ]
     assert 0 < sum(everywhere) / len(everywhere) < 0.15
 
@@ -103,7 +103,7 @@ def test_features_that_do_not_fit_are_refused():
         explain(torch.full((1, 4), torch.nan), TEXTS, 1)
 
 
-def test_the_demos_teacher_tells_unseen_charms_by_their_attributes(charm_release, charm_world):
+def test_the_demos_teacher_recognises_unseen_charms_by_their_attributes(charm_release, charm_world):
     """Among all 51 classes, so that chance is 2 %."""
     from distill.data.splits import scan_split
     from distill.embeddings.image_features import image_features
@@ -136,7 +136,7 @@ def picture(charm_world):
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])
-def test_the_command_gives_classes_and_evidence_as_json(picture, charm_run, who):
+def test_the_command_prints_classes_and_evidence_as_json(picture, charm_run, who):
     model = {"teacher": ("--teacher", f"local-dir:{DEMO / 'teacher'}")}.get(
         who, ("--student", charm_run)
     )
@@ -149,8 +149,8 @@ def test_the_command_gives_classes_and_evidence_as_json(picture, charm_run, who)
     assert [image["image"] for image in result["images"]] == [str(picture)] * 2
     first, second = result["images"][0]["classes"]
     assert first["score"] >= second["score"]
-    assert any(each["attribute"].startswith("colours: ") for each in first["attributes"])
-    assert {each["fired"] for each in first["attributes"]} <= (
+    assert any(match["attribute"].startswith("colours: ") for match in first["attributes"])
+    assert {match["fired"] for match in first["attributes"]} <= (
         {None} if who == "teacher" else {True, False}
     )
 
@@ -178,7 +178,7 @@ def test_a_release_with_descriptions_alone_explains_too(picture, charm_run, tmp_
     assert done.exit_code == 0, done.stderr
     first = json.loads(done.stdout)["images"][0]["classes"][0]
     (label,) = (label for label in labels if label.key == first["key"])
-    assert all(each["attribute"] in label.description for each in first["attributes"])
+    assert all(match["attribute"] in label.description for match in first["attributes"])
 
 
 def test_only_some_classes_compete_if_asked(picture, charm_run):
@@ -188,7 +188,7 @@ def test_only_some_classes_compete_if_asked(picture, charm_run):
     done = run(picture, "--student", charm_run, *words, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)["images"][0]["classes"]
-    assert {each["key"] for each in found} == {first.key, second.key}
+    assert {candidate["key"] for candidate in found} == {first.key, second.key}
 
 
 def test_the_runs_bias_is_taken_from_the_classes_it_was_trained_on(picture, charm_run, charm_world):
@@ -200,19 +200,19 @@ def test_the_runs_bias_is_taken_from_the_classes_it_was_trained_on(picture, char
     trained = {path.name for path in (charm_world / "train").iterdir()}
     found = json.loads(done.stdout)["images"][0]["classes"]
     assert len(found) == 51
-    for each in found:
-        cosines = [x["cosine"] for x in each["attributes"]]
+    for candidate in found:
+        cosines = [x["cosine"] for x in candidate["attributes"]]
         mean = sum(cosines) / len(cosines)
-        expected = mean - bias if each["key"] in trained else mean
-        assert each["score"] == pytest.approx(expected, abs=1e-5)
-    scores = [each["score"] for each in found]
+        expected = mean - bias if candidate["key"] in trained else mean
+        assert candidate["score"] == pytest.approx(expected, abs=1e-5)
+    scores = [candidate["score"] for candidate in found]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
+def test_each_mistake_is_a_one_line_error(picture, charm_run, tmp_path):
     whole = ("--release", charm_run / "release.json")
     teacher = ("--teacher", f"local-dir:{DEMO / 'teacher'}")
-    for words, told in (
+    for words, message in (
         ((picture, *whole), "name a model: --student FOLDER of a training run, or --teacher NAME"),
         ((picture, *teacher), "give the classes: --release FILE"),
         ((picture, *teacher, *whole, "--class", "nothing"), "has no class 'nothing'"),
@@ -221,4 +221,4 @@ def test_each_mistake_is_told_in_one_line(picture, charm_run, tmp_path):
     ):
         done = run(*words)
         assert done.exit_code == 1
-        assert told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr

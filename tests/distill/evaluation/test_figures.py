@@ -25,7 +25,7 @@ def evaluate(run, world, *options):
     return CliRunner().invoke(app, words, catch_exceptions=False)
 
 
-def test_a_report_tells_how_seen_and_unseen_classes_fare_together(charm_run):
+def test_a_report_has_the_joint_accuracy_of_seen_and_unseen_classes(charm_run):
     report = read_report(charm_run)
     rows = {(row.model, row.text, row.bias == 0): row for row in report.joint}
     alone = {(row.model, row.text, row.split): row.top1 for row in report.accuracies}
@@ -38,10 +38,10 @@ def test_a_report_tells_how_seen_and_unseen_classes_fare_together(charm_run):
     assert report.joint[-1].bias == report.calibration.seen_bias
     page = (charm_run / "report.html").read_text()
     assert "Seen and unseen classes together" in page
-    assert "expected calibration error" in page and "Reliability: how often" in page
+    assert "expected calibration error" in page and "Reliability: accuracy of" in page
 
 
-def test_a_report_tells_what_its_probabilities_are_worth(charm_run):
+def test_a_report_has_the_calibration_of_its_probabilities(charm_run):
     calibration = read_report(charm_run).calibration
     assert calibration.ece_after < calibration.ece_before
     cosine, softmax, normalised = calibration.unknown_scores
@@ -56,7 +56,7 @@ def test_a_report_tells_what_its_probabilities_are_worth(charm_run):
 
 
 @pytest.mark.parametrize("of_student", [True, False])
-def test_evaluate_gives_the_joint_setting_of_the_report(of_student, charm_run, charm_world):
+def test_evaluate_prints_the_joint_accuracy_of_the_report(of_student, charm_run, charm_world):
     options = ("--student", charm_run) if of_student else ()
     found = json.loads(evaluate(charm_run, charm_world, "--joint", "--json", *options).stdout)
     report = read_report(charm_run)
@@ -76,17 +76,20 @@ def test_evaluate_gives_the_joint_setting_of_the_report(of_student, charm_run, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--seen-bias", "0.1"), "--seen-bias is for all classes competing: give --joint too"),
-        (("--joint", "--normalised"), "--joint compares cosines: leave --normalised out"),
+        (("--seen-bias", "0.1"), "--seen-bias needs --joint: give both"),
+        (
+            ("--joint", "--normalised"),
+            "--joint cannot be combined with --normalised: leave one of them out",
+        ),
     ],
 )
-def test_options_that_do_not_fit_are_one_line(options, message, charm_run, charm_world):
+def test_incompatible_options_are_a_one_line_error(options, message, charm_run, charm_world):
     result = evaluate(charm_run, charm_world, "--student", charm_run, *options)
     assert result.exit_code == 1
     assert result.stderr == f"distill: {message}\n"
 
 
-def test_a_text_bank_of_another_dimension_is_one_line(charm_run, charm_world, tmp_path):
+def test_a_text_bank_of_another_dimension_is_a_one_line_error(charm_run, charm_world, tmp_path):
     bank = TextBank.load(charm_run / "text_bank.safetensors")
     width = bank.features.shape[1]
     replace(bank, features=bank.features[:, :8]).save(tmp_path / "bank.safetensors")

@@ -1,4 +1,4 @@
-"""Seen and unseen classes competing, beside a loop over images and biases."""
+"""Joint accuracy of seen and unseen classes, compared with a loop over images and biases."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def slow_accuracy(scores: torch.Tensor, targets: torch.Tensor, bias: float) -> f
 
 
 @given(st.integers(0, 1000), st.sampled_from([-2.0, -0.35, 0.0, 0.25, 0.55, 2.0]))
-def test_a_point_is_what_a_loop_over_the_images_counts(seed, bias):
+def test_a_point_equals_a_count_in_a_loop_over_the_images(seed, bias):
     seen, seen_targets, unseen, unseen_targets = drawn(seed)
     point = outcomes(seen, seen_targets, unseen, unseen_targets, IS_SEEN).at(bias)
     assert point.seen == pytest.approx(slow_accuracy(seen, seen_targets, bias))

@@ -29,11 +29,11 @@ def naive(training: torch.Tensor, features: torch.Tensor, text: torch.Tensor) ->
     rows = []
     for feature in features:
         row = []
-        for one in text:
-            known = [cosine(each, one) for each in training]
+        for class_text in text:
+            known = [cosine(image, class_text) for image in training]
             mean = sum(known) / len(known)
             variance = sum((score - mean) ** 2 for score in known) / len(known)
-            row.append((cosine(feature, one) - mean) / variance**0.5)
+            row.append((cosine(feature, class_text) - mean) / variance**0.5)
         rows.append(row)
     return rows
 
@@ -69,7 +69,7 @@ def test_a_class_whose_text_is_near_everything_does_not_win_by_that():
     assert predict(image, text, ScoreNorm.of(training)).item() == 1
 
 
-def test_features_that_are_all_one_still_give_numbers():
+def test_constant_features_have_finite_scores():
     norm = ScoreNorm.of(torch.ones(3, 2))
     assert norm.scores(torch.eye(2), torch.eye(2)).isfinite().all()
 
@@ -82,7 +82,7 @@ def test_it_is_read_as_it_was_written(features, text, tmp_path):
     assert loaded.scores(features, text).equal(norm.scores(features, text))
 
 
-def test_a_missing_a_damaged_or_a_wrong_file_is_told_in_one_line(features, tmp_path):
+def test_a_missing_a_damaged_or_a_wrong_file_is_a_one_line_error(features, tmp_path):
     path = tmp_path / "norm.safetensors"
     with pytest.raises(DataError, match="missing or damaged: train with --resume"):
         ScoreNorm.load(path)
@@ -92,7 +92,7 @@ def test_a_missing_a_damaged_or_a_wrong_file_is_told_in_one_line(features, tmp_p
         ScoreNorm.load(path)
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(features, tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(features, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="cannot write .*norm.safetensors"):
         ScoreNorm.of(features).save(tmp_path / "file" / "norm.safetensors")

@@ -1,4 +1,4 @@
-"""Scores for unknown images, beside a slow and obvious computation of each."""
+"""Scores for unknown images, compared with a slow and obvious computation of each."""
 
 import math
 
@@ -22,7 +22,7 @@ def cosines(image, texts):
     return [float(torch.nn.functional.cosine_similarity(image, text, dim=0)) for text in texts]
 
 
-def test_each_score_is_what_its_name_says():
+def test_each_score_equals_its_definition():
     found = Scorer(TEXT, TEMPERATURE, NORM, LOOK_ALIKES).scores(IMAGES)
     train = normalize(TRAIN, dim=1) @ TEXT.T
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0)
@@ -48,7 +48,7 @@ def test_without_look_alikes_there_are_three_scores():
     assert [row.score for row in rows] == ["cosine", "softmax", "normalised"]
 
 
-def test_look_alikes_tell_images_of_theirs_from_seen_ones():
+def test_look_alikes_separate_their_images_from_seen_ones():
     noise = 0.1 * torch.randn(2, 50, 6, generator=GENERATOR)
     seen = TEXT[torch.arange(50) % 3] + noise[0]
     unseen = LOOK_ALIKES[torch.arange(50) % 2] + noise[1]

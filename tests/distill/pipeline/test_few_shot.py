@@ -32,7 +32,7 @@ def test_k_images_of_each_class_are_drawn_and_a_larger_k_adds_to_them():
     assert set(few.tolist()) < set(more.tolist())
 
 
-def test_the_seed_decides_what_is_drawn():
+def test_the_sample_depends_on_the_seed():
     draws = [sample_support(TARGETS, KEYS, 2, seed).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
@@ -120,7 +120,7 @@ def test_at_most_half_of_each_batch_comes_from_the_support_and_nothing_twice(dra
         assert sum(number >= 100 for number in batch) == min(4, drawn)
 
 
-def test_finetuning_that_diverges_is_told(new_classes):
+def test_diverged_finetuning_is_reported(new_classes):
     _, seen, unseen = new_classes
     config = make_config()
     support = torch.arange(6)
@@ -140,7 +140,7 @@ def command(folder, world, *words):
     return invoke("few-shot", "--student", folder, "--data", world, *cache, *words)
 
 
-def test_prototypes_are_measured_for_teacher_and_student_on_what_was_not_drawn(
+def test_prototypes_of_teacher_and_student_are_measured_on_the_remaining_images(
     charm_run, charm_world
 ):
     done = command(charm_run, charm_world, "-k", 1, "-k", 5, "--seeds", 2, "--json")
@@ -173,16 +173,16 @@ def test_finetuning_is_measured_for_the_student_and_shown_as_a_table(finetuned):
     done, _ = finetuned
     assert done.exit_code == 0, done.stderr
     assert "finetune, 15 unseen classes, 1 sample (epochs 10, learning_rate 0.04)" in done.stdout
-    one, two = (line.split("│") for line in done.stdout.splitlines() if "student" in line)
-    assert (one[2].strip(), two[2].strip()) == ("1", "2")
-    assert one[-3].strip() == two[-3].strip() == "60"
+    first, second = (line.split("│") for line in done.stdout.splitlines() if "student" in line)
+    assert (first[2].strip(), second[2].strip()) == ("1", "2")
+    assert first[-3].strip() == second[-3].strip() == "60"
 
 
 def test_the_finetuned_student_is_evaluated_and_exported_like_any_other(
     finetuned, charm_run, charm_world
 ):
     done, out = finetuned
-    assert "its report leaves out the images it was finetuned on" in done.stderr
+    assert "its report excludes the images that it was finetuned on" in done.stderr
     report = read_report(out)
     before = read_report(charm_run)
     unseen = [row for row in report.accuracies if row.split == "unseen"]
@@ -228,19 +228,19 @@ def test_progress_is_printed_as_lines_where_there_is_no_terminal(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("-k", 7), "k = 7 leaves nothing to test on: the class 'charm"),
         (("-k", 1, "--teacher", "nobody"), "open_clip knows no teacher 'nobody'"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_line(charm_run, charm_world, words, told):
+def test_what_cannot_be_measured_is_a_one_line_error(charm_run, charm_world, words, message):
     done = command(charm_run, charm_world, *words)
     assert done.exit_code == 1
-    assert told in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_run_that_did_not_finish_is_told(charm_world, charm_run, tmp_path):
+def test_an_unfinished_run_is_reported(charm_world, charm_run, tmp_path):
     (tmp_path / "release.json").write_bytes((charm_run / "release.json").read_bytes())
     done = command(tmp_path, charm_world, "-k", 1)
     assert done.exit_code == 1 and "finish the run with --resume" in done.stderr
@@ -251,4 +251,4 @@ def test_a_teacher_that_the_student_did_not_learn_from_is_refused(
 ):
     done = command(charm_run, charm_world, "-k", 1, "--teacher", tiny_teacher)
     assert done.exit_code == 1
-    assert "the student gives 128 dimensions and the teacher" in done.stderr
+    assert "the student has 128 dimensions and the teacher" in done.stderr

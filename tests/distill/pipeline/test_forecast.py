@@ -12,7 +12,7 @@ from distill.cli.main import app
 from distill.data.releases import read_release
 from distill.errors import DataError, Interrupted
 from distill.evaluation.report.training_report import read_report
-from distill.pipeline.forecast import FEWEST_CLASSES, choose_left_out
+from distill.pipeline.forecast import MIN_CLASSES, choose_left_out
 from distill.pipeline.job import run_job
 
 
@@ -37,7 +37,7 @@ def forecast_run(charm_run, charm_world, tmp_path_factory):
 def test_a_finished_run_gets_a_forecast_without_being_trained_again(forecast_run, charm_run):
     done, out = forecast_run
     assert done.exit_code == 0, done.stderr
-    assert "forecast for 9 classes that come later: " in done.stderr
+    assert "forecast for 9 new classes: " in done.stderr
     report, before = read_report(out), read_report(charm_run)
     assert report.epochs == before.epochs and report.accuracies == before.accuracies
     forecast = report.forecast
@@ -51,7 +51,7 @@ def test_a_finished_run_gets_a_forecast_without_being_trained_again(forecast_run
 def test_the_page_and_the_model_card_show_it(forecast_run):
     _, out = forecast_run
     page = (out / "report.html").read_text()
-    assert "Forecast for classes that come later" in page
+    assert "Forecast for new classes" in page
     assert 'aria-label="Forecast for new classes"' in page
     assert "trained without them for 1 of 1 epochs" in page
     assert "Measured on the 15 unseen classes: " in page
@@ -84,7 +84,7 @@ def test_a_forecast_that_was_stopped_goes_on_and_ends_with_the_same_numbers(
     assert run(lambda: False).forecast == read_report(forecast_run[1]).forecast
 
 
-def test_too_few_classes_give_no_forecast_and_a_line_that_says_so(
+def test_too_few_classes_give_no_forecast_and_a_note(
     colour_images, colour_teacher, colours, tmp_path
 ):
     from contract import TrainConfig
@@ -101,7 +101,7 @@ def test_too_few_classes_give_no_forecast_and_a_line_that_says_so(
     )  # fmt: skip
     assert report.forecast is None
     (line,) = (line for line in lines if line.startswith("no forecast: "))
-    assert "needs 8 seen classes with validation images, there are 3: add classes" in line
+    assert "needs at least 8 seen classes with validation images, there are 3: add classes" in line
 
 
 def test_the_left_out_classes_are_of_all_degrees_of_difficulty():
@@ -112,6 +112,6 @@ def test_the_left_out_classes_are_of_all_degrees_of_difficulty():
     for group in accuracy.nan_to_num(2).argsort()[:39].tensor_split(9):
         assert torch.isin(left_out, group).sum() == 1
     assert choose_left_out(accuracy).equal(left_out)
-    assert len(choose_left_out(torch.rand(FEWEST_CLASSES))) == FEWEST_CLASSES // 2
-    with pytest.raises(DataError, match="needs 8 seen classes"):
-        choose_left_out(torch.rand(FEWEST_CLASSES - 1))
+    assert len(choose_left_out(torch.rand(MIN_CLASSES))) == MIN_CLASSES // 2
+    with pytest.raises(DataError, match="needs at least 8 seen classes"):
+        choose_left_out(torch.rand(MIN_CLASSES - 1))

@@ -37,7 +37,7 @@ def cache(tmp_path_factory) -> Path:
 def job(
     colour_images, colour_teacher, colours, cache, tmp_path, brief_timing
 ) -> Callable[..., Report]:
-    """A function that runs a job of one epoch; `job.log` is what it said."""
+    """A function that runs a job of one epoch; `job.log` has its messages."""
 
     def run(release: Release = colours, *, resume: bool = False, **config: object) -> Report:
         values = {
@@ -93,22 +93,22 @@ def test_the_control_deals_out_only_the_texts_of_classes_that_have_images(job, c
     assert "shuffled" in {row.text for row in job(release).accuracies}
 
 
-def test_the_report_says_how_closely_the_student_follows_on_each_split(job):
+def test_the_report_has_the_agreement_with_the_teacher_on_each_split(job):
     report = job(text_strategy="name")
     assert [(row.split, row.images) for row in report.imitation] == [
         ("train", 48),
         ("seen", 48),
         ("unseen", 48),
     ]
-    assert [each.name for each in report.diagnostics[0].margins] == sorted(
+    assert [margin.name for margin in report.diagnostics[0].margins] == sorted(
         ("red", "green", "blue")
     ) + sorted(("yellow", "purple", "white"))
 
 
-def test_what_a_page_needs_to_draw_lies_beside_the_report(job, tmp_path):
+def test_files_for_the_page_are_written_beside_the_report(job, tmp_path):
     report = job(text_strategy="name+description")
     assert len(report.similarity.classes) == len(report.text_plane.classes) == 6
-    files = [one.file for one in report.similarity.pictures]
+    files = [picture.file for picture in report.similarity.pictures]
     assert files == ["similarity-before.png", "similarity-after.png"]
     assert all((tmp_path / "out" / name).is_file() for name in (*files, report.thumbnails.file))
     # Images of unseen classes are for the test alone.
@@ -135,14 +135,14 @@ def test_captions_of_a_part_of_the_images_are_learned_from(job, tmp_path):
     assert "captions for 30 of 48 training images" in job.log
 
 
-def test_captions_that_are_not_there_are_told_before_the_first_step(job):
+def test_missing_captions_are_reported_before_the_first_step(job):
     with pytest.raises(TextError, match=r"cannot read the captions .*nowhere.jsonl .*correct"):
         job(text_strategy="name", captions="nowhere.jsonl", losses={"cap": 1})
 
 
-def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job):
+def test_preflight_findings_are_printed_in_one_block_and_stored_in_the_report(job):
     found = job(text_strategy="name").preflight
-    assert [(each.split, each.images, each.classes, each.fewest) for each in found.splits] == [
+    assert [(split.split, split.images, split.classes, split.fewest) for split in found.splits] == [
         ("train", 48, 3, 16),
         ("seen", 48, 3, 16),
         ("unseen", 48, 3, 16),
@@ -150,17 +150,17 @@ def test_what_preflight_found_is_said_in_one_block_and_stands_in_the_report(job)
     assert (found.teacher_sample, found.chance) == (48, pytest.approx(100 / 3))
     assert found.teacher_top1 > 60
     assert job.log[1].splitlines() == [
-        "train: 48 images of 3 classes, 16 to 16 a class",
-        "seen: 48 images of 3 classes, 16 to 16 a class",
-        "unseen: 48 images of 3 classes, 16 to 16 a class",
+        "train: 48 images of 3 classes, 16 to 16 per class",
+        "seen: 48 images of 3 classes, 16 to 16 per class",
+        "unseen: 48 images of 3 classes, 16 to 16 per class",
         "unreadable images: none",
         "classes without text: none",
-        f"teacher: {found.teacher_top1:.1f} % of 48 seen images right, 33.3 % by chance",
+        f"teacher: top-1 {found.teacher_top1:.1f} % on 48 seen images (chance: 33.3 %)",
     ]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_one_line_at_the_start_says_what_the_training_runs_on(job, precision, monkeypatch):
+def test_a_line_at_the_start_describes_device_and_precision(job, precision, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     report = job(text_strategy="name", device="cpu", precision=precision, threads=1)
     assert re.fullmatch(
@@ -237,7 +237,7 @@ def test_a_good_teacher_passes_on_twelve_photos(job, colour_images, tmp_path):
         (9, 12, 2, False),  # p = 0.073
         (10, 12, 2, True),  # p = 0.019
         (2, 2, 2, True),
-        (0, 2, 2, True),  # too few to tell
+        (0, 2, 2, True),  # too few for a comparison
         (0, 3, 3, False),
         (8, 512, 120, False),
         (12, 512, 120, True),
@@ -254,7 +254,7 @@ def test_with_stored_views_the_teacher_sees_what_the_student_sees(job):
     assert report.epochs[-1].losses["mse"] > 0
 
 
-def test_a_student_that_cannot_be_built_is_told_before_the_teacher_looks_at_an_image(job):
+def test_a_student_that_cannot_be_built_is_reported_before_the_teacher_encodes_images(job):
     with pytest.raises(ModelError, match="timm knows no student 'resnet81'"):
         job(student="resnet81")
     with pytest.raises(ModelError, match="vgg11 cannot have an output stride of 16"):
@@ -267,7 +267,7 @@ def test_the_student_of_a_job_has_the_output_stride_of_its_configuration(job, tm
     assert load_student(tmp_path / "out" / "student.safetensors")[0].output_stride == 16
 
 
-def test_several_seeds_make_a_report_each_and_one_of_all(
+def test_several_seeds_make_a_report_each_and_a_summary(
     colour_images, colour_teacher, colours, cache, tmp_path
 ):
     config = {
@@ -282,7 +282,7 @@ def test_several_seeds_make_a_report_each_and_one_of_all(
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "release.json").write_text(colours.model_dump_json())
     paths = ["--config", "config.json", "--release", "release.json", "--out", "out"]
-    paths = [str(tmp_path / each) if "." in each or each == "out" else each for each in paths]
+    paths = [str(tmp_path / path) if "." in path or path == "out" else path for path in paths]
     words = ["train", *paths, "--cache", str(cache), "--seeds"]
     result = CliRunner().invoke(app, [*words, "0,3"])
     assert result.exit_code == 0, result.output
@@ -307,7 +307,7 @@ def test_several_seeds_make_a_report_each_and_one_of_all(
 
 @pytest.mark.parametrize("seeds", ["", "1,", "a", "1,1"])
 def test_seeds_that_are_no_list_of_different_numbers_are_refused(seeds):
-    with pytest.raises(UserError, match="is not a list of different seeds: give them as in"):
+    with pytest.raises(UserError, match="is not a list of distinct seeds: write it like"):
         parse_seeds(seeds)
 
 
@@ -321,7 +321,7 @@ def test_a_finished_run_is_tested_otherwise_without_training_again(job, tmp_path
     assert again.imitation != before.imitation
 
 
-def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tmp_path, cache):
+def test_figures_of_the_report_can_be_measured_again_in_any_view(job, colours, tmp_path, cache):
     report = job(test_views="ten-crop")
     (tmp_path / "release.json").write_text(colours.model_dump_json())
     words = ["evaluate", "--data", report.config.data, "--teacher", report.config.teacher]
@@ -343,7 +343,7 @@ def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("cuda:7", "this machine has no device 'cuda:7'"),
         ("gpu", "there is no device 'gpu': choose"),
@@ -351,7 +351,7 @@ def test_what_the_report_says_can_be_measured_again_in_any_view(job, colours, tm
 )
 @pytest.mark.parametrize("command", ["train", "evaluate", "text-bank", "diagnose", "learn-prompt"])
 def test_each_command_names_a_device_that_is_not_there(
-    command, name, said, colour_images, colour_teacher, colours, tmp_path
+    command, name, message, colour_images, colour_teacher, colours, tmp_path
 ):
     release = tmp_path / "release.json"
     release.write_text(colours.model_dump_json())
@@ -368,7 +368,7 @@ def test_each_command_names_a_device_that_is_not_there(
     }[command]
     call = CliRunner().invoke(app, [command, *words, "--release", str(release), "--device", name])
     assert call.exit_code == 1
-    assert said in call.stderr and call.stderr.count("\n") == 1
+    assert message in call.stderr and call.stderr.count("\n") == 1
 
 
 def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images, colour_teacher):
@@ -376,12 +376,12 @@ def test_what_is_for_students_alone_is_refused_for_a_teacher(job, colour_images,
     for more in (["--normalised"], ["--test-views", "centre"]):
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 1
-        assert "are for a student: give --student FOLDER" in result.stderr
+        assert "need a student: give --student FOLDER" in result.stderr
 
 
 def test_a_job_ends_with_a_classifier_which_a_new_student_replaces(job, tmp_path, colour_images):
     job(text_strategy="name", export=True)
-    assert job.log[-1].startswith("classifier: ") and "% of unseen images right" in job.log[-1]
+    assert job.log[-1].startswith("classifier: ") and "equal to PyTorch" in job.log[-1]
     folder = tmp_path / "out" / "classifier"
     classifier = Classifier.load(folder)
     photo = colour_images / "train" / "red" / "0.png"
@@ -395,7 +395,7 @@ def test_a_job_succeeds_where_nothing_can_be_exported(job, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     job(text_strategy="name", export=True)
     assert job.log[-1] == (
-        "no classifier was exported, onnxscript is not installed here: install "
+        "no classifier was exported, onnxscript is not installed: install "
         f"enrich-distill[worker] and run `distill export {out} --out FOLDER`"
     )
     monkeypatch.undo()
@@ -403,7 +403,7 @@ def test_a_job_succeeds_where_nothing_can_be_exported(job, tmp_path, monkeypatch
     (out / "classifier" / "thesis.txt").write_text("do not lose me")
     assert job(text_strategy="name", export=True, resume=True).accuracies
     assert job.log[-1] == (
-        f"no classifier was exported: {out}/classifier is not empty and no classifier: choose "
-        f"another folder; once that is solved, run `distill export {out} --out FOLDER`"
+        f"no classifier was exported: {out}/classifier has other files and no classifier: choose "
+        f"another folder; after fixing this, run `distill export {out} --out FOLDER`"
     )
     assert (out / "classifier" / "thesis.txt").read_text() == "do not lose me"

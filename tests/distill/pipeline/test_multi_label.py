@@ -77,7 +77,7 @@ def test_a_certain_answer_keeps_loss_and_gradient_finite():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"gamma_negative": 0.5}, "gamma is 0.5"),
         ({"gamma_positive": -1.0}, "gamma is -1"),
@@ -85,9 +85,9 @@ def test_a_certain_answer_keeps_loss_and_gradient_finite():
         ({"targets": torch.ones(2, 9)}, r"shape \[2, 9\]: \[2, 3\]"),
     ],
 )
-def test_what_makes_no_loss_is_refused(changes, told):
+def test_what_makes_no_loss_is_refused(changes, message):
     options = {"targets": torch.ones(2, 3)} | changes
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         l_asl(torch.ones(2, 4), torch.ones(3, 4), **options)
 
 

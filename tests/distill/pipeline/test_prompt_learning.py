@@ -39,7 +39,7 @@ def learn(teacher, images, **changes):
 
 
 @pytest.mark.parametrize("described", [False, True])
-def test_the_context_learns_and_the_tower_stays_frozen(teacher, images, described):
+def test_the_context_is_trained_and_the_text_tower_stays_frozen(teacher, images, described):
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
     learned = learn(teacher, images, described=described)
 
@@ -85,7 +85,9 @@ def test_a_description_longer_than_the_context_is_the_mean_of_its_sentences(teac
     labels = make_release({"n1": "frog"}, {"n1": " ".join(sentences)}).labels
     start = _Prompts(teacher, labels, 3, described=True).start(torch.Generator().manual_seed(0))
     features = encode_learned(teacher, labels, start, described=True)
-    mean = teacher.encode_text([f"a photo of frog . {each}" for each in sentences]).mean(dim=0)
+    mean = teacher.encode_text([f"a photo of frog . {sentence}" for sentence in sentences]).mean(
+        dim=0
+    )
     expected = torch.nn.functional.normalize(mean, dim=0)
     torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=1e-4)
 
@@ -105,7 +107,7 @@ def test_a_hugging_face_tower_takes_a_learned_context_too(shared_hub):
 
 
 def test_a_name_that_does_not_fit_behind_the_context_is_refused(teacher, images):
-    with pytest.raises(TextError, match=r"'n1' \(red fox\) after 76 learned tokens is longer"):
+    with pytest.raises(TextError, match=r"'n1' \(red fox\) with 76 learned tokens is longer"):
         learn(teacher, images, tokens=76)
 
 
@@ -121,7 +123,7 @@ def run(*words):
 
 @pytest.fixture(scope="module")
 def learned_bank(charm_world, charm_run, tmp_path_factory):
-    """What the command says, and the bank that it wrote."""
+    """The output of the command, and the text bank that it wrote."""
     out = tmp_path_factory.mktemp("learned") / "bank.safetensors"
     done = run(
         "learn-prompt", "--data", charm_world, "--teacher", CHARMS, "--out", out,
@@ -149,10 +151,10 @@ def test_the_bank_can_be_evaluated_with(learned_bank, charm_world, tiny_teacher)
     assert json.loads(done.stdout) == result["accuracies"][2]
     assert TextBank.load(out).learned == 4
 
-    for words, told in (
-        (("--teacher", tiny_teacher), f"was made with the teacher {CHARMS}"),
+    for words, message in (
+        (("--teacher", tiny_teacher), f"was made with another teacher: give --teacher {CHARMS}"),
         (("--teacher", CHARMS, "--strategy", "name"), "give either --text-bank or a release"),
     ):
         done = run("evaluate", *options, *words)
         assert done.exit_code == 1
-        assert told in done.stderr and done.stderr.count("\n") == 1
+        assert message in done.stderr and done.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ from distill.pipeline.job import run_job
 
 @pytest.fixture
 def train(colour_images, colour_teacher, colours, tmp_path):
-    """A function that runs a job of two epochs; `train.log` is what it said."""
+    """A function that runs a job of two epochs; `train.log` has its messages."""
 
     def run(name: str, *, stop_after: int | None = None, resume=False, **config) -> Report:
         values = {
@@ -53,7 +53,7 @@ def train(colour_images, colour_teacher, colours, tmp_path):
 
 def result(report: Report, out: Path) -> tuple[list, dict[str, bytes]]:
     """Losses and accuracies without times, and the weights bit by bit."""
-    epochs = [each.model_dump(exclude={"seconds", "images_per_second"}) for each in report.epochs]
+    epochs = [epoch.model_dump(exclude={"seconds", "images_per_second"}) for epoch in report.epochs]
     weights = load_file(out / "student.safetensors")
     return [*epochs, report.accuracies, report.calibration], {
         name: value.numpy().tobytes() for name, value in weights.items()
@@ -76,7 +76,9 @@ def test_cached_and_streamed_pixels_train_the_same_student(train, tmp_path, view
 
 
 @pytest.mark.parametrize(("before", "after"), [("streamed", "streamed"), ("cached", "streamed")])
-def test_a_stopped_run_ends_as_an_unbroken_one_in_either_mode(train, tmp_path, before, after):
+def test_a_resumed_run_ends_like_an_uninterrupted_one_in_either_mode(
+    train, tmp_path, before, after
+):
     unbroken = train("unbroken", pixels="streamed")
     for step in (1, 2):  # within an epoch
         with pytest.raises(Interrupted):
@@ -93,10 +95,12 @@ def test_images_that_cannot_be_read_are_all_named_before_the_first_step(
     (root / "train" / "red" / "9.png").write_bytes(b"")
     with pytest.raises(UnreadableImages, match="cannot read 2 images: .*green/3.png .*red/9.png"):
         train("run", data=str(root), pixels="streamed")
-    assert "unreadable images: looked for with the teacher features" in train.log[1]
+    assert "unreadable images: checked when the teacher encodes them" in train.log[1]
 
 
-def test_the_command_line_says_which_pixels(colour_images, colour_teacher, colours, tmp_path):
+def test_the_pixel_mode_is_an_option_of_the_command(
+    colour_images, colour_teacher, colours, tmp_path
+):
     values = {"data": str(colour_images), "teacher": colour_teacher, "student": "test_resnet",
               "image_size": 32, "batch_size": 16, "epochs": 1, "export": False}  # fmt: skip
     (tmp_path / "train.json").write_text(json.dumps(values))

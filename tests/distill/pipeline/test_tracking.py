@@ -188,21 +188,21 @@ def test_nothing_is_written_unless_it_is_asked_for(train, config, store, tmp_pat
     assert not list((tmp_path / "run").glob("*track*")) + list((tmp_path / "run").glob("tensor*"))
 
 
-def test_a_missing_package_is_one_line_before_anything_is_computed(config, colours, tmp_path):
+def test_a_missing_package_is_a_one_line_error_before_the_training(config, colours, tmp_path):
     values = config.model_dump(mode="json") | {"track": ["tensorboard", "wandb"]}
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "release.json").write_text(colours.model_dump_json())
     options = ["--config", tmp_path / "config.json", "--release", tmp_path / "release.json"]
-    said = CliRunner().invoke(app, ["train", *map(str, options), "--out", str(tmp_path / "run")])
-    assert said.exit_code == 1
+    done = CliRunner().invoke(app, ["train", *map(str, options), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 1
     assert (
-        said.stderr.count("\n") == 1
-        and "the package wandb is not installed: pip install wandb" in said.stderr
+        done.stderr.count("\n") == 1
+        and "the package wandb is not installed: pip install wandb" in done.stderr
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_that_cannot_be_used_is_one_line_before_the_training(
+def test_an_unusable_store_is_a_one_line_error_before_the_training(
     train, config, store, monkeypatch
 ):
     folder = f"file://{store.parent}/runs"  # MLflow no longer takes one

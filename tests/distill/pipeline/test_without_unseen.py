@@ -1,4 +1,4 @@
-"""A folder with train/ only: a student, a report that says what it cannot tell, a classifier."""
+"""A folder with train/ only: student, classifier, and a report that notes missing figures."""
 
 import json
 import shutil
@@ -48,13 +48,13 @@ def trained(folder) -> Result:
     )  # fmt: skip
 
 
-def test_a_student_is_trained_and_the_console_says_what_is_not_known(trained):
+def test_a_student_is_trained_and_the_console_notes_missing_figures(trained):
     assert trained.exit_code == 0, trained.output
     assert "seen: 9 images of 3 classes, 3 to 3 a class, held out of training" in trained.stderr
-    assert "the data has no unseen classes, so nothing here tells how well" in trained.stderr
+    assert "the data has no unseen classes, so the accuracy on classes" in trained.stderr
 
 
-def test_the_report_has_no_unseen_part_and_says_so(trained, folder):
+def test_the_report_has_no_unseen_figures_and_a_note(trained, folder):
     report = Report.model_validate_json((folder / "run" / "report.json").read_bytes())
     assert {row.split for row in report.accuracies} == {"seen"}
     assert [split.held_out for split in report.preflight.splits] == [False, True]
@@ -62,7 +62,7 @@ def test_the_report_has_no_unseen_part_and_says_so(trained, folder):
     assert report.calibration.unknown_auroc is None
     assert report.calibration.unknown_threshold is not None
     page = (folder / "run" / "report.html").read_text()
-    assert "What this report cannot tell" in page
+    assert "What was not measured" in page
     assert "9 of the training images were held out before training" in page
     assert "recognises" in page and "AUROC" not in page
 
@@ -82,7 +82,7 @@ def test_a_run_is_not_overwritten_by_forgetting_resume(trained, folder):
     assert resumed.exit_code == 0, resumed.output
 
 
-def test_evaluate_takes_the_seen_classes_and_refuses_what_needs_unseen_ones(
+def test_evaluate_measures_seen_classes_and_refuses_options_that_need_unseen_ones(
     trained, folder, colour_teacher
 ):
     words = [
@@ -110,7 +110,7 @@ def test_the_student_becomes_a_classifier_that_takes_new_classes(trained, folder
     exported = invoke(folder, *words)
     assert exported.exit_code == 0, exported.output
     card = (folder / "classifier" / "README.md").read_text()
-    assert "Not measured, since there were no images of unseen classes" in card
+    assert "Without images of unseen classes, the accuracy on classes" in card
     photo = str(next((folder / "photos" / "train" / "red").iterdir()))
     words = ["predict", str(folder / "classifier"), photo, "--add", "white=all white", "--json"]
     predicted = CliRunner().invoke(app, words)

@@ -285,7 +285,7 @@ QUOTED_INF, QUOTED_NAN = '"inf"', '"nan"'  # pydantic reads them as floats
         ('"kind": "log", "data": {"x": NaN}', "values are not JSON"),
         ('"kind": "log", "data": "text"', "data: Input should be a valid dictionary"),
         ('"kind": "song", "data": {}', "kind: Input should be"),
-        ('"kind": "state", "data": {"state": "succeeded"}', "a worker sends no state events"),
+        ('"kind": "state", "data": {"state": "succeeded"}', "workers must not send state events"),
         ('"kind": "epoch", "data": {"epoch": [1]}', "epoch: Input should be a valid integer"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "1" + "0" * 400)}', "loss: Input"),
         (f'"kind": "epoch", "data": {EPOCH.replace("LOSS", "NaN")}', "float values are not JSON"),

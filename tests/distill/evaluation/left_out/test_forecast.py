@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distill.evaluation.left_out.forecast import (
-    RehearsalScores,
+    ProxyScores,
     accuracies_among,
     forecast_points,
     numbers_of_classes,
@@ -31,13 +31,13 @@ def make_cosines(classes, images=8, seed=0, spread=1.0, ease=1.0):
 
 
 def scores_of(cosines, targets, new, bias=0.3):
-    """The scores in a rehearsal where only the classes `new` were left out and the rest is gone."""
+    """The scores of a proxy where only the classes `new` were left out and the rest is gone."""
     columns = torch.cat([torch.arange(KEPT), torch.tensor(new)])
     place = torch.full((cosines.shape[1],), -1)
     place[columns] = torch.arange(len(columns))
     rows = place[targets] >= 0
     left_out = torch.arange(KEPT, len(columns))
-    return RehearsalScores.of(cosines[rows][:, columns], place[targets[rows]], left_out, bias)
+    return ProxyScores.of(cosines[rows][:, columns], place[targets[rows]], left_out, bias)
 
 
 def slow_accuracies(cosines, targets, new, bias=0.3):
@@ -66,7 +66,7 @@ def test_the_accuracy_among_n_classes_is_the_mean_over_all_ways_to_choose_them(c
     assert [found.alone, found.joint_unseen, found.joint_seen] == pytest.approx(expected)
 
 
-def test_more_classes_than_were_left_out_are_extrapolated_close_to_what_they_give():
+def test_more_classes_than_were_left_out_are_extrapolated_close_to_their_accuracy():
     cosines, targets = make_cosines(90, images=20, spread=0.3, ease=2.5)
     some = scores_of(cosines, targets, list(range(KEPT, KEPT + 30)), bias=1.0)
     every = scores_of(cosines, targets, list(range(KEPT, KEPT + 90)), bias=1.0)
@@ -76,7 +76,7 @@ def test_more_classes_than_were_left_out_are_extrapolated_close_to_what_they_giv
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.08)
 
 
-def test_what_other_classes_give_lies_in_the_interval_about_as_often_as_it_says():
+def test_the_interval_covers_accuracies_of_other_classes_at_its_nominal_rate():
     inside = dict.fromkeys(("alone", "joint_unseen", "joint_seen"), 0)
     rounds = 60
     for seed in range(rounds):
@@ -90,10 +90,10 @@ def test_what_other_classes_give_lies_in_the_interval_about_as_often_as_it_says(
             assert value.low <= value.value <= value.high
             inside[name] += value.low <= 100 * getattr(measured, name) <= value.high
     assert all(0.85 * rounds <= count for count in inside.values()), inside
-    assert inside["alone"] < rounds  # so wide that nothing is outside would say nothing
+    assert inside["alone"] < rounds  # an interval that covers everything is useless
 
 
-def test_a_rehearsal_that_lags_behind_raises_the_value_and_the_upper_end_alone():
+def test_a_less_accurate_proxy_raises_only_the_value_and_the_upper_end():
     scores = scores_of(*make_cosines(12), list(range(KEPT, KEPT + 12)))
     (plain,), (lagging,) = (forecast_points(scores, [12], lag, 0.9) for lag in (0.0, 1.0))
     assert lagging.alone.low == plain.alone.low
@@ -114,7 +114,7 @@ def test_classes_without_any_confusion_or_hit_have_intervals_too():
             assert 0 <= point.joint_harmonic_mean.low <= point.joint_harmonic_mean.high <= 100
 
 
-def test_numbers_of_classes_go_from_two_to_as_many_as_seen_ones_and_have_others():
+def test_numbers_of_classes_range_from_two_to_the_number_of_seen_classes():
     assert numbers_of_classes(36, [9, 15]) == (2, 5, 9, 10, 15, 20, 36)
     assert numbers_of_classes(8, [4]) == (2, 4, 5, 8)
 

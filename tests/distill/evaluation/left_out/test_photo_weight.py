@@ -1,4 +1,4 @@
-"""How much a class's text counts beside photos of it: chosen on left-out classes."""
+"""The weight of a class's text relative to its photos, chosen on left-out classes."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def left_out(text_noise, photo_noise):
     return LeftOut(torch.arange(CLASSES), normalize(photos, dim=1)), text
 
 
-def test_a_text_that_says_nothing_is_worth_few_photos_and_a_good_one_many():
+def test_an_uninformative_text_is_worth_few_photos_and_a_good_text_many():
     poor = choose_text_photos([left_out(20.0, 0.5)[0]], TARGETS, left_out(20.0, 0.5)[1])
     fold, text = left_out(0.0, 3.0)
     good = choose_text_photos([fold], TARGETS, text)

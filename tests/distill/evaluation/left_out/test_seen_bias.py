@@ -28,7 +28,7 @@ def fit_layer(features: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_comes_near_what_unseen_images_would_have_chosen(seed):
+def test_the_bias_is_close_to_that_chosen_on_unseen_images(seed):
     generator = torch.Generator().manual_seed(seed)
     text = normalize(torch.randn(SEEN + UNSEEN, DIM, generator=generator), dim=1)
     seen, unseen = text[:SEEN], text[SEEN:]
@@ -55,7 +55,7 @@ def test_it_comes_near_what_unseen_images_would_have_chosen(seed):
     assert decided.at(bias).harmonic_mean >= 0.9 * best
 
 
-def test_each_layer_is_that_of_least_squares_without_the_left_out_classes():
+def test_each_layer_is_the_least_squares_fit_without_the_left_out_classes():
     generator = torch.Generator().manual_seed(0)
     text = normalize(torch.randn(SEEN, DIM, generator=generator), dim=1)
     targets = torch.arange(SEEN).repeat_interleave(20)

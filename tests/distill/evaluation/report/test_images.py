@@ -1,4 +1,4 @@
-"""The pictures beside a report: what a page reads from them is what was measured."""
+"""The images beside a report: a page can read the measured values from their pixels."""
 
 import numpy as np
 import pytest
@@ -28,20 +28,21 @@ def unit_rows(classes: int, dim: int = 32, seed: int = 0) -> np.ndarray:
 
 def test_every_cosine_can_be_read_from_its_pixel(tmp_path):
     rows = {"name": unit_rows(30), "name+description": unit_rows(30, seed=1)}
-    matrices = {text: one @ one.T for text, one in rows.items()}
+    matrices = {text: features @ features.T for text, features in rows.items()}
     names = [f"class {n}" for n in range(30)]
     found = draw_similarity(tmp_path, matrices, names)
     order = similarity_order(matrices["name"])
     assert found.classes == tuple(names[row] for row in order)
-    assert [one.text for one in found.pictures] == ["name", "name+description"]
-    for one in found.pictures:
-        pixels = np.asarray(Image.open(tmp_path / one.file)).astype(float)
-        read = one.low + (one.high - one.low) * pixels / 255
+    assert [picture.text for picture in found.pictures] == ["name", "name+description"]
+    for picture in found.pictures:
+        pixels = np.asarray(Image.open(tmp_path / picture.file)).astype(float)
+        read = picture.low + (picture.high - picture.low) * pixels / 255
         above = np.triu(np.ones((30, 30), dtype=bool), k=1)
-        right = matrices[one.text][np.ix_(order, order)]
-        assert np.abs(read - right)[above].max() <= one.step / 2 + 1e-6
+        right = matrices[picture.text][np.ix_(order, order)]
+        assert np.abs(read - right)[above].max() <= picture.step / 2 + 1e-6
         assert pixels[~above].max() == 0
-        assert one.step == pytest.approx((one.high - one.low) / 255)  # few classes: all 256 levels
+        all_levels = (picture.high - picture.low) / 255
+        assert picture.step == pytest.approx(all_levels)  # since there are few classes
 
 
 def test_a_thousand_real_classes_fit_on_a_page_with_coarser_steps(tmp_path, shared):
@@ -83,9 +84,9 @@ def test_an_image_that_is_gone_is_left_out(tmp_path, image_folder):
     assert found.tiles == ("a", "b")
 
 
-def test_a_folder_that_cannot_be_written_to_is_said(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "nothing").write_text("a file in the place of the folder")
-    with pytest.raises(DataError, match="make room or choose another folder"):
+    with pytest.raises(DataError, match="free some space or choose another folder"):
         draw_similarity(
             tmp_path / "nothing", {"name": np.eye(3, dtype=np.float32)}, ["a", "b", "c"]
         )
@@ -97,11 +98,13 @@ def bank(features: np.ndarray, strategy: str) -> TextBank:
     return TextBank(unit, names, names, strategy, "teacher", "hash")
 
 
-def test_the_plane_holds_the_most_variance_of_both_sides_around_their_middles():
+def test_the_plane_has_maximal_variance_of_both_sides_around_their_means():
     before, after = bank(unit_rows(12, 6), "name"), bank(unit_rows(12, 6, 1), "name+description")
     found = text_plane(before, after, range(12))
-    places = np.array([one.before for one in found.classes] + [one.after for one in found.classes])
-    both = np.concatenate([one.features.double().numpy() for one in (before, after)]).reshape(
+    places = np.array(
+        [entry.before for entry in found.classes] + [entry.after for entry in found.classes]
+    )
+    both = np.concatenate([bank_.features.double().numpy() for bank_ in (before, after)]).reshape(
         2, 12, 6
     )
     centred = (both - both.mean(axis=1, keepdims=True)).reshape(24, 6)
@@ -116,5 +119,5 @@ def test_a_class_may_be_left_out_of_the_plane_and_two_classes_lie_on_a_line():
     whole = text_plane(before, after, range(2))
     assert text_plane(before, after, [1]).classes == whole.classes[1:]
     same = text_plane(before, before, range(2))
-    assert [one.before for one in same.classes] == [one.after for one in same.classes]
-    assert all(abs(one.before[1]) < 1e-4 for one in same.classes)
+    assert [entry.before for entry in same.classes] == [entry.after for entry in same.classes]
+    assert all(abs(entry.before[1]) < 1e-4 for entry in same.classes)

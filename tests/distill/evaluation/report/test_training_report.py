@@ -1,4 +1,4 @@
-"""The report: what it says, that it stands alone, and that texts stay texts."""
+"""The report page: its content, that it loads no other file, and that labels are escaped."""
 
 import re
 from datetime import UTC, datetime
@@ -127,7 +127,7 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
         ),
         diagnostics=tuple(
             TextDiagnostics(
-                text=each,
+                text=bank_text,
                 classes=len(names),
                 mean_cosine=mean,
                 mean_nearest_cosine=mean + 0.4,
@@ -141,12 +141,12 @@ def example(names=BIRDS, values=MEASURED, epochs=12, strategy="name+description"
                     ClassMargin(name=name, margin=0.2 + n / 1000) for n, name in enumerate(names)
                 ),
             )
-            for each, mean, rank, slope in (
+            for bank_text, mean, rank, slope in (
                 ("name", 0.132, 81.4, 0.9),
                 ("name+description", 0.011, 120.2, 0.6),
                 ("shuffled", 0.012, 119.8, 0.62),
             )
-            if any(each == text for _, text in values)
+            if any(bank_text == text for _, text in values)
         ),
         pulled_apart=tuple(
             PulledApart(
@@ -205,14 +205,14 @@ def test_the_page_loads_nothing_from_anywhere(tmp_path):
     assert "@import" not in page.text and "url(http" not in page.text
 
 
-def test_each_accuracy_of_the_report_stands_on_the_page(tmp_path):
+def test_the_page_shows_each_accuracy_of_the_report(tmp_path):
     text = Page(write(tmp_path, example())).text
     for pair in MEASURED.values():
         for value in pair:
             assert f"{value:.1f} %" in text
 
 
-def test_how_closely_the_student_follows_the_teacher_stands_on_the_page(tmp_path):
+def test_the_page_shows_how_closely_the_student_follows_the_teacher(tmp_path):
     text = Page(write(tmp_path, example())).text
     for value in ("12.3 %", "9.9 %", "7.7 %", "31.2 %", "13.37", "29.7 %", "1.234", "67.8°"):
         assert value in text
@@ -220,7 +220,7 @@ def test_how_closely_the_student_follows_the_teacher_stands_on_the_page(tmp_path
     assert "narrowestmargin" in text and "0.200" in text
 
 
-def test_preflight_stored_views_and_learned_weights_stand_on_the_page(tmp_path):
+def test_the_page_shows_preflight_stored_views_and_learned_weights(tmp_path):
     report = example()
     found = Preflight(
         splits=(SplitCount(split="train", images=1200, classes=3, fewest=300, most=500),),
@@ -239,8 +239,8 @@ def test_preflight_stored_views_and_learned_weights_stand_on_the_page(tmp_path):
         }
     )
     text = Page(write(tmp_path, report)).text
-    assert "train: 1,200 images of 3 classes, 300 to 500 a class" in text
-    assert "right on 45.7 % of 512 seen images (33.3 % by chance)" in text
+    assert "train: 1,200 images of 3 classes, 300 to 500 per class" in text
+    assert "top-1 of the teacher 45.7 % on 512 seen images (chance: 33.3 %)" in text
     assert "4 stored for each image" in text
     assert "L_cls 1.25, L_im-cst 0.50." in text
     assert "of the clean images" in Page(write(tmp_path, example())).text
@@ -259,7 +259,7 @@ def test_charts_take_their_colours_from_the_page_and_share_no_ids(tmp_path):
     assert all(not one & other for place, one in enumerate(placed) for other in placed[place + 1 :])
 
 
-def test_a_hostile_label_stays_text_everywhere(tmp_path):
+def test_html_in_a_label_is_escaped_everywhere(tmp_path):
     names = (HOSTILE, "$\\alpha_{", "$x$ & </svg><script>", *BIRDS[3:])
     source = write(tmp_path, example(names), names)
     page = Page(source)
@@ -276,17 +276,18 @@ def test_a_hostile_label_stays_text_everywhere(tmp_path):
     [
         (
             {"name": 7.1, "name+description": 11.7, "shuffled": 4.9},
-            "On 80 classes never seen in training, descriptions lifted the student by 4.6 points, "
-            "from 7.1 % with plain names to 11.7 %; shuffled over the classes, the same texts "
-            "reach 4.9 %.",
+            "On 80 classes never seen in training, descriptions raised the student's accuracy by "
+            "4.6 points, from 7.1 % with plain names to 11.7 %. The same texts, shuffled over the "
+            "classes, reach 4.9 %.",
         ),
         (
             {"name": 11.7, "name+description": 7.1, "shuffled": 4.9},
-            "descriptions cost the student 4.6 points, from 11.7 % with plain names to 7.1 %",
+            "descriptions lowered the student's accuracy by 4.6 points, from 11.7 % with plain "
+            "names to 7.1 %",
         ),
         (
             {"name": 7.1, "name+description": 7.9, "shuffled": 4.9},
-            "descriptions made no clear difference to the student: from 7.1 %",
+            "descriptions made no significant difference to the student: from 7.1 %",
         ),
         (
             {"name": 7.1, "name+description": 11.7, "shuffled": 11.2},
@@ -294,7 +295,7 @@ def test_a_hostile_label_stays_text_everywhere(tmp_path):
         ),
     ],
 )
-def test_the_headline_says_what_enrichment_was_worth(student, sentence):
+def test_the_headline_gives_the_gain_from_enrichment(student, sentence):
     values = {("student", text): (30.0, top1) for text, top1 in student.items()}
     assert sentence in headline(example(values=values))
 
@@ -305,7 +306,7 @@ def test_a_run_on_bare_names_claims_nothing_about_enrichment(tmp_path):
     names_only = {"name": similarities(len(BIRDS))["name"]}
     write_report(report, tmp_path, similarity=names_only, names=BIRDS)
     text = Page((tmp_path / "report.html").read_text()).text
-    assert "Trained on names alone, the student recognises 7.1 %" in text
+    assert "Trained only on names, the student recognises 7.1 %" in text
     assert "before" not in text and "shuffled control" not in text
 
 
@@ -338,5 +339,5 @@ def test_equal_reports_give_equal_pages(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "gone").write_text("a file in the place of the folder")
-    with pytest.raises(DataError, match=r"cannot write the report to .*gone.*make room"):
+    with pytest.raises(DataError, match=r"cannot write the report to .*gone.*free some space"):
         write(tmp_path / "gone", example())
