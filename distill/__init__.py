@@ -1,1 +1,1 @@
-"""Distillation worker: a release of class texts in, a trained student and a report out."""
+"""Distillation: trains a student from a release of class texts, and writes a report."""

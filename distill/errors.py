@@ -10,13 +10,13 @@ DistillError
 │   ├── DeviceError      a device that this machine does not have
 │   ├── CheckpointError  a damaged checkpoint, or one of another configuration
 │   ├── ClassifierError  a classifier folder that is damaged, a class that cannot be added
-│   │   ├── ClassExists         a class of this name, or one with nearly the same text, is there
-│   │   ├── UnknownClass        there is no class of this name or key
+│   │   ├── ClassExists         a class of this name, or one with nearly the same text, exists
+│   │   ├── UnknownClass        no class has this name or key
 │   │   ├── ClassifierChanged   another program has changed the folder since it was loaded
 │   │   └── ClassifierNotSaved  the folder cannot be written
 │   └── ServiceError     the enrichment service does not answer, or rejects the worker
-│       ├── ServiceUnavailable  it does not answer now; it may later
-│       ├── RequestRefused      it refuses one request; others may be accepted
+│       ├── ServiceUnavailable  it does not answer at the moment; retry later
+│       ├── RequestRefused      it rejects one request; others may be accepted
 │       └── LeaseLost           the job was given to another worker, cancelled or has ended
 └── (anything else is a bug)
 """
@@ -73,11 +73,11 @@ class ClassifierError(UserError):
 
 
 class ClassExists(ClassifierError):
-    """A class of this name, or one with nearly the same text, is there already."""
+    """A class of this name, or one with nearly the same text, exists already."""
 
 
 class UnknownClass(ClassifierError):
-    """There is no class of this name or key."""
+    """No class has this name or key."""
 
 
 class ClassifierChanged(ClassifierError):
@@ -93,11 +93,11 @@ class ServiceError(UserError):
 
 
 class ServiceUnavailable(ServiceError):
-    """The service does not answer now; it may later."""
+    """The service does not answer at the moment; the request may be retried later."""
 
 
 class RequestRefused(ServiceError):
-    """The service refuses one request; others may be accepted."""
+    """The service rejects one request; others may be accepted."""
 
 
 class LeaseLost(ServiceError):

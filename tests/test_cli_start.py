@@ -43,7 +43,7 @@ def test_a_command_on_labels_imports_the_database_and_nothing_else_that_is_slow(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_list_of_commands_says_what_each_command_says_of_itself(module, capsys):
+def test_the_list_of_commands_has_the_summary_of_each_command(module, capsys):
     app = import_module(module).app
 
     def listed(group: typer.core.TyperGroup) -> str:

@@ -82,7 +82,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 class ProgressDisplay(Progress):
-    """Progress bars on a terminal; elsewhere, as in a file, a line every LINE_INTERVAL_S."""
+    """Progress bars on a terminal; in a log file, a line every LINE_INTERVAL_S seconds."""
 
     def __init__(
         self, *columns: str | ProgressColumn, console: Console, transient: bool = False
@@ -91,8 +91,8 @@ class ProgressDisplay(Progress):
         super().__init__(*columns, console=console, transient=transient, disable=quiet)
         self._printed = time.monotonic()
 
-    def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401 - as Progress has it
-        """Set what has changed of a task, as Progress does; print a line when one is due."""
+    def update(self, task_id: TaskID, **changes: Any) -> None:  # noqa: ANN401 - as in Progress
+        """Update a task, as in Progress; print a line if the last one is old enough."""
         super().update(task_id, **changes)
         if not self.disable or time.monotonic() - self._printed < LINE_INTERVAL_S:
             return
@@ -107,10 +107,10 @@ class ProgressDisplay(Progress):
 
 
 class Bar(Protocol):
-    """Sets how much of a task is done, and a note on what is being done."""
+    """Sets how much of a task is done, and a note on the current step."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None:
-        """Show it."""
+        """Update the bar."""
 
 
 @contextmanager
@@ -151,7 +151,11 @@ def show(document: BaseModel, as_json: bool, title: str) -> None:
 
 
 def release_given(release: Path | None, labels: Path | None, descriptions: Path | None) -> Release:
-    """The release given by the options: a JSON file, or the paper's pair of text files."""
+    """The release that the options name: a JSON file, or the paper's pair of text files.
+
+    Raises:
+        TextError: the options name no release or two, or a file cannot be read.
+    """
     from distill.data.releases import read_release, release_from_pairs
 
     if release is not None:
@@ -164,12 +168,16 @@ def release_given(release: Path | None, labels: Path | None, descriptions: Path 
 
 
 def default_strategy(release: Release) -> TextStrategy:
-    """name+description if there are descriptions, else name."""
+    """`name+description` if the release has descriptions, else `name`."""
     return "name+description" if any(x.description for x in release.labels) else "name"
 
 
 def strategy_given(strategy: str | None, release: Release) -> TextStrategy:
-    """The given text strategy, or the default one of the release."""
+    """The given text strategy, or the release's default.
+
+    Raises:
+        TextError: there is no such strategy.
+    """
     from distill.embeddings.class_prompts import STRATEGIES
 
     if strategy is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHEET_IMAGES: Final = 6  # of each class
 SHEET_CLASSES: Final = 200
-LISTED: Final = 5  # duplicates, files and classes named of each kind
+LISTED: Final = 5  # items listed of each kind of finding
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -28,7 +28,7 @@ SourceArgument = Annotated[
     ),
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: check, split, arrange.")
+app = typer.Typer(no_args_is_help=True, help="Check, split and prepare data sets.")
 
 
 @app.command()
@@ -40,7 +40,7 @@ def prepare(
             help="CaltechBirds, StanfordCars, Flower102, Food101, SUN397 or tiered-ImageNet."
         ),
     ],
-    root: Annotated[Path, typer.Option(help="Folder of the unpacked data set.")],
+    root: Annotated[Path, typer.Option(help="Folder of the extracted data set.")],
     lists: Annotated[Path, typer.Option(help="Folder with the paper's three split lists.")],
     out: Annotated[Path, typer.Option(help="Folder to create.")],
     sha256: Annotated[
@@ -66,7 +66,7 @@ def prepare(
         return
     for split, images in result.images.items():
         notes.print(f"{split}: {images} images of {result.classes[split]} classes")
-    notes.print(f"{out}, by lists with the SHA-256 {result.lists_sha256}", soft_wrap=True)
+    notes.print(f"written to {out}; SHA-256 of the lists: {result.lists_sha256}", soft_wrap=True)
 
 
 @app.command()
@@ -75,7 +75,7 @@ def split(
     source: SourceArgument,
     out: Annotated[Path, typer.Option(help="Folder to create, or a .csv or .jsonl file.")],
     validation: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Share of each class for validation.")
+        float, typer.Option(min=0.01, max=0.9, help="Fraction of each class for validation.")
     ] = 0.2,
     unseen: Annotated[
         str, typer.Option(help="Classes to hold out as unseen: a number, or KEY,KEY,….")
@@ -83,8 +83,8 @@ def split(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="With a number: hold out the classes whose names this teacher finds least like "
-            "the others', not random ones."
+            help="With a number: hold out the classes whose names are least similar to the others "
+            "for this teacher, instead of random classes."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
@@ -93,7 +93,7 @@ def split(
 ) -> None:
     """Divide images into train, validation and unseen classes; near-duplicates stay together.
 
-    So do objects that were cut out of one photo. Splits that the source has are ignored.
+    Objects cropped from the same photo also stay together. Splits of the source are ignored.
     """
     from distill.data.preparation import split
     from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
@@ -107,10 +107,10 @@ def split(
         unseen = ",".join(_least_alike(keys, unseen, teacher))
     chosen = split.choose_unseen(keys, unseen, seed)
     with bars() as bar:
-        found = fingerprints([image.path for image in images], bar("Comparing images"))
-        if broken := [x for x in found if not isinstance(x, Fingerprint)]:
-            raise UnreadableImages([name for error in broken for name in error.images])
-        groups = near_duplicates([x.perceptual for x in found if isinstance(x, Fingerprint)])
+        results = fingerprints([image.path for image in images], bar("Comparing images"))
+        if errors := [x for x in results if not isinstance(x, Fingerprint)]:
+            raise UnreadableImages([name for error in errors for name in error.images])
+        groups = near_duplicates([x.perceptual for x in results if isinstance(x, Fingerprint)])
         together = split.with_crops_of_one_photo(groups, images)
         division, left_out = split.divide(
             images, together, validation=validation, unseen=chosen, seed=seed
@@ -119,9 +119,9 @@ def split(
             split.write_manifest(out, division)
         else:
             split.write_folders(out, division, copy=copy, progress=bar("Images"))
-    for name, own in division.items():
-        classes = len({image.key for image in own})
-        notes.print(f"{name}: {len(own):,} images of {classes} classes")
+    for name, split_images in division.items():
+        classes = len({image.key for image in split_images})
+        notes.print(f"{name}: {len(split_images):,} images of {classes} classes")
     if chosen:
         notes.print(f"unseen classes: {', '.join(sorted(chosen))}", soft_wrap=True, markup=False)
     if groups:
@@ -130,20 +130,21 @@ def split(
         )
     if left_out:
         notes.print(
-            f"{len(left_out)} images left out: nearly the same as one of an unseen class, or of "
-            "one photo with it"
+            f"{len(left_out)} images left out: near-duplicates of an image of an unseen class, or "
+            "cropped from the same photo"
         )
     notes.print(f"written to {out}", markup=False, soft_wrap=True)
 
 
 def _least_alike(keys: "Sequence[str]", number: str, teacher: str) -> "list[str]":
-    """The `number` of classes whose names have the smallest cosine with the nearest other name."""
+    """The `number` classes whose names have the smallest cosine with the nearest other name."""
     from distill.embeddings.text_bank import encode_groups
     from distill.models.teacher import load_teacher
 
     if not number.isdecimal() or not 0 < int(number) < len(keys):
         raise UserError(
-            f"--teacher chooses the classes: give a number of them below {len(keys)} with --unseen"
+            f"--teacher chooses the unseen classes: give their number (1 to {len(keys) - 1}) with "
+            "--unseen"
         )
     names = [f"a photo of {key.replace('_', ' ')}" for key in keys]
     text = encode_groups(load_teacher(teacher), [((name,), "") for name in names])
@@ -167,11 +168,11 @@ def check(
     from distill.data.splits import assign_splits
 
     if sheet is not None and sheet.suffix not in (".html", ".png"):
-        raise UserError(f"{sheet} is neither .html nor .png: choose one of them for --sheet")
-    found = find_source(source)
-    splits = assign_splits(found.images(cache))
+        raise UserError(f"--sheet {sheet} has an unknown suffix: choose .html or .png")
+    data_source = find_source(source)
+    splits = assign_splits(data_source.images(cache))
     with bars() as bar:
-        checked = check_data(found, splits, bar("Reading images"))
+        checked = check_data(data_source, splits, bar("Reading images"))
         if sheet is not None:
             _write_sheet(source, splits, sheet)
     if as_json:
@@ -183,7 +184,7 @@ def check(
 
 
 def describe(checked: "DataCheck") -> list[str]:
-    """The findings as lines for people."""
+    """The findings as lines of text."""
     lines = [
         f"{name}: {split.images:,} images of {split.classes} classes, {split.fewest} "
         f"({split.smallest_class}) to {split.most} ({split.largest_class}) a class"
@@ -219,7 +220,7 @@ def _described(title: str, groups: "Sequence[Duplicates]") -> list[str]:
 def _write_sheet(
     title: str, splits: "Mapping[SplitName, Sequence[LabelledImage]]", sheet: Path
 ) -> None:
-    """A page or picture with some images of each class."""
+    """Write an HTML page or a PNG with some images of each class."""
     from distill.data.files.image_file import open_image
     from distill.errors import UnreadableImages
     from distill.runtime.contact_sheet import Tile, contact_sheet, contact_sheet_png, thumbnail

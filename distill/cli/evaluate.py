@@ -100,7 +100,7 @@ def evaluate(
     ] = False,
     joint: Annotated[
         bool,
-        typer.Option("--joint", help="Both splits, all classes competing for each image."),
+        typer.Option("--joint", help="Both splits, with all classes competing for each image."),
     ] = False,
     seen_bias: Annotated[
         float | None,
@@ -123,11 +123,11 @@ def evaluate(
     from distill.pipeline.inputs import Inputs
 
     if student is None and (test_views or normalised):
-        raise UserError("--test-views and --normalised are for a student: give --student FOLDER")
+        raise UserError("--test-views and --normalised need a student: give --student FOLDER")
     if joint and normalised:
-        raise UserError("--joint compares cosines: leave --normalised out")
+        raise UserError("--joint cannot be combined with --normalised: leave one of them out")
     if seen_bias is not None and not joint:
-        raise UserError("--seen-bias is for all classes competing: give --joint too")
+        raise UserError("--seen-bias needs --joint: give both")
     norm = ScoreNorm.load(student / NORM_FILE) if student is not None and normalised else None
     if text_bank is None:
         chosen = release_given(release, labels, descriptions)
@@ -137,21 +137,23 @@ def evaluate(
             raise TextError("give either --text-bank or a release with its strategy, not both")
         bank = TextBank.load(text_bank)
         if bank.teacher != teacher:
-            raise TextError(f"{text_bank} was made with the teacher {bank.teacher}: give that one")
+            raise TextError(
+                f"{text_bank} was made with another teacher: give --teacher {bank.teacher}"
+            )
         name, splits = _splits(data, split, bank.keys, joint, cache)
     with bars() as bar:
         loaded = load_teacher(teacher, device=choose_device(device))
-        inputs = Inputs({each: splits[each] for each in splits}, loaded, cache, bar)
+        inputs = Inputs({name: splits[name] for name in splits}, loaded, cache, bar)
         if text_bank is None:
-            keys = [key for each in splits.values() for key in each.keys]
+            keys = [key for images in splits.values() for key in images.keys]
             bank = inputs.text_bank(chosen, strategy_given(strategy, chosen), keys)
         if student is None:
-            features = {each: inputs.teacher_features(each) for each in splits}
+            features = {name: inputs.teacher_features(name) for name in splits}
         else:
             network, size = load_student(student / FILE)
             network = network.to(inputs.teacher.device)
             features = {
-                each: network.encode(inputs.pixels(each, size), test_views) for each in splits
+                name: network.encode(inputs.pixels(name, size), test_views) for name in splits
             }
     model: Literal["teacher", "student"] = "teacher" if student is None else "student"
     if joint:
@@ -172,7 +174,7 @@ def _splits(
 ) -> tuple["EvaluatedSplit", "dict[EvaluatedSplit, Split]"]:
     """The name of the split to evaluate on, and the splits to read: that one, or both for `joint`.
 
-    Without a name it is unseen, or seen where there are no unseen classes.
+    The default split is unseen, or seen if there are no unseen classes.
     """
     from distill.data.splits import EVALUATION_SPLITS, NO_UNSEEN, scan_splits
 
@@ -180,17 +182,17 @@ def _splits(
         raise TextError(f"there is no split {split!r} to evaluate on: choose seen or unseen")
     name = EVALUATION_SPLITS[split or "unseen"]
     both: tuple[EvaluatedSplit, ...] = ("seen", "unseen")
-    found = scan_splits(data, known, both if joint or split is None else (name,), cache=cache)
-    if "unseen" not in found and name == "unseen":
+    splits = scan_splits(data, known, both if joint or split is None else (name,), cache=cache)
+    if "unseen" not in splits and name == "unseen":
         if joint or split is not None:
             raise DataError(f"{data}: {NO_UNSEEN}")
         notes.print(NO_UNSEEN, soft_wrap=True)
         name = "seen"
-    return name, {each: found[each] for each in (both if joint else (name,))}
+    return name, {chosen: splits[chosen] for chosen in (both if joint else (name,))}
 
 
 def _seen_bias(student: Path | None) -> float:
-    """The bias that the student's run chose; 0 for a teacher."""
+    """The seen bias that calibration chose for the student's run; 0 for a teacher."""
     from distill.evaluation.report.training_report import read_report
 
     calibration = None if student is None else read_report(student).calibration

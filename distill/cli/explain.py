@@ -34,7 +34,7 @@ def explain(
     ] = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Only this class, by key or name; repeat it."),
+        typer.Option("--class", help="Only this class, by key or name (repeatable)."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show.")] = 5,
     device: DeviceOption = "auto",
@@ -42,8 +42,8 @@ def explain(
 ) -> None:
     """The predicted classes of images, and the attributes that support each of them.
 
-    With --student, an attribute fired where its score is clearly above that with other images, and
-    the run's bias against the classes that it was trained on is taken from their scores.
+    With --student, an attribute fires if its score is clearly above its mean over other images, and
+    the run's seen bias is subtracted from the scores of the classes that it was trained on.
     """
     from distill.evaluation.explain import Explanation, Explanations, encode_attributes, restrict
     from distill.evaluation.explain import explain as explain_features
@@ -72,8 +72,8 @@ def explain(
         teacher=model.name,
         release_hash=chosen.hash,
         images=tuple(
-            Explanation(image=str(path), classes=found)
-            for path, found in zip(images, explained, strict=True)
+            Explanation(image=str(path), classes=explained_classes)
+            for path, explained_classes in zip(images, explained, strict=True)
         ),
     )
     if as_json:
@@ -84,8 +84,8 @@ def explain(
 
 
 def seen_biases(student: Path, release: Release) -> "Tensor":
-    """What the run in `student` takes from the scores of each class of `release`: its bias from
-    those of the classes that it was trained on.
+    """The bias [classes] subtracted from the score of each class of `release`: the seen bias of the
+    run in `student` for the classes that it was trained on, 0 for the others.
     """
     import torch
 
@@ -103,17 +103,17 @@ def seen_biases(student: Path, release: Release) -> "Tensor":
 
 
 def print_explanation(image: "Explanation") -> None:
-    """The classes of an image, with the attributes that fired or, without evidence, all."""
-    compared = any(each.fired is not None for found in image.classes for each in found.attributes)
-    what = "attributes that fired (deviations above other images)" if compared else "attributes"
-    table = Table("class", "score", what, title=image.image)
-    for found in image.classes:
+    """Print the classes of an image with the attributes that fired; without evidence, with all."""
+    has_evidence = any(a.fired is not None for row in image.classes for a in row.attributes)
+    header = "attributes that fired (deviations above the mean)" if has_evidence else "attributes"
+    table = Table("class", "score", header, title=image.image)
+    for explained in image.classes:
         lines = [
-            f"{each.attribute} ({each.cosine:.3f})"
-            if each.evidence is None
-            else f"{each.attribute} (+{each.evidence:.1f})"
-            for each in found.attributes
-            if each.fired is not False
+            f"{attribute.attribute} ({attribute.cosine:.3f})"
+            if attribute.evidence is None
+            else f"{attribute.attribute} (+{attribute.evidence:.1f})"
+            for attribute in explained.attributes
+            if attribute.fired is not False
         ]
-        table.add_row(found.name, f"{found.score:.3f}", "\n".join(lines) or "none")
+        table.add_row(explained.name, f"{explained.score:.3f}", "\n".join(lines) or "none")
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`distill export`: a finished run as a classifier folder."""
+"""`distill export`: writes a finished run as a classifier folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def look_alikes_given(given: str | None, run: Path) -> tuple[str, ...]:
-    """The names of --look-alikes, without those of the classes of the release in the folder `run`.
+    """The names in --look-alikes, except those of classes of the release in the folder `run`.
 
     Raises:
-        TextError: the file cannot be read, or there is no such name.
+        TextError: the file cannot be read, or no name is left.
     """
     from distill.data.releases import read_release
     from distill.embeddings.look_alikes import look_alikes_of, read_look_alikes
@@ -39,11 +39,11 @@ def look_alikes_given(given: str | None, run: Path) -> tuple[str, ...]:
 
 
 def print_unknown_scores(manifest: "Manifest") -> None:
-    """What scores for unknown images are worth, with and without look-alikes."""
+    """Print how well the scores detect unknown images, with and without look-alikes."""
     calibration = manifest.calibration
     count = len(manifest.look_alikes)
     if not calibration.unknown_scores:
-        notes.print(f"{count} look-alikes, not measured: there are no unseen images")
+        notes.print(f"{count} look-alikes, not evaluated: there are no unseen images")
         return
     table = Table("score for unknown images", "AUROC", "FPR at 95 % TPR")
     for row in calibration.unknown_scores:
@@ -60,54 +60,58 @@ def print_unknown_scores(manifest: "Manifest") -> None:
 @one_line_errors
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
-    out: Annotated[Path, typer.Option(help="Classifier folder to write; an old one is replaced.")],
+    out: Annotated[Path, typer.Option(help="Classifier folder to write; replaces an old one.")],
     data: Annotated[
-        Path | None, typer.Option(help="Where the run's images lie now, if elsewhere.")
+        Path | None, typer.Option(help="Images of the run, if they have moved since training.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Where the run's teacher lies now, if elsewhere.")
+        str | None, typer.Option(help="Teacher of the run, if it has moved since training.")
     ] = None,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="Also in this format; can be repeated. ONNX is always made."),
+        typer.Option("--format", help="Format besides ONNX, which is always written (repeatable)."),
     ] = None,
     resize_inside: Annotated[
         bool,
-        typer.Option("--resize-inside", help="Let the ONNX encoder take photos of any size."),
+        typer.Option("--resize-inside", help="Resize photos inside the ONNX encoder."),
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also in 8-bit integers; used where that is quicker.")
+        bool, typer.Option("--int8", help="Also write an int8 encoder; used if it is faster.")
     ] = False,
     max_drop: Annotated[
-        float, typer.Option(min=0, help="Points of top-1 that --int8 may lose.")
+        float, typer.Option(min=0, help="Percentage points of top-1 that --int8 may lose.")
     ] = 1.0,
     bake: Annotated[
         bool,
-        typer.Option("--bake", help="Also classifier.onnx: image to probabilities, fixed classes."),
+        typer.Option(
+            "--bake", help="Also write classifier.onnx: pixels to probabilities, fixed classes."
+        ),
     ] = False,
     look_alikes: Annotated[
         str | None,
         typer.Option(
-            help="Also reject images that are more like one of these: a file with one name a line, "
-            'or "release" for those of the release.'
+            help="Also reject images that are more similar to one of these names than to any "
+            'class: a file with one name per line, or "release" for those of the release.'
         ),
     ] = None,
     rival: Annotated[
         list[str] | None,
-        typer.Option(help="open_clip model to compare with: NAME@TAG, hf-hub:…, local-dir:…"),
+        typer.Option(
+            help="open_clip model to compare with (repeatable): NAME@TAG, hf-hub:…, local-dir:…"
+        ),
     ] = None,
     open_clip: Annotated[
         bool,
-        typer.Option("--open-clip", help="Also open_clip/: a folder for open_clip and timm."),
+        typer.Option("--open-clip", help="Also write open_clip/, which open_clip and timm load."),
     ] = False,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a classifier that runs without torch, checked against PyTorch image by image."""
+    """Export a run as a classifier folder that runs without torch, verified against PyTorch."""
     from distill.export.classifier_folder import ExportOptions, export_run
     from distill.export.finished_run import load_run
 
-    names = look_alikes_given(look_alikes, run)  # before minutes are spent
+    names = look_alikes_given(look_alikes, run)  # reports errors before the slow part
     with bars() as bar:
         finished = load_run(run, data=data, teacher=teacher, cache=cache, bar=bar)
         options = ExportOptions(
@@ -141,8 +145,8 @@ def export(
     Console().print(table)
     notes.print(
         f"same classes as PyTorch on {sum(map(len, finished.splits.values())):,} validation "
-        f"images; features within {exported.feature_difference:.0e}, texts within "
-        f"{1 - exported.text_cosine:.0e} in cosine"
+        f"images; image features differ by at most {exported.feature_difference:.0e}, text "
+        f"features by {1 - exported.text_cosine:.0e} in cosine"
     )
     if look_alikes is not None:
         print_unknown_scores(exported.manifest)

@@ -43,7 +43,7 @@ def run_config(
     strategy: str | None,
     device: str,
 ) -> TrainConfig:
-    """The configuration of the run in the folder `student`, overridden by the options."""
+    """The configuration of the run in the folder `student`, with the options applied."""
     from distill.evaluation.report.training_report import read_report
 
     config = read_report(student).config
@@ -59,28 +59,28 @@ def run_config(
 def few_shot(
     student: Annotated[Path, typer.Option(help="Folder of a training run.")],
     data: DataOption,
-    ks: Annotated[list[int], typer.Option("-k", help="Support images of each class; repeat it.")],
+    ks: Annotated[list[int], typer.Option("-k", help="Support images per class (repeatable).")],
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     method: Annotated[
-        Literal["prototypes", "finetune"], typer.Option(help="How the support is used.")
+        Literal["prototypes", "finetune"], typer.Option(help="How the support images are used.")
     ] = "prototypes",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of sampled supports.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of sampled support sets.")] = 3,
     strategy: StrategyOption = None,
     teacher: RunTeacherOption = None,
     device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the student that was finetuned with the largest k and seed 0, as that "
-            "of a training run."
+            help="Folder to write the student finetuned with the largest k and seed 0 to, in the "
+            "layout of a training run."
         ),
     ] = None,
     cache: CacheOption = CACHE,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy on unseen classes with k labelled images of each, over several samples of them."""
+    """Accuracy on unseen classes with k labelled images per class, over several samples."""
     from distill.evaluation.left_out.photo_weight import DEFAULT
     from distill.evaluation.report.training_report import read_report
     from distill.models.student import FILE, load_student
@@ -89,7 +89,7 @@ def few_shot(
     from distill.pipeline.finetuned_run import write_finetuned_run
 
     if out is not None and method != "finetune":
-        raise UserError("only finetuning makes a student to save: add --method finetune")
+        raise UserError("--out needs a finetuned student: add --method finetune")
     if out is not None and (out / "report.json").exists():
         raise UserError(f"{out} holds a run already: choose another --out")
     chosen = release_given(release, labels, descriptions)
@@ -121,14 +121,14 @@ def few_shot(
     print_few_shot(result)
     if out is not None:
         line = (
-            f"student: {out}; its report leaves out the images it was finetuned on, which "
-            "`distill evaluate` and `distill export` count in"
+            f"student: {out}; its report excludes the images that it was finetuned on, but "
+            "`distill evaluate` and `distill export` include them"
         )
         notes.print(line, markup=False, soft_wrap=True)
 
 
 def print_few_shot(result: "FewShot") -> None:
-    """The rows of a few-shot evaluation as a table."""
+    """Print the rows of a few-shot evaluation as a table."""
     settings = ", ".join(f"{name} {value:g}" for name, value in result.settings.items())
     count = len(result.seeds)
     samples = f"{count} sample{'s' if count > 1 else ''}"

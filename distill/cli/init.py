@@ -1,4 +1,4 @@
-"""`distill init`: a training configuration with comments, for the data that are there."""
+"""`distill init`: writes a commented training configuration for a data set."""
 
 import json
 import statistics
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from distill.data.splits import Split
 
 TEACHER: Final = "ViT-B-32@laion2b_s34b_b79k"
-SIZES: Final = (32, 64, 128, 224)  # pixels; the largest one only where there is a GPU
-SAMPLE: Final = 100  # images whose size is looked at
+SIZES: Final = (32, 64, 128, 224)  # pixels; the largest size only with a GPU
+SAMPLE: Final = 100  # images whose size is read
 WANTED_IMAGES: Final = 100_000  # seen by the student over all epochs
-EPOCHS: Final = (12, 60)  # at least, at most
+EPOCHS: Final = (12, 60)  # minimum, maximum
 
 
 @one_line_errors
@@ -32,7 +32,7 @@ def init(
     teacher: Annotated[str, typer.Option(help="Teacher, see `distill evaluate`.")] = TEACHER,
     student: Annotated[str, typer.Option(help="Any timm model name.")] = "resnet18",
     pretrained: Annotated[
-        bool, typer.Option(help="Start from timm's weights, which are downloaded.")
+        bool, typer.Option(help="Start from timm's pretrained weights (downloads them).")
     ] = False,
     cache: CacheOption = CACHE,
 ) -> None:
@@ -55,7 +55,7 @@ def init(
         )  # fmt: skip
     except ValidationError as error:
         raise UserError(first_error_line(error)) from None
-    text = "\n".join([*_found(data, splits), "", *_settings(config)])
+    text = "\n".join([*_data_comments(data, splits), "", *_settings(config)])
     try:
         out.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
@@ -64,7 +64,7 @@ def init(
 
 
 def choose_image_size(paths: "Sequence[ImagePath]", *, has_gpu: bool) -> int:
-    """The largest size that the median of the images' shorter sides fills, on a CPU at most 128."""
+    """The largest of SIZES up to the median of the images' shorter sides; on a CPU at most 128."""
     from distill.data.files.image_file import open_image
 
     step = -(-len(paths) // SAMPLE)
@@ -73,16 +73,16 @@ def choose_image_size(paths: "Sequence[ImagePath]", *, has_gpu: bool) -> int:
     return max(fitting, default=SIZES[0])
 
 
-def _found(data: Path, splits: "Mapping[SplitName, Split]") -> list[str]:
-    """Comments on the data."""
+def _data_comments(data: Path, splits: "Mapping[SplitName, Split]") -> list[str]:
+    """TOML comments that describe the data."""
     lines = [f"# What `distill init` found in {str(data)!r}:"]
     for name, split in splits.items():
         held_out = ", held out of training" if split.held_out else ""
         lines.append(f"#   {name}: {len(split):,} images of {len(split.keys)} classes{held_out}")
     if "unseen" not in splits:
         lines += [
-            "#   no unseen classes: how well later classes are recognised can only be forecast.",
-            "#   `distill data split DATA --unseen N --out DIR` holds some out, to measure it.",
+            "#   no unseen classes: the accuracy on later classes can only be forecast.",
+            "#   To measure it, hold some out: `distill data split DATA --unseen N --out DIR`.",
         ]
     return lines
 
@@ -90,9 +90,9 @@ def _found(data: Path, splits: "Mapping[SplitName, Split]") -> list[str]:
 def _settings(config: TrainConfig) -> list[str]:
     """The settings as TOML, each with its reason."""
     start = (
-        "timm's trained weights"
+        "timm's pretrained weights"
         if config.pretrained
-        else "random weights; pretrained = true downloads trained ones, better for few images"
+        else "random weights; pretrained = true downloads timm's, better with few images"
     )
     return [
         f"data = {json.dumps(config.data, ensure_ascii=False)}",
@@ -105,23 +105,23 @@ def _settings(config: TrainConfig) -> list[str]:
         f"student = {json.dumps(config.student)}",
         f"pretrained = {str(config.pretrained).lower()}",
         "",
-        "# Pixels, square. Twice the size takes four times as long.",
+        "# Side of the square images in pixels. Twice the side takes four times as long.",
         f"image_size = {config.image_size}",
         "",
-        "# What a class's text is: name, name+description, attributes, ensemble or captions.",
+        "# Text of a class: name, name+description, attributes, ensemble or captions.",
         f"text_strategy = {json.dumps(config.text_strategy)}",
         "",
         "# Passes over the training images.",
         f"epochs = {config.epochs}",
         f"batch_size = {config.batch_size}",
         "",
-        "# Chosen for this kind of student, its start and its optimiser (muon, adamw or sgd).",
+        "# Defaults for this student, its initial weights and its optimiser (muon, adamw, sgd).",
         f"optimiser = {json.dumps(config.optimiser)}",
         f"learning_rate = {config.learning_rate:g}",
         "",
-        "# Forecast how well classes will be recognised that come later: half a training more.",
+        "# Forecast the accuracy on classes that are added later; adds half the training time.",
         f"forecast = {str(config.forecast).lower()}",
         "",
-        "# Decides initial weights, batches and augmentation.",
+        "# Random seed of initial weights, batches and augmentation.",
         f"seed = {config.seed}",
     ]

@@ -1,7 +1,7 @@
 """Commands that import their code when they run: `distill --help` needs none of it.
 
-The same class stands in enrich_service.core. The two packages share nothing but the contract, and
-importing that would cost more than this saves.
+enrich_service.core has a copy of this class: the two packages share only `contract`, which is slow
+to import.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """`distill learn-prompt`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ from distill.cli.console import (
     release_given,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 @one_line_errors
 def learn_prompt(
@@ -35,7 +32,7 @@ def learn_prompt(
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     tokens: Annotated[int, typer.Option(min=1, help="Context tokens to learn.")] = 4,
-    described: Annotated[bool, typer.Option(help="Add the description after the name.")] = False,
+    described: Annotated[bool, typer.Option(help="Append the description to the name.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of 256 images.")] = 200,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: DeviceOption = "auto",

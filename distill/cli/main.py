@@ -21,7 +21,7 @@ COMMANDS = (
     (
         "few-shot",
         "few_shot:few_shot",
-        "Accuracy on unseen classes with k labelled images of each, over several samples of them.",
+        "Accuracy on unseen classes with k labelled images per class, over several samples.",
     ),
     (
         "explain",
@@ -42,25 +42,25 @@ COMMANDS = (
     (
         "export",
         "export:export",
-        "Write a classifier that runs without torch, checked against PyTorch image by image.",
+        "Export a run as a classifier folder that runs without torch, verified against PyTorch.",
     ),
     (
         "predict",
         "predict:predict",
-        "Classify photos, also into classes that are added here by a description.",
+        "Classify photos, optionally with new classes added by a description.",
     ),
     (
         "serve",
         "serve:serve",
-        "Serve a classifier: photos in, classes out, with a page to try it.",
+        "Serve a classifier over REST, with a web page to try it.",
     ),
-    ("worker", "worker:worker", "Take training jobs from the service, one after the other."),
-    ("data", "data:app", "Data sets: check, split, arrange."),
+    ("worker", "worker:worker", "Run training jobs from the service, one at a time."),
+    ("data", "data:app", "Check, split and prepare data sets."),
 )
 
 
 class _Commands(TyperGroup):
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
         super().__init__(**options)
         for name, target, summary in COMMANDS:
             self.add_command(LazyCommand(name, f"distill.cli.{target}", summary))
@@ -70,13 +70,13 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Class texts and images in; a trained student and a report out.",
+    help="Train, evaluate, export and serve students distilled from a CLIP teacher.",
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # slow to import, and needed here alone
+        from importlib.metadata import version  # slow to import, and needed only here
 
         typer.echo(f"distill {version('enrich-distill')}")
         raise typer.Exit

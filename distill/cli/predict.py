@@ -1,4 +1,4 @@
-"""`distill predict`: photos to classes, by a classifier folder. Imports no torch."""
+"""`distill predict`: classifies photos with a classifier folder. Does not import torch."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Results:
-    """What became of the photos. Thumbnails are JPEGs, made for a contact sheet alone."""
+    """Results for all photos. Thumbnails are JPEGs, made only for a contact sheet."""
 
     names: list[str] = field(default_factory=list)
     predictions: list["Prediction"] = field(default_factory=list)
@@ -32,8 +32,8 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is wanted of each photo: its `top` classes, and what else."""
+class Wanted:
+    """What to compute for each photo: its `top` classes, and optionally more."""
 
     top: int
     reasons: bool = False
@@ -46,53 +46,55 @@ def predict(
     photos: Annotated[
         list[str], typer.Argument(help="Files, folders, patterns, or - for standard input.")
     ],
-    top: Annotated[int, typer.Option(min=1, help="Classes shown of each photo.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to show per photo.")] = 5,
     add: Annotated[
         list[str] | None,
-        typer.Option(help='A new class: "NAME=what it looks like", or NAME alone; repeat it.'),
+        typer.Option(help='New class: "NAME=what it looks like", or just NAME (repeatable).'),
     ] = None,
     examples: Annotated[
         list[str] | None,
         typer.Option(
-            help='Photos that describe a class besides its text: "NAME=folder"; repeat it.'
+            help='Example photos for a class, used with its text: "NAME=folder" (repeatable).'
         ),
     ] = None,
     service: Annotated[
-        str | None, typer.Option(help="Enrichment service that describes a NAME alone.")
+        str | None, typer.Option(help="Enrichment service that describes a NAME without a text.")
     ] = None,
     allow_near: Annotated[
-        bool, typer.Option("--allow-near", help="Add classes that lie too near to another one.")
+        bool, typer.Option("--allow-near", help="Add classes even if very similar to another one.")
     ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep the added classes in the folder.")
+        bool, typer.Option("--save", help="Save the added classes in the folder.")
     ] = False,
     why: Annotated[
         bool,
-        typer.Option("--why", help="What of its class a photo shows, and of the runner-up."),
+        typer.Option("--why", help="Explain each prediction by attributes of its class."),
     ] = False,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Contact sheet to write, an HTML file.")] = None,
 ) -> None:
-    """Classify photos, also into classes that are added here by a description."""
+    """Classify photos, optionally with new classes added by a description."""
     from distill.runtime import Classifier
     from distill.runtime.photo_files import find_photos
 
     if as_csv and (as_json or why):
-        raise ClassifierError("--csv goes with neither --json nor --why: leave one of them out")
+        raise ClassifierError(
+            "--csv cannot be combined with --json or --why: leave one of them out"
+        )
     classifier = Classifier.load(folder)
-    for each in add or ():
-        add_class(classifier, each, service, allow_near=allow_near)
-    for each in examples or ():
-        add_photos(classifier, each)
+    for argument in add or ():
+        add_class(classifier, argument, service, allow_near=allow_near)
+    for argument in examples or ():
+        add_photos(classifier, argument)
     if save and (add or examples):
         classifier.save()
     if why:
-        tell_without_reasons(classifier, folder)
-    found = find_photos(photos)
+        note_missing_reasons(classifier, folder)
+    found_photos = find_photos(photos)
     with bars() as bar:
-        shown = Shown(top, reasons=why, thumbnails=html is not None)
-        results = classify(classifier, found, shown, bar("Photos"))
+        wanted = Wanted(top, reasons=why, thumbnails=html is not None)
+        results = classify(classifier, found_photos, wanted, bar("Photos"))
     if html is not None:
         write_sheet(html, folder.name, results)
     if as_json:
@@ -110,28 +112,28 @@ def predict(
 def add_class(
     classifier: "Classifier", argument: str, service: str | None, *, allow_near: bool
 ) -> None:
-    """Add the class of one --add, described where only its name is given."""
+    """Add the class in an --add argument; without a text, a language model describes it."""
     name, equals, text = argument.partition("=")
     if equals:
         classifier.add(name, text, allow_near=allow_near)
         return
-    name = classifier.check_name(name)  # before a language model is asked
-    from distill.runtime.describe import describe  # half of the start is httpx
+    name = classifier.check_name(name)  # before the language model is called
+    from distill.runtime.describe import describe  # imports httpx, which is slow
 
     texts = describe(name, classifier.manifest.text, service)
     entry = classifier.add(name, texts, allow_near=allow_near)
-    for shown in entry.texts if texts else ():
-        notes.print(f"added: {shown}", markup=False)
+    for added_text in entry.texts if texts else ():
+        notes.print(f"added: {added_text}", markup=False)
 
 
 def add_photos(classifier: "Classifier", argument: str) -> None:
-    """Let the photos of one --examples describe their class."""
+    """Add the example photos in an --examples argument to their class."""
     from distill.runtime.photo_files import find_photos
 
     name, equals, folder = argument.partition("=")
     if not equals or not Path(folder).exists():
         raise ClassifierError(
-            f'--examples "{argument}" names no photos: write "NAME=folder" with a folder or file'
+            f'--examples "{argument}" names no photos: write "NAME=PATH" with a folder or a file'
         )
     photos = [Path(photo.name) for photo in find_photos([folder])]
     entry = classifier.add_photos(name, photos)
@@ -141,7 +143,7 @@ def add_photos(classifier: "Classifier", argument: str) -> None:
 def classify(
     classifier: "Classifier",
     photos: "Sequence[Photo]",
-    shown: Shown,
+    wanted: Wanted,
     progress: Callable[[int, int], None],
 ) -> Results:
     """Classify photos in batches; those that cannot be read are collected."""
@@ -158,58 +160,58 @@ def classify(
             except UnreadableImages as error:
                 results.unreadable += error.images
         if images:
-            results.predictions += classifier.classify(images, shown.top, reasons=shown.reasons)
-        results.thumbnails += map(thumbnail, images) if shown.thumbnails else []
+            results.predictions += classifier.classify(images, wanted.top, reasons=wanted.reasons)
+        results.thumbnails += map(thumbnail, images) if wanted.thumbnails else []
         progress(min(start + BATCH, len(photos)), len(photos))
     return results
 
 
-def tell_without_reasons(classifier: "Classifier", folder: Path) -> None:
-    """Tell that there will be no reasons, where there are none."""
+def note_missing_reasons(classifier: "Classifier", folder: Path) -> None:
+    """Print a note if the classifier cannot give reasons."""
     if not classifier.has_reasons:
         notes.print(
-            f"{folder} has no attributes of its classes, so there are no reasons: export a run "
-            "whose release has descriptions",
+            f"{folder} has no class attributes, so predictions have no reasons: export a run whose "
+            "release has descriptions",
             markup=False,
             soft_wrap=True,
         )
 
 
 def print_tables(results: Results) -> None:
-    """A row for each photo: the best class, then the runners-up. Then the reasons, if any."""
+    """Print a row for each photo: the best class and the runners-up. Then the reasons, if any."""
     table = Table("photo", "class", "%", "runners-up")
     for name, prediction in zip(results.names, results.predictions, strict=True):
         best, *others = prediction.candidates
-        shown = escape(best.name) + (" [dim](unknown?)[/dim]" if prediction.unknown else "")
-        runners = ", ".join(f"{each.name} {100 * each.probability:.0f}" for each in others)
-        table.add_row(escape(name), shown, f"{100 * best.probability:.0f}", escape(runners))
+        label = escape(best.name) + (" [dim](unknown?)[/dim]" if prediction.unknown else "")
+        runners_up = ", ".join(f"{other.name} {100 * other.probability:.0f}" for other in others)
+        table.add_row(escape(name), label, f"{100 * best.probability:.0f}", escape(runners_up))
     Console().print(table)
     if any(prediction.reasons for prediction in results.predictions):
         print_reasons(results)
 
 
 def print_reasons(results: Results) -> None:
-    """A row for each photo: what speaks for its class, and what tells it from the runner-up."""
+    """Print a row for each photo: supporting attributes, and differences from the runner-up."""
     table = Table(
         "photo",
-        "what speaks for it",
-        "what tells it from the runner-up",
+        "supporting attributes",
+        "differences from the runner-up",
         caption="in brackets: deviations above the mean over other photos",
     )
     for name, prediction in zip(results.names, results.predictions, strict=True):
         reasons = prediction.reasons
         if reasons is None:
             continue
-        speaking = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.speaks]
+        supporting = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.supports]
         differences = [f"{x.name}: {x.text} ({x.evidence:+.1f})" for x in reasons.differences]
         first = escape(f"{name}: {prediction.best.name}")
-        second = escape("\n".join(speaking) or "nothing clearly")
+        second = escape("\n".join(supporting) or "none")
         table.add_row(first, second, escape("\n".join(differences)), end_section=True)
     Console().print(table)
 
 
 def print_json(results: Results) -> None:
-    """One document: the photos with their classes, and those that cannot be read."""
+    """Print one JSON document: the photos with their classes, and the unreadable photos."""
     photos = [
         {"photo": name, **asdict(prediction)}
         for name, prediction in zip(results.names, results.predictions, strict=True)
@@ -218,13 +220,15 @@ def print_json(results: Results) -> None:
 
 
 def print_csv(results: Results) -> None:
-    """A line for each photo and class."""
+    """Print a CSV row for each photo and class."""
     writer = csv.writer(sys.stdout)
     writer.writerow(("photo", "rank", "key", "name", "probability", "cosine", "unknown"))
     for name, prediction in zip(results.names, results.predictions, strict=True):
-        for rank, each in enumerate(prediction.candidates, start=1):
-            figures = (f"{each.probability:.6f}", f"{each.cosine:.6f}", prediction.unknown)
-            writer.writerow((name, rank, each.key, each.name, *figures))
+        for rank, candidate in enumerate(prediction.candidates, start=1):
+            scores = (f"{candidate.probability:.6f}", f"{candidate.cosine:.6f}")
+            writer.writerow(
+                (name, rank, candidate.key, candidate.name, *scores, prediction.unknown)
+            )
 
 
 def write_sheet(path: Path, title: str, results: Results) -> None:

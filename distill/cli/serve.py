@@ -1,4 +1,4 @@
-"""`distill serve`: a classifier folder behind REST and a page. Imports no torch."""
+"""`distill serve`: serves a classifier folder over REST, with a page. Does not import torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,48 +17,49 @@ def serve(
     student: Annotated[
         str | None,
         typer.Option(
-            help="In the place of FOLDER: a student of the service, such as birds@production; the "
-            "server follows the alias. The API key of the service is ENRICH_API_KEY."
+            help="Instead of FOLDER: a student registered in the service, like birds@production; "
+            "the server follows the alias. Set ENRICH_API_KEY to the API key of the service."
         ),
     ] = None,
     service: Annotated[
         str | None,
-        typer.Option(help="Enrichment service: it has the student, or describes new classes."),
+        typer.Option(help="Enrichment service: serves --student and describes new classes."),
     ] = None,
-    cache: Annotated[Path, typer.Option(help="Folder for classifiers that were fetched.")] = CACHE
+    cache: Annotated[Path, typer.Option(help="Folder for downloaded classifiers.")] = CACHE
     / "classifiers",
     poll: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks at the alias.")
+        float, typer.Option(min=0.1, help="Seconds between polls of the alias.")
     ] = 10.0,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8100,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="Photos encoded together, of one or several requests.")
+        int, typer.Option(min=1, help="Largest batch of photos, from one or several requests.")
     ] = 8,
     max_wait_ms: Annotated[
-        float, typer.Option(min=0, help="Longest wait of a photo for those of other requests.")
+        float,
+        typer.Option(min=0, help="Longest time that a photo waits for a batch to fill, in ms."),
     ] = 5.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that encode. Default: one on each core.")
+        int | None, typer.Option(min=1, help="Threads of the encoder. Default: one per core.")
     ] = None,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Photos of all requests that may wait; more get a 503.")
+        int, typer.Option(min=1, help="Most photos in the queue; a request beyond it gets a 503.")
     ] = 256,
-    max_photos: Annotated[int, typer.Option(min=1, help="Photos in a request.")] = 64,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 32 * 1024**2,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a photo.")] = 50_000_000,
+    max_photos: Annotated[int, typer.Option(min=1, help="Most photos in a request.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes in a request.")] = 32 * 1024**2,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels in a photo.")] = 50_000_000,
     key_file: Annotated[
         Path | None,
-        typer.Option(help="API keys, one a line. Default: the one in DISTILL_SERVE_KEY."),
+        typer.Option(help="File with API keys, one per line. Default: DISTILL_SERVE_KEY."),
     ] = None,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Let other machines in without an API key.")
+        bool, typer.Option("--allow-remote", help="Accept other machines without an API key.")
     ] = False,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Let nobody add or remove classes.")
+        bool, typer.Option("--read-only", help="Reject requests that add or remove classes.")
     ] = False,
 ) -> None:
-    """Serve a classifier: photos in, classes out, with a page to try it."""
+    """Serve a classifier over REST, with a web page to try it."""
     try:
         from distill.runtime.server.main import check_address, run, serve_folder, serve_student
         from distill.runtime.server.settings import ServerSettings, read_keys, usable_cores
@@ -85,7 +86,7 @@ def serve(
     if folder is not None:
         source = serve_folder(folder, settings)
     elif student is None or service is None:
-        raise ClassifierError(f"the student {student} is in a service: name it with --service URL")
+        raise ClassifierError("--student needs the address of its service: give --service URL")
     else:
         source = serve_student(student, cache, poll, settings)
     run(source, settings, host=host, port=port)

@@ -59,11 +59,11 @@ def read_config(path: Path, preset: str | None = None) -> TrainConfig:
 
 
 def unknown_option(error: ValidationError) -> str | None:
-    """A line on the first option that does not exist, with the nearest one that does."""
-    for each in error.errors(include_url=False):
-        if each["type"] != "extra_forbidden":
+    """A line that names the first unknown option and the known option most like it, if any."""
+    for problem in error.errors(include_url=False):
+        if problem["type"] != "extra_forbidden":
             continue
-        *parents, name = map(str, each["loc"])
+        *parents, name = map(str, problem["loc"])
         known = LossWeights.model_fields if parents else TrainConfig.model_fields
         nearest = get_close_matches(name, known, n=1, cutoff=0.0)
         return (
@@ -91,14 +91,14 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, student and report.")],
     preset: Annotated[
         str | None,
-        typer.Option(help="resnet or vit: the paper's protocol as defaults."),
+        typer.Option(help="resnet or vit: use the paper's settings as defaults."),
     ] = None,
     release: ReleaseOption = None,
     labels: LabelsOption = None,
     descriptions: DescriptionsOption = None,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Such as 0,1,2: one run each, and one report of all."),
+        typer.Option(help="Seeds such as 0,1,2: one run per seed, and a report over all."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the checkpoint in --out.")] = False,
     device: Annotated[
@@ -113,8 +113,8 @@ def train(
         bool,
         typer.Option(
             "--forecast",
-            help="Forecast the accuracy on later classes, by half a training more; with --resume "
-            "also of a finished run.",
+            help="Forecast the accuracy on later classes, which adds half the training time; with "
+            "--resume also for a finished run.",
         ),
     ] = False,
     events: Annotated[bool, typer.Option(help="Print each event as a JSON line.")] = False,
@@ -129,7 +129,7 @@ def train(
     if device is not None:
         from distill.models.devices import choose_device
 
-        choose_device(device)  # before anything else is read
+        choose_device(device)  # reports a missing device before anything else is read
         settings = settings.model_copy(update={"device": device})
     if pixels is not None:
         settings = settings.model_copy(update={"pixels": pixels})
@@ -168,11 +168,7 @@ def train(
 
 
 def refuse_to_overwrite(folder: Path, out: Path) -> None:
-    """Refuse to train into `out` anew where `folder` holds a run.
-
-    Raises:
-        UserError: it does.
-    """
+    """Raise UserError if `folder` has a run already, which training would overwrite."""
     if any((folder / name).exists() for name in RUN_FILES):
         raise UserError(
             f"{folder} holds a run already: continue it with --resume, or choose another --out"
@@ -180,7 +176,8 @@ def refuse_to_overwrite(folder: Path, out: Path) -> None:
 
 
 def stop_requests(*, follow_parent: bool) -> Callable[[], bool]:
-    """Whether SIGTERM or SIGINT has arrived; with `follow_parent`, or the parent has died.
+    """A function that returns whether training should stop: after SIGTERM or SIGINT and, with
+    `follow_parent`, once the parent process has died.
 
     The worker that reads the events may be killed; its training then writes a checkpoint and ends.
     """
@@ -222,7 +219,7 @@ class TerminalProgress:
 
 @contextmanager
 def exit_status(batch_size: int) -> Iterator[None]:
-    """Exit with the status and message of the error by which a training run ends."""
+    """Turn an exception of a training run into its message and exit status."""
     from distill.training.distributed import processes
 
     try:
@@ -240,14 +237,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds in a list such as 0,1,2.
 
     Raises:
-        UserError: `text` is not a list of different whole numbers.
+        UserError: `text` is not a list of distinct integers.
     """
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{text!r} is not a list of different seeds: give them as in --seeds 0,1,2")
+        raise UserError(f"{text!r} is not a list of distinct seeds: write it like --seeds 0,1,2")
     return seeds
 
 

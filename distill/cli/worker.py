@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.console import DataRootOption, one_line_errors
 
-# Accept every job: one that needs more than a Ray cluster has waits for its autoscaler.
+# Accept every job: if the Ray cluster is too small for it, the autoscaler adds nodes.
 WHOLE_CLUSTER = {"gpu": True, "memory_gb": 1_000_000}
 
 
@@ -27,14 +27,14 @@ def worker(
     ray: Annotated[
         str | None,
         typer.Option(
-            help="Train on a Ray cluster: URL of its job server, such as http://head:8265."
+            help="Train on a Ray cluster: address of its job server, such as http://head:8265."
         ),
     ] = None,
     ray_processes: Annotated[
         int, typer.Option(min=1, help="Number of processes per training on Ray.")
     ] = 1,
 ) -> None:
-    """Take training jobs from the service, one after the other."""
+    """Run training jobs from the service, one at a time."""
     from distill.worker.main import TRAIN, work
 
     on_ray = (sys.executable, "-m", "distill.on_ray.submit", "--address", ray or "")

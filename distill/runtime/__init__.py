@@ -1,4 +1,4 @@
-"""A classifier folder in use: ONNX Runtime, numpy and Pillow, without torch.
+"""Inference with a classifier folder: ONNX Runtime, numpy and Pillow, without torch.
 
 from distill.runtime import Classifier
 

@@ -1,4 +1,4 @@
-"""A classifier folder, loaded: photos to classes, and classes that come and go by their text."""
+"""`Classifier` loads a classifier folder, classifies photos, and adds and removes classes."""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -55,8 +55,8 @@ Photo = str | Path | Image.Image
 class Candidate:
     """One class for one image.
 
-    `cosine` is that of the image's and the class text's features; `seen` says whether the student
-    was trained on images of the class.
+    `cosine` is the cosine of the image features and the class's text features; `seen` is whether
+    the student was trained on images of the class.
     """
 
     key: str
@@ -70,8 +70,8 @@ class Candidate:
 class Prediction:
     """The likeliest classes of one image, best first.
 
-    `unknown` says that the image is likely of none of the classes: the best one scores less than
-    the classifier's threshold, or than a look-alike. `reasons` are found if asked for, and if the
+    `unknown` is True if the image is probably of none of the classes: the best score is below the
+    classifier's threshold or below that of a look-alike. `reasons` is set if requested and if the
     classes have texts.
     """
 
@@ -86,10 +86,10 @@ class Prediction:
 
 
 class Classifier:
-    """A classifier folder in memory. `manifest.classes[i]` has the text features `bank[i]`.
+    """A loaded classifier folder. Row `bank[i]` [dim] has the features of `manifest.classes[i]`.
 
-    `attributes` [attributes, dim] are those of the attributes of all classes, class after class,
-    `look_alikes` [look-alikes, dim] those of `manifest.look_alikes`.
+    `attributes` [attributes, dim] are the text features of all attributes, in the order of the
+    classes, and `look_alikes` [look-alikes, dim] those of `manifest.look_alikes`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
@@ -97,7 +97,7 @@ class Classifier:
         self.image_encoder = ImageEncoder(
             folder / manifest.image_encoder, manifest.preprocessing.image_size, threads
         )
-        self._changed = False  # classes, since the folder was exported or loaded
+        self._changed = False  # whether the classes changed since the export or load
         self.bank, self.attributes, self.look_alikes = _read_bank(folder, manifest)
         self._photo_statistics = _read_photo_statistics(folder, manifest)
         self._texts = TextEncoder(
@@ -110,14 +110,14 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
-        """The classifier in `folder`. Each file is checked against its SHA-256: the text encoder,
-        which is large, when the first text is encoded, and all others at once.
+        """Load the classifier in `folder` and check its files against their SHA-256.
 
-        `threads` encode images, by default one on each core.
+        The text encoder, which is large, is loaded and checked when the first text is encoded.
+        `threads` is the number of threads that encode images, by default one per core.
 
         Raises:
-            ClassifierError: there is none, it has another format version, or a file is missing,
-                cut off or changed.
+            ClassifierError: `folder` has no classifier or one of another format version, or a file
+                is missing, truncated or changed.
         """
         manifest = check_folder(Path(folder), hash_later={TEXT_ENCODER})
         for name in (manifest.image_encoder, TEXT_ENCODER):
@@ -126,15 +126,15 @@ class Classifier:
         return cls(Path(folder), manifest, threads)
 
     def prepare_texts(self) -> None:
-        """Load what the first new class needs, which takes up to some seconds.
+        """Load the text encoder, which takes up to some seconds, before a class is added.
 
         Raises:
-            ClassifierError: the text encoder is missing, cut off or changed.
+            ClassifierError: the text encoder is missing, truncated or changed.
         """
         self._texts.encode([""])
 
     def copy(self) -> Self:
-        """A classifier whose classes change independently; it shares the encoders."""
+        """A copy whose classes change independently; it shares the encoders."""
         return copy(self)
 
     @property
@@ -146,7 +146,7 @@ class Classifier:
         """Unit features [photos, dim] of photos: paths, or Pillow images.
 
         Raises:
-            UnreadableImages: a file is missing, cut off or no image.
+            UnreadableImages: a file is missing, truncated or not an image.
         """
         encoded = [
             self.image_encoder.encode(np.stack(list(batch)))
@@ -163,7 +163,7 @@ class Classifier:
 
     @property
     def has_reasons(self) -> bool:
-        """Whether a class has a text whose attributes can be reasons."""
+        """Whether predictions can have reasons: some class has attributes."""
         return self._photo_statistics is not None and any(x.attributes for x in self.classes)
 
     def classify(
@@ -174,14 +174,15 @@ class Classifier:
         among: Sequence[str] | None = None,
         reasons: bool = False,
     ) -> list[Prediction]:
-        """The `top` likeliest classes of each photo, of all classes or of those `among` (keys).
+        """The `top` likeliest classes of each photo, best first.
 
-        With `reasons`, each prediction says what of the best class the photo shows, and what tells
-        it from the runner-up; None where no class has a text.
+        `among` restricts the classes to those with these keys. With `reasons`, each prediction has
+        the attributes that support its best class and the differences from the runner-up, or None
+        if no class has a text.
 
         Raises:
-            UnreadableImages: a file is missing, cut off or no image.
-            ClassifierError: the classifier has no class, or none of such a key.
+            UnreadableImages: a file is missing, truncated or not an image.
+            ClassifierError: the classifier has no classes, or no class with one of the keys.
         """
         self._rows(among)  # before the photos are read
         return self.rank(self.encode(photos), top, among=among, reasons=reasons)
@@ -194,10 +195,10 @@ class Classifier:
         among: Sequence[str] | None = None,
         reasons: bool = False,
     ) -> list[Prediction]:
-        """`classify`, for each row of unit image features [images, dim].
+        """Like `classify`, for unit image features [images, dim] instead of photos.
 
         Raises:
-            ClassifierError: the classifier has no class, or none of such a key.
+            ClassifierError: the classifier has no classes, or no class with one of the keys.
         """
         rows = self._rows(among)
         offsets = np.array([self.classes[row].offset for row in rows], np.float32)
@@ -212,12 +213,12 @@ class Classifier:
             return predictions
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
         return [
-            replace(prediction, reasons=self._reasons(image, [rows[i] for i in two]))
-            for prediction, image, two in zip(predictions, features, best, strict=True)
+            replace(prediction, reasons=self._reasons(image, [rows[i] for i in top_two]))
+            for prediction, image, top_two in zip(predictions, features, best, strict=True)
         ]
 
     def _reasons(self, image: Features, rows: Sequence[int]) -> Reasons | None:
-        """Those of one image whose best class, and then the runner-up, are at `rows`."""
+        """Reasons for one image; `rows` has the best class and, if there is one, the runner-up."""
         if self._photo_statistics is None:
             return None
         best, *others = map(self._described, rows)
@@ -233,13 +234,13 @@ class Classifier:
         return slice(start, start + len(self.classes[row].attributes))
 
     def _rows(self, among: Sequence[str] | None) -> list[int]:
-        places = {entry.key: row for row, entry in enumerate(self.classes)}
-        missing = [key for key in among or () if key not in places]
+        row_of_key = {entry.key: row for row, entry in enumerate(self.classes)}
+        missing = [key for key in among or () if key not in row_of_key]
         if missing:
             raise UnknownClass(f"the classifier has no class with the key {missing[0]!r}")
-        rows = list(places.values()) if among is None else [places[key] for key in among]
+        rows = list(row_of_key.values()) if among is None else [row_of_key[key] for key in among]
         if not rows:
-            raise ClassifierError("the classifier has no class: add one by its name and a text")
+            raise ClassifierError("the classifier has no class: add one with a name and a text")
         return rows
 
     def _probabilities(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
@@ -251,7 +252,7 @@ class Classifier:
         return probabilities
 
     def _biased(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
-        """Cosines [photos, classes], less the bias where the student was trained on the class."""
+        """Cosines [photos, classes] minus the seen bias of the classes trained on."""
         seen = np.array([self.classes[row].seen for row in rows])
         biased: NDArray[np.float64] = cosines - self.manifest.calibration.seen_bias * seen
         return biased
@@ -259,14 +260,14 @@ class Classifier:
     def _unknown(
         self, features: Features, cosines: Features, rows: Sequence[int]
     ) -> NDArray[np.bool_]:
-        """Whether each photo is likely of none of the classes at `rows`, [photos]."""
+        """Whether each photo is probably of none of the classes at `rows`, [photos]."""
         threshold = self.manifest.calibration.unknown_threshold
         unknown = np.zeros(len(features), bool)
         if threshold is not None:
             unknown |= cosines.max(axis=1) < threshold
         if len(self.look_alikes):
-            others = (features @ self.look_alikes.T).max(axis=1)
-            unknown |= others > self._biased(cosines, rows).max(axis=1)
+            best_look_alike = (features @ self.look_alikes.T).max(axis=1)
+            unknown |= best_look_alike > self._biased(cosines, rows).max(axis=1)
         return unknown
 
     def _prediction(
@@ -298,18 +299,19 @@ class Classifier:
         key: str | None = None,
         allow_near: bool = False,
     ) -> ClassEntry:
-        """Add the class `name`, which `text` (or several) describes; from then on it takes part.
+        """Add the class `name`, described by one or several texts.
 
-        Without `text` the plain "a photo of NAME" stands for the class. `key` is by default the
-        name. `allow_near` lets it lie nearer to another class than the classifier's limit.
+        Without `text`, the prompt "a photo of NAME" is used. `key` defaults to the name.
+        `allow_near` accepts a text that is more similar to that of another class than the
+        classifier's limit.
 
         Raises:
-            ClassifierError: the name or the text is empty, the class is there already, maybe in
-                another spelling, or its text lies too near to that of another class.
+            ClassifierError: the name or a text is empty, the class exists already, maybe in another
+                spelling, or its text is too similar to that of another class.
         """
         name = self.check_name(name, key)
         texts = (text,) if isinstance(text, str) else text
-        if texts is not None and not (texts and all(each.strip() for each in texts)):
+        if texts is not None and not (texts and all(text.strip() for text in texts)):
             raise ClassifierError(f"the text of the new class {name!r} is empty: describe it")
         prefix, prompts = self._prompts(name, texts)
         features = self._texts.encode_class(prompts, prefix)
@@ -332,10 +334,12 @@ class Classifier:
         return added
 
     def _drop_look_alike(self, name: str) -> None:
-        """Let a look-alike that is a class from now on reject no image."""
+        """Remove the look-alike that has become a class, so that it no longer rejects images."""
         names = self.manifest.look_alikes
         kept = [
-            row for row, each in enumerate(names) if plain_spelling(each) != plain_spelling(name)
+            row
+            for row, look_alike in enumerate(names)
+            if plain_spelling(look_alike) != plain_spelling(name)
         ]
         self.look_alikes = self.look_alikes[kept]
         self.manifest = self.manifest.model_copy(
@@ -343,20 +347,20 @@ class Classifier:
         )
 
     def _attributes_in(self, name: str, texts: Sequence[str]) -> tuple[str, ...]:
-        """What of the `texts` of a new class an image can show."""
-        listed = self.manifest.text.strategy == "attributes"  # then each text is one
+        """The visible attributes in the `texts` of a new class."""
+        is_list = self.manifest.text.strategy == "attributes"  # each text is one attribute
         return (
             tuple(dict.fromkeys(" ".join(x.split()) for x in texts))
-            if listed
+            if is_list
             else clauses(name, texts)
         )
 
     def add_photos(self, name: str, photos: Sequence[Photo]) -> ClassEntry:
-        """Let photos describe the class with this name or key, besides its texts. No training.
+        """Combine the class with this name or key with example photos, without training.
 
         Raises:
-            UnreadableImages: a file is missing, cut off or no image.
-            ClassifierError: there is no such class or photo, or the class has photos already.
+            UnreadableImages: a file is missing, truncated or not an image.
+            ClassifierError: there is no such class, it has photos already, or `photos` is empty.
         """
         row = self._row_of(name)
         entry = self.classes[row]
@@ -366,7 +370,7 @@ class Classifier:
                 "again, with all its photos"
             )
         if not photos:
-            raise ClassifierError(f"there is no photo for the class {entry.name!r}: give one")
+            raise ClassifierError(f"no photos for the class {entry.name!r}: give at least one")
         if self._photo_statistics is None:
             raise ClassifierError(
                 f"{self._folder} lists no {PHOTO_STATISTICS}: export the classifier again"
@@ -381,10 +385,10 @@ class Classifier:
         return changed
 
     def check_name(self, name: str, key: str | None = None) -> str:
-        """`name` without needless blanks, if a class of this name and `key` can be added.
+        """`name` with single spaces, after checking that a class with it and `key` can be added.
 
         Raises:
-            ClassifierError: the name is empty, or there already, maybe in another spelling.
+            ClassifierError: the name is empty, or exists already, maybe in another spelling.
         """
         name = " ".join(name.split())
         if not name:
@@ -394,13 +398,13 @@ class Classifier:
             same = spelling in (plain_spelling(entry.name), plain_spelling(entry.key))
             if same or (key or name) == entry.key:
                 raise ClassExists(
-                    f"the class {name!r} is there already, as {entry.name!r}: remove it first, or "
+                    f"the class {name!r} exists already, as {entry.name!r}: remove it first, or "
                     "choose another name"
                 )
         return name
 
     def _prompts(self, name: str, texts: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:
-        """The prefix and the whole of what is encoded, as training made it for its classes."""
+        """The prompt prefix and the full prompts, built as in training."""
         if texts is None:
             return "", (f"a photo of {name}",)
         strategy = self.manifest.text.strategy
@@ -415,17 +419,17 @@ class Classifier:
         nearest, limit = int(cosines.argmax()), self.manifest.text.nearest_limit
         if cosines[nearest] > limit:
             raise ClassExists(
-                f"the text of {name!r} lies too near to that of "
+                f"the text of {name!r} is too similar to that of "
                 f"{self.classes[nearest].name!r} (cosine {cosines[nearest]:.4f}, limit "
-                f"{limit:.4f}): describe what tells them apart, or allow it (--allow-near, in "
+                f"{limit:.4f}): describe how they differ, or allow it (--allow-near, in "
                 "Python and REST allow_near)"
             )
 
     def remove(self, name: str) -> ClassEntry:
-        """Take the class with this name or key away.
+        """Remove the class with this name or key, and return it.
 
         Raises:
-            ClassifierError: there is none.
+            UnknownClass: there is no such class.
         """
         row = self._row_of(name)
         removed = self.classes[row]
@@ -447,12 +451,12 @@ class Classifier:
         self._changed = True
 
     def save(self, folder: str | Path | None = None) -> Path:
-        """Write the classifier with its present classes to `folder`, or back to where it was.
+        """Write the classifier with its current classes to `folder`, by default its own folder.
 
-        A kill at any moment leaves the old classifier or the new one.
+        The write is atomic: a kill leaves either the old classifier or the new one.
 
         Raises:
-            ClassifierError: the folder cannot be written, holds something else, or was changed by
+            ClassifierError: the folder cannot be written, has other files, or was changed by
                 another program.
         """
         target = self._folder if folder is None else Path(folder)
@@ -463,12 +467,12 @@ class Classifier:
             "look_alikes": self.look_alikes,
         }
         bank = save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
-        # In place, the manifest, which is replaced last, says which of two banks is meant.
+        # In place, two banks may exist; the manifest, which is replaced last, names the valid one.
         bank_name = (
             f"text_bank-{file_entry(bank).sha256[:12]}.safetensors" if in_place else TEXT_BANK
         )
         stale = {self.manifest.text_bank}
-        if self._changed:  # what was baked knows the old classes alone
+        if self._changed:  # the baked model has the old classes
             stale.add(BAKED)
         others = [name for name in self.manifest.files if name not in stale]
         entries = {name: self.manifest.files[name] for name in others}
@@ -497,7 +501,7 @@ class Classifier:
 
 
 def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features, Features]:
-    """Features [rows, dim] of the classes, of their attributes, and of the look-alikes."""
+    """Text features [rows, dim] of the classes, of their attributes and of the look-alikes."""
     content = read_file(folder, manifest, manifest.text_bank)
     try:
         tensors: dict[str, Features] = load_tensors(content)
@@ -508,13 +512,13 @@ def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features, Fe
         "attributes": sum(len(entry.attributes) for entry in manifest.classes),
         "look_alikes": len(manifest.look_alikes),
     }
-    nothing = np.empty((0, manifest.teacher.dim), np.float32)
-    found = {name: tensors.get(name, nothing) for name in counts}
-    if any(found[name].shape != (counts[name], manifest.teacher.dim) for name in counts):
+    empty = np.empty((0, manifest.teacher.dim), np.float32)
+    features = {name: tensors.get(name, empty) for name in counts}
+    if any(features[name].shape != (counts[name], manifest.teacher.dim) for name in counts):
         raise ClassifierError(
             f"{folder / manifest.text_bank} does not fit {MANIFEST}: export the classifier again"
         )
-    return found["tensor"], found["attributes"], found["look_alikes"]
+    return features["tensor"], features["attributes"], features["look_alikes"]
 
 
 def _read_photo_statistics(folder: Path, manifest: Manifest) -> PhotoStatistics | None:

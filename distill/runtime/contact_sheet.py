@@ -1,4 +1,4 @@
-"""A page or picture of many photos to look through by eye, with their likeliest classes, if any."""
+"""Contact sheets: thumbnails of many photos as HTML or PNG, with predictions if given."""
 
 import base64
 import html
@@ -48,7 +48,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def contact_sheet(title: str, tiles: Sequence[Tile]) -> str:
-    """One HTML page that needs no other file."""
+    """A self-contained HTML page."""
     shown = "\n".join(map(_figure, tiles))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -59,8 +59,8 @@ def contact_sheet(title: str, tiles: Sequence[Tile]) -> str:
 
 
 def contact_sheet_png(tiles: Sequence[Tile], columns: int) -> bytes:
-    """The tiles as one PNG, row by row, each above its name."""
-    line = 16  # pixels of a name
+    """The tiles as one PNG with `columns` columns, each thumbnail above its name."""
+    line = 16  # height of a name in pixels
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * SIDE, max(rows, 1) * (SIDE + line)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -68,7 +68,9 @@ def contact_sheet_png(tiles: Sequence[Tile], columns: int) -> bytes:
         left, top = index % columns * SIDE, index // columns * (SIDE + line)
         with Image.open(io.BytesIO(tile.thumbnail)) as image:
             sheet.paste(image, (left, top))
-        name = tile.name.encode("latin-1", "replace").decode("latin-1")  # what the font has
+        name = tile.name.encode("latin-1", "replace").decode(
+            "latin-1"
+        )  # the font has no other characters
         draw.text((left + 2, top + SIDE + 2), name[:32], fill="black")
     file = io.BytesIO()
     sheet.save(file, "PNG")
@@ -84,11 +86,11 @@ def _figure(tile: Tile) -> str:
             f"<figcaption>{name}</figcaption></figure>"
         )
     rows = "".join(
-        f'<li><i style="width:{100 * each.probability:.1f}%"></i>'
-        f"<span>{html.escape(each.name)} {100 * each.probability:.0f} %</span></li>"
-        for each in tile.prediction.candidates
+        f'<li><i style="width:{100 * candidate.probability:.1f}%"></i>'
+        f"<span>{html.escape(candidate.name)} {100 * candidate.probability:.0f} %</span></li>"
+        for candidate in tile.prediction.candidates
     )
-    unknown = '<div class="unknown">likely none of the classes</div>'
+    unknown = '<div class="unknown">probably none of the classes</div>'
     why = "" if tile.prediction.reasons is None else _why(tile.prediction.reasons)
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
@@ -98,10 +100,10 @@ def _figure(tile: Tile) -> str:
 
 
 def _why(reasons: Reasons) -> str:
-    """What speaks for the best class, and what tells it from the runner-up."""
-    speaking = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.speaks]
-    lines = ["For it: " + "; ".join(speaking)] if speaking else []
+    """Attributes that support the best class, and its differences from the runner-up."""
+    supporting = [f"{x.text} ({x.evidence:+.1f})" for x in reasons.attributes if x.supports]
+    lines = ["Supporting: " + "; ".join(supporting)] if supporting else []
     differences = [f"{x.text} ({x.name}, {x.evidence:+.1f})" for x in reasons.differences]
     if differences:
-        lines.append("Tells apart: " + "; ".join(differences))
+        lines.append("Differences: " + "; ".join(differences))
     return "".join(f'<div class="why">{html.escape(line)}</div>' for line in lines)

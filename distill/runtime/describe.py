@@ -1,8 +1,8 @@
-"""What a new class looks like, where its name alone is given: asked of those who can describe.
+"""Descriptions for new classes that are given by name only, from the service or a language model.
 
-Notable: a service is asked with the prompt version of the release, so that the text is like those
-that the student was trained with. A language model alone does not know that prompt, and gets the
-one of Li et al. (ICCV 2023).
+The service uses the prompt version of the release, so that the text resembles those that the
+student was trained with. A language model without the service gets the prompt of Li et al.
+(ICCV 2023).
 """
 
 import os
@@ -26,7 +26,7 @@ PROMPT: Final = (
 
 
 class Description(BaseModel):
-    """What is read of one entry of the answer to `POST /v1/describe`."""
+    """The fields used of one item in the response to `POST /v1/describe`."""
 
     status: str
     problems: tuple[str, ...]
@@ -41,14 +41,14 @@ DESCRIPTIONS: Final = TypeAdapter(tuple[Description, ...])
 def describe(
     name: str, info: TextInfo, service: str | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...] | None:
-    """Texts for the class `name`: by the `service` at that address, else by the language model
-    of OPENAI_BASE_URL and OPENAI_API_KEY, with the model ENRICH_LLM_MODEL (gpt-4o-mini).
+    """Texts for the class `name`, from the enrichment service at `service`, else from the language
+    model at OPENAI_BASE_URL with OPENAI_API_KEY and ENRICH_LLM_MODEL (default gpt-4o-mini).
 
-    None where the student was trained with names alone, so that a new class needs no text either.
+    None if the student was trained with names only, so that a new class needs no text.
 
     Raises:
-        ServiceError: the one that was asked does not answer, refuses, or has no text.
-        ClassifierError: there is nobody to ask.
+        ServiceError: the service or model does not answer, rejects the request, or has no text.
+        ClassifierError: neither is configured.
     """
     name = " ".join(name.split())
     if info.strategy == "name":
@@ -71,9 +71,9 @@ def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tup
     document = _post(url, body, key, "the service")
     try:
         (described,) = DESCRIPTIONS.validate_python(document)
-    except ValueError:  # pydantic's, or more than one
+    except ValueError:  # from pydantic, or not exactly one item
         raise ServiceError(
-            f"{url} does not answer as an enrichment service does: check the address of --service"
+            f"{url} does not answer like an enrichment service: check the address of --service"
         ) from None
     if described.status != "accepted":
         problems = "; ".join(described.problems) or described.status
@@ -94,7 +94,7 @@ def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tup
     try:
         prompts = prompts_of(label, strategy)
     except TextError:
-        raise ServiceError(f"the service gave an empty text for {name!r}: try again") from None
+        raise ServiceError(f"the service returned an empty text for {name!r}: try again") from None
     prefix = prefix_of(label, strategy)
     return tuple(dict.fromkeys(prompt.removeprefix(prefix) for prompt in prompts))
 
@@ -103,8 +103,8 @@ def _by_language_model(name: str, info: TextInfo, environment: Mapping[str, str]
     base = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not base.startswith(("http://", "https://")):
         raise ServiceError(
-            f"OPENAI_BASE_URL is {base}, which only the service can ask: start it, and give "
-            "--service URL"
+            f"OPENAI_BASE_URL is {base}, which only the enrichment service supports: start it and "
+            "give --service URL"
         )
     called = f"{name} ({info.context})" if info.context else name
     body = {
@@ -118,34 +118,36 @@ def _by_language_model(name: str, info: TextInfo, environment: Mapping[str, str]
     except (KeyError, IndexError, TypeError):
         text = ""
     if not text:
-        raise ServiceError(f"the language model at {base} gave no text for {name!r}: try again")
+        raise ServiceError(f"the language model at {base} returned no text for {name!r}: try again")
     return text
 
 
-def _post(url: str, body: dict[str, Any], key: str | None, who: str) -> Any:  # noqa: ANN401
+def _post(url: str, body: dict[str, Any], key: str | None, server: str) -> Any:  # noqa: ANN401
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         response = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ServiceError(f"{who} at {url} does not answer ({said}): is it running?") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ServiceError(
+            f"{server} at {url} does not answer ({reason}): is it running?"
+        ) from None
     if response.status_code in (401, 403):
-        variable = "ENRICH_API_KEY" if who == "the service" else "OPENAI_API_KEY"
-        raise ServiceError(f"{who} at {url} rejects the API key: set {variable}")
+        variable = "ENRICH_API_KEY" if server == "the service" else "OPENAI_API_KEY"
+        raise ServiceError(f"{server} at {url} rejects the API key: set {variable}")
     try:
         document = response.json()
     except ValueError:
         document = None
     if response.status_code != 200 or document is None:
-        said = " ".join(_detail(document).split())[:200]
-        raise ServiceError(f"{who} at {url} answers {response.status_code}{said}")
+        detail = " ".join(_detail(document).split())[:200]
+        raise ServiceError(f"{server} at {url} answers {response.status_code}{detail}")
     return document
 
 
 def _detail(document: object) -> str:
-    """What a problem document or an error of the OpenAI protocol says."""
+    """The message in a problem document or in an error of the OpenAI protocol, after ": "."""
     if not isinstance(document, dict):
         return ""
     error = document.get("error")
-    said = error.get("message") if isinstance(error, dict) else document.get("detail")
-    return f": {said}" if said else ""
+    message = error.get("message") if isinstance(error, dict) else document.get("detail")
+    return f": {message}" if message else ""

@@ -1,4 +1,4 @@
-"""The student as ONNX: photos to unit features, without torch."""
+"""The student as an ONNX model: photos to unit features, without torch."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ Pixels = NDArray[np.uint8]
 
 
 class ImageEncoder:
-    """Encodes images of `image_size` pixels a side with `model` (ONNX), by `threads` threads."""
+    """Encodes square images of `image_size` pixels with `model` (ONNX) on `threads` threads."""
 
     def __init__(self, model: bytes | Path, image_size: int, threads: int | None = None) -> None:
         self._session, self._size = open_session(model, threads), image_size
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """The centre square of `image` as the encoder takes it: uint8 [3, size, size]."""
+        """The resized centre square of `image`, the encoder's input: uint8 [3, size, size]."""
         return square(image.convert("RGB"), self._size)
 
     def encode(self, pixels: Pixels) -> Features:

@@ -1,17 +1,17 @@
-"""`classifier.json`: what a classifier folder holds, and the check that all of it is there.
+"""`classifier.json`, the manifest of a classifier folder, and the check of the files it lists.
 
-classifier.json           this
+classifier.json           this manifest
 image_encoder.onnx        uint8 pixels [batch, 3, size, size] → unit features [batch, dim]
-image_encoder.int8.onnx   the same in 8 bits, if asked for
-classifier.onnx           pixels → probabilities of the exported classes, if asked for
+image_encoder.int8.onnx   the same in int8, optional
+classifier.onnx           pixels → probabilities of the exported classes, optional
 text_encoder.onnx         token ids [batch, context] → unit features [batch, dim]
 tokenizer.json            of the text encoder, for the package `tokenizers`
 text_bank*.safetensors    unit text features: `tensor` [classes, dim], a row for each entry of
-                          `classes`, `attributes` [attributes, dim], a row for each of theirs,
-                          and `look_alikes` [look-alikes, dim]
-photo_statistics.safetensors   of seen photos: for classes described by photos too, and for reasons
+                          `classes`, `attributes` [attributes, dim], a row for each attribute of
+                          each class, and `look_alikes` [look-alikes, dim]
+photo_statistics.safetensors   mean and covariance of seen photos, for example photos and reasons
 README.md, speed.svg      the model card, and its chart of accuracy against time
-image_encoder.pt2, image_encoder_openvino.*   other formats of the encoder, if asked for
+image_encoder.pt2, image_encoder_openvino.*   other formats of the encoder, optional
 """
 
 import hashlib
@@ -58,17 +58,17 @@ class ClassEntry(_Frozen):
     seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
     origin: Annotated[str, Field(description="'release HASH', or 'added'")]
     attributes: Annotated[
-        tuple[str, ...], Field(description="What an image can show of it, for reasons")
+        tuple[str, ...], Field(description="Visible attributes, used for reasons")
     ] = ()
-    photos: Annotated[int, Field(ge=0, description="That its row was made with, besides texts")] = 0
-    offset: Annotated[float, Field(description="Added to the cosine; not 0 with photos")] = 0.0
+    photos: Annotated[int, Field(ge=0, description="Example photos mixed into its features")] = 0
+    offset: Annotated[float, Field(description="Added to the cosine; 0 without photos")] = 0.0
 
 
 class TeacherInfo(_Frozen):
-    """The model whose text tower the classifier carries."""
+    """The model whose text tower the classifier contains."""
 
     name: str
-    fingerprint: Annotated[str, Field(description="SHA-256 over the teacher's weights")]
+    fingerprint: Annotated[str, Field(description="SHA-256 of the teacher's weights")]
     dim: int
 
 
@@ -77,13 +77,13 @@ class StudentInfo(_Frozen):
 
     name: Annotated[str, Field(description="timm model name")]
     parameters: int
-    test_views: Annotated[TestViews, Field(description="Crops of an image, made in the encoder")]
+    test_views: Annotated[TestViews, Field(description="Crops averaged inside the encoder")]
 
 
 class Preprocessing(_Frozen):
-    """What is done to an image before the encoder, which normalises it itself."""
+    """How an image is prepared for the encoder, which normalises the pixels itself."""
 
-    image_size: Annotated[int, Field(ge=1, description="Pixels, square")]
+    image_size: Annotated[int, Field(ge=1, description="Side of the square in pixels")]
     resize: Literal["shorter side to image_size, bicubic (Pillow)"] = (
         "shorter side to image_size, bicubic (Pillow)"
     )
@@ -92,16 +92,16 @@ class Preprocessing(_Frozen):
 
 
 class TextInfo(_Frozen):
-    """How a class becomes text, and a text tokens."""
+    """How the text of a class is built and tokenised."""
 
     strategy: TextStrategy
     context_length: Annotated[int, Field(ge=2, description="Tokens of the text encoder's input")]
-    cleaning: Annotated[TextCleaning, Field(description="open_clip's cleaning before tokens")]
-    prompt: Annotated[str | None, Field(description="Of most texts of the release")] = None
+    cleaning: Annotated[TextCleaning, Field(description="open_clip's cleaning before tokenising")]
+    prompt: Annotated[str | None, Field(description="Prompt of most texts of the release")] = None
     prompt_version: int | None = None
-    context: Annotated[str | None, Field(description="What kind of thing the classes are")] = None
+    context: Annotated[str | None, Field(description="Kind of the classes, e.g. a bird")] = None
     nearest_limit: Annotated[
-        float, Field(description="Largest cosine of a new class's text with another class's")
+        float, Field(description="Largest allowed cosine of a new text with that of another class")
     ] = 1.0
 
 
@@ -114,7 +114,7 @@ class ReleaseInfo(_Frozen):
 
 
 class FileEntry(_Frozen):
-    """What a file of the folder must be."""
+    """Expected size and SHA-256 of a file of the folder."""
 
     bytes: int
     sha256: str
@@ -133,17 +133,17 @@ class Manifest(_Frozen):
     text: TextInfo
     calibration: Calibration
     accuracies: Annotated[
-        dict[str, float], Field(description="Percent, on the validation images of the run")
+        dict[str, float], Field(description="Top-1 accuracy in percent on the validation images")
     ] = {}
     latency_ms: Annotated[
-        float | None, Field(description="Of one image, on the machine that wrote it")
+        float | None, Field(description="Of one image, on the machine that exported it")
     ] = None
-    versions: Annotated[dict[str, str], Field(description="Of the packages that wrote it")] = {}
+    versions: Annotated[dict[str, str], Field(description="Packages at export")] = {}
     classes: tuple[ClassEntry, ...]
     look_alikes: Annotated[
-        tuple[str, ...], Field(description="An image most like one of these is of no class")
+        tuple[str, ...], Field(description="An image most similar to one of these is unknown")
     ] = ()
-    image_encoder: Annotated[str, Field(description="File of the encoder in use")] = IMAGE_ENCODER
+    image_encoder: Annotated[str, Field(description="File of the encoder to use")] = IMAGE_ENCODER
     files: dict[str, FileEntry]
 
     @property
@@ -153,23 +153,23 @@ class Manifest(_Frozen):
 
 
 def file_entry(content: bytes) -> FileEntry:
-    """Length and SHA-256 of `content`."""
+    """Size and SHA-256 of `content`."""
     return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def check_folder(folder: Path, hash_later: Collection[str] = ()) -> Manifest:
-    """The manifest of a classifier folder, after each of its files was checked.
+    """Check each file of a classifier folder, and return the manifest.
 
-    Of the files in `hash_later` only the length is; `read_file` checks the rest.
+    For files in `hash_later` only the size is checked; `read_file` checks their SHA-256.
 
     Raises:
         ClassifierError: there is no classifier, it has another format version, or a file is
-            missing, cut off or changed.
+            missing, truncated or changed.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         if Path(name).name != name:
-            raise ClassifierError(f"{folder / MANIFEST} names a file outside its folder: {AGAIN}")
+            raise ClassifierError(f"{folder / MANIFEST} lists a file outside its folder: {AGAIN}")
         with _open(folder, name) as file:
             if name in hash_later:
                 found = expected.model_copy(update={"bytes": os.fstat(file.fileno()).st_size})
@@ -184,7 +184,7 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     """The content of the file `name` of a classifier folder.
 
     Raises:
-        ClassifierError: the manifest does not list it, or it is missing, cut off or changed.
+        ClassifierError: the manifest does not list it, or it is missing, truncated or changed.
     """
     if name not in manifest.files:
         raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
@@ -207,23 +207,23 @@ def _open(folder: Path, name: str) -> Iterator[BufferedReader]:
 
 def _check_file(path: Path, found: FileEntry, expected: FileEntry) -> None:
     if found.bytes < expected.bytes:
-        raise ClassifierError(f"{path} is cut off: {AGAIN}")
+        raise ClassifierError(f"{path} is truncated: {AGAIN}")
     if found != expected:
         raise ClassifierError(f"{path} is not the file that was exported: {AGAIN}")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The content of `classifier.json` in `folder`; the other files are not looked at.
+    """The content of `classifier.json` in `folder`; the other files are not read.
 
     Raises:
-        ClassifierError: it is missing, cut off, of another format version or no manifest.
+        ClassifierError: it is missing, truncated, of another format version or not a manifest.
     """
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ClassifierError(
-            f"{folder} is no classifier folder (it has no {MANIFEST}): make one with "
+            f"{folder} is not a classifier folder (it has no {MANIFEST}): make one with "
             "`distill export RUN --out FOLDER`"
         ) from None
     except OSError as error:
@@ -232,7 +232,7 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(content)
     except ValueError:
         raise ClassifierError(
-            f"{path} is cut off or damaged: export the classifier again"
+            f"{path} is truncated or damaged: export the classifier again"
         ) from None
     version = document.get("version") if isinstance(document, dict) else None
     if isinstance(version, int) and version != FORMAT_VERSION:
@@ -248,5 +248,5 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is not a classifier manifest ({first_error_line(error)}): export it again"
         ) from None
     except StopIteration:
-        raise ClassifierError(f"{path} names no text bank: export the classifier again") from None
+        raise ClassifierError(f"{path} lists no text bank: export the classifier again") from None
     return manifest

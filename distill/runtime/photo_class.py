@@ -1,8 +1,8 @@
-"""A class described by photos besides its text, as a row of the text bank. Needs numpy alone.
+"""A row of the text bank for a class with a text and example photos. Needs only numpy.
 
-A photo's feature is much closer to other photos than any text is. So the mixed row is scaled and
-shifted until photos of seen classes score with it as they do with the text alone, on average and in
-their spread; it then competes with classes that have only a text.
+Photos have higher cosines with other photos than any text has. The mixed row is therefore scaled
+and shifted until photos of seen classes have the same mean and standard deviation of scores with it
+as with the text alone, so that it competes fairly with classes that have only a text.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from distill.errors import ClassifierError
 
 Features = NDArray[np.float32]
-MIN_DEVIATION: Final = 1e-6  # of a cosine, if all photos have the same feature
+MIN_DEVIATION: Final = 1e-6  # of cosines, in case all photos have the same features
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class PhotoStatistics:
 
     @classmethod
     def of(cls, features: Features) -> Self:
-        """Those of unit `features` [photos, dim]."""
+        """The statistics of unit `features` [photos, dim]."""
         mean = features.mean(axis=0)
         centred = features - mean
         return cls(mean, centred.T @ centred / len(features))
 
     def save(self) -> bytes:
-        """As the content of a safetensors file."""
+        """The content of a safetensors file."""
         return save({"mean": self.mean, "covariance": self.covariance})
 
     @classmethod
     def read(cls, content: bytes) -> Self:
-        """From the content of a file that `save` made. Raises ClassifierError for any other."""
+        """Read what `save` returned. Raises ClassifierError if `content` is anything else."""
         try:
             tensors = load(content)
             return cls(tensors["mean"], tensors["covariance"])
@@ -49,10 +49,10 @@ class PhotoStatistics:
             ) from None
 
     def mix(self, text: Features, photos: Features, text_photos: float) -> tuple[Features, float]:
-        """A row [dim] and an offset: the score of an image is its cosine with the row + the offset.
+        """A row [dim] and an offset: the score of an image is image · row + offset.
 
-        `text` [dim] is the unit text feature, `photos` [photos, dim] unit features; the text weighs
-        as much as `text_photos` photos.
+        `text` [dim] and `photos` [photos, dim] are unit features; the text weighs as much as
+        `text_photos` photos.
         """
         mean = photos.mean(axis=0)
         mixed = text_photos * text + len(photos) * mean / np.linalg.norm(mean)
@@ -63,13 +63,13 @@ class PhotoStatistics:
         return row, float(self.mean @ text - self.mean @ row)
 
     def deviations(self, texts: Features) -> Features:
-        """Deviations [texts] of the cosines of seen photos with unit text features [texts, dim]."""
+        """Standard deviations [texts] of the cosines of seen photos with `texts` [texts, dim]."""
         variances = ((texts @ self.covariance) * texts).sum(axis=1)
         deviations: Features = np.sqrt(np.maximum(variances, MIN_DEVIATION**2))
         return deviations
 
     def evidence(self, image: Features, texts: Features) -> Features:
-        """How many deviations above its mean over seen photos each cosine [texts] is.
+        """Z-scores [texts] of the cosines with `image`, relative to those of seen photos.
 
         `image` [dim] and `texts` [texts, dim] are unit features.
         """

@@ -1,4 +1,4 @@
-"""Which photos are meant: files, folders, patterns and standard input."""
+"""Finds photos by file, folder or pattern, and reads them from standard input."""
 
 import glob
 import io
@@ -19,7 +19,7 @@ STDIN: Final = "-"
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo that was asked for: a file, or bytes that came by standard input."""
+    """A photo to classify: a file, or bytes from standard input."""
 
     name: str
     content: bytes | None = None
@@ -38,14 +38,14 @@ class Photo:
 def find_photos(arguments: Sequence[str]) -> list[Photo]:
     """The photos that `arguments` name, each once, in their order.
 
-    A folder stands for all images below it, a pattern (`*`, `?`, `**`) for what it matches, and
-    `-` for standard input: one photo, or the names of files, one a line.
+    A folder means all images below it, a pattern (`*`, `?`, `**`) all images that it matches, and
+    `-` standard input: one photo, or file names, one per line.
 
     Raises:
-        DataError: a folder or a pattern has no image, or nothing came by standard input.
+        DataError: a folder or a pattern has no image, or standard input has neither.
     """
-    found = [photo for argument in arguments for photo in _photos_of(argument)]
-    return list(dict.fromkeys(found))
+    photos = (photo for argument in arguments for photo in _photos_of(argument))
+    return list(dict.fromkeys(photos))
 
 
 def _photos_of(argument: str) -> Iterator[Photo]:
@@ -61,10 +61,10 @@ def _photos_of(argument: str) -> Iterator[Photo]:
         yield Photo(argument)
 
 
-def _images(paths: Sequence[Path], what: str) -> Iterator[Photo]:
+def _images(paths: Sequence[Path], source: str) -> Iterator[Photo]:
     images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
     if not images:
-        raise DataError(f"{what} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"{source} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     yield from (Photo(str(path)) for path in images)
 
 
@@ -74,7 +74,7 @@ def _from_stdin(content: bytes) -> Iterator[Photo]:
         return
     names = [line.strip() for line in content.decode(errors="replace").splitlines()]
     if not any(names) or "\0" in names[0]:
-        raise DataError("standard input is neither a photo nor a list of files, one a line")
+        raise DataError("standard input is neither a photo nor a list of files, one per line")
     yield from (Photo(name) for name in names if name)
 
 
@@ -84,5 +84,5 @@ def _is_image(content: bytes) -> bool:
             return True
     except UnidentifiedImageError:
         return False
-    except Image.DecompressionBombError:  # opening the photo says so
+    except Image.DecompressionBombError:  # reported when the photo is opened
         return True

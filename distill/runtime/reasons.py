@@ -1,8 +1,8 @@
-"""Why an image got its class: attributes of the class that the image shows. Needs numpy alone.
+"""Reasons for a prediction: attributes of the class that the image shows. Needs only numpy.
 
-The evidence of an attribute in an image is the cosine of the two, in deviations above its mean over
-seen photos (Z-norm, as `distill.evaluation.score_norm`). Texts differ in how close they lie to
-photos of anything; only the comparison with other photos says what this one shows.
+The evidence for an attribute in an image is the Z-score of their cosine relative to seen photos
+(as in `distill.evaluation.score_norm`). Raw cosines cannot be compared between attributes: some
+texts have high cosines with any photo.
 """
 
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from typing import Final
 
 from distill.runtime.photo_class import Features, PhotoStatistics
 
-CLEAR: Final = 1.5  # deviations above the mean over other photos
-MOST_DIFFERENCES: Final = 3  # shown of each of the two classes
+CLEAR: Final = 1.5  # standard deviations above the mean over other photos
+MAX_DIFFERENCES: Final = 3  # of each of the two classes
 
 
 @dataclass(frozen=True)
 class Reason:
-    """An attribute of the best class. It speaks for it where its evidence is above CLEAR."""
+    """An attribute of the best class, which it supports if `evidence` is above CLEAR."""
 
     text: str
     evidence: float
-    speaks: bool
+    supports: bool
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An attribute that only one of the two best classes has: that with this `key` and `name`.
+    """An attribute that only one of the two best classes has: the class with `key` and `name`.
 
-    `difference` says how much closer, in deviations over photos, the attribute lies to the text of
-    that class than to the text of the other one; `evidence` whether the image shows it.
+    `difference` is how much higher the attribute's cosine with the text of that class is than with
+    the text of the other, in standard deviations over photos; `evidence` is as in `Reason`.
     """
 
     text: str
@@ -41,9 +41,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reasons:
-    """The attributes of the best class, strongest first, and what tells it from the runner-up.
+    """The attributes of the best class, strongest first, and its differences from the runner-up.
 
-    `runner_up` is the key of the second best class, None where there is no other.
+    `runner_up` is the key of the second best class, None if there is no other class.
     """
 
     attributes: tuple[Reason, ...]
@@ -70,7 +70,7 @@ def find_reasons(
     runner_up: DescribedClass | None,
     statistics: PhotoStatistics,
 ) -> Reasons:
-    """Why the class `best` was found in an image with the unit features `image` [dim]."""
+    """Reasons for predicting the class `best` for an image with unit features `image` [dim]."""
     evidence = statistics.evidence(image, best.features)
     reasons = [
         Reason(text, float(value), bool(value > CLEAR))
@@ -89,13 +89,13 @@ def find_reasons(
 def _differences(
     image: Features, own: DescribedClass, other: DescribedClass, statistics: PhotoStatistics
 ) -> list[Difference]:
-    """What `own` has and `other` has not, the clearest first."""
+    """Attributes of `own` that `other` does not have, the clearest first."""
     shared = {text.casefold() for text in other.attributes}
     gaps = own.features @ (own.row - other.row) / statistics.deviations(own.features)
     evidence = statistics.evidence(image, own.features)
-    found = [
+    differences = [
         Difference(text, own.key, own.name, float(gap), float(value))
         for text, gap, value in zip(own.attributes, gaps, evidence, strict=True)
         if gap > 0 and text.casefold() not in shared
     ]
-    return sorted(found, key=lambda each: -each.difference)[:MOST_DIFFERENCES]
+    return sorted(differences, key=lambda d: -d.difference)[:MAX_DIFFERENCES]

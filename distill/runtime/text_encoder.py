@@ -1,7 +1,7 @@
-"""The teacher's text tower as ONNX, with its tokenizer: texts to unit features, without torch.
+"""The teacher's text tower as an ONNX model with its tokenizer: texts to unit features.
 
-Notable: what it gives for a text equals what the teacher gives in open_clip, and so does what it
-does with a text that is longer than the context (`distill.embeddings.class_prompts`).
+The features equal those of the teacher in open_clip, also for texts that are longer than the
+context (`distill.embeddings.class_prompts`). Does not import torch.
 """
 
 import html
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from distill.embeddings.class_prompts import within_context
 from distill.runtime.manifest import TextCleaning
 
-# It would report each model to its maker, from version 1.29 on.
+# From version 1.29, ONNX Runtime sends telemetry about each model unless this is set.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
@@ -30,8 +30,8 @@ BATCH: Final = 32
 class TextEncoder:
     """Encodes texts with `model` (ONNX) and `tokenizer` (JSON of the package tokenizers).
 
-    `model` may be a function that reads it: most classifiers in use never encode a text, and the
-    model of a large teacher takes hundreds of megabytes.
+    `model` may be a function that reads it when the first text is encoded: most classifiers never
+    encode a text, and the model of a large teacher takes hundreds of megabytes.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TextEncoder:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a text, start and end included."""
+        """Maximum number of tokens of a text, including start and end tokens."""
         return self._context_length
 
     @cached_property
@@ -58,19 +58,19 @@ class TextEncoder:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        """Pads and cuts to the context."""
+        """Pads and truncates to the context length."""
         return Tokenizer.from_buffer(self._tokenizer_json)
 
     @cached_property
     def _counter(self) -> Tokenizer:
-        """Neither pads nor cuts."""
+        """Neither pads nor truncates."""
         tokenizer = Tokenizer.from_buffer(self._tokenizer_json)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
 
     def token_count(self, text: str) -> int:
-        """Tokens of `text` with its start and end tokens; above `context_length` it is cut."""
+        """Number of tokens of `text` with start and end tokens, before truncation."""
         return len(self._counter.encode(clean(text, self._cleaning)).ids)
 
     def tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -79,31 +79,31 @@ class TextEncoder:
         return np.array([x.ids for x in self._tokenizer.encode_batch(cleaned)], dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> Features:
-        """Unit features [texts, dim] float32. What exceeds the context is cut."""
+        """Unit features [texts, dim] float32. Texts are truncated to the context."""
         tokens = self.tokens(texts)
         batches = [tokens[start : start + BATCH] for start in range(0, len(tokens), BATCH)]
         return np.concatenate([self._session.run(None, {"tokens": x})[0] for x in batches])
 
     def encode_class(self, texts: Sequence[str], prefix: str) -> Features:
-        """The normalised mean over the texts of a class: unit features [dim].
+        """The normalised mean of the features of a class's texts: unit features [dim].
 
-        Each text begins with `prefix`, which is repeated before each sentence where a text is
-        longer than the context.
+        Each text starts with `prefix`. A text longer than the context is split into sentences, and
+        `prefix` is repeated before each.
         """
         return _mean(list(self.encode_each(texts, prefix)))
 
     def encode_each(self, texts: Sequence[str], prefix: str = "") -> Features:
-        """Unit features [texts, dim]; a text beyond the context is the mean over its parts."""
+        """Unit features [texts, dim]; a text longer than the context is the mean over its parts."""
         pieces = [within_context(self, text, prefix) for text in texts]
         encoded = iter(self.encode([piece for text in pieces for piece in text]))
         return np.stack([_mean([next(encoded) for _ in text]) for text in pieces])
 
 
 def open_session(model: bytes | Path, threads: int | None = None) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU, which says nothing but errors.
+    """An ONNX Runtime session on the CPU that logs only errors.
 
-    `threads` compute, by default one on each core. If given, they sleep while they wait, and no
-    memory is kept from run to run: a server has other work for both.
+    `threads` is the number of threads, by default one per core. If it is given, as in a server,
+    idle threads sleep instead of spinning, and no memory is kept between runs.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -115,21 +115,21 @@ def open_session(model: bytes | Path, threads: int | None = None) -> ort.Inferen
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def clean(text: str, how: TextCleaning) -> str:
-    """What open_clip's tokenizer does to a text before it looks for tokens."""
-    if how == "none":
+def clean(text: str, cleaning: TextCleaning) -> str:
+    """Clean a text as open_clip's tokenizer does before tokenising."""
+    if cleaning == "none":
         return text
-    from ftfy import fix_text  # takes half a second to import, and is needed for new classes alone
+    from ftfy import fix_text  # takes half a second to import, and only new classes need it
 
     text = html.unescape(html.unescape(fix_text(text)))
-    if how == "canonicalize":
+    if cleaning == "canonicalize":
         text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
     text = " ".join(text.split())
-    return text if how == "whitespace" else text.lower()
+    return text if cleaning == "whitespace" else text.lower()
 
 
 def _mean(features: Sequence[Features]) -> Features:
-    """The normalised mean [dim] of unit features [dim] each."""
+    """The normalised mean [dim] of unit features, each [dim]."""
     mean = np.mean(np.stack(features), axis=0)
     unit: Features = mean / max(float(np.linalg.norm(mean)), 1e-12)
     return unit

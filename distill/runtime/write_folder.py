@@ -1,4 +1,4 @@
-"""Writes classifier folders: a kill at any moment leaves the old folder or the new one."""
+"""Writes classifier folders atomically: a kill leaves either the old folder or the new one."""
 
 import secrets
 import shutil
@@ -10,10 +10,10 @@ from distill.runtime.manifest import BAKED, MANIFEST, Manifest
 
 
 def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
-    """Write a classifier folder whole or not at all; one that is there already is replaced.
+    """Write a classifier folder atomically, replacing an old classifier.
 
     Raises:
-        ClassifierError: it cannot be written, or `folder` holds something else.
+        ClassifierError: it cannot be written, or `folder` has other files.
     """
     check_target(folder)
     token = secrets.token_hex(8)
@@ -39,11 +39,11 @@ def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> N
 
 
 def check_target(folder: Path) -> None:
-    """Raise ClassifierError where `folder` holds something else than a classifier."""
+    """Raise ClassifierError if `folder` has anything but a classifier in it."""
     if folder.is_file():
         raise ClassifierError(f"{folder} is a file: choose a folder for the classifier")
     if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise ClassifierError(f"{folder} is not empty and no classifier: choose another folder")
+        raise ClassifierError(f"{folder} has other files and no classifier: choose another folder")
 
 
 def save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
@@ -53,7 +53,7 @@ def save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:
         ClassifierError: the folder cannot be written.
     """
     try:
-        # Synced once, after the manifest: renames in one folder reach the disk in their order.
+        # One sync after the manifest is enough: renames in a folder reach the disk in order.
         write_atomically(folder / manifest.text_bank, bank, sync_folder=False)
         write_atomically(folder / MANIFEST, _as_json(manifest))
     except OSError as error:

@@ -30,9 +30,10 @@ Background = Callable[[LiveClassifier], Coroutine[Any, Any, None]]
 def create_app(
     live: LiveClassifier, settings: ServerSettings, *, background: Background | None = None
 ) -> FastAPI:
-    """The application that answers with `live`.
+    """The FastAPI application that serves the classifier `live`.
 
-    `background` runs as long as the application, such as a task that replaces the classifier.
+    `background` is a coroutine function that runs for the lifetime of the application, such as one
+    that follows an alias and replaces the classifier.
     """
     metrics = Metrics()
     batcher = Batcher(
@@ -58,11 +59,11 @@ def create_app(
 
     app = FastAPI(
         title="Classifier",
-        summary="Classes of photos, and classes that come and go by their text.",
+        summary="Classifies photos; classes can be added and removed by their text.",
         version=version("enrich-distill"),
         lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("photos", "classes", "operation")],
-        docs_url=None,  # they load scripts from another site
+        docs_url=None,  # these pages load scripts from another site
         redoc_url=None,
     )
     app.state.server = Server(settings, live, batcher, decoders, metrics)
@@ -78,7 +79,7 @@ def create_app(
         timeout_s=settings.body_timeout_s,
         stalled=lambda: HTTPException(
             408,
-            f"No more of the body came for {settings.body_timeout_s:g} seconds: send it again.",
+            f"The request body stalled for {settings.body_timeout_s:g} seconds: send it again.",
         ),
     )
     app.add_middleware(Access, keys=settings.keys, allow_remote=settings.allow_remote)
@@ -88,7 +89,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        """The page."""
+        """The web page."""
         return FileResponse(str(STATIC / "index.html"))
 
     return app

@@ -1,8 +1,8 @@
-"""Photos of several requests in one run of the image encoder.
+"""Dynamic batching: photos of several requests share a run of the image encoder.
 
-Notable: a photo waits for others only while the encoder is busy, or while photos of other requests
-are still being decoded, and then at most `max_wait_s`. So a single client never waits, and a busy
-server fills its batches by itself.
+A photo waits for others only while the encoder is busy, or while other photos are still being
+decoded, and then at most `max_wait_s`. So a single client never waits, and batches fill up as the
+load grows.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ RETRY_AFTER_S: Final = 1
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A decoded photo, the encoder of the classifier that it is for, and who waits for it."""
+    """A decoded photo in the queue, its encoder, and the future of its features."""
 
     encoder: ImageEncoder
     pixels: Pixels
@@ -35,9 +35,9 @@ class _Waiting:
 
 
 class Batcher:
-    """Collects decoded photos and encodes them together; `run` must be running.
+    """Collects decoded photos and encodes them in batches while `run` is running.
 
-    `admitted`: photos of all requests that are being decoded, wait, or are being encoded.
+    `admitted` is the number of photos of all requests that are being decoded, queued or encoded.
     """
 
     def __init__(
@@ -46,23 +46,22 @@ class Batcher:
         self._max_batch, self._max_wait_s, self._max_queue = max_batch, max_wait_s, max_queue
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
-        self._changed = asyncio.Event()  # a photo arrived, or one that was admitted will not
+        self._changed = asyncio.Event()  # a photo arrived, or an admitted one will not arrive
         self._thread = ThreadPoolExecutor(1, "encode")
         self.admitted = 0
-        self._outstanding = 0  # admitted, and still being decoded
+        self._outstanding = 0  # admitted photos that are still being decoded
 
     @contextmanager
     def admit(self, photos: int) -> Iterator["Admission"]:
-        """Take `photos` of one request in, for as long as the block lasts.
+        """Reserve queue space for `photos` photos of one request for the duration of the block.
 
         Raises:
-            HTTPException: 503, there are too many already.
+            HTTPException: 503, the queue is full.
         """
         if self.admitted + photos > self._max_queue:
             raise HTTPException(
                 503,
-                f"{self.admitted} photos wait already, and at most {self._max_queue} may: try "
-                "again.",
+                f"The queue has {self.admitted} photos, at most {self._max_queue} fit: try again.",
                 {"Retry-After": str(RETRY_AFTER_S)},
             )
         admission = Admission(self, photos)
@@ -75,7 +74,7 @@ class Batcher:
             self._expect_fewer(admission.outstanding)
 
     def _expect_fewer(self, photos: int) -> None:
-        """So many photos that were admitted are no longer to be waited for."""
+        """Count `photos` admitted photos as no longer outstanding."""
         self._outstanding -= photos
         self._changed.set()
 
@@ -86,14 +85,14 @@ class Batcher:
         return features
 
     async def run(self) -> None:
-        """Encode what waits, batch after batch, until cancelled."""
+        """Encode batches from the queue until cancelled."""
         while True:
             await self._fill()
             if batch := self._take():
                 await self._encode(batch)
 
     async def _fill(self) -> None:
-        """Return when a batch is full, nobody else is on the way, or the first waited enough."""
+        """Return when a batch is full, no photo is outstanding, or the oldest has timed out."""
         loop = asyncio.get_running_loop()
         while len(self._waiting) < self._max_batch:
             left = None
@@ -109,7 +108,7 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The next batch: photos for the same encoder, whose clients still wait."""
+        """The next batch: photos for the same encoder whose requests were not cancelled."""
         batch: list[_Waiting] = []
         others: list[_Waiting] = []
         while self._waiting and len(batch) < self._max_batch:
@@ -129,7 +128,7 @@ class Batcher:
 
         try:
             features = await asyncio.get_running_loop().run_in_executor(self._thread, encode)
-        except Exception as error:  # each request answers with it; the next batch is encoded
+        except Exception as error:  # passed to each request; the next batch is still encoded
             for photo in batch:
                 if not photo.features.done():
                     photo.features.set_exception(error)
@@ -141,12 +140,12 @@ class Batcher:
                 photo.features.set_result(row)
 
     def close(self) -> None:
-        """End the thread of the encoder."""
+        """Stop the encoder's thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Admission:
-    """The photos of one request. `outstanding`: those that are still being decoded."""
+    """The photos of one request; `outstanding` counts those that are still being decoded."""
 
     def __init__(self, batcher: Batcher, photos: int) -> None:
         self._batcher, self.outstanding = batcher, photos
@@ -158,6 +157,6 @@ class Admission:
         return await features
 
     def drop(self) -> None:
-        """One photo of the request is no longer being decoded."""
+        """Count one photo of the request as no longer being decoded."""
         self.outstanding -= 1
         self._batcher._expect_fewer(1)

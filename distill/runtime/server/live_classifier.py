@@ -1,6 +1,6 @@
-"""The classifier that answers requests. It is never changed, but replaced as a whole.
+"""The classifier in use. It is immutable and replaced as a whole.
 
-So a request that has taken it reads the same classes to its end, whatever happens meanwhile.
+So a request uses the same classes from start to end, even if classes change meanwhile.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ log = logging.getLogger("distill.serve")
 
 
 class LiveClassifier:
-    """The `classifier` in use, what it is called, and the reason why there is none or no newer one.
+    """The `classifier` in use and its `name`.
 
-    `problem` is shown by /readyz. `read_only` refuses changes of classes, with that reason.
+    `problem` is the reason why there is no classifier, or no newer one; /readyz shows it.
+    `read_only` is the message with which changes of classes are rejected, None if they are allowed.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class LiveClassifier:
         self._changing = asyncio.Lock()
 
     def current(self) -> Classifier:
-        """The classifier to answer a request with.
+        """The classifier to use for a request.
 
         Raises:
             HTTPException: 503, there is none yet.
@@ -48,26 +49,26 @@ class LiveClassifier:
         return self.classifier
 
     def replace_with(self, classifier: Classifier, name: str) -> None:
-        """Answer all further requests with `classifier`."""
+        """Use `classifier` for all further requests."""
         self.classifier, self.name, self.problem = classifier, name, None
 
     async def add(self, new: ClassCreate) -> ClassEntry:
-        """Add a class, described by its text or by whom the server may ask; saved before it counts.
+        """Add a class and save it. Without a text, the service or a language model describes it.
 
         Raises:
-            HTTPException: classes may not be changed, or there is no classifier yet.
-            ClassifierError: the class cannot be added, or not be saved.
-            ServiceError: who was asked for a description gives none.
+            HTTPException: the server is read-only, or there is no classifier yet.
+            ClassifierError: the class cannot be added or saved.
+            ServiceError: the service or language model gives no description.
         """
         self._check_writable()
         classifier = self.current()
-        classifier.check_name(new.name)  # before anybody is asked
+        classifier.check_name(new.name)  # before a description is requested
         texts: str | tuple[str, ...] | None = new.text
         if texts is None:
             info = classifier.manifest.text
             texts, _ = await asyncio.gather(
                 run_in_threadpool(describe, new.name, info, self._service),
-                run_in_threadpool(classifier.prepare_texts),  # in the time that the answer takes
+                run_in_threadpool(classifier.prepare_texts),  # meanwhile
             )
         async with self._changing:
             changed = self.current().copy()
@@ -78,10 +79,10 @@ class LiveClassifier:
         return added
 
     async def remove(self, name: str) -> ClassEntry:
-        """Remove the class with this name or key; saved before it counts.
+        """Remove the class with this name or key, and save the change.
 
         Raises:
-            HTTPException: classes may not be changed, or there is no classifier yet.
+            HTTPException: the server is read-only, or there is no classifier yet.
             ClassifierError: there is no such class, or the change cannot be saved.
         """
         self._check_writable()

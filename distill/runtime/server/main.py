@@ -28,7 +28,7 @@ Source = tuple[LiveClassifier, Background | None]
 
 
 def check_address(host: str, settings: ServerSettings) -> None:
-    """Raise UserError where other machines would get in without a key, and nobody allowed it."""
+    """Raise UserError if other machines could connect without a key and this is not allowed."""
     if not settings.keys and not settings.allow_remote and not is_loopback(host):
         raise UserError(
             f"{host} can be reached from other machines, and there is no API key: set "
@@ -37,13 +37,13 @@ def check_address(host: str, settings: ServerSettings) -> None:
 
 
 def serve_folder(folder: Path, settings: ServerSettings) -> Source:
-    """The classifier in `folder`, whose classes may change unless the server is read-only.
+    """Serve the classifier in `folder`; classes can be changed unless the server is read-only.
 
     Raises:
-        ClassifierError: there is none, or it is damaged.
+        ClassifierError: `folder` is not a classifier folder, or it is damaged.
     """
     path = folder.resolve()
-    check_folder(path)  # all of it, before somebody adds the first class
+    check_folder(path)  # all files, also those that are read only when a class is added
     live = LiveClassifier(
         Classifier.load(folder, threads=settings.threads),
         path.parent.name if path.name == "classifier" else path.name,  # RUN/classifier: the run
@@ -55,12 +55,12 @@ def serve_folder(folder: Path, settings: ServerSettings) -> Source:
 
 
 def serve_student(student: str, cache: Path, poll_s: float, settings: ServerSettings) -> Source:
-    """The classifier that `student`, a name like birds@production, means at the service.
+    """Serve the student that an alias such as birds@production of the service points at.
 
-    It is fetched when the server has started; until then there is none.
+    The classifier is downloaded after the server has started; until then there is none.
 
     Raises:
-        ServiceError: the address of the service, the name or the API key cannot be one.
+        ServiceError: the address of the service, the name or the API key is malformed.
     """
     assert settings.service is not None
     client = RegistryClient(settings.service, student, os.environ.get("ENRICH_API_KEY"))
@@ -79,10 +79,10 @@ def run(source: Source, settings: ServerSettings, *, host: str, port: int) -> No
         host=host,
         port=port,
         http=http_protocol(settings.head_timeout_s),
-        log_config=None,  # its lines go where all others go
+        log_config=None,  # use the root logger
         access_log=False,
         timeout_graceful_shutdown=5,
-        # Longer than clients and proxies keep theirs (a minute, mostly): who closes an idle
-        # connection must not be the server, or a request on its way to it is lost.
+        # Longer than the usual 60 s of clients and proxies: if the server closed an idle
+        # connection first, a request on its way would be lost.
         timeout_keep_alive=75,
     )

@@ -13,45 +13,45 @@ PHOTOS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters of requests, photos and batches; the rest is read when it is asked for."""
+    """Counters of requests, photos and batches; gauges are read at each scrape."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "distill_http_requests",
-            "Requests that were answered",
+            "Answered requests",
             ("method", "route", "status"),
             registry=registry,
         )
         self._seconds = Histogram(
             "distill_http_request_seconds",
-            "Time until the end of the answer",
+            "Time until the response is sent",
             ("method", "route"),
             registry=registry,
             buckets=SECONDS,
         )
         self.photos = Counter(
-            "distill_photos", "Photos by what became of them", ("outcome",), registry=registry
+            "distill_photos", "Photos by outcome", ("outcome",), registry=registry
         )
         self.batch_photos = Histogram(
             "distill_batch_photos",
-            "Photos in one run of the image encoder",
+            "Batch size of the image encoder, in photos",
             registry=registry,
             buckets=PHOTOS,
         )
         self.batch_seconds = Histogram(
             "distill_batch_seconds",
-            "Time of one run of the image encoder",
+            "Time to encode a batch",
             registry=registry,
             buckets=SECONDS,
         )
         self._queue = Gauge(
-            "distill_queue_photos", "Photos being decoded or waiting", registry=registry
+            "distill_queue_photos", "Photos being decoded, queued or encoded", registry=registry
         )
         self._classes = Gauge("distill_classes", "Classes of the classifier", registry=registry)
         self._info = Gauge(
             "distill_classifier_info",
-            "The classifier that answers; always 1",
+            "The classifier in use; always 1",
             ("classifier", "release", "student"),
             registry=registry,
         )
@@ -63,7 +63,7 @@ class Metrics:
         self._seconds.labels(method, route).observe(seconds)
 
     def text(self, batcher: "Batcher", live: "LiveClassifier") -> bytes:
-        """All metrics in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         self._queue.set(batcher.admitted)
         self._info.clear()
         if live.classifier is not None:

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Server:
-    """What the routes of one application share."""
+    """Shared state of the routes of one application."""
 
     settings: ServerSettings
     live: LiveClassifier
@@ -50,13 +50,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a client wants to know of each photo."""
+    """What to return for each photo: the number of classes, and whether to give reasons."""
 
     top: int
     reasons: bool
 
 
-async def _server(request: Request) -> Server:  # FastAPI runs what is not async in a thread
+async def _server(request: Request) -> Server:  # async, so that FastAPI starts no thread for it
     server: Server = request.app.state.server
     return server
 
@@ -74,14 +74,14 @@ ServerDep = Annotated[Server, Depends(_server)]
 async def classify(
     request: Request,
     server: ServerDep,
-    top: Annotated[int, Query(ge=1, le=1000, description="Classes of each photo")] = 5,
+    top: Annotated[int, Query(ge=1, le=1000, description="Number of classes per photo")] = 5,
     *,
-    reasons: Annotated[bool, Query(description="Say why, for each photo")] = False,
+    reasons: Annotated[bool, Query(description="Give reasons for each prediction")] = False,
 ) -> Classified:
     """The likeliest classes of each photo, best first.
 
     The body is one image, or a multipart form with one or several files. A photo that cannot be
-    read has its error in its place; if it is the only one of the request, the answer is a 422.
+    read has `error` set; if it is the only photo of the request, the response is a 422.
     """
     uploads = await read_uploads(request, server.settings.max_photos)
     name, classifier = server.live.name, server.live.current()
@@ -91,7 +91,9 @@ async def classify(
     with server.batcher.admit(len(uploads)) as admission:
         photos = await _unless_disconnected(
             request,
-            _gather([_classify(each, classifier, admission, server, wanted) for each in uploads]),
+            _gather(
+                [_classify(upload, classifier, admission, server, wanted) for upload in uploads]
+            ),
         )
     if len(photos) == 1 and photos[0].error is not None:
         raise HTTPException(422, f"The photo cannot be read: {photos[0].error}.")
@@ -111,7 +113,7 @@ async def _classify(
     server.metrics.photos.labels("unknown" if prediction.unknown else "classified").inc()
     return PhotoOut(
         photo=upload.name,
-        candidates=[CandidateOut.model_validate(each) for each in prediction.candidates],
+        candidates=[CandidateOut.model_validate(candidate) for candidate in prediction.candidates],
         unknown=prediction.unknown,
         reasons=prediction.reasons and ReasonsOut.model_validate(prediction.reasons),
     )
@@ -135,21 +137,21 @@ async def _gather(photos: list[Coroutine[Any, Any, PhotoOut]]) -> list[PhotoOut]
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; it is cancelled when the client is gone.
+    """The result of `work`, which is cancelled if the client disconnects.
 
     Raises:
-        ClientDisconnect: the client is gone.
+        ClientDisconnect: the client has disconnected.
     """
     result = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((result, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise ClientDisconnect
         return result.result()
     finally:
         result.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -176,7 +178,7 @@ async def list_classes(server: ServerDep) -> Classes:
     responses=problems(409, 503, 507),
 )
 async def add_class(new: ClassCreate, server: ServerDep) -> ClassEntry:
-    """Add a class by its name and a text; it is saved before the answer."""
+    """Add a class with a name and a text; it is saved before the response."""
     return await server.live.add(new)
 
 
@@ -191,7 +193,7 @@ async def remove_class(
     name: Annotated[str, Path(description="Name or key of the class", max_length=200)],
     server: ServerDep,
 ) -> None:
-    """Remove a class; the change is saved before the answer."""
+    """Remove a class; the change is saved before the response."""
     await server.live.remove(name)
 
 
@@ -205,7 +207,7 @@ async def check_alive() -> Health:
     "/readyz", tags=["operation"], summary="Can it classify photos?", responses=problems(503)
 )
 async def check_ready(server: ServerDep) -> Readiness:
-    """Readiness probe: there is a classifier. `detail` says why it is not a newer one."""
+    """Readiness probe: a classifier is loaded. `detail` says why a newer one is not."""
     classifier = server.live.current()
     return Readiness(
         classifier=server.live.name,
@@ -222,6 +224,6 @@ async def check_ready(server: ServerDep) -> Readiness:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems()},
 )
 async def show_metrics(server: ServerDep) -> Response:
-    """Requests, photos, batches, queue and classes, in Prometheus' text format."""
+    """Requests, photos, batches, queue and classes, in the Prometheus text format."""
     text = server.metrics.text(server.batcher, server.live)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""The documents of the REST interface."""
+"""Requests and responses of the REST interface."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ class CandidateOut(BaseModel):
     key: str
     name: str
     probability: float
-    cosine: Annotated[float, Field(description="Of the photo's and the class text's features")]
+    cosine: Annotated[float, Field(description="Of the photo features and the text features")]
     seen: Annotated[bool, Field(description="Whether the student was trained on its images")]
 
 
@@ -26,9 +26,11 @@ class ReasonOut(BaseModel):
 
     text: str
     evidence: Annotated[
-        float, Field(description="Deviations of its cosine above the mean over other photos")
+        float, Field(description="Z-score of its cosine with the photo, relative to other photos")
     ]
-    speaks: Annotated[bool, Field(description="Whether the evidence is clear: above 1.5")]
+    supports: Annotated[
+        bool, Field(description="Whether it supports the class: evidence above 1.5")
+    ]
 
 
 class DifferenceOut(BaseModel):
@@ -37,12 +39,16 @@ class DifferenceOut(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     text: str
-    key: Annotated[str, Field(description="Of the class that has it")]
+    key: Annotated[str, Field(description="Key of the class that has it")]
     name: str
     difference: Annotated[
-        float, Field(description="How much closer it lies to that class's text, in deviations")
+        float,
+        Field(
+            description="How much higher its cosine with the text of its class is than with that "
+            "of the other class, in standard deviations"
+        ),
     ]
-    evidence: Annotated[float, Field(description="Whether the photo shows it, as of a reason")]
+    evidence: Annotated[float, Field(description="As for an attribute of the best class")]
 
 
 class ReasonsOut(BaseModel):
@@ -53,27 +59,27 @@ class ReasonsOut(BaseModel):
     attributes: Annotated[list[ReasonOut], Field(description="Of the best class, strongest first")]
     runner_up: Annotated[str | None, Field(description="Key of the second best class")]
     differences: Annotated[
-        list[DifferenceOut], Field(description="What tells the best class from the runner-up")
+        list[DifferenceOut], Field(description="Between the best class and the runner-up")
     ]
 
 
 class PhotoOut(BaseModel):
-    """What a photo shows: the likeliest classes, best first, or why it cannot be read."""
+    """Prediction for a photo: the likeliest classes, best first, or why it cannot be read."""
 
-    photo: Annotated[str, Field(description="Name of the file, or its place in the request")]
+    photo: Annotated[str, Field(description="Name of the file, or its number in the request")]
     candidates: list[CandidateOut] = []
     unknown: Annotated[
-        bool | None, Field(description="Whether the photo is likely of none of the classes")
+        bool | None, Field(description="Whether the photo is probably of none of the classes")
     ] = None
     reasons: Annotated[
         ReasonsOut | None,
-        Field(description="If asked for; null where the classes have no texts besides names"),
+        Field(description="If requested; null if the classes have names only"),
     ] = None
     error: str | None = None
 
 
 class Classified(BaseModel):
-    """The photos of a request, in its order."""
+    """Predictions for the photos of a request, in order."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -95,7 +101,7 @@ class Classified(BaseModel):
                             "unknown": False,
                             "reasons": {
                                 "attributes": [
-                                    {"text": "a green head", "evidence": 2.4, "speaks": True}
+                                    {"text": "a green head", "evidence": 2.4, "supports": True}
                                 ],
                                 "runner_up": "northern shoveler",
                                 "differences": [
@@ -116,7 +122,7 @@ class Classified(BaseModel):
         }
     )
 
-    classifier: Annotated[str, Field(description="Which classifier answered")]
+    classifier: Annotated[str, Field(description="Name of the classifier used")]
     photos: list[PhotoOut]
 
 
@@ -143,14 +149,14 @@ class ClassCreate(BaseModel):
         ),
     ] = None
     allow_near: Annotated[
-        bool, Field(description="Add it even if its text is nearly that of another class")
+        bool, Field(description="Add it even if its text is very similar to that of another class")
     ] = False
 
 
 class Classes(BaseModel):
-    """The classes of the classifier, in their order."""
+    """The classes of the classifier, in its order."""
 
-    classifier: Annotated[str, Field(description="Which classifier answers")]
+    classifier: Annotated[str, Field(description="Name of the classifier in use")]
     read_only: Annotated[bool, Field(description="Whether classes cannot be added or removed")]
     classes: list[ClassEntry]
 
@@ -162,7 +168,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What the server serves."""
+    """The classifier in use, and its number of classes."""
 
     status: Literal["ok"] = "ok"
     classifier: str

@@ -11,33 +11,33 @@ KEY_VARIABLE: Final = "DISTILL_SERVE_KEY"
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server answers. Sizes are per request where nothing else is said."""
+    """Settings of a server. Limits are per request unless noted otherwise."""
 
-    max_batch: int = 8  # photos in one run of the encoder
-    max_wait_ms: float = 5.0  # that a decoded photo waits for photos of other requests
-    threads: int = field(default_factory=usable_cores)  # that encode, and as many that decode
-    max_queue: int = 256  # photos of all requests that are decoded or wait
+    max_batch: int = 8  # photos per run of the encoder
+    max_wait_ms: float = 5.0  # longest time that a decoded photo waits for a batch to fill
+    threads: int = field(default_factory=usable_cores)  # of the encoder, and of the decoders
+    max_queue: int = 256  # photos of all requests that are being decoded, queued or encoded
     max_photos: int = 64
     max_bytes: int = 32 * 1024**2  # of the body
     max_pixels: int = 50_000_000  # of one photo
     head_timeout_s: float = 30.0  # for the whole head of a request
-    body_timeout_s: float = 30.0  # between two pieces of a body; also without enough of it
-    keys: tuple[str, ...] = ()  # every request needs one of them; none: see `allow_remote`
-    allow_remote: bool = False  # whether other machines may ask where there is no key
-    read_only: bool = False  # whether classes can be neither added nor removed
+    body_timeout_s: float = 30.0  # between chunks of the body, and for each minimum amount of it
+    keys: tuple[str, ...] = ()  # API keys; empty: see `allow_remote`
+    allow_remote: bool = False  # whether to accept other machines without an API key
+    read_only: bool = False  # whether to reject changes of the classes
     service: str | None = None  # enrichment service that describes new classes
 
     def __post_init__(self) -> None:
-        """Raises UserError for limits that contradict each other."""
+        """Raise UserError if limits contradict each other."""
         if self.max_photos > self.max_queue:
             raise UserError(
-                f"a request of {self.max_photos} photos would never fit into a queue of "
+                f"a request of {self.max_photos} photos does not fit into a queue of "
                 f"{self.max_queue}: raise --max-queue or lower --max-photos"
             )
 
@@ -46,7 +46,7 @@ def read_keys(key_file: Path | None) -> tuple[str, ...]:
     """The API keys: the lines of `key_file`, else the one in DISTILL_SERVE_KEY, else none.
 
     Raises:
-        UserError: the file cannot be read, has no key, or a key has characters that no key has.
+        UserError: the file cannot be read or has no key, or a key has invalid characters.
     """
     if key_file is None:
         source, text = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "")
@@ -59,8 +59,8 @@ def read_keys(key_file: Path | None) -> tuple[str, ...]:
             raise UserError(f"cannot read the key file {key_file} ({reason})") from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if key_file is not None and not keys:
-        raise UserError(f"the key file {key_file} is empty: write one key a line")
+        raise UserError(f"the key file {key_file} is empty: write one key per line")
     for key in keys:
         if not (key.isascii() and key.isprintable() and " " not in key):
-            raise UserError(f"a key in {source} has characters that no key has: use ASCII letters")
+            raise UserError(f"a key in {source} has invalid characters: use ASCII without spaces")
     return keys

@@ -1,4 +1,4 @@
-"""The photos of a request: read from its body, and decoded in threads."""
+"""Reads the photos of a request from its body, and decodes them in threads."""
 
 import io
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from distill.data.files.image_file import open_image
 from distill.errors import UnreadableImages
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 
-Image.init()  # registers all of Pillow's formats; some of them start other programs
+Image.init()  # registers all of Pillow's formats; only safe ones are accepted (some run programs)
 FORMATS: Final = tuple(
     kind
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
@@ -47,7 +47,7 @@ BODY: Final = {
 
 @dataclass(frozen=True)
 class Upload:
-    """A photo as it came: the name of its file, and its bytes."""
+    """An uploaded photo: its file name and its bytes."""
 
     name: str
     content: bytes
@@ -57,38 +57,42 @@ async def read_uploads(request: Request, max_photos: int) -> list[Upload]:
     """The photos in the body: all files of a multipart form, or the body itself.
 
     Raises:
-        HTTPException: there is none, there are too many, or the form is damaged.
+        HTTPException: there are no photos or too many, or the form is malformed.
     """
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         uploads = [Upload("photo", await request.body())]
     else:
-        # One more than allowed, so that the answer is ours and says how many may come.
+        # One more than allowed, so that our own error, which names the limit, is raised.
         async with request.form(max_files=max_photos + 1, max_fields=max_photos) as form:
             files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
             if len(files) > max_photos:
-                raise HTTPException(413, f"A request may have {max_photos} photos: send fewer.")
+                raise HTTPException(
+                    413, f"A request may have at most {max_photos} photos: send fewer."
+                )
             uploads = [
-                Upload(file.filename or f"photo {place}", await file.read())
-                for place, file in enumerate(files, start=1)
+                Upload(file.filename or f"photo {number}", await file.read())
+                for number, file in enumerate(files, start=1)
             ]
     if not any(upload.content for upload in uploads):
         raise HTTPException(
-            422, "The request has no photo: send the files of a form, or one image as the body."
+            422, "The request has no photo: send a form with files, or one image as the body."
         )
     return uploads
 
 
 def decode(upload: Upload, encoder: ImageEncoder, max_pixels: int) -> Pixels:
-    """The photo as the encoder takes it: uint8 [3, size, size].
+    """The encoder's input for a photo: uint8 [3, size, size].
 
     Raises:
-        UnreadableImages: it is cut off, of another format, or has more than `max_pixels`.
+        UnreadableImages: it is truncated, of an unsupported format, or exceeds `max_pixels`.
     """
     name = upload.name
     too_large = UnreadableImages([f"{name} (it has more than {max_pixels} pixels)"])
     try:
-        with Image.open(io.BytesIO(upload.content), formats=FORMATS) as image:  # its header alone
+        with Image.open(
+            io.BytesIO(upload.content), formats=FORMATS
+        ) as image:  # reads only the header
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None

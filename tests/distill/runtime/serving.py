@@ -55,5 +55,7 @@ def check_accessibility(tab) -> None:
         pytest.skip("no axe-core in node_modules: see CONTRIBUTING.md")
     tab.evaluate(AXE.read_text())
     found = tab.evaluate("axe.run()")
-    violations = [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]]
+    violations = [
+        (violation["id"], violation["nodes"][0]["html"]) for violation in found["violations"]
+    ]
     assert not violations, violations

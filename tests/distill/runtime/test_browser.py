@@ -38,7 +38,7 @@ PIXELS = """async ([content, size]) => {
 
 @pytest.fixture(scope="module")
 def page_url(exported_charms, tmp_path_factory):
-    """The page with the classifier of the tests beside it, on a plain file server."""
+    """The page, with the classifier of the tests in the same folder, on a plain file server."""
     folder = tmp_path_factory.mktemp("browser")
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     shutil.copytree(exported_charms.folder, folder / "classifier")
@@ -119,10 +119,12 @@ def test_a_person_drops_photos_and_sees_the_five_best_of_each(
     for path, prediction, (verdict, rows) in zip(photos, predictions, reversed(cards), strict=True):
         expected = "None of these" if prediction.unknown else prediction.best.name
         assert verdict == expected, path
-        assert [name for name, _ in rows] == [each.name for each in prediction.candidates], path
+        assert [name for name, _ in rows] == [
+            candidate.name for candidate in prediction.candidates
+        ], path
         shares = [float(share.removesuffix(" %")) for _, share in rows]
         assert shares == pytest.approx(
-            [100 * each.probability for each in prediction.candidates], abs=0.06
+            [100 * candidate.probability for candidate in prediction.candidates], abs=0.06
         )
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     check_accessibility(tab)
@@ -155,7 +157,7 @@ def test_a_folder_that_cannot_be_used_is_named(tab, path, message):
     assert tab.locator("#files").is_hidden()
 
 
-def test_the_page_says_when_onnxruntime_web_cannot_be_loaded(tab):
+def test_the_page_shows_an_error_when_onnxruntime_web_cannot_be_loaded(tab):
     tab.context.route(CDN, lambda route: route.abort())
     tab.goto("/")
     tab.get_by_text("onnxruntime-web cannot be loaded").wait_for()

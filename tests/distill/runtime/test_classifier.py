@@ -41,7 +41,7 @@ def test_importing_it_needs_no_web_framework():
     assert done.stdout.strip() == "set()"
 
 
-def test_onnx_runtime_is_told_to_report_nothing():
+def test_telemetry_of_onnx_runtime_is_disabled():
     code = "import os, distill.runtime\nprint(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_a_prediction_names_the_likeliest_classes_in_order(classifier, charm_wor
     assert shown == sorted(shown, reverse=True)
     assert len(shown) == 3
     everything = classifier.classify(scan_split(charm_world, "seen").paths[:1], top=10_000)[0]
-    assert sum(each.probability for each in everything.candidates) == pytest.approx(1)
+    assert sum(candidate.probability for candidate in everything.candidates) == pytest.approx(1)
     assert everything.candidates[:3] == prediction.candidates
 
 
@@ -77,7 +77,7 @@ def test_a_rotated_photo_is_classified_as_its_upright_twin(classifier, charm_wor
     assert others == [upright, upright]
 
 
-def test_photos_in_batches_are_photos_one_by_one(classifier, charm_world):
+def test_batches_are_classified_like_single_photos(classifier, charm_world):
     paths = scan_split(charm_world, "unseen").paths[:40]  # more than a batch
     together = classifier.encode(paths)
     alone = np.concatenate([classifier.encode([path]) for path in paths])
@@ -91,7 +91,7 @@ def test_a_photo_that_cannot_be_read_is_named(classifier, tmp_path):
         classifier.classify([tmp_path / "broken.jpg"])
 
 
-def test_unseen_classes_added_one_by_one_are_those_of_the_release(
+def test_unseen_classes_added_singly_equal_those_of_the_release(
     classifier_folder, finished_charm_run, charm_world
 ):
     """The text encoder without torch, on each text of the release."""
@@ -199,15 +199,15 @@ def test_a_class_needs_a_name_and_a_text(classifier, name, text, message):
 def test_a_class_comes_once_in_whatever_spelling(classifier):
     name = classifier.classes[0].name
     for spelling in (name, name.upper(), name.replace(" ", "_"), f" {name.replace(' ', '-')} "):
-        with pytest.raises(ClassifierError, match=f"is there already, as {name!r}"):
+        with pytest.raises(ClassifierError, match=f"exists already, as {name!r}"):
             classifier.add(spelling, "something else altogether")
 
 
-def test_a_class_too_near_to_another_one_is_named_with_its_neighbour(classifier_folder):
+def test_a_class_too_near_to_another_is_refused_and_its_neighbour_named(classifier_folder):
     classifier = Classifier.load(classifier_folder)
     text = "a horse-like animal with striped legs and a long dark tongue"
     classifier.add("okapi", text)
-    with pytest.raises(ClassifierError, match=r"'okapis' lies too near to that of 'okapi' \(cos"):
+    with pytest.raises(ClassifierError, match=r"'okapis' is too similar to that of 'okapi' \(cos"):
         classifier.add("okapis", text)
     assert classifier.add("okapis", text, allow_near=True).name == "okapis"
 
@@ -237,7 +237,7 @@ FILES = ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "text_bank
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_off, "is cut off"),
+        (cut_off, "is truncated"),
         (change, "is not the file that was exported"),
         (lambda folder, name: (folder / name).unlink(), "has no file"),
     ],
@@ -256,9 +256,9 @@ def test_a_manifest_that_is_none_is_refused(classifier_folder, tmp_path):
     document = json.loads(path.read_text())
     cases = {
         "format version 2": json.dumps(document | {"version": 2}),
-        "cut off or damaged": path.read_text()[:100],
+        "truncated or damaged": path.read_text()[:100],
         "not a classifier manifest": json.dumps(document | {"classes": 3}),
-        "names a file outside": json.dumps(
+        "lists a file outside": json.dumps(
             document | {"files": document["files"] | {"../x": {"bytes": 0, "sha256": ""}}}
         ),
     }
@@ -266,5 +266,5 @@ def test_a_manifest_that_is_none_is_refused(classifier_folder, tmp_path):
         path.write_text(content)
         with pytest.raises(ClassifierError, match=message):
             Classifier.load(classifier_folder)
-    with pytest.raises(ClassifierError, match="is no classifier folder"):
+    with pytest.raises(ClassifierError, match="is not a classifier folder"):
         Classifier.load(tmp_path / "nowhere")

@@ -70,15 +70,15 @@ def test_a_new_class_is_described_by_a_text_and_a_folder_of_photos(classifier_fo
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
-        ("trinket", 'names no photos: write "NAME=folder" with a folder or file'),
-        ("charm00=nowhere", 'names no photos: write "NAME=folder" with a folder or file'),
+        ("trinket", 'names no photos: write "NAME=PATH" with a folder or a file'),
+        ("charm00=nowhere", 'names no photos: write "NAME=PATH" with a folder or a file'),
         ("trinket={folder}", "the classifier has no class 'trinket'"),
     ],
 )
-def test_examples_that_cannot_be_used_are_one_line(classifier_folder, unseen, argument, said):
+def test_unusable_examples_are_a_one_line_error(classifier_folder, unseen, argument, message):
     photo = sorted(unseen.iterdir())[0]
     done = predict(classifier_folder, photo, "--examples", argument.format(folder=unseen))
     assert done.exit_code == 1
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1

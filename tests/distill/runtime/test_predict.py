@@ -35,7 +35,7 @@ def photo(charm_world):
     return scan_split(charm_world, "unseen").paths[0]
 
 
-def test_photos_come_as_files_folders_patterns_and_by_standard_input(
+def test_photos_are_read_from_files_folders_patterns_and_standard_input(
     folder, photo, charm_world, monkeypatch
 ):
     first, second = scan_split(charm_world, "unseen").paths[:2]
@@ -49,7 +49,7 @@ def test_photos_come_as_files_folders_patterns_and_by_standard_input(
     for arguments, expected in cases.items():
         assert [photo.name for photo in find_photos(arguments)] == list(map(str, expected))
     listed = predict(folder, "-", "--json", stdin=f"{first}\n{second}\n")
-    assert [each["photo"] for each in json.loads(listed.stdout)["photos"]] == [
+    assert [entry["photo"] for entry in json.loads(listed.stdout)["photos"]] == [
         str(first),
         str(second),
     ]
@@ -58,7 +58,7 @@ def test_photos_come_as_files_folders_patterns_and_by_standard_input(
     assert piped[0]["candidates"] == named[0]["candidates"]
 
 
-def test_a_folder_or_pattern_without_photos_is_one_line(tmp_path, folder):
+def test_a_folder_or_pattern_without_photos_is_a_one_line_error(tmp_path, folder):
     for argument in (tmp_path, f"{tmp_path}/*.jpg"):
         result = predict(folder, argument)
         assert result.exit_code == 1
@@ -66,7 +66,7 @@ def test_a_folder_or_pattern_without_photos_is_one_line(tmp_path, folder):
     neither = predict(folder, "-", stdin=b"\0\1\2")
     assert neither.exit_code == 1
     assert neither.stderr == (
-        "distill: standard input is neither a photo nor a list of files, one a line\n"
+        "distill: standard input is neither a photo nor a list of files, one per line\n"
     )
 
 
@@ -82,22 +82,24 @@ def test_a_program_gets_json_or_csv(folder, photo):
     (prediction,) = Classifier.load(folder).classify([photo], top=3)
     document = json.loads(predict(folder, photo, "--top", "3", "--json").stdout)
     assert document["unreadable"] == []
-    assert [each["key"] for each in document["photos"][0]["candidates"]] == [
-        each.key for each in prediction.candidates
+    assert [candidate["key"] for candidate in document["photos"][0]["candidates"]] == [
+        candidate.key for candidate in prediction.candidates
     ]
     rows = list(csv.DictReader(io.StringIO(predict(folder, photo, "--top", "3", "--csv").stdout)))
     assert [(row["photo"], row["key"]) for row in rows] == [
-        (str(photo), each.key) for each in prediction.candidates
+        (str(photo), candidate.key) for candidate in prediction.candidates
     ]
     assert float(rows[0]["probability"]) == pytest.approx(prediction.best.probability, abs=1e-6)
 
 
-def test_unreadable_photos_are_told_at_the_end_and_stop_nothing(folder, photo, tmp_path):
+def test_unreadable_photos_are_listed_at_the_end_and_do_not_stop_the_command(
+    folder, photo, tmp_path
+):
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:60])
     result = predict(folder, tmp_path / "broken.jpg", tmp_path / "gone.jpg", photo, "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
-    assert [each["photo"] for each in document["photos"]] == [str(photo)]
+    assert [entry["photo"] for entry in document["photos"]] == [str(photo)]
     assert len(document["unreadable"]) == 2
     assert [line.split(" (")[0] for line in result.stderr.splitlines()] == [
         f"distill: cannot read {tmp_path / name}" for name in ("broken.jpg", "gone.jpg")
@@ -110,7 +112,7 @@ def test_a_photo_with_too_many_pixels_stops_nothing(folder, photo, tmp_path):
     Image.new("1", (20_000, 10_000)).save(large)
     result = predict(folder, large, photo, "--json")
     assert result.exit_code == 1
-    assert [each["photo"] for each in json.loads(result.stdout)["photos"]] == [str(photo)]
+    assert [entry["photo"] for entry in json.loads(result.stdout)["photos"]] == [str(photo)]
     assert result.stderr == f"distill: cannot read {large} (it has more than 178 megapixels)\n"
     piped = predict(folder, "-", stdin=large.read_bytes())
     assert piped.exit_code == 1
@@ -132,7 +134,7 @@ def test_a_contact_sheet_shows_every_photo_and_runs_nothing(folder, photo, tmp_p
 def test_a_class_is_added_by_its_text_and_kept_when_asked(classifier_folder, photo):
     added = ("--add", f"okapi={OKAPI}", "--top", "1000", "--json")
     document = json.loads(predict(classifier_folder, photo, *added).stdout)
-    assert "okapi" in [each["name"] for each in document["photos"][0]["candidates"]]
+    assert "okapi" in [candidate["name"] for candidate in document["photos"][0]["candidates"]]
     names = [entry.name for entry in Classifier.load(classifier_folder).classes]
     assert "okapi" not in names
     assert predict(classifier_folder, photo, *added, "--save").exit_code == 0
@@ -141,7 +143,7 @@ def test_a_class_is_added_by_its_text_and_kept_when_asked(classifier_folder, pho
     again = predict(classifier_folder, photo, *added)
     assert again.exit_code == 1
     assert again.stderr == (
-        "distill: the class 'okapi' is there already, as 'okapi': remove it first, or choose "
+        "distill: the class 'okapi' exists already, as 'okapi': remove it first, or choose "
         "another name\n"
     )
 
@@ -176,7 +178,7 @@ def test_a_name_alone_is_described_by_the_language_model_of_the_environment(
         )
         model.behave = lambda call: Answer(content=" ")
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
-        assert "gave no text for 'okapi'" in predict(folder, photo, "--add", "okapi").stderr
+        assert "returned no text for 'okapi'" in predict(folder, photo, "--add", "okapi").stderr
     assert "does not answer" in predict(folder, photo, "--add", "okapi").stderr
 
 
@@ -202,17 +204,17 @@ def test_a_name_alone_is_described_by_the_service_with_the_prompt_of_the_release
         assert other.exit_code == 1
         assert "distill: the service at" in other.stderr
         assert "answers 404" in other.stderr
-        # What cannot be added is said before anybody is asked.
+        # Refused before a description is requested.
         name = Classifier.load(classifier_folder).classes[0].name
         assert (
-            "is there already"
+            "exists already"
             in predict(classifier_folder, photo, "--add", name.upper(), "--service", url).stderr
         )
     assert model.calls.total() == 1
 
 
 @pytest.mark.parametrize("body", ['{"ok": true}', '[{"status": "accepted"}]', "[]", "7"])
-def test_an_answer_that_is_no_description_is_one_line(folder, photo, body):
+def test_a_response_that_is_no_description_is_a_one_line_error(folder, photo, body):
     class Other(BaseHTTPRequestHandler):
         def do_POST(self):
             self.send_response(200)
@@ -229,7 +231,7 @@ def test_an_answer_that_is_no_description_is_one_line(folder, photo, body):
         server.shutdown()
     assert result.exit_code == 1
     assert result.stderr == (
-        f"distill: {url}/v1/describe does not answer as an enrichment service does: check the "
+        f"distill: {url}/v1/describe does not answer like an enrichment service: check the "
         "address of --service\n"
     )
 
@@ -238,5 +240,5 @@ def test_a_class_near_another_one_is_added_only_when_allowed(classifier_folder, 
     both = ("--add", f"okapi={OKAPI} and a tongue", "--add", f"okapis={OKAPI} and a tongue")
     refused = predict(classifier_folder, photo, *both)
     assert refused.exit_code == 1
-    assert "lies too near to that of 'okapi'" in refused.stderr
+    assert "is too similar to that of 'okapi'" in refused.stderr
     assert predict(classifier_folder, photo, *both, "--allow-near").exit_code == 0

@@ -28,10 +28,10 @@ def photos(charm_world):
     return scan_split(charm_world, "seen").paths
 
 
-def test_an_attribute_speaks_where_it_is_clearly_above_what_it_is_on_other_photos(
+def test_an_attribute_supports_a_class_if_it_is_clearly_above_its_mean_over_other_photos(
     classifier, photos
 ):
-    """Checked against the cosines with the photos that the statistics are of."""
+    """Checked against the cosines with the photos behind the statistics."""
     seen = classifier.encode(photos)
     cosines = seen @ classifier.attributes.T
     standard = (cosines - cosines.mean(axis=0)) / cosines.std(axis=0)
@@ -44,24 +44,24 @@ def test_an_attribute_speaks_where_it_is_clearly_above_what_it_is_on_other_photo
             for text, value, owner in zip(texts, standard[row], owners, strict=True)
             if owner == prediction.best.key
         }
-        found = {each.text: each.evidence for each in prediction.reasons.attributes}
+        found = {reason.text: reason.evidence for reason in prediction.reasons.attributes}
         assert found == pytest.approx(expected, abs=1e-2)
         assert list(found.values()) == sorted(found.values(), reverse=True)
-        for each in prediction.reasons.attributes:
-            assert each.speaks == (each.evidence > CLEAR)
+        for reason in prediction.reasons.attributes:
+            assert reason.supports == (reason.evidence > CLEAR)
 
 
-def test_what_tells_two_classes_apart_is_what_only_one_of_them_has(classifier, photos):
+def test_differences_from_the_runner_up_are_attributes_of_one_class_only(classifier, photos):
     attributes = {entry.key: entry.attributes for entry in classifier.classes}
     for prediction in classifier.classify(photos[:20], 2, reasons=True):
         best, second = prediction.candidates
         assert prediction.reasons.runner_up == second.key
         assert prediction.reasons.differences
-        for each in prediction.reasons.differences:
-            other = second.key if each.key == best.key else best.key
-            assert each.text in attributes[each.key]
-            assert each.text not in attributes[other]
-            assert each.difference > 0
+        for reason in prediction.reasons.differences:
+            other = second.key if reason.key == best.key else best.key
+            assert reason.text in attributes[reason.key]
+            assert reason.text not in attributes[other]
+            assert reason.difference > 0
 
 
 def test_reasons_do_not_change_the_classes_and_cost_nothing_unless_asked_for(classifier, photos):
@@ -71,13 +71,13 @@ def test_reasons_do_not_change_the_classes_and_cost_nothing_unless_asked_for(cla
     assert {x.reasons for x in plain} == {None}
 
 
-def test_the_runner_up_is_told_where_only_one_class_is_shown(classifier, photos):
-    (one,) = classifier.classify(photos[:1], 1, reasons=True)
-    (two,) = classifier.classify(photos[:1], 2, reasons=True)
-    assert one.reasons == two.reasons
-    (alone,) = classifier.classify(photos[:1], among=[two.best.key], reasons=True)
+def test_the_runner_up_is_given_where_only_one_class_is_shown(classifier, photos):
+    (top1,) = classifier.classify(photos[:1], 1, reasons=True)
+    (top2,) = classifier.classify(photos[:1], 2, reasons=True)
+    assert top1.reasons == top2.reasons
+    (alone,) = classifier.classify(photos[:1], among=[top2.best.key], reasons=True)
     assert (alone.reasons.runner_up, alone.reasons.differences) == (None, ())
-    assert alone.reasons.attributes == two.reasons.attributes
+    assert alone.reasons.attributes == top2.reasons.attributes
 
 
 def test_a_class_that_is_added_brings_its_reasons_and_keeps_them(classifier_folder, photos):
@@ -98,10 +98,10 @@ def test_a_class_that_is_added_brings_its_reasons_and_keeps_them(classifier_fold
     assert again.classify(photos[:1], among=["okapi", first.key], reasons=True) == [okapi]
     assert again.classify(photos[:1], among=[first.key], reasons=True) == [before]
     (named,) = again.classify(photos[:1], among=["okapi"], reasons=True)
-    assert {each.text for each in named.reasons.attributes} == set(added.attributes)
+    assert {reason.text for reason in named.reasons.attributes} == set(added.attributes)
 
 
-def test_what_the_export_stores_is_what_adding_the_class_again_gives(
+def test_the_export_stores_what_adding_the_class_again_computes(
     classifier_folder, finished_charm_run
 ):
     classifier = Classifier.load(classifier_folder)
@@ -128,9 +128,7 @@ def predict(folder, *arguments):
     return CliRunner().invoke(app, words, catch_exceptions=False)
 
 
-def test_without_texts_there_are_answers_without_reasons_and_a_line_says_so(
-    classifier_folder, photos
-):
+def test_without_texts_there_are_predictions_without_reasons_and_a_note(classifier_folder, photos):
     without_attributes(classifier_folder)
     classifier = Classifier.load(classifier_folder)
     assert not classifier.has_reasons
@@ -140,26 +138,26 @@ def test_without_texts_there_are_answers_without_reasons_and_a_line_says_so(
     assert done.exit_code == 0
     assert json.loads(done.stdout)["photos"][0]["reasons"] is None
     assert done.stderr.count("\n") == 1
-    assert "has no attributes of its classes, so there are no reasons" in done.stderr
+    assert "has no class attributes, so predictions have no reasons" in done.stderr
 
 
-def test_the_command_tells_why_in_a_table_json_and_a_sheet(exported_charms, photos, tmp_path):
+def test_the_command_prints_reasons_as_a_table_json_and_html(exported_charms, photos, tmp_path):
     folder, sheet = exported_charms.folder, tmp_path / "sheet.html"
     predictions = Classifier.load(folder).classify(photos, reasons=True)
-    speaking = [
+    supported = [
         (path, prediction.reasons)
         for path, prediction in zip(photos, predictions, strict=True)
-        if any(each.speaks for each in prediction.reasons.attributes)
+        if any(reason.supports for reason in prediction.reasons.attributes)
     ]
-    photo, reasons = speaking[0]
+    photo, reasons = supported[0]
     document = json.loads(predict(folder, photo, "--why", "--json").stdout)
     found = document["photos"][0]["reasons"]
     assert found["runner_up"] == reasons.runner_up
     assert [x["text"] for x in found["attributes"]] == [x.text for x in reasons.attributes]
 
     table = predict(folder, photo, "--why", "--html", sheet).stdout
-    assert "what speaks for it" in table
-    assert "what speaks for it" not in predict(folder, photo).stdout
+    assert "supporting attributes" in table
+    assert "supporting attributes" not in predict(folder, photo).stdout
     first = reasons.attributes[0]
     assert f"{first.text} ({first.evidence:+.1f})" in sheet.read_text()
     apart = reasons.differences[0]
@@ -170,7 +168,7 @@ def test_reasons_do_not_go_into_csv(exported_charms, photos):
     done = predict(exported_charms.folder, photos[0], "--why", "--csv")
     assert done.exit_code == 1
     assert done.stderr == (
-        "distill: --csv goes with neither --json nor --why: leave one of them out\n"
+        "distill: --csv cannot be combined with --json or --why: leave one of them out\n"
     )
 
 

@@ -66,8 +66,8 @@ class ServerStack:
         return self
 
     def __exit__(self, *error):
-        for each in reversed(self.opened):
-            each.__exit__(None, None, None)
+        for context in reversed(self.opened):
+            context.__exit__(None, None, None)
 
 
 def files_of(paths):
@@ -85,12 +85,12 @@ def assert_same(answer, prediction):
     assert (best["key"], best["name"], best["seen"]) == (expected.key, expected.name, expected.seen)
 
 
-def test_many_photos_in_a_form_and_one_as_the_body_get_what_the_classifier_says(
+def test_photos_in_a_form_and_as_the_body_get_the_predictions_of_the_classifier(
     client, exported_charms, photos
 ):
     expected = Classifier.load(exported_charms.folder).classify(photos)
     document = client.post("/v1/classify", files=files_of(photos)).json()
-    assert [each["photo"] for each in document["photos"]] == [path.name for path in photos]
+    assert [entry["photo"] for entry in document["photos"]] == [path.name for path in photos]
     for answer, prediction in zip(document["photos"], expected, strict=True):
         assert_same(answer, prediction)
     for kind in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded"):
@@ -111,14 +111,18 @@ def test_reasons_come_if_they_are_asked_for(client, exported_charms, photos):
     assert_same(answer, expected)
     reasons = answer["reasons"]
     assert reasons["runner_up"] == expected.reasons.runner_up
-    for found, each in zip(reasons["attributes"], expected.reasons.attributes, strict=True):
-        assert (found["text"], found["speaks"]) == (each.text, each.speaks)
-        assert found["evidence"] == pytest.approx(each.evidence, abs=1e-2)
-    for found, each in zip(reasons["differences"], expected.reasons.differences, strict=True):
-        assert (found["text"], found["key"], found["name"]) == (each.text, each.key, each.name)
+    for found, reason in zip(reasons["attributes"], expected.reasons.attributes, strict=True):
+        assert (found["text"], found["supports"]) == (reason.text, reason.supports)
+        assert found["evidence"] == pytest.approx(reason.evidence, abs=1e-2)
+    for found, reason in zip(reasons["differences"], expected.reasons.differences, strict=True):
+        assert (found["text"], found["key"], found["name"]) == (
+            reason.text,
+            reason.key,
+            reason.name,
+        )
 
 
-def test_top_says_how_many_classes(client, photos):
+def test_top_sets_the_number_of_classes(client, photos):
     body = photos[0].read_bytes()
     for top, count in ((1, 1), (3, 3), (1000, 51)):
         (answer,) = client.post(f"/v1/classify?top={top}", content=body).json()["photos"]
@@ -154,7 +158,7 @@ def test_an_unreadable_photo_is_an_entry_among_others_and_an_error_alone(client,
         "empty.png": b"",
         "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
     }
-    files = [("photos", each) for each in [("good.png", good), *bad.items()]]
+    files = [("photos", photo) for photo in [("good.png", good), *bad.items()]]
     answer = client.post("/v1/classify", files=files)
     assert answer.status_code == 200
     first, *others = answer.json()["photos"]
@@ -170,11 +174,11 @@ def test_an_unreadable_photo_is_an_entry_among_others_and_an_error_alone(client,
         assert len(alone.json()["detail"].splitlines()) == 1
 
 
-def test_a_request_without_photos_says_what_to_send(client):
+def test_a_request_without_photos_is_refused_with_advice(client):
     for request in ({"content": b""}, {"files": {"x": ("a.png", b"")}}):
         refused = client.post("/v1/classify", **request)
         assert refused.status_code == 422
-        assert "send the files of a form, or one image as the body" in refused.json()["detail"]
+        assert "send a form with files, or one image as the body" in refused.json()["detail"]
     damaged = client.post(
         "/v1/classify", content=b"--x", headers={"Content-Type": "multipart/form-data"}
     )
@@ -190,7 +194,7 @@ def test_limits_on_bytes_photos_and_pixels(ask, photos):
         assert "exceeds 100000 bytes" in large.json()["detail"]
     many = client.post("/v1/classify", files=files_of(photos[:4]))
     assert many.status_code == 413
-    assert many.json()["detail"] == "A request may have 3 photos: send fewer."
+    assert many.json()["detail"] == "A request may have at most 3 photos: send fewer."
     wide = client.post("/v1/classify", content=as_file(Image.new("1", (200, 51))))
     assert wide.status_code == 422
     assert "more than 10000 pixels" in wide.json()["detail"]
@@ -206,7 +210,7 @@ def test_a_decompression_bomb_is_an_error_of_that_photo_alone(client, photos):
     assert second["error"] is None
 
 
-def test_a_full_queue_is_a_503_that_says_when_to_try_again(ask):
+def test_a_full_queue_is_a_503_with_retry_after(ask):
     client = ask(ServerSettings(threads=1, max_queue=2, max_photos=2))
 
     def post(seed):
@@ -218,7 +222,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_try_again(ask):
     by_status = {answer.status_code: answer for answer in answers}
     assert set(by_status) == {200, 503}
     assert by_status[503].headers["Retry-After"] == "1"
-    assert "at most 2 may" in by_status[503].json()["detail"]
+    assert "at most 2 fit" in by_status[503].json()["detail"]
     assert client.post("/v1/classify", content=noise(0)).status_code == 200
 
 
@@ -299,7 +303,7 @@ def test_a_class_is_added_saved_and_removed(ask, classifier_folder, photos):
         "offset": 0.0,
     }
     document = client.post("/v1/classify?top=1000", content=photos[0].read_bytes()).json()
-    assert "okapi" in [each["name"] for each in document["photos"][0]["candidates"]]
+    assert "okapi" in [candidate["name"] for candidate in document["photos"][0]["candidates"]]
     # It was on disk before the answer, and is there for the next server.
     assert Classifier.load(classifier_folder).classes[-1].name == "okapi"
     restarted = ask()
@@ -320,12 +324,12 @@ def test_a_class_with_a_slash_in_its_name_can_be_removed(ask):
     assert client.delete("/v1/classes/duck%2Fgoose%3F").status_code == 204
 
 
-def test_classes_that_cannot_be_added_or_removed_are_one_line(ask):
+def test_classes_that_cannot_be_added_or_removed_are_one_line_errors(ask):
     client = ask(ServerSettings(threads=1, service="http://127.0.0.1:9"))
     assert client.post("/v1/classes", json=OKAPI).status_code == 201
     cases = [
-        (409, "the class 'Okapi' is there already", {"name": "Okapi", "text": "another"}),
-        (409, "lies too near to that of 'okapi'", OKAPI | {"name": "okapis"}),
+        (409, "the class 'Okapi' exists already", {"name": "Okapi", "text": "another"}),
+        (409, "is too similar to that of 'okapi'", OKAPI | {"name": "okapis"}),
         (422, "a new class needs a name", {"name": " ", "text": "a text"}),
         (422, "the text of the new class 'x' is empty", {"name": "x", "text": " "}),
         (422, "body.name", {"text": "a text"}),
@@ -390,10 +394,10 @@ def test_photos_are_classified_while_classes_come_and_go(ask, photos):
     for document in answers:
         candidates = document["photos"][0]["candidates"]
         assert len(candidates) in (count, count + 1)
-        assert sum(each["probability"] for each in candidates) == pytest.approx(1)
+        assert sum(candidate["probability"] for candidate in candidates) == pytest.approx(1)
 
 
-def test_a_classifier_without_classes_says_how_to_get_one(ask):
+def test_a_classifier_without_classes_is_refused_with_advice(ask):
     client = ask()
     for entry in client.get("/v1/classes").json()["classes"]:
         client.delete(f"/v1/classes/{entry['key']}").raise_for_status()
@@ -440,7 +444,7 @@ def test_every_answer_has_security_headers(client):
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_metrics_tell_what_happened(client, photos):
+def test_metrics_count_requests_photos_and_errors(client, photos):
     client.post("/v1/classify", content=photos[0].read_bytes()).raise_for_status()
     lines = client.get("/metrics").text.splitlines()
     assert "distill_classes 51.0" in lines
@@ -450,7 +454,7 @@ def test_metrics_tell_what_happened(client, photos):
 
 
 def test_the_requests_of_the_guide_work(classifier_folder, photos, tmp_path):
-    """Every curl command of docs/how-to/serving.md, as it stands there."""
+    """Every curl command of docs/how-to/serving.md, unchanged."""
     if shutil.which("curl") is None:
         pytest.skip("no curl")
     for key in ("king_eider", "bufflehead"):
@@ -487,19 +491,19 @@ def serve(*arguments, **environment):
     return CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
 
 
-def test_mistakes_on_the_command_line_are_one_line(exported_charms, tmp_path):
+def test_mistakes_on_the_command_line_are_one_line_errors(exported_charms, tmp_path):
     folder = exported_charms.folder
     (tmp_path / "empty").write_text("\n")
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     with (damaged / "text_encoder.onnx").open("r+b") as file:
         file.write(b"x")
     cases = [
-        ((tmp_path,), "is no classifier folder"),
+        ((tmp_path,), "is not a classifier folder"),
         ((damaged,), "text_encoder.onnx is not the file that was exported"),
         ((folder, "--host", "0.0.0.0"), "can be reached from other machines"),
         ((folder, "--key-file", tmp_path / "none"), "cannot read the key file"),
-        ((folder, "--key-file", tmp_path / "empty"), "is empty: write one key a line"),
-        ((folder, "--max-photos", "300"), "would never fit into a queue of 256"),
+        ((folder, "--key-file", tmp_path / "empty"), "is empty: write one key per line"),
+        ((folder, "--max-photos", "300"), "does not fit into a queue of 256"),
     ]
     for arguments, message in cases:
         result = serve(*arguments)
@@ -507,7 +511,7 @@ def test_mistakes_on_the_command_line_are_one_line(exported_charms, tmp_path):
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     odd = serve(folder, DISTILL_SERVE_KEY="blank inside")
-    assert "DISTILL_SERVE_KEY has characters that no key has" in odd.stderr
+    assert "DISTILL_SERVE_KEY has invalid characters" in odd.stderr
 
 
 def test_the_command_serves_until_it_is_stopped(exported_charms, photos, tmp_path):

@@ -22,7 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parents[3]
 SHOTS = ROOT / "screenshots"
 DROP = """([name, content]) => {
-  const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
   const dataTransfer = new DataTransfer();
   dataTransfer.items.add(new File([bytes], name, { type: "image/png" }));
   document.querySelector("#cards").dispatchEvent(
@@ -112,9 +112,9 @@ def test_a_person_drops_a_photo_adds_a_class_and_removes_it(
 
     (prediction,) = Classifier.load(classifier_folder).classify(photos[:1], reasons=True)
     shown = tab.locator(".card .why dd").all_inner_texts()
-    assert [each.rpartition(" ")[0] for each in shown] == [
-        *(each.text for each in prediction.reasons.attributes if each.speaks),
-        *(f"{each.name}: {each.text}" for each in prediction.reasons.differences),
+    assert [line.rpartition(" ")[0] for line in shown] == [
+        *(reason.text for reason in prediction.reasons.attributes if reason.supports),
+        *(f"{reason.name}: {reason.text}" for reason in prediction.reasons.differences),
     ]
 
     # The text of the best class under another name: the photo that is there finds it at once.
@@ -137,7 +137,7 @@ def test_a_person_drops_a_photo_adds_a_class_and_removes_it(
     assert tab.locator("#class-list li", has_text="okapi").count() == 0
 
 
-def test_what_goes_wrong_is_said_where_it_went_wrong(open_tab, url, photos, tmp_path):
+def test_errors_are_shown_where_they_occurred(open_tab, url, photos, tmp_path):
     (tmp_path / "cut.png").write_bytes(photos[0].read_bytes()[:500])
     tab = open_tab(url)
     tab.set_input_files("#files", [tmp_path / "cut.png", *photos[:3]])
@@ -156,8 +156,8 @@ def test_what_goes_wrong_is_said_where_it_went_wrong(open_tab, url, photos, tmp_
     tab.get_by_label("Name").fill("okapi twin")
     tab.get_by_label("What it looks like").fill("a horse-like animal with striped legs.")
     tab.get_by_role("button", name="Add class").click()
-    tab.get_by_text("lies too near to that of 'okapi'").wait_for()
-    tab.get_by_label("Add it although it is so near").check()
+    tab.get_by_text("is too similar to that of 'okapi'").wait_for()
+    tab.get_by_label("Add it anyway").check()
     tab.get_by_role("button", name="Add class").click()
     tab.get_by_text("Added okapi twin").wait_for()
     # Chromium reports each refusal on its console.

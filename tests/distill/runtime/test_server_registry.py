@@ -180,7 +180,7 @@ def test_the_server_follows_the_alias_without_dropping_a_request(registry, follo
                 time.sleep(3 * POLL_S)
             finally:
                 stop.set()
-            seen = set().union(*(each.result() for each in clients))
+            seen = set().union(*(client.result() for client in clients))
         # No answer mixes one version's name with the other's classes.
         assert seen == {
             ("birds@production, version 1", 51),
@@ -194,8 +194,8 @@ def test_the_server_follows_the_alias_without_dropping_a_request(registry, follo
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda good: b"no zip", "no zip file that can be read"),
-        (lambda good: good[: len(good) // 2], "no zip file that can be read"),
+        (lambda good: b"no zip", "not a readable zip file"),
+        (lambda good: good[: len(good) // 2], "not a readable zip file"),
         (lambda good: renamed(good, "README.md", "../README.md"), "a file outside its folder"),
         (lambda good: renamed(good, "README.md", "x\\README.md"), "a file outside its folder"),
         (lambda good: renamed(good, "README.md", "/tmp/README.md"), "a file outside its folder"),
@@ -240,13 +240,13 @@ def swapped(content):
     return file.getvalue()
 
 
-def test_a_file_that_is_not_the_registered_one_is_tried_again(registry, follow, zips):
+def test_a_file_with_a_wrong_checksum_is_downloaded_again(registry, follow, zips):
     registry.zips = dict(enumerate(zips, start=1))
     registry.version, registry.altered = 1, {1}
     with follow() as client:
         found = wait_for(client, status=503, title="Service Unavailable")
         found = wait_for(client, status=503, detail="There is no classifier yet: birds@production,")
-        assert "is not the one that it registered" in found["detail"]
+        assert "is not the registered one" in found["detail"]
         assert client.post("/v1/classify", content=noise(0)).status_code == 503
         registry.altered = set()
         wait_for(client, classifier="birds@production, version 1")
@@ -297,12 +297,12 @@ def test_classes_of_a_followed_student_cannot_be_changed(registry, follow, zips)
         assert "This server follows birds@production" in refused.json()["detail"]
 
 
-def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+def test_mistakes_on_the_command_line_are_one_line_errors(tmp_path):
     cases = [
         ((), "give either a classifier folder or --student NAME@ALIAS"),
         ((str(tmp_path), "--student", "birds"), "give either a classifier folder or --student"),
-        (("--student", "birds"), "name it with --service URL"),
-        (("--student", "@production", "--service", "http://x"), "names no student"),
+        (("--student", "birds"), "give --service URL"),
+        (("--student", "@production", "--service", "http://x"), "has no student name"),
         (("--student", "birds", "--service", "x"), "must be like http://127.0.0.1:8000"),
     ]
     for arguments, message in cases:

@@ -1,12 +1,11 @@
-"""Who may ask: API keys, this machine alone, no foreign pages.
+"""Access control: API keys, local clients, no cross-site requests.
 
-- With keys: every request needs one. Programs send it as `Authorization: Bearer`. Browsers ask for
-  it after a 401 and send it as the password of HTTP Basic, with any user name.
-- Without: clients on this machine alone, unless `allow_remote` is set.
-- /healthz and /readyz are open.
+- With API keys, every request needs a key: programs send it as `Authorization: Bearer`, browsers
+  ask the user for it after a 401 and send it as the password of HTTP Basic, with any user name.
+- Without API keys, only clients on this machine are accepted, unless `allow_remote` is set.
+- /healthz and /readyz need no key.
 
-Pages of other sites may change nothing, and without keys a foreign host name is rejected: it may
-have been made to point here (DNS rebinding).
+Cross-site requests are rejected and, without keys, foreign host names too (DNS rebinding).
 """
 
 import hashlib
@@ -25,7 +24,7 @@ CHALLENGE: Final = {"WWW-Authenticate": 'Bearer, Basic realm="distill", charset=
 
 
 class Access:
-    """Middleware that rejects requests of those who may not ask."""
+    """Middleware that rejects unauthorised requests."""
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], allow_remote: bool) -> None:
         self.app, self.allow_remote = app, allow_remote
@@ -46,24 +45,24 @@ class Access:
         await self.app(scope, receive, send)
 
     def _check(self, request: Request) -> None:
-        """Raise HTTPException (401 or 403) unless the client may ask."""
+        """Raise HTTPException (401 or 403) unless the request is authorised."""
         if is_cross_site(request.method, request.headers):
-            raise HTTPException(403, "Pages of other sites may not send anything here.")
+            raise HTTPException(403, "Cross-site requests are rejected: use the server's own page.")
         client = request.client and request.client.host
         if self._digests:
             given = _digest(secret_of(request.headers.get("authorization", "")) or "")
             matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-            if not any(matches):  # all were compared: the time tells nothing
+            if not any(matches):  # compares all keys, so that the time reveals nothing
                 raise HTTPException(
                     401,
-                    "This server needs an API key: send it as 'Authorization: Bearer KEY', or as "
-                    "the password in your browser.",
+                    "This server needs an API key: send it as 'Authorization: Bearer KEY', or "
+                    "enter it as the password in your browser.",
                     CHALLENGE,
                 )
         elif not self.allow_remote and not is_local(client, request.headers.get("host", "")):
             raise HTTPException(
                 403,
-                "Without an API key, this server answers only requests from its own machine, as "
+                "Without an API key, this server accepts only requests from its own machine to "
                 "localhost or 127.0.0.1: set DISTILL_SERVE_KEY or --key-file.",
             )
 

@@ -1,7 +1,7 @@
-"""Connections without a complete request head are closed, so that they cannot pile up.
+"""Closes connections that do not send a complete request head in time (slowloris attack).
 
-uvicorn waits for the first head without a limit: a client that opens connections and sends nothing,
-or a byte now and then, would hold them for as long as it likes.
+uvicorn has no such limit: a client that sends nothing, or a byte now and then, could hold any
+number of connections open.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
 def http_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol for HTTP, with `head_timeout_s` seconds for the head of a request."""
+    """uvicorn's HTTP protocol with a timeout of `head_timeout_s` seconds for the request head."""
 
     class HeadTimeout(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         _head_timer: asyncio.TimerHandle | None = None

@@ -34,7 +34,7 @@ STATUS_OF: Final = {
 
 
 class Problem(BaseModel):
-    """A problem; `detail` says what to do."""
+    """A problem document; `detail` says what is wrong and what to do."""
 
     type: str = "about:blank"
     title: str
@@ -49,7 +49,7 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer these statuses, 422 or 500."""
+    """The OpenAPI `responses` of a route that can answer with these statuses, 422 or 500."""
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}
@@ -58,7 +58,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem document, and describe that."""
+    """Make `app` answer every error with a problem document, and add them to its OpenAPI schema."""
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]
     app.add_exception_handler(ClientDisconnect, _disconnected)
@@ -82,7 +82,7 @@ def _describe_keys(document: dict[str, Any]) -> None:
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "A key of DISTILL_SERVE_KEY or --key-file; not needed without one",
+            "description": "A key from DISTILL_SERVE_KEY or --key-file, if the server has keys",
         }
     }
     for path, methods in document["paths"].items():
@@ -100,8 +100,8 @@ def _user_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     title = HTTPStatus(error.status_code).phrase
-    unsaid = not error.detail or error.detail == title
-    detail = f"{title}: {request.method} {request.url.path}" if unsaid else error.detail
+    is_generic = not error.detail or error.detail == title
+    detail = f"{title}: {request.method} {request.url.path}" if is_generic else error.detail
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed(request))
@@ -109,7 +109,7 @@ def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of all routes with the path of `request`; Starlette tells one route's only."""
+    """The methods of all routes with the path of `request`; Starlette gives those of one route."""
     return [
         method
         for method in ("GET", "POST", "DELETE")
@@ -121,16 +121,16 @@ def _allowed(request: Request) -> list[str]:
 
 
 def _validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
-    found = [f"{location_path(each['loc'])}: {error_message(each)}" for each in error.errors()]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return problem(422, found[0] + more)
+    lines = [f"{location_path(item['loc'])}: {error_message(item)}" for item in error.errors()]
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return problem(422, lines[0] + more)
 
 
 def _disconnected(_request: Request, _error: Exception) -> JSONResponse:
-    # Nobody reads this, but it must not be logged as an internal error.
+    # The client is gone, but this must not be logged as an internal error.
     return problem(400, "The client disconnected.")
 
 
 def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
-    # The server raises the error again after the response, which logs it.
-    return problem(500, "Internal error, see the log of the server.")
+    # Starlette raises the error again after the response, and uvicorn logs it.
+    return problem(500, "Internal error, see the server log.")

@@ -11,7 +11,7 @@ from distill.runtime.server.http.problems import OPEN_PATHS
 from distill.runtime.server.metrics import Metrics
 
 SECURITY_HEADERS: Final = {
-    # Thumbnails are blob: addresses, made by the page itself.
+    # The page shows thumbnails as blob: URLs.
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self' blob:; script-src 'self'; "
         "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -31,7 +31,7 @@ class RequestLog:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on, and record it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -49,9 +49,9 @@ class RequestLog:
         try:
             await self.app(scope, receive, with_headers)
         finally:
-            self._note(scope, status, time.perf_counter() - began)
+            self._record(scope, status, time.perf_counter() - began)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "")
         self.metrics.count_request(scope["method"], route, status, seconds)
         if scope["path"] in OPEN_PATHS and status < 400:

@@ -1,7 +1,7 @@
-"""Classifiers of a registry in folders: unpacked whole or not at all.
+"""Cache of downloaded classifiers in folders, which are unpacked atomically.
 
 CACHE/STUDENT@ALIAS/VERSION-SHA256/   a classifier folder
-CACHE/STUDENT@ALIAS/last.json         the version that was served last, for a start without service
+CACHE/STUDENT@ALIAS/last.json         the last version served, for a start without the service
 """
 
 import secrets
@@ -24,7 +24,7 @@ from distill.runtime.server.registry.client import Target
 
 MAX_FILES: Final = 100
 MAX_UNPACKED: Final = 8 * 1024**3  # bytes
-COPIED: Final = 1024**2  # bytes at once
+CHUNK: Final = 1024**2  # bytes
 LAST: Final = "last.json"
 
 
@@ -35,7 +35,7 @@ class ClassifierCache:
         self._folder = root / f"{quote(student, safe='')}@{quote(alias, safe='')}"
 
     def last(self) -> Target | None:
-        """The version that was served last, if it is still here."""
+        """The last version served, if it is still in the cache."""
         try:
             target = Target.model_validate_json((self._folder / LAST).read_bytes())
         except (OSError, ValidationError):
@@ -43,11 +43,11 @@ class ClassifierCache:
         return target if self._path(target).is_dir() else None
 
     def get(self, target: Target, download: Callable[[BinaryIO], None]) -> Path:
-        """The folder of a version, which `download` writes as a zip file if it is not here yet.
+        """The folder of a version; if it is not cached, `download` writes its zip file first.
 
         Raises:
-            ClassifierError: the file is no classifier, or cannot be written.
-            ServiceError: as `download`.
+            ClassifierError: the zip file has no valid classifier, or cannot be written.
+            ServiceError: raised by `download`.
         """
         path = self._path(target)
         if path.is_dir():
@@ -90,10 +90,10 @@ class ClassifierCache:
 
 
 def _unpack(file: BinaryIO, folder: Path) -> None:
-    """Unpack the classifier in a zip file, whose files all lie at its root.
+    """Unpack a zip file that has the files of a classifier at its root.
 
     Raises:
-        ClassifierError: it is no such zip file.
+        ClassifierError: it is not such a zip file.
     """
     file.seek(0)
     try:
@@ -101,12 +101,10 @@ def _unpack(file: BinaryIO, folder: Path) -> None:
             _check(archive)
             for entry in archive.infolist():
                 with archive.open(entry) as packed, (folder / entry.filename).open("xb") as out:
-                    shutil.copyfileobj(packed, out, COPIED)
+                    shutil.copyfileobj(packed, out, CHUNK)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         reason = error_line(error)
-        raise ClassifierError(
-            f"the classifier is no zip file that can be read ({reason})"
-        ) from None
+        raise ClassifierError(f"the classifier is not a readable zip file ({reason})") from None
 
 
 def _check(archive: zipfile.ZipFile) -> None:

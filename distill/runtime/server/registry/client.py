@@ -1,4 +1,4 @@
-"""The student registry of an enrichment service, over REST."""
+"""REST client of the student registry of an enrichment service."""
 
 import hashlib
 from typing import Annotated, BinaryIO, Final
@@ -15,7 +15,7 @@ MAX_DOWNLOAD: Final = 4 * 1024**3  # bytes of a classifier, packed
 
 
 class Target(BaseModel):
-    """The version that an alias points at, with length and SHA-256 of its zip file."""
+    """The version that an alias points at, with size and SHA-256 of its zip file."""
 
     student: str
     alias: str
@@ -25,37 +25,37 @@ class Target(BaseModel):
 
     @property
     def name(self) -> str:
-        """What a classifier of this version is called."""
+        """Display name of the classifier of this version."""
         return f"{self.student}@{self.alias}, version {self.version}"
 
 
 class RegistryClient:
-    """Asks the service at `url` about `student`, a name like birds@production.
+    """Client for one student at the service at `url`, such as birds@production.
 
-    Without an alias, `production` is meant.
+    The alias defaults to `production`.
     """
 
     def __init__(self, url: str, student: str, api_key: str | None) -> None:
-        """Raises ServiceError for an address, a student or an API key that cannot be one."""
+        """Raises ServiceError if the address, the student or the API key is malformed."""
         self.student, _, alias = student.partition("@")
         self.alias = alias or "production"
         if not self.student:
-            raise ServiceError(f"{student!r} names no student: write it like birds@production")
+            raise ServiceError(f"{student!r} has no student name: write it like birds@production")
         self._path = f"/v1/students/{quote(self.student, safe='')}"
         self._http, self.shown_url = connect(url, api_key, TIMEOUT)
 
     def resolve(self, etag: str | None) -> tuple[Target, str | None] | None:
-        """The version that the alias points at and the ETag; None if `etag` is still right.
+        """The version that the alias points at and its ETag; None if it still has `etag`.
 
         Raises:
-            ServiceError: the service does not answer or refuses, or there is no such alias.
+            ServiceError: the service does not answer, rejects the request, or has no such alias.
         """
         headers = {"If-None-Match": etag} if etag else {}
         path = f"{self._path}/aliases/{quote(self.alias, safe='')}"
         try:
             response = self._http.get(path, headers=headers)
         except httpx.HTTPError as error:
-            raise self._silent(error) from None
+            raise self._unreachable(error) from None
         if response.status_code == 304:
             return None
         self._check(response)
@@ -63,8 +63,8 @@ class RegistryClient:
             target = Target.model_validate_json(response.content)
         except ValidationError:
             raise ServiceError(
-                f"{self.shown_url} answers, but not as an enrichment service of this version: "
-                "check the address, or update the older of the two"
+                f"{self.shown_url} does not answer like an enrichment service of this version: "
+                "check the address, or update the older of the two programs"
             ) from None
         return target, response.headers.get("ETag")
 
@@ -72,7 +72,7 @@ class RegistryClient:
         """Write the zip file of a version to `file`.
 
         Raises:
-            ServiceError: the service does not answer, refuses, or sends another file.
+            ServiceError: the service does not answer, rejects the request, or sends another file.
         """
         digest, size = hashlib.sha256(), 0
         try:
@@ -82,27 +82,27 @@ class RegistryClient:
                 if response.status_code != 200:
                     response.read()
                 self._check(response)
-                for piece in response.iter_bytes(1024**2):
-                    size += len(piece)
+                for chunk in response.iter_bytes(1024**2):
+                    size += len(chunk)
                     if size > target.bytes:
                         break
-                    digest.update(piece)
-                    file.write(piece)
+                    digest.update(chunk)
+                    file.write(chunk)
         except httpx.HTTPError as error:
-            raise self._silent(error) from None
+            raise self._unreachable(error) from None
         if size != target.bytes or digest.hexdigest() != target.sha256:
             raise ServiceError(
-                f"the classifier that {self.shown_url} sends is not the one that it registered: "
-                "register the student again"
+                f"the classifier that {self.shown_url} sends is not the registered one: register "
+                "the student again"
             )
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def _silent(self, error: httpx.HTTPError) -> ServiceError:
-        said = " ".join(str(error).split()) or type(error).__name__
-        return ServiceError(f"the service at {self.shown_url} does not answer ({said})")
+    def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ServiceError(f"the service at {self.shown_url} does not answer ({reason})")
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code == 200:

@@ -1,7 +1,7 @@
 """Keeps a server at the version that an alias points at.
 
-Notable: whatever goes wrong, the version that is served goes on being served. A version that could
-not be loaded is tried again after a pause that doubles; a move of the alias is seen at each poll.
+After any error, the server keeps serving the current version. A version that could not be loaded is
+retried with exponential backoff; the alias itself is checked at each poll.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from distill.runtime.server.memory import return_freed_memory
 from distill.runtime.server.registry.cache import ClassifierCache
 from distill.runtime.server.registry.client import RegistryClient, Target
 
-MAX_PAUSE_S: Final = 300.0
+MAX_BACKOFF_S: Final = 300.0
 
 log = logging.getLogger("distill.serve")
 
 
 class Follower:
-    """Polls `client` every `poll_s` seconds, and keeps classifiers below `cache`."""
+    """Polls the alias of `client` every `poll_s` seconds; keeps classifiers in `cache`."""
 
     def __init__(self, client: RegistryClient, cache: Path, *, poll_s: float, threads: int) -> None:
         self._client, self._poll_s, self._threads = client, poll_s, threads
@@ -38,7 +38,7 @@ class Follower:
         self._failures, self._retry_at = 0, 0.0
 
     async def run(self, live: LiveClassifier) -> None:
-        """Follow the alias until cancelled. Begins with the version that was served last."""
+        """Follow the alias until cancelled. Starts with the last version served, if cached."""
         if (last := self._cache.last()) is not None:
             try:
                 await self._load(last, live)
@@ -56,24 +56,24 @@ class Follower:
             problem = await self._update(live)
         except UserError as error:
             problem = str(error)
-        except Exception as error:  # the task must not end: nobody would notice
+        except Exception as error:  # if the task ended, nobody would notice
             log.exception("cannot follow %s@%s", self._client.student, self._client.alias)
-            problem = f"internal error, see the log of the server ({type(error).__name__})"
+            problem = f"internal error, see the server log ({type(error).__name__})"
         if problem is not None and problem != live.problem:
             kept = f"; {live.name} stays in use" if live.classifier is not None else ""
             log.warning("%s%s", problem, kept)
         live.problem = problem
 
     async def _update(self, live: LiveClassifier) -> str | None:
-        """Load what the alias points at. What is wrong with it, or None.
+        """Load the version that the alias points at. Returns its problem, or None.
 
         Raises:
             UserError: the service does not answer, or the version cannot be loaded.
         """
-        found = await run_in_threadpool(self._client.resolve, self._etag)
-        if found is None:
+        resolved = await run_in_threadpool(self._client.resolve, self._etag)
+        if resolved is None:
             return None
-        target, etag = found
+        target, etag = resolved
         if target.name == live.name and live.classifier is not None:
             self._etag = etag
             return None
@@ -82,33 +82,33 @@ class Follower:
         try:
             await self._load(target, live)
         except UserError as error:
-            self._pause(target)
+            self._back_off(target)
             raise ClassifierError(f"{target.name} cannot be served: {error}") from None
         self._etag, self._failed = etag, None
         return None
 
-    def _pause(self, target: Target) -> None:
+    def _back_off(self, target: Target) -> None:
         self._failures = self._failures + 1 if target.sha256 == self._failed else 0
         self._failed = target.sha256
-        self._retry_at = time.monotonic() + min(self._poll_s * 2**self._failures, MAX_PAUSE_S)
+        self._retry_at = time.monotonic() + min(self._poll_s * 2**self._failures, MAX_BACKOFF_S)
 
     async def _load(self, target: Target, live: LiveClassifier) -> None:
         classifier = await run_in_threadpool(self._fetch, target)
         live.replace_with(classifier, target.name)
         log.info("serving %s, %s classes", target.name, len(classifier.classes))
         del classifier
-        return_freed_memory()  # of the version before, unless a request still uses it
+        return_freed_memory()  # of the previous version, unless a request still uses it
         await run_in_threadpool(self._cache.keep_only, target)
 
     def _fetch(self, target: Target) -> Classifier:
-        """The classifier of a version, which has encoded its first image.
+        """Download and load a version, and check that it encodes an image.
 
         Raises:
             UserError: it cannot be downloaded, unpacked, loaded or used.
         """
         folder = self._cache.get(target, lambda file: self._client.download(target, file))
         try:
-            check_folder(folder)  # all files: `load` leaves the text encoder for later
+            check_folder(folder)  # all files: `load` does not check the text encoder
             classifier = Classifier.load(folder, threads=self._threads)
             size = classifier.manifest.preprocessing.image_size
             classifier.image_encoder.encode(np.zeros((1, 3, size, size), np.uint8))
@@ -116,6 +116,6 @@ class Follower:
             self._cache.drop(target)
             if isinstance(error, UserError):
                 raise
-            reason = error_line(error)  # of ONNX Runtime, for example
-            raise ClassifierError(f"it does not load ({reason})") from error
+            reason = error_line(error)  # for example from ONNX Runtime
+            raise ClassifierError(f"it cannot be loaded ({reason})") from error
         return classifier

@@ -1,19 +1,19 @@
-// Photos are sent one by one; the server puts those of several requests into one batch.
+// Each photo is one request; the server batches the photos of several requests.
 
-const AT_ONCE = 4; // requests
-const SHOWN = 5; // classes of a photo
-const FILTER_FROM = 15; // classes
+const MAX_REQUESTS = 4; // at the same time
+const TOP = 5; // classes shown per photo
+const FILTER_FROM = 15; // classes; with fewer, the filter is hidden
 const find = (id) => document.getElementById(id);
 
-const photos = []; // { file, card, unreadable }: what is on the page
-const queue = []; // of photos to classify
+const photos = []; // { file, card, unreadable }, all photos on the page
+const queue = []; // photos to classify
 let running = 0;
-let classifier = null; // its name, as the last answer had it
+let classifier = null; // its name in the last response
 let classes = [];
 let readOnly = true;
 
-// What the server says, or an Error with what its problem document says.
-async function ask(path, options) {
+// The JSON body of the response; throws an Error with the detail of the problem document.
+async function request(path, options) {
   let response;
   try {
     response = await fetch(path, options);
@@ -31,7 +31,7 @@ async function ask(path, options) {
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 
 function addPhotos(files) {
   for (const file of files) {
@@ -48,33 +48,33 @@ function addPhotos(files) {
   classify(added);
 }
 
-function classify(some) {
-  for (const photo of some) {
+function classify(selected) {
+  for (const photo of selected) {
     photo.card.classList.add("busy");
     if (!queue.includes(photo)) queue.push(photo);
   }
-  while (running < AT_ONCE && queue.length) work();
+  while (running < MAX_REQUESTS && queue.length) processQueue();
   showProgress();
 }
 
-async function work() {
+async function processQueue() {
   running += 1;
   while (queue.length) {
     const photo = queue.shift();
-    const answer = await answerFor(photo.file);
-    photo.unreadable = answer.status === 422;
-    show(photo.card, answer);
+    const prediction = await predict(photo.file);
+    photo.unreadable = prediction.status === 422;
+    show(photo.card, prediction);
     showProgress();
   }
   running -= 1;
   showProgress();
 }
 
-async function answerFor(file) {
+async function predict(file) {
   for (let attempt = 1; ; attempt += 1) {
     try {
       const headers = { "Content-Type": file.type || "application/octet-stream" };
-      const answer = await ask(`/v1/classify?top=${SHOWN}&reasons=true`, { method: "POST", body: file, headers });
+      const answer = await request(`/v1/classify?top=${TOP}&reasons=true`, { method: "POST", body: file, headers });
       if (answer.classifier !== classifier) loadClasses();
       return answer.photos[0];
     } catch (error) {
@@ -106,14 +106,14 @@ function show(card, { candidates, unknown, reasons, error }) {
   );
 }
 
-// What speaks for the best class, and what tells it from the runner-up.
+// The attributes that support the best class, and its differences from the runner-up.
 function reasonRows(best, { attributes, differences }) {
   const group = (title, rows) =>
     rows.length ? [element("dt", "", title), ...rows.map(([text, evidence]) => reasonRow(text, evidence))] : [];
-  const speaking = attributes.filter(({ speaks }) => speaks);
+  const supporting = attributes.filter(({ supports }) => supports);
   return [
-    ...group(`Speaks for ${best.name}`, speaking.map(({ text, evidence }) => [text, evidence])),
-    ...group("Tells it from the runner-up", differences.map(({ text, name, evidence }) => [`${name}: ${text}`, evidence])),
+    ...group(`Supports ${best.name}`, supporting.map(({ text, evidence }) => [text, evidence])),
+    ...group("Differences from the runner-up", differences.map(({ text, name, evidence }) => [`${name}: ${text}`, evidence])),
   ];
 }
 
@@ -121,15 +121,15 @@ function reasonRow(text, evidence) {
   const row = element("dd", "", `${text} `);
   const number = `${evidence < 0 ? "−" : "+"}${Math.abs(evidence).toFixed(1)}`;
   row.append(element("span", "evidence", number));
-  row.title = "Deviations above the mean over other photos";
+  row.title = "Standard deviations above the mean over other photos";
   return row;
 }
 
 function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
 }
 
 function showProgress() {
@@ -140,10 +140,10 @@ function showProgress() {
 
 async function loadClasses() {
   try {
-    const found = await ask("/v1/classes");
-    classes = found.classes;
-    classifier = found.classifier;
-    readOnly = found.read_only;
+    const response = await request("/v1/classes");
+    classes = response.classes;
+    classifier = response.classifier;
+    readOnly = response.read_only;
   } catch (error) {
     find("summary").textContent = error.message;
     return;
@@ -159,7 +159,7 @@ async function loadClasses() {
 function showClasses() {
   const wanted = find("filter").value.trim().toLowerCase();
   const shown = classes.filter(({ name }) => name.toLowerCase().includes(wanted));
-  // The newest first: who has just added one looks for it.
+  // Newest first: a class that was just added should be visible.
   find("class-list").replaceChildren(...shown.reverse().map(classRow));
 }
 
@@ -178,7 +178,7 @@ function classRow({ key, name, texts, seen, origin }) {
   return row;
 }
 
-function tell(text, good) {
+function showMessage(text, good) {
   find("message").textContent = text;
   find("message").className = good ? "good" : "bad";
 }
@@ -188,38 +188,38 @@ async function add(event) {
   const name = find("name").value.trim();
   const text = find("text").value.trim();
   find("submit").disabled = true;
-  tell(text ? "" : `Asking for a description of ${name} …`, true);
+  showMessage(text ? "" : `Asking for a description of ${name} …`, true);
   try {
     const body = { name, allow_near: find("allow-near").checked, ...(text && { text }) };
     const options = { method: "POST", headers: { "Content-Type": "application/json" } };
-    const added = await ask("/v1/classes", { ...options, body: JSON.stringify(body) });
-    tell(`Added ${added.name}: “${added.texts.join("” “")}”`, true);
+    const added = await request("/v1/classes", { ...options, body: JSON.stringify(body) });
+    showMessage(`Added ${added.name}: “${added.texts.join("” “")}”`, true);
     find("add").reset();
     find("near").hidden = true;
     find("filter").value = "";
     await changed();
     find("name").focus();
   } catch (error) {
-    tell(error.message, false);
-    // Only then the choice to add it all the same makes sense.
-    find("near").hidden = !error.message.includes("too near");
+    showMessage(error.message, false);
+    // Only for this error does the checkbox to add it anyway help.
+    find("near").hidden = !error.message.includes("too similar");
   } finally {
     find("submit").disabled = false;
   }
 }
 
 async function remove(key, name) {
-  find("confirm-text").textContent = `Remove ${name}? The classifier loses its text.`;
+  find("confirm-text").textContent = `Remove ${name}? Its text will be deleted from the classifier.`;
   const dialog = find("confirm");
   dialog.returnValue = "no";
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   if (dialog.returnValue !== "yes") return;
   try {
-    await ask(`/v1/classes/${encodeURIComponent(key)}`, { method: "DELETE" });
-    tell(`Removed ${name}.`, true);
+    await request(`/v1/classes/${encodeURIComponent(key)}`, { method: "DELETE" });
+    showMessage(`Removed ${name}.`, true);
   } catch (error) {
-    tell(error.message, false);
+    showMessage(error.message, false);
   }
   await changed();
 }
@@ -236,7 +236,7 @@ find("files").addEventListener("change", ({ target }) => {
 find("add").addEventListener("submit", add);
 find("filter").addEventListener("input", showClasses);
 
-let inside = 0; // elements that what is dragged is over
+let inside = 0; // nested elements that the dragged files are over
 addEventListener("dragenter", () => document.body.classList.toggle("dragging", ++inside > 0));
 addEventListener("dragleave", () => document.body.classList.toggle("dragging", --inside > 0));
 addEventListener("dragover", (event) => event.preventDefault());
