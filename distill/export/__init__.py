@@ -1,10 +1,10 @@
-"""From a finished run to a classifier folder, which `distill.runtime` uses without torch."""
+"""Exports a finished run as a classifier folder, which `distill.runtime` uses without torch."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """A format of the image encoder. It is here, since commands start without torch."""
+    """A format of the image encoder. Defined here so that the command line imports no torch."""
 
     ONNX = "onnx"
     OPENVINO = "openvino"

@@ -1,4 +1,4 @@
-"""Accuracy against time: the rows of an export's table as a chart beside the model card."""
+"""The chart of a model card: accuracy against milliseconds for each format and model."""
 
 import io
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ PANEL: Final = (4.2, 3.4)  # inches
 
 
 def speed_chart(rows: Sequence[FormatRow], students: int) -> bytes:
-    """An SVG: milliseconds for one image, and top-1 on seen and, if there are any, unseen classes.
+    """An SVG of top-1 against milliseconds for one image, with a panel for each split.
 
-    The first `students` of `rows` are the student in its formats, the others other models.
+    The first `students` rows are the formats of the student, the others are other models.
     """
     splits = ["seen", *(["unseen"] if all(row.unseen is not None for row in rows) else [])]
-    # The same rows give the same bytes; text stays text.
+    # Deterministic bytes, and text as text elements.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "speed", "font.size": 9}):
         figure = Figure(figsize=(PANEL[0] * len(splits), PANEL[1]), layout="constrained")
         panels = figure.subplots(1, len(splits), squeeze=False)[0]
@@ -33,14 +33,14 @@ def speed_chart(rows: Sequence[FormatRow], students: int) -> bytes:
 
 
 def _draw(axes: Axes, rows: Sequence[FormatRow], split: str, students: int) -> None:
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         point = (row.speed.ms, getattr(row, split))
-        axes.scatter(*point, 36, color=STUDENT if place < students else OTHERS, zorder=3)
-        # Formats of one student lie at the same height: their names take turns above and below.
+        axes.scatter(*point, 36, color=STUDENT if index < students else OTHERS, zorder=3)
+        # Formats of one student have nearly the same accuracy: alternate their labels vertically.
         axes.annotate(
             row.name,
             point,
-            (0, 7 + 10 * (place // 2 % 3) if place % 2 else -13 - 10 * (place // 2 % 3)),
+            (0, 7 + 10 * (index // 2 % 3) if index % 2 else -13 - 10 * (index // 2 % 3)),
             textcoords="offset points",
             ha="center",
             fontsize=7.5,

@@ -1,4 +1,4 @@
-"""From a finished run to a classifier folder: encode, check against PyTorch, calibrate, write."""
+"""Exports a finished run as a classifier folder and verifies it against PyTorch."""
 
 import platform
 from collections import Counter
@@ -55,30 +55,34 @@ from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.text_encoder import TextEncoder
 from distill.runtime.write_folder import check_target, write_folder
 
-STEPS: Final = 5  # of an export: texts, features, formats, other models, files
+STEPS: Final = 5  # of the progress: texts, features, formats, other models, files
 PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class ExportOptions(FormatOptions):
-    """What an export makes besides image and text encoder."""
+    """Which files an export writes besides image and text encoder."""
 
-    bake: bool = False  # image → probabilities of the present classes
+    bake: bool = False  # a model from pixels to probabilities of the current classes
     rivals: tuple[str, ...] = ()  # open_clip models to compare with
     open_clip: bool = False  # the student with the teacher's text tower as an open_clip folder
-    look_alikes: tuple[str, ...] = ()  # names of classes that images are rejected for
+    look_alikes: tuple[str, ...] = ()  # names; images most similar to one of them are rejected
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A written classifier folder. `feature_difference`, `text_cosine`: the worst ones measured."""
+    """A written classifier folder.
+
+    `feature_difference` is the largest difference of a feature from PyTorch's, `text_cosine` the
+    smallest cosine between text features of both.
+    """
 
     folder: Path
     manifest: Manifest
     rows: tuple[FormatRow, ...]
     feature_difference: float
     text_cosine: float
-    remarks: tuple[str, ...]  # such as which image encoder is used and why, if there are two
+    remarks: tuple[str, ...]  # lines for people, such as which image encoder is used and why
 
 
 def export_run(
@@ -89,18 +93,18 @@ def export_run(
     cache: Path | None = None,
     progress: Progress,
 ) -> Exported:
-    """Write the classifier folder `out`, after every part was checked against PyTorch.
+    """Write the classifier folder `out` after verifying every part against PyTorch.
 
-    `cache`, a folder, keeps the text encoder, which is the same for all students of a teacher.
-    `progress` is called as (steps done, STEPS).
+    The folder `cache` keeps the text encoder, which is the same for all students of a teacher.
+    `progress` is called with (steps done, STEPS).
 
     Raises:
-        ModelError: a model cannot be exported, gives something else than PyTorch, or loses too much
-            by quantisation; a rival cannot be loaded.
-        ClassifierError: the folder cannot be written, or holds something else.
+        ModelError: a model cannot be exported, differs from PyTorch, or loses too much accuracy by
+            quantisation; or a rival cannot be loaded.
+        ClassifierError: the folder cannot be written, or has other files.
     """
     options = options or ExportOptions()
-    check_target(out)  # before minutes are spent
+    check_target(out)  # reports errors before the slow part
     check_formats(options.formats)
     rivals = [load_rival(name) for name in options.rivals]
     in_open_clip = _in_open_clip(run) if options.open_clip else {}
@@ -121,7 +125,7 @@ def export_run(
         update={"look_alikes": options.look_alikes}
     )
     if options.look_alikes:
-        manifest = _with_figures(manifest, run, eager, texts.look_alike_features)
+        manifest = _with_unknown_scores(manifest, run, eager, texts.look_alike_features)
     files = encoders.files | {TEXT_ENCODER: texts.encoder, TOKENIZER: texts.tokenizer}
     if options.bake:
         size = run.pixels["seen"].shape[-1]
@@ -131,11 +135,11 @@ def export_run(
     files[MODEL_CARD] = model_card(manifest, run.report, rows, remarks).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
-    # No part of the classifier: nothing here reads it, and the classes may change without it.
+    # Not listed in the manifest: the classifier does not read it, and its classes may change.
     write_folder(out, manifest, files | {f"{OPEN_CLIP}/{k}": v for k, v in in_open_clip.items()})
     progress(STEPS, STEPS)
     return Exported(
-        out, manifest, tuple(rows), encoders.difference, texts.least_cosine, tuple(remarks)
+        out, manifest, tuple(rows), encoders.difference, texts.min_cosine, tuple(remarks)
     )
 
 
@@ -165,10 +169,10 @@ def _in_open_clip(run: FinishedRun) -> dict[str, bytes]:
 def _open_clip_row(
     files: Mapping[str, bytes], run: FinishedRun, eager: Mapping[EvaluatedSplit, Tensor]
 ) -> FormatRow:
-    """The student as open_clip loads it, by its own preprocessing and text tower.
+    """The student loaded by open_clip, with open_clip's preprocessing and text tower.
 
     Raises:
-        ModelError: open_clip gives something else than the student for the whole image.
+        ModelError: open_clip's features differ from the student's for the whole image.
     """
     whole = run.student.test_views == "whole"
     with loaded(files) as model:
@@ -176,7 +180,7 @@ def _open_clip_row(
     for name, split in run.splits.items():
         expected = eager[name] if whole else run.student.encode(run.pixels[name], "whole")
         text = run.bank.select(split.keys).features
-        check_features(expected, features[name], text, name, what="the student in open_clip")
+        check_features(expected, features[name], text, name, model_name="the student in open_clip")
     return replace(row, name="open_clip")
 
 
@@ -184,14 +188,14 @@ def _remarks_on_open_clip(run: FinishedRun) -> list[str]:
     if run.student.test_views == "whole":
         return []
     return [
-        "open_clip takes the whole of each image, the student was evaluated on "
+        "open_clip encodes the whole image once, but the student was evaluated on "
         f'{run.student.test_views} views: train it with test_views = "whole" for equal numbers'
     ]
 
 
 @dataclass(frozen=True)
 class _ExportedTexts:
-    """The text side of a classifier. `prompts` and `attributes` of each class by its key."""
+    """The text encoder and the texts of a classifier; `prompts` and `attributes` by class key."""
 
     encoder: bytes
     tokenizer: bytes
@@ -200,14 +204,14 @@ class _ExportedTexts:
     attributes: Mapping[str, tuple[str, ...]]
     attribute_features: Tensor  # unit, [attributes, dim], in the order of the bank's classes
     look_alike_features: Tensor  # unit, [look-alikes, dim]
-    least_cosine: float  # of a class feature with that of the run's bank
+    min_cosine: float  # between exported class features and those of the run's bank
 
 
 def _export_texts(
     run: FinishedRun, look_alikes: Sequence[str], cache: Path | None
 ) -> _ExportedTexts:
-    """Export the teacher's text tower, check it on all texts of the release, and encode the rest
-    of the classifier's texts with it.
+    """Export the teacher's text tower, verify it on all texts of the release, and encode the
+    attributes and the look-alikes with it.
     """
     model = text_encoder(run.teacher, cache)
     tokenizer, cleaning = tokenizer_json(run.teacher)
@@ -217,35 +221,35 @@ def _export_texts(
     encoder = TextEncoder(
         model, tokenizer, context_length=run.teacher.context_length, cleaning=cleaning
     )
-    least_cosine = check_texts(encoder, prompts, prefixes, run.bank)
+    min_cosine = check_texts(encoder, prompts, prefixes, run.bank)
     attributes = {key: attributes_of(labels[key]) for key in run.bank.keys}
-    every = [text for key in run.bank.keys for text in attributes[key]]
+    all_attributes = [text for key in run.bank.keys for text in attributes[key]]
     return _ExportedTexts(
         encoder=model,
         tokenizer=tokenizer,
         cleaning=cleaning,
         prompts=prompts,
         attributes=attributes,
-        attribute_features=_encode_each(encoder, every, run.bank),
+        attribute_features=_encode_each(encoder, all_attributes, run.bank),
         look_alike_features=_encode_each(encoder, list(map(prompt_of, look_alikes)), run.bank),
-        least_cosine=least_cosine,
+        min_cosine=min_cosine,
     )
 
 
 def _encode_each(encoder: TextEncoder, texts: Sequence[str], bank: TextBank) -> Tensor:
-    """Unit features [texts, dim], also of no text."""
+    """Unit features [texts, dim]; `texts` may be empty."""
     return torch.from_numpy(encoder.encode_each(texts)) if texts else bank.features[:0].clone()
 
 
-def _with_figures(
+def _with_unknown_scores(
     manifest: Manifest,
     run: FinishedRun,
     features: Mapping[EvaluatedSplit, Tensor],
     look_alikes: Tensor,
 ) -> Manifest:
-    """`manifest` with what its scores for unknown images are worth, if there are unseen ones.
+    """`manifest` with the evaluation of scores for unknown images, if there are unseen images.
 
-    `features` [images, dim] of each split are the student's.
+    `features` [images, dim] are those of the student, by split.
     """
     if "unseen" not in features:
         return manifest
@@ -296,7 +300,7 @@ def _calibration(report: Report) -> Calibration:
 
 
 def _accuracies(report: Report, measured: FormatRow) -> dict[str, float]:
-    """Top-1 in percent: of the exported encoder alone, and of the run where all classes compete."""
+    """Top-1 in percent: of the exported encoder on each split, and of the run on all classes."""
     if measured.unseen is None:
         return {"seen": measured.seen}
     joint = next(row for row in reversed(report.joint) if row.model == "student")
@@ -311,15 +315,15 @@ def _accuracies(report: Report, measured: FormatRow) -> dict[str, float]:
 
 
 def _biases(manifest: Manifest) -> tuple[Tensor, float]:
-    """What is taken from the cosine of each class [classes], and the temperature."""
+    """The bias [classes] subtracted from the cosine of each class, and the temperature."""
     calibration = manifest.calibration
     seen = torch.tensor([float(entry.seen) for entry in manifest.classes])
     return calibration.seen_bias * seen, calibration.temperature
 
 
 def nearest_limit(bank: Tensor) -> float:
-    """How near the text of a new class may lie to another one's: midway from the nearest pair of
-    unit text features `bank` [classes, dim] to a cosine of 1.
+    """The largest cosine that the text of a new class may have with another: halfway between the
+    most similar pair of unit text features `bank` [classes, dim] and 1.
     """
     if len(bank) < 2:
         return 1.0
@@ -328,7 +332,7 @@ def nearest_limit(bank: Tensor) -> float:
 
 
 def _text_info(run: FinishedRun, cleaning: TextCleaning) -> TextInfo:
-    """How texts are made, and the prompt version and the context that most labels have."""
+    """How texts are built, with the prompt version and the context of most labels."""
     prompts = Counter((x.prompt, x.prompt_version) for x in run.release.sources if x.prompt)
     contexts = Counter(label.context for label in run.release.labels)
     prompt, number = prompts.most_common(1)[0][0] if prompts else (None, None)

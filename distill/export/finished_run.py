@@ -1,4 +1,4 @@
-"""A finished training run, as an export needs it."""
+"""Loads a finished training run for an export."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ EVALUATED: Final[tuple[EvaluatedSplit, ...]] = ("seen", "unseen")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left behind, and the validation images that it is judged on."""
+    """The results of a run, with its teacher and its validation images."""
 
     report: Report
     release: Release
@@ -48,12 +48,12 @@ def load_run(
     cache: Path,
     bar: Callable[[str], Progress],
 ) -> FinishedRun:
-    """What is needed of the finished run in `folder`.
+    """Load the finished run in `folder`.
 
-    `data` and `teacher` say where the images and the teacher lie now, if elsewhere.
+    `data` and `teacher` replace the paths in the configuration if images or teacher have moved.
 
     Raises:
-        UserError: there is no finished run, its images cannot be read, or its teacher is another.
+        UserError: there is no finished run, its images cannot be read, or the teacher differs.
     """
     report = read_report(folder)
     if report.calibration is None:
@@ -64,11 +64,11 @@ def load_run(
     loaded = load_teacher(teacher or report.config.teacher)
     if loaded.fingerprint != report.teacher_fingerprint:
         raise ModelError(
-            f"the teacher {loaded.name} has other weights than the one of the run {folder}: give "
-            "the right one with --teacher"
+            f"the weights of the teacher {loaded.name} differ from those used in the run {folder}: "
+            "give the right teacher with --teacher"
         )
-    found = scan_splits(data or report.config.data, bank.keys, cache=cache)
-    splits = {name: found[name] for name in EVALUATED if name in found}
+    all_splits = scan_splits(data or report.config.data, bank.keys, cache=cache)
+    splits = {name: all_splits[name] for name in EVALUATED if name in all_splits}
     pixels = {
         name: open_pixels(split, size, cache, report.config.pixels, bar(f"Pixels, {name}"))
         for name, split in splits.items()
@@ -79,7 +79,7 @@ def load_run(
         bank=bank,
         student=student,
         teacher=loaded,
-        train=found["train"],
+        train=all_splits["train"],
         splits=splits,
         pixels=pixels,
         score_norm=ScoreNorm.load(folder / SCORE_NORM_FILE),

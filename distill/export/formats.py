@@ -1,9 +1,9 @@
-"""The student in the formats that an export can write, each with a function that runs it.
+"""Formats of the image encoder that an export can write, each with a function that runs it.
 
-onnx           image_encoder.onnx                        always there: `distill.runtime` runs it
+onnx           image_encoder.onnx                        always written; `distill.runtime` uses it
 openvino       image_encoder_openvino.xml and .bin       for OpenVINO
 torch-export   image_encoder.pt2                         for `torch.export.load`
-int8           of ONNX and, if chosen, of OpenVINO
+int8           quantised ONNX and, if chosen, OpenVINO
 """
 
 import warnings
@@ -22,7 +22,7 @@ from contract import error_line
 from distill.data.streamed_pixels import Pixels, read_in_order
 from distill.errors import ModelError
 from distill.export import Format
-from distill.export.onnx import MOST_IMAGES, ImageEncoder, example_images
+from distill.export.onnx import MAX_BATCH, ImageEncoder, example_images
 from distill.export.verify import BATCH, onnx_features
 from distill.models.student import Student
 from distill.runtime.text_encoder import open_session
@@ -33,7 +33,7 @@ TORCH_EXPORT_FILE: Final = "image_encoder.pt2"
 
 @dataclass(frozen=True)
 class EncoderFormat:
-    """The student in one format. `encode` gives unit features [images, dim] of uint8 pixels."""
+    """The student in one format. `encode` maps uint8 pixels to unit features [images, dim]."""
 
     title: str
     files: Mapping[str, bytes]
@@ -42,15 +42,15 @@ class EncoderFormat:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
+        """Size of its files in bytes."""
         return sum(map(len, self.files.values()))
 
 
 def check_formats(formats: Collection[Format]) -> None:
-    """Refuse a format whose package is not installed.
+    """Check that the packages of `formats` are installed.
 
     Raises:
-        ModelError: OpenVINO is not there.
+        ModelError: OpenVINO is not installed.
     """
     if Format.OPENVINO not in formats:
         return
@@ -63,13 +63,13 @@ def check_formats(formats: Collection[Format]) -> None:
 
 
 def onnx_format(model: bytes, file: str, *, int8: bool = False) -> EncoderFormat:
-    """An ONNX image encoder in ONNX Runtime."""
+    """The ONNX image encoder `model`, run by ONNX Runtime."""
     encode = partial(onnx_features, open_session(model))
     return EncoderFormat(_title("ONNX Runtime", int8), {file: model}, encode, int8)
 
 
 def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
-    """An ONNX image encoder, converted for OpenVINO. It computes in float32 where it is not int8.
+    """The ONNX image encoder `model`, converted for OpenVINO; computes in float32 unless int8.
 
     Raises:
         ModelError: OpenVINO cannot convert it.
@@ -84,7 +84,7 @@ def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
             source.write_bytes(model)
             openvino.save_model(core.read_model(source), target, compress_to_fp16=False)
             files = {path.name: path.read_bytes() for path in Path(folder).glob(f"{stem}.*")}
-            # On some processors its default is bfloat16.
+            # OpenVINO's default is bfloat16 on some processors.
             settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
             compiled = core.compile_model(core.read_model(target), "CPU", settings)
     except RuntimeError as error:
@@ -99,10 +99,10 @@ def openvino_format(model: bytes, *, int8: bool = False) -> EncoderFormat:
 
 @cache
 def _openvino_core() -> Any:  # noqa: ANN401 - untyped
-    """The only one of this process.
+    """The only OpenVINO core of this process.
 
-    Each puts the signal stack of its predecessor back when it ends. Of several, one may so put back
-    what another has unmapped: the next signal then overwrites other memory or ends the process.
+    Each core restores the previous signal stack when it ends. With several cores, one may restore a
+    stack that another has unmapped, and the next signal crashes the process or corrupts memory.
     """
     import openvino  # of the extra `openvino`
 
@@ -117,7 +117,7 @@ def _openvino_features(compiled: Any, pixels: Pixels) -> Tensor:  # noqa: ANN401
 
 
 def torch_export_format(student: Student, image_size: int) -> EncoderFormat:
-    """The student as a program of `torch.export`, for any number of images.
+    """The student as a `torch.export` program with a dynamic batch dimension.
 
     Raises:
         ModelError: torch cannot export a part of it.
@@ -129,12 +129,12 @@ def torch_export_format(student: Student, image_size: int) -> EncoderFormat:
             program = torch.export.export(
                 ImageEncoder(student).eval(),
                 (example_images(image_size),),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MOST_IMAGES)},),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
             )
             torch.export.save(program, content)
             content.seek(0)
             module = torch.export.load(content).module()
-    except Exception as error:  # torch.export raises dozens of kinds
+    except Exception as error:  # torch.export raises many exception types
         raise ModelError(
             f"cannot export the student with torch.export ({error_line(error)}): "
             "export it without --format torch-export"

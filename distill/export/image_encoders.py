@@ -1,4 +1,4 @@
-"""The student in every chosen format: checked against PyTorch, measured, and the quickest named."""
+"""Exports the student in every chosen format, verifies and measures each, and names the fastest."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,29 +27,29 @@ from distill.export.table import encoder_row
 from distill.export.verify import FormatRow, check_features
 from distill.runtime.manifest import IMAGE_ENCODER, INT8_ENCODER
 
-MAX_CHANGE: Final = 0.2  # points of top-1, by resizing inside the encoder
+MAX_CHANGE: Final = 0.2  # percentage points of top-1, from resizing inside the encoder
 Features = Mapping[EvaluatedSplit, Tensor]
 
 
 @dataclass(frozen=True)
 class FormatOptions:
-    """Which image encoders an export makes. ONNX is always there."""
+    """Which image encoders an export writes. ONNX is always written."""
 
     formats: tuple[Format, ...] = (Format.ONNX,)
     resize_inside: bool = False  # the ONNX encoder takes photos of any size
     int8: bool = False
-    max_drop: float = 1.0  # points of top-1 that int8 may lose, on seen and on unseen images
+    max_drop: float = 1.0  # percentage points of top-1 that int8 may lose on a split
 
 
 @dataclass(frozen=True)
 class ImageEncoders:
-    """The files of all formats, and what was measured of them."""
+    """The files of all formats, with their measured speed and accuracy."""
 
     files: dict[str, bytes]
     rows: tuple[FormatRow, ...]  # PyTorch first
     used: str  # the file that `distill.runtime` uses
     measured: FormatRow  # of that file
-    difference: float  # the largest one of a feature from PyTorch's, without int8
+    difference: float  # largest difference of a feature from PyTorch's, except int8
     remarks: tuple[str, ...]
 
 
@@ -58,36 +58,38 @@ def export_encoders(
     eager: Features,
     options: FormatOptions,
 ) -> ImageEncoders:
-    """The student in each chosen format. `eager` are PyTorch's features of the validation images.
+    """Export the student in each chosen format.
+
+    `eager` has PyTorch's features [images, dim] of the validation images, by split.
 
     Raises:
-        ModelError: a format cannot be made, gives something else than PyTorch, or loses too much.
+        ModelError: a format cannot be written, differs from PyTorch, or loses too much accuracy.
     """
     rows = [encoder_row("PyTorch eager", None, run.student.encode, eager, run)]
     files: dict[str, bytes] = {}
     resizing: list[FormatRow] = []
     difference = 0.0
-    for each in _formats(run, options):
-        features = {name: each.encode(pixels) for name, pixels in run.pixels.items()}
-        row = encoder_row(each.title, each.size, each.encode, features, run)
-        if each.int8:
+    for encoder in _formats(run, options):
+        features = {name: encoder.encode(pixels) for name, pixels in run.pixels.items()}
+        row = encoder_row(encoder.title, encoder.size, encoder.encode, features, run)
+        if encoder.int8:
             check_drop(rows[0], row, options.max_drop)
         else:
-            difference = max(difference, _check(each.title, eager, features, run))
+            difference = max(difference, _check(encoder.title, eager, features, run))
         rows.append(row)
-        files |= each.files
-        if options.resize_inside and IMAGE_ENCODER in each.files:
-            resizing.append(_resizing_row(each, row, run))
+        files |= encoder.files
+        if options.resize_inside and IMAGE_ENCODER in encoder.files:
+            resizing.append(_resizing_row(encoder, row, run))
     by_title = {row.name: row for row in rows}
     used, measured = IMAGE_ENCODER, by_title["ONNX Runtime"]
     remarks: list[str] = []
     if options.int8:
-        quicker, remark = recommend(measured, by_title["ONNX Runtime, int8"])
+        is_faster, remark = recommend(measured, by_title["ONNX Runtime, int8"])
         remarks.append(remark)
-        if quicker:
+        if is_faster:
             used, measured = INT8_ENCODER, by_title["ONNX Runtime, int8"]
     if len(rows) > 2:
-        remarks.append(quickest(rows[1:], measured))
+        remarks.append(fastest(rows[1:], measured))
     return ImageEncoders(files, (*rows, *resizing), used, measured, difference, tuple(remarks))
 
 
@@ -99,24 +101,25 @@ def _formats(run: FinishedRun, options: FormatOptions) -> list[EncoderFormat]:
         resizing = with_resize(model, size) if options.resize_inside else model
         return onnx_format(resizing, file, int8=int8)
 
-    made = [onnx(model, IMAGE_ENCODER)]
+    encoders = [onnx(model, IMAGE_ENCODER)]
     if Format.OPENVINO in options.formats:
-        made.append(openvino_format(model))
+        encoders.append(openvino_format(model))
     if Format.TORCH_EXPORT in options.formats:
-        made.append(torch_export_format(run.student, size))
+        encoders.append(torch_export_format(run.student, size))
     if options.int8:
         quantised = quantise(model, run.train, size)
-        made.append(onnx(quantised, INT8_ENCODER, int8=True))
+        encoders.append(onnx(quantised, INT8_ENCODER, int8=True))
         if Format.OPENVINO in options.formats:
-            made.append(openvino_format(quantised, int8=True))
-    return made
+            encoders.append(openvino_format(quantised, int8=True))
+    return encoders
 
 
 def _resizing_row(encoder: EncoderFormat, resized: FormatRow, run: FinishedRun) -> FormatRow:
-    """The encoder for photos of their own size, one by one.
+    """The row of `encoder` with photos of their original size, one at a time.
 
     Raises:
-        ModelError: its top-1 is further than MAX_CHANGE from that of photos `resized` by Pillow.
+        ModelError: its top-1 differs by more than MAX_CHANGE from `resized`, the row of photos
+            resized by Pillow.
     """
 
     def photos(split: Split) -> Iterator[Tensor]:
@@ -131,12 +134,11 @@ def _resizing_row(encoder: EncoderFormat, resized: FormatRow, run: FinishedRun) 
     row = encoder_row(
         f"{encoder.title}, resizing", encoder.size, encoder.encode, features, run, images=photo
     )
-    before, after = ((each.seen, each.unseen or 0.0) for each in (resized, row))
-    change = max(abs(x - y) for x, y in zip(before, after, strict=True))
+    change = max(abs(row.seen - resized.seen), abs((row.unseen or 0) - (resized.unseen or 0)))
     if change > MAX_CHANGE:
         raise ModelError(
-            f"--resize-inside changes top-1 by {change:.2f} points, more than {MAX_CHANGE}: export "
-            "without it"
+            f"--resize-inside changes top-1 by {change:.2f} percentage points, more than "
+            f"{MAX_CHANGE}: export without it"
         )
     return row
 
@@ -148,18 +150,18 @@ def _check(title: str, eager: Features, features: Features, run: FinishedRun) ->
             features[name],
             run.bank.select(split.keys).features,
             name,
-            what=f"the student in {title}",
+            model_name=f"the student in {title}",
         )
         for name, split in run.splits.items()
     )
 
 
-def quickest(rows: Sequence[FormatRow], used: FormatRow) -> str:
-    """A line that names the quickest of `rows` here, for one image and in batches."""
-    one = min(rows, key=lambda row: row.speed.ms)
-    many = max(rows, key=lambda row: row.speed.images_per_second)
-    line = f"quickest here: {one.name} for one image, {many.name} in batches"
-    if one is used:
+def fastest(rows: Sequence[FormatRow], used: FormatRow) -> str:
+    """A line that names the fastest of `rows` on this machine, for one image and in batches."""
+    single = min(rows, key=lambda row: row.speed.ms)
+    batched = max(rows, key=lambda row: row.speed.images_per_second)
+    line = f"fastest here: {single.name} for one image, {batched.name} in batches"
+    if single is used:
         return line
-    times = used.speed.ms / one.speed.ms
+    times = used.speed.ms / single.speed.ms
     return f"{line}; the classifier uses {used.name}, which takes {times:.1f} times as long"

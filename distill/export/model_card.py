@@ -1,4 +1,4 @@
-"""README.md of a classifier folder: a model card in the format of the Hugging Face hub."""
+"""The model card of a classifier folder (README.md), in the format of the Hugging Face Hub."""
 
 import json
 from collections import Counter
@@ -17,20 +17,18 @@ ORT_WEB: Final = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.w
 def model_card(
     manifest: Manifest, report: Report, rows: Sequence[FormatRow], remarks: Sequence[str] = ()
 ) -> str:
-    """The text of the model card. `remarks` are lines on the formats in `rows`."""
+    """The model card in Markdown. `remarks` are lines about the formats in `rows`."""
     seen = sum(entry.seen for entry in manifest.classes)
     sections = (
         _front_matter(manifest),
         f"# {manifest.release.label_set} classifier",
         f"A {manifest.student.name} ({manifest.student.parameters:,} parameters) that classifies "
         f"images into {len(manifest.classes)} classes: {seen} that it was trained on, and "
-        f"{len(manifest.classes) - seen} that it knows from text alone. A class can be added by a "
-        "description, without training. It was distilled from the vision-language model "
-        f"`{manifest.teacher.name}` by the method of Li et al. (ICCV 2023, arXiv 2307.03135).",
+        f"{len(manifest.classes) - seen} that it recognises by their texts only. A class can be "
+        "added by a description, without training. It was distilled from the vision-language model "
+        f"`{manifest.teacher.name}` with the method of Li et al. (ICCV 2023, arXiv 2307.03135).",
         "## Accuracy\n\n" + _accuracies(manifest, report),
-        "\n\n".join(
-            ("## Speed", "On the machine that exported it.", format_table(rows), *remarks, CHART)
-        ),
+        "\n\n".join(("## Speed", "Measured at export.", format_table(rows), *remarks, CHART)),
         "## Use\n\n" + _usage(manifest),
         "## Data\n\n" + _data(manifest, report),
         "## Licences\n\nThe student's weights derive from the teacher's outputs and the training "
@@ -61,45 +59,46 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         count, classes = images[split]
         deviation = 1.96 * (numbers[split] * (100 - numbers[split]) / count) ** 0.5
         lines.append(
-            f"| {split} classes alone | {numbers[split]:.1f} ± {deviation:.1f} | {count:,} | "
+            f"| {split} classes only | {numbers[split]:.1f} ± {deviation:.1f} | {count:,} | "
             f"{classes} |"
         )
     fitted = (
         f"Probabilities: temperature {calibration.temperature:.4f}, fitted on the seen validation "
-        f"images; expected calibration error {calibration.ece_after:.1f} % (with the temperature "
-        f"of the training: {calibration.ece_before:.1f} %). An image whose best cosine is below "
-        f"{calibration.unknown_threshold:.3f} is called unknown, which 5 % of the images of seen "
-        "classes are."
+        f"images; expected calibration error {calibration.ece_after:.1f} % (with the training "
+        f"temperature: {calibration.ece_before:.1f} %). An image whose best cosine is below "
+        f"{calibration.unknown_threshold:.3f} is reported as unknown; this threshold rejects 5 % "
+        "of the images of seen classes."
     )
     if "unseen" not in numbers:
-        untold = _forecast(report) or (
-            "Not measured, since there were no images of unseen classes: how well a class is "
-            "recognised that is added by a description, and how many images of no class are "
-            "called unknown. Intervals are of 95 %, over images."
+        note = _forecast(report) or (
+            "Without images of unseen classes, the accuracy on classes that are added by a "
+            "description and the detection of unknown images were not measured. Intervals are 95 % "
+            "confidence intervals over images."
         )
-        return "\n\n".join(("\n".join(lines), untold, fitted))
+        return "\n\n".join(("\n".join(lines), note, fitted))
     lines += [
         f"| {split} images, all classes competing | {numbers[f'joint_{split}']:.1f} | "
         f"{images[split][0]:,} | {len(manifest.classes)} |"
         for split in ("seen", "unseen")
     ]
     joint = (
-        f"Harmonic mean of the last two: {numbers['joint_harmonic_mean']:.1f} with the stored "
+        f"Harmonic mean of the last two rows: {numbers['joint_harmonic_mean']:.1f} with the stored "
         f"bias of {calibration.seen_bias:.3f} against seen classes; area under the seen-unseen "
-        f"curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}. Intervals are of 95 %, over images."
+        f"curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}. Intervals are 95 % confidence "
+        "intervals over images."
     )
-    certain = (
-        f"{fitted} Measured against the seen classes alone, "
-        f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes pass (AUROC "
+    unknown = (
+        f"{fitted} Compared with the seen classes only, it accepts "
+        f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes (AUROC "
         f"{calibration.unknown_auroc:.3f})."
     )
     rejected = _look_alikes(manifest) if manifest.look_alikes else None
-    parts = ("\n".join(lines), joint, certain, rejected, _forecast(report))
+    parts = ("\n".join(lines), joint, unknown, rejected, _forecast(report))
     return "\n\n".join(part for part in parts if part)
 
 
 def _look_alikes(manifest: Manifest) -> str:
-    """What look-alikes are worth, beside other scores for unknown images."""
+    """How well look-alikes and other scores detect unknown images."""
     calibration = manifest.calibration
     lines = ["| score for unknown images | AUROC | FPR at 95 % TPR |", "| --- | ---: | ---: |"]
     lines += [
@@ -107,9 +106,10 @@ def _look_alikes(manifest: Manifest) -> str:
         for row in calibration.unknown_scores
     ]
     rejected = (
-        f"An image that is more like one of {len(manifest.look_alikes)} look-alikes than like any "
-        f"class is called unknown, too: {calibration.look_alikes_reject_seen:.1f} % of seen and "
-        f"{calibration.look_alikes_reject_unseen:.1f} % of unseen images, among seen classes. "
+        f"An image that is more similar to one of {len(manifest.look_alikes)} look-alikes than to "
+        f"any class is also reported as unknown. Compared with the seen classes only, this rejects "
+        f"{calibration.look_alikes_reject_seen:.1f} % of seen and "
+        f"{calibration.look_alikes_reject_unseen:.1f} % of unseen images. "
         "A cosine threshold that rejects as many seen images rejects "
         f"{calibration.threshold_rejects_unseen:.1f} % of unseen ones."
     )
@@ -117,7 +117,7 @@ def _look_alikes(manifest: Manifest) -> str:
 
 
 def _forecast(report: Report) -> str | None:
-    """What to expect of new classes, if the run made a forecast."""
+    """The forecast of the accuracy on new classes, if the run has one."""
     if report.forecast is None:
         return None
     rows = "; ".join(
@@ -127,9 +127,9 @@ def _forecast(report: Report) -> str | None:
     )
     return (
         "Forecast for classes that are added by a description, top-1 % of their images with "
-        f"intervals of 95 %: {rows}. From a second, shorter training without "
-        f"{report.forecast.left_out} of the seen classes; it holds for classes that are as alike, "
-        "and as well known to the teacher, as the seen ones."
+        f"95 % intervals: {rows}. Estimated by a second, shorter training without "
+        f"{report.forecast.left_out} of the seen classes; valid for classes that are as similar to "
+        "each other, and as well known to the teacher, as the seen ones."
     )
 
 
@@ -155,7 +155,7 @@ def format_table(rows: Sequence[FormatRow]) -> str:
 
 def _usage(manifest: Manifest) -> str:
     size = manifest.preprocessing.image_size
-    return f"""With the package `enrich-distill[runtime]`, which needs no torch:
+    return f"""With the package `enrich-distill[runtime]`, without torch:
 
 ```python
 from distill.runtime import Classifier
@@ -165,7 +165,7 @@ classifier.add("okapi", "a horse-like animal with striped legs")
 print(classifier.classify(["photo.jpg"])[0].best)
 ```
 
-With ONNX Runtime alone (`Classifier` resizes before it crops, which may move a pixel):
+With ONNX Runtime only (`Classifier` resizes before cropping, so pixels may differ slightly):
 
 ```python
 import numpy as np, onnxruntime, safetensors.numpy
@@ -185,15 +185,15 @@ In C++:
 Ort::Env env;
 Ort::Session session(env, "image_encoder.onnx", Ort::SessionOptions{{}});
 std::array<int64_t, 4> shape{{1, 3, {size}, {size}}};
-std::vector<uint8_t> pixels(3 * {size} * {size});  // RGB, planes one after the other: fill them
+std::vector<uint8_t> pixels(3 * {size} * {size});  // RGB, channels first: fill it
 auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
 auto input = Ort::Value::CreateTensor<uint8_t>(memory, pixels.data(), pixels.size(), &shape[0], 4);
 const char *inputs[] = {{"pixels"}}, *outputs[] = {{"features"}};
 auto features = session.Run(Ort::RunOptions{{}}, inputs, &input, 1, outputs, 1);
 ```
 
-In a browser, for a square `photo` (a File or Blob). `docs/browser` of enrich-distill is a whole
-page, which resizes and crops as Pillow does and names the classes:
+In a browser, for a square `photo` (a File or Blob). `docs/browser` of enrich-distill is a complete
+page, which resizes and crops like Pillow and shows class names:
 
 ```js
 import * as ort from "{ORT_WEB}";

@@ -1,9 +1,8 @@
-"""The student and the teacher's text tower as ONNX.
+"""Exports the student and the teacher's text tower to ONNX.
 
-Notable:
-- torch has two ways to ONNX. Tracing takes a second, but fixes whatever depends on the example, so
-  the traced model is tried with other numbers of inputs. torch.export, which takes a quarter of a
-  minute, is for what cannot be traced.
+- torch has two ONNX exporters. Tracing takes a second, but bakes in values that depend on the
+  example, so the traced model is verified with other batch sizes. If tracing fails, torch.export is
+  used, which takes a quarter of a minute.
 - The text tower, which is the same for all students of a teacher, is kept in the cache folder.
 """
 
@@ -30,7 +29,7 @@ from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.runtime.text_encoder import open_session
 
-MOST_IMAGES: Final = 65_536  # of a batch; torch wants a bound
+MAX_BATCH: Final = 65_536  # torch.export needs an upper bound
 PROBES: Final = ("a photo of a dog", "a bird with a red beak . it has long thin legs")
 
 
@@ -44,7 +43,7 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit features [batch, dim] of `pixels`, which it normalises itself."""
         views = list(fixed_views(pixels, self.student.test_views))
-        # One pass through the network, whatever the number of views: the model stays small.
+        # All views in one forward pass: the network appears only once in the exported graph.
         features = normalize(self.student(torch.cat(views)), dim=1)
         if len(views) == 1:
             return features
@@ -58,7 +57,7 @@ class BakedClassifier(nn.Module):
     biases: Tensor
 
     def __init__(self, student: Student, text: Tensor, biases: Tensor, temperature: float) -> None:
-        """`text` [classes, dim]; `biases` [classes] are taken from the cosines."""
+        """`text` [classes, dim]; `biases` [classes] are subtracted from the cosines."""
         super().__init__()
         self.encoder, self.temperature = ImageEncoder(student), temperature
         self.register_buffer("text", text)
@@ -112,7 +111,7 @@ def example_images(image_size: int) -> Tensor:
 
 
 def text_encoder(teacher: Teacher, cache: Path | None = None) -> bytes:
-    """The ONNX model of the teacher's text tower; with `cache`, a folder, made once per teacher.
+    """The ONNX model of the teacher's text tower; cached in the folder `cache`, if given.
 
     Raises:
         ModelError: torch cannot export a part of it.
@@ -140,7 +139,7 @@ def _export(
     module: nn.Module,
     example: Tensor,
     input_name: str,
-    what: str,
+    title: str,
     *,
     output_name: str = "features",
 ) -> bytes:
@@ -148,23 +147,23 @@ def _export(
     names = (input_name, output_name)
     module.eval()
     level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # onnxscript tells of every constant that it cannot fold
+    logging.disable(logging.ERROR)  # onnxscript logs every constant that it cannot fold
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             try:
                 model = _trace(module, example, *names)
-                if _gives_the_same(model, module, example, input_name):
+                if _has_equal_outputs(model, module, example, input_name):
                     return model
-            except Exception:  # it raises dozens of kinds: the other way may succeed
+            except Exception:  # many exception types; torch.export may succeed
                 pass
             model = _torch_export(module, example, *names)
-            if not _gives_the_same(model, module, example, input_name):
-                raise RuntimeError("the result depends on the number of inputs")
+            if not _has_equal_outputs(model, module, example, input_name):
+                raise RuntimeError("the outputs depend on the batch size")
             return model
-    except Exception as error:  # torch.export and onnxscript raise dozens of kinds
+    except Exception as error:  # torch.export and onnxscript raise many exception types
         raise ModelError(
-            f"cannot export {what} to ONNX ({' '.join(str(error).split())[:200]})"
+            f"cannot export {title} to ONNX ({' '.join(str(error).split())[:200]})"
         ) from error
     finally:
         logging.disable(level)
@@ -176,7 +175,7 @@ def _trace(module: nn.Module, example: Tensor, input_name: str, output_name: str
         torch.onnx.export(
             module,
             (example,),
-            cast(Any, model),  # a buffer will do where dynamo is off; torch's types have forgotten
+            cast(Any, model),  # accepts a buffer if dynamo is off; missing in torch's type hints
             dynamo=False,
             input_names=[input_name],
             output_names=[output_name],
@@ -187,31 +186,31 @@ def _trace(module: nn.Module, example: Tensor, input_name: str, output_name: str
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Discard standard output, on which torch's C++ prints the graph of what it cannot trace."""
+    """Discard standard output: torch's C++ code prints graphs that it cannot trace to it."""
     sys.stdout.flush()
-    stdout, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    stdout, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(devnull, 1)
         yield
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-        os.close(nowhere)
+        os.close(devnull)
 
 
-def _gives_the_same(model: bytes, module: nn.Module, example: Tensor, input_name: str) -> bool:
-    """Whether `model` does for other numbers of inputs what `module` does."""
+def _has_equal_outputs(model: bytes, module: nn.Module, example: Tensor, input_name: str) -> bool:
+    """Whether `model` gives the outputs of `module` for other batch sizes."""
     session = open_session(model)
     for inputs in (example[:1], torch.cat([example, example[:1]])):
         expected = module(inputs).cpu()
-        found = torch.from_numpy(session.run(None, {input_name: inputs.cpu().numpy()})[0])
-        if not torch.allclose(found, expected, rtol=0, atol=FEATURE_TOLERANCE):
+        actual = torch.from_numpy(session.run(None, {input_name: inputs.cpu().numpy()})[0])
+        if not torch.allclose(actual, expected, rtol=0, atol=FEATURE_TOLERANCE):
             return False
     return True
 
 
 def _torch_export(module: nn.Module, example: Tensor, input_name: str, output_name: str) -> bytes:
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with TemporaryDirectory() as folder:
         program = torch.onnx.export(
             module,
@@ -224,7 +223,7 @@ def _torch_export(module: nn.Module, example: Tensor, input_name: str, output_na
             verbose=False,
         )
         if program is None:
-            raise RuntimeError("torch.onnx gave no program")
+            raise RuntimeError("torch.onnx returned no program")
         path = Path(folder, "model.onnx")
         program.save(path, external_data=False)
         return path.read_bytes()

@@ -1,13 +1,13 @@
-"""The student in open_clip: its network as the image tower beside the teacher's text tower.
+"""Exports the student for open_clip: its network as image tower, with the teacher's text tower.
 
-open_clip_config.json         what `open_clip.create_model_and_transforms("local-dir:…")` builds
+open_clip_config.json         read by `open_clip.create_model_and_transforms("local-dir:…")`
 open_clip_model.safetensors   the weights of both towers
-config.json                   what `timm.create_model("local-dir:…")` builds
-model.safetensors             the weights of the backbone alone, without the projection
-tokenizer*, …                 only of a text tower from Hugging Face
+config.json                   read by `timm.create_model("local-dir:…")`
+model.safetensors             the weights of the backbone, without the projection
+tokenizer*, …                 only for a text tower from Hugging Face
 
-Notable: open_clip builds a timm model by its name alone. A network whose stem or patches were
-adapted to small images, which timm is told by arguments, cannot be expressed.
+open_clip creates a timm model by name only, without other arguments. So a network whose stem or
+patch size was adapted to small images by timm arguments cannot be exported.
 """
 
 import json
@@ -39,12 +39,12 @@ Files = Mapping[str, bytes]
 def open_clip_files(
     student: Student, teacher: Teacher, *, name: str, image_size: int, temperature: float
 ) -> dict[str, bytes]:
-    """The files of an open_clip folder, by name.
+    """The files of an open_clip folder, by file name.
 
-    `name` is the student's in timm. `temperature` becomes open_clip's `logit_scale`.
+    `name` is the timm name of the student. `temperature` becomes open_clip's `logit_scale`.
 
     Raises:
-        ModelError: open_clip builds another network of that name.
+        ModelError: open_clip builds a different network for this name.
     """
     tower, weights = _image_tower(student, name, image_size)
     backbone = {key: _plain(value) for key, value in student.backbone.state_dict().items()}
@@ -59,7 +59,7 @@ def open_clip_files(
 
 @contextmanager
 def loaded(files: Files) -> Iterator[Teacher]:
-    """The model that open_clip makes of `files`, in float32.
+    """The model that open_clip loads from `files`, in float32.
 
     Raises:
         ModelError: open_clip cannot load them.
@@ -73,30 +73,34 @@ def loaded(files: Files) -> Iterator[Teacher]:
 def _image_tower(
     student: Student, name: str, image_size: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """open_clip's configuration and weights of an image tower that gives the student's features."""
+    """Configuration and weights of an open_clip image tower with the student's features.
+
+    Raises:
+        ModelError: open_clip cannot build such a tower.
+    """
     trunk = {f"trunk.{key}": value for key, value in student.backbone.state_dict().items()}
     head = {f"head.proj.{key}": value for key, value in student.projection.state_dict().items()}
     classifier = {f"trunk.{key}": value for key, value in (timm_weights(student) or {}).items()}
     pool = getattr(student.backbone, "global_pool", "avg")
     pools = ("", pool if isinstance(pool, str) else getattr(pool, "pool_type", "avg"))
-    for options, pooled, weights in zip(TOWERS, pools, (trunk | head, classifier), strict=True):
+    for options, pooling, weights in zip(TOWERS, pools, (trunk | head, classifier), strict=True):
         config: dict[str, Any] = {
             "timm_model_name": name.partition(".")[0],
             "timm_model_pretrained": False,
-            "timm_pool": pooled,
+            "timm_pool": pooling,
             "image_size": image_size,
             **options,
         }
-        if weights and _gives_the_same(student, config, weights):
+        if weights and _has_equal_features(student, config, weights):
             return config, {key: _plain(value) for key, value in weights.items()}
     raise ModelError(f"--open-clip: open_clip cannot build this {name}, {_why_not(student)}")
 
 
 @torch.inference_mode()
-def _gives_the_same(
+def _has_equal_features(
     student: Student, config: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> bool:
-    """Whether open_clip's image tower with `config` and `weights` gives the student's features."""
+    """Whether open_clip's image tower with `config` and `weights` has the student's features."""
     size = config["image_size"]
     image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
@@ -109,19 +113,19 @@ def _gives_the_same(
             proj_bias=config.get("timm_proj_bias", False),
         ).eval()
         tower.load_state_dict(weights)
-        found = tower((image - student.mean) / student.std)
-    except (RuntimeError, TypeError, AssertionError, ValueError):  # other names, sizes or heads
+        actual = tower((image - student.mean) / student.std)
+    except (RuntimeError, TypeError, AssertionError, ValueError):  # keys or shapes differ
         return False
     expected = student.eval()(image)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def _why_not(student: Student) -> str:
-    """What open_clip cannot be told about the student, and how to train one without it."""
+    """Why open_clip cannot build the student, and how to train one that it can build."""
     arguments = student.timm_arguments
-    told = ", ".join(f"{key} = {value}" for key, value in arguments.items())
+    listed = ", ".join(f"{key} = {value}" for key, value in arguments.items())
     if student.output_stride != OUTPUT_STRIDE:
-        return f"whose {told}: train it with output_stride = {OUTPUT_STRIDE}"
+        return f"which has {listed}: train it with output_stride = {OUTPUT_STRIDE}"
     if student.has_no_pooling or "stem_type" in arguments:
         return (
             "whose stem was adapted to small images: train it with pretrained = true or with "
@@ -129,12 +133,12 @@ def _why_not(student: Student) -> str:
             "adapted, such as mobilenetv3_small_100"
         )
     if arguments:
-        known: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
+        default_cfg: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
         return (
-            f"whose {told}: train it at image_size = {known['input_size'][-1]}, or train a student "
-            "that takes any size, such as mobilenetv3_small_100"
+            f"which has {listed}: train it at image_size = {default_cfg['input_size'][-1]}, or "
+            "train a student that accepts any size, such as mobilenetv3_small_100"
         )
-    return "whose features are made in another way: train a student such as mobilenetv3_small_100"
+    return "which computes features differently: train a student like mobilenetv3_small_100"
 
 
 def _config(student: Student, teacher: Teacher, tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,9 +167,9 @@ def _weights(
 
 
 def _backbone_config(student: Student, tower: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    known: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
-    kept = ("first_conv", "classifier", "fixed_input_size", "pool_size")
-    described = {key: known[key] for key in kept if key in known} | {
+    default_cfg: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
+    copied = ("first_conv", "classifier", "fixed_input_size", "pool_size")
+    pretrained_cfg = {key: default_cfg[key] for key in copied if key in default_cfg} | {
         "input_size": [3, image_size, image_size],
         "interpolation": "bicubic",
         "crop_pct": 1.0,
@@ -176,12 +180,12 @@ def _backbone_config(student: Student, tower: Mapping[str, Any], image_size: int
     return {
         "architecture": tower["timm_model_name"],
         "num_classes": 0,
-        "pretrained_cfg": described,
+        "pretrained_cfg": pretrained_cfg,
     }
 
 
 def _tokenizer_files(teacher: Teacher) -> dict[str, bytes]:
-    """The tokenizer of a text tower from Hugging Face, which open_clip looks for in the folder."""
+    """The tokenizer files of a text tower from Hugging Face, which open_clip reads."""
     if not isinstance(teacher.tokenizer, HFTokenizer):
         return {}
     with TemporaryDirectory() as folder:
@@ -190,7 +194,7 @@ def _tokenizer_files(teacher: Teacher) -> dict[str, bytes]:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """A copy on the CPU that shares memory with no other tensor, as safetensors wants it."""
+    """A copy on the CPU that shares no memory with other tensors, as safetensors requires."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 

@@ -1,7 +1,7 @@
-"""An image encoder in 8-bit integers: static quantisation by ONNX Runtime.
+"""Static int8 quantisation of an image encoder with ONNX Runtime (QDQ format).
 
-Weights get a scale per channel, activations one per tensor, from training images (QDQ format). The
-ranges are 7 bits wide, since the sums of full ones overflow on processors without VNNI.
+Weights are quantised per channel, activations per tensor, calibrated on training images. The ranges
+are reduced to 7 bits, since sums of 8-bit products overflow on processors without VNNI.
 """
 
 import logging
@@ -26,13 +26,13 @@ from distill.data.splits import Split
 from distill.errors import ModelError
 from distill.export.verify import FormatRow
 
-IMAGES: Final = 256  # training images that activations are measured on
+IMAGES: Final = 256  # training images for the calibration of activations
 BATCH: Final = 32
 QUANTISED: Final = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool")
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
-    """Batches of evenly spaced training images, as ONNX Runtime asks for them."""
+    """Batches of evenly spaced training images for ONNX Runtime."""
 
     def __init__(self, train: Split, image_size: int) -> None:
         rows = np.linspace(0, len(train) - 1, min(len(train), IMAGES)).astype(int)
@@ -57,7 +57,7 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
     """
     images = _Images(train, image_size)
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it recommends what is done here
+    logging.disable(logging.WARNING)  # it recommends the pre-processing that is done here
     try:
         with TemporaryDirectory() as folder:
             source, prepared, target = (Path(folder, f"{x}.onnx") for x in ("a", "b", "c"))
@@ -82,29 +82,29 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
         logging.disable(level)
 
 
-def check_drop(before: FormatRow, after: FormatRow, most: float) -> None:
-    """Refuse a quantised encoder that loses too much.
+def check_drop(before: FormatRow, after: FormatRow, limit: float) -> None:
+    """Check that a quantised encoder does not lose too much accuracy.
 
     Raises:
-        ModelError: it loses more than `most` points of top-1 on seen or unseen images.
+        ModelError: it loses over `limit` percentage points of top-1 on seen or unseen images.
     """
     drops = _drops(before, after)
     split, drop = max(drops.items(), key=lambda item: item[1])
-    if drop > most:
+    if drop > limit:
         raise ModelError(
-            f"int8 loses {drop:.1f} points of top-1 on {split} images, more than {most:g}: export "
+            f"int8 loses {drop:.1f} points of top-1 on {split} images, more than {limit:g}: export "
             "without --int8, or allow more with --max-drop"
         )
 
 
 def recommend(before: FormatRow, after: FormatRow) -> tuple[bool, str]:
-    """Whether int8 is quicker for one image on this machine, and a line that says so."""
+    """Whether int8 is faster for one image on this machine, and a line for people about it."""
     times = before.speed.ms / after.speed.ms
     changes = ", ".join(f"{-drop:+.1f} {split}" for split, drop in _drops(before, after).items())
-    lost = f"points of top-1: {changes}"
+    change_text = f"points of top-1: {changes}"
     if times > 1:
-        return True, f"int8 is {times:.1f} times as quick here and is used; {lost}"
-    return False, f"int8 is slower here, {times:.1f} times as quick: float32 is used; {lost}"
+        return True, f"int8 is {times:.1f} times as fast here and is used; {change_text}"
+    return False, f"int8 is slower here, {times:.1f} times as fast: float32 is used; {change_text}"
 
 
 def _drops(before: FormatRow, after: FormatRow) -> dict[str, float]:

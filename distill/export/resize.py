@@ -1,7 +1,7 @@
-"""The resizing of photos inside an ONNX image encoder, for programs without Pillow.
+"""Adds the resizing of photos to an ONNX image encoder, for programs without Pillow.
 
-Notable: ONNX's cubic Resize with antialiasing is Pillow's bicubic filter; ONNX Runtime gives
-Pillow's pixels within one level of 255. A photo of the encoder's own size passes unchanged.
+ONNX's cubic Resize with antialiasing is Pillow's bicubic filter; the pixels of ONNX Runtime differ
+from Pillow's by at most 1 of 255. A photo of the encoder's own size is unchanged.
 """
 
 from typing import Any, Final
@@ -17,10 +17,10 @@ PILLOW_CUBIC: Final = -0.5  # the coefficient of Pillow's cubic filter
 
 
 def with_resize(model: bytes, image_size: int) -> bytes:
-    """The image encoder `model` (ONNX) for uint8 photos [batch, 3, height, width] of any one size.
+    """The image encoder `model` (ONNX) for uint8 photos [batch, 3, height, width] of any size.
 
-    The shorter side is resized to `image_size` and the centre square cropped, as
-    `distill.data.files.image_file.square` does it.
+    The shorter side is resized to `image_size` and the centre square cropped, as in
+    `distill.data.files.image_file.square`.
     """
     encoder = onnx.load_from_string(model)
     for node in encoder.graph.node:
@@ -42,13 +42,13 @@ def with_resize(model: bytes, image_size: int) -> bytes:
 
 
 def _nodes() -> list[onnx.NodeProto]:
-    """From INPUT to RESIZED. Names of the form `resize/…` are between them."""
+    """The nodes from INPUT to RESIZED; intermediate names have the prefix `resize/`."""
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Shape", [INPUT], "batch_and_channels", {"end": 2}),
         ("Shape", [INPUT], "sides", {"start": 2}),
         ("ReduceMin", ["sides"], "shorter", {}),
         ("Mul", ["sides", "size"], "scaled", {}),
-        ("Div", ["scaled", "shorter"], "target", {}),  # whole numbers: it rounds down
+        ("Div", ["scaled", "shorter"], "target", {}),  # integer division rounds down
         ("Concat", ["batch_and_channels", "target"], "sizes", {"axis": 0}),
         (
             "Resize",
@@ -58,13 +58,13 @@ def _nodes() -> list[onnx.NodeProto]:
                 "mode": "cubic",
                 "antialias": 1,
                 "cubic_coeff_a": PILLOW_CUBIC,
-                "exclude_outside": 1,  # of the border, as Pillow weighs it
+                "exclude_outside": 1,  # renormalise at the border, as Pillow does
             },
         ),
         ("Sub", ["target", "size"], "margin", {}),
         ("Cast", ["margin"], "margin_float", {"to": TensorProto.FLOAT}),
         ("Mul", ["margin_float", "half"], "middle", {}),
-        ("Round", ["middle"], "rounded", {}),  # halves to the even number, as in Python
+        ("Round", ["middle"], "rounded", {}),  # half to even, as in Python
         ("Cast", ["rounded"], "start", {"to": TensorProto.INT64}),
         ("Add", ["start", "size"], "end", {}),
         ("Slice", ["photo", "start", "end", "axes"], RESIZED, {}),

@@ -1,4 +1,4 @@
-"""The rows of an export's table: size, speed and accuracy of each way to classify the images."""
+"""The rows of an export's table: size, speed and accuracy of each format and model."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ def encoder_row(
     run: FinishedRun,
     images: Tensor | None = None,
 ) -> FormatRow:
-    """The student in one format of `size` bytes: `encode` gives `features` of the pixels.
+    """The row of the student in a format of `size` bytes, which computes the unit `features`.
 
-    Its speed is that for `images`, by default for the pixels of the run.
+    `encode` is timed on `images`, by default on the seen validation images.
     """
     speed = measure_speed(encode, run.pixels["seen"] if images is None else images)
     seen, unseen = _top1(features, run, run.bank)
@@ -35,7 +35,7 @@ def encoder_row(
 
 
 def teacher_row(run: FinishedRun) -> FormatRow:
-    """The teacher at its own image size, with the accuracies of the run's report."""
+    """The row of the teacher at its own image size, with the accuracies of the run's report."""
     top1 = {
         row.split: row.top1
         for row in run.report.accuracies
@@ -46,7 +46,7 @@ def teacher_row(run: FinishedRun) -> FormatRow:
 
 
 def load_rival(name: str) -> Teacher:
-    """The open_clip model `name`, of any kind that a teacher may be of.
+    """Load the open_clip model `name`; any teacher name is allowed.
 
     Raises:
         ModelError: it is unknown or cannot be loaded.
@@ -58,7 +58,7 @@ def load_rival(name: str) -> Teacher:
 
 
 def rival_row(rival: Teacher, run: FinishedRun, cache: Path | None) -> FormatRow:
-    """Another open_clip model on the images of the run, by the texts that the student uses."""
+    """The row of another open_clip model, with the images of the run and the student's texts."""
     row, _ = open_clip_row(rival, run, cache)
     return row
 
@@ -78,17 +78,17 @@ def open_clip_row(
 def _top1(
     features: Mapping[EvaluatedSplit, Tensor], run: FinishedRun, bank: TextBank
 ) -> tuple[float, float | None]:
-    """Top-1 in percent on seen and on unseen images, each among the classes of their split."""
+    """Top-1 in percent on seen and unseen images, each among the classes of its split."""
     top1 = {}
     for name, split in run.splits.items():
-        found = predict(features[name], bank.select(split.keys).features)
-        top1[name], _ = score(found, split.targets, len(split.keys))
+        predicted = predict(features[name], bank.select(split.keys).features)
+        top1[name], _ = score(predicted, split.targets, len(split.keys))
     return top1["seen"], top1.get("unseen")
 
 
 def _measure_teacher(teacher: Teacher) -> tuple[float, Speed]:
-    """Megabytes of the image tower of an open_clip model, and its speed at its own image size."""
+    """Size of an open_clip model's image tower in MB, and its speed at its own image size."""
     visual = cast(nn.Module, teacher.model.visual)
-    size = sum(each.numel() * each.element_size() for each in visual.parameters())
+    size = sum(weight.numel() * weight.element_size() for weight in visual.parameters())
     images = torch.rand(BATCH, 3, teacher.image_size, teacher.image_size)
     return size / 1e6, measure_speed(teacher.encode_image, images)

@@ -1,4 +1,4 @@
-"""The teacher's tokenizer as `tokenizer.json`, which the package tokenizers reads without torch."""
+"""Converts the teacher's tokenizer to `tokenizer.json`, which the package tokenizers reads."""
 
 from typing import Any, Final
 
@@ -14,15 +14,16 @@ CLEANING: Final[dict[str, TextCleaning]] = {
     "_clean_whitespace": "whitespace",
     "_clean_canonicalize": "canonicalize",
 }
-# What the CLIP tokenizer takes for a word (open_clip/tokenizer.py), but for its special tokens.
+# The word pattern of the CLIP tokenizer (open_clip/tokenizer.py), without special tokens.
 CLIP_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def tokenizer_json(teacher: Teacher) -> tuple[bytes, TextCleaning]:
-    """The tokenizer of `teacher`, cutting and padding to its context, and the cleaning before it.
+    """The tokenizer of `teacher` as JSON, which truncates and pads to its context, and the text
+    cleaning to apply before it.
 
     Raises:
-        ModelError: it is of a kind that cannot be told to the package tokenizers.
+        ModelError: the package tokenizers does not support the tokenizer.
     """
     tokenizer: Any = teacher.tokenizer
     cleaning = CLEANING.get(getattr(getattr(tokenizer, "clean_fn", None), "__name__", ""))
@@ -52,7 +53,7 @@ def tokenizer_json(teacher: Teacher) -> tuple[bytes, TextCleaning]:
 
 
 def _clip_tokenizer(tokenizer: SimpleTokenizer, *, lower: bool) -> Tokenizer:
-    """CLIP's byte-pair encoding: the same words, merges and special tokens."""
+    """CLIP's byte-pair encoding with the same word pattern, merges and special tokens."""
     merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
     exported = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
     steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")]

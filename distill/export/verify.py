@@ -1,4 +1,4 @@
-"""Whether an exported model gives what PyTorch gives, and how quick both are."""
+"""Compares the outputs of exported models with PyTorch's, and measures their speed."""
 
 import statistics
 import time
@@ -19,15 +19,15 @@ from distill.evaluation.figures import EvaluatedSplit
 from distill.runtime.text_encoder import TextEncoder
 
 FEATURE_TOLERANCE: Final = 1e-4
-TEXT_TOLERANCE: Final = 1e-5  # of a cosine
-TIE: Final = 1e-5  # of two cosines, within which rounding may change the better one
+TEXT_TOLERANCE: Final = 1e-5  # of cosines
+TIE: Final = 1e-5  # difference of cosines within which rounding may change the best class
 BATCH: Final = 32
 TIMED_SECONDS: Final = 0.5  # for each model and batch size
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How quick a model is on this machine."""
+    """Speed of a model on this machine."""
 
     ms: float  # for one image
     images_per_second: float  # in batches of BATCH
@@ -41,7 +41,7 @@ class FormatRow:
     megabytes: float | None
     speed: Speed
     seen: float
-    unseen: float | None  # None without unseen classes
+    unseen: float | None  # None if there are no unseen classes
 
 
 def onnx_features(session: ort.InferenceSession, pixels: Pixels) -> Tensor:
@@ -56,32 +56,32 @@ def check_features(
     text: Tensor,
     split: EvaluatedSplit,
     *,
-    what: str = "the ONNX image encoder",
+    model_name: str = "the ONNX image encoder",
 ) -> float:
     """The largest difference between two sets of unit features [images, dim] of one split.
 
-    `text` [classes, dim] are the unit text features that images are classified with.
-    `what` gave `exported`.
+    `text` [classes, dim] has the unit text features that images are classified with.
+    `model_name` is the model with the features `exported`, for messages.
 
     Raises:
-        ModelError: it is above FEATURE_TOLERANCE, or an image gets another class, though its two
-            best classes are no tie.
+        ModelError: the difference exceeds FEATURE_TOLERANCE, or the predicted class of an image
+            changes although its two best classes are not tied.
     """
     expected = normalize(expected, dim=1)
     difference = float((expected - exported).abs().max())
     if not difference <= FEATURE_TOLERANCE:
         raise ModelError(
-            f"{what} differs from PyTorch by {difference:.1e} on {split} images, "
+            f"{model_name} differs from PyTorch by {difference:.1e} on {split} images, "
             f"more than {FEATURE_TOLERANCE:.0e}: report it with the student's name"
         )
     scores = expected @ text.T
     before, after = scores.argmax(dim=1), (exported @ text.T).argmax(dim=1)
     rows = torch.arange(len(scores))
-    moved = int(((scores[rows, before] - scores[rows, after]) > TIE).sum())
-    if moved:
+    changed = int(((scores[rows, before] - scores[rows, after]) > TIE).sum())
+    if changed:
         raise ModelError(
-            f"{what} gives {moved} of {len(scores)} {split} images another class "
-            "than PyTorch: report it with the student's name"
+            f"{model_name} predicts another class than PyTorch for {changed} of {len(scores)} "
+            f"{split} images: report it with the student's name"
         )
     return difference
 
@@ -92,34 +92,34 @@ def check_texts(
     prefixes: Mapping[str, str],
     bank: TextBank,
 ) -> float:
-    """The least cosine of exported class features with those of `bank`.
+    """The smallest cosine between exported class features and those of `bank`.
 
-    `groups` maps the key of each class to its prompts, `prefixes` to what each of them begins with.
+    `groups` maps the key of each class to its prompts, `prefixes` to their common prefix.
 
     Raises:
-        ModelError: it is below 1 − TEXT_TOLERANCE.
+        ModelError: the cosine is below 1 − TEXT_TOLERANCE.
     """
     rows = [encoder.encode_class(groups[key], prefixes[key]) for key in bank.keys]
     cosines = (torch.from_numpy(np.stack(rows)) * bank.features).sum(dim=1)
-    least = int(cosines.argmin())
-    if not float(cosines[least]) >= 1 - TEXT_TOLERANCE:
+    worst = int(cosines.argmin())
+    if not float(cosines[worst]) >= 1 - TEXT_TOLERANCE:
         raise ModelError(
             f"the exported text encoder differs from open_clip on the text of "
-            f"{bank.names[least]!r} (cosine {float(cosines[least]):.6f}): report it with the "
+            f"{bank.names[worst]!r} (cosine {float(cosines[worst]):.6f}): report it with the "
             "teacher's name"
         )
-    return float(cosines[least])
+    return float(cosines[worst])
 
 
 def measure_speed(model: Callable[[Tensor], object], images: Pixels) -> Speed:
-    """The median time of `model` for the first of `images`, and its rate for BATCH of them."""
+    """The median time of `model` for one image, and its throughput for batches of BATCH images."""
     batch = images[torch.arange(BATCH) % len(images)]
-    one = _median_seconds(lambda: model(batch[:1]))
-    return Speed(1000 * one, BATCH / _median_seconds(lambda: model(batch)))
+    single = _median_seconds(lambda: model(batch[:1]))
+    return Speed(1000 * single, BATCH / _median_seconds(lambda: model(batch)))
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
-    call()  # the first one allocates
+    call()  # warm-up: the first call allocates
     seconds: list[float] = []
     end = time.perf_counter() + TIMED_SECONDS
     while not seconds or time.perf_counter() < end:

@@ -38,7 +38,7 @@ ODD_TEXTS = (
 )
 
 
-def test_the_folder_holds_everything_and_says_so(exported_charms, finished_charm_run):
+def test_the_folder_has_every_file_of_its_manifest(exported_charms, finished_charm_run):
     manifest = json.loads((exported_charms.folder / "classifier.json").read_text())
     assert set(manifest["files"]) == {
         path.name for path in exported_charms.folder.iterdir() if path.name != "classifier.json"
@@ -66,13 +66,13 @@ def test_the_python_code_of_the_model_card_runs(exported_charms, charm_world, mo
     expected = Classifier.load(exported_charms.folder).encode([photo])[0]
     monkeypatch.chdir(exported_charms.folder)
     code = (with_package, with_onnxruntime)
-    for block in (each.replace("photo.jpg", str(photo)) for each in code):
+    for block in (block.replace("photo.jpg", str(photo)) for block in code):
         exec(block, names := {})
     assert names["features"][0] == pytest.approx(expected, abs=1e-5)
     assert "Candidate(key=" in capsys.readouterr().out
 
 
-def test_onnx_gives_what_pytorch_gives(exported_charms):
+def test_onnx_gives_the_features_of_pytorch(exported_charms):
     eager, onnx, teacher = exported_charms.rows
     assert (eager.seen, eager.unseen) == (onnx.seen, onnx.unseen)
     assert exported_charms.feature_difference < 1e-4
@@ -81,7 +81,7 @@ def test_onnx_gives_what_pytorch_gives(exported_charms):
 
 
 @pytest.mark.parametrize("split", ["seen", "unseen"])
-def test_each_photo_gets_the_class_that_evaluation_gives_it(
+def test_each_photo_is_classified_as_in_evaluation(
     split, exported_charms, finished_charm_run, charm_world
 ):
     """Read from its file, resized and cropped without torch."""
@@ -113,12 +113,12 @@ def test_tokens_are_those_of_open_clip(teacher, shared, shared_hub):
     ]
 
 
-def test_a_text_tower_of_hugging_face_gives_what_open_clip_gives(shared, shared_hub):
+def test_a_text_tower_of_hugging_face_gives_the_features_of_open_clip(shared, shared_hub):
     """On every text of a release that ChatGPT wrote."""
     model = load_teacher("hf-hub:bench/lite0-minilm")
     bench = shared / "bench/tiny-imagenet-ood"
     release = release_from_pairs(bench / "label2text.txt", bench / "chatgpt.txt")
-    texts = [text for each in release.labels for text in prompts_of(each, "name+description")]
+    texts = [text for label in release.labels for text in prompts_of(label, "name+description")]
     content, cleaning = tokenizer_json(model)
     encoder = TextEncoder(
         text_encoder(model), content, context_length=model.context_length, cleaning=cleaning
@@ -127,7 +127,7 @@ def test_a_text_tower_of_hugging_face_gives_what_open_clip_gives(shared, shared_
     assert cosines.min() > 1 - 1e-5
 
 
-def test_a_vit_with_ten_crops_gives_what_pytorch_gives():
+def test_a_vit_with_ten_crops_gives_the_features_of_pytorch():
     student = build_student("test_vit", 8, image_size=32)
     student.test_views = "ten-crop"
     pixels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.manual_seed(0))
@@ -138,7 +138,7 @@ def test_a_vit_with_ten_crops_gives_what_pytorch_gives():
 
 
 class Scaled(torch.nn.Module):
-    """A backbone that treats a single image otherwise: nothing that a graph can say."""
+    """A backbone that treats a single image differently, which a graph cannot express."""
 
     def forward(self, images):
         return images.mean(dim=(2, 3)) * (len(images) > 1)
@@ -163,7 +163,7 @@ def test_a_student_that_depends_on_the_number_of_images_is_refused(capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_a_model_that_gives_something_else_is_refused():
+def test_a_model_with_different_features_is_refused():
     unit = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.manual_seed(0)), dim=1)
     assert check_features(3 * unit, unit, unit, "seen") < 1e-6
     with pytest.raises(ModelError, match=r"differs from PyTorch by .* on seen images"):
@@ -192,7 +192,7 @@ def test_int8_a_baked_classifier_and_a_rival(
     ]
     assert rows[teacher][-2:] == rows["teacher"][-2:]
     assert float(rows["ONNX Runtime, int8"][0]) < float(rows["ONNX Runtime"][0]) / 2
-    assert re.search(r"int8 is (\d+\.\d times as quick here|slower here)", result.stderr)
+    assert re.search(r"int8 is (\d+\.\d times as fast here|slower here)", result.stderr)
 
     classifier = Classifier.load(out)
     baked = open_session((out / "classifier.onnx").read_bytes())
@@ -205,7 +205,7 @@ def test_int8_a_baked_classifier_and_a_rival(
         assert row.max() == pytest.approx(found.best.probability, abs=1e-4)
     classifier.add("okapi", "a horse-like animal with striped legs")
     classifier.save()
-    assert not (out / "classifier.onnx").exists()  # it knows no okapi
+    assert not (out / "classifier.onnx").exists()  # it lacks the class okapi
     assert len(Classifier.load(out).classify(photos[:2], top=99)[0].candidates) == 52
 
 
@@ -220,19 +220,19 @@ def test_int8_that_loses_too_much_is_refused_and_slower_int8_is_not_used():
     with pytest.raises(ModelError, match=r"^int8 loses 1.5 points of top-1 on unseen images, more"):
         check_drop(before, after, 1.0)
     check_drop(before, after, 1.5)
-    said = "points of top-1: +0.5 seen, -1.5 unseen"
+    points = "points of top-1: +0.5 seen, -1.5 unseen"
     assert recommend(before, after) == (
         True,
-        f"int8 is 2.0 times as quick here and is used; {said}",
+        f"int8 is 2.0 times as fast here and is used; {points}",
     )
     slower = replace(after, speed=Speed(4.0, 50.0))
     assert recommend(before, slower) == (
         False,
-        f"int8 is slower here, 0.5 times as quick: float32 is used; {said}",
+        f"int8 is slower here, 0.5 times as fast: float32 is used; {points}",
     )
 
 
-def test_a_rival_that_open_clip_does_not_know_is_one_line(charm_run, charm_world, tmp_path):
+def test_a_rival_that_open_clip_does_not_know_is_a_one_line_error(charm_run, charm_world, tmp_path):
     words = ["export", charm_run, "--out", tmp_path / "x", "--cache", charm_world / "cache"]
     result = CliRunner().invoke(app, [str(word) for word in (*words, "--rival", "ViT-B-31@openai")])
     assert result.exit_code == 1
@@ -243,13 +243,15 @@ def test_a_rival_that_open_clip_does_not_know_is_one_line(charm_run, charm_world
 
 def test_an_export_replaces_a_classifier_and_nothing_else(finished_charm_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not lose me")
-    with pytest.raises(ClassifierError, match="not empty and no classifier: choose another folder"):
+    with pytest.raises(
+        ClassifierError, match="other files and no classifier: choose another folder"
+    ):
         export_run(finished_charm_run, tmp_path, progress=lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_the_teacher_must_be_that_of_the_run(charm_run, charm_world, tiny_teacher):
-    with pytest.raises(ModelError, match="other weights than the one of the run"):
+    with pytest.raises(ModelError, match="differ from those used in the run"):
         load_run(
             charm_run,
             teacher=tiny_teacher,
@@ -258,7 +260,7 @@ def test_the_teacher_must_be_that_of_the_run(charm_run, charm_world, tiny_teache
         )
 
 
-def test_a_folder_without_a_run_is_one_line():
+def test_a_folder_without_a_run_is_a_one_line_error():
     result = CliRunner().invoke(app, ["export", "nowhere", "--out", "classifier"])
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [

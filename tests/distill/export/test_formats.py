@@ -1,4 +1,4 @@
-"""The student in other formats: each gives what PyTorch gives, and the table tells how quickly."""
+"""The student in other formats: features equal to PyTorch's, and a table of their speed."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from distill.cli.main import app
 from distill.data.files.image_file import square
-from distill.export.image_encoders import quickest
+from distill.export.image_encoders import fastest
 from distill.export.onnx import image_encoder
 from distill.export.resize import with_resize
 from distill.export.verify import FormatRow, Speed, onnx_features
@@ -46,9 +46,9 @@ def test_all_formats_at_once(charm_run, charm_world, finished_charm_run, tmp_pat
     ]
     for name in ("ONNX Runtime", "OpenVINO", "torch.export"):
         assert rows[name][-2:] == rows["PyTorch eager"][-2:]
-    assert "quickest here: " in result.stderr
+    assert "fastest here: " in result.stderr
     card = (out / "README.md").read_text()
-    assert "quickest here: " in card
+    assert "fastest here: " in card
     assert "(speed.svg)" in card
     chart = (out / "speed.svg").read_text()
     assert all(f">{name}<" in chart for name in [*rows][1:])
@@ -93,7 +93,7 @@ def test_a_process_that_made_openvino_formats_survives_signals(finished_charm_ru
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
-def test_openvino_that_is_not_installed_is_one_line(charm_run, charm_world, tmp_path, monkeypatch):
+def test_missing_openvino_is_a_one_line_error(charm_run, charm_world, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not there
     result = export(charm_run, tmp_path / "x", charm_world, "--format", "openvino")
     assert result.exit_code == 1
@@ -104,7 +104,7 @@ def test_openvino_that_is_not_installed_is_one_line(charm_run, charm_world, tmp_
 
 
 @pytest.mark.parametrize("sides", [(48, 48), (300, 201), (95, 240), (31, 17), (400, 49)])
-def test_resizing_inside_gives_what_pillow_gives(sides):
+def test_resizing_in_the_graph_gives_the_pixels_of_pillow(sides):
     """Larger and smaller photos, and odd margins."""
     student = build_student("test_efficientnet", 8, image_size=48)
     student(torch.rand(4, 3, 48, 48))
@@ -118,13 +118,13 @@ def test_resizing_inside_gives_what_pillow_gives(sides):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # a level of 255 here and there
 
 
-def test_thequickest_format_is_named():
+def test_the_fastest_format_is_named():
     onnx = FormatRow("ONNX Runtime", 4.0, Speed(2.0, 100.0), 80.0, 60.0)
     other = FormatRow("OpenVINO", 4.0, Speed(1.0, 90.0), 80.0, 60.0)
-    assert quickest([onnx, other], other) == (
-        "quickest here: OpenVINO for one image, ONNX Runtime in batches"
+    assert fastest([onnx, other], other) == (
+        "fastest here: OpenVINO for one image, ONNX Runtime in batches"
     )
-    assert quickest([onnx, other], onnx) == (
-        "quickest here: OpenVINO for one image, ONNX Runtime in batches; the classifier uses ONNX "
+    assert fastest([onnx, other], onnx) == (
+        "fastest here: OpenVINO for one image, ONNX Runtime in batches; the classifier uses ONNX "
         "Runtime, which takes 2.0 times as long"
     )

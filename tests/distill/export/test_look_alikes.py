@@ -96,7 +96,7 @@ def export(*words):
     return CliRunner().invoke(app, ["export", *map(str, words)], catch_exceptions=False)
 
 
-def test_the_command_reads_a_file_and_prints_what_they_are_worth(
+def test_the_command_reads_a_file_and_prints_the_rejection_rates(
     charm_run, charm_world, charm_release, tmp_path
 ):
     taken = charm_release.labels[0].name
@@ -110,18 +110,18 @@ def test_the_command_reads_a_file_and_prints_what_they_are_worth(
     assert manifest["look_alikes"] == ["lemon drop", "sock"]
 
 
-def test_what_cannot_be_read_is_one_line_before_anything_is_exported(charm_run, tmp_path):
+def test_an_unreadable_file_is_a_one_line_error_before_the_export(charm_run, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    for given, told in (
+    for given, message in (
         (tmp_path / "none.txt", "cannot read"),
-        (tmp_path / "empty.txt", "names no look-alike that is not a class"),
+        (tmp_path / "empty.txt", "has no names besides those of classes"),
         (tmp_path / "bytes.txt", "is not UTF-8 text"),
         ("release", "has no look-alikes: run the prompt look-alikes and release again"),
     ):
         done = export(charm_run, "--out", tmp_path / "classifier", "--look-alikes", given)
         assert done.exit_code == 1
-        assert told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
         assert not (tmp_path / "classifier").exists()
 
 

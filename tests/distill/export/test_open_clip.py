@@ -26,7 +26,7 @@ from tests.distill.conftest import DEMO
 
 @pytest.fixture(scope="module")
 def run(charm_world, charm_release):
-    """A finished run whose student has a stem that open_clip knows."""
+    """A finished run whose student has a stem that open_clip supports."""
     config = TrainConfig(
         data=str(charm_world),
         teacher=f"local-dir:{DEMO / 'teacher'}",
@@ -99,8 +99,8 @@ def test_timm_loads_the_backbone_from_the_same_folder(run, charm_world, tmp_path
     assert timm.data.resolve_model_data_config(model)["input_size"] == [3, 48, 48]
 
 
-def test_where_the_student_sees_a_crop_the_row_and_a_line_say_so(run, charm_world, tmp_path):
-    """open_clip sees the whole image, and its row tells what that gives."""
+def test_where_the_student_sees_a_crop_the_row_and_a_note_say_so(run, charm_world, tmp_path):
+    """open_clip resizes the whole image, and its row has the accuracy of that."""
     finished = load_run(run, cache=charm_world / "cache", bar=lambda _: lambda *_: None)
     finished.student.test_views = "centre"
     options = ExportOptions(open_clip=True)
@@ -111,8 +111,8 @@ def test_where_the_student_sees_a_crop_the_row_and_a_line_say_so(run, charm_worl
     found = predict(whole, finished.bank.select(split.keys).features)
     assert row.seen == pytest.approx(score(found, split.targets, len(split.keys))[0])
     assert exported.remarks == (
-        "open_clip takes the whole of each image, the student was evaluated on centre views: train "
-        'it with test_views = "whole" for equal numbers',
+        "open_clip encodes the whole image once, but the student was evaluated on centre views: "
+        'train it with test_views = "whole" for equal numbers',
     )
 
 
@@ -130,7 +130,7 @@ def test_a_stem_that_open_clip_does_not_know_is_refused_first(charm_run, charm_w
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("mobilenetv3_small_050", 32),  # its head is not as wide as timm says: timm's classifier
+        ("mobilenetv3_small_050", 32),  # the width of its head is not that of its config
         ("test_resnet", 96),  # no adapted stem
         ("test_vit", 160),  # its own image size
         ("test_convnext", 64),
@@ -157,15 +157,15 @@ def test_a_text_tower_of_hugging_face_comes_with_its_tokenizer(name, size, share
 @pytest.mark.parametrize(
     ("name", "options", "advice"),
     [
-        ("test_vit", {"image_size": 64}, r"whose img_size = 64.*train it at image_size = 160"),
+        ("test_vit", {"image_size": 64}, r"which has img_size = 64.*train it at image_size = 160"),
         (
             "test_resnet",
             {"image_size": 96, "output_stride": 16},
-            r"whose output_stride = 16: train it with output_stride = 32$",
+            r"which has output_stride = 16: train it with output_stride = 32$",
         ),
     ],
 )
-def test_what_open_clip_cannot_be_told_is_one_line(name, options, advice, tiny_teacher):
+def test_settings_that_open_clip_lacks_are_a_one_line_error(name, options, advice, tiny_teacher):
     student = build_student(name, 32, **options)
     with pytest.raises(ModelError, match=advice):
         open_clip_files(
