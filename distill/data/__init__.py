@@ -1,1 +1,1 @@
-"""Images and texts as they come in: splits, pixels, views, releases, and files written whole."""
+"""Input data: sources, splits, pixels, augmentation, releases, and atomically written files."""

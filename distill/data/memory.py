@@ -1,4 +1,4 @@
-"""The main memory of this machine."""
+"""The memory that this process may use."""
 
 import os
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def memory_bytes() -> int:
-    """The bytes that this process may use: the machine's, or fewer where it is limited."""
+    """The memory limit in bytes: the machine's memory, or the cgroup limit if that is lower."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, ValueError):  # "max": no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))

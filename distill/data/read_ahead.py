@@ -1,7 +1,7 @@
-"""Images decoded in threads, a few batches ahead of whoever uses them.
+"""Prefetching: images decoded in threads, a few batches ahead of their use.
 
-A thread only decodes, resizes and crops, which Pillow does without Python's lock, so that all cores
-are used. Whatever the number of images, only AHEAD batches and the current one are in memory.
+The threads decode, resize and crop; Pillow releases the GIL for this, so that all cores are used.
+At most AHEAD batches and the current one are in memory.
 """
 
 import os
@@ -21,17 +21,17 @@ from distill.data.files.packed_image import ImagePath
 from distill.errors import UnreadableImages
 
 AHEAD: Final = 4  # batches
-TASK_IMAGES: Final = 16  # at most, decoded by one thread at a time
+TASK_IMAGES: Final = 16  # maximum number of images per task of a thread
 
 Decode = Callable[[Image.Image], NDArray[np.uint8]]  # → [3, height, width], the same for all
 _Task = Future[list[NDArray[np.uint8] | UnreadableImages]]
 
 
 def decode_ahead(batches: Iterable[Sequence[ImagePath]], decode: Decode) -> Iterator[Tensor]:
-    """What `decode` makes of the images of each batch: uint8 [batch, 3, height, width].
+    """The decoded images of each batch, uint8 [batch, 3, height, width].
 
     Raises:
-        UnreadableImages: some of a batch cannot be read; the error names those of this batch.
+        UnreadableImages: images cannot be read; lists those of the batch.
     """
     pool = ThreadPoolExecutor(usable_cores())
     waiting: deque[list[_Task]] = deque()
@@ -49,7 +49,7 @@ def decode_ahead(batches: Iterable[Sequence[ImagePath]], decode: Decode) -> Iter
 
 
 def find_unreadable(paths: Sequence[ImagePath]) -> list[str]:
-    """Those of the images that cannot be read, each as a path with the reason."""
+    """The images that cannot be read, each as a path with the reason."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         return [name for names in pool.map(_reason, paths) for name in names]
 
@@ -63,7 +63,7 @@ def _reason(path: ImagePath) -> tuple[str, ...]:
 
 
 def _parts(paths: Sequence[ImagePath], cores: int) -> list[Sequence[ImagePath]]:
-    """What one thread decodes at a time: such that all cores work on a small batch too."""
+    """Divide a batch into tasks, small enough that all cores are used."""
     size = min(TASK_IMAGES, -(-len(paths) // cores))
     return [paths[start : start + size] for start in range(0, len(paths), size)]
 
@@ -94,7 +94,7 @@ def _stack(tasks: Sequence[_Task]) -> Tensor:
 
 
 def usable_cores() -> int:
-    """The number of processor cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Releases read from files: JSON as the service exports it, or the paper's pair of text files."""
+"""Reads releases from files: JSON exported by the service, or the paper's pair of text files."""
 
 import random
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from distill.errors import TextError
 
 
 def read_release(path: Path) -> Release:
-    """The release in the JSON file at `path`, as the service exports it.
+    """Read a release from the JSON file at `path`, exported by the service.
 
     Raises:
         TextError: the file is missing or invalid, or its hash does not match its labels.
@@ -48,8 +48,8 @@ def write_release(release: Release, path: Path) -> None:
 def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Release:
     """A release from the paper's `label2text.txt` and, if given, `chatgpt.txt`.
 
-    `labels` holds one `KEY INDEX NAME_WITH_UNDERSCORES` a line, `descriptions` one text a line in
-    the same order.
+    `labels` has lines `KEY INDEX NAME_WITH_UNDERSCORES`, `descriptions` one text per line in the
+    same order.
 
     Raises:
         TextError: a file is missing, a line is malformed, a key is repeated or the counts differ.
@@ -73,7 +73,7 @@ def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Releas
         for (key, name), text in zip(rows, texts, strict=True)
     )
     if len({entry.key for entry in entries}) != len(entries):
-        raise TextError(f"{labels} names a key twice: each class folder needs one line")
+        raise TextError(f"{labels} lists a key twice: keep one line for each class folder")
     return Release(
         id=0,
         name=labels.stem,
@@ -90,14 +90,14 @@ def release_from_pairs(labels: Path, descriptions: Path | None = None) -> Releas
 
 
 def shuffle_texts(release: Release, seed: int) -> Release:
-    """Shuffled descriptions (control): every label keeps its name and gets another label's texts.
+    """Shuffled descriptions (control): each label keeps its name and gets the texts of another.
 
-    A gain that survives this comes from longer prompts, not from their content (WaffleCLIP,
-    arXiv 2306.07282). With two or more labels, none keeps its own texts.
+    A gain that remains with this control is due to longer prompts, not to their content
+    (WaffleCLIP, arXiv 2306.07282). With two or more labels, no label keeps its own texts.
     """
     order = list(range(len(release.labels)))
     random.Random(seed).shuffle(order)
-    # One cycle through all labels in random order: no label is its own successor.
+    # A random cycle through all labels: no label is its own successor.
     donor = dict(zip(order, order[1:] + order[:1], strict=True))
     labels = tuple(
         label.model_copy(

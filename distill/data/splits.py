@@ -1,12 +1,12 @@
-"""The splits that training reads: train, seen (validation images), unseen (held-out classes).
+"""The splits of a data set: train, seen (validation images), unseen (held-out classes).
 
-A source names the split of each image, or none. Notable:
-- Without validation images, HELD_OUT of the images of each class are taken from training. Which
-  ones follows from HOLD_OUT_SEED and the images' names alone, so that every run, evaluation and
-  export of one data set agrees, and an image that is added moves few others.
+A source may give the split of each image. Otherwise:
+- Without validation images, the fraction HELD_OUT of the images of each class is held out of
+  training. The choice depends only on HOLD_OUT_SEED and the image names, so that every run,
+  evaluation and export of a data set agrees, and adding an image changes few others.
 - Unseen classes are optional.
-- A folder called `val` is the paper's for unseen classes. Where all of its classes are trained on,
-  it holds validation images.
+- A folder `val` has unseen classes, as in the paper, unless all of its classes are trained on: then
+  it has validation images.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ EVALUATION_SPLITS: Final[dict[str, Literal["seen", "unseen"]]] = {
     "unseen": "unseen",
     "val": "unseen",
 }  # name or folder → name
-# Names of splits in other people's data: validation images, or the unseen classes of the paper.
+# Other names of splits: validation images, or the unseen classes of the paper.
 VALIDATION_NAMES: Final = ("val", "validation", "valid", "dev", "test")  # the first one is used
-HELD_OUT: Final = 0.2  # of the training images of each class, where there are no validation images
+HELD_OUT: Final = 0.2  # fraction of each class's training images, without validation images
 HOLD_OUT_SEED: Final = 0
 CACHE: Final = Path(".distill-cache")
 NO_UNSEEN: Final = (
-    "the data has no unseen classes, so nothing here tells how well classes are recognised that "
-    "were not trained on: put images of other classes in val/, or hold some out with `distill data "
-    "split --unseen N`"
+    "the data has no unseen classes, so the accuracy on classes that were not trained on is not "
+    "measured: put images of other classes in val/, or hold some out with `distill data split "
+    "--unseen N`"
 )
 
 
@@ -58,20 +58,20 @@ class Split:
     keys: tuple[str, ...]
     paths: tuple[ImagePath, ...]
     targets: Tensor  # [images] int64
-    held_out: bool = False  # taken from the training images, since there were no others
+    held_out: bool = False  # whether the images were held out of the training images
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the relative path, size and modification time of every image."""
+        """SHA-256 of the relative path, size and modification time of every image."""
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(os.fsencode("/".join(location(path).parts[-2:])))  # may be no UTF-8
+            digest.update(os.fsencode("/".join(location(path).parts[-2:])))  # may not be UTF-8
             try:
                 size, time_ns = version(path)
-            except OSError:  # such as a link to a missing file, which decoding reports
+            except OSError:  # for example a broken link, which decoding reports
                 digest.update(b"\0\n")
             else:
                 digest.update(f"\0{size}\0{time_ns}\n".encode())
@@ -85,12 +85,12 @@ def scan_splits(
     *,
     cache: Path = CACHE,
 ) -> dict[SplitName, Split]:
-    """The splits `names` of `data`, as far as there are any; train and seen always are.
+    """The splits `names` of `data`. Only unseen may be missing from the result.
 
-    `known` are the keys of the labels. `cache` keeps images that are not files of their own.
+    `known` has the keys of the labels. `cache` is a folder for images that are not separate files.
 
     Raises:
-        DataError: there are no images of a split, its classes do not fit the others' or are not
+        DataError: a split has no images, its classes contradict the other splits or are not
             `known`, or the data cannot be read.
     """
     images = assign_splits(find_source(data).images(cache))
@@ -110,7 +110,7 @@ def scan_splits(
         for name in names
         if name in images
     }
-    _check_classes(data, {name: {image.key for image in own} for name, own in images.items()})
+    _check_classes(data, {name: {image.key for image in images[name]} for name in images})
     for split in splits.values():
         unknown = [key for key in split.keys if known is not None and key not in known]
         if unknown:
@@ -131,7 +131,7 @@ def scan_split(
     """The split `name` of `data`; see `scan_splits`.
 
     Raises:
-        DataError: as `scan_splits`, or there are no unseen classes.
+        DataError: as in `scan_splits`, or there are no unseen classes.
     """
     splits = scan_splits(data, known, (name,), cache=cache)
     if name not in splits:
@@ -140,7 +140,7 @@ def scan_split(
 
 
 def assign_splits(images: Iterable[LabelledImage]) -> dict[SplitName, list[LabelledImage]]:
-    """The images by split. Those whose source names no split are for training.
+    """Group images by split. Images without a split are for training.
 
     Raises:
         DataError: a split's name is unknown.
@@ -154,10 +154,10 @@ def assign_splits(images: Iterable[LabelledImage]) -> dict[SplitName, list[Label
             splits[name] = both
     validation = [
         by_name.pop(name) for name in VALIDATION_NAMES if name in by_name
-    ]  # of several, the others are a test set, which nothing is chosen on
+    ]  # only the first is used; the others are test sets
     if by_name:
         raise DataError(
-            f"there is a split called {next(iter(by_name))!r}: call it train, val_on_train "
+            f"unknown split {next(iter(by_name))!r}: rename it to train, val_on_train "
             "(validation images) or val (unseen classes)"
         )
     if validation:
@@ -170,13 +170,13 @@ def assign_splits(images: Iterable[LabelledImage]) -> dict[SplitName, list[Label
 def hold_out(
     images: Sequence[LabelledImage], share: float = HELD_OUT, seed: int = HOLD_OUT_SEED
 ) -> list[LabelledImage]:
-    """`share` of the images of each class, and at least one, except of a class with one image.
+    """Choose the fraction `share` of the images of each class, at least one if it has two.
 
-    The images are ordered by a hash of `seed`, class and file name. Those that were cut out of one
-    photo stay together, so that a class may lose fewer, or none.
+    The choice is by a hash of `seed`, class and file name. Crops of the same photo stay together,
+    so that fewer images of a class may be chosen.
 
     Raises:
-        DataError: no class has two images, or none in two photos.
+        DataError: no class has images in two photos.
     """
     units: dict[tuple[bytes, str], list[LabelledImage]] = defaultdict(list)
     for image in images:
@@ -192,14 +192,13 @@ def hold_out(
             chosen += unit
     if not chosen:
         raise DataError(
-            "each class has a single image, or those of a single photo, so none can be held out to "
-            "evaluate on: add images"
+            "no class has two images (of different photos), so none can be held out: add images"
         )
     return sorted(chosen, key=in_order)
 
 
 def in_order(image: LabelledImage) -> tuple[str, Path]:
-    """What images are sorted by: class, then path."""
+    """Sort key of images: class, then path."""
     return image.key, location(image.path)
 
 
@@ -209,7 +208,7 @@ def _rank(image: LabelledImage, seed: int) -> bytes:
 
 
 def _split(name: SplitName, images: Iterable[LabelledImage], *, held_out: bool = False) -> Split:
-    """A split of `images`, class by class."""
+    """The split of `images`, sorted by class and path."""
     ordered = sorted(images, key=in_order)
     keys = tuple(dict.fromkeys(image.key for image in ordered))
     index = {key: number for number, key in enumerate(keys)}
@@ -218,7 +217,7 @@ def _split(name: SplitName, images: Iterable[LabelledImage], *, held_out: bool =
 
 
 def _check_classes(data: str | Path, classes: Mapping[SplitName, Collection[str]]) -> None:
-    """Check that the classes of the splits fit each other."""
+    """Check that the classes of the splits are consistent."""
     if "train" not in classes:
         return
     trained = set(classes["train"])

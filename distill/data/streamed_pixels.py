@@ -1,6 +1,6 @@
-"""The pixels of a split, decoded from its files whenever they are used.
+"""Streamed pixels: images decoded from their files at each use.
 
-For splits whose decoded pixels are too large to keep. `load_pixels` gives the same ones.
+For splits whose decoded pixels are too large to cache. The pixels equal those of `load_pixels`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,9 +14,9 @@ from distill.data.splits import Split
 
 
 class StreamedPixels:
-    """The images of a split as uint8 [images, 3, size, size], which are on no disk in this form.
+    """The images of a split as uint8 [images, 3, size, size], decoded when indexed.
 
-    Indexed like a tensor, by row numbers, a mask or a slice.
+    Indexed like a tensor, by a tensor of row numbers, a mask or a slice.
     """
 
     def __init__(self, split: Split, size: int) -> None:
@@ -32,10 +32,10 @@ class StreamedPixels:
         return len(self), 3, self._size, self._size
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """The images of `rows`, decoded now.
+        """Decode the images of `rows`.
 
         Raises:
-            UnreadableImages: some cannot be read.
+            UnreadableImages: images cannot be read; lists all of them.
         """
         chosen = torch.arange(len(self))[rows]
         if not len(chosen):
@@ -43,10 +43,10 @@ class StreamedPixels:
         return next(self.batches([chosen]))
 
     def batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of row numbers, decoded ahead.
+        """The images of each batch of row numbers, prefetched.
 
         Raises:
-            UnreadableImages: some of a batch cannot be read.
+            UnreadableImages: images cannot be read; lists those of the batch.
         """
         paths = ([self._paths[row] for row in rows.tolist()] for rows in batches)
         return decode_ahead(paths, lambda image: square(image, self._size))
@@ -56,7 +56,7 @@ Pixels = Tensor | StreamedPixels  # uint8 [images, 3, size, size]
 
 
 def read_batches(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images of each batch of row numbers, where `pixels` are or in main memory."""
+    """The images of each batch of row numbers, on the device of `pixels` (streamed: CPU)."""
     if isinstance(pixels, Tensor):
         return (pixels[rows.to(pixels.device)] for rows in batches)
     return pixels.batches(batches)

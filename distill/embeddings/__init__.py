@@ -1,1 +1,1 @@
-"""Teacher features of texts and images, computed once and cached."""
+"""Cached teacher features of texts and images, and the prompts that are encoded."""

@@ -1,9 +1,9 @@
-"""The attributes of a class, as texts: what an image can show of it.
+"""The visible attributes of a class, as texts.
 
-They are encoded without the name of the class. With the name in it, each text of the right class
-lies close to an image of the class, whether the image shows the attribute or not.
+They are encoded without the class name: with it, every text of the right class would have a high
+cosine with an image of the class, whether the image shows the attribute or not.
 
-Imports no torch, so that a classifier without torch finds the same attributes of a new class.
+Does not import torch, so that a classifier without torch finds the same attributes of a new class.
 """
 
 import re
@@ -13,12 +13,12 @@ from typing import Final
 from contract import ReleaseLabel
 from distill.embeddings.class_prompts import has_text, prefix_of, prompts_of
 
-# Between the sentences and clauses of a text.
+# Boundaries of sentences and clauses.
 SEPARATORS: Final = r"(?<=[.!?;])\s+|,\s+(?:and\s+)?"
 
 
 def attributes_of(label: ReleaseLabel) -> tuple[str, ...]:
-    """The attributes of a label ("colours: rusty"), else the clauses of its texts. Maybe none."""
+    """The attributes of a label ("colours: rusty"), or the clauses of its texts; may be empty."""
     if has_text(label, "attributes"):
         prefix = prefix_of(label, "attributes")
         return tuple(text.removeprefix(prefix) for text in prompts_of(label, "attributes"))
@@ -27,7 +27,7 @@ def attributes_of(label: ReleaseLabel) -> tuple[str, ...]:
 
 
 def clauses(name: str, texts: Iterable[str]) -> tuple[str, ...]:
-    """The sentences and clauses of `texts`, each once, without "The NAME has" in front."""
+    """The distinct sentences and clauses of `texts`, without a leading "The NAME has"."""
     subject = re.compile(
         rf"(?:(?:the|an?)\s+)?{re.escape(name)}s?\s+(?:\w+ly\s+)?(?:has|have|is|are|features?)\s+",
         re.IGNORECASE,

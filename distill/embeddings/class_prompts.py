@@ -9,7 +9,7 @@
 A prompt longer than the teacher's context is never truncated: it is encoded as the normalised mean
 over its sentences, each prefixed with the class name if there is one, and the label is flagged.
 
-Imports no torch, so that a classifier without torch makes the same prompts for a new class.
+Does not import torch, so that a classifier without torch builds the same prompts for a new class.
 """
 
 import re
@@ -22,14 +22,14 @@ STRATEGIES: tuple[TextStrategy, ...] = get_args(TextStrategy)
 
 
 class TokenCounter(Protocol):
-    """A text encoder that can tell whether a text fits: a teacher, or its exported text tower."""
+    """A text encoder that can count tokens: a teacher, or its exported text tower."""
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a text, start and end included."""
+        """Maximum number of tokens of a text, including start and end tokens."""
 
     def token_count(self, text: str) -> int:
-        """Tokens of `text` with its start and end tokens."""
+        """Number of tokens of `text` with start and end tokens."""
 
 
 def has_text(label: ReleaseLabel, strategy: TextStrategy) -> bool:
@@ -75,14 +75,14 @@ def _texts(label: ReleaseLabel, strategy: TextStrategy) -> tuple[str, ...]:
 
 
 def prefix_of(label: ReleaseLabel, strategy: TextStrategy) -> str:
-    """The prefix of each text of the label, and of each sentence of a long one."""
+    """The prefix of each text of the label, and of each sentence of a split text."""
     return "" if strategy == "captions" else f"a photo of {label.name} . "
 
 
 def within_context(encoder: TokenCounter, text: str, prefix: str) -> tuple[str, ...]:
     """`text`, or its sentences with `prefix` if it is longer than the context.
 
-    A sentence that is still too long is split at its clauses, then at its words.
+    A sentence that is still too long is split into clauses, then between words.
     """
     if encoder.token_count(text) <= encoder.context_length:
         return (text,)

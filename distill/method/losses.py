@@ -1,12 +1,10 @@
 """The losses of "Distilling Large Vision-Language Model with Out-of-Distribution Generalizability"
 (Li et al., ICCV 2023, arXiv 2307.03135), one function per formula.
 
-Notable:
-
 - S(x) is the student's feature of an image, T_img(x) and T_txt(y) the teacher's of an image and of
   a text. All are normalised to unit length here, so callers may pass raw features.
 - Half precision is converted to float32 first; call these functions outside of autocast.
-- Each returns a 0-d tensor. NaN and shapes that do not fit raise ValueError.
+- Each function returns a 0-d tensor. NaN and mismatched shapes raise ValueError.
 """
 
 import torch
@@ -87,25 +85,26 @@ def l_vlprox(
 
     P_T and P_S are the softmax over classes of cos(T_img(x), T_txt) / tau and of
     cos(S(x), T_txt) / tau, both renormalised on those k = min(k, classes) classes; equally probable
-    classes enter in index order. With `targets`, the filter I(x): only images whose label is the
-    teacher's top class count. The mean is over the images that count; none gives 0.
+    classes are chosen in index order. With `targets`, the filter I(x) of the paper is applied: only
+    images whose label is the teacher's top class are used. The mean is over the images used; 0
+    without any.
     student, teacher [batch, dim], text [classes, dim], targets [batch].
     """
     student, teacher, text = _unit(student=student, teacher=teacher, text=text)
     _check_pairs(student, teacher)
     if k < 1:
         raise ValueError(f"k is {k}: it must be at least 1")
-    ours, theirs = student @ text.T / temperature, teacher @ text.T / temperature
-    counts = ours.new_ones(len(ours))
+    logits_s, logits_t = student @ text.T / temperature, teacher @ text.T / temperature
+    mask = logits_s.new_ones(len(logits_s))
     if targets is not None:
         _check_targets(targets, len(student), len(text))
-        counts = (theirs.argmax(dim=1) == targets).to(ours)
-    if k < len(text):  # the softmax of the k largest logits is the renormalised one
-        nearest = theirs.argsort(dim=1, descending=True, stable=True)[:, :k]
-        ours, theirs = ours.gather(1, nearest), theirs.gather(1, nearest)
-    log_s, log_t = log_softmax(ours, dim=1), log_softmax(theirs, dim=1)
+        mask = (logits_t.argmax(dim=1) == targets).to(logits_s)
+    if k < len(text):  # the softmax of the k largest logits is the renormalised softmax
+        nearest = logits_t.argsort(dim=1, descending=True, stable=True)[:, :k]
+        logits_s, logits_t = logits_s.gather(1, nearest), logits_t.gather(1, nearest)
+    log_s, log_t = log_softmax(logits_s, dim=1), log_softmax(logits_t, dim=1)
     divergence = kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
-    return (divergence * counts).sum() / counts.sum().clamp(min=1)
+    return (divergence * mask).sum() / mask.sum().clamp(min=1)
 
 
 def l_cap(
@@ -141,10 +140,11 @@ def l_asl(  # noqa: PLR0913 - the constants of the paper
     """L_asl: the asymmetric multi-label loss (arXiv 2009.14119) on cosine scores.
 
     With p = sigmoid((cos(S(x), T_txt(c)) − threshold) / tau) and p_m = max(p − margin, 0):
-    −(1 − p)^γ₊ log p for a class that is in the image and −p_m^γ₋ log(1 − p_m) for one that is not,
-    summed over classes, mean over the batch. Easy negatives, the great majority, get little
-    weight, and none below the margin. A threshold tensor, 0-d or [classes], can be learned.
-    student [batch, dim], text [classes, dim], targets [batch, classes], true where a class is in.
+    −(1 − p)^γ₊ log p for a class in the image and −p_m^γ₋ log(1 − p_m) for any other class, summed
+    over classes, mean over the batch. Easy negatives, the great majority, get a low weight,
+    and none below the margin. A threshold tensor, 0-d or [classes], can be learned.
+    student [batch, dim], text [classes, dim], targets [batch, classes], true for classes in the
+    image.
     """
     student, text = _unit(student=student, text=text)
     if targets.shape != (len(student), len(text)):
@@ -152,9 +152,9 @@ def l_asl(  # noqa: PLR0913 - the constants of the paper
         raise ValueError(f"targets have shape {list(targets.shape)}: {needed} is needed")
     for gamma in (gamma_positive, gamma_negative):
         if not (gamma == 0 or gamma >= 1):
-            raise ValueError(f"a gamma is {gamma:g}: it must be 0, or 1 and above")
+            raise ValueError(f"a gamma is {gamma:g}: it must be 0, or at least 1")
     if not 0 <= margin < 1:
-        raise ValueError(f"the margin is {margin:g}: it must be from 0 to below 1")
+        raise ValueError(f"the margin is {margin:g}: it must be at least 0 and below 1")
     logits = (student @ text.T - threshold) / temperature
     p = logits.sigmoid()
     shifted = (p - margin).clamp(min=0)
@@ -165,13 +165,13 @@ def l_asl(  # noqa: PLR0913 - the constants of the paper
 
 
 def _matrices(**features: Tensor) -> tuple[Tensor, ...]:
-    """The features, checked to be finite [rows, dim] of one dim, in float32 or float64."""
+    """The features in float32 or float64, checked to be finite, [rows, dim] and of equal dim."""
     dims = {name: matrix.shape[-1] for name, matrix in features.items() if matrix.dim() == 2}
     for name, matrix in features.items():
         if matrix.dim() != 2 or 0 in matrix.shape:
             raise ValueError(f"{name} has shape {list(matrix.shape)}: [rows, dim] is needed")
         if not matrix.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
+            raise ValueError(f"{name} has NaN or infinity: the model has diverged or is damaged")
     if len(set(dims.values())) > 1:
         raise ValueError(f"the features differ in dimension: {dims}")
     return tuple(
@@ -181,7 +181,7 @@ def _matrices(**features: Tensor) -> tuple[Tensor, ...]:
 
 
 def _unit(**features: Tensor) -> tuple[Tensor, ...]:
-    """As `_matrices`, each row of unit length."""
+    """Like `_matrices`, with each row normalised to unit length."""
     return tuple(normalize(matrix, dim=1) for matrix in _matrices(**features))
 
 
@@ -194,4 +194,4 @@ def _check_targets(targets: Tensor, images: int, classes: int | None = None) -> 
     if targets.shape != (images,):
         raise ValueError(f"targets have shape {list(targets.shape)}: [{images}] is needed")
     if classes is not None and not ((targets >= 0) & (targets < classes)).all():
-        raise ValueError(f"a target lies outside of the {classes} classes")
+        raise ValueError(f"a target is outside of the {classes} classes")

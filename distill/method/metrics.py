@@ -1,14 +1,12 @@
 """The metrics of Li et al. (ICCV 2023, arXiv 2307.03135), and diagnostics of text features.
 
-Notable:
-
 - Results are exact. Large matrices are multiplied in blocks of float32; rows in which two cosines
   are closer than float32 resolves are recomputed in float64.
 - Cosines that differ by less than 1e-10 are ties. Ties go to the lower index; a tie with the
   correct answer counts as correct.
 - Memory: a few copies of the features and blocks of at most 2**25 numbers, so that 100,000 images
   of 512 dimensions fit in 8 GiB.
-- Features need not be normalised. NaN, shapes that do not fit and a too large k raise ValueError.
+- Features need not be normalised. NaN, mismatched shapes and a k out of range raise ValueError.
 """
 
 import math
@@ -24,7 +22,7 @@ DIGITS = 10  # cosines equal to this many decimals are ties
 
 
 def m_rel(student: Tensor, teacher: Tensor) -> float:
-    """M_rel (Eq. 4): share of images whose S(x) is nearest to its own T_img(x) among all.
+    """M_rel (Eq. 4): fraction of images whose S(x) is nearer to its own T_img(x) than to any other.
 
     student, teacher [images, dim]. 0 to 1, higher is better.
     """
@@ -56,18 +54,18 @@ def m_neigh(student: Tensor, teacher: Tensor, k: int) -> float:
     unit_student, unit_teacher = normalize(student, dim=1), normalize(teacher, dim=1)
     shared = 0
     for rows in _blocks(images, images):
-        ours = _neighbours(student, unit_student, rows, k)
-        theirs = _neighbours(teacher, unit_teacher, rows, k)
-        is_theirs = torch.zeros(len(theirs), images, dtype=torch.bool, device=theirs.device)
-        shared += int(is_theirs.scatter_(1, theirs, True).gather(1, ours).sum())
+        of_student = _neighbours(student, unit_student, rows, k)
+        of_teacher = _neighbours(teacher, unit_teacher, rows, k)
+        mask = torch.zeros(len(of_teacher), images, dtype=torch.bool, device=of_teacher.device)
+        shared += int(mask.scatter_(1, of_teacher, True).gather(1, of_student).sum())
     return shared / (images * k)
 
 
 def m_vlalign(student: Tensor, teacher: Tensor, text: Tensor, k: int) -> float:
     """M_vlalign(k) (Eq. 7): mean number of reversed pairs among the teacher's k nearest texts.
 
-    Take the k texts nearest to T_img(x), in that order: a pair is reversed where S(x) lies closer
-    to the later one. student, teacher [images, dim], text [classes, dim]. 0 to k(k − 1)/2, lower is
+    Of the k texts nearest to T_img(x), in that order, a pair is reversed if S(x) is closer to the
+    later text. student, teacher [images, dim], text [classes, dim]. 0 to k(k − 1)/2, lower is
     better.
     """
     student, teacher = _pairs(student, teacher)
@@ -80,9 +78,9 @@ def m_vlalign(student: Tensor, teacher: Tensor, text: Tensor, k: int) -> float:
     reversals = 0
     for rows in _blocks(len(student), len(text)):
         order = _cosines(teacher[rows], text).argsort(dim=1, descending=True, stable=True)[:, :k]
-        ours = _cosines(student[rows], text).gather(1, order).T.contiguous()  # [k, rows]
+        cosines = _cosines(student[rows], text).gather(1, order).T.contiguous()  # [k, rows]
         # One rank at a time, so that the k × k pairs of an image are never in memory together.
-        reversals += sum(int((ours[:j] < ours[j]).sum()) for j in range(1, k))
+        reversals += sum(int((cosines[:j] < cosines[j]).sum()) for j in range(1, k))
     return reversals / len(student)
 
 
@@ -102,16 +100,16 @@ def mean_angle(student: Tensor, teacher: Tensor) -> float:
     total = 0.0
     for rows in _blocks(len(student), student.shape[1]):
         a, b = _unit64(student[rows]), _unit64(teacher[rows])
-        # Unlike the arc cosine, this is exact for small angles too.
+        # Unlike the arc cosine, this is accurate for small angles.
         total += (2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))).sum().item()
     return math.degrees(total / len(student))
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
-    """Average precision of each class: float64 [classes], NaN where no image shows the class.
+    """Average precision of each class: float64 [classes], NaN for classes in no image.
 
-    The mean over the images that show a class of the share of them among all images with at least
-    their score. scores [images, classes], targets [images, classes], true where a class is in.
+    The mean of the precision at the score of each image that shows the class. scores
+    [images, classes], targets [images, classes], true for classes in the image.
     """
     scores = _checked(scores, "scores").double()
     if targets.shape != scores.shape:
@@ -119,26 +117,26 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
             f"targets have shape {list(targets.shape)}: {list(scores.shape)} is needed"
         )
     precisions = []
-    for own, shown in zip(scores.T, targets.T.bool(), strict=True):
-        right, ranked = own[shown].sort().values, own.sort().values
-        above = len(ranked) - torch.searchsorted(ranked, right)
-        right_above = len(right) - torch.searchsorted(right, right)
-        precisions.append((right_above / above.double()).mean())
+    for class_scores, is_shown in zip(scores.T, targets.T.bool(), strict=True):
+        positives, ranked = class_scores[is_shown].sort().values, class_scores.sort().values
+        above = len(ranked) - torch.searchsorted(ranked, positives)
+        positives_above = len(positives) - torch.searchsorted(positives, positives)
+        precisions.append((positives_above / above.double()).mean())
     return torch.stack(precisions)
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    """Mean of `average_precision` over the classes that some image shows, 0 to 1."""
+    """Mean of `average_precision` over the classes in at least one image, 0 to 1."""
     precision = average_precision(scores, targets)
     if bool(precision.isnan().all()):
-        raise ValueError("no image shows any class: there is nothing to find")
+        raise ValueError("no image shows any class: targets must have at least one true value")
     return precision.nanmean().item()
 
 
 def mean_cosine(text: Tensor) -> float:
     """Mean cosine over all pairs of different classes. text [classes, dim]."""
-    unit = _unit64(_several(text))
-    # The squared length of the sum holds every pair twice, and each class with itself.
+    unit = _unit64(_at_least_two(text))
+    # The squared norm of the sum counts every pair twice, and each class with itself.
     pairs = unit.sum(dim=0).square().sum() - unit.square().sum()
     return pairs.item() / (len(unit) * (len(unit) - 1))
 
@@ -150,12 +148,12 @@ def mean_nearest_cosine(text: Tensor) -> float:
 
 def nearest_cosines(text: Tensor) -> Tensor:
     """Cosine of each class with its nearest other class: float64 [classes]."""
-    text = _several(text)
+    text = _at_least_two(text)
     return torch.cat([_others(text, rows).amax(dim=1) for rows in _blocks(len(text), len(text))])
 
 
 def class_margins(text: Tensor) -> Tensor:
-    """1 − cosine with the nearest other class: how much room each class has, float64 [classes].
+    """Margin of each class, 1 − cosine with the nearest other class: float64 [classes].
 
     0 means that another class has the same text feature.
     """
@@ -163,11 +161,11 @@ def class_margins(text: Tensor) -> Tensor:
 
 
 def confusable_pairs(text: Tensor, count: int) -> list[tuple[int, int, float]]:
-    """The `count` pairs (a, b, cosine), a < b, of largest cosine, largest first.
+    """The `count` pairs (a, b, cosine), a < b, with the largest cosines, largest first.
 
-    Ties come in the order of (a, b); fewer pairs where there are fewer. text [classes, dim].
+    Ties are in the order of (a, b). Returns fewer pairs if there are fewer. text [classes, dim].
     """
-    text = _several(text)
+    text = _at_least_two(text)
     pairs = text.new_empty(0, 3, dtype=torch.float64)  # a, b, cosine
     for rows in _blocks(len(text), len(text)):
         cosines = _cosines(text[rows], text)
@@ -186,7 +184,7 @@ def singular_values(text: Tensor) -> Tensor:
 
     Values that are only rounding errors are 0. text [classes, dim].
     """
-    unit = _unit64(_several(text))
+    unit = _unit64(_at_least_two(text))
     values: Tensor = torch.linalg.svdvals(unit - unit.mean(dim=0))
     # Unit rows make a matrix of norm √classes, and rounding stays far below 1e-12 of that.
     return values.masked_fill(values < 1e-12 * math.sqrt(len(unit)), 0)
@@ -206,11 +204,11 @@ def effective_rank(text: Tensor) -> float:
 
 
 def _checked(features: Tensor, name: str) -> Tensor:
-    """The features [rows, dim] without gradient, in float32, or in float64 where they came so."""
+    """The features [rows, dim], detached and in float32; float64 is kept."""
     if features.dim() != 2 or 0 in features.shape:
         raise ValueError(f"{name} has shape {list(features.shape)}: [rows, dim] is needed")
     if not features.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinity: the model has diverged or is damaged")
+        raise ValueError(f"{name} has NaN or infinity: the model has diverged or is damaged")
     features = features.detach()
     return features if features.dtype == torch.float64 else features.float()
 
@@ -219,16 +217,16 @@ def _pairs(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     student, teacher = _checked(student, "student"), _checked(teacher, "teacher")
     if student.shape != teacher.shape:
         raise ValueError(
-            f"student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape: one "
-            "feature of each image in each is needed"
+            f"student {list(student.shape)} and teacher {list(teacher.shape)} differ in shape: "
+            "each needs one feature per image"
         )
     return student, teacher
 
 
-def _several(text: Tensor) -> Tensor:
+def _at_least_two(text: Tensor) -> Tensor:
     text = _checked(text, "text")
     if len(text) < 2:
-        raise ValueError("there is one class only: two are needed to compare")
+        raise ValueError("there is only one class: at least two are needed")
     return text
 
 
@@ -238,7 +236,7 @@ def _check_k(k: int, most: int, reason: str) -> None:
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of the rows, so that rows × columns of each stay within BLOCK."""
+    """Slices of the rows such that rows × columns of each is at most BLOCK."""
     step = max(1, BLOCK // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
@@ -250,13 +248,13 @@ def _unit64(features: Tensor) -> Tensor:
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosines [len(a), len(b)] in float64, rounded so that ties are equal."""
     a = _unit64(a)
-    # In parts, so that there is no float64 copy of all of b.
+    # In blocks, to avoid a float64 copy of all of b.
     columns = [a @ _unit64(b[part]).T for part in _blocks(len(b), 16 * b.shape[1])]
     return torch.cat(columns, dim=1).round(decimals=DIGITS)
 
 
 def _others(features: Tensor, rows: slice) -> Tensor:
-    """Cosines of the rows with all of `features`, −inf with themselves."""
+    """Cosines of the rows with all of `features`; −inf for a row with itself."""
     cosines = _cosines(features[rows], features)
     cosines.diagonal(offset=rows.start).fill_(-torch.inf)
     return cosines

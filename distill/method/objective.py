@@ -19,12 +19,12 @@ class Features:
     teacher: Tensor  # [batch, dim]
     text: Tensor  # [classes, dim]
     targets: Tensor  # [batch] indices into `text`
-    captions: Tensor | None  # [batch, dim], zeros where an image has none
+    captions: Tensor | None  # [batch, dim], zeros for images without a caption
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Which losses are minimised, and how. `weights` are by the names of LOSSES; 0 disables one."""
+    """The losses to minimise. `weights` are by the names of LOSSES; 0 disables a loss."""
 
     weights: Mapping[str, float]
     temperature: float = 0.07
@@ -44,12 +44,12 @@ def compute_losses(features: Features, objective: Objective) -> dict[str, Tensor
 
 
 class LossBalance(nn.Module):
-    """The weighted sum of the losses, with fixed weights or with learned ones.
+    """The weighted sum of the losses, with fixed or learned weights.
 
     Weights are learned as in Kendall et al. (CVPR 2018, arXiv 1705.07115): each loss L has a log
-    variance s and enters as exp(−s) · L + s / 2, or as exp(−s) · L / 2 + s / 2 where it is a
-    squared distance. A loss that stays large gets less weight; the term s / 2 keeps the weight
-    from vanishing.
+    variance s and contributes exp(−s) · L + s / 2, or exp(−s) · L / 2 + s / 2 if it is a squared
+    distance. A loss that stays large gets a lower weight; the term s / 2 keeps the weight from
+    vanishing.
     """
 
     fixed: Tensor  # [losses]
@@ -63,7 +63,7 @@ class LossBalance(nn.Module):
             "fixed", torch.tensor(list(weights.values())) * torch.tensor(scale), persistent=False
         )
         self.log_variance = None
-        if adaptive:  # the first weights are those of the objective
+        if adaptive:  # start with the weights of the objective
             start = [math.log(factor) for factor in scale]
             self.log_variance = nn.Parameter(torch.tensor(start))
 
@@ -95,7 +95,7 @@ def _vlprox(features: Features, objective: Objective) -> Tensor:
 
 
 def _cap(features: Features, objective: Objective) -> Tensor:
-    """L_cap over the images that have a caption; 0 where none has."""
+    """L_cap over the images that have a caption; 0 if none has."""
     if features.captions is None:
         raise ValueError("L_cap has a weight, but there are no captions")
     captioned = features.captions.any(dim=1)
@@ -109,7 +109,7 @@ def _cap(features: Features, objective: Objective) -> Tensor:
     )
 
 
-GAUSSIAN: Final = frozenset({"mse", "mse_unnormalised"})  # likelihoods of a squared distance
+GAUSSIAN: Final = frozenset({"mse", "mse_unnormalised"})  # squared distances
 LOSSES: Final[dict[str, Callable[[Features, Objective], Tensor]]] = {
     "cls": lambda f, o: losses.l_cls(f.student, f.text, f.targets, temperature=o.temperature),
     "mse": lambda f, _: losses.l_mse(f.student, f.teacher),

@@ -1,1 +1,1 @@
-"""Teacher and student networks, and what they run on."""
+"""Teacher and student networks, devices and precision."""

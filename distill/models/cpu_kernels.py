@@ -1,4 +1,4 @@
-"""Faster replacements for some of torch's functions in training on a CPU (`cpu_kernels = true`).
+"""Faster replacements of some torch functions for training on a CPU (`cpu_kernels = true`).
 
 They avoid slow backward passes; torch's forward passes are fast. `benchmarks.speed.cpu_kernels`
 measures each of them.
@@ -8,8 +8,8 @@ measures each of them.
     attention as two matrix products        bfloat16 only, for the same reason
 
 Convolution: in the last stages of a network, feature maps have few positions and many channels.
-There torch's kernel for the weight gradient reaches a quarter of its usual throughput or less; one
-matrix product per kernel tap takes 1/7 to 3/4 of its time.
+For these, torch's kernel for the weight gradient reaches at most a quarter of its usual throughput;
+one matrix product per kernel element takes 1/7 to 3/4 of its time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
 from torch.overrides import TorchFunctionMode
 
-MAX_OUTPUT_POSITIONS: Final = 16  # up to here matrix products are faster than torch's kernel
-MAX_ATTENTION_TOKENS: Final = 256  # the stored attention weights grow with the square of this
+MAX_OUTPUT_POSITIONS: Final = 16  # above, torch's kernel is faster than matrix products
+MAX_ATTENTION_TOKENS: Final = 256  # the stored attention weights grow with the square
 
 Pair = tuple[int, int]  # vertical, horizontal
 
 
 class FunctionOverrides(TorchFunctionMode):
-    """Within this context, torch functions are replaced: `functions` maps original to override."""
+    """Context in which torch functions are replaced; `functions` maps originals to replacements."""
 
     def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
         self._functions = functions
@@ -45,7 +45,7 @@ class FunctionOverrides(TorchFunctionMode):
 
 
 def cpu_kernel_overrides(*, bfloat16: bool) -> FunctionOverrides:
-    """The replacements, as a context, for training in bfloat16 (autocast) or in float32."""
+    """The context of all replacements, for training in bfloat16 (autocast) or in float32."""
     functions: dict[Any, Callable[..., Tensor]] = {functional.conv2d: conv2d_override}
     if bfloat16:
         functions[functional.scaled_dot_product_attention] = attention
@@ -61,7 +61,7 @@ def conv2d_override(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As torch's conv2d; a grouped one in float32, any other by `conv2d`.
+    """Like torch's conv2d; grouped convolutions run in float32, others by `conv2d`.
 
     In bfloat16, networks with depthwise convolutions, such as MobileNets, would train more slowly
     than in float32.
@@ -81,17 +81,17 @@ def attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    *rest: Any,  # noqa: ANN401
-    **more: Any,  # noqa: ANN401
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
 ) -> Tensor:
-    """As torch's scaled_dot_product_attention of [..., tokens, dim], by plain matrix products.
+    """Like torch's scaled_dot_product_attention of [..., tokens, dim], by plain matrix products.
 
-    Masks, dropout, other options and long sequences are left to torch.
+    Calls torch's function for masks, dropout, other options and long sequences.
     """
-    plain = attn_mask is None and not dropout_p and not any((*rest, *more.values()))
-    if not plain or key.shape[-2] > MAX_ATTENTION_TOKENS:
+    is_plain = attn_mask is None and not dropout_p and not any((*args, *kwargs.values()))
+    if not is_plain or key.shape[-2] > MAX_ATTENTION_TOKENS:
         return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, *rest, **more
+            query, key, value, attn_mask, dropout_p, *args, **kwargs
         )
     weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.mT, dim=-1)
     return weights @ value
@@ -105,9 +105,9 @@ def conv2d(
     padding: int | Pair | str = 0,
     dilation: int | Pair = 1,
 ) -> Tensor:
-    """As torch's conv2d without groups: images [n, in, h, w], weight [out, in, *kernel].
+    """Like torch's conv2d without groups: images [n, in, h, w], weight [out, in, *kernel].
 
-    Returns [n, out, *positions]. With few output positions it can be differentiated only once.
+    Returns [n, out, *positions]. With few output positions, it can be differentiated only once.
     """
     if isinstance(padding, str) or not weight.requires_grad or images.ndim != 4:
         return functional.conv2d(images, weight, bias, stride, padding, dilation)
@@ -145,12 +145,12 @@ class _SmallOutputConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         images, weight = ctx.saved_tensors
-        of_images, of_weight, of_bias, *_ = ctx.needs_input_grad
-        conv2d_input: Callable[..., Tensor] = grad.conv2d_input  # torch gives it no types
+        needs_images, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        conv2d_input: Callable[..., Tensor] = grad.conv2d_input  # untyped in torch
         return (
-            conv2d_input(images.shape, weight, gradient, *ctx.geometry) if of_images else None,
-            _weight_gradient(images, weight, gradient, ctx.geometry) if of_weight else None,
-            gradient.sum((0, 2, 3)) if of_bias else None,
+            conv2d_input(images.shape, weight, gradient, *ctx.geometry) if needs_images else None,
+            _weight_gradient(images, weight, gradient, ctx.geometry) if needs_weight else None,
+            gradient.sum((0, 2, 3)) if needs_bias else None,
             None,
         )
 
@@ -158,7 +158,7 @@ class _SmallOutputConv2d(torch.autograd.Function):
 def _weight_gradient(
     images: Tensor, weight: Tensor, gradient: Tensor, geometry: tuple[Pair, Pair, Pair]
 ) -> Tensor:
-    """The gradient of `weight` from that of the outputs: one matrix product per kernel tap."""
+    """The gradient of `weight` from that of the outputs, by a matrix product per kernel element."""
     stride, padding, dilation = geometry
     rows, columns = (
         [
@@ -173,7 +173,7 @@ def _weight_gradient(
         for axis in (0, 1)
     )
     images, gradient = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    # In the memory format of the weights, channels_last, so that no copy is needed.
+    # Channels last, the memory format of the weights, so that no copy is needed.
     result = weight.new_empty(len(weight), len(rows), len(columns), weight.shape[1])
     for i, (outputs_down, inputs_down) in enumerate(rows):
         for j, (outputs_across, inputs_across) in enumerate(columns):
@@ -184,7 +184,7 @@ def _weight_gradient(
 
 
 def _valid_range(offset: int, step: int, size: int, positions: int) -> tuple[slice, slice]:
-    """The output positions whose input at `offset` is not padding, and those inputs."""
+    """The output positions whose input at `offset` is not padding, and the inputs there."""
     first = max(0, -(offset // step))  # rounded up
     stop = max(first, min(positions, (size - 1 - offset) // step + 1))
     start = first * step + offset

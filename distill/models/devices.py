@@ -1,9 +1,9 @@
-"""What networks run on, and in which precision: chosen by what this machine has.
+"""Choice of device and precision by the hardware.
 
-Nothing here is decided by a timing, so that the same machine trains the same students.
+Nothing is decided by a timing, so that the same machine trains the same students.
 
     device    CUDA, else Apple's MPS, else the CPU
-    student   bfloat16 where the device computes it natively, else float32
+    student   bfloat16 if the device supports it natively, else float32
     teacher   the same; float16 on a GPU without bfloat16, since it is only evaluated
 """
 
@@ -21,10 +21,10 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`: auto, cpu, cuda, cuda:N or mps.
+    """The device for `name`: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        DeviceError: this machine does not have it, or there is no such name.
+        DeviceError: this machine does not have the device, or the name is unknown.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -44,28 +44,28 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether `device` computes bfloat16 natively; emulated, it is slower than float32."""
+    """Whether `device` supports bfloat16 natively; emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "mps" or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False  # the capability also follows ATEN_CPU_CAPABILITY
+        return False  # the capability respects ATEN_CPU_CAPABILITY
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def metrics_device(device: torch.device) -> torch.device:
-    """Where to compute metrics and diagnostics, which need float64: Apple's MPS has none."""
+    """The device for metrics and diagnostics, which need float64; Apple's MPS does not have it."""
     return device if device.type == "cuda" else torch.device("cpu")
 
 
 def student_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
-    """The dtype of a student's network in training."""
+    """The dtype of a student's activations in training."""
     if precision != "auto":
         return DTYPES[precision]
     return torch.bfloat16 if bfloat16_is_fast(device) else torch.float32
 
 
 def teacher_dtype(device: torch.device, precision: Precision = "auto") -> torch.dtype:
-    """The dtype of a teacher's image tower."""
+    """The dtype of a teacher's image activations."""
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cuda" and not bfloat16_is_fast(device):
@@ -74,7 +74,7 @@ def teacher_dtype(device: torch.device, precision: Precision = "auto") -> torch.
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Such as 'bfloat16'."""
+    """The name of a dtype, such as 'bfloat16'."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -88,9 +88,9 @@ def describe_device(device: torch.device) -> str:
 
 
 class FittingBatches:
-    """Applies a function to a batch in parts of the largest size that fits in the memory.
+    """Applies a function to a batch in parts of the largest size that fits in memory.
 
-    The first part that does not fit halves `size`, for all batches to come.
+    If a part does not fit, `size` is halved for this and all later batches.
     """
 
     def __init__(self, size: int) -> None:
@@ -100,7 +100,7 @@ class FittingBatches:
         """The results of `function` on the parts of `batch`, concatenated.
 
         Raises:
-            torch.OutOfMemoryError: not even one row fits.
+            torch.OutOfMemoryError: a single row does not fit.
         """
         while True:
             try:
@@ -108,7 +108,7 @@ class FittingBatches:
             except torch.OutOfMemoryError:
                 if self.size == 1:
                     raise
-            # Outside of the except block: the exception kept the tensors of its frames alive.
+            # Outside of the except block: the exception keeps the tensors of its frames alive.
             self.size = max(1, self.size // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -14,15 +14,15 @@ from distill.models.devices import student_dtype
 def training_precision(
     device: torch.device, precision: Precision = "auto", *, cpu_kernels: bool = True
 ) -> Iterator[None]:
-    """Autocast a network's forward pass to `precision`, by default bfloat16 where that is fast.
+    """Context that autocasts forward passes to `precision`, by default bfloat16 if that is fast.
 
-    With `cpu_kernels`, a CPU also uses the kernels of `distill.models.cpu_kernels`.
+    With `cpu_kernels`, the replacements of `distill.models.cpu_kernels` are used on a CPU.
     """
-    reduced = student_dtype(device, precision) is torch.bfloat16
+    is_bfloat16 = student_dtype(device, precision) is torch.bfloat16
     overrides = (
-        cpu_kernel_overrides(bfloat16=reduced)
+        cpu_kernel_overrides(bfloat16=is_bfloat16)
         if cpu_kernels and device.type == "cpu"
         else nullcontext()
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=reduced), overrides:
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16), overrides:
         yield

@@ -1,6 +1,7 @@
-"""open_clip's pretrained models by their repository on the Hugging Face hub, as JSON.
+"""Prints open_clip's pretrained models by repository on the Hugging Face Hub, as JSON.
 
-`python -m distill.models.pretrained_names`: a process that must not load torch runs it as another.
+`python -m distill.models.pretrained_names` is run as a subprocess by processes that must not load
+torch.
 """
 
 import json

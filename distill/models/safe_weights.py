@@ -1,4 +1,4 @@
-"""Weights are only read from safetensors files: unpickling can run arbitrary code."""
+"""Ensures that weights are read only from safetensors: unpickling can run arbitrary code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ def _refuse(*_arguments: object, **_options: object) -> NoReturn:
 
 @contextmanager
 def safetensors_only() -> Iterator[None]:
-    """Within this context, loading a pickle raises PickledWeights.
+    """Context in which loading a pickle raises PickledWeights.
 
-    open_clip and timm fall back to pickles where they find no safetensors. This applies to the
-    whole process and is not safe for two threads at once.
+    open_clip and timm fall back to pickles if they find no safetensors. Affects the whole process
+    and is not thread-safe.
     """
     readers = torch.load, torch.jit.load
     torch.load = torch.jit.load = _refuse

@@ -1,17 +1,16 @@
 """The student: any timm model, with a linear projection into the teacher's embedding space.
 
-Notable:
-- timm's models are designed for 224 px. At 64 px and below, a ResNet's 7 × 7 convolution becomes
-  three of 3 × 3 (timm's `stem_type="deep"`); at 32 px and below its max-pooling is removed too.
-  Either way the first stage gets 16 × 16 positions. A ViT with fewer than 8 × 8 tokens gets smaller
-  patches. Students with trained weights keep their stem and patches: the weights are worth more.
-- Everything but the removed pooling is done by timm's own arguments, so that `save_for_timm` can
-  write a folder that plain timm loads. Without pooling the weights have a key that timm refuses.
+- timm's models are designed for 224 px. At 64 px and below, the 7 × 7 convolution of a ResNet is
+  replaced by three 3 × 3 convolutions (timm's `stem_type="deep"`); at 32 px and below its
+  max-pooling is also removed. The first stage then has 16 × 16 positions. A ViT with fewer than
+  8 × 8 tokens gets smaller patches. Students with pretrained weights keep their stem and patches:
+  the weights are worth more.
+- All changes except the removed pooling use timm's arguments, so that `save_for_timm` can write a
+  folder that plain timm loads. Without pooling, the weights have a key that timm rejects.
 - A CNN reduces 32 × 32 pixels to one position of its last feature map, so an image of 64 px has
   2 × 2. With an output stride of 16 or 8 the last stages keep their resolution, and their
   convolutions are dilated to keep the receptive field, as in timm.
-- The weights are stored as safetensors; the header has what is needed to build the network and to
-  evaluate it as during training.
+- The weights are stored as safetensors; the header describes the network and its test views.
 """
 
 import difflib
@@ -38,7 +37,7 @@ from distill.errors import DataError, ModelError
 from distill.models.safe_weights import safetensors_only
 
 FILE: Final = "student.safetensors"
-TIMM_FOLDER: Final = "timm"  # what plain timm loads, beside that file
+TIMM_FOLDER: Final = "timm"  # next to FILE, for plain timm
 TIMM_ARGUMENTS: Final = ("img_size", "patch_size", "stem_type", "stem_width", "output_stride")
 SMALL, TINY = 64, 32  # image sizes in pixels at which the stem changes
 MIN_GRID: Final = 8  # of a ViT's tokens, per side
@@ -68,9 +67,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.timm_arguments = dict(timm_arguments)  # of timm.create_model for the backbone
-        self.adapted = (
-            adapted  # stem and patches, to the image size; only for training from scratch
-        )
+        self.adapted = adapted  # whether stem and patches are adapted to small images
         self.output_stride = output_stride
         self.backbone = backbone
         self.projection = nn.Linear(features, dim)
@@ -85,7 +82,7 @@ class Student(nn.Module):
         return features
 
     def backbone_features(self, images: Tensor) -> Tensor:
-        """What the projection gets [batch, width] of `images`, as they are given to `forward`."""
+        """Inputs of the projection [batch, width] for `images` as in `forward`."""
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         images = (images - self.mean).div_(self.std)
@@ -94,19 +91,20 @@ class Student(nn.Module):
 
     @property
     def has_no_pooling(self) -> bool:
-        """Whether the max-pooling of its stem was removed, which no model of timm lacks."""
+        """Whether the max-pooling of the stem was removed, which plain timm cannot build."""
         return any(isinstance(module, _NoPooling) for module in self.backbone.modules())
 
     @property
     def single_view(self) -> TestViews:
-        """The single view to use where several would take too long."""
+        """The test view to use if several views would take too long."""
         return "whole" if self.test_views == "whole" else "centre"
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels, views: TestViews | None = None) -> Tensor:
         """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
 
-        `views` overrides the student's own. For several views, the mean of their unit features.
+        `views` overrides the student's test views. For several views, the mean of their unit
+        features.
         """
         self.eval()
         device = self.projection.weight.device
@@ -120,7 +118,7 @@ class Student(nn.Module):
 
     @torch.inference_mode()
     def encode_backbone(self, pixels: Pixels, rows: Tensor) -> Tensor:
-        """What the projection gets [rows, width] float32 of a single view of `pixels[rows]`."""
+        """Inputs of the projection [rows, width] float32 for a single view of `pixels[rows]`."""
         self.eval()
         device = self.projection.weight.device
         features = [
@@ -138,7 +136,7 @@ class Student(nn.Module):
 
 
 class MultiView(nn.Module):
-    """One feature for several views of a scene: the mean of the student's features of each view.
+    """A student for several views of a scene: the mean of the features of its views.
 
     uint8 or [0, 1] images [batch, views, 3, size, size] → features [batch, dim], not normalised.
     """
@@ -169,15 +167,15 @@ def build_student(
 ) -> Student:
     """The timm model `name` for square images of `image_size` pixels, projecting to `dim`.
 
-    It starts from scratch, from timm's own weights (`pretrained`), or from the safetensors file
-    `weights` with timm's names; a classifier in the file is ignored.
+    It is initialised randomly, with timm's weights (`pretrained`), or from the safetensors file
+    `weights` with timm's parameter names; a classifier in the file is ignored.
 
     Raises:
-        ModelError: the name is unknown, its weights are unavailable, the file does not fit, or the
-            model does not support this image size or output stride.
+        ModelError: the name is unknown, the weights are unavailable or do not fit, or the model
+            does not support this image size or output stride.
     """
-    known = _known(name)
-    if pretrained and not (known and known.has_weights):
+    config = _pretrained_config(name)
+    if pretrained and not (config and config.has_weights):
         raise ModelError(
             f"timm has no pretrained weights for the student {name}: train it from scratch with "
             "pretrained = false, or choose another student"
@@ -214,7 +212,7 @@ def _build_from(name: str, dim: int, image_size: int, output_stride: int, path: 
         pretrained=True,
         pretrained_cfg_overlay={"state_dict": dict(weights)},
     )
-    # timm initialises what a file lacks at random, and drops what the model does not have.
+    # timm silently initialises missing weights randomly and drops unknown ones: check both.
     classifier = student.backbone.default_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     expected = student.backbone.state_dict().keys()
@@ -238,9 +236,9 @@ def _build(
     unfit: str | None = None,
     **options: object,
 ) -> Student:
-    known = _known(name)
+    config = _pretrained_config(name)
     settings: dict[str, Any] = {"num_classes": 0, **options}
-    if known and known.fixed_input_size:
+    if config and config.fixed_input_size:
         settings["img_size"] = image_size
     if output_stride != OUTPUT_STRIDE:
         settings["output_stride"] = output_stride
@@ -248,7 +246,7 @@ def _build(
         f"the student {name} cannot take images of {image_size} px: choose another image_size "
         "or student"
     )
-    # timm, torch and the hub raise dozens of exception types.
+    # timm, torch and the hub raise many exception types.
     try:
         with safetensors_only():
             backbone = timm.create_model(name, **settings)
@@ -261,8 +259,8 @@ def _build(
         raise ModelError(f"{unfit or too_small} ({error_line(error)})") from error
     try:
         if adapt:
-            if smaller := _arguments_for(backbone, image_size):
-                settings |= smaller
+            if adapted := _arguments_for(backbone, image_size):
+                settings |= adapted
                 backbone = timm.create_model(name, **settings)
             if image_size <= TINY and hasattr(backbone, "maxpool"):
                 backbone.maxpool = _NoPooling()
@@ -280,7 +278,7 @@ def _build(
     return student.to(memory_format=torch.channels_last)
 
 
-def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
+def _pretrained_config(name: str) -> Any:  # noqa: ANN401 - timm is untyped
     """timm's pretrained configuration of the model, or None if it has none."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
@@ -292,7 +290,7 @@ def _known(name: str) -> Any:  # noqa: ANN401 - timm is untyped
         return timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # 'resnet18.no_such_tag'
         model = name.partition(".")[0]
-        tags = [each for each in timm.list_pretrained(f"{model}.*") if each.startswith(f"{model}.")]
+        tags = [tag for tag in timm.list_pretrained(f"{model}.*") if tag.startswith(f"{model}.")]
         raise ModelError(
             f"timm knows no weights {name!r}: choose {' or '.join((model, *tags))}"
         ) from None
@@ -305,7 +303,7 @@ def _grid_side(backbone: nn.Module) -> float:
 
 
 def _patch_size(image_size: int) -> int:
-    """The patch size with the fewest unused pixels; the largest of those."""
+    """The patch size with the fewest unused pixels; the largest of several."""
     return min(range(2, image_size // MIN_GRID + 1), key=lambda size: (image_size % size, -size))
 
 
@@ -322,7 +320,7 @@ def _arguments_for(backbone: nn.Module, image_size: int) -> dict[str, Any]:
 
 
 class _NoPooling(nn.Identity):
-    """In place of a ResNet's max-pooling; its entry in the weights makes plain timm refuse them."""
+    """Replaces a ResNet's max-pooling; its buffer makes plain timm reject the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,7 +329,7 @@ class _NoPooling(nn.Identity):
 
 @torch.inference_mode()
 def _count_features(backbone: nn.Module, image_size: int) -> int:
-    """The number of the backbone's features; for some models its config is wrong."""
+    """The number of backbone features, measured since timm's config is wrong for some models."""
     backbone.eval()
     features: Tensor = backbone(torch.zeros(1, 3, image_size, image_size))
     backbone.train()
@@ -359,10 +357,10 @@ def save_student(
 
 
 def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int) -> bool:
-    """Write a folder from which `timm.create_model("local-dir:…", pretrained=True)` is the student.
+    """Write the student as a folder for `timm.create_model("local-dir:…", pretrained=True)`.
 
-    The projection becomes timm's classifier. Nothing is written, and False returned, where no model
-    of timm gives the student's features; an old folder is removed then.
+    The projection becomes timm's classifier. If plain timm cannot build the student, False is
+    returned and an old folder is removed.
 
     Raises:
         DataError: the folder cannot be written.
@@ -371,7 +369,9 @@ def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int)
     arguments = {**student.timm_arguments, "num_classes": dim}
     weights = timm_weights(student)
     try:
-        if weights is None or not _gives_the_same(student, name, arguments, weights, image_size):
+        if weights is None or not _has_equal_features(
+            student, name, arguments, weights, image_size
+        ):
             shutil.rmtree(folder, ignore_errors=True)
             return False
         config = {
@@ -390,7 +390,7 @@ def save_for_timm(student: Student, folder: Path, *, name: str, image_size: int)
 
 
 def timm_weights(student: Student) -> dict[str, Tensor] | None:
-    """The weights under timm's names; None where the model has no single classifier."""
+    """The weights with timm's parameter names; None if the model has no single classifier."""
     classifier = student.backbone.default_cfg.get("classifier")  # type: ignore[union-attr,operator]
     if not isinstance(classifier, str) or student.has_no_pooling:
         return None
@@ -401,7 +401,7 @@ def timm_weights(student: Student) -> dict[str, Tensor] | None:
 
 
 @torch.inference_mode()
-def _gives_the_same(
+def _has_equal_features(
     student: Student,
     name: str,
     arguments: Mapping[str, Any],
@@ -414,20 +414,20 @@ def _gives_the_same(
     try:
         plain = timm.create_model(name.partition(".")[0], **arguments).eval().to(device)
         plain.load_state_dict(weights)
-        found = plain((image - student.mean) / student.std)
-    except (RuntimeError, TypeError, AssertionError, ValueError):  # other heads, other names
+        actual = plain((image - student.mean) / student.std)
+    except (RuntimeError, TypeError, AssertionError, ValueError):  # keys or shapes differ
         return False
     was_training = student.training
     expected = student.eval()(image)
     student.train(was_training)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def _timm_config(student: Student, image_size: int, dim: int) -> dict[str, Any]:
-    """timm's description of the weights: their classifier, and how images are prepared."""
-    known: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
-    kept = ("mean", "std", "first_conv", "classifier", "fixed_input_size", "pool_size")
-    return {key: known[key] for key in kept if key in known} | {
+    """timm's `pretrained_cfg` of the weights: classifier and preprocessing."""
+    default_cfg: dict[str, Any] = student.backbone.default_cfg  # type: ignore[assignment]
+    copied = ("mean", "std", "first_conv", "classifier", "fixed_input_size", "pool_size")
+    return {key: default_cfg[key] for key in copied if key in default_cfg} | {
         "input_size": [3, image_size, image_size],
         "interpolation": "bicubic",
         "crop_pct": 1.0 if student.single_view == "whole" else TEST_EXTENT,
@@ -436,7 +436,7 @@ def _timm_config(student: Student, image_size: int, dim: int) -> dict[str, Any]:
 
 
 def load_student(path: Path) -> tuple[Student, int]:
-    """The student in the file `path`, and its image size in pixels.
+    """Load the student in the file `path`. Returns it and its image size in pixels.
 
     Raises:
         ModelError: the file is missing, damaged or not a student.

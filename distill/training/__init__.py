@@ -1,1 +1,1 @@
-"""The training loop, its optimisers, checkpoints and processes."""
+"""The training loop with optimisers, schedules, checkpoints and distributed training."""

@@ -1,8 +1,7 @@
 """Checkpoints: tensors and counters in one safetensors file, replaced atomically.
 
-Notable:
-- The counters are in the header of the file, so that weights and counters always belong together.
-- safetensors detects a truncated file; the digest in the header also detects a flipped bit.
+- The counters are in the header of the file, so that weights and counters are always consistent.
+- safetensors detects truncated files; the digest in the header also detects flipped bits.
 """
 
 import hashlib
@@ -33,8 +32,8 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         """SHA-256 of what must not change between a run and its resumption."""
-        # The next worker may mount the folder elsewhere, have another device, or less memory for
-        # pixels; the others are for after the training.
+        # The next worker may have another mount point, another device, or less memory for pixels;
+        # the other fields only matter after the training.
         later = {"test_views", "export", "forecast", "track"}
         config = self.config.model_dump_json(exclude={"data", "device", "pixels", *later})
         return hashlib.sha256(f"{config}{self.release_hash}".encode()).hexdigest()
@@ -58,7 +57,7 @@ class Checkpoint:
             ) from None
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and counters of the file, or None where there is none.
+        """Tensors and counters in the file; None if there is no file.
 
         Raises:
             CheckpointError: the file is damaged, or belongs to another run.
@@ -71,7 +70,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             identity, digest, text = header["identity"], header["digest"], header["counters"]
             if digest != _digest(tensors, text):
-                raise ValueError("the content is not what was written")
+                raise ValueError("the digest differs")
             counters = json.loads(text)
         except (SafetensorError, KeyError, ValueError, OSError):
             raise CheckpointError(
@@ -80,7 +79,7 @@ class Checkpoint:
         if identity != self.identity:
             raise CheckpointError(
                 f"the checkpoint {self.path} belongs to another configuration or release: use "
-                "those again, or choose another --out"
+                "these, or choose another --out"
             )
         return tensors, counters
 
@@ -90,9 +89,7 @@ def flatten(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Ten
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, slots in optimiser.state_dict()["state"].items():
         for slot, value in slots.items():
-            if isinstance(
-                value, Tensor
-            ):  # Muon's state also has plain values that follow from shapes
+            if isinstance(value, Tensor):  # other values of Muon's state are computed from shapes
                 tensors[f"optimiser.{index}.{slot}"] = value
     return tensors
 
@@ -107,16 +104,16 @@ def restore(
     state = optimiser.state_dict()
     state["state"] = {}
     for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
+        kind, _, key = name.partition(".")
         if kind == "model":
-            weights[rest] = value
+            weights[key] = value
         else:
-            index, slot = rest.split(".")
+            index, slot = key.split(".")
             # In the parameter's memory format: fused optimisers iterate in memory order.
             parameter = parameters[int(index)]
-            like = parameter if value.shape == parameter.shape else value
+            template = parameter if value.shape == parameter.shape else value
             slots = state["state"].setdefault(int(index), {})
-            slots[slot] = torch.empty_like(like).copy_(value)
+            slots[slot] = torch.empty_like(template).copy_(value)
     model.load_state_dict(weights)
     optimiser.load_state_dict(state)
 

@@ -1,7 +1,7 @@
-"""Training of a student's last layer alone, on features that its backbone gave once.
+"""Training of only a student's last layer, on backbone features that are computed once.
 
-Notable: a step costs a matrix product instead of a pass through the network. Random views are
-encoded beforehand, and each batch gets one of an image's views at random.
+A step costs a matrix product instead of a pass through the network. Random views are encoded
+in advance, and each batch uses a random one of an image's views.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from distill.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Step:
-    """How far a training is."""
+    """The progress of a training."""
 
     done: int  # steps
     total: int
@@ -35,7 +35,7 @@ OnStep = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class HeadImages:
-    """Images as the backbone sees them, on one device."""
+    """Backbone features, targets and teacher features of images, on one device."""
 
     features: Tensor  # [images, views, width] of random views
     targets: Tensor  # [images] rows of the texts
@@ -50,7 +50,7 @@ class HeadImages:
 
 
 def batches(config: TrainConfig, replayed: int, new: int) -> tuple[int, int]:
-    """Images in a batch, and batches in an epoch, of so many replayed and new images."""
+    """The batch size and the number of batches per epoch for `replayed` and `new` images."""
     size = min(config.batch_size, 2 * replayed, replayed + new)
     return size, (replayed + new) // size
 
@@ -64,11 +64,11 @@ def fit_head(
     *,
     on_step: OnStep = lambda _step: None,
 ) -> nn.Linear:
-    """A copy of `head`, trained on `new` images and `replayed` ones with the losses of `config`.
+    """A copy of `head` trained on `new` and `replayed` images with the losses of `config`.
 
-    Each batch takes up to half of its images from `new` and the others from `replayed`, none twice.
-    `text` [classes, dim] are all classes, which compete in the losses. An epoch has as many images
-    as there are.
+    Each batch has up to half of its images from `new` and the others from `replayed`, without
+    duplicates. `text` [classes, dim] has the texts of all classes, which compete in the losses. An
+    epoch has as many images as `new` and `replayed` together.
 
     Raises:
         UserError: the training diverged.

@@ -1,10 +1,10 @@
 """Muon in float32, for processors that only emulate bfloat16.
 
 timm's Muon orthogonalises each matrix X [rows, columns] by five steps X ← (aI + bA + cA²)X, where
-A = XXᵀ. Here the steps are taken on A alone, which has as many rows as columns, and their product
-is multiplied with X once at the end: the polynomials of A commute, so that A becomes MAM where
-M = aI + bA + cA². For a convolution of 3 × 3, whose matrix is nine times as wide as high, that is
-40 % of the products. In bfloat16 it would lose the small directions of X, whose squares are in A.
+A = XXᵀ. Here the steps are applied to the square matrix A, and their product is multiplied with X
+once at the end: the polynomials of A commute, so that A becomes MAM with M = aI + bA + cA². For a
+3 × 3 convolution, whose matrix is nine times as wide as high, this takes 40 % of the products. In
+bfloat16 it would lose the small singular values of X, which A has squared.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from timm.optim import muon as timm_muon
 from torch import Tensor
 
 timm_iteration: Final = timm_muon.zeropower_via_newtonschulz
-WIDE: Final = 2  # times as many columns as rows; below 1.5 timm's way takes fewer products
+WIDE: Final = 2  # minimum of columns / rows; below 1.5 timm's iteration takes fewer products
 
 
 class Float32Muon(Muon):
-    """timm's Muon with `orthogonalise` in place of its own iteration, which is in bfloat16."""
+    """timm's Muon with `orthogonalise` instead of timm's iteration, which is in bfloat16."""
 
     def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - torch's own signature
-        """Take a step, for which timm's function is replaced: not for several threads at once."""
+        """Take a step with timm's function replaced; not thread-safe."""
         timm_muon.zeropower_via_newtonschulz = orthogonalise  # type: ignore[assignment]
         try:
             return super().step(closure)  # type: ignore[no-untyped-call]
@@ -35,11 +35,11 @@ def orthogonalise(
     matrix: Tensor,
     steps: int,
     coefficients: Sequence[tuple[float, float, float]],
-    **options: Any,  # noqa: ANN401 - as timm's
+    **options: Any,  # noqa: ANN401 - as in timm
 ) -> Tensor:
-    """As timm's `zeropower_via_newtonschulz` of a [rows, columns] matrix, in float32.
+    """Like timm's `zeropower_via_newtonschulz` for a [rows, columns] matrix, in float32.
 
-    `coefficients` are (a, b, c) of each step; the last ones are repeated.
+    `coefficients` has (a, b, c) of each step; the last is repeated.
     """
     rows, columns = sorted(matrix.shape[-2:])
     if matrix.ndim > 2 or columns < WIDE * rows or options.get("scale_eps"):

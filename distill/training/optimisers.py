@@ -1,4 +1,4 @@
-"""The optimisers of a training run."""
+"""Creates the optimiser of a training run."""
 
 import torch
 from timm.optim import Muon, param_groups_weight_decay  # type: ignore[attr-defined]
@@ -12,9 +12,9 @@ from distill.training.muon import Float32Muon
 def make_optimiser(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of all parameters of `model`; 1-d parameters have no weight decay.
 
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the step of
-    each matrix, where a convolution counts as one; 1-d parameters use AdamW. Its learning rate is
-    scaled so that steps are as long as AdamW's (arXiv 2502.16982).
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) orthogonalises the update
+    of each matrix, also of convolutions; 1-d parameters use AdamW. Its learning rate is scaled so
+    that updates are as large as AdamW's (arXiv 2502.16982).
     """
     groups = param_groups_weight_decay(model, config.weight_decay)
     if config.optimiser == "sgd":

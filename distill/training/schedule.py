@@ -6,11 +6,11 @@ from contract import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, total: int) -> float:
-    """The learning rate at `step` of `total`; an epoch has `steps`.
+    """The learning rate at `step` of `total` steps; an epoch has `steps` steps.
 
-    cosine     linear warm-up over `warmup_epochs`, then half a cosine down to 0
+    cosine     linear warm-up over `warmup_epochs`, then cosine annealing to 0
     steps      the same warm-up, then divided by ten after each third of the run
-    one-cycle  up from 1/25 over the first 30 % and down to almost 0, each along half a cosine, as
+    one-cycle  cosine annealing up from 1/25 over the first 30 %, then down to almost 0, as in
                torch's OneCycleLR (Smith & Topin, arXiv 1708.07120)
     """
     if config.schedule == "one-cycle":

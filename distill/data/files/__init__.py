@@ -1,1 +1,1 @@
-"""Files: replaced atomically, read only where allowed, one module a kind."""
+"""File access: atomic writes, allowed paths, and one module per file format."""

@@ -1,6 +1,6 @@
-"""Paths that a job may read: only folders that the worker's operator allows (`--data-root`).
+"""Restricts the paths that a job may read to the worker's allowed folders (`--data-root`).
 
-Anyone who may queue a job chooses its paths, which are on the worker's machine.
+Whoever may queue a job chooses its paths, which refer to files on the worker's machine.
 """
 
 import os
@@ -17,10 +17,10 @@ from distill.errors import DataError
 
 
 def check_allowed_paths(config: TrainConfig, roots: Sequence[Path]) -> None:
-    """Check that the job's images, captions, weights and local teacher lie below `roots`.
+    """Check that the job's images, captions, weights and local teacher are below `roots`.
 
     Raises:
-        DataError: a path is outside, contains `..`, or a folder has a link that leads outside.
+        DataError: a path is outside or contains `..`, or a folder has a link to outside.
     """
     allowed = [root.resolve() for root in roots]
     _check_data(config.data, allowed)
@@ -35,8 +35,8 @@ def check_allowed_paths(config: TrainConfig, roots: Sequence[Path]) -> None:
 
 
 def _check_data(data: str, allowed: Sequence[Path]) -> None:
-    """Check a data folder, or a file, and the files that it lists."""
-    if data.startswith(SCHEME):  # on the hub, as a teacher may be
+    """Check a data folder, or a data file and the files that it lists."""
+    if data.startswith(SCHEME):  # on the Hugging Face Hub
         return
     _check_folder("data folder", data, allowed)
     source = find_source(data)
@@ -48,22 +48,22 @@ def _check_data(data: str, allowed: Sequence[Path]) -> None:
             _check_path("file", str(path), allowed)
 
 
-def _check_path(what: str, name: str, allowed: Sequence[Path]) -> None:
+def _check_path(kind: str, name: str, allowed: Sequence[Path]) -> None:
     if ".." in Path(name).parts or not _is_inside(Path(name), allowed):
         raise DataError(
-            f"the job's {what} {name} is not below {' or '.join(map(str, allowed))}: put it there, "
+            f"the job's {kind} {name} is not below {' or '.join(map(str, allowed))}: put it there, "
             "or start the worker with another --data-root"
         )
 
 
-def _check_folder(what: str, name: str, allowed: Sequence[Path]) -> None:
-    _check_path(what, name, allowed)
+def _check_folder(kind: str, name: str, allowed: Sequence[Path]) -> None:
+    _check_path(kind, name, allowed)
     folder = Path(name)
-    for inner, folders, files in os.walk(folder):  # does not follow links: their targets are
-        for entry in (*folders, *files):  # inside, and so walked themselves, or refused
-            path = Path(inner, entry)
+    for parent, folders, files in os.walk(folder):  # does not follow links
+        for entry in (*folders, *files):
+            path = Path(parent, entry)
             if path.is_symlink() and not _is_inside(path, allowed):
-                raise DataError(f"the job's {what} has a link that leads out of it: {path}")
+                raise DataError(f"the job's {kind} has a link to outside: {path}")
 
 
 def _is_inside(path: Path, allowed: Sequence[Path]) -> bool:

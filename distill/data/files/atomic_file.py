@@ -1,8 +1,8 @@
-"""Files that are replaced atomically: a crash at any moment leaves the old file or the new one.
+"""Atomic replacement of files: a crash leaves either the old file or the new file.
 
-Workers in containers may share a folder and have equal process ids, so a temporary file's name does
-not identify its writer. The writer holds a lock on it instead; an unlocked temporary file was left
-behind by a killed process.
+Workers in containers may share a folder and have equal process ids, so the name of a temporary file
+does not identify its writer. The writer holds a lock on it instead; an unlocked temporary file is
+from a killed process.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ from typing import BinaryIO
 def atomic_file(path: Path, *, sync_folder: bool = True) -> Iterator[BinaryIO]:
     """A temporary file that replaces `path` when the block ends without an error.
 
-    Without `sync_folder`, a power failure may undo the replacement, but leaves no half file.
+    Without `sync_folder`, a power failure may undo the replacement, but leaves no partial file.
 
     Creates the folder of `path` if needed, and first removes temporary files of `path` that killed
     processes left behind.
@@ -53,7 +53,7 @@ def _create_partial(path: Path) -> tuple[Path, BinaryIO]:
         fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:  # 0 once it is deleted
             return partial, file
-        file.close()  # before it was locked, another writer took it for one that was left behind
+        file.close()  # another writer deleted it as stale before it was locked
 
 
 def write_atomically(path: Path, content: bytes | str, *, sync_folder: bool = True) -> None:
@@ -67,7 +67,7 @@ def write_atomically(path: Path, content: bytes | str, *, sync_folder: bool = Tr
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the folder's entries to disk; without this a power failure may undo the rename."""
+    """Sync the folder's entries to disk; otherwise a power failure may undo the rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some file systems cannot sync a folder; the file is written

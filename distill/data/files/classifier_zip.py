@@ -1,6 +1,6 @@
-"""A classifier folder as one file, `classifier.zip`: how a job hands it to the service.
+"""Packs a classifier folder into `classifier.zip`, which a job uploads to the service.
 
-Notable: equal folders give equal files, and so the service stores them once.
+Equal folders give identical files, so that the service stores them once.
 """
 
 import shutil
@@ -12,8 +12,8 @@ from distill.data.files.atomic_file import atomic_file
 
 FOLDER: Final = "classifier"  # in the folder of a run
 MANIFEST: Final = "classifier.json"  # in each classifier folder
-STORED: Final = (".onnx", ".safetensors", ".bin")  # weights hardly get smaller
-EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time that a ZIP file can name
+STORED: Final = (".onnx", ".safetensors", ".bin")  # weights do not compress
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time in the ZIP format
 
 
 def zip_folder(folder: Path, path: Path) -> None:
@@ -27,8 +27,8 @@ def zip_folder(folder: Path, path: Path) -> None:
         for file in files:
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), EPOCH)
             entry.external_attr = 0o644 << 16
-            dense = file.suffix in STORED
-            entry.compress_type = zipfile.ZIP_STORED if dense else zipfile.ZIP_DEFLATED
-            entry.file_size = file.stat().st_size  # above 2 GiB, it must be known beforehand
+            is_stored = file.suffix in STORED
+            entry.compress_type = zipfile.ZIP_STORED if is_stored else zipfile.ZIP_DEFLATED
+            entry.file_size = file.stat().st_size  # above 2 GiB, it must be known in advance
             with file.open("rb") as source, archive.open(entry, "w") as written:
                 shutil.copyfileobj(source, written, 1 << 20)

@@ -1,8 +1,8 @@
-"""One image file: opened in RGB, and cropped to the square that a student gets.
+"""Opens an image file in RGB and crops it to the student's square input.
 
-Notable: Pillow and numpy alone, so that training and a classifier without torch (`distill.runtime`)
-read the same pixels. What happens to rotated, transparent, 16-bit or damaged files is decided in
-`contract.images`, which the service uses too.
+Uses only Pillow and numpy, so that training and a classifier without torch (`distill.runtime`) read
+the same pixels. `contract.images`, which the service uses too, handles rotated, transparent, 16-bit
+and damaged files.
 """
 
 import io
@@ -18,13 +18,13 @@ from contract.images import failure_reason, open_regular, upright_rgb
 from distill.data.files.packed_image import ImagePath, PackedImage
 from distill.errors import UnreadableImages
 
-DECODING: Final = 3  # part of cache keys; raise it when the same file gives other pixels
+DECODING: Final = 3  # part of cache keys; increase it when the same file gives different pixels
 
 
 def open_image(source: ImagePath | BinaryIO, name: str | None = None) -> Image.Image:
-    """The image in `source`, where it is or an open file: its first frame, upright, in 8-bit sRGB.
+    """The first frame of the image in `source`, a path or an open file, upright, in 8-bit sRGB.
 
-    `name` is what a message calls it, by default the path.
+    `name` is its name in messages, by default the path.
 
     Raises:
         UnreadableImages: the file is missing, empty, truncated, not an image or not a regular file,
@@ -41,7 +41,7 @@ def open_image(source: ImagePath | BinaryIO, name: str | None = None) -> Image.I
                 return upright_rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise dozens of types for damaged files
+    except Exception as error:  # Pillow's decoders raise many exception types for damaged files
         raise UnreadableImages([f"{name} ({failure_reason(error, head)})"]) from None
 
 
@@ -54,9 +54,9 @@ def _opened(source: ImagePath | BinaryIO) -> AbstractContextManager[BinaryIO]:
 
 
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The centre square of `image`, resized to side `size`: uint8 [3, size, size].
+    """The centre square of `image`, resized to `size` pixels: uint8 [3, size, size].
 
-    The pixels are those of torchvision's Resize and CenterCrop, which open_clip and timm use.
+    Equals torchvision's Resize and CenterCrop, which open_clip and timm use.
     """
     if image.size != (size, size):
         shorter = min(image.size)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class DamagedFile(Exception):
-    """The file is truncated, modified or of another kind."""
+    """The file is truncated, modified or of another format."""
 
 
 def write_tensor(path: Path, tensor: Tensor, metadata: Mapping[str, str] | None = None) -> None:
@@ -36,7 +36,7 @@ def write_tensor(path: Path, tensor: Tensor, metadata: Mapping[str, str] | None 
 
 
 def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None:
-    """Write a float32 tensor of `shape` that arrives in pieces, without holding it in memory.
+    """Write a float32 tensor of `shape` from chunks of its rows, without holding it in memory.
 
     Raises:
         OSError: the file cannot be written; no partial file remains.
@@ -44,10 +44,10 @@ def write_rows(path: Path, rows: Iterable[Tensor], shape: Sequence[int]) -> None
     size = 4 * math.prod(shape)
     digest = hashlib.sha256()
     with atomic_file(path) as file:
-        # The digest is known only at the end; its length is known now.
+        # The digest is known only at the end: write a placeholder of the same length.
         file.write(_header(shape, size, "0" * 64))
-        for piece in rows:
-            content = piece.contiguous().numpy().tobytes()
+        for chunk in rows:
+            content = chunk.contiguous().numpy().tobytes()
             digest.update(content)
             file.write(content)
         file.seek(0)
@@ -66,7 +66,7 @@ def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
     """The memory-mapped tensor and the metadata in the file at `path`.
 
     Raises:
-        DamagedFile: it does not have the content that `write_tensor` wrote.
+        DamagedFile: its content is not what `write_tensor` wrote.
         OSError: it is missing or cannot be read.
     """
     path.stat()
@@ -77,7 +77,7 @@ def read_tensor(path: Path) -> tuple[Tensor, dict[str, str]]:
     except SafetensorError as error:
         raise DamagedFile(str(error)) from None
     if metadata.pop("sha256", None) != _sha256(tensor):
-        raise DamagedFile("the content is not what was written")
+        raise DamagedFile("the SHA-256 of the content differs")
     return tensor, metadata
 
 
@@ -87,7 +87,9 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
-    """The tensor in the cache file at `path`; computed and stored if it is missing or damaged.
+    """The tensor in the cache file at `path`; computed by `make` and stored if missing or damaged.
+
+    `what` names a row in messages.
 
     Raises:
         DataError: the file cannot be written. Also what `make` raises.
@@ -103,9 +105,9 @@ def cached_tensor(path: Path, what: str, make: Callable[[], Tensor]) -> Tensor:
 
 
 def read_cached(path: Path, what: str) -> Tensor | None:
-    """The tensor in the cache file at `path`; None where there is none.
+    """The tensor in the cache file at `path`; None if it is missing or damaged.
 
-    A damaged one is deleted, with a warning, in which `what` names a row.
+    A damaged file is deleted with a warning, in which `what` names a row.
     """
     if not path.exists():
         return None
@@ -116,7 +118,7 @@ def read_cached(path: Path, what: str) -> Tensor | None:
             "the cached %ss in %s are damaged (%s): computing them again", what, path, error
         )
         with suppress(OSError):
-            path.unlink()  # what is there later is another process's
+            path.unlink()
         return None
 
 

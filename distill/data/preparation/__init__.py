@@ -1,1 +1,1 @@
-"""Data sets before training: prepared, checked, divided."""
+"""Preparation of data sets: download layouts, checks, splits."""

@@ -1,4 +1,4 @@
-"""What a data set holds and what may be wrong with it, before anything is trained."""
+"""Checks a data set before training: counts, unreadable files, duplicates, leaks."""
 
 import os
 import statistics
@@ -38,23 +38,23 @@ class SplitCheck(_Frozen):
 
 
 class Duplicates(_Frozen):
-    """Images that are the same or nearly so, as paths."""
+    """Paths of identical or nearly identical images."""
 
     images: tuple[str, ...]
     same_bytes: bool
-    splits: Annotated[tuple[SplitName, ...], Field(description="More than one: a leak")]
-    classes: Annotated[tuple[str, ...], Field(description="More than one: a wrong label")]
+    splits: Annotated[tuple[SplitName, ...], Field(description="Several mean a leak")]
+    classes: Annotated[tuple[str, ...], Field(description="Several mean a wrong label")]
 
 
 class DataCheck(_Frozen):
     """The findings on a data set."""
 
     splits: dict[SplitName, SplitCheck]
-    class_sizes: Annotated[dict[str, int], Field(description="Images by class, all splits")]
-    unreadable: Annotated[tuple[str, ...], Field(description="Images with the reason")]
-    skipped: Annotated[dict[str, int], Field(description="Files that are no images, by suffix")]
+    class_sizes: Annotated[dict[str, int], Field(description="Images per class, over all splits")]
+    unreadable: Annotated[tuple[str, ...], Field(description="Paths with the reason")]
+    skipped: Annotated[dict[str, int], Field(description="Other files, by suffix")]
     skipped_boxes: Annotated[
-        dict[str, int] | None, Field(description="Boxes by reason; null without boxes")
+        dict[str, int] | None, Field(description="By reason; null if the data has no boxes")
     ]
     shorter_side: Annotated[
         tuple[int, int, int] | None, Field(description="Pixels: smallest, median, largest")
@@ -78,25 +78,25 @@ def check_data(
     splits: Mapping[SplitName, Sequence[LabelledImage]],
     progress: Progress | None = None,
 ) -> DataCheck:
-    """Read all images of `splits`, which are those of `source`, and report what is found.
+    """Read all images of `source`, given by split, and return the findings.
 
     Raises:
         DataError: the package imagehash is missing.
     """
-    images = [(split, image) for split, own in splits.items() for image in own]
-    found = fingerprints([image.path for _, image in images], progress)
+    images = [(split, image) for split in splits for image in splits[split]]
+    results = fingerprints([image.path for _, image in images], progress)
     readable = [
         (split, image, fingerprint)
-        for (split, image), fingerprint in zip(images, found, strict=True)
+        for (split, image), fingerprint in zip(images, results, strict=True)
         if isinstance(fingerprint, Fingerprint)
     ]
     sides = [min(fingerprint.size) for _, _, fingerprint in readable]
     groups = near_duplicates([fingerprint.perceptual for _, _, fingerprint in readable])
     return DataCheck(
-        splits={split: _count(own) for split, own in splits.items()},
+        splits={split: _count(splits[split]) for split in splits},
         class_sizes=dict(sorted(Counter(image.key for _, image in images).items())),
         unreadable=tuple(
-            name for result in found if isinstance(result, UnreadableImages)
+            name for result in results if isinstance(result, UnreadableImages)
             for name in result.images
         ),
         skipped=skipped_files(source),
@@ -110,7 +110,7 @@ def check_data(
 
 
 def skipped_files(source: Source) -> dict[str, int]:
-    """How many files below a folder are not read, by suffix; most frequent first."""
+    """The number of other files than images in a folder, by suffix, most frequent first."""
     if not isinstance(source, SplitFolders | ClassFolders):
         return {}
     suffixes = Counter(

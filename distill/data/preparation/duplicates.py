@@ -1,7 +1,7 @@
-"""Images that are the same or nearly so: same bytes, or perceptual hashes that differ in few bits.
+"""Finds identical and nearly identical images: perceptual hashes that differ in few bits.
 
-Notable: two hashes that differ in at most NEAR_BITS bits agree in one of NEAR_BITS + 1 bands, so
-only hashes that share a band are compared.
+Two hashes that differ in at most NEAR_BITS bits are equal in at least one of NEAR_BITS + 1 bands,
+so only hashes that share a band are compared.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from distill.data.pixels import Progress
 from distill.errors import DataError, UnreadableImages
 
 HASH_BITS: Final = 64
-NEAR_BITS: Final = 4  # of HASH_BITS: resized, recompressed or slightly cropped copies
+NEAR_BITS: Final = 4  # maximum distance of resized, recompressed or slightly cropped copies
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an image file is compared by."""
+    """Hashes and size of an image file, for comparison."""
 
     sha256: str  # of the file
     perceptual: int  # 64 bits
@@ -45,13 +45,13 @@ def fingerprints(
         raise DataError(
             "near-duplicates need the package imagehash: pip install 'enrich-distill[data]'"
         ) from None
-    found = []
+    results = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, result in enumerate(pool.map(_fingerprint, paths), start=1):
-            found.append(result)
+            results.append(result)
             if progress and (done % 64 == 0 or done == len(paths)):
                 progress(done, len(paths))
-    return found
+    return results
 
 
 def _fingerprint(path: ImagePath) -> Fingerprint | UnreadableImages:
@@ -68,7 +68,7 @@ def _fingerprint(path: ImagePath) -> Fingerprint | UnreadableImages:
 
 
 def near_duplicates(hashes: Sequence[int]) -> list[list[int]]:
-    """Groups of two and more indices whose `hashes` lie near, directly or through others."""
+    """Groups of two or more indices whose `hashes` are near, directly or through others."""
     by_hash: dict[int, list[int]] = defaultdict(list)
     for index, value in enumerate(hashes):
         by_hash[value].append(index)
@@ -91,7 +91,7 @@ def near_duplicates(hashes: Sequence[int]) -> list[list[int]]:
 
 
 def _buckets(hashes: Iterable[int]) -> list[list[int]]:
-    """Different hashes that share the bits of a band."""
+    """Groups of different hashes that share the bits of a band."""
     width = -(-HASH_BITS // (NEAR_BITS + 1))
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in hashes:

@@ -1,10 +1,9 @@
-"""The paper's six data sets in the layout that training reads: train/, val_on_train/, val/.
+"""Arranges the paper's six data sets in the layout train/, val_on_train/, val/.
 
 The images are downloaded from their authors (or by torchvision). The paper's split lists assign
 them: `train_data.txt`, `val_on_train_data.txt` and `val_data.txt`, one `SPLIT/CLASS/IMAGE` per
 line. `label2text.txt` and `chatgpt.txt` in the same folder are copied.
 
-Notable:
 - Everything is checked before anything is written, and the folder is created atomically.
 - `prepared.json` records the SHA-256 of the three lists, concatenated:
   `cat train_data.txt val_on_train_data.txt val_data.txt | sha256sum`.
@@ -36,9 +35,9 @@ class Layout:
 
     title: str
     page: str  # download page
-    paths: tuple[str, ...]  # possible paths of an image, in this order
-    torchvision: str | None = None  # the class that can download it
-    class_file: tuple[str, ...] = ()  # '/a/abbey/inner' a line, the folder of the class abbey_inner
+    paths: tuple[str, ...]  # path templates of an image; the first that exists is used
+    torchvision: str | None = None  # the torchvision class that can download it
+    class_file: tuple[str, ...] = ()  # lines like '/a/abbey/inner', the folder of abbey_inner
 
 
 LAYOUTS: Final[dict[str, Layout]] = {
@@ -84,7 +83,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 
 
 class Prepared(BaseModel):
-    """The prepared data set, and the lists it was made by."""
+    """The prepared data set, and the SHA-256 of its lists."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,7 +92,7 @@ class Prepared(BaseModel):
     lists_sha256: str
     images: dict[str, int]  # by split
     classes: dict[str, int]
-    copied: bool  # else symbolic links
+    copied: bool  # False: symbolic links
 
 
 def prepare(
@@ -106,9 +105,9 @@ def prepare(
     copy: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Arrange the data set `name` below `root` by the `lists` into `out`, as links or copies.
+    """Arrange the data set `name` in `root` by the split `lists` in the new folder `out`.
 
-    With `sha256`, the lists must have this hash.
+    Images are linked, or copied with `copy`. With `sha256`, the lists must have this hash.
 
     Raises:
         DataError: the name is unknown, the lists have another hash or are inconsistent, an image
@@ -142,7 +141,7 @@ def prepare(
 def _write_folder(
     result: Prepared, sources: dict[str, Path], lists: Path, progress: Progress | None
 ) -> None:
-    """Create the folder with its images, texts and record; all or nothing."""
+    """Create the folder with its images, texts and record atomically."""
     out = Path(result.folder)
     partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -170,16 +169,16 @@ def _write_folder(
 
 
 def download(name: str, root: Path) -> None:
-    """Download the data set `name` to `root` with torchvision, unless it is there.
+    """Download the data set `name` to `root` with torchvision, unless it exists.
 
     Raises:
-        DataError: torchvision cannot, or the download failed.
+        DataError: torchvision does not support the data set, or the download failed.
     """
     layout = _layout(name)
     if layout.torchvision is None:
         raise DataError(
-            f"torchvision cannot download {layout.title}: get it from {layout.page} and unpack it "
-            f"in {root}"
+            f"torchvision cannot download {layout.title}: download it from {layout.page} and "
+            f"extract it in {root}"
         )
     from torchvision import datasets
 
@@ -187,12 +186,12 @@ def download(name: str, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, layout.torchvision)(root, download=True)
     except ModuleNotFoundError:
-        pass  # Flowers102 needs scipy for labels that we do not use, after the download
+        pass  # after the download, Flowers102 needs scipy to read labels, which are not used
     except (OSError, RuntimeError, ValueError) as error:
         reason = error_line(error)
         raise DataError(
-            f"cannot download {layout.title} ({reason}): try again, or get it from {layout.page} "
-            f"and unpack it in {root}"
+            f"cannot download {layout.title} ({reason}): try again, or download it from "
+            f"{layout.page} and extract it in {root}"
         ) from None
 
 
@@ -206,7 +205,7 @@ Images = tuple[tuple[str, str], ...]  # (class, image) pairs
 
 
 def _read_lists(lists: Path) -> tuple[dict[str, Images], str]:
-    """The images of each split folder, and the SHA-256 of the three concatenated files."""
+    """The images by split folder, and the SHA-256 of the three concatenated files."""
     digest = hashlib.sha256()
     splits: dict[str, Images] = {}
     for split in SPLITS.values():
@@ -242,17 +241,23 @@ def _check_splits(lists: Path, splits: dict[str, Images]) -> None:
     counts = Counter(image for images in splits.values() for image in images)
     (key, image), most = counts.most_common(1)[0]
     if most > 1:
-        raise DataError(f"the lists in {lists} name {key}/{image} twice: get them again")
+        raise DataError(f"the lists in {lists} have {key}/{image} twice: get them again")
     train, seen, unseen = ({key for key, _ in splits[split]} for split in SPLITS.values())
     if untrained := sorted(seen - train):
         name = untrained[0]
-        raise DataError(f"{lists}/val_on_train_data.txt has the class {name!r}, not in train")
+        raise DataError(
+            f"{lists}/val_on_train_data.txt has the class {name!r}, which is not in train: get the "
+            "lists again"
+        )
     if both := sorted(unseen & train):
-        raise DataError(f"{lists}/val_data.txt has the class {both[0]!r}, which train has too")
+        raise DataError(
+            f"{lists}/val_data.txt has the class {both[0]!r}, which is also in train: get the "
+            "lists again"
+        )
 
 
 def _check_labels(lists: Path, splits: dict[str, Images]) -> None:
-    """If there are labels next to the lists, check that every class has one."""
+    """Check that every class has a label, if there are labels next to the lists."""
     labels, texts = (lists / name for name in TEXTS)
     if not labels.is_file():
         return
@@ -264,7 +269,7 @@ def _check_labels(lists: Path, splits: dict[str, Images]) -> None:
 
 
 def _find(layout: Layout, root: Path, splits: dict[str, Images]) -> dict[str, Path]:
-    """The source of each image in the lists, by its path in the new folder."""
+    """The source file of each image in the lists, by its path in the new folder."""
     folders = _class_folders(layout, root)
     sources: dict[str, Path] = {}
     missing: list[str] = []
@@ -282,16 +287,16 @@ def _find(layout: Layout, root: Path, splits: dict[str, Images]) -> dict[str, Pa
     if missing:
         total = len(sources) + len(missing)
         raise DataError(
-            f"{len(missing)} of {total} images are missing, the first is {missing[0]}: get "
+            f"{len(missing)} of {total} images are missing, the first is {missing[0]}: download "
             f"{layout.title} from {layout.page}"
             + (" (or with --download)" if layout.torchvision else "")
-            + f" and unpack it in {root}"
+            + f" and extract it in {root}"
         )
     return sources
 
 
 def _class_folders(layout: Layout, root: Path) -> dict[str, str]:
-    """The folder of each class, where it differs from the name of the class."""
+    """The folder of each class whose folder name differs from the class name."""
     for name in layout.class_file:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8").split()
@@ -299,7 +304,7 @@ def _class_folders(layout: Layout, root: Path) -> dict[str, str]:
             return {"_".join(path.split("/")[1:]): path for path in paths}
     if layout.class_file:
         raise DataError(
-            f"there is no {root / layout.class_file[0]}: get {layout.title} from {layout.page} and "
-            f"unpack it in {root}"
+            f"there is no {root / layout.class_file[0]}: download {layout.title} from "
+            f"{layout.page} and extract it in {root}"
         )
     return {}

@@ -1,12 +1,11 @@
-"""Boxes around objects in photos, cut out as images of their own.
+"""Crops the bounding boxes of objects in photos, to use them as separate images.
 
-Notable:
-- A crop is a square, as far as the photo has room: a student sees the centre square of an image,
-  which of a tall box would be only its middle.
-- Crops are stored without loss, so that cutting changes no pixel of an object.
-- The formats are read by our own modules. pycocotools reads COCO alone, prints while it does and
-  answers a malformed file with a KeyError; labelformat and globox drop `iscrowd`; supervision and
-  ultralytics need OpenCV.
+- A crop is square where the photo allows it, since a student gets the centre square of an image and
+  would see only the middle of a tall box.
+- Crops are stored losslessly, so that cropping changes no pixel of an object.
+- The formats are read by our own modules: pycocotools reads only COCO, prints output and raises
+  KeyError for malformed files; labelformat and globox drop `iscrowd`; supervision and ultralytics
+  need OpenCV.
 """
 
 import io
@@ -23,9 +22,9 @@ from distill.data.sources.image_store import EncodedImage, files_identity, store
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError, UnreadableImages, some
 
-MARGIN: Final = 0.1  # on each side, of the longer side of the box
+MARGIN: Final = 0.1  # added on each side, relative to the longer side of the box
 MIN_SIDE: Final = 16  # pixels; a box with a shorter side is skipped
-ASPECT_TOLERANCE: Final = 0.02  # of a photo's width by height, which may have been rounded
+ASPECT_TOLERANCE: Final = 0.02  # relative; annotated sizes may be rounded
 
 CROWD: Final = "groups of objects (iscrowd)"
 EMPTY: Final = "empty or outside of the photo"
@@ -35,7 +34,7 @@ OTHER_SHAPE: Final = "in a photo of another shape than annotated"
 
 @dataclass(frozen=True)
 class Box:
-    """A box around an object of class `key`, in shares of the photo's width and height."""
+    """A bounding box of an object of class `key`, relative to the photo's width and height."""
 
     key: str
     left: float
@@ -47,7 +46,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo and its boxes. `size` is its width and height as far as the export tells them."""
+    """A photo and its boxes. `size` is its width and height, if the export has them."""
 
     path: Path
     split: str | None
@@ -67,26 +66,26 @@ class BoxExport(Protocol):
         ...
 
     def photos(self) -> Iterable[Photo]:
-        """The photos in an order that only the content decides.
+        """The photos in a deterministic order.
 
         Raises:
-            DataError: as `files`.
+            DataError: as in `files`.
         """
         ...
 
 
 def cropped_images(export: BoxExport, cache: Path) -> list[LabelledImage]:
-    """The crops of all boxes of `export`, written to `cache` once.
+    """The crops of all boxes of `export`, cached in the folder `cache`.
 
     Raises:
-        DataError: the export is malformed, has no box to cut out, or a photo cannot be read.
+        DataError: the export is malformed, has no box to crop, or a photo cannot be read.
     """
     identity = [f"{MARGIN} {MIN_SIDE} {DECODING}", *files_identity(export.files())]
     return stored_images(cache, identity, lambda: _crops(export.photos()))
 
 
 def skipped_boxes(export: BoxExport) -> dict[str, int]:
-    """How many boxes are not cut out, by reason; most frequent first. Reads all photos.
+    """The number of boxes that are not cropped, by reason, most frequent first. Reads all photos.
 
     Raises:
         DataError: the export is malformed, or a photo cannot be read.
@@ -94,27 +93,27 @@ def skipped_boxes(export: BoxExport) -> dict[str, int]:
     skipped: Counter[str] = Counter()
     for photo in export.photos():
         if photo.boxes:
-            _, own = _windows(photo, open_image(photo.path).size)
-            skipped += own
+            _, skipped_of_photo = _windows(photo, open_image(photo.path).size)
+            skipped += skipped_of_photo
     return dict(skipped.most_common())
 
 
 def existing(export: Path, photos: Iterable[tuple[str, Path]]) -> None:
-    """Check that the `photos`, each with its name in the export, exist.
+    """Check that all `photos`, pairs of the name in the export and the path, exist.
 
     Raises:
-        DataError: some do not; names all of them.
+        DataError: photos are missing.
     """
     missing = [name for name, path in photos if not path.is_file()]
     if missing:
         raise DataError(
-            f"{export} names {len(missing)} photos that do not exist ({some(missing)}): keep the "
-            "folders of photos as they were exported"
+            f"{export} lists {len(missing)} photos that do not exist ({some(missing)}): keep the "
+            "photos in the folders of the export"
         )
 
 
 def _crops(photos: Iterable[Photo]) -> Iterator[EncodedImage]:
-    """The crops, photo by photo. All photos that cannot be read are named at once."""
+    """The crops, photo by photo. Raises UnreadableImages for all unreadable photos at the end."""
     unreadable: list[str] = []
     skipped: Counter[str] = Counter()
     count = 0
@@ -126,25 +125,25 @@ def _crops(photos: Iterable[Photo]) -> Iterator[EncodedImage]:
         except UnreadableImages as error:
             unreadable += error.images
             continue
-        windows, own = _windows(photo, image.size)
-        skipped += own
+        windows, skipped_of_photo = _windows(photo, image.size)
+        skipped += skipped_of_photo
         for key, window in windows:
             count += 1
-            name = "/".join(photo.path.parts[-3:])  # wherever the export lies
+            name = "/".join(photo.path.parts[-3:])  # independent of the export's location
             yield EncodedImage(photo.split, key, "crop.png", _png(image.crop(window)), name)
     if unreadable:
         raise UnreadableImages(unreadable)
     if not count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
         raise DataError(
-            f"the annotations have no box to cut out ({reasons or 'there are none'}): label "
+            f"the annotations have no box to crop ({reasons or 'there are none'}): label "
             "objects with boxes, or give a folder of class folders"
         )
 
 
 def _png(image: Image.Image) -> bytes:
     content = io.BytesIO()
-    image.save(content, "png", compress_level=1)  # a fifth larger, several times as fast
+    image.save(content, "png", compress_level=1)  # several times faster, files 20 % larger
     return content.getvalue()
 
 
@@ -152,9 +151,9 @@ Window = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def _windows(photo: Photo, size: tuple[int, int]) -> tuple[list[tuple[str, Window]], Counter[str]]:
-    """What to cut out of a photo of `size`, with its class; and the boxes skipped, by reason."""
+    """The class and window of each crop of a photo of `size`, and the skipped boxes by reason."""
     if photo.size is not None and not _same_shape(photo.size, size):
-        return [], Counter({OTHER_SHAPE: len(photo.boxes)})  # such as not turned upright
+        return [], Counter({OTHER_SHAPE: len(photo.boxes)})  # for example a wrong orientation
     windows: list[tuple[str, Window]] = []
     skipped: Counter[str] = Counter()
     for box in photo.boxes:
@@ -176,12 +175,12 @@ def _windows(photo: Photo, size: tuple[int, int]) -> tuple[list[tuple[str, Windo
 
 
 def _span(centre: float, side: float, limit: int) -> tuple[int, int]:
-    """`side` pixels around `centre`, moved and cut to lie within 0 and `limit`."""
+    """`side` pixels around `centre`, moved and clipped to the range 0 to `limit`."""
     length = min(round(side), limit)
     first = min(max(round(centre - length / 2), 0), limit - length)
     return first, first + length
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    ratio = one[0] / one[1] * other[1] / other[0]
+def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    ratio = first[0] / first[1] * second[1] / second[0]
     return abs(ratio - 1) <= ASPECT_TOLERANCE

@@ -1,4 +1,4 @@
-"""Which source a data set is, told from its path."""
+"""Finds the source type of a data set from its path."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ KINDS = (
 
 
 def find_source(data: str | Path) -> Source:
-    """The source that `data` names: KINDS.
+    """The source at `data`, which may be any of KINDS.
 
     Raises:
-        DataError: there is nothing, or nothing that is a data set.
+        DataError: `data` does not exist, or is not a data set.
     """
     if str(data).startswith(SCHEME):
         return HuggingFaceDataset(str(data))
@@ -42,7 +42,7 @@ def find_source(data: str | Path) -> Source:
         return CocoExport((path,), names_splits=False)
     if path.suffix.lower() in YOLO_SUFFIXES:
         return YoloExport(path)
-    raise DataError(f"{path} is no data set: give {KINDS}")
+    raise DataError(f"{path} is not a data set: give {KINDS}")
 
 
 def _source_of_folder(path: Path) -> Source:
@@ -58,6 +58,6 @@ def _source_of_folder(path: Path) -> Source:
 
 
 def base_folder(data: str | Path) -> Path:
-    """The folder that other paths of a configuration are relative to: `data`, or where it lies."""
+    """The folder that other paths of a configuration are relative to: `data` or its parent."""
     path = Path(data)
     return path.parent if path.is_file() else path

@@ -28,7 +28,7 @@ class SplitFolders:
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """A folder with one folder per class, not divided into splits."""
+    """A folder with one folder per class, without splits."""
 
     root: Path
 
@@ -38,7 +38,7 @@ class ClassFolders:
 
 
 def has_split_folders(root: Path) -> bool:
-    """Whether `root` has a folder that holds a split; one of images may be of the class "train"."""
+    """Whether `root` has a split folder with class folders; otherwise "train" may be a class."""
     return any(_holds_folders(root / split) for split in SPLIT_FOLDERS)
 
 
@@ -58,12 +58,10 @@ def _class_folders(folder: Path, split: str | None) -> Iterator[LabelledImage]:
         if entry.is_dir() and not entry.name.startswith(".")
     )
     if not classes:
-        raise DataError(f"{folder} holds no class folder: put the images of each class in its own")
+        raise DataError(f"{folder} has no class folders: put the images of each class in a folder")
     for key in classes:
         images = image_files(folder / key)
         if not images:
-            raise DataError(
-                f"the class folder {folder / key} holds no image: add some or remove it"
-            )
+            raise DataError(f"the class folder {folder / key} has no images: add some or remove it")
         for path in images:
             yield LabelledImage(split, key, path)

@@ -1,7 +1,7 @@
-"""Images that are not files of their own, written to the cache once.
+"""Cache of images that are not separate files in their source.
 
-Notable: a file is named by its content and its time is 0, so that what is computed from it is found
-again when the cache of images was deleted and rebuilt.
+A file is named by the hash of its content and its time is 0, so that features computed from it are
+still valid after the image cache was deleted and rebuilt.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ VERSION: Final = "2"  # of the index
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The bytes of an image file, and what is known of it."""
+    """The bytes of an image file with its split and class."""
 
     split: str | None
     key: str
-    name: str  # as the source calls it, for its suffix
+    name: str  # in the source; determines the suffix
     content: bytes
-    photo: str | None = None  # that the image was cut out of
+    photo: str | None = None  # the photo that the image is a crop of
 
 
 def files_identity(paths: Iterable[Path]) -> list[str]:
-    """Name, size and time of each file: what the content of a store depends on."""
+    """Path, size and modification time of each file, which identify the content of a store."""
     stats = [(path, path.stat()) for path in paths]
     return [f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats]
 
@@ -42,7 +42,7 @@ def files_identity(paths: Iterable[Path]) -> list[str]:
 def stored_images(
     cache: Path, identity: Iterable[str], read: Callable[[], Iterable[EncodedImage]]
 ) -> list[LabelledImage]:
-    """The images that `read` gives, as files below `cache`; `read` is called once an identity.
+    """The images of `read` as files below `cache`; `read` is called only once per `identity`.
 
     Raises:
         DataError: the cache cannot be written.
@@ -54,7 +54,7 @@ def stored_images(
         try:
             partial.mkdir(parents=True)
             _write(partial, read())
-            if not (folder / INDEX).is_file():  # else another process was faster
+            if not (folder / INDEX).is_file():  # another process may have been faster
                 partial.replace(folder)
         except OSError as error:
             raise DataError(
@@ -69,7 +69,7 @@ def stored_images(
 
 
 def _write(folder: Path, images: Iterable[EncodedImage]) -> None:
-    numbers: dict[str, int] = {}  # a class's folder: its key may be no file name
+    numbers: dict[str, int] = {}  # folder of each class: a key may not be a valid file name
     with (folder / INDEX).open("w", encoding="utf-8") as index:
         for image in images:
             number = numbers.setdefault(image.key, len(numbers))

@@ -1,4 +1,4 @@
-"""What every source gives: encoded images, each with its class and, where known, its split."""
+"""The interface of sources: encoded images with class and, if known, split."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from distill.data.files.packed_image import ImagePath
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of class `key`; `split` is as the source names it, None where it names none.
+    """An image of class `key`; `split` is the name in the source, None without one.
 
-    `photo` is the photo that the image was cut out of, None where it is a photo itself.
+    `photo` is the photo that the image is a crop of, None if it is not a crop.
     """
 
     split: str | None
@@ -25,10 +25,10 @@ class Source(Protocol):
     """A data set in one layout."""
 
     def images(self, cache: Path) -> Iterable[LabelledImage]:
-        """All images, in an order that only the content decides.
+        """All images, in a deterministic order.
 
-        Images that cannot be read where they are are written to the folder `cache` once; so is
-        what tells where they are.
+        Images that cannot be read in place, and indices of packed images, are cached in the folder
+        `cache`.
 
         Raises:
             DataError: the source is malformed, empty or cannot be read.

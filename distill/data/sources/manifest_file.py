@@ -20,19 +20,19 @@ COLUMNS: Final = "path, label and optionally split"
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """A manifest with one image a row."""
+    """A manifest with one image per row."""
 
     path: Path
 
     def images(self, cache: Path) -> Iterator[LabelledImage]:
-        """The images in the order of the rows; all missing ones are named at once."""
+        """The images in the order of the rows. Raises DataError at the end if some are missing."""
         missing: list[str] = []
         count = 0
         for number, row in self._rows():
             name, key = str(row.get("path") or "").strip(), str(row.get("label") or "").strip()
             if not name or not key:
                 raise DataError(
-                    f"{self.path}, row {number}: no path or no label: the columns are {COLUMNS}"
+                    f"{self.path}, row {number} has no path or no label: the columns are {COLUMNS}"
                 )
             image = self.path.parent / name
             if not image.is_file():
@@ -41,11 +41,11 @@ class ManifestFile:
             yield LabelledImage(str(row.get("split") or "").strip() or None, key, image)
         if missing:
             raise DataError(
-                f"{self.path} names {len(missing)} images that do not exist ({some(missing)}): "
+                f"{self.path} lists {len(missing)} images that do not exist ({some(missing)}): "
                 "paths are relative to the folder of the file"
             )
         if not count:
-            raise DataError(f"{self.path} lists no image: its columns are {COLUMNS}")
+            raise DataError(f"{self.path} lists no images: the columns are {COLUMNS}")
 
     def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Each row with its number in the file."""
@@ -60,7 +60,7 @@ class ManifestFile:
         except UnicodeDecodeError:
             raise DataError(f"{self.path} is not UTF-8 text: save it as UTF-8") from None
         except csv.Error as error:
-            raise DataError(f"{self.path} is no CSV file ({error})") from None
+            raise DataError(f"{self.path} is not a CSV file ({error})") from None
 
     def _text_rows(self, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if self.path.suffix.lower() == ".jsonl":
@@ -109,4 +109,4 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
             for batch in file.iter_batches(columns=wanted):
                 yield from batch.to_pylist()
     except ArrowException as error:
-        raise DataError(f"{path} is no Parquet file ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path} is not a Parquet file ({' '.join(str(error).split())})") from None

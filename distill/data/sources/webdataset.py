@@ -1,10 +1,9 @@
-"""WebDataset shards: tar files in which NAME.jpg lies beside NAME.cls or NAME.json.
+"""WebDataset shards: tar files with pairs of NAME.jpg and NAME.cls or NAME.json.
 
-Notable:
 - The format is a tar file with a naming rule, so Python's tarfile reads it; the package
-  `webdataset` is a training loader, of which nothing else would be used.
-- A member of a tar file is contiguous. An index of where each one is, written to the cache once,
-  gives random access: nothing is unpacked.
+  `webdataset` is mainly a training loader, which is not needed.
+- A member of a tar file is contiguous, so a cached index of all offsets gives random access without
+  unpacking.
 """
 
 import hashlib
@@ -23,17 +22,17 @@ from distill.data.sources.image_store import files_identity
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError
 
-LABEL_FIELDS: Final = ("label", "class", "cls", "key")  # of a sample's JSON, the first there is
+LABEL_FIELDS: Final = ("label", "class", "cls", "key")  # of a sample's JSON; the first is used
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Tar files. A shard called train-0000.tar, or in a folder train/, is of the split train."""
+    """Tar files. A shard named train-0000.tar, or in a folder train/, is of the split train."""
 
     paths: tuple[Path, ...]
 
     def images(self, cache: Path) -> list[LabelledImage]:
-        """The images of all shards, in their order."""
+        """The images of all shards, in order."""
         name = hashlib.sha256("\n".join(files_identity(self.paths)).encode()).hexdigest()[:24]
         index = cache / "sources" / f"{name}.jsonl"
         if not index.is_file():
@@ -47,7 +46,7 @@ class Shards:
         return images
 
     def _write_index(self, index: Path) -> None:
-        """Write number of the shard, offset, size, name and label of each image, one a line."""
+        """Write shard number, offset, size, name and label of each image, one per line."""
         try:
             with atomic_file(index) as file:
                 for number, path in enumerate(self.paths):
@@ -69,7 +68,7 @@ def shard_paths(folder: Path) -> tuple[Path, ...]:
 def _read_shard(path: Path) -> Iterator[tuple[PackedImage, str]]:
     """The images of one shard with their labels."""
     try:
-        with tarfile.open(path, "r:") as shard:  # compressed, its members could not be found
+        with tarfile.open(path, "r:") as shard:  # compressed files have no random access
             yield from _samples(path, shard)
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:100]
@@ -81,12 +80,12 @@ def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[tuple[PackedImage, 
     files: dict[str, tarfile.TarInfo] = {}  # of the current sample, by suffix
     current = ""
     while (member := shard.next()) is not None:
-        shard.members.clear()  # type: ignore[attr-defined] # tarfile would keep all of them
+        shard.members.clear()  # type: ignore[attr-defined] # tarfile would keep all in memory
         if not member.isreg():
             continue
         folder, _, file = member.name.rpartition("/")
         stem, _, suffix = file.partition(".")
-        if not stem:  # such as .DS_Store
+        if not stem:  # a hidden file such as .DS_Store
             continue
         name = f"{folder}/{stem}"
         if name != current and files:
@@ -101,10 +100,12 @@ def _samples(path: Path, shard: tarfile.TarFile) -> Iterator[tuple[PackedImage, 
 def _sample(
     path: Path, shard: tarfile.TarFile, name: str, files: dict[str, tarfile.TarInfo]
 ) -> tuple[PackedImage, str]:
-    where = f"{path}, sample {name.lstrip('/')!r}"
+    sample = f"{path}, sample {name.lstrip('/')!r}"
     image = next((files[suffix] for suffix in files if suffix in IMAGE_SUFFIXES), None)
     if image is None:
-        raise DataError(f"{where} has no image (it has {', '.join(files)})")
+        raise DataError(
+            f"{sample} has no image (it has {', '.join(files)}): export the shard again"
+        )
 
     def content(suffix: str) -> bytes:
         file = shard.extractfile(files[suffix])
@@ -121,7 +122,7 @@ def _sample(
         key = ""
     if not key:
         raise DataError(
-            f"{where} has no label: put its class in NAME.cls, or in the field label of NAME.json"
+            f"{sample} has no label: put its class in NAME.cls, or in the field label of NAME.json"
         )
     return PackedImage(path, image.offset_data, image.size, image.name), key
 

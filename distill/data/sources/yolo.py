@@ -1,7 +1,7 @@
 """YOLO exports: data.yaml, photos, and a text file with the boxes of each photo.
 
-A line of labels/NAME.txt is `class x y width height` in shares of the photo, x and y of the centre,
-or `class x1 y1 x2 y2 …`, the corners of a polygon or of a turned box.
+A line of labels/NAME.txt is `class x y width height`, relative to the size of the photo, where x
+and y are the centre; or `class x1 y1 x2 y2 …`, the corners of a polygon or of a rotated box.
 """
 
 import os
@@ -22,7 +22,7 @@ from distill.errors import DataError
 
 FILES: Final = ("data.yaml", "data.yml")
 SUFFIXES: Final = (".yaml", ".yml")
-LINE: Final = "`class x y width height` in shares of the photo"
+LINE: Final = "`class x y width height`, relative to the photo"
 
 
 def _by_number(names: object) -> object:
@@ -39,7 +39,7 @@ Paths = Annotated[list[str], BeforeValidator(_as_list)]
 class _DataFile(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    path: str = ""  # of the data, relative to the folder of the file
+    path: str = ""  # root of the data, relative to the folder of the file
     train: Paths = []
     val: Paths = []
     test: Paths = []
@@ -49,7 +49,7 @@ class _DataFile(BaseModel):
 
 @dataclass(frozen=True)
 class YoloExport:
-    """A data.yaml, which names folders of photos, or lists of photos, for each split."""
+    """A data.yaml, which has folders or lists of photos for each split."""
 
     path: Path
 
@@ -58,7 +58,7 @@ class YoloExport:
         return cropped_images(self, cache)
 
     def files(self) -> Iterator[Path]:
-        """The data.yaml, the photos, and the labels of those that have some."""
+        """The data.yaml, the photos, and their label files."""
         yield self.path
         for _, photo in self._photo_files():
             yield photo
@@ -66,7 +66,7 @@ class YoloExport:
                 yield labels
 
     def photos(self) -> Iterator[Photo]:
-        """The photos split by split, in the order of their names."""
+        """The photos by split, sorted by name."""
         for split, photo in self._photo_files():
             yield Photo(photo, split, tuple(self._boxes(_labels_path(photo))))
 
@@ -90,28 +90,28 @@ class YoloExport:
         count = 0
         for split in ("train", "val", "test"):
             for name in getattr(self._data, split):
-                place = self._find(split, name)
-                for photo in image_files(place) if place.is_dir() else self._listed(place):
+                path = self._find(split, name)
+                for photo in image_files(path) if path.is_dir() else self._listed(path):
                     count += 1
                     yield split, photo
         if not count:
-            raise DataError(f"{self.path} names no photos: give their folders as train and val")
+            raise DataError(f"{self.path} has no photos: give their folders as train and val")
 
     def _find(self, split: str, name: str) -> Path:
-        """The folder or list `name`, which some tools give relative to a folder further down."""
-        here = self.path.parent
-        folders = dict.fromkeys((here / self._data.path, here))
+        """The path of the folder or list `name`; some tools write it relative to a subfolder."""
+        parent = self.path.parent
+        folders = dict.fromkeys((parent / self._data.path, parent))
         for folder in folders:
             for variant in dict.fromkeys((name, name.removeprefix("../"))):
-                found = Path(os.path.normpath(folder / variant))
-                if found.exists():
-                    return found
+                path = Path(os.path.normpath(folder / variant))
+                if path.exists():
+                    return path
         raise DataError(
             f"{self.path} has {split}: {name}, which does not exist: correct or remove it"
         )
 
     def _listed(self, file: Path) -> list[Path]:
-        """The photos that a text file lists, one a line, relative to its folder."""
+        """The photos listed in a text file, one per line, relative to its folder."""
         try:
             names = file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError):
@@ -122,7 +122,7 @@ class YoloExport:
         return photos
 
     def _boxes(self, path: Path) -> Iterator[Box]:
-        """The boxes of one photo; none if it has no labels."""
+        """The boxes in the label file `path`; none if it does not exist."""
         if not path.is_file():
             return
         try:
@@ -133,7 +133,7 @@ class YoloExport:
             if line.strip():
                 yield self._box(f"{path}, line {number}", line.split())
 
-    def _box(self, where: str, fields: list[str]) -> Box:
+    def _box(self, line: str, fields: list[str]) -> Box:
         try:
             index = int(fields[0])
             values = [float(field) for field in fields[1:]]
@@ -142,9 +142,9 @@ class YoloExport:
         if self._data.kpt_shape is not None:
             values = values[:4]
         if len(values) < 4 or len(values) % 2:
-            raise DataError(f"{where}: expected {LINE}, found {' '.join(fields)[:80]!r}")
+            raise DataError(f"{line}: expected {LINE}, found {' '.join(fields)[:80]!r}")
         if index not in self._data.names:
-            raise DataError(f"{where}: {self.path} has no name for the class {index}: add it")
+            raise DataError(f"{line}: {self.path} has no name for the class {index}: add it")
         if len(values) == 4:
             x, y, width, height = values
             across, down = (x - width / 2, x + width / 2), (y - height / 2, y + height / 2)
@@ -160,7 +160,7 @@ def data_file(folder: Path) -> Path | None:
 
 
 def _labels_path(photo: Path) -> Path:
-    """…/images/…/NAME.jpg → …/labels/…/NAME.txt; beside the photo where there is no images/."""
+    """…/images/…/NAME.jpg → …/labels/…/NAME.txt; next to the photo if there is no images/."""
     parts = list(photo.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":

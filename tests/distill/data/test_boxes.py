@@ -115,8 +115,10 @@ def test_boxes_are_cut_out_as_squares_with_a_margin_as_far_as_the_photo_reaches(
 
 
 def test_both_formats_give_the_same_images(photos, tmp_path):
-    one, other = (crops(write(photos), tmp_path / "cache") for write in (write_coco, write_yolo))
-    for a, b in zip(one, other, strict=True):
+    from_coco, from_yolo = (
+        crops(write(photos), tmp_path / "cache") for write in (write_coco, write_yolo)
+    )
+    for a, b in zip(from_coco, from_yolo, strict=True):
         assert a[:3] == b[:3] and (a[3] == b[3]).all()
 
 
@@ -142,7 +144,7 @@ def test_check_counts_skipped_boxes_by_reason(photos, tmp_path):
 
 
 def test_a_photo_that_its_exif_data_turn_is_cut_where_it_was_annotated_upright(photos, tmp_path):
-    """Tools show photos upright. One that was annotated as it lies is skipped, not cut wrongly."""
+    """Tools show photos upright. A photo annotated without its rotation is skipped, not cropped."""
     upright = Image.open(photos / "b.png")
     exif = Image.Exif()
     exif[0x0112] = 8  # to be turned to the left
@@ -175,7 +177,7 @@ def test_lists_of_photos_and_several_folders_make_a_split(photos, tmp_path):
     data = write_yolo(photos)
     (photos.parent / "train.txt").write_text("./images/a.png\n\n./images/b.png\n")
     other = photos.parent / "more"
-    other.mkdir()  # labels lie beside photos that are not below images/
+    other.mkdir()  # without images/, labels are beside the photos
     Image.open(photos / "c.png").save(other / "c.png")
     (other / "c.txt").write_text((photos.parent / "labels" / "c.txt").read_text())
     data.write_text("train: [train.txt, more]\nval: images\nnames: [fox, jay]\n")
@@ -250,11 +252,11 @@ def change(document: dict, section: str, number: int, **fields: object) -> dict:
         (change(coco(), "annotations", 1, category_id=9), r"annotations\.1: there is no categor"),
         (change(coco(), "annotations", 1, image_id=9), r"annotations\.1: there is no image_id 9"),
         (change(coco(), "images", 1, file_name="x.png"), r"1 photos that do not exist .'x\.png'"),
-        ({**coco(), "annotations": []}, "no box to cut out .there are none.: label objects"),
-        ({**coco(), "annotations": coco()["annotations"][2:3]}, "cut out .1 smaller than 16 px"),
+        ({**coco(), "annotations": []}, "no box to crop .there are none.: label objects"),
+        ({**coco(), "annotations": coco()["annotations"][2:3]}, "crop .1 smaller than 16 px"),
     ],
 )  # fmt: skip
-def test_a_wrong_coco_export_is_one_line(photos, tmp_path, document, message):
+def test_a_wrong_coco_export_is_a_one_line_error(photos, tmp_path, document, message):
     path = photos.parent / "annotations.json"
     path.write_text(json.dumps(document))
     with pytest.raises(DataError, match=message) as error:
@@ -268,7 +270,7 @@ def test_a_wrong_coco_export_is_one_line(photos, tmp_path, document, message):
         ("data.yaml", "train: images\n", r"does not describe a YOLO export \(names: Field req"),
         ("data.yaml", "- a\n", "does not describe a YOLO export"),
         ("data.yaml", "names: [a\n", "does not describe a YOLO export .while parsing"),
-        ("data.yaml", "names: [fox, jay]\n", "names no photos: give their folders as train and"),
+        ("data.yaml", "names: [fox, jay]\n", "has no photos: give their folders as train and"),
         ("data.yaml", "names: [fox]\ntrain: pictures\n", "has train: pictures, which does not exi"),
         ("data.yaml", "names: [fox]\ntrain: images\n", "c.txt, line 1: .* no name for the class 1"),
         ("labels/c.txt", "0 0.5 0.5 1 1\n0 0.5 0.5\n", r"c\.txt, line 2: expected `class x y"),
@@ -276,7 +278,7 @@ def test_a_wrong_coco_export_is_one_line(photos, tmp_path, document, message):
         ("images/a.png", "no image", r"cannot read the image .*a\.png \(it is not an image\)"),
     ],
 )
-def test_a_wrong_yolo_export_is_one_line(photos, tmp_path, file, content, message):
+def test_a_wrong_yolo_export_is_a_one_line_error(photos, tmp_path, file, content, message):
     data = write_yolo(photos)
     if "the class 1" in message:
         (photos.parent / "labels" / "a.txt").unlink()

@@ -43,7 +43,7 @@ def test_the_papers_pair_becomes_a_release(tmp_path):
     ("labels", "texts", "said"),
     [
         ("n1 fox\n", None, "line 1: expected 'KEY INDEX NAME'"),
-        ("n1 1 fox\nn1 2 dog\n", None, "names a key twice"),
+        ("n1 1 fox\nn1 2 dog\n", None, "lists a key twice"),
         ("n1 1 fox\n", "a\nb\n", "has 1 labels and .* has 2 lines"),
     ],
 )

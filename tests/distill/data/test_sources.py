@@ -255,11 +255,11 @@ def test_images_without_split_are_for_training_and_some_are_held_out(photos, tmp
     ("content", "message"),
     [
         ("image,label\na.png,a\n", r"has no column 'path' \(it has image, label\): the"),
-        ("path,label\ntrain/n2/000.png,\n", "row 2: no path or no label"),
-        ("path,label\nx.png,a\ny.png,a\n", r"names 2 images that do not exist .*'x.png', 'y.png'"),
+        ("path,label\ntrain/n2/000.png,\n", "row 2 has no path or no label"),
+        ("path,label\nx.png,a\ny.png,a\n", r"lists 2 images that do not exist .*'x.png', 'y.png'"),
         ("path,label\n", "lists no image"),
         ("", r"has no column 'path' \(it has none\)"),
-        ("path,label,split\ntrain/n2/000.png,a,hold\n", "a split called 'hold': call it train"),
+        ("path,label,split\ntrain/n2/000.png,a,hold\n", "unknown split 'hold': rename it to train"),
     ],
 )
 def test_a_wrong_manifest_is_one_line(photos, content, message):
@@ -280,10 +280,10 @@ def test_other_wrong_sources_are_one_line_each(photos, tmp_path, monkeypatch):
         add(shard, "1.png", b"image")
     for name, message in {
         "a.jsonl": r"line 1: expected .*, found '\[1\]'",
-        "a.txt": "is no data set: give a folder of class folders",
+        "a.txt": "is not a data set: give a folder of class folders",
         "a.tar": r"cannot read the shard .*a\.tar",
         "zipped.tar": r"cannot read the shard .*zipped\.tar",
-        "a.parquet": "is no Parquet file",
+        "a.parquet": "is not a Parquet file",
         "bare.tar": "sample '1' has no label: put its class in NAME.cls",
     }.items():
         with pytest.raises(DataError, match=message) as error:

@@ -66,7 +66,7 @@ def count_encoded(teacher: Teacher) -> list[int]:
 
 
 def kill_while_encoding(photos: Path, teacher: str, cache: Path, kind: str) -> None:
-    """Encode in a process of its own, which is killed without a warning after KILL_AT images."""
+    """Encode in a separate process, which is killed with SIGKILL after KILL_AT images."""
     command = [sys.executable, "-c", ENCODE, str(photos), teacher, str(cache), kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

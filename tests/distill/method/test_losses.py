@@ -218,7 +218,7 @@ def test_gradients_are_those_of_finite_differences(loss: Callable[[Tensor], Tens
 
 @every_loss
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lower_precision_gives_the_same_loss(
+def test_lower_precision_gives_nearly_the_same_loss(
     loss: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
     student = features(IMAGES, DIM, 3)
@@ -289,8 +289,8 @@ def test_a_batch_that_the_filter_empties_costs_nothing_and_can_be_differentiated
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: l_cls(s * math.nan, TEXT, TARGETS), "student holds NaN or infinity"),
-        (lambda s: l_mse(s, TEACHER / 0), "teacher holds NaN or infinity"),
+        (lambda s: l_cls(s * math.nan, TEXT, TARGETS), "student has NaN or infinity"),
+        (lambda s: l_mse(s, TEACHER / 0), "teacher has NaN or infinity"),
         (lambda s: l_cls(s, TEXT[:, :4], TARGETS), "differ in dimension"),
         (lambda s: l_mse(s, TEACHER[:3]), "6 student features, but 3 teacher features"),
         (lambda s: l_cap(s, TEACHER[:3], TARGETS), "6 student features, but 3 captions features"),
@@ -301,9 +301,7 @@ def test_a_batch_that_the_filter_empties_costs_nothing_and_can_be_differentiated
         (lambda s: l_vlprox(s, TEACHER, TEXT, k=0), "k is 0"),
     ],
 )
-def test_input_that_cannot_be_meant_is_told_in_one_line(
-    call: Callable[[Tensor], Tensor], message: str
-) -> None:
+def test_invalid_input_is_a_one_line_error(call: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         call(features(IMAGES, DIM, 3))
     assert "\n" not in str(raised.value)

@@ -62,7 +62,7 @@ def test_a_batch_without_captions_costs_nothing_and_can_be_differentiated(batch)
 
 
 def test_a_weight_for_captions_without_captions_is_refused():
-    with pytest.raises(ValidationError, match=r"name their JSONL file in `captions`, or set"):
+    with pytest.raises(ValidationError, match="set `captions` to their JSONL file"):
         TrainConfig(data="d", teacher="t", losses={"cap": 1})
 
 

@@ -21,7 +21,7 @@ def test_auto_is_a_gpu_or_else_the_cpu():
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "", "cuda:-1"])
-def test_a_device_that_is_not_there_is_one_line(name):
+def test_a_missing_device_is_a_one_line_error(name):
     with pytest.raises(DeviceError) as error:
         choose_device(name)
     assert repr(name) in str(error.value) and "\n" not in str(error.value)

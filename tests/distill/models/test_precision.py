@@ -52,7 +52,7 @@ def test_everything_trains_in_float32_where_that_is_asked_for():
         {"attn_mask": torch.tensor([[0.0, -1.0, 2.0]])},
     ],
 )
-def test_attention_gives_what_that_of_torch_gives(settings):
+def test_attention_gives_the_result_of_torch(settings):
     query, key, value = (torch.randn(2, 4, 3, 8, requires_grad=True) for _ in range(3))
     expected = scaled_dot_product_attention(query, key, value, **settings)
     expected_gradients = torch.autograd.grad(expected.square().sum(), (query, key, value))
@@ -82,7 +82,7 @@ def test_without_cpu_kernels_torch_computes_alone():
 @pytest.mark.parametrize(
     ("name", "size"), [("mobilenetv3_small_050", 224), ("test_vit", 160), ("resnet10t", 64)]
 )
-def test_a_network_gives_and_learns_nearly_what_it_does_in_float32(name, size):
+def test_outputs_and_gradients_are_close_to_those_in_float32(name, size):
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=3).eval()  # no dropout, no batch statistics
     images = torch.rand(2, 3, size, size)

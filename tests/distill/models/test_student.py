@@ -37,7 +37,7 @@ def positions(student, size):
         ("test_convnext", 48),
         ("mobilevit_xxs", 64),  # convolutions and attention
         ("levit_128s", 224),
-        ("test_mambaout", 64),  # gives more features than its config says
+        ("test_mambaout", 64),  # has more features than its config states
         ("resnet18", 64),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_student_normalises_images_as_its_network_was_made_for():
     student = build_student("test_resnet", 8, image_size=32).eval()
     config = timm.get_pretrained_cfg("test_resnet")
     images = torch.rand(2, 3, 32, 32)
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (config.mean, config.std))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.mean, config.std))
 
     with torch.inference_mode():
         expected = student.projection(student.backbone((images - mean) / std))
@@ -87,7 +87,7 @@ def test_of_several_test_views_the_unit_features_are_averaged(views):
     with torch.inference_mode():
         whole = student.eval()(pixels)
         seen = [student(view) for view in fixed_views(pixels, views)]
-    unit = sum(each / each.norm(dim=1, keepdim=True) for each in seen) / len(seen)
+    unit = sum(features_ / features_.norm(dim=1, keepdim=True) for features_ in seen) / len(seen)
 
     student.test_views = views
     found = student.encode(pixels)
@@ -114,7 +114,7 @@ def test_a_resnets_stem_leaves_enough_of_a_small_image(size, expected):
     student = build_student("resnet18", 8, image_size=size)
 
     assert positions(student, size) == expected
-    first = next(each for each in student.backbone.modules() if isinstance(each, nn.Conv2d))
+    first = next(module for module in student.backbone.modules() if isinstance(module, nn.Conv2d))
     assert (first.kernel_size, first.stride) == (
         ((3, 3), (2, 2)) if size <= 64 else ((7, 7), (2, 2))
     )
@@ -135,7 +135,7 @@ def test_a_vit_sees_at_least_8_by_8_patches(name, size, grid):
     assert student.backbone.patch_embed.grid_size == (grid, grid)
 
 
-def test_weights_lie_in_memory_channels_last():
+def test_weights_are_stored_channels_last():
     student = build_student("test_resnet", 8, image_size=32)
     kernels = [p for p in student.parameters() if p.ndim == 4 and p.shape[2] > 1]
 
@@ -170,7 +170,7 @@ def test_a_model_that_nobody_trained_has_no_pretrained_weights():
     assert "no pretrained weights" in message and "pretrained = false" in message
 
 
-def test_pretrained_weights_that_cannot_be_had_are_told_with_the_remedy(tmp_path, monkeypatch):
+def test_unavailable_pretrained_weights_are_reported_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -238,7 +238,7 @@ def test_a_student_like_no_model_of_timm_is_refused_there(tmp_path):
         plain.load_state_dict(student.backbone.state_dict())
 
 
-def test_files_have_the_modes_that_the_umask_says(tmp_path):
+def test_files_have_the_modes_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         student = build_student("test_vit", 8, image_size=32)
@@ -263,12 +263,12 @@ def test_a_student_cut_off_is_refused_with_its_path(saved, share):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_student_is_told(tmp_path):
+def test_a_missing_student_is_reported(tmp_path):
     with pytest.raises(ModelError, match="there is no student .*: train it first"):
         load_student(tmp_path / "student.safetensors")
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_stays(small_disk):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(small_disk):
     student = build_student("test_vit", 512, image_size=32)
     with pytest.raises(DataError, match="free some space") as error:
         save_student(

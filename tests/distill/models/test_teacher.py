@@ -21,7 +21,7 @@ def teacher(tiny_teacher):
     return load_teacher(tiny_teacher)
 
 
-def test_a_teacher_says_what_it_takes_and_gives(teacher):
+def test_a_teacher_describes_its_inputs_and_outputs(teacher):
     assert (teacher.dim, teacher.context_length, teacher.image_size) == (32, 77, 32)
 
 
@@ -49,7 +49,7 @@ def test_tokens_are_counted_with_start_and_end(teacher):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("ViT-B-23@openai", "did you mean ViT-B-32"),
         ("ViT-B-32", "pretrained tags behind an '@': "),
@@ -57,10 +57,10 @@ def test_tokens_are_counted_with_start_and_end(teacher):
         ("local-dir:/nowhere", "no file /nowhere/open_clip_config.json"),
     ],
 )
-def test_an_unknown_teacher_is_named_with_the_remedy(name, said):
+def test_an_unknown_teacher_is_named_with_the_remedy(name, message):
     with pytest.raises(ModelError) as error:
         load_teacher(name)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

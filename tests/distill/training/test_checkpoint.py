@@ -102,14 +102,14 @@ def test_a_checkpoint_of_another_configuration_or_release_is_refused(checkpoint,
     assert str(checkpoint.path) in str(error.value) and "--out" in str(error.value)
 
 
-def test_the_same_data_may_lie_elsewhere_when_a_run_goes_on(checkpoint, tensors):
+def test_a_run_can_be_resumed_after_its_data_was_moved(checkpoint, tensors):
     checkpoint.save(tensors, COUNTERS)
     moved = CONFIG.model_copy(update={"data": "/elsewhere"})
 
     assert Checkpoint(checkpoint.path, moved, "abc").load()[1] == COUNTERS
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_old_checkpoint_survives(small_disk):
+def test_a_full_disk_is_a_one_line_error_and_the_old_checkpoint_survives(small_disk):
     checkpoint = Checkpoint(small_disk / "checkpoint.safetensors", CONFIG, "abc")
     checkpoint.save({"weight": torch.ones(1000)}, {"step": 1})
 

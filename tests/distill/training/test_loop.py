@@ -376,7 +376,7 @@ def test_accumulated_batches_make_the_step_of_one_batch():
     stops = []
     found = run(config, data, student=parts, should_stop=lambda: bool(stops.append(1)))
 
-    assert len(stops) == 6, "only whole steps are stopped at"
+    assert len(stops) == 6, "a run stops only between steps"
     assert [each.loss for each in found] == pytest.approx([e.loss for e in expected], rel=1e-4)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-6, rtol=1e-4)

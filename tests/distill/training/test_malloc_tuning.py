@@ -28,7 +28,7 @@ print(growth())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory, seen through /proc")
 def test_what_is_freed_is_kept_once_that_was_asked_for():
-    said = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    before, after = map(float, said.stdout.split())
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
     assert before < 50
     assert 150 < after < 200

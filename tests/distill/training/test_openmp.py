@@ -14,7 +14,7 @@ def test_threads_that_wait_sleep_unless_the_user_chose_otherwise() -> None:
 @pytest.mark.parametrize(
     "choice", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "10"}, {"KMP_BLOCKTIME": "200"}]
 )
-def test_what_the_user_chose_stays(choice: dict[str, str]) -> None:
+def test_the_choice_of_the_user_is_kept(choice: dict[str, str]) -> None:
     environment = dict(choice)
     let_idle_threads_sleep(environment)
     assert environment == choice

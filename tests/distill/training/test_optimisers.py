@@ -16,7 +16,7 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(data="d", teacher="t", learning_rate=0.8, **changes)
 
 
-def test_the_optimiser_is_the_one_of_the_config():
+def test_the_optimiser_follows_the_config():
     model = nn.Linear(2, 2)
     sgd = make_optimiser(config(optimiser="sgd", weight_decay=0.1), model)
     assert isinstance(sgd, torch.optim.SGD)

@@ -59,14 +59,14 @@ def test_captions_outside_of_the_roots_are_refused(root, captions):
 def test_links_that_lead_out_are_refused(root, link):
     target = root.parent / "secret" / ("1.png" if link.endswith("png") else "train")
     (root / link).symlink_to(target)
-    with pytest.raises(DataError, match="leads out"):
+    with pytest.raises(DataError, match="has a link to outside"):
         check_allowed_paths(config(root / "birds"), [root])
     (root / "elsewhere").symlink_to(root.parent / "secret")
     with pytest.raises(DataError, match="--data-root"):
         check_allowed_paths(config(root / "elsewhere"), [root])
 
 
-def test_weights_to_start_from_lie_in_a_root_too(tmp_path):
+def test_weights_to_start_from_must_be_in_a_root(tmp_path):
     root = tmp_path / "root"
     (root / "images").mkdir(parents=True)
     (root / "w.safetensors").touch()
@@ -78,7 +78,7 @@ def test_weights_to_start_from_lie_in_a_root_too(tmp_path):
             check_allowed_paths(config(root / "images", weights=str(root / name)), [root])
 
 
-def test_a_student_has_one_start():
+def test_a_student_has_only_one_initialisation():
     with pytest.raises(ValidationError, match="only one of `pretrained` and `weights`"):
         config("/d", pretrained=True, weights="/d/w.safetensors")
 

@@ -24,7 +24,7 @@ def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
     assert left.name.endswith(".partial")
     with atomic_file(path) as file:
         file.write(b"whole")
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"whole"
 
 

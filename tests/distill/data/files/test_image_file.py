@@ -126,7 +126,7 @@ def test_transparent_pixels_are_white(tmp_path, suffix, mode):
     assert np.allclose(below, (30, 30, 220) if mode != "LA" else (52,) * 3, atol=4)
 
 
-def test_a_colour_that_stands_for_transparent_is_white(tmp_path):
+def test_a_colour_marked_as_transparent_becomes_white(tmp_path):
     path = tmp_path / "key.png"
     red_above_blue().save(path, transparency=RED)
     assert colours(open_image(path)) == ((255, 255, 255), BLUE)
@@ -169,7 +169,7 @@ def test_of_several_frames_the_first_is_read(tmp_path, suffix):
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that says how large it is."""
+    """The beginning of a PNG, with its width and height."""
     body = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\0\0\0"
     header = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
     return header + (9).to_bytes(4) + b"IDAT"
@@ -199,7 +199,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name):
+def test_a_file_that_cannot_be_read_is_a_one_line_error(tmp_path, name):
     make, reason = BAD[name]
     make(tmp_path / name)
     with pytest.raises(UnreadableImages) as error:
@@ -219,7 +219,7 @@ def test_all_of_them_are_named_together(image_folder, tmp_path):
     assert named == set(BAD)
 
 
-def test_without_pillow_heif_a_heic_file_says_what_to_install(tmp_path):
+def test_without_pillow_heif_the_error_of_a_heic_file_names_the_package(tmp_path):
     path = tmp_path / "photo.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     code = (

@@ -124,27 +124,32 @@ def test_the_papers_labels_come_along_and_must_name_every_class(prepare, lists, 
     assert (tmp_path / "out" / "label2text.txt").read_text() == labels
 
 
-def told(done, words):
+def check_error(done, words):
     assert done.exit_code == 1
     assert words in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_missing_images_are_counted_and_where_to_get_them_is_said(prepare, tmp_path):
+def test_missing_images_are_counted_and_their_source_is_named(prepare, tmp_path):
     done = prepare(*CARS, leave_out=("heron/2.jpg", "owl/6.jpg"))
-    told(done, f"2 of 6 images are missing, the first is {tmp_path}/download/cars_train/2.jpg: get")
+    check_error(
+        done,
+        f"2 of 6 images are missing, the first is {tmp_path}/download/cars_train/2.jpg: download",
+    )
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(prepare, tmp_path):
     (tmp_path / "out").mkdir()
     assert prepare(*CARS).exit_code == 0  # an empty one is filled
-    told(prepare(*CARS), "out exists already: remove it or choose another --out")
+    check_error(prepare(*CARS), "out exists already: remove it or choose another --out")
 
 
 def test_a_full_disk_leaves_nothing_behind(prepare, small_disk, tmp_path):
     full = small_disk / "out"
     (small_disk / "filler").write_bytes(b"0" * 1_040_000)
-    told(prepare(*CARS, "--copy", "--out", full), f"cannot write {full} (No space left on device)")
+    check_error(
+        prepare(*CARS, "--copy", "--out", full), f"cannot write {full} (No space left on device)"
+    )
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
@@ -156,26 +161,30 @@ def test_a_full_disk_leaves_nothing_behind(prepare, small_disk, tmp_path):
         ("val", "val/owl.jpg", "line 1: expected 'val/CLASS/IMAGE', found 'val/owl.jpg'"),
         ("val", "val/../owl.jpg", "line 1: expected 'val/CLASS/IMAGE'"),
         ("val", "train/owl/6.jpg", "line 1: expected 'val/CLASS/IMAGE'"),
-        ("val", "val/heron/6.jpg", "has the class 'heron', which train has too"),
-        ("val_on_train", "val_on_train/gull/6.jpg", "has the class 'gull', not in train"),
-        ("val_on_train", "val_on_train/heron/2.jpg", "name heron/2.jpg twice"),
+        ("val", "val/heron/6.jpg", "has the class 'heron', which is also in train"),
+        ("val_on_train", "val_on_train/gull/6.jpg", "has the class 'gull', which is not in train"),
+        ("val_on_train", "val_on_train/heron/2.jpg", "have heron/2.jpg twice"),
     ],
 )
-def test_lists_that_cannot_be_right_are_told(prepare, lists, split, text, words):
+def test_invalid_lists_are_reported(prepare, lists, split, text, words):
     path = lists / f"{split}_data.txt"
     path.unlink() if text is None else path.write_text(text)
-    told(prepare(*CARS), words)
+    check_error(prepare(*CARS), words)
 
 
-def test_unknown_names_and_sun397_without_its_classes_are_told(prepare, tmp_path):
-    told(prepare("Birds", CARS[1]), "there is no data set 'Birds': choose CaltechBirds, Stan")
+def test_unknown_names_and_sun397_without_its_classes_are_reported(prepare, tmp_path):
+    check_error(
+        prepare("Birds", CARS[1]), "there is no data set 'Birds': choose CaltechBirds, Stan"
+    )
     prepare("SUN397", "SUN397/{nested}/{image}")
     (tmp_path / "download" / "SUN397" / "ClassName.txt").unlink()
     done = prepare("Flower102", "jpg/{image}", "--out", tmp_path / "other")
     assert done.exit_code == 0
     words = ["data", "prepare", "SUN397", "--root", tmp_path / "download"]
     words += ["--lists", tmp_path / "lists", "--out", tmp_path / "third"]
-    told(CliRunner().invoke(app, [str(word) for word in words]), "SUN397/ClassName.txt: get SUN397")
+    check_error(
+        CliRunner().invoke(app, [str(word) for word in words]), "SUN397/ClassName.txt: download"
+    )
 
 
 @pytest.fixture
@@ -217,11 +226,13 @@ def test_what_torchvision_has_is_downloaded(food_server, lists, tmp_path):
     assert arranged(tmp_path / "out") == EXPECTED
 
 
-def test_a_download_that_fails_or_cannot_be_is_told(prepare, monkeypatch):
+def test_a_download_that_fails_or_is_impossible_is_reported(prepare, monkeypatch):
     from torchvision.datasets import Food101
 
     monkeypatch.setattr(Food101, "_URL", "http://127.0.0.1:9/food-101.tar.gz")
     done = prepare("Food101", "images/{key}/{image}", "--download")
     assert done.exit_code == 1
-    assert "cannot download Food-101 (" in done.stderr and "try again, or get it" in done.stderr
-    told(prepare(*CARS, "--download"), "torchvision cannot download Stanford Cars")
+    assert (
+        "cannot download Food-101 (" in done.stderr and "try again, or download it" in done.stderr
+    )
+    check_error(prepare(*CARS, "--download"), "torchvision cannot download Stanford Cars")
