@@ -30,19 +30,19 @@ ARTIFACTS: Final = {
     "text_bank.safetensors": "application/octet-stream",
     "score_norm.safetensors": "application/octet-stream",
 }
-# What a report may refer to besides; a job on bare names, or without pairs, leaves some out.
+# Image files of the report; some are missing for a job on plain names, or without pairs.
 PICTURES: Final = {
     "similarity-before.png": "image/png",
     "similarity-after.png": "image/png",
     "thumbnails.jpg": "image/jpeg",
 }
 TERMINATION_GRACE_S: Final = 30.0  # between SIGTERM and SIGKILL: time to write a checkpoint
-STDERR_TAIL: Final = 65_536  # bytes at the end of stderr that are searched for the last line
+STDERR_TAIL: Final = 65_536  # bytes of stderr that are searched for the last line
 MAX_ERROR: Final = 2000  # characters
 
 
 class RenewedLease(BaseModel):
-    """The service's answer to a heartbeat."""
+    """The service's response to a heartbeat."""
 
     expires_at: AwareDatetime
     cancel_requested: bool
@@ -66,13 +66,13 @@ class Attempt:
         self.cancelled = threading.Event()  # the user cancelled the job
         self.lost = threading.Event()  # the lease is lost
         self.unreachable = threading.Event()  # the service has not answered for too long
-        self.ended = threading.Event()  # there is no lease left to renew
+        self.ended = threading.Event()  # the lease need not be renewed any more
 
     def run(self) -> None:
-        """Train, upload the results, finish the job; no child process is left in any case.
+        """Train, upload the results and finish the job. Never leaves a child process.
 
         Raises:
-            RequestRefused: the service refuses a request about this job.
+            RequestRefused: the service rejects a request about this job.
             ServiceError: the service is unreachable for too long, or rejects the API key.
             DataError: the work folder cannot be written to.
         """
@@ -91,8 +91,8 @@ class Attempt:
             self.log(f"given up: {error}")
         except OSError as error:
             raise DataError(
-                f"cannot work in {self.folder} ({error.strerror}): make room or choose another "
-                "--work-dir; the job goes on where it is when its lease has ended"
+                f"cannot write to {self.folder} ({error.strerror}): free some space or choose "
+                "another --work-dir; the job is queued again after its lease has expired"
             ) from None
         finally:
             self.ended.set()
@@ -102,10 +102,10 @@ class Attempt:
         """Print a line about this job on standard error."""
         notes.print(f"job {self.lease.job.id}: {message}")
 
-    # ------------------------------------------------------------------------ the outcome
+    # --------------------------------------------------------------------------- outcome
 
     def _report_outcome(self, status: int, reason: str) -> None:
-        """Tell the service how the training ended, unless the lease is to run out."""
+        """Report to the service how the training ended, unless the lease should expire."""
         if self.lost.is_set():
             self.log("given up: the lease is lost")
         elif self.cancelled.is_set():
@@ -115,13 +115,13 @@ class Attempt:
         elif self.unreachable.is_set():
             raise ServiceUnavailable(
                 f"the service at {self.service.shown_url} has not answered for "
-                f"{self.service.retry_deadline:.0f} s: job {self.lease.job.id} is stopped and "
-                f"resumes from the checkpoint in {self.folder} when a worker takes it again"
+                f"{self.service.retry_deadline:.0f} s: job {self.lease.job.id} is stopped; it "
+                f"resumes from the checkpoint in {self.folder} when a worker claims it again"
             )
         elif status == INTERRUPTED or self.stop.is_set():
-            self.log("stopped; it goes on from its checkpoint when its lease has ended")
+            self.log("stopped; it resumes from its checkpoint after its lease has expired")
         else:
-            # Nobody here sends SIGKILL before a reason to stop: it was the kernel.
+            # The worker sends SIGKILL only after a reason to stop: this one is from the kernel.
             self._finish("failed", reason, status in (OUT_OF_MEMORY, -signal.SIGKILL))
 
     def _upload_results(self) -> None:
@@ -133,8 +133,8 @@ class Attempt:
             for name, media_type in (files | ARTIFACTS).items():
                 path = f"{self.path}/artifacts/{name}?fence={self.lease.fence}"
                 upload(self.service, path, self.folder / name, media_type)
-        except RequestRefused as error:  # the same request would be refused again
-            self._finish("failed", f"{error}; the results are in {self.folder} of the worker")
+        except RequestRefused as error:  # a retry would be rejected again
+            self._finish("failed", f"{error}; the results are in {self.folder} on the worker")
         else:
             self._finish("succeeded")
 
@@ -169,9 +169,9 @@ class Attempt:
         raise LeaseLost("the lease is lost")
 
     def _renew_lease(self) -> None:
-        """Renew the lease after each third of its time; note when it is lost, or a cancel."""
+        """Renew the lease after each third of its duration; set the events of this attempt."""
         body, answered_at = {"fence": self.lease.fence}, time.monotonic()
-        wait = 0.0  # the first heartbeat says that the job runs
+        wait = 0.0  # the first heartbeat marks the job as running
         while not self.ended.wait(wait):
             wait = self.lease.seconds / 3
             try:
@@ -190,23 +190,22 @@ class Attempt:
             if renewed.cancel_requested:
                 self.cancelled.set()
 
-    # ------------------------------------------------------------------------- the folder
+    # ------------------------------------------------------------------------ work folder
 
     def _prepare_folder(self) -> None:
-        """Make the job's folder and write the job, its config and its release into it.
+        """Create the job's folder with the job, its config and its release.
 
-        A folder of another job of that number (of another service, or of one that was set up anew)
-        is moved aside.
+        A folder of a different job with this id (of another service or database) is renamed.
         """
         job_file = self.folder / "job.json"
         job = self.lease.job
         if self.folder.is_dir():
             try:
                 old = Job.model_validate_json(job_file.read_bytes())
-                same = (old.created_at, old.config) == (job.created_at, job.config)
+                is_same_job = (old.created_at, old.config) == (job.created_at, job.config)
             except (OSError, ValidationError):
-                same = False
-            if not same:
+                is_same_job = False
+            if not is_same_job:
                 self.folder.replace(_free_name(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(job_file, job.model_dump_json())
@@ -215,7 +214,7 @@ class Attempt:
 
     @contextlib.contextmanager
     def _locked_folder(self) -> Iterator[IO[str] | None]:
-        """Wait until no other training works in the folder; None if the attempt should end."""
+        """Lock the folder, waiting for another training in it; None if the attempt should end."""
         with (self.folder / "lock").open("w") as lock:
             logged = False
             while True:
@@ -224,14 +223,14 @@ class Attempt:
                     break
                 except BlockingIOError:
                     if not logged:
-                        self.log(f"another training still works in {self.folder}: waiting for it")
+                        self.log(f"waiting for another training in {self.folder} to end")
                     logged = True
                 if self._should_end(0.5):
                     yield None
                     return
             yield lock
 
-    # --------------------------------------------------------------- the training process
+    # ------------------------------------------------------------------- training process
 
     def _should_end(self, seconds: float = 0.0) -> bool:
         """Whether the training should end, after at most `seconds`."""
@@ -244,7 +243,7 @@ class Attempt:
         return True
 
     def _train(self, lock: IO[str]) -> tuple[int, str]:
-        """Run the training to its end; its exit status and why it failed."""
+        """Run the training to its end. Returns its exit status and the reason of a failure."""
         unsent = EventFile.unsent(self.folder)
         number = unsent[-1].number + 1 if unsent else 1
         events = EventFile.new(self.folder, number, self.lease.fence)
@@ -258,7 +257,7 @@ class Attempt:
                 _signal_group(child, signal.SIGTERM)
                 self._wait_for_checkpoint(child)
         finally:
-            _signal_group(child, signal.SIGKILL)  # whatever is left of the group
+            _signal_group(child, signal.SIGKILL)  # remaining processes of the group
             status = child.wait()
             outbox.close()
         return status, _failure_reason(status, errors)
@@ -268,7 +267,7 @@ class Attempt:
         command += ["--config", str(self.folder / "config.json")]
         command += ["--release", str(self.folder / "release.json")]
         command += ["--out", str(self.folder), "--cache", str(self.work_dir / "cache")]
-        # The training sends no requests: it needs no key.
+        # The training sends no requests, so it does not get the key.
         environment = {name: v for name, v in os.environ.items() if name != "ENRICH_API_KEY"}
         with errors.open("wb") as stderr, events.open("ab") as stdout:
             return subprocess.Popen(
@@ -282,7 +281,7 @@ class Attempt:
             )
 
     def _wait_for_checkpoint(self, child: subprocess.Popen[bytes]) -> None:
-        """Give the child its grace period, unless the lease is lost meanwhile."""
+        """Wait for the child during its grace period, or until the lease is lost."""
         deadline = time.monotonic() + TERMINATION_GRACE_S
         while time.monotonic() < deadline and not self.lost.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -302,14 +301,14 @@ def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> Non
 
 
 def _failure_reason(status: int, errors: Path) -> str:
-    """One line on why a training failed: what it printed last on standard error."""
+    """One line about why a training failed: the last line on its standard error."""
     if status == -signal.SIGKILL:
         return (
-            "the training was killed, most often for lack of memory: use a smaller batch_size, or "
-            "a worker with more memory"
+            "the training was killed, probably out of memory: use a smaller batch_size, or a "
+            "worker with more memory"
         )
     if status < 0:
-        return f"the training was ended by {signal.Signals(-status).name}"
+        return f"the training was terminated by {signal.Signals(-status).name}"
     with errors.open("rb") as stderr:
         stderr.seek(max(0, errors.stat().st_size - STDERR_TAIL))
         lines = stderr.read().decode(errors="replace").split("\n")

@@ -1,7 +1,7 @@
-"""The teachers and students in the Hugging Face cache, which need no download.
+"""Finds the teachers and students in the Hugging Face cache, which need no download.
 
-Only files are looked at: nothing is loaded, and torch is not imported. open_clip's own names of its
-pretrained models come from another process, once per version of open_clip.
+Only file names are read: no model is loaded, and torch is not imported. open_clip's names of its
+pretrained models are read by a subprocess, once per version of open_clip.
 """
 
 import json
@@ -20,31 +20,31 @@ PREFIX: Final = "models--"
 TEACHER_WEIGHTS: Final = "open_clip_model.safetensors"
 STUDENT_WEIGHTS: Final = "model.safetensors"
 NAMES_COMMAND: Final = (sys.executable, "-m", "distill.models.pretrained_names")
-NAMES_SECONDS: Final = 300.0  # until that process is given up; it imports torch
+NAMES_TIMEOUT_S: Final = 300.0  # of the subprocess, which imports torch
 
 
 def cached_teachers(hub: Path, work_dir: Path) -> list[str]:
     """Names of the teachers in the cache folder `hub`: hf-hub:ORGANISATION/NAME or NAME@TAG.
 
-    `work_dir` keeps open_clip's names.
+    open_clip's names are cached in `work_dir`.
     """
-    found: list[str] = []
+    teachers: list[str] = []
     unnamed: list[str] = []
     for repository, files in _repositories(hub):
         if TEACHER_WEIGHTS not in files:
             continue
         if TEACHER_CONFIG in files:
-            found.append(f"hf-hub:{repository}")
+            teachers.append(f"hf-hub:{repository}")
         else:
             unnamed.append(repository)
     if unnamed:
         names = _open_clip_names(work_dir)
-        found += [name for repository in unnamed for name in names.get(repository, ())]
-    return sorted(found)
+        teachers += [name for repository in unnamed for name in names.get(repository, ())]
+    return sorted(teachers)
 
 
 def cached_students(hub: Path) -> list[str]:
-    """Names of the timm models whose trained weights are in the cache folder `hub`."""
+    """Names of the timm models whose pretrained weights are in the cache folder `hub`."""
     return [
         repository.removeprefix("timm/")
         for repository, files in _repositories(hub)
@@ -53,7 +53,7 @@ def cached_students(hub: Path) -> list[str]:
 
 
 def _repositories(hub: Path) -> Iterator[tuple[str, set[str]]]:
-    """The models in the cache, and the files of all their snapshots that are really there."""
+    """The models in the cache, with the files of all their snapshots that exist."""
     with suppress(OSError):
         for folder in sorted(hub.glob(f"{PREFIX}*")):
             organisation, separator, name = folder.name.removeprefix(PREFIX).partition("--")
@@ -62,7 +62,7 @@ def _repositories(hub: Path) -> Iterator[tuple[str, set[str]]]:
 
 
 def _open_clip_names(work_dir: Path) -> Mapping[str, Sequence[str]]:
-    """open_clip's names by repository; empty where they cannot be found out."""
+    """open_clip's names by repository; empty if they cannot be read."""
     try:
         file = work_dir / "cache" / f"open_clip-names-{version('open_clip_torch')}.json"
     except PackageNotFoundError:
@@ -71,11 +71,11 @@ def _open_clip_names(work_dir: Path) -> Mapping[str, Sequence[str]]:
         known: dict[str, list[str]] = json.loads(file.read_bytes())
         return known
     try:
-        answer = subprocess.run(
-            NAMES_COMMAND, capture_output=True, timeout=NAMES_SECONDS, check=True
+        output = subprocess.run(
+            NAMES_COMMAND, capture_output=True, timeout=NAMES_TIMEOUT_S, check=True
         ).stdout
-        names: dict[str, list[str]] = json.loads(answer)
-        write_atomically(file, answer)
+        names: dict[str, list[str]] = json.loads(output)
+        write_atomically(file, output)
     except (OSError, ValueError, subprocess.SubprocessError):
         return {}
     return names

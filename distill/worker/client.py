@@ -1,4 +1,4 @@
-"""HTTP requests of a worker to the service: one attempt, or retries until a deadline."""
+"""HTTP client of the worker for the service, with retries until a deadline."""
 
 import json
 import threading
@@ -19,14 +19,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class ServiceClient:
-    """The service as a worker sees it.
+    """HTTP client for the service.
 
-    `retry_deadline`: seconds without an answer after which retries end. `stop`: set when the worker
-    should end; retries end then, too.
+    Retries end after `retry_deadline` seconds without an answer, or when `stop` is set.
     """
 
     def __init__(self, url: str, api_key: str | None, stop: threading.Event) -> None:
-        """Raises ServiceError for an address or an API key that cannot be one."""
+        """Raises ServiceError if the address or the API key is malformed."""
         self._http, self.shown_url = connect(url, api_key, httpx.Timeout(30.0, connect=10.0))
         self.retry_deadline = RETRY_DEADLINE_S
         self.stop = stop
@@ -44,12 +43,12 @@ class ServiceClient:
         content: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        """Send one request: `body` as JSON, or `content` as it is.
+        """Send one request with `body` as JSON, or with the bytes `content`.
 
         Raises:
-            LeaseLost: the service answers 409, or no longer knows the job.
-            ServiceUnavailable: it does not answer, or fails.
-            RequestRefused: it refuses this request.
+            LeaseLost: the service answers 409, or does not have the job any more.
+            ServiceUnavailable: it does not answer, or has an internal error.
+            RequestRefused: it rejects this request.
             ServiceError: it rejects the API key.
         """
         if body is not None:
@@ -72,20 +71,20 @@ class ServiceClient:
                 raise LeaseLost(detail)
             case 401 | 403:
                 raise ServiceError(
-                    f"the service at {self.shown_url} rejected the API key ({detail}): put a key "
-                    "for this worker into ENRICH_API_KEY"
+                    f"the service at {self.shown_url} rejected the API key ({detail}): set "
+                    "ENRICH_API_KEY to a key for this worker"
                 )
             case 408 | 429 | 500 | 502 | 503 | 504 | 507:
-                raise ServiceUnavailable(f"the service at {self.shown_url} fails: {detail}")
-        raise RequestRefused(f"the service at {self.shown_url} refuses {method} {path}: {detail}")
+                raise ServiceUnavailable(f"the service at {self.shown_url} failed: {detail}")
+        raise RequestRefused(f"the service at {self.shown_url} rejected {method} {path}: {detail}")
 
     def send_with_retries(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
         """Send a request until the service answers or the retry deadline has passed.
 
-        When the worker should stop, there is one more attempt at most.
+        If `stop` is set, the request is sent only once.
 
         Raises:
-            LeaseLost, ServiceUnavailable, RequestRefused, ServiceError: as `send`.
+            LeaseLost, ServiceUnavailable, RequestRefused, ServiceError: as in `send`.
         """
         deadline, wait = time.monotonic() + self.retry_deadline, 0.25
         while True:
@@ -98,20 +97,20 @@ class ServiceClient:
             wait = min(2 * wait, MAX_BACKOFF_S)
 
     def parse(self, model: type[M], response: httpx.Response) -> M:
-        """The body of an answer as a `model`. Raises ServiceError where it is none."""
+        """The body of a response as a `model`. Raises ServiceError if it does not match."""
         try:
             return model.model_validate_json(response.content)
         except ValidationError:
             raise ServiceError(
-                f"{self.shown_url} answers, but not as an enrichment service of this version: "
-                "check the address, or update the older of the two"
+                f"{self.shown_url} does not answer like an enrichment service of this version: "
+                "check the address, or update the older of the two programs"
             ) from None
 
 
 def _to_json(body: object) -> bytes:
-    """`body` as JSON that every server reads: null for NaN and infinity, ? for half a surrogate.
+    """`body` as valid JSON: null for NaN and infinity, ? for lone surrogates.
 
-    A training can print both: a loss that diverges, the name of a file that is not UTF-8.
+    Events of a training can have both: diverged losses, and file names that are not UTF-8.
     """
     finite = json.loads(json.dumps(body), parse_constant=lambda _: None)
     return json.dumps(finite, ensure_ascii=False).encode(errors="replace")

@@ -1,4 +1,4 @@
-"""The events of a training, as lines that the worker reads."""
+"""The format of training events: one JSON line each, which the worker reads."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ MAX_LOG_LINE: Final = 10_000  # characters
 
 
 def event_line(kind: EventKind, data: Mapping[str, Any]) -> str:
-    """An event as a training prints it, to be read by `parse_event`."""
+    """An event as a JSON line for `parse_event`."""
     return json.dumps({"kind": kind, "data": data, "at": datetime.now(UTC).isoformat()})
 
 
@@ -19,7 +19,7 @@ def parse_event(line: bytes) -> dict[str, Any]:
     """The event in a line that a training printed.
 
     Any other line, such as the output of a library, becomes a log event. NaN becomes null, since
-    JSON has no NaN.
+    JSON does not have it.
     """
     text = line.decode(errors="replace").strip()
     try:

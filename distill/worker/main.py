@@ -1,4 +1,4 @@
-"""The worker's loop: claims jobs and works on one after the other."""
+"""The worker's loop, which claims jobs and runs them one at a time."""
 
 import contextlib
 import signal
@@ -33,12 +33,12 @@ def work(  # noqa: PLR0913 - the options of a worker
     device: str | None = None,
     data_roots: Sequence[Path] = (),
 ) -> None:
-    """Take jobs until SIGTERM or SIGINT; with `once`, until the queue is empty.
+    """Run jobs until SIGTERM or SIGINT; with `once`, until the queue is empty.
 
-    A worker that is asked to stop lets the training write its checkpoint; the job is taken again
-    when its lease has ended. `command` trains: it gets the options of `distill train`. `resources`:
-    GPU and memory for jobs that need them, and `device`: their name; by default those of this
-    machine. With `data_roots`, jobs may read images and teachers in these folders alone.
+    When the worker is stopped, the training writes its checkpoint, and the job can be claimed again
+    after its lease has expired. `command` is the training command, to which the options of `distill
+    train` are appended. `resources` (GPU and memory) and `device` (a name) describe the machine, by
+    default this one. With `data_roots`, jobs may read images and teachers only in these folders.
 
     Raises:
         ServiceError: the service does not answer at the start, is unreachable for too long, or
@@ -54,7 +54,7 @@ def work(  # noqa: PLR0913 - the options of a worker
         service, name, resources, work_dir=work_dir, data_roots=data_roots, device=device
     )
     with contextlib.closing(service), _stop_on_signals(stop), contextlib.closing(announcer):
-        # A wrong address is reported at once; only a service that has answered is waited for.
+        # A wrong address is reported at once: retries start only after a first answer.
         answer = service.send("POST", CLAIM, body=claim)
         notes.print(f"worker {name} at {service.shown_url}")
         announcer.start()
@@ -62,7 +62,7 @@ def work(  # noqa: PLR0913 - the options of a worker
             if answer.status_code == 200:
                 lease = service.parse(Lease, answer)
                 service.retry_deadline = max(RETRY_DEADLINE_S, 3 * lease.seconds)
-                _work_on(Attempt(service, lease, work_dir, tuple(command), stop))
+                _run_attempt(Attempt(service, lease, work_dir, tuple(command), stop))
             elif once:
                 return
             else:
@@ -77,27 +77,27 @@ def work(  # noqa: PLR0913 - the options of a worker
                 raise
 
 
-def _work_on(attempt: Attempt) -> None:
-    """Run one attempt; a request about this job that the service refuses ends nothing else."""
+def _run_attempt(attempt: Attempt) -> None:
+    """Run one attempt; a request that the service rejects ends only this job."""
     try:
         attempt.run()
     except RequestRefused as error:
-        attempt.log(f"given up: {error}; it is queued again when its lease has ended")
+        attempt.log(f"given up: {error}; it is queued again after its lease has expired")
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU. (Asking torch would load it into this process.)"""
+    """Whether this machine has an NVIDIA GPU, without importing torch."""
     return Path("/dev/nvidia0").exists()
 
 
 def memory_gb() -> float:
-    """The memory in GiB that this process may use: the machine's, or less where it is limited."""
+    """The memory in GiB that this process may use."""
     return round(memory_bytes() / 2**30, 1)
 
 
 @contextlib.contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`. Only a main thread can listen to signals."""
+    """SIGTERM and SIGINT set `stop`, if this is the main thread."""
 
     def on_signal(_signal: int, _frame: FrameType | None) -> None:
         stop.set()

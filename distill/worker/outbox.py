@@ -1,4 +1,4 @@
-"""The outbox: sends the events in files of a job's folder to the service, in order."""
+"""Sends the events in files of a job's folder to the service, in order."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ from contract import EventKind
 from distill.errors import LeaseLost, ServiceError, ServiceUnavailable
 from distill.worker.event_lines import parse_event
 
-FLUSH_INTERVAL_S: Final = 0.5  # events wait so long for others, to be sent in one request
+FLUSH_INTERVAL_S: Final = 0.5  # events of this interval are sent in one request
 MAX_EVENTS_PER_REQUEST: Final = 500
 
 notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -25,7 +25,7 @@ notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 class EventFile:
     """A file of events that one attempt wrote.
 
-    `number` orders the attempts in a folder; `fence` is the token of the attempt's lease.
+    `number` orders the attempts in a folder; `fence` is the fencing token of the attempt's lease.
     """
 
     path: Path
@@ -34,24 +34,24 @@ class EventFile:
 
     @classmethod
     def new(cls, folder: Path, number: int, fence: str) -> "EventFile":
-        """The file that the attempt with this number writes."""
+        """The file for the events of the attempt `number`."""
         return cls(folder / f"events-{number}-{fence}.jsonl", number, fence)
 
     @classmethod
     def unsent(cls, folder: Path) -> "list[EventFile]":
-        """The files of earlier attempts whose events were not all sent, the oldest first."""
-        found = []
+        """The files of earlier attempts with unsent events, oldest first."""
+        files = []
         for path in folder.glob("events-*-*.jsonl"):
             _, number, fence = path.stem.split("-", 2)
-            found.append(cls(path, int(number), fence))
-        return sorted(found, key=lambda file: file.number)
+            files.append(cls(path, int(number), fence))
+        return sorted(files, key=lambda file: file.number)
 
 
 class Outbox:
-    """Sends the events in files to the service, in a thread of its own.
+    """Sends the events in files to the service, in a separate thread.
 
-    `unsent`: files of attempts that were killed; they go first. `current`: the file that a training
-    writes now. A file is deleted once all its events are sent.
+    `unsent` are files of killed attempts, which are sent first; `current` is the file of the
+    running training. A file is deleted when all its events are sent.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Outbox:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is left after the training has ended; returns when all is sent or given up."""
+        """Send the remaining events after the training has ended; wait until done or given up."""
         self._closed.set()
         self._thread.join()
 
@@ -77,7 +77,7 @@ class Outbox:
             self._send(self._current, self._closed.is_set)
 
     def _send(self, file: EventFile, is_complete: Callable[[], bool]) -> None:
-        """Send the events in `file` as they are written, until it is complete and all are sent."""
+        """Send the events in `file` while it is written, until it is complete and all are sent."""
         sent = 0
         with file.path.open("rb") as content:
             while True:
@@ -101,12 +101,12 @@ class Outbox:
                 self._post(batch)
         except (LeaseLost, ServiceUnavailable):
             raise
-        except ServiceError as error:  # the same request would be refused again
+        except ServiceError as error:  # a retry would be rejected again
             notes.print(f"{len(batch)} events were not stored: {error}")
 
 
 def _read_lines(content: IO[bytes], complete: bool) -> list[bytes]:
-    """The next lines of a file, as many as fit a request; of a growing file only whole lines."""
+    """The next lines of a file for one request; only complete lines while it is written."""
     lines = list(itertools.islice(content, MAX_EVENTS_PER_REQUEST))
     if lines and not complete and not lines[-1].endswith(b"\n"):
         content.seek(-len(lines.pop()), os.SEEK_CUR)
@@ -114,18 +114,21 @@ def _read_lines(content: IO[bytes], complete: bool) -> list[bytes]:
 
 
 def _without_old_progress(events: list[dict[str, Any]], is_over: bool) -> list[dict[str, Any]]:
-    """`events` without progress that newer progress of its phase follows, or that `is_over`."""
+    """`events` without progress that is outdated by newer progress of its phase.
+
+    Without any progress if `is_over`, which means that the attempt has ended.
+    """
     kept: list[dict[str, Any]] = []
     for new in events:
-        progress = new["kind"] is EventKind.PROGRESS
-        if progress and kept and _are_of_one_phase(kept[-1], new):
+        is_progress = new["kind"] is EventKind.PROGRESS
+        if is_progress and kept and _are_of_one_phase(kept[-1], new):
             kept.pop()
-        if not (progress and is_over):
+        if not (is_progress and is_over):
             kept.append(new)
     return kept
 
 
 def _are_of_one_phase(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether progress in a phase is followed by newer progress in it."""
+    """Whether both events are progress of the same phase."""
     kinds = {old["kind"], new["kind"]}
     return kinds == {EventKind.PROGRESS} and old["data"].get("phase") == new["data"].get("phase")

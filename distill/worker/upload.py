@@ -1,4 +1,4 @@
-"""Uploads of result files in chunks, each sent where the service says that the last one ended."""
+"""Uploads result files in chunks, each from the offset that the service reports."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ RETRY_INTERVAL_S: Final = 0.5
 
 
 class UploadState(BaseModel):
-    """How much of a file the service has, and how much it wants to be sent next, in bytes."""
+    """The number of bytes of a file that the service has, and the size of the next chunk."""
 
     offset: NonNegativeInt
     chunk: PositiveInt
@@ -25,10 +25,10 @@ class UploadState(BaseModel):
 def upload(service: ServiceClient, path: str, file: Path, media_type: str) -> None:
     """Store `file` under `path` at the service.
 
-    The retry deadline starts anew with each chunk that has arrived.
+    The retry deadline starts again with each stored chunk.
 
     Raises:
-        LeaseLost, ServiceUnavailable, RequestRefused, ServiceError: as `ServiceClient.send`.
+        LeaseLost, ServiceUnavailable, RequestRefused, ServiceError: as in `ServiceClient.send`.
         OSError: the file cannot be read.
     """
     with file.open("rb") as content:

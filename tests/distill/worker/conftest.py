@@ -55,7 +55,7 @@ def release_colours(client: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def queue_job(colour_images, colour_teacher) -> Callable[..., int]:
-    """A function that queues a job; gives its id. One epoch takes about a tenth of a second."""
+    """A function that queues a job and returns its id. An epoch takes about 0.1 s."""
 
     def queue(
         client: httpx.Client, epochs: int, job: dict[str, object] | None = None, **config: object
@@ -106,7 +106,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.2)  # each look takes time from the worker, too
 
 
@@ -143,7 +143,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(port: int, folder: Path, lease_seconds: int = 60) -> Iterator[httpx.Client]:
-    """The service as a process of its own (the client's `pid`); killed at the end."""
+    """The service in a separate process (the client's `pid`); killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "enrich_service.cli", "serve", "--port", str(port)],
         env=os.environ

@@ -28,16 +28,16 @@ from tests.distill.worker.conftest import (
 )
 
 
-def test_other_workers_go_on_where_one_was_stopped_and_one_was_killed(
+def test_other_workers_resume_jobs_of_stopped_and_of_killed_workers(
     service, address, work_dir, queue_job
 ):
     job = queue_job(service, 40)
     with running_worker(address, work_dir) as stopped:
         wait_for(lambda: epochs(service, job))
         stopped.send_signal(signal.SIGTERM)
-        _, said = stopped.communicate(timeout=30)
+        _, stderr = stopped.communicate(timeout=30)
     assert stopped.returncode == 0
-    assert "goes on from its checkpoint" in said
+    assert "resumes from its checkpoint" in stderr
     assert not trainings(work_dir, job)
     assert state(service, job) == "running"  # left to its lease
     before = len(epochs(service, job))
@@ -51,8 +51,8 @@ def test_other_workers_go_on_where_one_was_stopped_and_one_was_killed(
         last.send_signal(signal.SIGTERM)
         last.communicate(timeout=30)
     assert service.get(f"/v1/jobs/{job}").json()["attempts"] == 3
-    told = epochs(service, job)
-    assert told == list(range(1, 41))  # none is missing, none told twice
+    reported = epochs(service, job)
+    assert reported == list(range(1, 41))  # none is missing, none reported twice
     report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)
     assert [epoch.epoch for epoch in report.epochs] == list(range(1, 41))
 
@@ -86,8 +86,8 @@ def test_a_worker_that_slept_through_its_lease_stops_writing(service, address, w
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: not trainings(work_dir, job), 15)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
-    assert "given up" in said
+        _, stderr = process.communicate(timeout=30)
+    assert "given up" in stderr
     assert len(events(service, job, "epoch")) == known
     body = {"fence": taken["fence"], "state": "cancelled"}
     assert service.post(f"/v1/jobs/{job}/finish", json=body).status_code == 200
@@ -137,7 +137,7 @@ def is_alive(process: int) -> bool:
     return fields.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_failed_training_says_why_and_leaves_the_folder_of_another_job_aside(
+def test_a_failed_training_reports_why_and_keeps_the_folder_of_another_job(
     service, address, tmp_path, queue_job
 ):
     job = queue_job(service, 1)

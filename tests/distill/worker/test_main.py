@@ -29,20 +29,22 @@ def test_a_job_ends_with_report_student_and_classifier_at_the_service(
 ):
     job = queue_job(service, 3, export=True)
     with running_worker(address, work_dir, "--once") as process:
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert f"job {job}: succeeded" in said
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert f"job {job}: succeeded" in stderr
     assert epochs(service, job) == [1, 2, 3]
-    told = [data["state"] for data in events(service, job, "state")]
-    assert told == ["queued", "leased", "running", "succeeded"]
+    states = [data["state"] for data in events(service, job, "state")]
+    assert states == ["queued", "leased", "running", "succeeded"]
     report = Report.model_validate_json(service.get(f"/v1/jobs/{job}/report").content)
     assert report.release_hash == service.get("/v1/releases/1").json()["hash"]
     assert len(report.epochs) == 3
     page = service.get(f"/v1/jobs/{job}/report.html")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "the student recognises" in page.text
-    listed = {each["name"]: each for each in service.get(f"/v1/jobs/{job}/artifacts").json()}
-    drawn = {"similarity-before.png", "thumbnails.jpg"}  # of bare names, there is no after
+    listed = {
+        artifact["name"]: artifact for artifact in service.get(f"/v1/jobs/{job}/artifacts").json()
+    }
+    drawn = {"similarity-before.png", "thumbnails.jpg"}  # names without texts have no "after"
     assert set(listed) == {*ARTIFACTS, *drawn, CLASSIFIER_ARTIFACT} and drawn < set(PICTURES)
     for name, artifact in listed.items():
         mine = (work_dir / f"job-{job}" / name).read_bytes()
@@ -57,7 +59,7 @@ def test_a_job_ends_with_report_student_and_classifier_at_the_service(
     openmp = (work_dir / f"job-{job}" / "stderr.log").read_text()
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in openmp  # as OpenMP read it when it was loaded
     written = (path for path in work_dir.rglob("*") if path.is_file())
-    assert KEY not in said and not any(KEY.encode() in path.read_bytes() for path in written)
+    assert KEY not in stderr and not any(KEY.encode() in path.read_bytes() for path in written)
 
 
 def test_a_job_that_reads_outside_of_the_data_roots_fails(
@@ -66,8 +68,8 @@ def test_a_job_that_reads_outside_of_the_data_roots_fails(
     job = queue_job(service, 1)
     root = str(colour_images / "train")
     with running_worker(address, work_dir, "--once", "--data-root", root) as process:
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
     found = service.get(f"/v1/jobs/{job}").json()
     assert found["state"] == "failed"
     assert f"is not below {root}" in found["error"] and "--data-root" in found["error"]
@@ -94,7 +96,7 @@ def test_a_refused_request_about_one_job_leaves_the_worker_alive_for_the_next(
         assert state(client, refused) == "running"  # its lease is going to end
         found = client.get(f"/v1/jobs/{accepted}").json()
         assert (found["state"], found["error"]) == ("failed", "xxxxx")
-    assert f"job {refused}: given up: the service at {strict} refuses" in capfd.readouterr().err
+    assert f"job {refused}: given up: the service at {strict} rejected" in capfd.readouterr().err
 
 
 def test_a_training_that_fails_with_odd_characters_fails_with_its_reason(
@@ -105,8 +107,8 @@ def test_a_training_that_fails_with_odd_characters_fails_with_its_reason(
     command = (sys.executable, "-c", failing)
     work(address, work_dir=tmp_path, name="w", once=True, command=command)
     found = service.get(f"/v1/jobs/{job}").json()
-    said = r"\u001b[31mcannot read photo\u202egnp.png\u001b[0m"
-    assert (found["state"], found["error"]) == ("failed", said)
+    error = r"\u001b[31mcannot read photo\u202egnp.png\u001b[0m"
+    assert (found["state"], found["error"]) == ("failed", error)
 
 
 def test_events_with_half_a_surrogate_pair_or_infinity_do_not_stop_the_others(

@@ -39,7 +39,7 @@ def test_nothing_is_lost_while_the_service_is_away(free_port, tmp_path, migrated
             assert client.get(f"/v1/jobs/{job}").json()["attempts"] == 1
 
 
-def test_events_that_a_killed_worker_had_not_sent_are_told_by_the_next(
+def test_unsent_events_of_a_killed_worker_are_sent_by_the_next(
     free_port, tmp_path, migrated, queue_job
 ):
     address, work_dir = f"http://127.0.0.1:{free_port}", tmp_path / "work"
@@ -55,9 +55,9 @@ def test_events_that_a_killed_worker_had_not_sent_are_told_by_the_next(
         wait_for(lambda: file.read_text().count('"epoch"') >= 10)
         first.kill()
         wait_for(lambda: not trainings(work_dir, job), 20)  # it wrote a checkpoint and ended
-        told = file.read_text().count('{"kind": "epoch"')
+        reported = file.read_text().count('{"kind": "epoch"')
         with serving(free_port, data, lease_seconds=2) as client:
-            assert len(epochs(client, job)) < told < 50
+            assert len(epochs(client, job)) < reported < 50
             stack.enter_context(running_worker(address, work_dir))
             wait_for(lambda: state(client, job) == "succeeded")
             assert epochs(client, job) == list(range(1, 51))
