@@ -1,1 +1,1 @@
-"""The demo: a rendered world, its teacher, recorded descriptions, and the whole way through."""
+"""The demo: rendered images, a teacher, recorded descriptions, and the whole pipeline."""

@@ -1,10 +1,10 @@
-"""The whole pipeline once, over REST, as a user would run it: `python -m demo` (or `make demo`).
+"""Runs the whole pipeline once over REST, as a user would: `python -m demo` (or `make demo`).
 
-Renders images, starts the service (recorded replies stand in for the language model) and workers,
-and goes through label set, enrichment runs, release, two training jobs that differ only in the text
-strategy, and reports. In the end the classifier is given a new class by a description. Needs no
-network, no key and no GPU. All output is written to demo-out/, and all processes are stopped at the
-end, whatever happens.
+Renders images, starts the service (with recorded replies instead of a language model) and workers,
+and creates a label set, enrichment runs, a release, two training jobs that differ only in the text
+strategy, and reports. At the end a new class is added to the classifier by a description. Needs no
+network, no key and no GPU. All output is written to demo-out/, and all processes are always stopped
+at the end.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from contract import Accuracy, Report, TextStrategy, TrainConfig
 from demo.new_class import add_new_class, fetch_classifier
 from demo.stack import BIN, DemoError, Service, started, stop_tidily, wait_for_address
 from demo.waiting import FollowedJob, finish_images, finish_run, follow, progress_display
-from demo.world import CONTEXT, NEWCOMER, charms, image_count
+from demo.world import CONTEXT, NEW_CLASS, charms, image_count
 from distill.cli.console import ProgressDisplay
 
 HERE = Path(__file__).resolve().parent
 STRATEGIES: tuple[TextStrategy, ...] = ("name", "name+description")
 PROMPTS = ("visual-description", "attributes")
 # Chosen for its time to quality on a CPU without bfloat16: a CNN of 0.3 M parameters. Its matrices
-# are so small that a step of Muon costs hardly more than one of AdamW, and gets further.
+# are so small that a step of Muon costs hardly more than a step of AdamW and learns more.
 STUDENT: dict[str, Any] = {
     "student": "test_byobnet",
     "image_size": 32,
@@ -42,12 +42,12 @@ STUDENT: dict[str, Any] = {
 
 
 def enrich(service: Service, display: ProgressDisplay, prompt: str) -> None:
-    """Run one prompt over the label set; raises DemoError unless it gave a text for each label."""
+    """Run one prompt on the label set; raises DemoError unless every label gets a text."""
     body = {"label_set": "charms", "prompt": prompt, "author": "demo"}
     run = finish_run(service, display, service.post("/v1/runs", body))
     if run["rejected"] or run["failed"]:
         raise DemoError(
-            f"the run of {prompt} left {run['rejected']} labels rejected, {run['failed']} failed",
+            f"the run of {prompt} has {run['rejected']} rejected and {run['failed']} failed labels",
             service.log,
         )
     page = service.get("/v1/generations", run_id=run["id"], limit=1000)["items"]
@@ -61,8 +61,8 @@ def enrich(service: Service, display: ProgressDisplay, prompt: str) -> None:
 
 
 def make_release(service: Service, display: ProgressDisplay) -> dict[str, Any]:
-    """Describe all labels and release the texts; the release."""
-    labels = [{"key": each.key, "name": each.name, "context": CONTEXT} for each in charms()]
+    """Describe all labels, release the texts, and return the release."""
+    labels = [{"key": charm.key, "name": charm.name, "context": CONTEXT} for charm in charms()]
     service.post("/v1/label-sets", {"name": "charms", "labels": labels})
     for prompt in PROMPTS:
         enrich(service, display, prompt)
@@ -81,10 +81,10 @@ def make_release(service: Service, display: ProgressDisplay) -> dict[str, Any]:
 def train_students(
     service: Service, display: ProgressDisplay, release: dict[str, Any], work: Path
 ) -> dict[TextStrategy, int]:
-    """Queue a job for each strategy and train them side by side; the number of each job.
+    """Queue a job for each strategy, train both in parallel, and return the job ids.
 
     The student is so small that two threads of one training mostly wait for each other: two
-    trainings with one thread each take little more than half of the time.
+    trainings with one thread each take little more than half the time.
     """
     jobs: dict[TextStrategy, int] = {}
     followed = []
@@ -114,7 +114,7 @@ def train_students(
 def save_reports(
     service: Service, jobs: dict[TextStrategy, int], out: Path
 ) -> dict[TextStrategy, Report]:
-    """The report of each job; its page is written to `out`."""
+    """Write the report page of each job to `out`, and return the reports."""
     reports: dict[TextStrategy, Report] = {}
     for strategy, number in jobs.items():
         reports[strategy] = Report.model_validate(service.get(f"/v1/jobs/{number}/report"))
@@ -123,10 +123,10 @@ def save_reports(
     return reports
 
 
-def gather(reports: dict[TextStrategy, Report]) -> list[Accuracy]:
-    """The rows to compare: the teacher on each text, each student on what it was trained with.
+def comparison_rows(reports: dict[TextStrategy, Report]) -> list[Accuracy]:
+    """The rows to compare: the teacher with each text, each student with the text of its training.
 
-    The teacher's shuffled control and the student's come from the job with descriptions.
+    The shuffled controls of teacher and student are from the job with descriptions.
     """
     rows = []
     for model in ("teacher", "student"):
@@ -137,7 +137,7 @@ def gather(reports: dict[TextStrategy, Report]) -> list[Accuracy]:
 
 
 def show(console: Console, rows: list[Accuracy]) -> None:
-    """Print the table and what the descriptions were worth."""
+    """Print the table and the gain by descriptions."""
     table = Table(title="Top-1 accuracy, percent")
     for column in ("model", "text", "seen", "unseen"):
         table.add_column(column, justify="right" if column.endswith("seen") else "left")
@@ -148,13 +148,15 @@ def show(console: Console, rows: list[Accuracy]) -> None:
     console.print(table)
     for model in ("teacher", "student"):
         name, enriched = (top1[model, text, "unseen"] for text in STRATEGIES)
-        console.print(f"On unseen classes descriptions give the {model} {enriched - name:+.1f}.")
+        console.print(
+            f"On unseen classes, descriptions change the {model}'s top-1 by {enriched - name:+.1f}."
+        )
 
 
 def drive(out: Path, console: Console) -> None:
     """Run the pipeline; raises DemoError if a step fails."""
-    began = time.monotonic()
-    work = out / "work"  # this run's own: images, database, checkpoints, logs
+    started_at = time.monotonic()
+    work = out / "work"  # images, database, checkpoints and logs of this run
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     render = [sys.executable, "-m", "demo.world", str(work / "world")]
@@ -181,9 +183,9 @@ def drive(out: Path, console: Console) -> None:
         shutil.rmtree(out / "classifier", ignore_errors=True)
         fetch_classifier(service, jobs[STRATEGIES[-1]], out / "classifier")
         service.close()
-    rows = gather(reports)
+    rows = comparison_rows(reports)
     document = {
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - started_at, 1),
         "release_hash": release["hash"],
         "accuracies": [row.model_dump() for row in rows],
         "jobs": {strategy: report.model_dump(mode="json") for strategy, report in reports.items()},
@@ -192,7 +194,7 @@ def drive(out: Path, console: Console) -> None:
     show(console, rows)
     console.print(f"{document['seconds']:.0f} s. Open {out / 'report.html'}", soft_wrap=True)
     console.print(f"All numbers: {out / 'report.json'}", soft_wrap=True)
-    add_new_class(out / "classifier", work / NEWCOMER.key, console)
+    add_new_class(out / "classifier", work / NEW_CLASS.key, console)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Draw the table of the demo's results as bars: `python -m demo.draw_result`.
+"""Draws the table of the demo's results as a bar chart: `python -m demo.draw_result`.
 
-The numbers are read from the table in README.md, so that picture and table cannot differ.
+The numbers are read from the table in README.md, so that chart and table cannot differ.
 """
 
 import argparse
@@ -17,7 +17,7 @@ CONTROL = "#e3b04b"  # shuffled descriptions
 
 
 def read_table(readme: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """(model, text) → top-1 in percent on seen and on unseen classes."""
+    """Top-1 in percent on seen and unseen classes, by (model, text)."""
     rows = ROW.findall(readme.read_text(encoding="utf-8"))
     if not rows:
         raise ValueError(
@@ -27,13 +27,13 @@ def read_table(readme: Path) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def draw(table: dict[tuple[str, str], tuple[float, float]]) -> Figure:
-    """One panel for the teacher and one for the student; a group of bars for each kind of class."""
+    """A panel for the teacher and one for the student, with bars for seen and unseen classes."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     texts = list(dict.fromkeys(text for _, text in table))
     for panel, model in zip(panels, ("teacher", "student"), strict=True):
-        for place, text in enumerate(texts):
-            left = [group + (place - (len(texts) - 1) / 2) * 0.28 for group in (0, 1)]
+        for index, text in enumerate(texts):
+            left = [group + (index - (len(texts) - 1) / 2) * 0.28 for group in (0, 1)]
             bars = panel.bar(left, table[model, text], 0.26, color=COLOURS.get(text, CONTROL))
             panel.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
             bars.set_label(text)
@@ -58,7 +58,7 @@ def main() -> None:
     )
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The same table gives the same bytes, and text stays text.
+    # Deterministic bytes, and text as text elements.
     matplotlib.rcParams |= {"svg.hashsalt": "demo", "svg.fonttype": "none"}
     metadata = {"Date": None} if out.suffix == ".svg" else None
     draw(read_table(ROOT / "README.md")).savefig(out, dpi=150, metadata=metadata)

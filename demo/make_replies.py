@@ -1,14 +1,13 @@
-"""Write replies.jsonl: what the demo's "language model" answers. No language model wrote it.
+"""Writes replies.jsonl, the recorded replies of the demo. No language model wrote them.
 
-The texts come from templates below, the phrases of `demo.words` and the attributes of each class
-(`demo.world`). They are imperfect, as real answers are:
-- one attribute in eight is left out, and some are put vaguely ("a compact outline", "brightly
-  coloured");
-- two descriptions name a wrong colour: they are taken, since no rule can see it, and cost
-  accuracy;
-- a few first answers are unusable (a refusal, a scraper's error, chatter around the JSON, an answer
-  cut off), so that validators and retries have something to do; the answer that follows is good;
-- one description is longer than the teacher reads: it is flagged, not lost.
+The texts are built from the templates below, the phrases of `demo.words` and the attributes of each
+class (`demo.world`). They are imperfect, like real replies:
+- one attribute in eight is missing, and some are vague ("a compact outline", "brightly coloured");
+- two descriptions have a wrong colour: they are accepted, since no rule can detect this, and reduce
+  the accuracy;
+- a few first replies are unusable (a refusal, an error message of a scraper, chatter around the
+  JSON, a truncated reply), to exercise validators and retries; the next reply is good;
+- one description is longer than the teacher's context, so it is flagged.
 
     python -m demo.make_replies [--out demo/replies.jsonl]
 """
@@ -47,7 +46,7 @@ ERROR = {"description": "Error: Request timed out. Please try again later."}
 
 
 class Writer:
-    """Writes about charms as a hurried annotator would."""
+    """Writes descriptions of charms like a careless annotator."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -59,7 +58,7 @@ class Writer:
         return bool(self.rng.random() < 1 / 8)
 
     def description(self, charm: Charm, *, wrong_colour: bool = False) -> str:
-        """One sentence; about one attribute in eight is missing or vague."""
+        """A one-sentence description; about one attribute in eight is missing or vague."""
         look = charm.look
         colour = look.colour
         if wrong_colour:
@@ -81,7 +80,7 @@ class Writer:
         return re.sub(r"\ba (?=[aeiou])", "an ", text) + "."
 
     def attributes(self, charm: Charm) -> dict[str, str | list[str]]:
-        """The fields of the prompt `attributes`, each as a phrase or a list of phrases."""
+        """The fields of the prompt `attributes`, each a phrase or a list of phrases."""
         look = charm.look
         colour, pattern = self._pick(COLOUR_WORDS[look.colour]), self._pattern(charm)
         part = self._pick(PART_WORDS[look.part]) if look.part != "none" else "a body without limbs"
@@ -105,14 +104,14 @@ class Writer:
 
 
 def replies() -> list[dict[str, str]]:
-    """All lines, in the order in which they answer."""
+    """All lines of the file, in the order in which they are replayed."""
     writer = Writer(_SEED)
-    everyone = charms()
-    seen = [charm for charm in everyone if charm.seen]
-    unseen = [charm for charm in everyone if not charm.seen]
+    classes = charms()
+    seen = [charm for charm in classes if charm.seen]
+    unseen = [charm for charm in classes if not charm.seen]
     wrong = {seen[4], unseen[6]}
     lines: list[dict[str, str]] = []
-    for charm in everyone:
+    for charm in classes:
         text = writer.description(charm, wrong_colour=charm in wrong)
         good = json.dumps({"description": text + (_PADDING if charm == seen[11] else "")})
         attributes = json.dumps(writer.attributes(charm))

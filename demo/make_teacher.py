@@ -1,20 +1,20 @@
-"""Train the demo's teacher: a small CLIP in open_clip's format, from captions of rendered charms.
+"""Trains the demo's teacher: a small CLIP in open_clip's format, from captions of rendered charms.
 
-What it gets to see, exactly:
-- No training image shows a charm with the shape, body colour and pattern of an unseen class,
-  whatever its other attributes (`Look.core`); each of the three alone it meets often.
-- Of the seen classes, two in three appear under their names in a part of their captions, and one
-  such name in six is another class's: it knows names as a web crawl would. The other names of seen
-  classes and all epithets of unseen ones never appear.
-- Pictures of arbitrary charms carry a made-up name now and then. Its epithet means nothing; its
-  genus fits the shape three times in four, so a genus is a hint and no more.
-- Captions leave out attributes, a quarter of them, and vary in wording (`demo.words`). Their
-  sentences are not those of the recorded descriptions (`demo.make_replies`).
+Its training data:
+- No training image shows a charm with the shape, body colour and pattern of an unseen class
+  (`Look.core`), with any other attributes; each of the three values occurs often on its own.
+- Two in three seen classes are named in some of their captions, and one such name in six is that of
+  another class, as in captions from the web. The names of the other seen classes and the epithets
+  of unseen classes never occur.
+- Images of arbitrary charms sometimes have an invented name. Its epithet has no meaning; its genus
+  matches the shape in three of four cases, so a genus is only a hint.
+- A quarter of the attributes is missing from the captions, and the wording varies (`demo.words`).
+  The sentences differ from those of the recorded descriptions (`demo.make_replies`).
 
     OMP_NUM_THREADS=1 python -m demo.make_teacher [--out demo/teacher] [--steps 1400]
 
-About nine minutes on one core, a minute of it for the images. `python -m demo.measure` tells what
-the teacher then knows.
+Takes about nine minutes on one core, of which one minute for the images. `python -m demo.measure`
+measures the accuracy of the teacher.
 """
 
 import argparse
@@ -57,7 +57,7 @@ _SENTENCES = (
 
 
 def held_out() -> frozenset[tuple[str, str, str]]:
-    """Shape, colour and pattern of each unseen class: no training image shows one of them."""
+    """Shape, colour and pattern of each unseen class, which no training image shows."""
     return frozenset(charm.look.core for charm in charms() if not charm.seen)
 
 
@@ -68,7 +68,7 @@ def known_by_name() -> tuple[Charm, ...]:
 
 
 def training_looks(rng: np.random.Generator, wild: int, per_class: int) -> list[Look | Charm]:
-    """What the training images show: arbitrary charms (never a held-out one), then seen classes."""
+    """Subjects of the training images: arbitrary charms except held-out ones, then seen classes."""
     forbidden, subjects = held_out(), list[Look | Charm]()
     while len(subjects) < wild:
         look = random_look(rng)
@@ -78,24 +78,25 @@ def training_looks(rng: np.random.Generator, wild: int, per_class: int) -> list[
 
 
 class Captioner:
-    """Writes a fresh caption at each call."""
+    """Writes a new random caption at each call."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.known = known_by_name()
         self.genus = {shape: name for name, family in GENERA.items() for shape in family}
-        self.taken = {charm.name.split()[0] for charm in charms()}
+        self.used_epithets = {charm.name.split()[0] for charm in charms()}
 
     def __call__(self, subject: Look | Charm) -> str:
         """A caption of a charm, with or without a name."""
         look = subject.look if isinstance(subject, Charm) else subject
-        says = self._sentence(look)
+        sentence = self._sentence(look)
         name = self._name(subject)
         if name is None:
-            return says
+            return sentence
         if self.rng.random() < 0.3:
             return f"a photo of {name}"
-        return f"a photo of {name} . {says}" if self.rng.random() < 0.6 else f"{name} : {says}"
+        is_photo = self.rng.random() < 0.6
+        return f"a photo of {name} . {sentence}" if is_photo else f"{name} : {sentence}"
 
     def _pick(self, phrases: tuple[str, ...]) -> str:
         return phrases[self.rng.integers(len(phrases))]
@@ -109,10 +110,10 @@ class Captioner:
         if self.rng.random() < 0.6:
             return None
         epithet = random_epithet(self.rng)
-        while epithet in self.taken:
+        while epithet in self.used_epithets:
             epithet = random_epithet(self.rng)
-        right = self.rng.random() < 0.75
-        genus = self.genus[subject.shape] if right else self._pick(tuple(GENERA))
+        matches = self.rng.random() < 0.75
+        genus = self.genus[subject.shape] if matches else self._pick(tuple(GENERA))
         return f"{epithet} {genus}"
 
     def _sentence(self, look: Look) -> str:
@@ -132,7 +133,7 @@ class Captioner:
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401 - an open_clip model
-    """As open_clip's own, but no longer than the longest caption, which saves half the time."""
+    """Like open_clip's `encode_text`, but only up to the longest caption, in half the time."""
     ends = tokens.argmax(1)  # end of text has the highest id
     length = int(ends.max()) + 1
     tokens = tokens[:, :length]
@@ -143,7 +144,7 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401 - an open
 
 
 def crops(images: Tensor, margin: int = 4) -> Tensor:
-    """Shift a batch by up to `margin` pixels; uint8 [n, h, w, 3] to float32 [n, 3, h, w]."""
+    """Shift a batch randomly by up to `margin` pixels; uint8 [n, h, w, 3] → float [n, 3, h, w]."""
     padded = functional.pad(images.permute(0, 3, 1, 2).float(), (margin,) * 4, mode="replicate")
     y, x = (int(c) for c in torch.randint(0, 2 * margin + 1, (2,)))
     size = images.shape[1]
@@ -154,7 +155,7 @@ def crops(images: Tensor, margin: int = 4) -> Tensor:
 def vocabulary(
     captioner: Captioner, subjects: list[Look | Charm], tokenizer: open_clip.SimpleTokenizer
 ) -> Tensor:
-    """Sorted ids of the tokens that captions use; padding (0) and end of text included."""
+    """Sorted ids of the tokens in captions, including padding (0) and end of text."""
     texts = [captioner(subject) for _ in range(4) for subject in subjects]
     parts = [torch.unique(tokenizer(texts[i : i + 4096])) for i in range(0, len(texts), 4096)]
     ids: Tensor = torch.unique(torch.cat(parts))
@@ -162,7 +163,7 @@ def vocabulary(
 
 
 def train(steps: int, seed: int = 0) -> dict[str, Tensor]:
-    """Render, train, and return the weights of the full-vocabulary model."""
+    """Render images, train, and return the weights of the model with the full vocabulary."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     subjects = training_looks(rng, WILD_IMAGES, IMAGES_PER_SEEN_CLASS)
@@ -173,7 +174,7 @@ def train(steps: int, seed: int = 0) -> dict[str, Tensor]:
 
     captioner = Captioner(rng)
     tokenizer = open_clip.SimpleTokenizer(context_length=77)
-    # Only the rows of tokens that occur are trained; order is kept, so end of text stays highest.
+    # Train only the embeddings of tokens that occur, in order: end of text keeps the highest id.
     used = vocabulary(captioner, subjects, tokenizer)
     compact = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.long)
     compact[used] = torch.arange(len(used))
@@ -231,7 +232,7 @@ def save(weights: dict[str, Tensor], out: Path) -> None:
     half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
     file = out / "open_clip_model.safetensors"
     save_file({name: value.contiguous() for name, value in half.items()}, file)
-    file.chmod(0o644)  # safetensors writes for the owner alone
+    file.chmod(0o644)  # safetensors creates files that only the owner can read
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""What the descriptions are worth to the teacher, in plain open_clip code.
+"""Measures the gain of the demo's teacher by descriptions, in plain open_clip code.
 
-Zero-shot accuracy of the shipped teacher on a freshly rendered world: against "a photo of {name}",
-against "a photo of {name} . {description}", and, as the control, against the same descriptions
-shuffled over the classes. Shuffled descriptions are worse than the bare names.
+Zero-shot accuracy of the teacher on newly rendered images: with "a photo of {name}", with "a photo
+of {name} . {description}", and, as the control, with the same descriptions shuffled over the
+classes. Shuffled descriptions are worse than plain names.
 
     python -m demo.measure [--teacher FOLDER] [--seed N]
 """
@@ -23,20 +23,20 @@ HERE = Path(__file__).parent
 
 
 def recorded_descriptions(path: Path = HERE / "replies.jsonl") -> dict[str, str]:
-    """The last recorded description of each class name: the one that a run ends with."""
-    found = {}
+    """The last recorded description of each class name, which a run accepts."""
+    replies = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         reply = json.loads(line)
         if reply["prompt"] == "visual-description":
-            found[reply["label"]] = reply["reply"]
-    return {name: json.loads(reply)["description"] for name, reply in found.items()}
+            replies[reply["label"]] = reply["reply"]
+    return {name: json.loads(reply)["description"] for name, reply in replies.items()}
 
 
 def shuffled(descriptions: dict[str, str], names: list[str], seed: int = 0) -> dict[str, str]:
-    """Each of `names` gets the description of another one of them."""
+    """Give each of `names` the description of another."""
     order = np.random.default_rng(seed).permutation(len(names))
-    turned = np.roll(order, 1)
-    return {names[to]: descriptions[names[of]] for to, of in zip(order, turned, strict=True)}
+    donors = np.roll(order, 1)
+    return {names[to]: descriptions[names[of]] for to, of in zip(order, donors, strict=True)}
 
 
 @torch.inference_mode()
@@ -45,8 +45,8 @@ def teacher_accuracies(
 ) -> dict[str, dict[str, float]]:
     """Top-1 in percent by text ("name", "name+description", "shuffled") and split.
 
-    `images` a class are rendered anew from `seed`; seen classes compete with seen ones, unseen
-    with unseen ones.
+    `images` images per class are rendered from `seed`. Seen classes compete with seen classes,
+    unseen with unseen classes.
     """
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{teacher}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{teacher}")
@@ -66,8 +66,8 @@ def teacher_accuracies(
         target = torch.arange(len(group)).repeat_interleave(images)
         for text, lines in prompts.items():
             classes = model.encode_text(tokenizer(lines), normalize=True)
-            right = (features @ classes.T).argmax(1) == target
-            table.setdefault(text, {})[split] = round(100 * right.float().mean().item(), 1)
+            hits = (features @ classes.T).argmax(1) == target
+            table.setdefault(text, {})[split] = round(100 * hits.float().mean().item(), 1)
     return table
 
 
@@ -78,7 +78,7 @@ def _image_features(
     images: int,
     seed: int,
 ) -> torch.Tensor:
-    """Unit features [classes · images, dim], class after class."""
+    """Unit features [classes · images, dim], in the order of the classes."""
     rng = np.random.default_rng(seed)
     batches = [
         torch.stack([preprocess(Image.fromarray(render(charm.look, rng))) for _ in range(images)])
@@ -88,7 +88,7 @@ def _image_features(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what descriptions do for the teacher.")
+    parser = argparse.ArgumentParser(description="Measure the teacher's gain by descriptions.")
     parser.add_argument("--teacher", type=Path, default=HERE / "teacher")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

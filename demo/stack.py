@@ -1,4 +1,4 @@
-"""The demo's processes, and the service as its users see it over REST."""
+"""The demo's processes, and a REST client of the service."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
-BIN = Path(sys.executable).parent  # of the environment, where `enrich` and `distill` lie
+BIN = Path(sys.executable).parent  # the commands `enrich` and `distill` are here
 STOP_SECONDS = 10
-STALL_SECONDS = 300  # without any progress before the demo gives up; with it, it may take longer
+STALL_SECONDS = 300  # without progress before the demo gives up
 
 
 class DemoError(Exception):
-    """The demo cannot go on. The message says why; `log` is the file to look at."""
+    """The demo failed. The message says why; `log` is the log file to show."""
 
     def __init__(self, message: str, log: Path | None = None) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class DemoError(Exception):
 
 
 def child_environment() -> dict[str, str]:
-    """The environment without what the user has set for other services, least of all a key."""
+    """The environment without the user's settings and keys of other services."""
     inherited = {
         variable: value
         for variable, value in os.environ.items()
@@ -38,7 +38,7 @@ def child_environment() -> dict[str, str]:
 
 
 class Process:
-    """A child in a session of its own, so that it is stopped with all that it started."""
+    """A child process in its own session, so that it is stopped together with its children."""
 
     def __init__(self, name: str, command: list[str], folder: Path, **settings: str) -> None:
         """Start it in `folder`; its output goes to `folder`/NAME.log."""
@@ -56,7 +56,7 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether it has ended."""
         return self.popen.poll() is not None
 
     def check(self) -> None:
@@ -65,7 +65,7 @@ class Process:
             raise DemoError(f"the {self.name} ended early ({self.popen.returncode})", self.log)
 
     def stop(self) -> None:
-        """Ask it to end, then end it and what it started."""
+        """Terminate it, then kill it and its children."""
         if not self.ended:
             self.popen.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -85,7 +85,7 @@ def started(name: str, command: list[str], folder: Path, **settings: str) -> Ite
 
 
 def stop_tidily() -> None:
-    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: after what it started."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, which stops child processes first."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -95,20 +95,20 @@ def stop_tidily() -> None:
 
 
 class StallTimer:
-    """Tells a wait that takes long from one in which nothing happens any more."""
+    """Detects a wait without progress."""
 
-    def __init__(self, what: str, log: Path, seconds: float = STALL_SECONDS) -> None:
-        self._what, self._log, self._seconds = what, log, seconds
+    def __init__(self, title: str, log: Path, seconds: float = STALL_SECONDS) -> None:
+        self._title, self._log, self._seconds = title, log, seconds
         self._state: object = None
         self._since = time.monotonic()
 
     def check(self, state: object) -> None:
-        """Take the present state; raises DemoError if it has not changed for `seconds`."""
+        """Record the current state; raises DemoError if it has not changed for `seconds`."""
         now = time.monotonic()
         if state != self._state:
             self._state, self._since = state, now
         elif now - self._since > self._seconds:
-            raise DemoError(f"{self._what}: no progress for {self._seconds:g} s", self._log)
+            raise DemoError(f"{self._title}: no progress for {self._seconds:g} s", self._log)
 
 
 def wait_for_address(service: Process) -> str:
@@ -117,14 +117,14 @@ def wait_for_address(service: Process) -> str:
     while True:
         service.check()
         output = service.log.read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", output):
-            return found.group(1)
+        if match := re.search(r"running on (http://127\.0\.0\.1:\d+)", output):
+            return match.group(1)
         timer.check(output)
         time.sleep(0.1)
 
 
 class Service:
-    """The service as its users see it. Each refusal is a DemoError in the service's own words."""
+    """REST client of the service. An error response raises DemoError with its detail."""
 
     def __init__(self, process: Process, address: str) -> None:
         self.process, self.address = process, address
@@ -132,15 +132,15 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """The file that the service writes to."""
+        """The log file of the service."""
         return self.process.log
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._http.close()
 
     def send(self, method: str, path: str, **content: Any) -> httpx.Response:  # noqa: ANN401
-        """Send a request; raises DemoError if it is refused or gets no answer."""
+        """Send a request; raises DemoError for an error response or no response."""
         try:
             response = self._http.request(method, path, **content)
         except httpx.HTTPError as error:
@@ -153,9 +153,9 @@ class Service:
         return response
 
     def get(self, path: str, **parameters: Any) -> Any:  # noqa: ANN401 - any JSON
-        """Read what lies at `path`."""
+        """GET `path`, and return the JSON of the response."""
         return self.send("GET", path, params=parameters).json()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
-        """Send a JSON body and read the JSON that comes back."""
+        """POST a JSON body, and return the JSON of the response."""
         return self.send("POST", path, json=body).json()

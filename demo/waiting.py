@@ -1,6 +1,6 @@
-"""Waits of the demo: for images, texts and students. Each shows its progress and has no deadline.
+"""Waits for images, texts and students of the demo, with progress and without a deadline.
 
-Only a wait in which nothing moves for STALL_SECONDS is given up.
+A wait fails only after STALL_SECONDS without progress.
 """
 
 import time
@@ -20,7 +20,7 @@ TRAINING = "Training"  # phase of a job whose progress is counted in steps
 
 
 def progress_display(console: Console) -> ProgressDisplay:
-    """Bars, or lines where `console` is no terminal; each task has a field `status`."""
+    """Progress bars, or lines if `console` is not a terminal; each task has a field `status`."""
     columns = (
         TextColumn("{task.description:26}"),
         BarColumn(),
@@ -46,10 +46,10 @@ def finish_images(renderer: Process, display: Progress, folder: Path, total: int
 
 
 def finish_run(service: Service, display: Progress, run: dict[str, Any]) -> dict[str, Any]:
-    """Wait until the enrichment `run` has ended; the finished run.
+    """Wait until the enrichment `run` has ended, and return the finished run.
 
     Raises:
-        DemoError: it has not succeeded, or makes no progress.
+        DemoError: it failed, or makes no progress.
     """
     title = f"Texts: {run['prompt']}"
     bar = display.add_task(title, total=run["total"], status="")
@@ -67,12 +67,12 @@ def finish_run(service: Service, display: Progress, run: dict[str, Any]) -> dict
 
 
 class FollowedJob:
-    """A training job, with a bar of its training steps."""
+    """A training job with a progress bar of its steps."""
 
     def __init__(
         self, service: Service, display: Progress, title: str, number: int, config: TrainConfig
     ) -> None:
-        self.last_event = 0  # its number
+        self.last_event = 0  # sequence number
         self.succeeded = False
         self._service, self._display = service, display
         self._number, self._config = number, config
@@ -80,7 +80,7 @@ class FollowedJob:
         self._first_step: tuple[int, datetime] | None = None
 
     def update(self, log: Path) -> None:
-        """Read what is new and show it; raises DemoError if the job has failed."""
+        """Read new events and show them; raises DemoError if the job has failed."""
         job = self._service.get(f"/v1/jobs/{self._number}")
         events = self._service.get(f"/v1/jobs/{self._number}/events", after=self.last_event)
         for event in events:
@@ -101,10 +101,10 @@ class FollowedJob:
             self._display.update(self._bar, status=status)
             return
         self._first_step = self._first_step or (step, at)
-        first, began = self._first_step
+        first, started_at = self._first_step
         epochs = self._config.epochs
         status = f"epoch {(step - 1) * epochs // steps + 1} of {epochs}"
-        if (seconds := (at - began).total_seconds()) > 0:
+        if (seconds := (at - started_at).total_seconds()) > 0:
             status += f", {(step - first) * self._config.batch_size / seconds:.0f} images/s"
         self._display.update(self._bar, completed=step, total=steps, status=status)
 
@@ -113,12 +113,12 @@ def follow(jobs: Sequence[FollowedJob], workers: Sequence[Process]) -> None:
     """Wait until all `jobs` have succeeded.
 
     Raises:
-        DemoError: one has failed, none makes progress, or all workers have ended.
+        DemoError: a job failed, no job makes progress, or all workers have ended.
     """
     log = workers[0].log
     timer = StallTimer("training", log)
     while waiting := [job for job in jobs if not job.succeeded]:
-        # Looked up first: they may end rightly while the jobs are asked for.
+        # Checked first: workers may end normally while the jobs are requested.
         ended = all(worker.ended for worker in workers)
         for job in waiting:
             job.update(log)

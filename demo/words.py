@@ -1,7 +1,7 @@
-"""How people put what they see into words: several phrases for each attribute value.
+"""Several phrases for each attribute value.
 
-The captions that the teacher learns from and the recorded descriptions draw on these phrases; the
-sentences around them differ.
+The captions that the teacher is trained on and the recorded descriptions use these phrases, in
+different sentences.
 """
 
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
@@ -30,14 +30,14 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "white": ("white", "ivory", "pale"),
     "black": ("black", "ebony", "dark"),
 }
-PATTERN_WORDS: dict[str, tuple[str, ...]] = {  # what follows "with"
+PATTERN_WORDS: dict[str, tuple[str, ...]] = {  # used after "with"
     "plain": ("a plain surface", "no markings", "a smooth, even surface"),
     "striped": ("{mark} stripes", "bold {mark} stripes", "{mark} bands across it"),
     "dotted": ("{mark} dots", "round {mark} spots", "{mark} polka dots"),
     "checkered": ("{mark} checks", "a {mark} checkered pattern", "a {mark} chessboard pattern"),
     "ringed": ("{mark} concentric rings", "{mark} rings", "{mark} circles one inside the other"),
 }
-PART_WORDS: dict[str, tuple[str, ...]] = {  # what follows "and"
+PART_WORDS: dict[str, tuple[str, ...]] = {  # used after "and"
     "horns": ("two horns", "a pair of pointed horns", "two pointed ears"),
     "tail": ("a tail", "a curved tail", "a long bent tail"),
     "legs": ("legs", "three straight legs", "three thin legs"),

@@ -1,11 +1,11 @@
-"""A small world of painted charms, rendered: shapes × colours × patterns under made-up names.
+"""Renders the demo's images: painted charms (shapes × colours × patterns) with invented names.
 
-Notable:
-- A class is one combination of five attributes. Its name is an epithet, invented for it alone, and
-  a genus that it shares with the classes of its shape family: as with "harlequin duck", the bare
-  name tells a little (a quarter of the shapes), the description nearly everything.
-- Seen and unseen classes take their attribute values from the same pools, in other combinations.
-- Backgrounds, clutter, distractors, turn, size, place, light and noise say nothing of the class.
+- A class is a combination of five attributes. Its name has an invented epithet and a genus that it
+  shares with the classes of its shape family: as with "harlequin duck", the name has little
+  information (a quarter of the shapes), the description nearly all.
+- Seen and unseen classes have the same attribute values in different combinations.
+- Background, clutter, distractors, rotation, size, position, light and noise are independent of the
+  class.
 - The same seed gives the same pixels.
 
     python -m demo.world FOLDER [--sheet FILE.png]
@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64  # pixels of a finished image, square
-_CANVAS = 2 * SIZE  # everything is drawn twice as large and averaged down
+SIZE = 64  # side of a finished image in pixels
+_CANVAS = 2 * SIZE  # images are drawn at twice the size and averaged down
 CONTEXT = "a painted charm"
 SEEN, UNSEEN = 36, 15
-IMAGES = {"train": 80, "val_on_train": 25, "val": 40}  # a class
+IMAGES = {"train": 80, "val_on_train": 25, "val": 40}  # per class
 _CLASS_SEED = 7
 
-# The three shapes of a genus have little in common to the eye.
+# The three shapes of a genus are not similar.
 GENERA: dict[str, tuple[str, ...]] = {
     "brell": ("disc", "star", "bar"),
     "vask": ("square", "crescent", "flower"),
@@ -56,7 +56,7 @@ PARTS = ("none", "horns", "tail", "legs")
 
 @dataclass(frozen=True)
 class Look:
-    """What one charm looks like; `mark` is None where the pattern is plain."""
+    """The attributes of a charm; `mark` is None if the pattern is plain."""
 
     shape: str
     colour: str
@@ -66,13 +66,13 @@ class Look:
 
     @property
     def core(self) -> tuple[str, str, str]:
-        """Shape, colour and pattern: what is held out of the teacher's training for unseen ones."""
+        """Shape, colour and pattern; the teacher is not trained on those of unseen classes."""
         return (self.shape, self.colour, self.pattern)
 
 
 @dataclass(frozen=True)
 class Charm:
-    """One class of the world."""
+    """A class of the demo."""
 
     key: str
     name: str
@@ -81,7 +81,7 @@ class Charm:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """Any combination of attributes, evenly drawn."""
+    """A uniformly random combination of attributes."""
     colour = str(rng.choice(list(COLOURS)))
     pattern = str(rng.choice(PATTERNS))
     marks = [mark for mark in MARKS if mark != colour]
@@ -95,7 +95,7 @@ def random_look(rng: np.random.Generator) -> Look:
 
 
 def random_epithet(rng: np.random.Generator) -> str:
-    """An invented word of two syllables."""
+    """An invented word with two syllables."""
     onset = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "dr", "gr", "tr"]
     vowel, coda = ["a", "e", "i", "o", "u"], ["l", "m", "n", "r", "s", "t", "sk", "rn", "ld", "th"]
     parts = (onset, vowel, onset, vowel, coda)
@@ -104,11 +104,11 @@ def random_epithet(rng: np.random.Generator) -> str:
 
 @cache
 def charms() -> tuple[Charm, ...]:
-    """All classes, seen and unseen in one shuffled order; no two share shape, colour, pattern.
+    """All classes, seen and unseen shuffled; no two have the same shape, colour and pattern.
 
-    Shapes and colours go round in turn, so that each is met about as often as any other in
-    either group. No unseen class is plain: the small charms in the background are, and so they
-    never show what is held out.
+    Shapes and colours alternate, so that all occur about equally often in both groups. No unseen
+    class is plain: the small charms in the background are plain, so they never show a held-out
+    combination.
     """
     rng = np.random.default_rng(_CLASS_SEED)
     looks: list[tuple[Look, bool]] = []
@@ -137,27 +137,27 @@ def charms() -> tuple[Charm, ...]:
     )
 
 
-# No part of `charms`: a class that comes up after students and texts are made.
-NEWCOMER = Charm(
+# Not in `charms`: a class that is added after training.
+NEW_CLASS = Charm(
     "charm52", "talun fimmet", Look("heart", "blue", "dotted", "yellow", "horns"), seen=False
 )
 
 
 def render(look: Look, rng: np.random.Generator) -> np.ndarray:
-    """One image of a charm in some place, uint8 [64, 64, 3]."""
+    """An image of a charm at a random position, uint8 [64, 64, 3]."""
     canvas = _scene(rng)
     _paint(canvas, look, _Pose.random(rng, radius=(0.23, 0.34), spread=0.12), rng)
     return _photograph(canvas, rng)
 
 
 def render_clutter(looks: Sequence[Look], rng: np.random.Generator, views: int = 2) -> np.ndarray:
-    """One table with several charms on it, seen by cameras around it: uint8 [views, 64, 64, 3].
+    """A table with several charms, photographed from around it: uint8 [views, 64, 64, 3].
 
-    Charms stand upright and turn with the camera. Nearer ones are painted over those behind them,
-    so that what one camera misses another may see.
+    Charms are upright and face the camera. Nearer charms hide those behind them, so that a charm
+    hidden from one camera may be visible to another.
     """
     angles = rng.uniform(0, 2 * np.pi) + np.arange(len(looks)) * 2 * np.pi / len(looks)
-    reach = rng.uniform(0.1, 0.26, len(looks))  # from the middle of the table, shares of the width
+    reach = rng.uniform(0.1, 0.26, len(looks))  # from the centre, as a fraction of the width
     table = np.stack([np.cos(angles), np.sin(angles)], -1) * reach[:, None]
     sizes = rng.uniform(0.17, 0.22, len(looks))
     photos = []
@@ -176,9 +176,9 @@ def render_clutter(looks: Sequence[Look], rng: np.random.Generator, views: int =
 
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The canvas averaged down, in some light and with noise: uint8 [64, 64, 3]."""
-    whole = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    image = np.asarray(whole.reduce(_CANVAS // SIZE)).astype(np.float32)
+    """The canvas averaged down, with random light and noise: uint8 [64, 64, 3]."""
+    full_size = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    image = np.asarray(full_size.reduce(_CANVAS // SIZE)).astype(np.float32)
     image = (image - 128) * rng.uniform(0.75, 1.1) + 128 + rng.uniform(-22, 22)
     image += rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 12)
     return np.clip(image, 0, 255).astype(np.uint8)
@@ -186,18 +186,18 @@ def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where a charm lies: own coordinates (body within the unit circle, y down) to pixels."""
+    """Position of a charm: from its own coordinates (unit circle, y down) to pixels."""
 
-    turn: np.ndarray  # [2, 2]
+    turn: np.ndarray  # rotation matrix [2, 2]
     centre: np.ndarray  # pixels
-    size: float  # pixels a unit
+    size: float  # pixels per unit
     stretch: float
 
     @classmethod
     def random(
         cls, rng: np.random.Generator, radius: tuple[float, float], spread: float
     ) -> "_Pose":
-        """`radius` and `spread` (from the middle) are shares of the image's width."""
+        """`radius` and `spread` (from the centre) are fractions of the image width."""
         angle = np.deg2rad(rng.uniform(-25, 25))
         return cls(
             turn=np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]),
@@ -207,18 +207,18 @@ class _Pose:
         )
 
     def place(self, points: np.ndarray) -> list[tuple[float, float]]:
-        """[n, 2] in own coordinates to pixels."""
-        own = points * [self.stretch, 1]
-        return [(x, y) for x, y in own @ self.turn.T * self.size + self.centre]
+        """Points [n, 2] in the charm's coordinates to pixels."""
+        stretched = points * [self.stretch, 1]
+        return [(x, y) for x, y in stretched @ self.turn.T * self.size + self.centre]
 
 
 def _scene(rng: np.random.Generator) -> np.ndarray:
-    """Soft blotches in two muted colours, strokes, small plain charms; float32 canvas."""
+    """A background of soft blotches, strokes and small plain charms; float32 canvas."""
     cells = int(rng.integers(2, 7))
     blend = Image.fromarray(rng.random((cells, cells), np.float32))
     blend = blend.resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC)
     first, second = rng.uniform(50, 215, (2, 3)).astype(np.float32)
-    grey = np.float32(rng.uniform(0.3, 0.8))  # muted: pulled towards their own grey
+    grey = np.float32(rng.uniform(0.3, 0.8))  # desaturation
     first, second = (c * (1 - grey) + c.mean() * grey for c in (first, second))
     ground = first + np.asarray(blend)[..., None] * (second - first)
     picture = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
@@ -264,20 +264,20 @@ def _paint(canvas: np.ndarray, look: Look, pose: _Pose, rng: np.random.Generator
 
 
 def _tint(colour: str, rng: np.random.Generator) -> np.ndarray:
-    """The named colour, a little off."""
+    """The named colour with a small random deviation."""
     tint: np.ndarray = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 11, 3), 0, 255)
     return tint
 
 
 def _polar(radii: np.ndarray) -> np.ndarray:
-    """Points at even angles, the first one on top; [n] to [n, 2]."""
+    """Points at equal angles, starting at the top; radii [n] → [n, 2]."""
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False) - np.pi / 2
     points: np.ndarray = np.stack([np.cos(angles), np.sin(angles)], -1) * radii[:, None]
     return points
 
 
 def _shapes() -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Outline and hole of each shape, [n, 2] in the unit circle."""
+    """Outline and hole of each shape, each [n, 2] in the unit circle."""
     t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     disc = _polar(np.full(60, 0.9))
     arm = 0.32
@@ -333,14 +333,14 @@ Field = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
 
 
 def _grid(u: np.ndarray, v: np.ndarray, scale: float, shift: float) -> np.ndarray:
-    """Distance to the next point of a square grid."""
+    """Distance to the nearest point of a square grid."""
     x, y = ((c * 1.75 * scale + shift) % 1 - 0.5 for c in (u, v))
     return np.hypot(x, y)
 
 
 _OUTLINES = _shapes()
 _LIMBS = _limbs()
-_FIELDS: dict[str, Field] = {  # where the pattern shows its mark
+_FIELDS: dict[str, Field] = {  # where the pattern has the colour of the mark
     "striped": lambda u, v, scale, shift: (v * 1.9 * scale + shift) % 1 < 0.45,
     "dotted": lambda u, v, scale, shift: _grid(u, v, scale, shift) < 0.29,
     "checkered": lambda u, v, scale, shift: (
@@ -358,10 +358,11 @@ def write_world(
     val_on_train: int = IMAGES["val_on_train"],
     val: int = IMAGES["val"],
 ) -> None:
-    """Write the paper's layout under `root`, PNG images a class as given, and the labels.
+    """Write images and labels to `root` in the paper's layout.
 
-    train/ and val_on_train/ hold the seen classes, val/ the unseen ones; `labels.json` (key,
-    name, context) and `label2text.txt` name all of them.
+    train/ and val_on_train/ have the seen classes, val/ the unseen classes, with the given number
+    of PNG images per class; `labels.json` (key, name, context) and `label2text.txt` list all
+    classes.
     """
     for charm in charms():
         amounts = {"train": train, "val_on_train": val_on_train} if charm.seen else {"val": val}
@@ -383,12 +384,12 @@ def write_world(
 
 
 def image_count() -> int:
-    """How many images `write_world` writes by default."""
+    """The number of images that `write_world` writes by default."""
     return SEEN * (IMAGES["train"] + IMAGES["val_on_train"]) + UNSEEN * IMAGES["val"]
 
 
 def contact_sheet(columns: int = 10, zoom: int = 2) -> Image.Image:
-    """Rows of classes (seen ones first), each with `columns` images of it."""
+    """A row for each class (seen classes first) with `columns` images."""
     rng = np.random.default_rng(0)
     ordered = sorted(charms(), key=lambda charm: not charm.seen)
     rows = [np.concatenate([render(c.look, rng) for _ in range(columns)], 1) for c in ordered]
@@ -397,9 +398,9 @@ def contact_sheet(columns: int = 10, zoom: int = 2) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Render the demo's world.")
-    parser.add_argument("folder", type=Path, help="where the images go")
-    parser.add_argument("--sheet", type=Path, help="also write a contact sheet, a PNG")
+    parser = argparse.ArgumentParser(description="Render the images of the demo.")
+    parser.add_argument("folder", type=Path, help="folder to write the images to")
+    parser.add_argument("--sheet", type=Path, help="contact sheet to write, a PNG file")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     write_world(arguments.folder, seed=arguments.seed)

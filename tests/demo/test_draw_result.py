@@ -28,7 +28,7 @@ def test_every_bar_is_as_high_as_its_number():
         assert heights == [value for (of, _), row in table.items() if of == model for value in row]
 
 
-def test_a_page_without_the_table_is_told(tmp_path):
+def test_a_page_without_the_table_is_reported(tmp_path):
     (tmp_path / "README.md").write_text("# Nothing\n")
     with pytest.raises(ValueError, match="has no table"):
         read_table(tmp_path / "README.md")

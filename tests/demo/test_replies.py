@@ -24,12 +24,12 @@ def test_every_label_has_an_answer_to_both_prompts() -> None:
         assert {line["label"] for line in LINES if line["prompt"] == prompt} == names
 
 
-def test_every_line_says_that_no_language_model_wrote_it() -> None:
+def test_every_line_is_marked_as_not_written_by_a_language_model() -> None:
     assert {line["model"] for line in LINES} == {make_replies.ORIGIN}
     assert "not a language model" in make_replies.ORIGIN
 
 
-def test_some_descriptions_leave_out_or_mistake_what_the_class_looks_like() -> None:
+def test_some_descriptions_omit_or_mistake_attributes() -> None:
     said = {line["label"]: line["reply"] for line in LINES if line["prompt"] != "attributes"}
     without_shape = [
         c for c in charms() if not any(w in said[c.name] for w in SHAPE_WORDS[c.look.shape])
@@ -71,7 +71,7 @@ def test_every_label_ends_with_an_accepted_text(runs) -> None:
         assert accepted == {charm.name for charm in charms()}
 
 
-def test_the_four_unusable_answers_are_refused_for_what_they_are_and_asked_again(runs) -> None:
+def test_the_four_unusable_answers_are_rejected_with_their_reason_and_retried(runs) -> None:
     refused = [g for g in runs["visual-description"] if g["status"] == "retried"]
     reasons = sorted(g["problems"][0].split(":")[0] for g in refused)
     assert reasons == ["error_text", "refusal", "schema", "schema"]

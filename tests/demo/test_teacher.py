@@ -35,7 +35,7 @@ def test_captions_never_name_an_unseen_class_nor_every_seen_one() -> None:
     assert len(named) < sum(charm.seen for charm in charms())
 
 
-def test_the_shipped_teacher_is_small_and_says_how_it_was_made() -> None:
+def test_the_shipped_teacher_is_small_and_records_how_it_was_made() -> None:
     assert sum(file.stat().st_size for file in TEACHER.iterdir()) < 8 * MEBIBYTE
     assert "demo/make_teacher.py" in (TEACHER / "README.md").read_text(encoding="utf-8")
     with safe_open(TEACHER / "open_clip_model.safetensors", framework="pt") as weights:

@@ -22,7 +22,7 @@ BEGAN = datetime.now(UTC)
 
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[Process]:
-    """A process that runs and says nothing."""
+    """A process that runs without output."""
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     with started("worker", command, tmp_path) as process:
         yield process
@@ -59,7 +59,7 @@ def claim_job(client: httpx.Client) -> tuple[int, int]:
 def send_progress(
     client: httpx.Client, job: tuple[int, int], progress: tuple[str, int, int], count: int
 ) -> None:
-    """Send an event, the `count`-th, as a training does that makes a step a second."""
+    """Send the `count`-th event, as a training with one step per second does."""
     number, fence = job
     phase, step, steps = progress
     event = {

@@ -8,7 +8,7 @@ from PIL import Image
 from demo.world import (
     COLOURS,
     GENERA,
-    NEWCOMER,
+    NEW_CLASS,
     SIZE,
     Look,
     charms,
@@ -71,9 +71,9 @@ def test_no_two_classes_share_a_name_or_shape_colour_and_pattern() -> None:
 
 
 def test_the_new_class_is_no_part_of_the_world() -> None:
-    assert NEWCOMER.look.core not in {charm.look.core for charm in charms()}
-    assert NEWCOMER.key not in {charm.key for charm in charms()}
-    assert NEWCOMER.name.split()[0] not in {charm.name.split()[0] for charm in charms()}
+    assert NEW_CLASS.look.core not in {charm.look.core for charm in charms()}
+    assert NEW_CLASS.key not in {charm.key for charm in charms()}
+    assert NEW_CLASS.name.split()[0] not in {charm.name.split()[0] for charm in charms()}
 
 
 @pytest.mark.parametrize("attribute", ["shape", "colour", "pattern", "part"])
@@ -86,18 +86,18 @@ def test_unseen_classes_are_new_combinations_of_values_that_seen_classes_show(
     assert values(False) <= values(True)
 
 
-def test_a_genus_leaves_several_unseen_classes_open_so_a_name_says_little() -> None:
+def test_a_genus_has_several_unseen_classes_so_that_names_are_ambiguous() -> None:
     for genus in GENERA:
         kin = [c for c in charms() if not c.seen and c.name.endswith(f" {genus}")]
         assert len(kin) >= 3
 
 
-def test_what_is_held_out_never_lies_about_in_a_background() -> None:
+def test_held_out_attributes_are_never_in_a_background() -> None:
     assert all(charm.look.pattern != "plain" for charm in charms() if not charm.seen)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_a_plain_charm_has_the_colour_that_it_is_said_to_have(colour: str) -> None:
+def test_a_plain_charm_has_its_described_colour(colour: str) -> None:
     rng = np.random.default_rng(0)
     look = Look("square", colour, "plain", None, "none")
     middle = np.mean([render(look, rng)[28:36, 28:36] for _ in range(20)], axis=(0, 1, 2))
