@@ -1,6 +1,6 @@
 """Write the reference pages of the documentation from the code: `python docs/make_reference.py`.
 
-They go to docs/reference/, which git ignores, so that no page can differ from the code:
+They are written to docs/reference/, which git ignores, so that no page can differ from the code:
 
 - configuration: the fields of `TrainConfig`, the presets
 - settings: the environment variables of the service
@@ -35,7 +35,7 @@ RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 def configuration() -> str:
-    """The fields of a training configuration, of its parts, and the presets."""
+    """The fields of a training configuration and of its nested models, and the presets."""
     schema = TrainConfig.model_json_schema()
     parts = [
         "# Training configuration",
@@ -45,7 +45,10 @@ def configuration() -> str:
     ]
     for name, part in schema.get("$defs", {}).items():
         parts += [f"## {name}", part.get("description", ""), fields(part)]
-    parts += ["## Presets", "`distill train --preset NAME` reads these below the configuration."]
+    parts += [
+        "## Presets",
+        "`distill train --preset NAME` starts from these values; the configuration overrides them.",
+    ]
     for path in sorted((ROOT / "distill" / "presets").glob("*.toml")):
         parts += [f"### {path.stem}", f"```toml\n{path.read_text(encoding='utf-8').strip()}\n```"]
     return page(parts)
@@ -76,7 +79,7 @@ def commands(program: str) -> str:
 
 
 def loaded(command: Any, name: str) -> Any:  # noqa: ANN401 - Typer does not export its type
-    """The command with its subcommands in the place of stand-ins that import them later."""
+    """The command with its subcommands loaded, which the CLI imports lazily."""
     command = command.load() if hasattr(command, "load") else command
     command.name = name
     for inner_name, inner in getattr(command, "commands", {}).items():
@@ -85,13 +88,13 @@ def loaded(command: Any, name: str) -> Any:  # noqa: ANN401 - Typer does not exp
 
 
 def rest() -> str:
-    """The routes by tag, and the models that they take and give."""
+    """The routes by tag, and the models of their requests and responses."""
     document = create_app(Settings()).openapi()
     parts = [
         f"# REST reference\n\nVersion {document['info']['version']}. A running service shows the "
-        "same at `/docs`, where requests can be sent, and gives the OpenAPI description at "
+        "same at `/docs`, where requests can be sent, and serves the OpenAPI description at "
         "`/openapi.json`. A request is refused with an RFC 9457 problem document, whose `detail` "
-        "says what to do.",
+        "describes what to do.",
     ]
     for tag in document["tags"]:
         parts.append(f"## {tag['name'].capitalize()}")
@@ -106,18 +109,18 @@ def rest() -> str:
 
 
 def route(method: str, path: str, operation: Schema) -> list[str]:
-    """One route: what it does, its parameters, its body, what it answers."""
+    """One route: its description, parameters, request body and responses."""
     parts = [f"### {operation['summary']}", f"`{method} {path}`"]
     parts.append(escape(operation.get("description", "")))
     rows = [
         (
-            f"`{one['name']}`",
-            one["in"],
-            kind(one["schema"]),
-            default(one["schema"]) if not one.get("required") else "required",
-            one.get("description", ""),
+            f"`{parameter['name']}`",
+            parameter["in"],
+            kind(parameter["schema"]),
+            default(parameter["schema"]) if not parameter.get("required") else "required",
+            parameter.get("description", ""),
         )
-        for one in operation.get("parameters", ())
+        for parameter in operation.get("parameters", ())
     ]
     if rows:
         parts.append(table(("parameter", "in", "type", "default", "meaning"), rows))
@@ -134,8 +137,8 @@ def route(method: str, path: str, operation: Schema) -> list[str]:
 def content(message: Schema) -> str:
     """The media types of a body with their models."""
     kinds = [
-        f"{kind(one['schema'])} (`{media}`)" if one.get("schema") else f"`{media}`"
-        for media, one in message.get("content", {}).items()
+        f"{kind(body['schema'])} (`{media}`)" if body.get("schema") else f"`{media}`"
+        for media, body in message.get("content", {}).items()
     ]
     return ", ".join(kinds) or "(empty)"
 
@@ -144,9 +147,9 @@ def python(title: str, modules: Iterable[str]) -> str:
     """Names of modules, and of the modules in a package, for mkdocstrings to render."""
     parts = [f"# {title}"]
     for name in modules:
-        inside = getattr(import_module(name), "__path__", ())
-        inner = [f"{name}.{one.name}" for one in pkgutil.iter_modules(inside)]
-        parts += [f"::: {one}" for one in inner or [name]]
+        path = getattr(import_module(name), "__path__", ())
+        submodules = [f"{name}.{module.name}" for module in pkgutil.iter_modules(path)]
+        parts += [f"::: {module}" for module in submodules or [name]]
     return page(parts)
 
 
@@ -158,11 +161,11 @@ def fields(schema: Schema) -> str:
     rows = [
         (
             f"`{name}`",
-            kind(one),
-            "required" if name in required else default(one),
-            one.get("description", ""),
+            kind(field),
+            "required" if name in required else default(field),
+            field.get("description", ""),
         )
-        for name, one in schema["properties"].items()
+        for name, field in schema["properties"].items()
     ]
     return table(("field", "type", "default", "meaning"), rows)
 
@@ -206,7 +209,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def escape(text: str) -> str:
-    """The text on one line, with nothing that ends a table's cell or begins an HTML tag."""
+    """The text on one line, with the characters escaped that would end a cell or begin a tag."""
     return " ".join(text.split()).replace("|", "&#124;").replace("<", "&lt;")
 
 
@@ -216,7 +219,7 @@ def page(parts: Iterable[str]) -> str:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write all reference pages to `folder`; gives their paths."""
+    """Write all reference pages to `folder`, and return their paths."""
     pages = {"configuration": configuration(), "settings": settings(), "rest": rest()}
     pages |= {program: commands(program) for program in PROGRAMS}
     pages |= {name: python(title, modules) for name, (title, modules) in PYTHON_PAGES.items()}

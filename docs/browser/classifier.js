@@ -1,7 +1,7 @@
 // A classifier folder in a browser: photos to classes, with onnxruntime-web.
 //
-// A canvas resizes photos in another way than Pillow, which moves pixels and sometimes the answer.
-// So `squarePixels` resizes as Pillow does, in the same fixed-point arithmetic.
+// A canvas resizes photos differently from Pillow, which changes pixels and sometimes the predicted
+// class. So `squarePixels` resizes as Pillow does, in the same fixed-point arithmetic.
 
 import * as ort from "onnxruntime-web";
 
@@ -10,7 +10,7 @@ export class Classifier {
   static async load(folder) {
     const manifest = JSON.parse(new TextDecoder().decode(await read(folder, "classifier.json")));
     if (manifest.format !== "enrich-distill classifier" || manifest.version !== 1) {
-      throw new Error(`${folder}classifier.json has another format version: export the classifier again`);
+      throw new Error(`${folder}classifier.json has a different format version: export the classifier again`);
     }
     const bankName = Object.keys(manifest.files).find((name) => name.startsWith("text_bank"));
     const [model, bank] = await Promise.all([
@@ -47,8 +47,8 @@ export class Classifier {
     const scores = classes.map(
       ({ seen }, row) => (cosines[row] - calibration.seen_bias * seen) / calibration.temperature,
     );
-    const most = Math.max(...scores);
-    const exps = scores.map((score) => Math.exp(score - most));
+    const maxScore = Math.max(...scores);
+    const exps = scores.map((score) => Math.exp(score - maxScore));
     const sum = exps.reduce((a, b) => a + b);
     const candidates = classes
       .map(({ key, name, seen }, row) => ({ key, name, seen, probability: exps[row] / sum, cosine: cosines[row] }))
@@ -56,14 +56,14 @@ export class Classifier {
       .slice(0, top);
     const threshold = calibration.unknown_threshold ?? -Infinity;
     const others = look_alikes.map((_, row) => cosine(this.lookAlikes, row));
-    const isLookAlike = Math.max(...others) > most * calibration.temperature;
+    const isLookAlike = Math.max(...others) > maxScore * calibration.temperature;
     return { candidates, unknown: isLookAlike || Math.max(...cosines) < threshold };
   }
 }
 
 async function read(folder, name) {
   const response = await fetch(folder + name);
-  if (!response.ok) throw new Error(`there is no ${folder}${name} (status ${response.status})`);
+  if (!response.ok) throw new Error(`${folder}${name} cannot be read (status ${response.status})`);
   return new Uint8Array(await response.arrayBuffer());
 }
 
@@ -71,11 +71,11 @@ async function read(folder, name) {
 function tensors(file) {
   const start = 8 + Number(new DataView(file.buffer).getBigUint64(0, true));
   const { __metadata__: _, ...header } = JSON.parse(new TextDecoder().decode(file.subarray(8, start)));
-  const found = Object.entries(header).map(([name, { data_offsets: [from, to] }]) => [
+  const entries = Object.entries(header).map(([name, { data_offsets: [from, to] }]) => [
     name,
     new Float32Array(file.buffer.slice(start + from, start + to)),
   ]);
-  return Object.fromEntries(found);
+  return Object.fromEntries(entries);
 }
 
 // The centre square of `photo`, resized to side `size`: RGB planes, Uint8Array [3, size, size].
@@ -83,7 +83,7 @@ export async function squarePixels(photo, size) {
   const image = await createImageBitmap(photo); // upright and in sRGB
   const { width, height } = image;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white"; // behind what is transparent
+  context.fillStyle = "white"; // background of transparent pixels
   context.fillRect(0, 0, width, height);
   context.drawImage(image, 0, 0);
   image.close();
@@ -112,11 +112,11 @@ function roundHalfToEven(value) {
 
 const FRACTION_BITS = 22; // of the weights: Pillow's PRECISION_BITS
 
-// Of a side of `from` pixels resized to `to`: for each of `count` output pixels, from the one at
-// `start` on, the first input pixel that it depends on and the weights of that and the next ones.
+// For a side of `from` pixels resized to `to`: for each of the `count` output pixels from `start` on,
+// the first input pixel that it depends on, and the weights of that pixel and of those after it.
 function cubicWeights(from, to, start, count) {
   const scale = from / to;
-  const stretch = Math.max(scale, 1); // averages when it makes smaller
+  const stretch = Math.max(scale, 1); // averages when it shrinks
   const support = 2 * stretch;
   return Array.from({ length: count }, (_, index) => {
     const centre = (start + index + 0.5) * scale;

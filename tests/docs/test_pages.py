@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and docs/ tell people to type works.
+"""The commands of README, CONTRIBUTING and docs/ work.
 
 A console or Python block after `<!-- run -->` is run, in the order of its page, in one folder and
 with one database per page. Photos, teacher and language model are small or local stand-ins. All
@@ -47,7 +47,7 @@ STAND_INS = {
     "--student resnet18": "--student test_resnet",
     "image_size = 128": "image_size = 32",
 }
-# The photos of the pages are of the demo's world: the teacher knows it by its descriptions.
+# The pages use photos of the demo's world, whose teacher was trained on such descriptions.
 SEEN, UNSEEN = ("harlequin_duck", "surf_scoter"), ("king_eider", "bufflehead")
 PHOTOS = {"train": (SEEN, 70), "val_on_train": (SEEN, 8), "val": (UNSEEN, 8)}
 LOOKS = dict(zip(SEEN + UNSEEN, sorted(charms(), key=lambda charm: not charm.seen), strict=False))
@@ -130,7 +130,7 @@ def shell(tmp_path, monkeypatch, migrated, brief_timing):
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if RUN.search(text)])
-def test_what_a_page_says_to_run_runs(page, shell, tmp_path, monkeypatch):
+def test_commands_on_a_page_run(page, shell, tmp_path, monkeypatch):
     write_photos(tmp_path / "photos")
     for _, name, text in FENCE.findall(PAGES[page]):
         if name:

@@ -31,7 +31,7 @@ def rows(page):
     return {first: others.split(" | ") for first, others in found}
 
 
-def test_every_field_of_a_training_stands_with_its_default_and_its_meaning(pages):
+def test_every_field_of_a_config_is_listed_with_default_and_meaning(pages):
     table = rows(pages["configuration"])
     for model in (TrainConfig, LossWeights):
         for name in model.model_fields:
@@ -41,7 +41,7 @@ def test_every_field_of_a_training_stands_with_its_default_and_its_meaning(pages
     assert table["`data`"][1] == "required"
 
 
-def test_every_setting_stands_with_its_variables(pages):
+def test_every_setting_is_listed_with_its_variables(pages):
     table = rows(pages["settings"])
     for field in Settings.model_fields:
         cells = table[" or ".join(f"`{name}`" for name in environment_names(field))]
@@ -49,7 +49,7 @@ def test_every_setting_stands_with_its_variables(pages):
     assert table["`ENRICH_PORT`"][1] == "`8000`"
 
 
-def test_every_route_and_model_of_the_service_stands(pages):
+def test_every_route_and_model_of_the_service_is_listed(pages):
     document = create_app(Settings()).openapi()
     for path, methods in document["paths"].items():
         for method in methods:
@@ -61,7 +61,7 @@ def test_every_route_and_model_of_the_service_stands(pages):
 @pytest.mark.parametrize(
     ("program", "module"), [("enrich", "enrich_service.cli"), ("distill", "distill.cli.main")]
 )
-def test_every_command_and_option_stands(pages, program, module):
+def test_every_command_and_option_is_listed(pages, program, module):
     def check(command, name):
         command = command.load() if hasattr(command, "load") else command
         assert f"# `{name}`" in pages[program]
