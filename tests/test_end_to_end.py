@@ -40,7 +40,9 @@ def release(folder, migrated) -> Path:
     }
 
     def enrich(*arguments: object) -> str:
-        call = CliRunner().invoke(enrich_app, [str(one) for one in arguments], env=environment)
+        call = CliRunner().invoke(
+            enrich_app, [str(argument) for argument in arguments], env=environment
+        )
         assert call.exit_code == 0, call.output
         return call.stdout
 
@@ -60,7 +62,7 @@ def release(folder, migrated) -> Path:
 @pytest.fixture
 def distill(folder, release, monkeypatch) -> Callable[..., str]:
     """Run a `distill` command with the release; gives what it printed."""
-    monkeypatch.chdir(folder)  # where its cache lies
+    monkeypatch.chdir(folder)  # the folder of its cache
 
     def run(*arguments: object) -> str:
         words = [*map(str, arguments), "--release", str(release)]

@@ -1,4 +1,4 @@
-"""A skip is told on a machine that lacks something, and is a failure in CI."""
+"""A skip is reported on a machine that lacks something, and is a failure in CI."""
 
 import os
 import subprocess

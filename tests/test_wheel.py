@@ -79,7 +79,7 @@ def outside(tmp_path) -> dict[str, object]:
     return {"cwd": tmp_path, "env": environment | {"ENRICH_DATA_DIR": str(tmp_path / "data")}}
 
 
-def test_both_commands_start_and_tell_their_version(programs, outside):
+def test_both_commands_start_and_print_their_version(programs, outside):
     for name in ("enrich", "distill"):
         assert run(programs / name, "--version", **outside) == f"{name} {VERSION}\n"
         assert "Commands" in run(programs / name, "--help", **outside)

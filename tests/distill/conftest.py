@@ -75,7 +75,7 @@ def tiny_teacher_folder(tiny_teacher) -> Path:
 
 @pytest.fixture
 def shared_hub(shared, monkeypatch) -> None:
-    """The hub is the cache beside the project, and nothing is fetched."""
+    """The hub is the cache beside the project; nothing is downloaded."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(shared / "hf-home" / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 

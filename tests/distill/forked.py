@@ -1,4 +1,4 @@
-"""Processes that do not import torch and open_clip anew: forks of one server that has done so.
+"""Processes that need not import torch and open_clip: forks of a server that has imported them.
 
 Importing them takes ten seconds of CPU time, more than what most tests of a killed training
 compute. Each is a process as any other, with its own signals, output and exit status.
