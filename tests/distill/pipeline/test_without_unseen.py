@@ -50,7 +50,7 @@ def trained(folder) -> Result:
 
 def test_a_student_is_trained_and_the_console_notes_missing_figures(trained):
     assert trained.exit_code == 0, trained.output
-    assert "seen: 9 images of 3 classes, 3 to 3 a class, held out of training" in trained.stderr
+    assert "seen: 9 images of 3 classes, 3 to 3 per class, held out of training" in trained.stderr
     assert "the data has no unseen classes, so the accuracy on classes" in trained.stderr
 
 
