@@ -6,8 +6,8 @@
         client.wait_for_run(run.id)
         client.create_release(ReleaseCreate(label_set="ducks", name="ducks-1", sources=[…]))
 
-Arguments and results are the pydantic models of the service; files are bytes. If the service has
-API keys, pass one: `Client(URL, key=KEY)`.
+Arguments and results are the pydantic models of the service; files are bytes. If the service
+requires API keys, pass one: `Client(URL, key=KEY)`.
 """
 
 import time
@@ -78,17 +78,17 @@ from enrich_service.students.schemas import (
 from enrich_service.trials.schemas import Comparison, Trial, TrialRequest
 from enrich_service.workers.schemas import WorkerView
 
-GOING_ON = (RunState.QUEUED, RunState.RUNNING)
+ACTIVE_STATES = (RunState.QUEUED, RunState.RUNNING)
 M = TypeVar("M", bound=BaseModel)
 Lists = RootModel[dict[str, list[str]]]
 
 
 class ClientError(Exception):
-    """The service refused a request or did not answer.
+    """The service rejected a request or did not respond.
 
     Attributes:
         detail: One line that says what to do.
-        status: HTTP status; None if there was no answer.
+        status: HTTP status; None without a response.
     """
 
     def __init__(self, detail: str, status: int | None = None) -> None:
@@ -97,12 +97,12 @@ class ClientError(Exception):
 
 
 class Client:
-    """The service at one URL. Every method raises ClientError if the service refuses or fails.
+    """The service at one URL. Every method raises ClientError if the request fails.
 
     Args:
         url: Address of the service, such as http://127.0.0.1:8000.
-        key: API key, if the service has keys. It takes precedence over a password in `url`.
-        timeout: Seconds for one request.
+        key: API key, if the service requires one. It takes precedence over a password in `url`.
+        timeout: Time limit of a request, in seconds.
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 120.0) -> None:
@@ -132,8 +132,8 @@ class Client:
 
     def create_label_set(self, name: str, labels: Iterable[LabelIn | str]) -> LabelSetView:
         """Create a label set; a string is the name of a label."""
-        given = [LabelIn(name=label) if isinstance(label, str) else label for label in labels]
-        return self._post("label-sets", LabelSetCreate(name=name, labels=given), LabelSetView)
+        items = [LabelIn(name=label) if isinstance(label, str) else label for label in labels]
+        return self._post("label-sets", LabelSetCreate(name=name, labels=items), LabelSetView)
 
     def upload_label_set(self, name: str, csv: bytes) -> LabelSetView:
         """Create a label set from a CSV file with the columns key, name and context."""
@@ -156,12 +156,12 @@ class Client:
             offset = page.next_offset
 
     def set_confusable(self, name: str, confusable: dict[str, list[str]]) -> Confusable:
-        """Set which labels each of the given ones is confused with, all by key."""
+        """Set which labels each given label is easily confused with; labels are named by key."""
         body = Confusable(confusable=confusable)
         return self._send("PUT", f"label-sets/{name}/confusable", body, Confusable)
 
     def guess_confusable(self, name: str) -> Confusable:
-        """Mark labels whose names end alike as confusable, where nothing is set yet."""
+        """Mark labels whose names end in the same words as confusable; keep lists already set."""
         return self._post(f"label-sets/{name}/confusable/from-names", None, Confusable)
 
     def delete_label_set(self, name: str) -> None:
@@ -178,15 +178,15 @@ class Client:
         self, *, search: str = "", tag: str | None = None, archived: bool = False
     ) -> list[PromptView]:
         """List prompts by name (the first 1000); `archived` includes archived ones."""
-        found = {"search": search, "tag": tag, "archived": archived}
-        return self._list("prompts", PromptView, **found, limit=1000)
+        filters = {"search": search, "tag": tag, "archived": archived}
+        return self._list("prompts", PromptView, **filters, limit=1000)
 
     def prompt(self, name: str) -> PromptView:
         """Get a prompt with its aliases."""
         return self._get(f"prompts/{name}", PromptView)
 
     def archive_prompt(self, name: str) -> PromptView:
-        """Archive a prompt: it stays readable and takes no new versions."""
+        """Archive a prompt: it stays readable but accepts no new versions."""
         return self._send("PUT", f"prompts/{name}/archived", ArchivePut(archived=True), PromptView)
 
     def unarchive_prompt(self, name: str) -> PromptView:
@@ -233,7 +233,7 @@ class Client:
         return self._list(f"prompts/{name}/aliases/{alias}/moves", AliasMoveView)
 
     def try_prompt(self, trial: TrialRequest) -> Trial:
-        """Try a prompt that is not saved on a few labels; nothing is stored."""
+        """Try an unsaved prompt on a few labels; nothing is stored."""
         return self._post("playground", trial, Trial)
 
     def compare(
@@ -263,8 +263,8 @@ class Client:
 
     def describe(self, request: DescribeRequest) -> list[Described]:
         """Describe up to 100 class names and wait for the texts."""
-        answer = self._call("POST", "describe", request)
-        return TypeAdapter(list[Described]).validate_json(answer.content)
+        response = self._call("POST", "describe", request)
+        return TypeAdapter(list[Described]).validate_json(response.content)
 
     def start_run(self, run: RunCreate) -> RunView:
         """Start the enrichment of a label set in the background."""
@@ -289,7 +289,7 @@ class Client:
             view = self.run(run_id)
             if view != last:
                 yield view
-            if view.state not in GOING_ON:
+            if view.state not in ACTIVE_STATES:
                 return
             last = view
             time.sleep(every)
@@ -354,8 +354,8 @@ class Client:
     ) -> list[ReviewView]:
         """Approve, reject, lock or unlock texts."""
         body = ReviewIn(generations=list(generations), action=action, reason=reason, author=author)
-        answer = self._call("POST", "reviews", body)
-        return TypeAdapter(list[ReviewView]).validate_json(answer.content)
+        response = self._call("POST", "reviews", body)
+        return TypeAdapter(list[ReviewView]).validate_json(response.content)
 
     def reviews(self, generation_id: int) -> list[ReviewView]:
         """List the reviews of a text, newest first."""
@@ -450,7 +450,7 @@ class Client:
         return self._call("GET", f"students/{name}/versions/{number}/classifier").content
 
     def student_alias(self, name: str, alias: str) -> StudentAliasView:
-        """Get the version of a student that an alias points at."""
+        """Resolve an alias of a student to a version."""
         return self._get(f"students/{name}/aliases/{alias}", StudentAliasView)
 
     def move_student_alias(self, name: str, alias: str, move: StudentAliasPut) -> StudentAliasView:
@@ -481,8 +481,8 @@ class Client:
         self, csv: bytes, *, name: str, label_set: str, author: str = ""
     ) -> ReleaseView:
         """Create a release, and the label set if it does not exist, from a CSV file."""
-        named = {"name": name, "label_set": label_set, "author": author}
-        return self._post("import/release.csv", csv, ReleaseView, **named)
+        query = {"name": name, "label_set": label_set, "author": author}
+        return self._post("import/release.csv", csv, ReleaseView, **query)
 
     def import_pairs(
         self,
@@ -496,8 +496,8 @@ class Client:
     ) -> Imported:
         """Create a label set from the paper's label2text.txt, with the texts of chatgpt.txt."""
         files = {"label2text": label2text, "descriptions": descriptions}
-        told = {"context": context, "author": author, "check_texts": check_texts}
-        return self._upload("import/pairs", files, Imported, name=name, **told)
+        options = {"context": context, "author": author, "check_texts": check_texts}
+        return self._upload("import/pairs", files, Imported, name=name, **options)
 
     def import_lists(
         self,
@@ -509,11 +509,11 @@ class Client:
         check_texts: bool = True,
     ) -> Imported:
         """Import descriptors (attributes) or sentences by class name."""
-        told = {"kind": kind, "author": author, "check_texts": check_texts}
-        return self._post("import/lists", Lists(lists), Imported, label_set=label_set, **told)
+        options = {"kind": kind, "author": author, "check_texts": check_texts}
+        return self._post("import/lists", Lists(lists), Imported, label_set=label_set, **options)
 
     def export_all(self, *, label_set: str | None = None) -> bytes:
-        """Export label sets, prompts, generations and releases as JSONL; or those of one set."""
+        """Export label sets, prompts, generations and releases as JSONL: all, or of one set."""
         return self._call("GET", "export", label_set=label_set).content
 
     def generations_csv(self, *, label_set: str | None = None) -> bytes:
@@ -559,7 +559,7 @@ class Client:
     # --------------------------------------------------------------------------------------- keys
 
     def create_key(self, key: KeyCreate) -> KeyCreated:
-        """Create an API key. Only this answer contains the key."""
+        """Create an API key. Only this response contains the key."""
         return self._post("keys", key, KeyCreated)
 
     def keys(self) -> list[KeyView]:
@@ -574,7 +574,7 @@ class Client:
         """List changes and who made them, newest first (1000 before the id `before`)."""
         return self._list("audit", AuditView, key_id=key_id, before=before, limit=1000)
 
-    # -------------------------------------------------------------------------------------- calls
+    # ----------------------------------------------------------------------------------- requests
 
     def _call(
         self,
@@ -585,15 +585,15 @@ class Client:
     ) -> httpx.Response:
         if isinstance(body, BaseModel):
             content: bytes | None = body.model_dump_json(exclude_unset=True).encode()
-            kind = "application/json"
+            content_type = "application/json"
         else:
-            content, kind = body, "application/octet-stream"
+            content, content_type = body, "application/octet-stream"
         return self._request(
             method,
             path,
             content=content,
-            headers=None if content is None else {"Content-Type": kind},
-            params=_given(query),
+            headers=None if content is None else {"Content-Type": content_type},
+            params=_without_none(query),
         )
 
     def _upload(
@@ -603,20 +603,20 @@ class Client:
         model: type[M],
         **form: Any,  # noqa: ANN401
     ) -> M:
-        answer = self._request("POST", path, files=_given(files), data=_given(form))
-        return model.model_validate_json(answer.content)
+        response = self._request("POST", path, files=_without_none(files), data=_without_none(form))
+        return model.model_validate_json(response.content)
 
-    def _request(self, method: str, path: str, **sent: Any) -> httpx.Response:  # noqa: ANN401
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401
         try:
-            answer = self._http.request(method, path, **sent)
+            response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ClientError(
                 f"{without_password(str(self._http.base_url))} does not answer "
-                f"({error or type(error).__name__}): check the address, and that the service runs"
+                f"({error or type(error).__name__}): check the address and that the service runs"
             ) from error
-        if answer.is_success:
-            return answer
-        raise ClientError(_detail(answer), answer.status_code)
+        if response.is_success:
+            return response
+        raise ClientError(_detail(response), response.status_code)
 
     def _send(
         self,
@@ -641,12 +641,12 @@ class Client:
         return self._send("GET", path, None, model, **query)
 
     def _list(self, path: str, model: type[M], **query: Any) -> list[M]:  # noqa: ANN401
-        found = self._call("GET", path, None, **query).json()
-        return [model.model_validate(item) for item in found]
+        items = self._call("GET", path, None, **query).json()
+        return [model.model_validate(item) for item in items]
 
 
 def _check(url: str, key: str | None) -> None:
-    """Raise ClientError for an invalid address or key, without showing either of them."""
+    """Raise ClientError for an invalid address or key; the message contains neither."""
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
@@ -654,27 +654,27 @@ def _check(url: str, key: str | None) -> None:
     if address.scheme not in ("http", "https") or not address.host:
         raise ClientError("the service's address must be like http://127.0.0.1:8000")
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise ClientError("the API key has characters that no key has: copy it once more")
+        raise ClientError("the API key contains invalid characters: copy it again")
 
 
 def _bearer(key: str) -> Callable[[httpx.Request], httpx.Request]:
-    """Add `key` to a request. A plain header would be replaced by a password in the URL."""
+    """Add `key` to a request. httpx replaces a plain header by a password in the URL."""
 
-    def put(request: httpx.Request) -> httpx.Request:
+    def authorize(request: httpx.Request) -> httpx.Request:
         request.headers["Authorization"] = f"Bearer {key}"
         return request
 
-    return put
+    return authorize
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _detail(answer: httpx.Response) -> str:
+def _detail(response: httpx.Response) -> str:
     """The detail of a problem document; else the status and the start of the body."""
     try:
-        return str(answer.json()["detail"])
+        return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.reason_phrase}: {answer.text[:200]}".strip()
+        return f"{response.status_code} {response.reason_phrase}: {response.text[:200]}".strip()
