@@ -1,4 +1,4 @@
-"""Index of accepted texts by label, so that no two labels share one."""
+"""Index of accepted texts by label, so that no two labels share a text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -18,12 +18,12 @@ class AcceptedTextIndex:
         self._reserved: dict[str, str] = {}
 
     def reserve(self, label: str, kind: str, texts: Sequence[str]) -> None:
-        """Remember an accepted answer that is not stored yet."""
+        """Reserve the texts of an accepted answer that is not stored yet."""
         for key in accepted_keys(label, kind, texts):
             self._reserved.setdefault(key, label)
 
     def add(self, label: str, kind: str, texts: Sequence[str]) -> None:
-        """Remember a stored answer."""
+        """Add the texts of a stored answer."""
         for key in accepted_keys(label, kind, texts):
             self._stored.setdefault(key, label)
             self._reserved.pop(key, None)
@@ -34,7 +34,7 @@ class AcceptedTextIndex:
         return any(key in others for key in text_keys(kind, texts))
 
     def by_others_than(self, label: str) -> Mapping[str, str]:
-        """The keys that belong to other labels (see `words.accepted_keys`)."""
+        """The keys of other labels' texts (see `similarity.accepted_keys`)."""
         return _Others((self._stored, self._reserved), label)
 
 

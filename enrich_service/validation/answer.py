@@ -27,8 +27,8 @@ class Answer:
     parsed: dict[str, Any] | None
     texts: tuple[str, ...]
     others: Mapping[str, str]
-    n: int | None = None  # texts asked for; None: the schema alone says how many
-    language: str = ENGLISH  # asked for; rules that know English words only judge English
+    n: int | None = None  # number of requested texts; None: as the schema says
+    language: str = ENGLISH  # as requested; rules with English word lists check only English
 
     @property
     def english(self) -> bool:
@@ -37,7 +37,7 @@ class Answer:
 
     @property
     def prose(self) -> tuple[str, ...]:
-        """The texts that are sentences, so no attribute values ("red") and no names."""
+        """The texts that are sentences: no attribute values ("red") and no names."""
         return () if self.kind in SHORT_KINDS else self.texts
 
 
@@ -61,21 +61,21 @@ def units_of(kind: str, texts: Sequence[str]) -> Sequence[str]:
 
 def read_object(text: str) -> dict[str, Any] | None:
     """The JSON object in a reply, fenced or surrounded by prose; the last of several."""
-    decoder = json.JSONDecoder(strict=False)  # raw line breaks in strings are forgiven
-    found, start = None, text.find("{")
+    decoder = json.JSONDecoder(strict=False)  # allows line breaks in strings
+    last, start = None, text.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             end = start + 1
         else:
-            found = value
+            last = value
         start = text.find("{", end)
-    return _tidy(found) if isinstance(found, dict) else None
+    return _tidy(last) if isinstance(last, dict) else None
 
 
 def _tidy(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Strings on one line, without surrounding blanks, as a database can store them."""
+    """Normalise strings to one line without surrounding blanks; replace unstorable characters."""
     if isinstance(value, str):
         return " ".join(storable(value).split())
     if isinstance(value, list):
@@ -89,8 +89,8 @@ def texts_of(kind: str, parsed: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The texts of an answer: a description, K sentences, captions or names, or all values."""
     if parsed is None:
         return ()
-    found = list(parsed.values()) if kind == "attributes" else [parsed.get(kind)]
-    flat = [item for value in found for item in (value if isinstance(value, list) else [value])]
+    values = list(parsed.values()) if kind == "attributes" else [parsed.get(kind)]
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return tuple(item for item in flat if isinstance(item, str) and item)
 
 

@@ -1,9 +1,9 @@
-"""JSON Schema for answers that cannot hang the service.
+"""JSON Schema for answers, with limits so that a check cannot block the service.
 
-A pattern such as ^(a+)+$ takes Python's `re` for ever over a short text. RE2 matches in linear
-time; what it lacks for that, look-around and back-references, is refused when a prompt is saved.
-So is a schema that references make large: parts that each refer twice to the next one double the
-work of a check with every part.
+With a pattern such as ^(a+)+$, Python's `re` needs exponential time on a short text. RE2 matches in
+linear time; look-around and back-references, which it does not support, are rejected when a prompt
+is saved. So are schemas that grow when references are expanded: a chain of parts that each refer
+twice to the next one doubles the work with every part.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from referencing.jsonschema import DRAFT202012
 
 from enrich_service.core.errors import InvalidInput
 
-MOST_PARTS: Final = 5_000  # of a schema with its references expanded
+MAX_PARTS: Final = 5_000  # of a schema with its references expanded
 
 
 def _match(
@@ -41,14 +41,14 @@ def check_patterns(schema: Any) -> None:  # noqa: ANN401 - any JSON
     if not isinstance(schema, dict):
         return
     if "patternProperties" in schema:
-        raise InvalidInput("The output schema has patternProperties: name the properties instead")
+        raise InvalidInput("The output schema has patternProperties: use properties instead")
     if isinstance(pattern := schema.get("pattern"), str):
         try:
             re2.compile(pattern)
         except re2.error as error:
             raise InvalidInput(
-                f"The output schema has the pattern {pattern!r}, which RE2 does not take "
-                f"({error}): leave out look-around and back-references"
+                f"The output schema has the pattern {pattern!r}, which RE2 does not support "
+                f"({error}): remove look-around and back-references"
             ) from error
     for value in schema.values():
         check_patterns(value)
@@ -64,42 +64,42 @@ def parts_of(schema: Mapping[str, Any]) -> Callable[[str], Any]:
 def check_references(schema: Mapping[str, Any]) -> None:
     """Raise InvalidInput if `schema` is too large once its references are expanded."""
     part_at = parts_of(schema)
-    within: set[int] = {id(schema)}  # what is being written out
-    again: set[int] = set()  # of that, what was referred to from within
+    open_parts: set[int] = {id(schema)}  # being expanded, from the root to the current part
+    recursive: set[int] = set()  # those of them that were referred to from within
     parts = 0
 
-    def write_out(part: Any) -> None:  # noqa: ANN401 - any JSON
+    def expand(part: Any) -> None:  # noqa: ANN401 - any JSON
         nonlocal parts
         if isinstance(part, list):
             for value in part:
-                write_out(value)
+                expand(value)
         if not isinstance(part, Mapping):
             return
         parts += 1
-        if parts > MOST_PARTS:
+        if parts > MAX_PARTS:
             raise InvalidInput(
-                f"The output schema has more than {MOST_PARTS} parts once each reference in it is "
-                "written out: refer to fewer parts"
+                f"The output schema has more than {MAX_PARTS} parts once its references are "
+                "expanded: use fewer references"
             )
         for value in part.values():
-            write_out(value)
+            expand(value)
         if not isinstance(reference := part.get("$ref", part.get("$dynamicRef")), str):
             return
         try:
             target = part_at(reference)
         except Unresolvable:
             return  # reported elsewhere
-        if id(target) not in within:
-            within.add(id(target))
-            write_out(target)
-            within.remove(id(target))
-            again.discard(id(target))  # it may stand elsewhere too, and refer to itself there
-        elif id(target) in again:
+        if id(target) not in open_parts:
+            open_parts.add(id(target))
+            expand(target)
+            open_parts.remove(id(target))
+            recursive.discard(id(target))  # it may occur again elsewhere
+        elif id(target) in recursive:
             raise InvalidInput(
-                f"The output schema refers to {reference!r} within itself more than once: write "
-                "out what an answer may hold"
+                f"The output schema refers to {reference!r} within itself more than once: limit "
+                "the depth of an answer instead"
             )
         else:
-            again.add(id(target))
+            recursive.add(id(target))
 
-    write_out(schema)
+    expand(schema)

@@ -1,4 +1,4 @@
-"""Parses and judges a reply: texts that training can use, or the reasons for rejection."""
+"""Parses and checks a reply: texts for training, or the reasons for rejection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ class Judgement:
 
 
 class ModelReply(Protocol):
-    """The parts of a model's reply that are judged."""
+    """The parts of a model's reply that are checked."""
 
     @property
     def text(self) -> str:
-        """The answer itself."""
+        """The text of the answer."""
         ...
 
     @property
     def refusal(self) -> str | None:
-        """The model's reason for declining, in the field that some servers have for it."""
+        """The model's reason for a refusal, if the server has a field for it."""
         ...
 
     @property
@@ -51,15 +51,15 @@ class ModelReply(Protocol):
 
 @dataclass(frozen=True)
 class Checks:
-    """The rules of one prompt version: form first, then content."""
+    """The rules of one prompt version: first those of format, then those of content."""
 
     form: Check
     content: Check
 
     @classmethod
     def of(cls, schema: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> "Checks":
-        """Those of a prompt version. Raises InvalidInput for an unknown rule or a bad option."""
-        # As many texts as were asked for belong to the form.
+        """The checks of a prompt version. Raises InvalidInput for an invalid rule or option."""
+        # The requested number of texts is a matter of format.
         form: list[Mapping[str, Any]] = [{"rule": "schema", "schema": schema}, {"rule": "count"}]
         named = {rule["rule"] for rule in form}
         return cls(
@@ -81,10 +81,10 @@ class Subject:
 def judge(
     reply: ModelReply, checks: Checks, subject: Subject, accepted_texts: AcceptedTextIndex
 ) -> Judgement:
-    """Parse the reply and apply the rules of form and, if it passes, those of content."""
+    """Parse the reply and apply the rules of format and, if it passes, those of content."""
     if reply.refusal or reply.finish_reason == "content_filter":
-        said = reply.refusal or "the server's content filter stopped the answer"
-        return Judgement(None, (), (f"refusal: {said[:200]}",), ())
+        reason = reply.refusal or "the server's content filter stopped the answer"
+        return Judgement(None, (), (f"refusal: {reason[:200]}",), ())
     parsed = read_object(reply.text)
     cut_off = reply.finish_reason == "length"
     texts = texts_of(subject.kind, parsed)

@@ -6,7 +6,7 @@ Patterns ignore case and are written in lower case: see `search`.
 import re
 from functools import lru_cache
 
-# This pattern and the next two ignore case, and are themselves in small letters: see `search`.
+# This pattern and the next two ignore case and are written in lower case: see `search`.
 ERROR_TEXT = re.compile(
     r"""
       ^[^\w\n]*(?:
@@ -84,8 +84,8 @@ FILLER = re.compile(
 TEMPLATE = re.compile(
     r"\{\{.{0,80}?\}\}|\{\w+\}|\[(?:insert|your|label|name|object)\b[^]]{0,80}\]|<\w+>", re.I
 )
-# Words that say what can be seen; any one is enough. First stems ("strip" for stripes, striped),
-# then words that must stand alone, since "ear" is no "early" and "tan" no "tank".
+# Words for visible properties; one is enough. First stems ("strip" for stripes, striped), then
+# whole words, since "ear" must not match "early", nor "tan" "tank".
 VISIBLE = re.compile(
     r"\b(?:"
     r"yellow|orange|purple|brown|black|white|green|colou?r|iridescen|metal|transparent|translucent|"
@@ -120,7 +120,7 @@ ENDED = re.compile(r"[.!?。！？।؟…]['\"”’»)\]]*\s*$")
 
 def search(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     """`pattern.search(text)` for a lower-case pattern that ignores case; `text` in any case."""
-    if text.isascii():  # most are, and to ignore case takes twice as long
+    if text.isascii():  # most are; ignoring case takes twice as long
         return _case_sensitive(pattern).search(text.lower())
     return pattern.search(text)
 

@@ -1,27 +1,28 @@
-"""Small named rules that read one answer of a language model before anyone trusts it.
+"""Named rules that check one answer of a language model.
 
 A prompt version carries its rules as data, `[{"rule": NAME, **options}, …]`. Each rule is a pure
-function of an `Answer` and its options. A problem rejects the answer and is worded so that it can
-be sent back to the model; a flag lets it pass and asks a person to look.
+function of an `Answer` and its options. A problem rejects the answer, and its text is sent back to
+the model; a flag accepts the answer and marks it for review.
 
-schema          the reply is JSON and fits the given JSON schema
-count           there are as many sentences or captions as were asked for
-empty           there is text, with letters in it
+Each rule reports:
+schema          the reply is not JSON, or does not match the given JSON schema
+count           the number of sentences or captions differs from the requested number
+empty           the reply has no text, or a text without letters
 error_text      the text is an error message of a server, a proxy or a scraper
-refusal         the model declines, or says that there is nothing to describe
-chatter         the text speaks to the reader
-placeholder     dots, "N/A", filler, or a sentence without anything that one can see
-cut_off         the sentence stops in the middle
-control         control characters, overrides of the writing direction, lost bytes
-language        the text is not written in the language asked for
-banned_words    words that the prompt's author does not want
-duplicate       the text was accepted for another label already
+refusal         the model declines, or states that there is nothing to describe
+chatter         the text addresses the reader
+placeholder     dots, "N/A", filler, or a sentence without a visible property
+cut_off         the sentence is truncated
+control         control characters, bidirectional overrides, replacement characters
+language        the text is not in the requested language
+banned_words    words that the prompt's author has banned
+duplicate       the text was already accepted for another label
 wrong_label     the text is about another label
-label_missing   the text does not name its label
-length          the text is longer than the teacher reads (a flag)
+label_missing   the text does not contain its label
+length          the text is longer than the teacher's limit (a flag)
 
-What was accepted for other labels reaches the rules as one mapping (`Answer.others`), looked up
-and never walked through, so the cost of a check does not grow with the label set.
+The accepted texts of other labels are one mapping (`Answer.others`), which is only looked up and
+never iterated, so the cost of a check does not grow with the label set.
 """
 
 import inspect
@@ -69,15 +70,15 @@ def check(rules: Sequence[Mapping[str, Any]], answer: Answer) -> Verdict:
 
 def prepare(rules: Sequence[Mapping[str, Any]]) -> Check:
     """`check` for many answers: the rules are parsed once. Raises InvalidInput as `check` does."""
-    ready = [(name, partial(RULES[name], **options)) for name, options in map(_named, rules)]
+    ready = [(name, partial(RULES[name], **options)) for name, options in map(_parsed, rules)]
 
     def apply(answer: Answer) -> Verdict:
         problems: list[str] = []
         flags: list[str] = []
         for name, rule in ready:
-            found = rule(answer)
-            problems += [f"{name}: {reason}" for reason in found.problems]
-            flags += [f"{name}: {reason}" for reason in found.flags]
+            verdict = rule(answer)
+            problems += [f"{name}: {reason}" for reason in verdict.problems]
+            flags += [f"{name}: {reason}" for reason in verdict.flags]
         return Verdict(tuple(problems), tuple(flags))
 
     return apply
@@ -86,7 +87,7 @@ def prepare(rules: Sequence[Mapping[str, Any]]) -> Check:
 def check_rules(rules: Sequence[Mapping[str, Any]]) -> None:
     """Raise InvalidInput, naming the rule, if the rules are invalid for `check`."""
     for rule in rules:
-        name, options = _named(rule)
+        name, options = _parsed(rule)
         if name == "schema":
             _validator(json.dumps(options["schema"], sort_keys=True))
 
@@ -100,7 +101,7 @@ def schema(answer: Answer, *, schema: dict[str, Any]) -> Verdict:
             _validator(json.dumps(schema, sort_keys=True)).iter_errors(answer.parsed)
         )
     except (Unresolvable, RecursionError) as broken:
-        raise InvalidInput(f"Rule schema: {_quote(str(broken))}; mend the schema") from broken
+        raise InvalidInput(f"Rule schema: {_quote(str(broken))}; fix the schema") from broken
     if error is None:
         return PASSED
     where = "/".join(str(step) for step in error.absolute_path) or "the object"
@@ -127,17 +128,17 @@ def empty(answer: Answer) -> Verdict:
 
 def error_text(answer: Answer) -> Verdict:
     """The text is not an error message of a server, proxy or scraper."""
-    return _unlike(ERROR_TEXT, answer, "is an error message, not a description")
+    return _matches(ERROR_TEXT, answer, "is an error message, not a description")
 
 
 def refusal(answer: Answer) -> Verdict:
     """The model neither declines nor argues that there is nothing to describe."""
-    return _unlike(REFUSAL, answer, "declines to describe; describe what is usually seen")
+    return _matches(REFUSAL, answer, "declines to describe; describe what is usually seen")
 
 
 def chatter(answer: Answer) -> Verdict:
     """The text describes the class and does not address the user."""
-    return _unlike(CHATTER, answer, "speaks to the reader; give the description alone")
+    return _matches(CHATTER, answer, "speaks to the reader; give the description alone")
 
 
 def _is_template(text: str, label: str) -> bool:
@@ -148,23 +149,23 @@ def _is_template(text: str, label: str) -> bool:
 
 
 def placeholder(answer: Answer, *, min_words: Annotated[int, Field(ge=0, le=50)] = 4) -> Verdict:
-    """The text is not filler, has `min_words` words, and says something visible."""
-    hollow = [
+    """The text is not filler, has `min_words` words, and names a visible property."""
+    fillers = [
         t for t in answer.texts if FILLER.fullmatch(normalise(t)) or _is_template(t, answer.label)
     ]
     if answer.kind == "attributes":
-        # "marks: none" is a fair answer for one attribute, not for all of them.
-        found = tuple(f'the value "{_quote(t)}" is a placeholder' for t in hollow)
-        return Verdict(found) if len(hollow) == len(answer.texts) else Verdict(flags=found)
-    problems = [f'"{_quote(t)}" is a placeholder; write the description' for t in hollow]
+        # "marks: none" is valid for one attribute, but not for all.
+        found = tuple(f'the value "{_quote(t)}" is a placeholder' for t in fillers)
+        return Verdict(found) if len(fillers) == len(answer.texts) else Verdict(flags=found)
+    problems = [f'"{_quote(t)}" is a placeholder; write the description' for t in fillers]
     for text in answer.prose:
         words = normalise(text).split()
-        if text in hollow or not words:  # no words at all: the rule `empty` says so
+        if text in fillers or not words:  # without words: see the rule `empty`
             continue
         if len(words) < min_words and _segmented(text):
             problems.append(f'"{_quote(text)}" is too short to describe anything')
         elif answer.kind == "image_caption":
-            pass  # "a child holds a fish" is about what can be seen, without a word for looks
+            pass  # "a child holds a fish" is visible, without a word for appearance
         elif (
             answer.english and _latin(text) and not VISIBLE.search(without_name(text, answer.label))
         ):
@@ -200,7 +201,7 @@ def control(answer: Answer) -> Verdict:
     return Verdict((f"the text holds characters that do not print ({codes}); write plain text",))
 
 
-# Function words that any two sentences of the language hold.
+# Frequent function words of the language.
 _FUNCTION_WORDS: Mapping[str, frozenset[str]] = {
     "en": frozenset(
         re.findall(
@@ -222,7 +223,7 @@ def language(
 ) -> Verdict:
     """Mostly Latin letters, and at least `min_share` of the words are common words of the language.
 
-    Those are function words and words for visible properties, which terse lists consist of. If
+    Common words are function words and words for visible properties, as in terse lists. If
     another language than English is requested, English is rejected.
     """
     if not answer.english:
@@ -242,7 +243,7 @@ def _not_english(answer: Answer) -> Verdict:
     for text in answer.prose:
         words = normalise(without_name(text, answer.label)).split()
         hits = sum(word in _FUNCTION_WORDS["en"] for word in words)
-        if len(words) >= 8 and hits >= 0.3 * len(words):  # French or German have a tenth of them
+        if len(words) >= 8 and hits >= 0.3 * len(words):  # French and German texts have about 10 %
             return Verdict((f'"{_quote(text)}" is English; write {_quote(answer.language)}',))
     return PASSED
 
@@ -359,25 +360,27 @@ _REQUIRED: dict[str, set[str]] = {
     }
     for name, rule in RULES.items()
 }
-# `schema` needs the version's own schema and `banned_words` its words: they are added per prompt.
+# `schema` and `banned_words` need options of the prompt version and are added for each prompt.
 DEFAULT_RULES: list[dict[str, Any]] = [
     {"rule": name} for name in RULES if name not in {"schema", "banned_words"}
 ]
 
 
-def _named(rule: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and checked options of a rule, as a prompt version writes it."""
+def _parsed(rule: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and checked options of a rule of a prompt version. Raises InvalidInput."""
     if not isinstance(rule, Mapping) or not isinstance(rule.get("rule"), str):
-        raise InvalidInput('A rule is an object like {"rule": "refusal"}; give each its name')
+        raise InvalidInput('A rule is an object like {"rule": "refusal"}: give its name')
     name = rule["rule"]
     if name not in RULES:
-        raise InvalidInput(f'Unknown rule "{_quote(name)}"; there are {", ".join(RULES)}')
+        raise InvalidInput(f'Unknown rule "{_quote(name)}"; the rules are {", ".join(RULES)}')
     options = {option: value for option, value in rule.items() if option != "rule"}
     known = _OPTIONS[name]
     for option, value in options.items():
         if option not in known:
-            can = ", ".join(known) or "none"
-            raise InvalidInput(f'Rule {name} has no option "{_quote(option)}"; its options: {can}')
+            allowed = ", ".join(known) or "none"
+            raise InvalidInput(
+                f'Rule {name} has no option "{_quote(option)}"; its options: {allowed}'
+            )
         try:
             known[option].validate_python(value, strict=True)
         except ValidationError as error:
@@ -390,23 +393,25 @@ def _named(rule: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @lru_cache(maxsize=64)
 def _validator(schema_json: str) -> Draft202012Validator:
-    """The compiled schema. Raises InvalidInput if it is none, or points outside itself."""
+    """The compiled schema. Raises InvalidInput if it is invalid or refers to other documents."""
     loaded = json.loads(schema_json)
     try:
         SchemaValidator.check_schema(loaded)
         check_references(loaded)
-        # An empty registry: nothing is ever fetched from the address that a schema names.
+        # An empty registry, so that nothing is fetched from a URL.
         validator = SchemaValidator(loaded, registry=Registry())
         validator.is_valid({})
     except SchemaError as error:
-        raise InvalidInput(f"Rule schema: no JSON schema: {_quote(error.message, 160)}") from error
+        raise InvalidInput(
+            f"Rule schema: not a valid JSON schema: {_quote(error.message, 160)}"
+        ) from error
     except (Unresolvable, RecursionError) as error:
         reason = _quote(str(error), 160)
-        raise InvalidInput(f"Rule schema: a $ref leads nowhere or in a circle: {reason}") from error
+        raise InvalidInput(f"Rule schema: a $ref is unresolvable or circular: {reason}") from error
     return validator
 
 
-def _unlike(pattern: re.Pattern[str], answer: Answer, reason: str) -> Verdict:
+def _matches(pattern: re.Pattern[str], answer: Answer, reason: str) -> Verdict:
     """A problem for each text (or for a reply without texts) that matches the pattern."""
     bodies = answer.texts or (answer.raw,)
     found = [text[slice(*match.span())] for text in bodies if (match := search(pattern, text))]
@@ -424,7 +429,7 @@ def _plain(text: str) -> bool:
 
 
 def _unprintable(character: str) -> bool:
-    if character in "\r\n\t\u200c\u200d":  # line breaks; joiners, which Persian and emoji need
+    if character in "\r\n\t\u200c\u200d":  # line breaks, and joiners for Persian and emoji
         return False
     return character == "\ufffd" or unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs"}
 

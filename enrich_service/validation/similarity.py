@@ -17,16 +17,16 @@ _ASCII_WORDS = {
 @lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """Lower-case words and digits, separated by single spaces: equal results mean equal texts."""
-    if text.isascii():  # most are, and what follows takes ten times as long
+    if text.isascii():  # most are; the code below takes ten times as long
         return " ".join(text.lower().translate(_ASCII_WORDS).split())
     folded = text
-    while (again := unicodedata.normalize("NFKC", folded).casefold()) != folded:
-        folded = again
-    # Marks stay: in Hindi or Arabic they are the vowels. Apostrophes vanish: "Brewer's", "Brewers".
+    while (normalised := unicodedata.normalize("NFKC", folded).casefold()) != folded:
+        folded = normalised
+    # Marks are kept: they are vowels in Hindi or Arabic. Apostrophes are removed: "Brewers".
     kept = ("" if c in "'’" else c if unicodedata.category(c)[0] in "LNM" else " " for c in folded)
-    once = " ".join("".join(kept).split())
-    # Where an apostrophe kept a letter and a mark apart they may now melt into one.
-    return once if once == text else normalise(once)
+    kept_words = " ".join("".join(kept).split())
+    # A letter and a mark that an apostrophe separated may now combine: normalise again.
+    return kept_words if kept_words == text else normalise(kept_words)
 
 
 def label_key(label: str) -> str:
@@ -35,10 +35,10 @@ def label_key(label: str) -> str:
 
 
 def accepted_keys(label: str, kind: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Keys under which an accepted answer enters `Answer.others` of the labels that follow.
+    """Keys of an accepted answer in `Answer.others` of later labels.
 
-    The texts as they are, the texts with their label's name taken out, and the name itself. The
-    caption of an image says nothing of its label: two photos may look alike.
+    The texts, the texts without the label's name, and the name itself. Captions of images have
+    none: two photos of different labels may look alike.
     """
     if kind == "image_caption":
         return ()
@@ -51,7 +51,7 @@ def accepted_keys(label: str, kind: str, texts: Sequence[str]) -> tuple[str, ...
 
 
 def text_keys(kind: str, texts: Sequence[str]) -> tuple[str, ...]:
-    """Those of `accepted_keys` that no two labels may share, by the rule `duplicate`."""
+    """The keys of `accepted_keys` that the rule `duplicate` allows for one label only."""
     if kind == "image_caption":
         return ()
     return tuple(key for text in units_of(kind, texts) if (key := normalise(text)))
@@ -59,7 +59,7 @@ def text_keys(kind: str, texts: Sequence[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _singular(word: str) -> str:
-    """A rough singular, the same for both numbers of a word; it need not be a word itself."""
+    """An approximate singular, equal for singular and plural; it may not be a real word."""
     if word in PLURALS:
         return PLURALS[word]
     if len(word) > 4 and word.endswith("ies"):
@@ -73,12 +73,12 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, each in a rough singular."""
+    """The words of a text, each in an approximate singular."""
     return tuple(_singular(word) for word in normalise(text).split())
 
 
 def _spans(words: tuple[str, ...], name: tuple[str, ...]) -> Iterator[int]:
-    """Where `name` begins in `words`."""
+    """The indices at which `name` begins in `words`."""
     n = len(name)
     return (i for i in range(len(words) - n + 1) if n and words[i : i + n] == name)
 
@@ -87,26 +87,26 @@ def _spans(words: tuple[str, ...], name: tuple[str, ...]) -> Iterator[int]:
 def without_name(text: str, label: str) -> str:
     """The words of a text without its label's name: "goldfish" is not the colour gold."""
     words, name = normalise(text).split(), words_of(label)
-    gone = {i + k for i in _spans(words_of(text), name) for k in range(len(name))}
-    return " ".join(word for i, word in enumerate(words) if i not in gone)
+    removed = {i + k for i in _spans(words_of(text), name) for k in range(len(name))}
+    return " ".join(word for i, word in enumerate(words) if i not in removed)
 
 
 def without_name_key(text: str, label: str) -> str:
-    """Key of a text with its label's name taken out; "" where too little is left to compare."""
+    """Key of a text without its label's name; "" if too few words remain for a comparison."""
     rest = without_name(text, label)
     return f"rest:{rest}" if len(rest.split()) >= 3 else ""
 
 
 def named_in(text: str, label: str) -> Literal["whole", "part"] | None:
-    """How a text names a label: all of it, a telling part of it, or not at all."""
+    """Whether a text contains a label's whole name, a distinctive part of it, or neither."""
     words, name = words_of(text), words_of(label)
     if any(True for _ in _spans(words, name)):
         return "whole"
     joined = "".join(name)
     if len(joined) >= 5 and joined in "".join(words):  # "gas mask", "gasmask"
         return "whole"
-    telling = [word for word in name if len(word) >= 3] or name
-    return "part" if any(_alike(word, other) for word in telling for other in words) else None
+    distinctive = [word for word in name if len(word) >= 3] or name
+    return "part" if any(_alike(word, other) for word in distinctive for other in words) else None
 
 
 def _alike(word: str, other: str) -> bool:

@@ -1,10 +1,10 @@
-"""How many tokens of a text a CLIP teacher reads, without its vocabulary."""
+"""Estimates the number of CLIP tokens of a text without CLIP's vocabulary."""
 
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-# Words of descriptions by their number of CLIP tokens, where the length of the word misleads.
+# Common words whose number of CLIP tokens differs from the estimate by length.
 _TOKENS: Mapping[str, int] = {
     word: count
     for count, words in {
@@ -39,8 +39,8 @@ def estimate_tokens(text: str) -> int:
     """Number of CLIP's BPE tokens of a text, start and end included, without the vocabulary.
 
     CLIP lower-cases and cuts a text into runs of letters, single digits and runs of punctuation,
-    then merges bytes by a learnt table. Here a run of letters costs one token, and more the longer
-    it is; letters outside ASCII cost their bytes. Fitted so that real descriptions are hardly ever
+    then merges bytes by a learnt table. Here a run of letters counts as one token, more the longer
+    it is; a letter outside ASCII counts its bytes. Fitted so that real descriptions are hardly ever
     under-counted (never by more than 2) and over-counted by a tenth on average.
     """
     pieces = _PIECE.findall(text.lower())
@@ -49,7 +49,7 @@ def estimate_tokens(text: str) -> int:
 
 @lru_cache(maxsize=20_000)
 def _tokens_of(piece: str) -> float:
-    """About the number of tokens of a run of letters, a digit or a run of punctuation."""
+    """The estimated number of tokens of a run of letters, a digit or a run of punctuation."""
     extra = len(piece.encode(errors="replace")) - len(piece)
     if extra or not piece.isalpha():
         return 1 + extra
