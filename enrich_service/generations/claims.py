@@ -59,15 +59,15 @@ class ClaimTable:
 
     def release(self, session: Session, keys: Collection[str]) -> None:
         """Delete the claims of this process on these keys."""
-        mine = col(Claim.owner) == self.owner
-        for some in chunks(keys):
-            session.exec(delete(Claim).where(mine, col(Claim.dedupe_key).in_(some)))
+        own = col(Claim.owner) == self.owner
+        for chunk in chunks(keys):
+            session.exec(delete(Claim).where(own, col(Claim.dedupe_key).in_(chunk)))
 
     def renew(self, session: Session) -> None:
         """Renew the lease of all claims of this process; delete abandoned claims."""
         now = utcnow()
-        mine = col(Claim.owner) == self.owner
-        session.exec(update(Claim).where(mine).values(expires_at=now + self.lease))
+        own = col(Claim.owner) == self.owner
+        session.exec(update(Claim).where(own).values(expires_at=now + self.lease))
         session.exec(delete(Claim).where(col(Claim.expires_at) < now - ABANDONED_AFTER))
 
     def claimed(
@@ -92,9 +92,9 @@ class ClaimTable:
             current.append(col(Claim.owner) != self.owner)
         return {
             key
-            for some in chunks(keys)
+            for chunk in chunks(keys)
             for key in session.exec(
-                select(Claim.dedupe_key).where(col(Claim.dedupe_key).in_(some), *current)
+                select(Claim.dedupe_key).where(col(Claim.dedupe_key).in_(chunk), *current)
             )
         }
 
@@ -108,9 +108,9 @@ def _in_batches(session: Session, keys: Collection[str]) -> set[str]:
     """The keys that a batch is requesting."""
     return {
         key
-        for some in chunks(keys)
+        for chunk in chunks(keys)
         for key in session.exec(
-            select(BatchRequest.dedupe_key).where(col(BatchRequest.dedupe_key).in_(some))
+            select(BatchRequest.dedupe_key).where(col(BatchRequest.dedupe_key).in_(chunk))
         )
     }
 

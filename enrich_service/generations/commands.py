@@ -43,7 +43,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
     json: Json = False,
 ) -> None:
-    """List texts, the newest first."""
+    """List texts, newest first."""
     filters = GenerationFilter(
         label=label,
         run_id=run,
@@ -59,15 +59,15 @@ def list_(
     columns = ("id", "label", "kind", "text", "source", "approved", "locked", "flags")
     show(page if json else page.items, json=json, columns=columns)
     if not json and page.next_before is not None:
-        typer.echo(f"… older ones: go on with --before {page.next_before}")
+        typer.echo(f"… more with --before {page.next_before}")
 
 
 @app.command("show")
 def show_(generation_id: int, json: Json = False) -> None:
     """Show a text with its full provenance."""
     with read_session() as session:
-        found = generation_detail(session, get_generation(session, generation_id))
-    show(found, json=json)
+        detail = generation_detail(session, get_generation(session, generation_id))
+    show(detail, json=json)
 
 
 @app.command()
@@ -75,8 +75,7 @@ def edit(generation_id: int, text: str, author: Author = "", json: Json = False)
     """Store an edit of a text; both are kept, and the edit takes precedence."""
     body = request(TextIn, text=text, author=author)
     with write_session() as session:
-        made = edit_generation(session, generation_id, body)
-        view = generation_view(session, made)
+        view = generation_view(session, edit_generation(session, generation_id, body))
     show(view, json=json, columns=("id", "label", "text", "parent_id", "author"))
 
 
@@ -92,44 +91,43 @@ def write(
     """Write a text for a label."""
     body = request(LabelTextIn, prompt=prompt, text=text, author=author, language=language)
     with write_session() as session:
-        made = write_text(session, label_id, body)
-        view = generation_view(session, made)
+        view = generation_view(session, write_text(session, label_id, body))
     show(view, json=json, columns=("id", "label", "text", "prompt", "author"))
 
 
-def _say(action: ReviewAction, ids: list[int], reason: str, author: str, json: bool) -> None:
+def _review(action: ReviewAction, ids: list[int], reason: str, author: str, json: bool) -> None:
     with write_session() as session:
         written = reviews.review(session, ids, action, reason=reason, author=author)
-        found = [reviews.view(review) for review in written]
-    show(found, json=json)
+        views = [reviews.view(review) for review in written]
+    show(views, json=json)
 
 
 @app.command()
 def approve(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
-    """Approve texts, for releases that demand it."""
-    _say(ReviewAction.APPROVE, ids, reason, author, json)
+    """Approve texts; a release can be limited to approved texts."""
+    _review(ReviewAction.APPROVE, ids, reason, author, json)
 
 
 @app.command()
 def reject(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
     """Reject texts: no release contains them."""
-    _say(ReviewAction.REJECT, ids, reason, author, json)
+    _review(ReviewAction.REJECT, ids, reason, author, json)
 
 
 @app.command()
 def lock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
     """Lock texts: every release contains them, and they cannot be edited."""
-    _say(ReviewAction.LOCK, ids, reason, author, json)
+    _review(ReviewAction.LOCK, ids, reason, author, json)
 
 
 @app.command()
 def unlock(ids: Ids, reason: Reason = "", author: Author = "", json: Json = False) -> None:
     """Unlock texts."""
-    _say(ReviewAction.UNLOCK, ids, reason, author, json)
+    _review(ReviewAction.UNLOCK, ids, reason, author, json)
 
 
 @app.command()
 def log(generation_id: int, json: Json = False) -> None:
-    """Show the reviews of a text, the newest first."""
+    """Show the reviews of a text, newest first."""
     with read_session() as session:
         show(reviews.log_of(session, generation_id), json=json)

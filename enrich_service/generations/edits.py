@@ -65,7 +65,7 @@ def write_text(session: Session, label_id: int, body: LabelTextIn) -> Generation
     kind = session.get_one(Prompt, version.prompt_id).kind
     if kind == PromptKind.IMAGE_CAPTION:
         raise InvalidInput(
-            f"prompt {body.prompt!r} is about images: edit the caption of one instead"
+            f"prompt {body.prompt!r} is for images: edit the caption of an image instead"
         )
     assert version.id is not None
     language = check_line("language", body.language, limit=50)
@@ -109,9 +109,9 @@ def _write(session: Session, subject: _Subject, body: TextIn) -> Generation:
 
 
 def _checked(subject: _Subject, content: dict[str, Any]) -> Answer:
-    """A person's text as an answer. Raises InvalidInput if its form is wrong.
+    """A person's text as an answer. Raises InvalidInput if its format is invalid.
 
-    Its length may differ from what the prompt asks of a model.
+    The length limits of the prompt do not apply.
     """
     texts = texts_of(subject.kind, content)
     for text in texts:
@@ -138,12 +138,12 @@ def _content(kind: str, text: str | None, parsed: Mapping[str, Any] | None) -> d
     if parsed is not None:
         allowed = {name for name in parsed if kind in (PromptKind.ATTRIBUTES, name)}
         if allowed != set(parsed) or not texts_of(kind, parsed):
-            raise InvalidInput(f"parsed: give an object with texts, as the kind {kind!r} has them")
+            raise InvalidInput(f"parsed: give an object with texts in the format of {kind!r}")
         return dict(parsed)
     assert text is not None
     if kind == PromptKind.ATTRIBUTES:
         raise InvalidInput(
-            'attributes are edited as parsed, e.g. {"parsed": {"shape": "round"}}, not as text'
+            'attributes: give them in parsed, e.g. {"parsed": {"shape": "round"}}, not in text'
         )
     if kind in (PromptKind.DESCRIPTION, PromptKind.IMAGE_CAPTION):
         return {kind: " ".join(text.split())}

@@ -44,7 +44,7 @@ class Run(SQLModel, table=True):
     parameters: dict[str, Any] = Field(sa_type=JSON)  # as sent: temperature, max_tokens, …
     variables: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)  # n, language, if set
     mode: RunMode = Field(default=RunMode.LIVE, sa_type=enum_column(RunMode))
-    images: str | None = None  # folder of class folders, where images are asked about
+    images: str | None = None  # folder of class folders, for a run on images
     samples: int = 1  # generations per label or image; sample indices 0 … samples − 1
     concurrency: int = 8
     # A run that would spend more pauses; None is no limit.
@@ -55,14 +55,14 @@ class Run(SQLModel, table=True):
     cached: int = 0  # answered by a generation that another run or request had made
     accepted: int = 0
     rejected: int = 0
-    failed: int = 0  # got no answer in the last pass; asked again by a retry
+    failed: int = 0  # without an answer in the last pass; a retry requests them again
     calls: int = 0  # requests sent, transport retries included
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = None  # None while no call had a known price
     state: RunState = Field(default=RunState.QUEUED, sa_type=enum_column(RunState))
     error: str | None = None
-    # The process that works on the run renews this; a run whose time is over is taken up again.
+    # The process that executes the run renews this lease; another process resumes an expired run.
     owner: str | None = None
     owner_expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     author: str = ""
@@ -92,20 +92,20 @@ class Batch(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     run_id: int = Field(foreign_key="run.id", index=True)
-    name: str  # of the file, by which it is found again at the provider
+    name: str  # of the file; identifies it at the provider
     provider: str
-    file_id: str | None = None  # at the provider, once it is there
-    remote_id: str | None = None  # of the batch at the provider, once it is there
-    # How the server takes such questions; a later process asks as this one did.
+    file_id: str | None = None  # at the provider, once uploaded
+    remote_id: str | None = None  # of the batch at the provider, once created
+    # The request format that the server accepts; retries by a later process use the same.
     response_format: str  # as Generation.response_format
     length_parameter: str = "max_tokens"  # or max_completion_tokens
-    status: str = "preparing"  # later as the provider says
+    status: str = "preparing"  # later the status at the provider
     requests: int
     completed: int = 0  # as the provider counts
     failed: int = 0
     error: str | None = None  # why it failed, or why it is retried later
     created_at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
-    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # its answers are in
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # all answers stored
 
 
 class BatchRequest(SQLModel, table=True):
@@ -117,8 +117,8 @@ class BatchRequest(SQLModel, table=True):
     dedupe_key: str = Field(primary_key=True, index=True)
     label_id: int = Field(foreign_key="label.id")
     sample_index: int
-    confusable: list[str] = Field(default_factory=list, sa_type=JSON)  # as they were when asked
-    texts: list[str] = Field(default_factory=list, sa_type=JSON)  # to be worked on, if any
+    confusable: list[str] = Field(default_factory=list, sa_type=JSON)  # as sent
+    texts: list[str] = Field(default_factory=list, sa_type=JSON)  # to be rewritten, if any
     parent_id: int | None = Field(default=None, foreign_key="generation.id")  # they came from
 
 
@@ -129,7 +129,7 @@ class Claim(SQLModel, table=True):
 
     dedupe_key: str = Field(primary_key=True)
     owner: str  # the process
-    expires_at: datetime = Field(sa_type=UtcDateTime)  # renewed while the question is being asked
+    expires_at: datetime = Field(sa_type=UtcDateTime)  # renewed while the request is pending
 
 
 class RunFinding(SQLModel, table=True):
@@ -171,15 +171,15 @@ class GenerationFields(SQLModel):
     Stored by a Core insert: building an ORM row takes as long as judging the answer.
     """
 
-    id: int | None = None  # None: it is not stored yet
+    id: int | None = None  # None until stored
     source: GenerationSource = Field(sa_type=enum_column(GenerationSource))
     status: GenerationStatus = Field(sa_type=enum_column(GenerationStatus))
     kind: str  # as Prompt.kind
-    # The label as it was when asked; label_id only where it belongs to a label set.
+    # The label at the time of the request; label_id only for a label of a label set.
     label_id: int | None = Field(default=None, foreign_key="label.id", index=True)
     label_name: str
     label_context: str | None = None
-    image: str | None = None  # CLASS/FILE below the run's folder, where an image was asked about
+    image: str | None = None  # of a caption: CLASS/FILE below the run's folder
     image_hash: str | None = Field(default=None, index=True)  # SHA-256 of its bytes
     run_id: int | None = Field(default=None, foreign_key="run.id", index=True)
     prompt_version_id: int | None = Field(default=None, foreign_key="prompt_version.id")
@@ -187,7 +187,7 @@ class GenerationFields(SQLModel):
     sample_index: int = 0
     attempt: int = 1
     calls: int = 1  # requests sent for this answer, transport retries included
-    # Of an edit or a translation: the text that it stands in for, or was made of.
+    # Of an edit or a translation: the text that it replaces or translates.
     parent_id: int | None = Field(default=None, foreign_key="generation.id")
     provider: str | None = None  # scheme, host and port of the base URL, or replay:FILE
     requested_model: str | None = None
@@ -202,7 +202,7 @@ class GenerationFields(SQLModel):
     raw_reply: str | None = None
     parsed: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     problems: list[str] = Field(default_factory=list, sa_type=JSON)  # why it was not accepted
-    flags: list[str] = Field(default_factory=list, sa_type=JSON)  # accepted, but look at it
+    flags: list[str] = Field(default_factory=list, sa_type=JSON)  # accepted, but worth a review
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
@@ -216,7 +216,7 @@ class Generation(GenerationFields, table=True):
 
     __tablename__ = "generation"
     __table_args__ = (
-        # At most one result for a key: whoever comes second finds it and pays nothing.
+        # At most one result per key: a second request is answered from the first.
         Index(
             "uq_generation_result",
             "dedupe_key",
@@ -236,9 +236,9 @@ LANGUAGE: ColumnElement[str] = func.coalesce(
 )
 
 
-def language_of(asked: GenerationFields | Run) -> str:
+def language_of(source: GenerationFields | Run) -> str:
     """The language of the texts of a generation, or of a run."""
-    return str(asked.variables.get("language", ENGLISH))
+    return str(source.variables.get("language", ENGLISH))
 
 
 class ReviewAction(StrEnum):

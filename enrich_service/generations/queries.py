@@ -23,10 +23,10 @@ def results_of(session: Session, keys: Collection[str]) -> dict[str, Generation]
     """The results (accepted or rejected) by dedupe key."""
     return {
         row.dedupe_key: row
-        for some in chunks(keys)
+        for chunk in chunks(keys)
         for row in session.exec(
             select(Generation).where(
-                col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+                col(Generation.dedupe_key).in_(chunk), col(Generation.status).in_(RESULTS)
             )
         )
         if row.dedupe_key

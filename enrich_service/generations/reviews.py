@@ -24,23 +24,23 @@ from enrich_service.generations.schemas import ReviewView
 from enrich_service.generations.store import get_generation
 
 
-def _stands(action: ReviewAction, undone_by: ReviewAction) -> ColumnElement[bool]:
+def _in_effect(action: ReviewAction, undone_by: ReviewAction) -> ColumnElement[bool]:
     """Whether the log of a generation contains `action` with no later `undone_by`."""
-    said, later = aliased(TextReview), aliased(TextReview)
+    entry, later = aliased(TextReview), aliased(TextReview)
     undone = exists().where(
-        col(later.generation_id) == col(said.generation_id),
+        col(later.generation_id) == col(entry.generation_id),
         col(later.action) == undone_by,
-        col(later.id) > col(said.id),
+        col(later.id) > col(entry.id),
     )
     return exists().where(
-        col(said.generation_id) == col(Generation.id), col(said.action) == action, ~undone
+        col(entry.generation_id) == col(Generation.id), col(entry.action) == action, ~undone
     )
 
 
 # Conditions on a generation, for any query that reads it.
-LOCKED = _stands(ReviewAction.LOCK, ReviewAction.UNLOCK)
-REJECTED = _stands(ReviewAction.REJECT, ReviewAction.APPROVE)
-APPROVED = or_(_stands(ReviewAction.APPROVE, ReviewAction.REJECT), LOCKED)
+LOCKED = _in_effect(ReviewAction.LOCK, ReviewAction.UNLOCK)
+REJECTED = _in_effect(ReviewAction.REJECT, ReviewAction.APPROVE)
+APPROVED = or_(_in_effect(ReviewAction.APPROVE, ReviewAction.REJECT), LOCKED)
 
 
 def review(
@@ -59,32 +59,32 @@ def review(
     check_text("The reason", reason, limit=1000)
     check_text("The author", author, limit=200)
     if len(set(generation_ids)) < len(generation_ids):
-        raise InvalidInput("generations: name each of them once")
+        raise InvalidInput("generations: contains duplicates")
     written = []
     for generation_id in generation_ids:
         generation = get_generation(session, generation_id)
         _check(session, generation, action)
-        one = TextReview(generation_id=generation_id, action=action, reason=reason, author=author)
-        session.add(one)
+        row = TextReview(generation_id=generation_id, action=action, reason=reason, author=author)
+        session.add(row)
         session.flush()
-        written.append(one)
+        written.append(row)
     return written
 
 
 def _check(session: Session, generation: Generation, action: ReviewAction) -> None:
-    what = f"Generation {generation.id}"
+    subject = f"Generation {generation.id}"
     if generation.status is not GenerationStatus.ACCEPTED:
         raise Conflict(
-            f"{what} is {generation.status} and has no text for a release: edit it instead."
+            f"{subject} is {generation.status} and has no text for a release: edit it instead."
         )
     locked = _is(session, generation, LOCKED)
     if action is ReviewAction.UNLOCK and not locked:
-        raise Conflict(f"{what} is not locked.")
+        raise Conflict(f"{subject} is not locked.")
     if action is ReviewAction.REJECT and locked:
-        raise Conflict(f"{what} is locked: unlock it first.")
+        raise Conflict(f"{subject} is locked: unlock it first.")
     if action is ReviewAction.LOCK:
         if _is(session, generation, REJECTED):
-            raise Conflict(f"{what} was rejected: approve it before you lock it.")
+            raise Conflict(f"{subject} was rejected: approve it before you lock it.")
         check_unlocked(
             session,
             kind=generation.kind,
@@ -97,8 +97,8 @@ def _check(session: Session, generation: Generation, action: ReviewAction) -> No
 
 
 def _is(session: Session, generation: Generation, condition: ColumnElement[bool]) -> bool:
-    found = session.exec(select(Generation.id).where(Generation.id == generation.id, condition))
-    return found.first() is not None
+    matching = session.exec(select(Generation.id).where(Generation.id == generation.id, condition))
+    return matching.first() is not None
 
 
 def check_unlocked(
@@ -113,7 +113,7 @@ def check_unlocked(
 ) -> None:
     """Raise Conflict if the label or image has a locked text of this kind and language.
 
-    Releases would keep using the locked one.
+    Releases would keep using the locked text.
     """
     same_label = and_(
         col(Generation.kind) == kind,
@@ -127,17 +127,17 @@ def check_unlocked(
             same_label,
             or_(col(Generation.label_id) == label_id, col(Generation.label_id).is_(None)),
         )
-    found = session.exec(
+    locked_id = session.exec(
         select(Generation.id).where(same_label, LOCKED).order_by(col(Generation.id)).limit(1)
     ).one_or_none()
-    if found is not None:
+    if locked_id is not None:
         raise Conflict(
-            f"The {kind} of {name!r} is locked (generation {found}): unlock that one first."
+            f"The {kind} of {name!r} is locked (generation {locked_id}): unlock that one first."
         )
 
 
 def log_of(session: Session, generation_id: int) -> list[ReviewView]:
-    """The reviews of a text, the newest first."""
+    """The reviews of a text, newest first."""
     get_generation(session, generation_id)
     rows = session.exec(
         select(TextReview)
@@ -160,7 +160,7 @@ def states(
         col(Generation.id).in_(generation_ids),
         col(Generation.id).in_(select(TextReview.generation_id)),
     )
-    found: dict[int | None, tuple[bool | None, bool]] = dict.fromkeys(generation_ids, (None, False))
+    by_id: dict[int | None, tuple[bool | None, bool]] = dict.fromkeys(generation_ids, (None, False))
     for generation_id, approved, rejected, locked in session.execute(query):
-        found[generation_id] = (True if approved else False if rejected else None, bool(locked))
-    return found
+        by_id[generation_id] = (True if approved else False if rejected else None, bool(locked))
+    return by_id

@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["enrichment"])
 def list_generations(
     session: ReadSession, filters: Annotated[GenerationFilter, Query()]
 ) -> GenerationPage:
-    """List generations, the newest first, including rejected and failed ones."""
+    """List generations, newest first, including rejected and failed ones."""
     return service.list_generations(session, filters)
 
 
@@ -61,10 +61,12 @@ def review_texts(body: ReviewIn, session: WriteSession) -> list[ReviewView]:
 
 
 @router.get(
-    "/generations/{generation_id}/reviews", summary="Log of a text", responses=problems(404)
+    "/generations/{generation_id}/reviews",
+    summary="List reviews of a text",
+    responses=problems(404),
 )
 def list_reviews(generation_id: Id, session: ReadSession) -> list[ReviewView]:
-    """List the reviews of a text, the newest first."""
+    """List the reviews of a text, newest first."""
     return reviews.log_of(session, generation_id)
 
 

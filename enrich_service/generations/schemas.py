@@ -58,7 +58,7 @@ class TextIn(BaseModel):
 
 
 class LabelTextIn(TextIn):
-    """A person's text for a label, in place of an answer to `prompt`."""
+    """A person's text for a label, which replaces the answer to `prompt`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -156,7 +156,7 @@ class ReviewView(BaseModel):
 
 
 class GenerationPage(BaseModel):
-    """Generations, the newest first."""
+    """Generations, newest first."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"items": [_GENERATION], "next_before": None}]}
@@ -168,11 +168,11 @@ class GenerationPage(BaseModel):
     ]
 
 
-MAX_ID = 2**31 - 1  # of a key column
+MAX_ID = 2**31 - 1  # of an integer column
 
 
 class GenerationFilter(BaseModel):
-    """Filters of the list of generations; all given ones must match."""
+    """Filters of the list of generations; all that are set must match."""
 
     label: Annotated[str | None, Field(description="Exact name of the label")] = None
     label_id: Annotated[int | None, Field(ge=1, le=MAX_ID)] = None

@@ -21,7 +21,7 @@ from enrich_service.prompts.models import Prompt, PromptVersion
 from enrich_service.prompts.schemas import PromptKind
 from enrich_service.validation.answer import attributes_of, texts_of
 
-_States = Mapping[int | None, tuple[bool | None, bool]]  # as `reviews.states` gives them
+_States = Mapping[int | None, tuple[bool | None, bool]]  # see reviews.states
 _OPINIONS = {
     Opinion.APPROVED: reviews.APPROVED,
     Opinion.REJECTED: reviews.REJECTED,
@@ -41,7 +41,7 @@ def answers_by_version(session: Session) -> dict[int, int]:
 
 
 def list_generations(session: Session, filters: GenerationFilter) -> GenerationPage:
-    """Generations that match all filters, the newest first."""
+    """Generations that match all filters, newest first."""
     query = select(Generation).order_by(col(Generation.id).desc()).limit(filters.limit + 1)
     for column, value in (
         (Generation.label_name, filters.label),
@@ -54,13 +54,13 @@ def list_generations(session: Session, filters: GenerationFilter) -> GenerationP
             query = query.where(column == value)
     if filters.prompt is not None:
         versions = [
-            found.id
-            for found in prompts.versions(session, prompts.get(session, filters.prompt))
-            if filters.version is None or found.number == filters.version
+            version.id
+            for version in prompts.versions(session, prompts.get(session, filters.prompt))
+            if filters.version is None or version.number == filters.version
         ]
         query = query.where(col(Generation.prompt_version_id).in_(versions))
     elif filters.version is not None:
-        raise InvalidInput("version: name the prompt too")
+        raise InvalidInput("version: give prompt too")
     if filters.flagged is not None:
         empty = func.json_array_length(Generation.flags) == 0
         query = query.where(~empty if filters.flagged else empty)
@@ -78,7 +78,7 @@ def list_generations(session: Session, filters: GenerationFilter) -> GenerationP
 
 
 def texts_of_label(session: Session, label: Label, *, limit: int) -> list[GenerationView]:
-    """All generations of a label, the newest first.
+    """All generations of a label, newest first.
 
     Includes those of a label with the same name and context in another label set.
     """
@@ -102,8 +102,9 @@ def texts_of_label(session: Session, label: Label, *, limit: int) -> list[Genera
 def line_of(kind: str, parsed: Mapping[str, Any] | None) -> str | None:
     """The text of an answer on one line: the first text, or all attributes."""
     if kind == PromptKind.ATTRIBUTES:
-        found = attributes_of(parsed)
-        return "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items()) or None
+        attributes = attributes_of(parsed)
+        listed = (f"{name}: {', '.join(values)}" for name, values in attributes.items())
+        return "; ".join(listed) or None
     return next(iter(texts_of(kind, parsed)), None)
 
 

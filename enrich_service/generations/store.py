@@ -35,7 +35,7 @@ from enrich_service.generations.queries import RESULTS, chunks, insert_into, res
 from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import texts_of
 
-FLUSH_INTERVAL_S = 0.01  # seconds in which answers gather before a transaction
+FLUSH_INTERVAL_S = 0.01  # wait for more answers before a transaction, in seconds
 
 
 @dataclass
@@ -45,11 +45,11 @@ class _Entry:
     generation: GenerationFields | None = None
     run_id: int | None = None
     counts: dict[str, int | float] = field(default_factory=dict)
-    request: tuple[int, str] | None = None  # the batch and the key of what is under way no longer
-    accepted_texts: AcceptedTextIndex | None = None  # where no two labels may share a text
-    rebuild: Callable[[], GenerationFields] | None = None  # if another label has its text by now
-    claim: tuple[str, ...] = ()  # dedupe keys to be claimed
-    renew: bool = False  # the leases of all that this process has claimed
+    request: tuple[int, str] | None = None  # batch id and key of a request that has ended
+    accepted_texts: AcceptedTextIndex | None = None  # if no two labels may share a text
+    rebuild: Callable[[], GenerationFields] | None = None  # for a text of another label
+    claim: tuple[str, ...] = ()  # dedupe keys to claim
+    renew: bool = False  # the leases of all claims of this process
     stored: "asyncio.Future[_Outcome]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -79,41 +79,41 @@ class _Totals:
         for (run_id, verdict, rule), answers in self.findings.items():
             _add_finding(session, run_id, verdict, rule, answers)
         for batch_id, keys in self._answered.items():
-            for some in chunks(keys):
+            for chunk in chunks(keys):
                 session.exec(
                     delete(BatchRequest).where(
                         col(BatchRequest.batch_id) == batch_id,
-                        col(BatchRequest.dedupe_key).in_(some),
+                        col(BatchRequest.dedupe_key).in_(chunk),
                     )
                 )
         for run_id, total in self._counts.items():
             session.exec(
                 update(Run)
                 .where(col(Run.id) == run_id)
-                .values({name: _plus(name, value) for name, value in total.items() if value})
+                .values({name: _incremented(name, value) for name, value in total.items() if value})
             )
 
 
 class GenerationStore:
     """The only writer of generations by language models.
 
-    `asked`: the number of pending requests; when as many answers are here, no more are waited for.
-    `lease_seconds`: after which the claims of a killed process expire.
+    `pending_requests` returns their number; once as many answers have arrived, they are written
+    without waiting for more. `lease_seconds`: after which the claims of a killed process expire.
     """
 
     def __init__(
-        self, engine: Engine, asked: Callable[[], int], *, lease_seconds: float = 10.0
+        self, engine: Engine, pending_requests: Callable[[], int], *, lease_seconds: float = 10.0
     ) -> None:
-        self._engine, self._asked = engine, asked
+        self._engine, self._pending_requests = engine, pending_requests
         self._claims = ClaimTable(lease_seconds)
         self._claimed: set[str] = set()
-        self._released: set[str] = set()  # claims that have ended and whose rows are still there
+        self._released: set[str] = set()  # ended claims whose rows still have to be deleted
         self._renewing: asyncio.Task[None] | None = None
-        self._all_here = asyncio.Event()
+        self._all_arrived = asyncio.Event()
         self._pending: list[_Entry] = []
-        self._in_writing = 0
+        self._writing = 0
         self._writer: asyncio.Task[None] | None = None
-        # Of each prompt version whose texts are known: the newest generation that they hold.
+        # For each prompt version with loaded texts: the id of the newest generation among them.
         self._newest_known: dict[int, int] = {}
 
     async def add(
@@ -133,7 +133,7 @@ class GenerationStore:
         instead.
         """
         key = generation.dedupe_key or ""
-        stored = await self._enter(
+        stored = await self._submit(
             _Entry(
                 generation,
                 generation.run_id,
@@ -155,27 +155,27 @@ class GenerationStore:
 
         `request`: the batch and key of a request that is no longer pending.
         """
-        await self._enter(_Entry(run_id=run_id, counts=dict(counts), request=request))
+        await self._submit(_Entry(run_id=run_id, counts=dict(counts), request=request))
 
     def has_claimed(self, key: str) -> bool:
-        """Whether this process is the one to ask."""
+        """Whether this process has claimed `key`."""
         return key in self._claimed
 
     async def claim(self, keys: Collection[str]) -> Claims:
-        """Claim what is to be requested, so that no other process or batch requests it too.
+        """Claim dedupe keys, so that no other process or batch requests them too.
 
-        What has a result is not claimed, nor what another process or a batch is requesting.
+        Keys with a result are not claimed, nor those that another process or batch is requesting.
         """
-        claims = await self._enter(_Entry(claim=tuple(keys)))
+        claims = await self._submit(_Entry(claim=tuple(keys)))
         assert isinstance(claims, Claims)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
         return claims
 
     def release(self, *keys: str) -> None:
-        """Let others ask this, as far as this process has claimed it.
+        """Release the keys that this process has claimed.
 
-        The rows go with the next claims or renewal: whoever looks before them sees the result.
+        The rows are deleted with the next claim or renewal; until then, others see the result.
         """
         own = self._claimed.intersection(keys)
         self._claimed -= own
@@ -184,16 +184,16 @@ class GenerationStore:
     async def _renew(self) -> None:
         while self._claimed or self._released:
             await asyncio.sleep(self._claims.lease.total_seconds() / 3)
-            with suppress(Exception):  # told to those who store answers, and tried again
-                await self._enter(_Entry(renew=True))
+            with suppress(Exception):  # reported to callers that store answers; retried here
+                await self._submit(_Entry(renew=True))
 
     async def flush(self) -> None:
-        """Wait until everything that was handed in is stored, or known not to be."""
+        """Wait until all entries are stored or have failed."""
         if self._writer is not None:
             await asyncio.shield(self._writer)
 
     async def aclose(self) -> None:
-        """Let go of all claims, once everything is stored."""
+        """Wait until everything is stored, then release all claims."""
         if self._renewing is not None:
             self._renewing.cancel()
         await self.flush()
@@ -202,14 +202,14 @@ class GenerationStore:
             self._append(_Entry(renew=True))
             await self.flush()
 
-    async def _enter(self, entry: _Entry) -> _Outcome:
+    async def _submit(self, entry: _Entry) -> _Outcome:
         self._append(entry)
         return await entry.stored
 
     def _append(self, entry: _Entry) -> None:
         self._pending.append(entry)
-        if len(self._pending) + self._in_writing >= self._asked():
-            self._all_here.set()
+        if len(self._pending) + self._writing >= self._pending_requests():
+            self._all_arrived.set()
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all())
 
@@ -217,10 +217,10 @@ class GenerationStore:
         while self._pending:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_INTERVAL_S):
-                    await self._all_here.wait()
-            self._all_here.clear()
+                    await self._all_arrived.wait()
+            self._all_arrived.clear()
             batch, self._pending = self._pending, []
-            self._in_writing = len(batch)
+            self._writing = len(batch)
             try:
                 outcomes = await asyncio.to_thread(self._write, batch)
             except Exception as error:
@@ -228,23 +228,23 @@ class GenerationStore:
                 for entry in batch:
                     if not entry.stored.done():
                         entry.stored.set_exception(known or error)
-                        entry.stored.exception()  # nobody may wait for it
+                        entry.stored.exception()  # retrieved, if the caller is gone
             else:
                 for entry, outcome in zip(batch, outcomes, strict=True):
-                    await self._tell(entry, outcome)
-            self._in_writing = 0
+                    await self._resolve(entry, outcome)
+            self._writing = 0
         self._writer = None
 
-    async def _tell(self, entry: _Entry, outcome: _Outcome) -> None:
+    async def _resolve(self, entry: _Entry, outcome: _Outcome) -> None:
         if isinstance(outcome, Claims):
             claimed = set(entry.claim) - outcome.results.keys() - outcome.claimed_by_others
             self._claimed |= claimed
             self._released -= claimed  # released by another caller while this was written
-            if entry.stored.done():  # whoever wanted to ask was cancelled
+            if entry.stored.done():  # the caller was cancelled
                 self.release(*claimed)
         if not entry.stored.done():
             entry.stored.set_result(outcome)
-            await asyncio.sleep(0)  # answers that have come meanwhile go first
+            await asyncio.sleep(0)  # first handle answers that have arrived meanwhile
 
     def _write(self, batch: list[_Entry]) -> list[_Outcome]:
         outcomes: list[_Outcome] = []
@@ -261,7 +261,7 @@ class GenerationStore:
                 if entry.generation is not None:
                     row = _insert(session, entry.generation)
                     totals.findings.update(_findings(entry.generation))
-                    if row is not entry.generation:  # paid for, and yet another's result stands
+                    if row is not entry.generation:  # paid for, but the result of another is kept
                         counts = {name: counts[name] for name in _SPENT}
                 outcomes.append(row)
                 totals.add(entry, counts)
@@ -280,7 +280,7 @@ class GenerationStore:
         released: set[str],
         outcomes: list[_Outcome],
     ) -> None:
-        """Renew and claim what `batch` wants; what came of its claims goes into `outcomes`."""
+        """Renew and claim as the entries of `batch` request; set the outcomes of the claims."""
         self._claims.release(session, released)
         if any(entry.renew for entry in batch):
             self._claims.renew(session)
@@ -288,11 +288,11 @@ class GenerationStore:
         for i, entry in enumerate(batch):
             if entry.claim:
                 own = set(entry.claim)
-                found = {key: claims.results[key] for key in own & claims.results.keys()}
-                outcomes[i] = Claims(found, own & claims.claimed_by_others)
+                results = {key: claims.results[key] for key in own & claims.results.keys()}
+                outcomes[i] = Claims(results, own & claims.claimed_by_others)
 
     async def claimed(self, keys: Collection[str], *, by_others: bool = False) -> set[str]:
-        """The keys that some process is requesting live now; `by_others`: not this one."""
+        """The keys that a process is requesting live; `by_others`: not this process."""
         return await asyncio.to_thread(self._read_claimed, keys, by_others=by_others)
 
     def _read_claimed(self, keys: Collection[str], *, by_others: bool) -> set[str]:
@@ -300,16 +300,16 @@ class GenerationStore:
             return self._claims.claimed(session, keys, by_others=by_others)
 
     def free_for_batch(self, session: Session, keys: Collection[str]) -> set[str]:
-        """Those of the keys that have no result and that no process or batch is requesting.
+        """The keys without a result that no process or batch is requesting.
 
-        They stay free until the writing transaction of `session` ends.
+        They stay free until the write transaction of `session` ends.
         """
         return self._claims.free_for_batch(session, keys)
 
     def _read_new_texts(self, session: Session, batch: list[_Entry]) -> None:
-        """Learn which texts other processes have stored, of the prompt versions in `batch`.
+        """Read the texts that other processes have stored for the prompt versions in `batch`.
 
-        There is one writer at a time, so what is read here stays true until this one commits.
+        The database has one writer at a time, so they stay current until this transaction commits.
         """
         for version_id, accepted_texts in {
             entry.generation.prompt_version_id: entry.accepted_texts
@@ -318,14 +318,14 @@ class GenerationStore:
         }.items():
             assert version_id is not None
             newest = self._newest_known[version_id]
-            found = session.connection().execute(
+            rows = session.connection().execute(
                 _NEW_TEXTS, {"newest": newest, "version_id": version_id}
             )
-            for label, kind, parsed in found:
+            for label, kind, parsed in rows:
                 accepted_texts.add(label, kind, texts_of(kind, parsed))
 
     def _add_own_texts(self, batch: list[_Entry], rows: list[_Outcome]) -> None:
-        """Note what this process has stored, once it is committed, so that it is not read again."""
+        """Index the committed texts of this process, so that they are not read again."""
         for entry, row in zip(batch, rows, strict=True):
             if entry.accepted_texts is None or row is not entry.generation:
                 continue
@@ -346,49 +346,49 @@ class GenerationStore:
             return results_of(session, keys)
 
     async def owners(self, keys: Collection[str]) -> dict[str, int | None]:
-        """The run (None: a single request) that each key with a result was made by."""
+        """The run (None: a single request) that produced the result of each key."""
         return await asyncio.to_thread(self._owners, keys)
 
     def _owners(self, keys: Collection[str]) -> dict[str, int | None]:
         with reading(self._engine) as session:
             return {
                 key: run_id
-                for some in chunks(keys)
+                for chunk in chunks(keys)
                 for key, run_id in session.exec(
                     select(Generation.dedupe_key, Generation.run_id).where(
-                        col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+                        col(Generation.dedupe_key).in_(chunk), col(Generation.status).in_(RESULTS)
                     )
                 )
                 if key
             }
 
     async def in_batches(self, keys: Collection[str]) -> dict[str, tuple[int, int]]:
-        """The batch that is asking each key that is under way, and the run of that batch."""
+        """For each key that is pending in a batch: the ids of the batch and its run."""
         return await asyncio.to_thread(self._in_batches, keys)
 
     def _in_batches(self, keys: Collection[str]) -> dict[str, tuple[int, int]]:
         with reading(self._engine) as session:
             return {
                 key: (batch_id, run_id)
-                for some in chunks(keys)
+                for chunk in chunks(keys)
                 for key, batch_id, run_id in session.exec(
                     select(BatchRequest.dedupe_key, BatchRequest.batch_id, Batch.run_id)
                     .join(Batch, col(Batch.id) == col(BatchRequest.batch_id))
-                    .where(col(BatchRequest.dedupe_key).in_(some))
+                    .where(col(BatchRequest.dedupe_key).in_(chunk))
                 )
             }
 
     async def open_batches(self, ids: Collection[int]) -> set[int]:
-        """Those of the batches that have not ended."""
+        """The batches among `ids` that have not ended."""
         return await asyncio.to_thread(self._open_batches, ids)
 
     def _open_batches(self, ids: Collection[int]) -> set[int]:
-        open_ones = select(Batch.id).where(col(Batch.id).in_(ids), col(Batch.ended_at).is_(None))
+        open_ids = select(Batch.id).where(col(Batch.id).in_(ids), col(Batch.ended_at).is_(None))
         with reading(self._engine) as session:
-            return {batch_id for batch_id in session.exec(open_ones) if batch_id is not None}
+            return {batch_id for batch_id in session.exec(open_ids) if batch_id is not None}
 
     async def accepted_texts(self, prompt_version_id: int) -> AcceptedTextIndex:
-        """What the accepted generations of a prompt version have given to which label."""
+        """The accepted texts of a prompt version with their labels."""
         return await asyncio.to_thread(self._read_accepted_texts, prompt_version_id)
 
     def _read_accepted_texts(self, prompt_version_id: int) -> AcceptedTextIndex:
@@ -408,7 +408,7 @@ class GenerationStore:
         return index
 
 
-# One statement and past the ORM: it is sent with every transaction, and mostly finds nothing.
+# A prebuilt Core statement: it runs in every transaction and mostly returns nothing.
 _NEW_TEXTS = select(Generation.label_name, Generation.kind, Generation.parsed).where(
     col(Generation.id) > bindparam("newest"),
     col(Generation.prompt_version_id) == bindparam("version_id"),
@@ -425,19 +425,19 @@ def _is_text_of_another_label(entry: _Entry) -> bool:
 
 
 def get_generation(session: Session, generation_id: int) -> Generation:
-    """The generation; else NotFound."""
-    found = session.get(Generation, generation_id)
-    if found is None:
+    """The generation. Raises NotFound."""
+    generation = session.get(Generation, generation_id)
+    if generation is None:
         raise NoSuch(f"generation {generation_id}", "texts list", "/v1/generations")
-    return found
+    return generation
 
 
 def _findings(generation: GenerationFields) -> Iterator[tuple[int, str, str]]:
     """The rules that an answer of a run violated or was flagged by, each once."""
     if generation.run_id is None or generation.raw_reply is None:
         return
-    for verdict, said in (("problem", generation.problems), ("flag", generation.flags)):
-        for rule in dict.fromkeys(line.partition(":")[0] for line in said):
+    for verdict, lines in (("problem", generation.problems), ("flag", generation.flags)):
+        for rule in dict.fromkeys(line.partition(":")[0] for line in lines):
             yield generation.run_id, verdict, rule
 
 
@@ -468,7 +468,7 @@ def _counts(generation: GenerationFields) -> dict[str, int | float]:
     return counts
 
 
-def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
+def _incremented(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
     column = getattr(Run, name)
     return (func.coalesce(column, 0.0) if name == "cost_usd" else column) + value
 
@@ -476,7 +476,7 @@ def _plus(name: str, value: float) -> Any:  # noqa: ANN401 - a SQL expression
 def _insert(session: Session, generation: GenerationFields) -> GenerationFields:
     """Insert the row, or return the existing result for its key."""
     values = {name: getattr(generation, name) for name in _COLUMNS}
-    # One statement for all rows and past the ORM: to make and compile it costs more than to run it.
+    # One cached Core statement: building and compiling it takes longer than running it.
     statement = _insert_new(session.get_bind().dialect.name)
     new_id = session.connection().execute(statement, values).scalar_one_or_none()
     if new_id is not None:

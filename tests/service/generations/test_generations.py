@@ -79,7 +79,7 @@ def test_pages_hold_everything_once_the_newest_first(client, model):
 @pytest.mark.parametrize(
     ("filters", "status", "message"),
     [
-        ({"version": 1}, 422, "name the prompt too"),
+        ({"version": 1}, 422, "give prompt too"),
         ({"prompt": "nix"}, 404, "no prompt 'nix'"),
         ({"status": "fine"}, 422, "status"),
         ({"limit": 0}, 422, "limit"),
@@ -155,8 +155,8 @@ BAD_EDITS = [
     ({"text": "a\u202eb"}, "bidi control U+202E"),
     ({"text": "a\x07b"}, "control character U+0007"),
     ({"text": "x" * 20_001}, "20000"),
-    ({"parsed": {"caption": "A teal."}}, "kind 'description'"),
-    ({"parsed": {"description": []}}, "kind 'description'"),
+    ({"parsed": {"caption": "A teal."}}, "format of 'description'"),
+    ({"parsed": {"description": []}}, "format of 'description'"),
     ({"text": BETTER, "author": "x" * 201}, "author"),
     ({"text": BETTER, "colour": "red"}, "colour"),
 ]

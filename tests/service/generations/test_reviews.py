@@ -133,7 +133,7 @@ def test_reviews_that_make_no_sense_write_nothing_for_any_text(client, model, te
     for answer, status, message in (
         (review(client, "approve", teal, rejected), 409, "edit it instead"),
         (review(client, "approve", teal, 999), 404, "no generation 999"),
-        (review(client, "approve", teal, teal), 422, "once"),
+        (review(client, "approve", teal, teal), 422, "duplicates"),
         (review(client, "approve", teal, author="a\x07"), 422, "control character"),
         (review(client, "unlock", teal), 409, "is not locked"),
         (review(client, "applaud", teal), 422, "action"),
