@@ -1,6 +1,6 @@
-"""What the running workers lack for a training, as warnings before it is queued.
+"""Warnings before a job is queued that no running worker can do.
 
-Nothing here decides who gets a job: a worker may know less of itself than it has.
+They do not restrict the assignment of jobs, since a worker may have more than it reports.
 """
 
 import posixpath
@@ -11,7 +11,7 @@ from contract import Needs, TrainConfig, WorkerOffers
 from enrich_service.core.text import shortened
 from enrich_service.workers.schemas import WorkerView
 
-MAX_SHOWN: Final = 5
+MAX_LISTED: Final = 5  # workers in a warning
 NO_WORKER: Final = "No worker is running: the job waits until one starts."
 _HUB: Final = ("hf:", "hf-hub:")
 _CACHED: Final = " in its cache"
@@ -20,35 +20,40 @@ _CACHED: Final = " in its cache"
 def warnings(
     workers: Sequence[WorkerView], config: TrainConfig, needs: Needs | None = None
 ) -> list[str]:
-    """Why no running worker can do a job, as far as workers say what they have; none if one can.
+    """The reasons why no running worker can do a job, as far as reported; empty if one can.
 
-    A worker that has not said what it has, or that may read any folder, gets the benefit of the
-    doubt.
+    Workers that have reported nothing, or that may read any folder, are assumed to have all files.
     """
     running = [worker for worker in workers if worker.running]
     if not running:
         return [NO_WORKER]
-    lacking = {worker.name: list(_lacks(worker, config, needs or Needs())) for worker in running}
-    if not all(lacking.values()):
+    missing = {worker.name: list(_missing(worker, config, needs or Needs())) for worker in running}
+    if not all(missing.values()):
         return []
-    first, *others = lacking.values()
-    common = [what for what in first if all(what in other for other in others)]
+    first, *others = missing.values()
+    common = [requirement for requirement in first if all(requirement in other for other in others)]
     if common:
         offline = all(worker.offers and worker.offers.offline for worker in running)
-        return [f"No running worker has {what}{_consequence(what, offline)}" for what in common]
-    shown = [f"{name} lacks {what[0]}" for name, what in list(lacking.items())[:MAX_SHOWN]]
-    more = f"; and {len(lacking) - MAX_SHOWN} more" if len(lacking) > MAX_SHOWN else ""
-    return [f"No running worker has all that this needs: {'; '.join(shown)}{more}."]
+        return [
+            f"No running worker has {requirement}{_consequence(requirement, offline)}"
+            for requirement in common
+        ]
+    listed = [
+        f"{name} lacks {requirements[0]}"
+        for name, requirements in list(missing.items())[:MAX_LISTED]
+    ]
+    more = f"; and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+    return [f"No running worker meets all requirements: {'; '.join(listed)}{more}."]
 
 
-def _consequence(what: str, offline: bool) -> str:
-    if not what.endswith(_CACHED):
+def _consequence(requirement: str, offline: bool) -> str:
+    if not requirement.endswith(_CACHED):
         return "."
-    return ", and none may download it." if offline else ": it is downloaded first."
+    return ", and none may download it." if offline else ": it will be downloaded."
 
 
-def _lacks(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[str]:
-    """What `worker` lacks for the training, the most important first."""
+def _missing(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[str]:
+    """The requirements of the job that `worker` does not meet, most important first."""
     if needs.gpu and not worker.gpu:
         yield "a GPU"
     elif config.device.startswith("cuda") and not worker.gpu:
@@ -56,10 +61,10 @@ def _lacks(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[st
     if needs.memory_gb > worker.memory_gb:
         yield f"{needs.memory_gb:g} GiB of memory"
     if worker.offers is not None:
-        yield from _lacks_files(worker.offers, config)
+        yield from _missing_files(worker.offers, config)
 
 
-def _lacks_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
+def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
     folders = [folder.path for folder in offers.data]
     if not config.data.startswith(_HUB) and not _may_have(offers, config.data, folders):
         yield f"the data {shortened(config.data)}"
@@ -75,18 +80,18 @@ def _lacks_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
     if config.pretrained and not any(
         name == config.student or name.startswith(f"{config.student}.") for name in offers.students
     ):
-        yield f"trained weights of the student {config.student}{_CACHED}"
+        yield f"pretrained weights of the student {config.student}{_CACHED}"
 
 
 def _may_have(offers: WorkerOffers, path: str, known: Sequence[str]) -> bool:
-    """Whether the worker has `path`, or does not know."""
+    """Whether the worker has `path`, or may have it without having reported it."""
     if not offers.data_roots or not path.startswith("/"):
         return True
     path = posixpath.normpath(path)
     if path in (posixpath.normpath(other) for other in known):
         return True
-    is_below = any(
+    in_data_root = any(
         path == root or path.startswith(f"{root.rstrip('/')}/")
         for root in map(posixpath.normpath, offers.data_roots)
     )
-    return is_below and not offers.data_complete
+    return in_data_root and not offers.data_complete

@@ -10,7 +10,7 @@ from enrich_service.core.storage.database import UtcDateTime, utcnow
 
 
 class WorkerRow(SQLModel, table=True):
-    """A worker that has asked for jobs. `offers`: None if it has not said what it has."""
+    """A worker that has requested jobs. `offers`: its data and models, None if not reported."""
 
     __tablename__ = "worker"
 

@@ -48,7 +48,7 @@ WorkerName = Annotated[str, BeforeValidator(_worker_name), Field(description="Wo
 
 
 def _cleaned(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - any JSON
-    """`value` that can be stored: truncated, escaped, without deep nesting, NaN and infinity."""
+    """`value` without what cannot be stored: truncated, escaped, without NaN and deep nesting."""
     if depth > MAX_DEPTH or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if isinstance(value, str):
@@ -61,32 +61,32 @@ def _cleaned(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - any JSON
     return value
 
 
-def _understood(value: object) -> dict[str, Any]:
+def _valid_offers(value: object) -> dict[str, Any]:
     """The fields of `value`, and the items of its lists, that are valid as `WorkerOffers`."""
-    given = _cleaned(value) if isinstance(value, dict) else {}
-    kept: dict[str, Any] = {}
+    cleaned = _cleaned(value) if isinstance(value, dict) else {}
+    offers: dict[str, Any] = {}
     for name, field in WorkerOffers.model_fields.items():
-        if name not in given:
+        if name not in cleaned:
             continue
         if get_origin(field.annotation) is not tuple:
-            kept.update(_if_valid(name, given[name]))
-        elif isinstance(given[name], list):
-            valid = [_if_valid(name, [item]) for item in given[name]]
-            kept[name] = [item for one in valid for item in one.get(name, ())]
-    return _limited(kept)
+            offers.update(_if_valid(name, cleaned[name]))
+        elif isinstance(cleaned[name], list):
+            valid = [_if_valid(name, [item]) for item in cleaned[name]]
+            offers[name] = [item for fields in valid for item in fields.get(name, ())]
+    return _truncated(offers)
 
 
 def _if_valid(name: str, value: object) -> dict[str, Any]:
-    """The field `name` of `WorkerOffers`; empty if `value` is none."""
+    """The validated field `name` of `WorkerOffers`; empty if `value` is invalid."""
     try:
         return {name: getattr(WorkerOffers.model_validate({name: value}), name)}
     except ValidationError as error:
-        log.warning("ignored what a worker says it has: %s", first_error_line(error))
+        log.warning("ignored an invalid offer of a worker: %s", first_error_line(error))
         return {}
 
 
-def _limited(offers: dict[str, Any]) -> dict[str, Any]:
-    """`offers`, with the longest lists cut where they would be too large to store."""
+def _truncated(offers: dict[str, Any]) -> dict[str, Any]:
+    """`offers` with the longest lists truncated until they fit into MAX_OFFERS_BYTES."""
     while len(WorkerOffers(**offers).model_dump_json()) > MAX_OFFERS_BYTES:
         longest = max(offers, key=lambda name: len(repr(offers[name])))
         offers[longest] = offers[longest][: len(offers[longest]) // 2]
@@ -95,7 +95,7 @@ def _limited(offers: dict[str, Any]) -> dict[str, Any]:
 
 
 class Registration(BaseModel):
-    """What a worker has. Whatever is invalid in `offers` is left out, not refused."""
+    """The resources of a worker. Invalid parts of `offers` are left out, not rejected."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -111,11 +111,11 @@ class Registration(BaseModel):
     memory_gb: Annotated[
         float, Field(ge=0, strict=True, allow_inf_nan=False, description="Main memory in GiB")
     ] = 0
-    offers: Annotated[WorkerOffers, BeforeValidator(_understood)] = WorkerOffers()
+    offers: Annotated[WorkerOffers, BeforeValidator(_valid_offers)] = WorkerOffers()
 
 
 class WorkerView(BaseModel):
-    """A worker. `offers` is null for one that only asked for jobs."""
+    """A worker. `offers` is null if it has not registered its resources."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -135,8 +135,8 @@ class WorkerView(BaseModel):
     )
 
     name: str
-    running: Annotated[bool, Field(description="False: it was not seen for a while")]
-    job: Annotated[int | None, Field(description="Id of the job that it holds")] = None
+    running: Annotated[bool, Field(description="Whether the worker was seen recently")]
+    job: Annotated[int | None, Field(description="Id of its current job")] = None
     gpu: bool
     memory_gb: Annotated[float, Field(description="Main memory in GiB")]
     offers: WorkerOffers | None

@@ -1,4 +1,4 @@
-"""Workers: when they were last seen, and what they say they have."""
+"""Workers: when they were last seen, and the resources that they report."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -12,39 +12,39 @@ from enrich_service.core.storage.database import utcnow
 from enrich_service.workers.models import WorkerRow
 from enrich_service.workers.schemas import Registration, WorkerView
 
-GONE_AFTER_S: Final = 60.0  # idle workers ask for a job every few seconds
-TOUCH_INTERVAL_S: Final = 5.0  # so that not every claim writes
-FORGOTTEN_AFTER: Final = timedelta(days=7)
+GONE_AFTER_S: Final = 60.0  # idle workers request a job every few seconds
+TOUCH_INTERVAL_S: Final = 5.0  # between updates of `last_seen`
+RETENTION: Final = timedelta(days=7)  # since a worker was last seen
 MAX_WORKERS: Final = 1000
 
 
 def register(session: Session, body: Registration) -> WorkerRow:
-    """Store what a worker has; forget workers that were not seen for a week."""
+    """Store the resources of a worker, and delete workers that were not seen for a week."""
     row = _find(session, body.worker) or WorkerRow(name=body.worker)
     row.gpu, row.memory_gb, row.last_seen = body.gpu, body.memory_gb, utcnow()
     row.offers = body.offers.model_dump(mode="json")
     session.add(row)
     session.flush()
-    _forget(session)
+    _delete_old(session)
     return row
 
 
 def touch(
     session: Session, name: str, *, gpu: bool | None = None, memory_gb: float | None = None
 ) -> None:
-    """Note that a worker was seen, with its resources if it has told them."""
+    """Record that a worker was seen, and its resources if given."""
     row = _find(session, name)
     if row is None:
         row = WorkerRow(name=name)
         session.add(row)
         session.flush()
-        _forget(session)
-    told = (row.gpu if gpu is None else gpu, row.memory_gb if memory_gb is None else memory_gb)
+        _delete_old(session)
+    resources = (row.gpu if gpu is None else gpu, row.memory_gb if memory_gb is None else memory_gb)
     now = utcnow()
     is_recent = timedelta(0) <= now - row.last_seen < timedelta(seconds=TOUCH_INTERVAL_S)
-    if is_recent and told == (row.gpu, row.memory_gb):
+    if is_recent and resources == (row.gpu, row.memory_gb):
         return
-    row.gpu, row.memory_gb = told
+    row.gpu, row.memory_gb = resources
     row.last_seen = now
     session.add(row)
     session.flush()
@@ -54,13 +54,12 @@ def _find(session: Session, name: str) -> WorkerRow | None:
     return session.exec(select(WorkerRow).where(WorkerRow.name == name)).one_or_none()
 
 
-def _forget(session: Session) -> None:
-    """Delete workers that were not seen for a week, and the oldest of too many."""
+def _delete_old(session: Session) -> None:
+    """Delete workers that were not seen for a week, and the oldest ones beyond MAX_WORKERS."""
     newest = select(WorkerRow.id).order_by(col(WorkerRow.last_seen).desc()).limit(MAX_WORKERS)
     session.exec(
         delete(WorkerRow).where(
-            (col(WorkerRow.last_seen) < utcnow() - FORGOTTEN_AFTER)
-            | col(WorkerRow.id).not_in(newest)
+            (col(WorkerRow.last_seen) < utcnow() - RETENTION) | col(WorkerRow.id).not_in(newest)
         )
     )
 
@@ -72,7 +71,7 @@ def listing(
     jobs: Mapping[str, int],
     running_only: bool = False,
 ) -> list[WorkerView]:
-    """Workers, those that are running first, then by name. `jobs`: the job that each holds."""
+    """Workers: running ones first, then by name. `jobs`: worker name → id of the job it holds."""
     oldest = utcnow() - timedelta(seconds=max(GONE_AFTER_S, lease_seconds))
     query = select(WorkerRow).order_by(col(WorkerRow.name))
     if running_only:
@@ -94,7 +93,7 @@ def listing(
 
 
 def _offers(row: WorkerRow) -> WorkerOffers | None:
-    """What is stored; None where an older version stored something else."""
+    """The stored offers; None without any, or if an older version stored another format."""
     if row.offers is None:
         return None
     try:

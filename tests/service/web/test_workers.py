@@ -75,7 +75,7 @@ def test_a_job_that_no_worker_can_do_is_queued_only_when_that_is_confirmed(
     page = browser.submit("/jobs/new", "/jobs", **form)
     assert page.status_code == 200
     assert "No running worker has the data" in page.text and "&#39;/data/fish&#39;" in page.text
-    assert "the teacher &#39;hf-hub:a/b&#39; in its cache: it is downloaded first" in page.text
+    assert "the teacher &#39;hf-hub:a/b&#39; in its cache: it will be downloaded" in page.text
     assert 'value="/data/fish"' in page.text and 'name="epochs" value="5"' in page.text
     assert len(queued(service)) == before
     page = browser.submit("/jobs/new", "/jobs", **form, anyway="yes")

@@ -187,11 +187,11 @@ def test_a_job_that_no_running_worker_can_do_is_queued_with_warnings(client):
         "No running worker has the data '/data/../etc'."
     ]
     assert warnings(client, teacher="hf-hub:a/c") == [
-        "No running worker has the teacher 'hf-hub:a/c' in its cache: it is downloaded first."
+        "No running worker has the teacher 'hf-hub:a/c' in its cache: it will be downloaded."
     ]
     assert warnings(client, student="resnet50", pretrained=True) == [
-        "No running worker has trained weights of the student resnet50 in its cache: it is "
-        "downloaded first."
+        "No running worker has pretrained weights of the student resnet50 in its cache: it will "
+        "be downloaded."
     ]
     assert warnings(client, weights="/data/w.safetensors", teacher="local-dir:/data/t") == [
         "No running worker has the weights '/data/w.safetensors'.",
@@ -212,7 +212,7 @@ def test_workers_that_each_lack_something_else_are_named(client):
     register(client, "one", data=[])
     register(client, "two", teachers=[])
     assert warnings(client) == [
-        "No running worker has all that this needs: one lacks the data '/data/birds'; two lacks "
+        "No running worker meets all requirements: one lacks the data '/data/birds'; two lacks "
         "the teacher 'hf-hub:a/b' in its cache."
     ]
     age(client, "two", minutes=5)  # what is gone is not counted
