@@ -37,7 +37,7 @@ from enrich_service.releases.body_cache import BodyCache
 from enrich_service.runs.answering.enricher import Enricher
 from enrich_service.runs.scheduling.scheduler import RunScheduler
 
-# As /docs lists them: from labels to training.
+# In the order of /docs.
 TAGS: Final = (
     "label sets",
     "prompts",
@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("enrich-distill"),
         lifespan=lifespan,
         openapi_tags=[{"name": name} for name in TAGS],
-        docs_url=None,  # web.docs serves it without another site's scripts
+        docs_url=None,  # served by web.docs, without scripts of other sites
         redoc_url=None,
         telemetry=telemetry(),
     )
@@ -99,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ),
     )
     app.add_middleware(
-        Authentication, engine=engine, settings=settings, refusal=enrich_service.web.errors.answer
+        Authentication, engine=engine, settings=settings, reject=enrich_service.web.errors.reject
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Requests, metrics=app.state.metrics)
     for capability in (
-        enrich_service.releases,  # read most often; routes are matched in order
+        enrich_service.releases,  # first: read most often, and routes are matched in order
         enrich_service.labels,
         enrich_service.prompts,
         enrich_service.runs,

@@ -1,4 +1,4 @@
-"""The `enrich` command. Each of its commands imports its code when it runs."""
+"""The `enrich` command. Each sub-command imports its code when it runs."""
 
 import gc
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from enrich_service.core.errors import UserError
 from enrich_service.core.terminal.lazy_command import LazyCommand
 
-GC_THRESHOLD = 20_000  # new objects between two searches for unreachable cycles
+GC_THRESHOLD = 20_000  # new objects between two garbage collections
 
 # In the order of `enrich --help`: name, module:attribute in enrich_service, help.
 COMMANDS = (
@@ -66,12 +66,12 @@ COMMANDS = (
 class _Commands(TyperGroup):
     """Print a UserError as one line on standard error and exit with status 1."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
         super().__init__(**options)
         for name, target, summary in COMMANDS:
             self.add_command(LazyCommand(name, f"enrich_service.{target}", summary))
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as the base class has it
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as in the base class
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -88,16 +88,16 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version  # slow to import, and needed here alone
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version  # slow to import
 
         typer.echo(f"enrich {version('enrich-distill')}")
         raise typer.Exit
 
 
 @app.callback()
-def _before_any_command(
+def _configure(
     version: Annotated[
         bool,
         typer.Option(
@@ -105,7 +105,7 @@ def _before_any_command(
         ),
     ] = False,
 ) -> None:
-    # An answer makes thousands of objects that are soon freed by their reference counts.
+    # An answer creates thousands of objects that are soon freed by reference counting.
     gc.set_threshold(GC_THRESHOLD)
 
 

@@ -224,7 +224,7 @@ class Client:
     def roll_back_alias(
         self, name: str, alias: str, rollback: AliasRollback | None = None
     ) -> AliasView:
-        """Move an alias back to the version before its last move."""
+        """Roll an alias back to its previous version."""
         body = rollback or AliasRollback()
         return self._post(f"prompts/{name}/aliases/{alias}/rollback", body, AliasView)
 
@@ -390,7 +390,7 @@ class Client:
         return self._get(f"releases/{before}/diff", ReleaseDiff, to=after)
 
     def create_job(self, job: JobCreate) -> QueuedJob:
-        """Queue a training job; its `warnings` say what the running workers lack for it."""
+        """Queue a training job; its `warnings` list what the running workers lack for it."""
         return self._post("jobs", job, QueuedJob)
 
     def workers(self) -> list[WorkerView]:
@@ -460,7 +460,7 @@ class Client:
     def roll_back_student_alias(
         self, name: str, alias: str, rollback: StudentAliasRollback
     ) -> StudentAliasView:
-        """Point an alias at the version before its last move."""
+        """Roll an alias of a student back to its previous version."""
         return self._post(f"students/{name}/aliases/{alias}/rollback", rollback, StudentAliasView)
 
     def student_alias_moves(self, name: str, alias: str) -> list[StudentAliasMoveView]:

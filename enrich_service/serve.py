@@ -25,11 +25,11 @@ def serve(
     settings = load_settings()
     host = settings.host if host is None else host
     with database(settings) as engine, reading(engine) as session:
-        guarded = keys_exist(session)
-    if not guarded:
+        has_keys = keys_exist(session)
+    if not has_keys:
         if not is_loopback(host) and not settings.allow_remote:
             raise InvalidInput(
-                f"{host} can be reached from other machines, and there is no API key yet: create "
+                f"{host} is reachable from other machines, and there is no API key yet: create "
                 "one with `enrich keys create NAME`, bind 127.0.0.1, or set ENRICH_ALLOW_REMOTE=1 "
                 "behind a proxy that authenticates users."
             )
@@ -42,15 +42,15 @@ def serve(
     configure_log(settings.log_format)
     service = create_app(settings)
     for _ in iter_route_contexts(service.routes):
-        pass  # FastAPI puts each router's routes together when first asked for one, or here
+        pass  # builds FastAPI's routing table now, not during the first request
     uvicorn.run(
         service,
         host=host,
         port=settings.port if port is None else port,
-        log_config=None,  # its lines go where all others go
+        log_config=None,  # uvicorn logs like the rest of the service
         access_log=False,
-        timeout_graceful_shutdown=5,  # streams of events never end by themselves
-        # Longer than clients and proxies keep theirs (a minute, mostly): who closes an idle
-        # connection must not be the service, or a request on its way to it is lost.
+        timeout_graceful_shutdown=5,  # event streams may not end by themselves
+        # Longer than in clients and proxies (usually a minute): if the service closed an idle
+        # connection first, a request that is being sent would be lost.
         timeout_keep_alive=75,
     )

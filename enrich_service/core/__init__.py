@@ -1,1 +1,1 @@
-"""Settings, database and errors: what every capability stands on."""
+"""Settings, database and errors, used by every capability."""

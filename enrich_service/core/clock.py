@@ -7,20 +7,20 @@ otherwise they would expire too early or too late.
 
 import time
 
-TOLERANCE = 1.0  # seconds that the clock may be moved at a time; NTP moves it by less
+TOLERANCE = 1.0  # seconds; NTP adjusts the clock by less at a time
 
 
 class Clock:
     """Detects that the system clock was set."""
 
     def __init__(self) -> None:
-        self._offset: float | None = None  # of the system's clock from the monotonic one, seconds
+        self._offset: float | None = None  # system clock minus monotonic clock, seconds
 
     def was_set(self) -> bool:
-        """Whether the clock was set since `note`. True before the first `note`."""
+        """Whether the clock was set since the last `remember`. True before the first `remember`."""
         return self._offset is None or abs(_offset() - self._offset) > TOLERANCE
 
-    def note(self) -> None:
+    def remember(self) -> None:
         """Record the current clock as the reference."""
         self._offset = _offset()
 

@@ -12,10 +12,10 @@ ServiceError
 │   ├── Conflict         409  the request conflicts with the stored state
 │   │   └── LeaseLost    409  the job was given to another worker, or has ended
 │   ├── TooLarge         413  the body exceeds a limit
-│   ├── Unavailable      503  a required service does not answer
-│   │   └── LanguageModelError    the language model's server rejects, fails or is unknown
-│   │       ├── ModelBusy         it may answer later: rate limit, fault, timeout
-│   │       └── RequestRejected   it rejects this request
+│   ├── Unavailable      503  a required service does not respond
+│   │   └── LanguageModelError    the language model's server is unknown, failed or rejected a call
+│   │       ├── ModelBusy         a retry may succeed: rate limit, server error, timeout
+│   │       └── RequestRejected   the server rejects this request; a retry is pointless
 │   └── StorageFull      507  the disk is full
 └── (anything else is an internal error: 500)
 """
@@ -48,7 +48,7 @@ class UnreadableImage(InvalidInput):
     """An image for a vision model cannot be read."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"unreadable image: {name} ({reason}): mend or remove it")
+        super().__init__(f"unreadable image: {name} ({reason}): repair or remove it")
 
 
 class Unauthorized(UserError):
@@ -82,7 +82,7 @@ class TooManyRequests(UserError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to retry."""
+        """The header Retry-After."""
         return {"Retry-After": str(self.retry_after)}
 
 
@@ -94,7 +94,7 @@ class NotFound(UserError):
 
 
 class NoSuch(NotFound):
-    """The object does not exist; the message says how to list those that do.
+    """The object does not exist; the message says how to list the existing ones.
 
     `command` follows `enrich` on the command line, `route` is the path to GET.
     """
@@ -124,20 +124,26 @@ class TooLarge(UserError):
 
 
 class Unavailable(UserError):
-    """A required service does not answer."""
+    """A required service does not respond."""
 
     status = 503
     title = "Unavailable"
 
 
 class LanguageModelError(Unavailable):
-    """The language model's server rejects, fails or is unknown."""
+    """The language model's server is unknown, failed or rejected a call."""
 
     title = "Language model unavailable"
 
 
 class ModelBusy(LanguageModelError):
-    """The server may answer later. `retry_after`: seconds it asked to wait; `calls`: spent."""
+    """A retry may succeed later.
+
+    Attributes:
+        calls: Number of calls made so far.
+        retry_after: Seconds to wait that the server asked for; None if it did not.
+        unreachable: Whether the server could not be reached at all.
+    """
 
     def __init__(
         self,
@@ -154,7 +160,7 @@ class ModelBusy(LanguageModelError):
 
 
 class RequestRejected(LanguageModelError):
-    """The server will not answer this one question. `calls`: spent on asking."""
+    """The server rejects this request; others may succeed. `calls`: number of calls made."""
 
     def __init__(self, message: str, *, calls: int = 1) -> None:
         super().__init__(message)

@@ -1,7 +1,6 @@
-"""Prices of common models, so that runs show their cost without any setting.
+"""Prices of common models, so that runs show their cost without configuration.
 
-From OpenAI's price list, standard tier; they may have changed since. `ENRICH_PRICES` adds models
-and overrides these.
+From OpenAI's price list, standard tier, as of AS_OF. `ENRICH_PRICES` adds and overrides prices.
 """
 
 from collections.abc import Mapping
@@ -23,6 +22,6 @@ PRICES: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 
-def with_known_prices(given: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The prices of this table, and those of the operator, which win."""
-    return {**PRICES, **given}
+def with_known_prices(prices: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The prices of this table, overridden by the operator's `prices`."""
+    return {**PRICES, **prices}

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535, description="Port; 0 picks a free one")] = 8000
     allow_remote: Annotated[
         bool,
-        Field(description="Without API keys: accept requests from other machines"),
+        Field(description="While there are no API keys: accept requests from other machines"),
     ] = False
     rate_limit: Annotated[
         float,
@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     image_roots: Annotated[
         tuple[Path, ...],
         Field(
-            description="Folders whose images may be sent to the language model: "
-            '["/images"]; the command line may read any'
+            description="Folders with images that may be sent to the language model: "
+            '["/images"]; commands may read any folder'
         ),
     ] = ()
 
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
             validate_default=True,
             description="USD per million input and output tokens, by model: "
             '{"gpt-4o-mini": [0.15, 0.6]}'
-            f". Those of common models, as of {AS_OF}, are known",
+            f". Adds to and overrides the prices of common models as of {AS_OF}",
         ),
     ] = {}
     run_lease_seconds: Annotated[
@@ -121,24 +121,24 @@ class Settings(BaseSettings):
 
     @cached_property
     def sqlalchemy_url(self) -> str:
-        """The database's URL, with the default filled in."""
+        """The database URL: `database_url` or its default."""
         return self.database_url or f"sqlite:///{self.data_dir / 'enrich.db'}"
 
     @property
     def artifact_dir(self) -> Path:
-        """Folder of the artifacts, each under its SHA-256."""
+        """Folder of the artifacts, each named by its SHA-256."""
         return self.data_dir / "artifacts"
 
 
 def environment_names(field: str) -> list[str]:
-    """The environment variables of `field`, in order of precedence."""
+    """The environment variables that set `field`, in order of precedence."""
     alias = Settings.model_fields[field].validation_alias
     if isinstance(alias, AliasChoices):
         return [str(choice) for choice in alias.choices]
     return [f"ENRICH_{field.upper()}"]
 
 
-def shown(settings: Settings, field: str) -> str | None:
+def masked_value(settings: Settings, field: str) -> str | None:
     """The value of `field` as text, with secrets and passwords masked."""
     value = getattr(settings, field)
     if field == "database_url":

@@ -1,10 +1,10 @@
 """CSV that is safe to open in a spreadsheet program.
 
-All CSV of the service is written here. A text that begins with = + - @ (plain or full-width, with
-or without blanks before it), a tab or a line end would be taken for a formula (OWASP, CSV
-injection): it gets an apostrophe in front. So does a text that begins with apostrophes and then one
-of these, and one apostrophe is taken away when such a cell is read: every text comes back equal.
-Numbers are written as they are.
+All CSV files of the service are written here. A spreadsheet program runs a text as a formula if it
+begins with = + - @ (plain or full-width, possibly after spaces), a tab or a line break (OWASP, CSV
+injection): such a text is prefixed with an apostrophe. So is a text that begins with apostrophes
+followed by one of these. Reading removes one apostrophe from such cells, so that every text is
+restored exactly. Numbers are written unchanged.
 """
 
 import csv
@@ -19,32 +19,32 @@ from enrich_service.core.text import shortened
 
 _START = r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]"
 _FORMULA = re.compile(f"'*{_START}")
-_NEUTRALISED = re.compile(f"'+{_START}")
-MAX_CELL = 10_000_000  # characters; Python's own limit is smaller than some raw replies
+_ESCAPED = re.compile(f"'+{_START}")
+MAX_CELL = 10_000_000  # characters; some raw replies exceed the default of the csv module
 
 
-def neutralised(text: str) -> str:
-    """Escape `text` for a spreadsheet."""
+def escape_formula(text: str) -> str:
+    """Prefix `text` with an apostrophe if a spreadsheet program would run it as a formula."""
     return "'" + text if _FORMULA.match(text) else text
 
 
-def restored(cell: str) -> str:
-    """Undo `neutralised`."""
-    return cell[1:] if _NEUTRALISED.match(cell) else cell
+def unescape_formula(cell: str) -> str:
+    """Undo `escape_formula`."""
+    return cell[1:] if _ESCAPED.match(cell) else cell
 
 
 def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return neutralised(value)
-    return json.dumps(value, ensure_ascii=False)  # of a number: that number
+        return escape_formula(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def write(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """The lines of a CSV file with a header.
 
-    A value is a text, a number, or a list or mapping that is written as JSON; None is left empty.
+    Lists and mappings are written as JSON, None as an empty cell.
     """
     for row in chain([columns], rows):
         line = io.StringIO()
@@ -52,11 +52,11 @@ def write(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[
         yield line.getvalue()
 
 
-def read(data: bytes, known: Sequence[str], needed: Sequence[str]) -> Iterator[Mapping[str, str]]:
-    """The rows of a CSV file in UTF-8 as dicts, without missing columns.
+def read(data: bytes, known: Sequence[str], required: Sequence[str]) -> Iterator[Mapping[str, str]]:
+    """Read a CSV file in UTF-8: its rows as column → cell.
 
-    Raises InvalidInput, with the line: no UTF-8, a column that is not `known`, a `needed` one that
-    is missing, a row with too many or too few fields.
+    Raises InvalidInput if it is not UTF-8, has a column that is not `known`, lacks a `required`
+    one, or has a row with too many or too few fields; the message gives the line.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -68,7 +68,7 @@ def read(data: bytes, known: Sequence[str], needed: Sequence[str]) -> Iterator[M
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [column.strip().lower() for column in reader.fieldnames or ()]
-        if set(needed) - set(columns) or set(columns) - set(known):
+        if set(required) - set(columns) or set(columns) - set(known):
             raise InvalidInput(
                 f"The CSV file needs a first line with the columns {','.join(known)}; it has "
                 f"{shortened(','.join(columns))}"
@@ -80,6 +80,6 @@ def read(data: bytes, known: Sequence[str], needed: Sequence[str]) -> Iterator[M
                     f"Line {reader.line_num} of the CSV file does not have {len(columns)} fields: "
                     'put fields with commas in "quotes"'
                 )
-            yield {name: restored(cell) for name, cell in row.items()}
+            yield {name: unescape_formula(cell) for name, cell in row.items()}
     except csv.Error as error:
         raise InvalidInput(f"Line {reader.line_num} of the CSV file: {error}") from error

@@ -1,4 +1,4 @@
-"""Validation of text before it is stored: visible lines, and names that fit into a URL."""
+"""Validation of text before it is stored: visible lines, and names that can be part of a URL."""
 
 import re
 import unicodedata
@@ -7,12 +7,12 @@ from typing import Any
 
 from enrich_service.core.errors import InvalidInput
 
-# They reorder the text around them, so that a label could be displayed as another.
+# They reorder the surrounding text, so that one label could be displayed as another.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
-_MAX_DIGITS = 18  # more than any number that is stored; int() of very many raises ValueError
+_MAX_DIGITS = 18  # enough for all stored numbers; int() raises ValueError for very long ones
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 
 
@@ -27,7 +27,7 @@ def check_name(what: str, name: str) -> str:
 
 
 def check_alias(name: str) -> str:
-    """Return `name` if it can name an alias. Raises InvalidInput."""
+    """Return `name` if it is a valid alias name. Raises InvalidInput."""
     if not _ALIAS.fullmatch(name):
         raise InvalidInput(
             f"{shortened(name)} is not an alias: use a to z, 0 to 9, _ and -, with a letter first"
@@ -36,7 +36,10 @@ def check_alias(name: str) -> str:
 
 
 def check_line(what: str, value: str, *, limit: int) -> str:
-    """Return `value` stripped if it is one visible line. Raises InvalidInput."""
+    """Return `value`, stripped, if it is one visible line of at most `limit` characters.
+
+    Raises InvalidInput; `what` is the subject of its message.
+    """
     value = value.strip()
     if not value:
         raise InvalidInput(f"{what} is empty")
@@ -57,7 +60,10 @@ def check_line(what: str, value: str, *, limit: int) -> str:
 
 
 def check_text(what: str, value: str, *, limit: int) -> str:
-    """Return `value` if it is empty or consists of visible lines. Raises InvalidInput."""
+    """Return `value` if it has only visible lines and at most `limit` characters.
+
+    Raises InvalidInput; `what` is the subject of its message.
+    """
     if len(value) > limit:
         raise InvalidInput(f"{what} has {len(value)} characters; at most {limit} are allowed")
     for line in value.replace("\r\n", "\n").replace("\t", " ").split("\n"):
@@ -75,12 +81,12 @@ _INVISIBLE = re.compile(
 def escaped(value: str, limit: int) -> str:
     """Escape control and bidi characters with backslashes and truncate to `limit` characters.
 
-    For output of programs and models, which is stored and never rejected. Line breaks and tabs are
+    For output of programs and models, which is stored in any case. Line breaks and tabs are
     kept.
     """
-    cut = value if len(value) <= limit else value[: limit - 1] + "…"
-    shown = _INVISIBLE.sub(lambda match: _escape(match.group()), cut.replace("\r\n", "\n"))
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    truncated = value if len(value) <= limit else value[: limit - 1] + "…"
+    visible = _INVISIBLE.sub(lambda match: _escape(match.group()), truncated.replace("\r\n", "\n"))
+    return visible if len(visible) <= limit else visible[: limit - 1] + "…"
 
 
 def _escape(character: str) -> str:
@@ -88,19 +94,22 @@ def _escape(character: str) -> str:
 
 
 def storable(text: str) -> str:
-    """`text` with U+FFFD for NUL and lone surrogates, which no database stores as text."""
+    """Replace NUL and lone surrogates, which databases cannot store as text, by U+FFFD."""
     return text if text.isascii() and "\0" not in text else _UNSTORABLE.sub("\ufffd", text)
 
 
 def shortened(value: str, limit: int = 60) -> str:
-    """`value`, quoted and truncated for a message."""
+    """Quote `value` and truncate it to `limit` characters, for a message."""
     return repr(value if len(value) <= limit else value[: limit - 1] + "…")
 
 
-def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """An `object_pairs_hook` for json that raises InvalidInput for a duplicate name."""
+def unique_keys(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """An `object_pairs_hook` for json that raises InvalidInput for a duplicate key.
 
-    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    `what`: plural noun for the values, for the message.
+    """
+
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names: set[str] = set()
         for name, _ in pairs:
             if name in names:
@@ -108,16 +117,16 @@ def once(what: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
             names.add(name)
         return dict(pairs)
 
-    return made
+    return build
 
 
 def whole_number(value: str) -> int | None:
-    """The number that `value` writes in decimal digits; None for other or longer text."""
+    """Parse decimal digits; None for any other text, or more than 18 digits."""
     return int(value) if value.isdecimal() and len(value) <= _MAX_DIGITS else None
 
 
 def without_password(url: str) -> str:
-    """`url` with its user and password masked."""
+    """Mask the user and password of `url`."""
     scheme, separator, rest = url.rpartition("://")
     if "@" not in rest:
         return url

@@ -1,8 +1,8 @@
 """Export of image captions for training: one JSON object per line (`contract.ImageCaption`).
 
-An image gets the locked caption, else the newest one by a person, else the newest of each sample of
-the run's prompt version, model and language. Images are identified by their bytes, so captions of
-earlier runs and renamed folders count.
+An image gets the locked caption, else the newest written by a person, else the newest of each
+sample of the run's prompt version, model and language. Images are identified by the hash of their
+bytes, so captions from earlier runs, and of images in renamed folders, are found.
 """
 
 from collections import defaultdict
@@ -31,7 +31,7 @@ from enrich_service.labels.models import LabelLine, LabelSet
 from enrich_service.labels.service import lines_of
 from enrich_service.llm.images import Roots, checked_folder, images_of
 from enrich_service.prompts.schemas import PromptKind
-from enrich_service.runs.items import IMAGES_A_PAGE
+from enrich_service.runs.items import IMAGES_PER_PAGE
 from enrich_service.runs.service import get_run
 from enrich_service.validation.answer import texts_of
 
@@ -49,7 +49,7 @@ def caption_lines(engine: Engine, run_id: int, roots: Roots) -> tuple[int, Itera
     with reading(engine) as session:
         run = get_run(session, run_id)
         if run.images is None:
-            raise Conflict(f"Run {run_id} is a run over labels, not over images.")
+            raise Conflict(f"Run {run_id} is a run over labels: choose a run over images.")
         label_set = session.get_one(LabelSet, run.label_set_id)
         classes = lines_of(session, label_set)
         session.expunge(run)
@@ -66,15 +66,15 @@ def _lines(
     engine: Engine, run: Run, folder: Path, classes: Sequence[LabelLine], roots: Roots
 ) -> Iterator[str]:
     for label in classes:
-        for page in images_of(folder, label.key, roots, page=IMAGES_A_PAGE):
-            found = _captions(engine, run, label, {image.hash for image in page})
+        for page in images_of(folder, label.key, roots, page=IMAGES_PER_PAGE):
+            captions = _captions(engine, run, label, {image.hash for image in page})
             for image in page:
-                for caption in found.get(image.hash, ()):
+                for caption in captions.get(image.hash, ()):
                     line = ImageCaption(image=image.name, caption=caption)
                     yield line.model_dump_json() + "\n"
 
 
-def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict[str, list[str]]:
+def _captions(engine: Engine, run: Run, label: LabelLine, hashes: set[str]) -> dict[str, list[str]]:
     """The captions of the images with these hashes, in the order of their samples."""
     human = col(Generation.source).in_((GenerationSource.PERSON, GenerationSource.IMPORT))
     columns: tuple[Any, ...] = (
@@ -88,8 +88,8 @@ def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict
         sa.select(*columns)
         .where(
             col(Generation.image_hash).in_(hashes),
-            col(Generation.label_name) == of.name,
-            col(Generation.label_context).is_not_distinct_from(of.context),
+            col(Generation.label_name) == label.name,
+            col(Generation.label_context).is_not_distinct_from(label.context),
             col(Generation.prompt_version_id) == run.prompt_version_id,
             col(Generation.status) == GenerationStatus.ACCEPTED,
             or_(human, col(Generation.requested_model) == run.model),
@@ -99,7 +99,7 @@ def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict
         .order_by(col(Generation.id))
     )
     samples: dict[str, dict[int, str]] = defaultdict(dict)
-    persons: dict[str, str] = {}
+    by_people: dict[str, str] = {}
     locked: dict[str, str] = {}
     with reading(engine) as session:
         for digest, sample, source, parsed, is_locked in session.execute(query):
@@ -107,10 +107,11 @@ def _captions(engine: Engine, run: Run, of: LabelLine, hashes: set[str]) -> dict
                 if is_locked:
                     locked[digest] = text
                 elif source == GenerationSource.PERSON:
-                    persons[digest] = text
+                    by_people[digest] = text
                 else:
                     samples[digest][sample] = text
     chosen = {
-        digest: [text for _, text in sorted(of_it.items())] for digest, of_it in samples.items()
+        digest: [text for _, text in sorted(by_index.items())]
+        for digest, by_index in samples.items()
     }
-    return chosen | {digest: [text] for digest, text in (persons | locked).items()}
+    return chosen | {digest: [text] for digest, text in (by_people | locked).items()}

@@ -16,12 +16,12 @@ from enrich_service.core.errors import InvalidInput
 from enrich_service.core.terminal.console import (
     Author,
     Json,
-    bars,
     database,
+    progress_bars,
     read_session,
     reading_file,
     show,
-    working,
+    spinner,
     write_session,
 )
 from enrich_service.exchange import (
@@ -63,7 +63,7 @@ def _bytes(path: Path) -> bytes:
 
 @contextmanager
 def _importing() -> Iterator[Session]:
-    with working("Importing"), write_session() as session:
+    with spinner("Importing"), write_session() as session:
         yield session
 
 
@@ -74,7 +74,7 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InvalidInput(
-            f"Cannot write {target} ({error.strerror}): choose another place"
+            f"Cannot write {target} ({error.strerror}): choose another path"
         ) from error
 
 
@@ -90,7 +90,7 @@ def pairs(
 ) -> None:
     """Import the paper's label2text.txt, and chatgpt.txt with one text per line."""
     with _importing() as session:
-        done = text_pairs.import_pairs(
+        result = text_pairs.import_pairs(
             session,
             name,
             _read(label2text),
@@ -99,20 +99,20 @@ def pairs(
             author=author,
             check_texts=check_texts,
         )
-    show(done, json=json)
+    show(result, json=json)
 
 
 @import_app.command("jsonl")
 def import_jsonl(file: File, json: Json = False) -> None:
-    """Import a file of `enrich export jsonl`, all or nothing."""
+    """Import a file of `enrich export jsonl`. With an invalid line, nothing is imported."""
     with (
         reading_file(file),
-        bars() as shown,
-        shown.open(file, "r", encoding="utf-8-sig", description="Importing") as lines,
+        progress_bars() as progress,
+        progress.open(file, "r", encoding="utf-8-sig", description="Importing") as lines,
         write_session() as session,
     ):
-        done = jsonl_import.import_jsonl(session, lines)
-    show(done, json=json)
+        result = jsonl_import.import_jsonl(session, lines)
+    show(result, json=json)
 
 
 @import_app.command("release")
@@ -124,13 +124,15 @@ def import_release(
     label_set: Annotated[str | None, typer.Option(help="Label set to import into.")] = None,
     json: Json = False,
 ) -> None:
-    """Import a release with its hash. A folder also contains its prompts."""
+    """Import a release; it keeps its hash. A folder also contains the prompts."""
     if file.is_dir():
         if name or label_set:
-            raise InvalidInput("A folder is imported under its own names: import its release.json")
+            raise InvalidInput(
+                "--name and --label-set do not apply to a folder: import its release.json"
+            )
         with _importing() as session:
-            done = manifest.read_folder(session, file)
-        show(done, json=json)
+            result = manifest.read_folder(session, file)
+        show(result, json=json)
         return
     try:
         release = Release.model_validate_json(_read(file))
@@ -166,8 +168,8 @@ def import_generations(file: File, json: Json = False) -> None:
     """Import generations from CSV. Their prompts and label sets must exist."""
     data = _bytes(file)
     with _importing() as session:
-        done = csv_files.import_generations_csv(session, data)
-    show(done, json=json)
+        result = csv_files.import_generations_csv(session, data)
+    show(result, json=json)
 
 
 def _import_lists(
@@ -175,7 +177,7 @@ def _import_lists(
 ) -> None:
     lists = class_lists.read(_read(file))
     with _importing() as session:
-        done: Imported = class_lists.import_lists(
+        result: Imported = class_lists.import_lists(
             session,
             lists,
             label_set=label_set,
@@ -183,7 +185,7 @@ def _import_lists(
             author=author,
             check_texts=check_texts,
         )
-    show(done, json=json)
+    show(result, json=json)
 
 
 LabelSetName = Annotated[
@@ -216,18 +218,18 @@ def import_sentences(
 
 
 def _write(lines: Iterable[str], output: Path | None, total: int | None = None) -> int:
-    """Write lines to a file or standard output; how many there were.
+    """Write lines to a file or standard output. Returns their number.
 
-    Raises InvalidInput where the file cannot be written.
+    Raises InvalidInput if the file cannot be written.
     """
     count = 0
     lines = iter(lines)
-    # The header and the first row: a missing release or label set raises before the file is
-    # truncated.
+    # Reads the header and the first row before opening the file: a missing release or label set
+    # raises here, and must not truncate the file.
     first = list(islice(lines, 2))
     # A progress bar would interleave with lines on the terminal.
-    with bars(hidden=output is None and sys.stdout.isatty()) as shown:
-        tracked = shown.track(chain(first, lines), total, description="Writing")
+    with progress_bars(hidden=output is None and sys.stdout.isatty()) as progress:
+        tracked = progress.track(chain(first, lines), total, description="Writing")
         if output is None:
             for line in tracked:
                 typer.echo(line, nl=False)
@@ -252,7 +254,7 @@ def export_jsonl(
 
 def _release(session: Session, name: str) -> Release:
     return release_service.parsed(
-        release_service.get(session, release_service.named(session, name))
+        release_service.get(session, release_service.id_of(session, name))
     )
 
 
@@ -264,11 +266,11 @@ def export_folder(
 ) -> None:
     """Export a release for publication: texts in every format, and a manifest.
 
-    `enrich import release FOLDER` takes it in elsewhere, with the same hash.
+    `enrich import release FOLDER` imports it into another service, with the same hash.
     """
     with read_session() as session, _writing(folder):
-        found = manifest.write_folder(session, _release(session, release), folder)
-    show(found, json=json, columns=("release", "hash", "labels", "texts", "models", "files"))
+        written = manifest.write_folder(session, _release(session, release), folder)
+    show(written, json=json, columns=("release", "hash", "labels", "texts", "models", "files"))
 
 
 @export_app.command("release-csv")
@@ -320,14 +322,14 @@ def export_confusable(
 def export_descriptors(release: ReleaseName, output: Target = None) -> None:
     """Export the attributes of a release as JSON, in the format of classify-by-description."""
     with read_session() as session:
-        _write([class_lists.written(class_lists.descriptors(_release(session, release)))], output)
+        _write([class_lists.to_json(class_lists.descriptors(_release(session, release)))], output)
 
 
 @export_app.command("sentences")
 def export_sentences(release: ReleaseName, output: Target = None) -> None:
     """Export the sentences of a release as JSON, in the format of CuPL."""
     with read_session() as session:
-        _write([class_lists.written(class_lists.sentences(_release(session, release)))], output)
+        _write([class_lists.to_json(class_lists.sentences(_release(session, release)))], output)
 
 
 @export_app.command("captions")
@@ -340,8 +342,8 @@ def export_captions(
         written = _write(lines, output, total)
     if written < total:
         typer.echo(
-            f"enrich: {total - written} of {total} have no caption: `enrich run resume {run_id}` "
-            "asks for what is missing",
+            f"enrich: {total - written} of {total} captions are missing: get them with "
+            f"`enrich run resume {run_id}`",
             err=True,
         )
 
@@ -350,8 +352,8 @@ def export_captions(
 def export_release(release: ReleaseName, output: Target = None) -> None:
     """Export a release as JSON, with the source of each text."""
     with read_session() as session:
-        found = release_service.get(session, release_service.named(session, release))
-        _write([found.body.decode(), "\n"], output)
+        row = release_service.get(session, release_service.id_of(session, release))
+        _write([row.body.decode(), "\n"], output)
 
 
 @export_app.command("pairs")
@@ -363,8 +365,8 @@ def export_pairs(
 ) -> None:
     """Export a release as the paper's label2text.txt and chatgpt.txt."""
     with read_session() as session:
-        found = _release(session, release)
+        content = _release(session, release)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "label2text.txt").write_text(text_pairs.label2text(found), "utf-8")
-        (folder / "chatgpt.txt").write_text(text_pairs.descriptions(found), "utf-8")
+        (folder / "label2text.txt").write_text(text_pairs.label2text(content), "utf-8")
+        (folder / "chatgpt.txt").write_text(text_pairs.descriptions(content), "utf-8")

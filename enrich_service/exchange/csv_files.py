@@ -1,6 +1,6 @@
 """CSV: import and export of releases and generations, export of reviews and confusable labels.
 
-Lists and objects stand in their cells as JSON.
+Cells contain lists and objects as JSON.
 """
 
 import json
@@ -43,7 +43,7 @@ def import_release_csv(
 ) -> tuple[ReleaseRow, bool]:
     """Create a release from a CSV file. Returns it, and whether it is new.
 
-    CSV carries the texts alone: where they came from stands in the release as JSON.
+    A CSV file has only the texts; their provenance is only in the JSON format.
     """
     labels = []
     for number, row in enumerate(spreadsheet.read(data, RELEASE_COLUMNS, ["key", "name"]), start=1):
@@ -60,7 +60,7 @@ def import_release_csv(
                 )
             )
         except (ValidationError, ValueError, RecursionError) as error:
-            raise InvalidInput(f"Row {number} of the CSV file: {_first(error)}") from error
+            raise InvalidInput(f"Row {number} of the CSV file: {_error_line(error)}") from error
     release = Release(
         id=0,
         name=name,
@@ -98,7 +98,7 @@ def import_generations_csv(session: Session, data: bytes) -> Imported:
             )
             importer.import_record(record)
         except (ValidationError, ValueError, RecursionError) as error:
-            raise InvalidInput(f"Row {number} of the CSV file: {_first(error)}") from error
+            raise InvalidInput(f"Row {number} of the CSV file: {_error_line(error)}") from error
         except InvalidInput as error:
             raise InvalidInput(f"Row {number} of the CSV file: {error}") from error
     session.flush()
@@ -108,7 +108,7 @@ def import_generations_csv(session: Session, data: bytes) -> Imported:
 def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]:
     """Reviews: who approved, rejected, locked or unlocked which text, and why; oldest first.
 
-    `generation` is the id in `generations_csv`, where edits stand as well, with their author.
+    `generation` is the id in `generations_csv`, which also contains edits and their authors.
     """
     rows = (
         (
@@ -123,8 +123,8 @@ def reviews_csv(session: Session, label_set: str | None = None) -> Iterator[str]
 def confusable_csv(session: Session, label_set: str) -> Iterator[str]:
     """Keys of confusable labels, one pair per line, most similar first."""
     labels = label_service.labels_of(session, label_service.get(session, label_set))
-    near = zip(labels, label_service.confusable_of(session, labels), strict=True)
-    rows = [(label.key, other.key) for label, others in near for other in others]
+    pairs = zip(labels, label_service.confusable_of(session, labels), strict=True)
+    rows = [(label.key, other.key) for label, others in pairs for other in others]
     return spreadsheet.write(CONFUSABLE_COLUMNS, rows)
 
 
@@ -147,8 +147,8 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
     return json.dumps(value, ensure_ascii=False)
 
 
-def _first(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """The first error, on one line."""
     if isinstance(error, ValidationError):
         return first_error_line(error, "")
-    return f"a cell is not JSON: {error}"
+    return f"a cell is not valid JSON: {error}"

@@ -37,16 +37,16 @@ from enrich_service.releases.models import ReleaseRow
 def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str]:
     """All label sets, prompts, generations and releases (of one label set) as lines of JSON."""
     yield _line(Header())
-    sets = select(LabelSet).order_by(col(LabelSet.id))
+    query = select(LabelSet).order_by(col(LabelSet.id))
     if label_set is not None:
-        sets = sets.where(LabelSet.id == label_service.get(session, label_set).id)
-    chosen = session.exec(sets).all()
-    for chosen_set in chosen:
-        rows = label_service.labels_of(session, chosen_set)
+        query = query.where(LabelSet.id == label_service.get(session, label_set).id)
+    label_sets = session.exec(query).all()
+    for exported in label_sets:
+        rows = label_service.labels_of(session, exported)
         labels = [LabelIn(key=row.key, name=row.name, context=row.context) for row in rows]
-        near = zip(rows, label_service.confusable_of(session, rows), strict=True)
-        confusable = {row.key: [other.key for other in others] for row, others in near if others}
-        yield _line(LabelSetRecord(name=chosen_set.name, labels=labels, confusable=confusable))
+        pairs = zip(rows, label_service.confusable_of(session, rows), strict=True)
+        confusable = {row.key: [other.key for other in others] for row, others in pairs if others}
+        yield _line(LabelSetRecord(name=exported.name, labels=labels, confusable=confusable))
     yield from _export_prompts(session)
     for record in generation_records(session, label_set):
         yield _line(record)
@@ -57,7 +57,7 @@ def export_jsonl(session: Session, label_set: str | None = None) -> Iterator[str
                 **review.model_dump(include={"action", "reason", "author", "at"}),
             )
         )
-    ids = [chosen_set.id for chosen_set in chosen]
+    ids = [exported.id for exported in label_sets]
     for body in session.exec(
         select(ReleaseRow.body)
         .where(col(ReleaseRow.label_set_id).in_(ids))
@@ -122,7 +122,7 @@ def _export_prompts(session: Session) -> Iterator[str]:
     for prompt in session.exec(select(Prompt).order_by(col(Prompt.id))).all():
         for version in reversed(prompt_service.versions(session, prompt)):
             yield _line(version_record(session, prompt, version))
-        # After the versions: an archived prompt accepts none.
+        # After the versions, because an archived prompt accepts none.
         if prompt.archived_at is not None:
             yield _line(ArchivedRecord(prompt=prompt.name, at=prompt.archived_at))
         moves = select(AliasMove).where(AliasMove.prompt_id == prompt.id)

@@ -44,7 +44,7 @@ from enrich_service.prompts.schemas import (
 from enrich_service.releases import service as release_service
 
 _PROMPT_FIELDS = {*VersionCreate.model_fields, "kind", "summary", "tags"}
-_DELIVERED = "Delivered with the service"  # the first move's reason, from migrations/seeds.py
+_BUILTIN_REASON = "Delivered with the service"  # of the first move, as in migrations/seeds.py
 _RESULTS = (GenerationStatus.ACCEPTED, GenerationStatus.REJECTED)
 
 _RECORDS: dict[str, type[BaseModel]] = {
@@ -63,16 +63,16 @@ _RECORDS: dict[str, type[BaseModel]] = {
 def import_jsonl(session: Session, lines: Iterable[str]) -> Imported:
     """Import the lines of `export_jsonl`. Raises InvalidInput for the first invalid line.
 
-    Existing rows are unchanged. A built-in prompt takes the archive state and the alias moves of
-    the file as long as it is unused.
+    Existing rows are unchanged. An unused built-in prompt gets the archive state and alias moves of
+    the file.
     """
     return Importer(session).run(lines)
 
 
 class Importer:
-    """One import: maps ids and names of the file to rows of this database.
+    """One import: maps ids and names in the file to rows of the database.
 
-    `use_existing`: the file holds no prompts or label sets, and names those of this database.
+    `use_existing`: the file has no prompts and label sets; it refers to existing ones.
     """
 
     def __init__(self, session: Session, *, use_existing: bool = False) -> None:
@@ -80,10 +80,12 @@ class Importer:
         self.use_existing = use_existing
         self.result = Imported()
         self.versions: dict[str, int] = {}  # content hash → id
-        self.numbers: dict[tuple[str, int], int] = {}  # prompt, number in the file → number here
+        self.numbers: dict[
+            tuple[str, int], int
+        ] = {}  # prompt, number in the file → number in the database
         self.replaceable: dict[str, bool] = {}  # prompt → new, or unmodified and unused
-        self.moved: set[tuple[str, str]] = set()  # prompt, alias: their moves are imported
-        self.generations: dict[int, int] = {}  # id in the file → id here
+        self.moved: set[tuple[str, str]] = set()  # (prompt, alias) whose moves are imported
+        self.generations: dict[int, int] = {}  # id in the file → id in the database
         self.labels: dict[str, dict[str, int]] = {}  # label set → key → id
         if use_existing:
             known = select(PromptVersion.content_hash, PromptVersion.id)
@@ -99,7 +101,7 @@ class Importer:
                 raw = json.loads(line)
                 kind = raw.get("record") if isinstance(raw, dict) else None
                 if number == 1 and kind != "enrich-export":
-                    raise InvalidInput("this is not an export of this service")
+                    raise InvalidInput("this is not a file of `enrich export jsonl`")
                 model = _RECORDS.get(str(kind))
                 if model is None:
                     raise InvalidInput(f"unknown record {shortened(str(kind))}")
@@ -161,25 +163,25 @@ class Importer:
         content = record.model_dump(include=set(VersionContent.model_fields))
         if prompt_service.content_hash(kind=record.kind, **content) != record.content_hash:
             raise InvalidInput(
-                f"version {record.number} of prompt {shortened(record.prompt)} does not have the "
-                "hash that it claims"
+                f"version {record.number} of prompt {shortened(record.prompt)} does not match its "
+                "content hash: the file was changed or damaged, export it again"
             )
-        found = self.session.exec(select(Prompt).where(Prompt.name == record.prompt)).one_or_none()
+        prompt = self.session.exec(select(Prompt).where(Prompt.name == record.prompt)).one_or_none()
         if record.prompt not in self.replaceable:
-            self.replaceable[record.prompt] = found is None or self._is_unmodified_builtin(found)
-        if found is None:
+            self.replaceable[record.prompt] = prompt is None or self._is_unmodified_builtin(prompt)
+        if prompt is None:
             body = PromptCreate(name=record.prompt, **record.model_dump(include=_PROMPT_FIELDS))
             _, version = prompt_service.create(self.session, body)
             new = True
         else:
             same = [
                 row
-                for row in prompt_service.versions(self.session, found)
+                for row in prompt_service.versions(self.session, prompt)
                 if row.content_hash == record.content_hash
             ]
             new = not same
             version = (
-                prompt_service.create_version(self.session, found, record)[0] if new else same[0]
+                prompt_service.create_version(self.session, prompt, record)[0] if new else same[0]
             )
         if new:
             version.created_at = record.created_at
@@ -224,7 +226,7 @@ class Importer:
             select(Generation.id).where(col(Generation.prompt_version_id).in_(versions)),
         )
         return (
-            self.session.exec(log).all() == [_DELIVERED]
+            self.session.exec(log).all() == [_BUILTIN_REASON]
             and len(versions) == 1
             and not any(self.session.exec(query.limit(1)).first() for query in uses)
         )
@@ -238,7 +240,7 @@ class Importer:
         prompt = prompt_service.get(self.session, record.prompt)
         version = self.versions.get(record.content_hash)
         if version is not None and self._may_move(prompt, record.name):
-            # Logs nothing if the imported moves led there already; older files have no moves.
+            # Logs nothing if an imported move did the same; older files have no moves.
             prompt_service.move_alias(
                 self.session,
                 prompt,
@@ -257,8 +259,10 @@ class Importer:
             self.result.existing += 1
             return
         if record.prompt_hash is not None and record.prompt_hash not in self.versions:
-            where = "here: import the prompt first" if self.use_existing else "in the file"
-            raise InvalidInput(f"generation {record.id} names a prompt version that is not {where}")
+            reason = "does not exist: import the prompt first"
+            if not self.use_existing:
+                reason = "is not in the file"
+            raise InvalidInput(f"the prompt version of generation {record.id} {reason}")
         if (
             self.use_existing
             and record.label_set is not None
@@ -266,7 +270,7 @@ class Importer:
         ):
             self._load_labels(label_service.get(self.session, record.label_set))
         if record.parent_id is not None and record.parent_id not in self.generations:
-            raise InvalidInput(f"generation {record.id} comes before its parent")
+            raise InvalidInput(f"generation {record.id} precedes its parent")
         row = Generation(
             label_id=self.labels.get(record.label_set or "", {}).get(record.label_key or ""),
             prompt_version_id=self.versions.get(record.prompt_hash or ""),
@@ -285,7 +289,9 @@ class Importer:
     def _review(self, record: ReviewRecord) -> None:
         generation_id = self.generations.get(record.generation)
         if generation_id is None:
-            raise InvalidInput(f"a review names generation {record.generation}, which is not there")
+            raise InvalidInput(
+                f"a review is of generation {record.generation}, which does not exist"
+            )
         row = TextReview(
             generation_id=generation_id,
             **record.model_dump(include={"action", "reason", "author", "at"}),

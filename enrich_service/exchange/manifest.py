@@ -1,4 +1,4 @@
-"""The manifest of a release: provenance of its texts and the prompts that generated them."""
+"""The manifest of a release: the provenance of its texts, and the prompts used."""
 
 import hashlib
 from collections import Counter
@@ -23,14 +23,14 @@ def manifest(session: Session, release: Release) -> Manifest:
     hashes = dict.fromkeys(source.prompt_hash for source in release.sources if source.prompt_hash)
     names = {(source.prompt, source.prompt_version) for source in release.sources if source.prompt}
     prompts = [
-        jsonl_export.version_record(session, prompt, found)
+        jsonl_export.version_record(session, prompt, prompt_version)
         for digest in hashes
-        for prompt, found in session.exec(
+        for prompt, prompt_version in session.exec(
             select(Prompt, PromptVersion)
             .where(PromptVersion.prompt_id == Prompt.id, PromptVersion.content_hash == digest)
             .order_by(Prompt.name, PromptVersion.number)  # type: ignore[arg-type]
         )
-        if (prompt.name, found.number) in names
+        if (prompt.name, prompt_version.number) in names
     ]
     models = Counter((source.requested_model, source.resolved_model) for source in release.sources)
     return Manifest(
@@ -53,9 +53,9 @@ def manifest(session: Session, release: Release) -> Manifest:
 
 
 def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
-    """Write a release in every format, with its manifest; the manifest has each file's SHA-256.
+    """Write a release in every format, with a manifest that contains the SHA-256 of each file.
 
-    Raises Conflict where the folder holds files already.
+    Raises Conflict if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(f"The folder {folder} is not empty: choose a new one.")
@@ -66,36 +66,41 @@ def write_folder(session: Session, release: Release, folder: Path) -> Manifest:
         "chatgpt.txt": text_pairs.descriptions(release),
     }
     if len({label.name for label in release.labels}) == len(release.labels):
-        files["descriptors.json"] = class_lists.written(class_lists.descriptors(release))
-        files["sentences.json"] = class_lists.written(class_lists.sentences(release))
+        files["descriptors.json"] = class_lists.to_json(class_lists.descriptors(release))
+        files["sentences.json"] = class_lists.to_json(class_lists.sentences(release))
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-    found = manifest(session, release).model_copy(update={"files": digests})
+    result = manifest(session, release).model_copy(update={"files": digests})
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8", newline="")
-    (folder / MANIFEST).write_text(found.model_dump_json(indent=2) + "\n", "utf-8", newline="")
-    return found
+    (folder / MANIFEST).write_text(result.model_dump_json(indent=2) + "\n", "utf-8", newline="")
+    return result
 
 
 def read_folder(session: Session, folder: Path) -> Imported:
     """Import a folder of `write_folder`: the prompts of the manifest, and the release.
 
-    Raises InvalidInput where a file is missing, or is not the one that the manifest names.
+    Raises InvalidInput if a file is missing or does not match its hash in the manifest.
     """
     try:
-        listed = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        for name, digest in listed.files.items():
+        found = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        for name, digest in found.files.items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise InvalidInput(f"{folder / name} is not the file that its manifest names")
+                raise InvalidInput(
+                    f"{folder / name} does not match its hash in {MANIFEST}: export the folder "
+                    "again"
+                )
         release = Release.model_validate_json((folder / RELEASE).read_bytes())
     except OSError as error:
         raise InvalidInput(f"Cannot read {error.filename}: {error.strerror}") from error
     except ValidationError as error:
         raise InvalidInput(f"{folder}: {first_error_line(error, '')}") from error
-    if release.hash != listed.hash:
-        raise InvalidInput(f"The manifest in {folder} is that of another release")
+    if release.hash != found.hash:
+        raise InvalidInput(
+            f"{MANIFEST} and {RELEASE} in {folder} are of two releases: export the folder again"
+        )
     importer = jsonl_import.Importer(session)
-    for record in listed.prompts:
+    for record in found.prompts:
         importer.import_record(record)
     row, new = release_service.import_release(session, release)
     importer.count(importer.result.releases, row.name, new)

@@ -117,7 +117,7 @@ def import_everything(
     ],
     session: WriteSession,
 ) -> Imported:
-    """Import an export, all or nothing. Existing records are unchanged."""
+    """Import an export, or nothing if a line is invalid. Existing records are unchanged."""
     return jsonl_import.import_jsonl(session, _text("The file", body).split("\n"))
 
 
@@ -134,7 +134,7 @@ def _lines(
 
 
 def _read(export: Exporter, engine: Engine, label_set: str | None) -> Iterator[str]:
-    with reading(engine) as session:  # of its own: the request's ends before the answer does
+    with reading(engine) as session:  # the request's session is closed before the response is sent
         yield from export(session, label_set)
 
 

@@ -10,7 +10,7 @@ from enrich_service.generations.models import GenerationSource, GenerationStatus
 from enrich_service.labels.schemas import LabelIn
 from enrich_service.prompts.schemas import PromptKind, VersionCreate
 
-FORMAT: Final = 1  # version of the records below; raise it when one changes its meaning
+FORMAT: Final = 1  # version of the records below; increased when the meaning of one changes
 
 
 class Header(BaseModel):
@@ -21,7 +21,7 @@ class Header(BaseModel):
 
 
 class LabelSetRecord(BaseModel):
-    """A label set with all of its labels."""
+    """A label set with all its labels."""
 
     record: Literal["label_set"] = "label_set"
     name: str
@@ -75,9 +75,9 @@ class AliasRecord(BaseModel):
 class GenerationRecord(BaseModel):
     """A generation with its provenance.
 
-    `id` and `parent_id` are ids in the file; `label_set`, `label_key` and `prompt_hash` stand for
-    the ids of the database. The other fields are those of the table (GENERATION_FIELDS): a new
-    column is exported when it is added here, and a change of meaning raises FORMAT.
+    `id` and `parent_id` are ids in the file; `label_set`, `label_key` and `prompt_hash` replace
+    the ids of the database. The other fields are columns of the table (GENERATION_FIELDS). A new
+    column must be added here to be exported.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,7 +121,7 @@ class GenerationRecord(BaseModel):
     created_at: AwareDatetime = Field(default_factory=utcnow)
 
 
-# The fields that a record and a row of the table share.
+# The fields that are columns of the table.
 GENERATION_FIELDS = tuple(
     name
     for name in GenerationRecord.model_fields
@@ -148,7 +148,7 @@ class ReleaseRecord(BaseModel):
 
 
 class Imported(BaseModel):
-    """What an import added; existing records are only counted."""
+    """The records that an import added; existing ones are only counted."""
 
     model_config = ConfigDict(
         json_schema_extra={

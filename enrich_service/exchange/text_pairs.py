@@ -1,4 +1,4 @@
-"""The paper's pairs of text files: label2text.txt and chatgpt.txt, in and out."""
+"""Import and export of the paper's text files label2text.txt and chatgpt.txt."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +25,7 @@ from enrich_service.validation.accepted_texts import AcceptedTextIndex
 from enrich_service.validation.answer import Answer, texts_of
 from enrich_service.validation.rules import DEFAULT_RULES, check
 
-_SHOWN_PROBLEMS = 100
+_MAX_PROBLEMS = 100  # in the result
 
 
 def import_pairs(
@@ -40,8 +40,8 @@ def import_pairs(
 ) -> Imported:
     """Create a label set from the paper's label2text.txt, with one text per line of chatgpt.txt.
 
-    With `check_texts`, a text that fails validation is stored as rejected: it is shown, and no
-    release contains it.
+    With `check_texts`, texts that fail validation are stored as rejected: they are visible, but
+    never part of a release.
     """
     check_text("The author", author, limit=200)
     labels = [
@@ -60,12 +60,17 @@ def import_pairs(
             f"There are {len(labels)} labels and {len(lines)} lines of text: "
             "the n-th line must describe the n-th label"
         )
-    given = [
+    texts_by_label = [
         (label, {"description": " ".join(line.split())}, line)
         for label, line in zip(label_service.labels_of(session, label_set), lines, strict=True)
     ]
     store_imported_texts(
-        session, result, PromptKind.DESCRIPTION, given, author=author, check_texts=check_texts
+        session,
+        result,
+        PromptKind.DESCRIPTION,
+        texts_by_label,
+        author=author,
+        check_texts=check_texts,
     )
     return result
 
@@ -122,7 +127,7 @@ def store_imported_texts(
     accepted_rows = sum(row.status is GenerationStatus.ACCEPTED for row in rows)
     result.generations += accepted_rows
     result.rejected += len(rows) - accepted_rows
-    result.problems = result.problems[:_SHOWN_PROBLEMS]
+    result.problems = result.problems[:_MAX_PROBLEMS]
 
 
 def label2text(release: Release) -> str:

@@ -52,16 +52,16 @@ def events(job_id: int, after: int = 0, json: Json = False) -> None:
 
 @app.command("workers")
 def list_workers(json: Json = False) -> None:
-    """List workers, running ones first; with --json also the data and models that they have."""
+    """List workers, running ones first; --json adds their data sets and models."""
     with read_session() as session:
         jobs = service.held_jobs(session)
-        found = workers.listing(session, load_settings().lease_seconds, jobs=jobs)
-    show(found, json=json, columns=("name", "running", "job", "gpu", "memory_gb", "last_seen"))
+        views = workers.listing(session, load_settings().lease_seconds, jobs=jobs)
+    show(views, json=json, columns=("name", "running", "job", "gpu", "memory_gb", "last_seen"))
 
 
 @app.command()
 def cancel(job_id: int, json: Json = False) -> None:
-    """Cancel a job: at once if queued, else when its worker stops."""
+    """Cancel a job: immediately if queued, else when its worker stops."""
     with write_session() as session:
         view = service.view(session, service.cancel(session, job_id))
     show(view, json=json, columns=("id", "state", "cancel_requested"))
@@ -71,7 +71,7 @@ def cancel(job_id: int, json: Json = False) -> None:
 def confusable(job_id: int, json: Json = False) -> None:
     """Store the confusable classes of a job's report in its label set."""
     with write_session() as session:
-        confusable = reports.learn_confusable(session, load_settings().artifact_dir, job_id)
+        confusable = reports.store_confusable(session, load_settings().artifact_dir, job_id)
     show(confusable, json=json)
 
 
@@ -104,12 +104,12 @@ def prune(
 ) -> None:
     """Count the data of old jobs; with --yes, delete it. The service may be running.
 
-    Reports, pictures, epochs, states and registered students stay. Files that belong to no job go
-    too after a day.
+    Reports, images, epochs, states and registered students are kept. Files that belong to no job
+    are deleted too if they are older than a day.
     """
     settings = load_settings()
     with database(settings) as engine:
-        left = retention.prune(
+        result = retention.prune(
             engine, settings.artifact_dir, weights_days=weights, log_days=logs, remove=yes
         )
-    show(left, json=json)
+    show(result, json=json)

@@ -48,8 +48,8 @@ class JobEvent(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     job_id: int = Field(foreign_key="job.id")
     seq: int
-    # Numbered by the worker within its lease, so that a post repeated after a lost answer is
-    # stored once; the service's own events have none.
+    # Numbered by the worker within its lease, so that a request repeated after a lost response is
+    # stored once. None for events of the service.
     fence: str | None = None
     worker_seq: int | None = None
     kind: EventKind = Field(sa_type=enum_column(EventKind))
@@ -60,7 +60,7 @@ class JobEvent(SQLModel, table=True):
 class JobArtifact(SQLModel, table=True):
     """A file of a job, stored in the artifact folder under its SHA-256.
 
-    `pinned`: a registered student needs it, so that pruning keeps it.
+    `pinned`: pruning keeps it, because a registered student needs it.
     """
 
     __tablename__ = "job_artifact"

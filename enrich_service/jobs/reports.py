@@ -1,4 +1,4 @@
-"""Reading of job reports by the service."""
+"""Reading job reports."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,25 +16,29 @@ from enrich_service.releases import service as release_service
 
 
 def read(session: Session, folder: Path, job_id: int) -> Report:
-    """The report of a job; `folder` holds the artifacts. Raises NotFound."""
+    """The report of a job; `folder` is the artifact folder.
+
+    Raises NotFound if there is none, Conflict if it is from another version.
+    """
     artifact = artifacts.get(session, job_id, "report.json")
     try:
         return Report.model_validate_json(artifacts.location(folder, artifact.sha256).read_bytes())
     except FileNotFoundError:
         raise NotFound(
-            f"The file of artifact {artifact.name!r} is missing from the artifact folder."
+            f"The file of artifact {artifact.name!r} is missing from the artifact folder: restore "
+            "it from a backup."
         ) from None
     except ValidationError as error:
         raise Conflict(
-            f"The report of job {job_id} has another version ({error.error_count()} fields "
-            "differ): train again."
+            f"The report of job {job_id} is from another version ({error.error_count()} fields "
+            "differ): duplicate the job and run it again."
         ) from error
 
 
-def learn_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
+def store_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
     """Store a report's confusable pairs in the label set of the job, and return them.
 
-    Sorted by similarity over all text strategies. Labels without a pair are unchanged.
+    Most similar first, over all text strategies. Labels without a pair are unchanged.
     """
     report = read(session, folder, job_id)
     release_id = service.get(session, job_id).release_id
@@ -44,12 +48,14 @@ def learn_confusable(session: Session, folder: Path, job_id: int) -> Confusable:
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for label in label_service.labels_of(session, label_set):
         keys[label.name].append(label.key)
-    near: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    similar: defaultdict[str, dict[str, None]] = defaultdict(dict)
     pairs = [pair for bank in report.diagnostics for pair in bank.confusable if pair.a != pair.b]
     for pair in sorted(pairs, key=lambda pair: -pair.cosine):
         for a in keys[pair.a]:
             for b in keys[pair.b]:
-                near[a][b] = near[b][a] = None
-    learnt = {key: list(others)[: label_service.MAX_CONFUSABLE] for key, others in near.items()}
-    label_service.set_confusable(session, label_set, learnt)
-    return Confusable(confusable=learnt)
+                similar[a][b] = similar[b][a] = None
+    confusable = {
+        key: list(others)[: label_service.MAX_CONFUSABLE] for key, others in similar.items()
+    }
+    label_service.set_confusable(session, label_set, confusable)
+    return Confusable(confusable=confusable)

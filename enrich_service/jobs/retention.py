@@ -22,14 +22,14 @@ from contract import EventKind, JobState
 from enrich_service.core.storage.database import reading, utcnow, writing
 from enrich_service.jobs.models import JobArtifact, JobEvent, JobRow
 
-GRACE_S: Final = 86_400
+GRACE_S: Final = 86_400  # age of a file without a row
 WEIGHTS: Final = (".safetensors", ".zip")
 MINOR_EVENTS: Final = (EventKind.LOG, EventKind.PROGRESS)
 _ENDED: Final = [state for state in JobState if state.is_final]
 
 
 class PruneResult(BaseModel):
-    """Numbers of weights and log lines of finished jobs and of files without a job."""
+    """Number of weight files and log lines of finished jobs, and of files without a job."""
 
     weights: int
     log_lines: int
@@ -66,13 +66,13 @@ def prune(
             bytes=0,
             removed=remove,
         )
-        named = set(session.exec(select(JobArtifact.sha256).where(not_(weights)).distinct()))
+        referenced = set(session.exec(select(JobArtifact.sha256).where(not_(weights)).distinct()))
         if remove:
             session.exec(delete(JobArtifact).where(weights))
             session.exec(delete(JobEvent).where(lines))
     for path in _files(folder):
         status = path.stat()
-        if path.name not in named and time.time() - status.st_mtime > GRACE_S:
+        if path.name not in referenced and time.time() - status.st_mtime > GRACE_S:
             result.files += 1
             result.bytes += status.st_size
             if remove:
@@ -90,8 +90,10 @@ def _ended(job_id: int, days: float | None) -> ColumnElement[bool]:
     return col(job_id).in_(jobs)
 
 
-def _count(session: Session, table: type[JobArtifact | JobEvent], rule: ColumnElement[bool]) -> int:
-    return session.exec(select(func.count()).select_from(table).where(rule)).one()
+def _count(
+    session: Session, table: type[JobArtifact | JobEvent], condition: ColumnElement[bool]
+) -> int:
+    return session.exec(select(func.count()).select_from(table).where(condition)).one()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -52,7 +52,7 @@ from enrich_service.workers import service as workers
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-# A report is untrusted content from a worker: it may render, and nothing else.
+# A report is untrusted content from a worker: it may only render.
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
         "sandbox allow-scripts; default-src 'none'; img-src data:; font-src data:; "
@@ -83,7 +83,7 @@ def create_job(
 ) -> QueuedJob:
     """Queue the training of a student on a release, or on the texts of a run once it succeeds.
 
-    `warnings` says what the running workers lack for it; the job is queued all the same.
+    `warnings`: what the running workers lack for the job, which is queued in any case.
     """
     row = service.create(session, body)
     running = workers.listing(session, settings.lease_seconds, jobs={}, running_only=True)
@@ -113,14 +113,14 @@ def list_jobs(
 def claim_job(
     body: Claim, session: WorkSession, engine: EngineDep, settings: SettingsDep, clock: ClockDep
 ) -> Lease | Response:
-    """Lease the job of highest priority whose needs the worker meets, with its release.
+    """Lease the queued job of highest priority whose needs the worker meets, with its release.
 
     Also deletes the incomplete uploads of jobs that have ended.
     """
     if clock.was_set():
-        with writing(engine) as first:
-            service.adjust_leases(first, settings.lease_seconds)
-        clock.note()
+        with writing(engine) as lease_session:
+            service.adjust_leases(lease_session, settings.lease_seconds)
+        clock.remember()
     workers.touch(session, body.worker, gpu=body.gpu, memory_gb=body.memory_gb)
     lease = service.claim(
         session, body.worker, settings.lease_seconds, gpu=body.gpu, memory_gb=body.memory_gb
@@ -137,7 +137,7 @@ def show_job(job_id: Id, session: ReadSession) -> Job:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=problems(404, 409) | _JOB)
 def cancel_job(job_id: Id, session: WriteSession) -> Job:
-    """Cancel a job: at once if queued, else with its worker's next heartbeat."""
+    """Cancel a job: immediately if queued, else with its worker's next heartbeat."""
     return service.view(session, service.cancel(session, job_id))
 
 
@@ -158,7 +158,7 @@ def renew_lease(
     return Renewed(expires_at=row.lease_expires_at, cancel_requested=row.cancel_requested)
 
 
-@router.post("/{job_id}/events", summary="Report progress", responses=problems(404, 409))
+@router.post("/{job_id}/events", summary="Add events", responses=problems(404, 409))
 def add_events(job_id: Id, body: EventsIn, session: WorkSession) -> EventsStored:
     """Append events of a worker. 409: the lease has expired and the worker must stop."""
     return EventsStored(stored=service.add_events(session, job_id, body.fence, body.events))
@@ -287,7 +287,7 @@ async def store_artifact(
             request.stream(), folder, chunk, job_id=job_id, sha256=sha256, limit=limit
         )
         if size < chunk.total:
-            audit.settle(request)  # only the last chunk is audited
+            audit.mark_audited(request)  # only the last chunk is audited
             more = Upload(offset=size, chunk=min(uploads.CHUNK, settings.max_body_bytes))
             return JSONResponse(more.model_dump(), 202)
     return await run_in_threadpool(
@@ -361,15 +361,15 @@ def read_report(job_id: Id, session: ReadSession, settings: SettingsDep) -> File
 
 @router.post(
     "/{job_id}/confusable",
-    summary="Take confusable labels from a job",
+    summary="Store the confusable labels of a job",
     responses=problems(404),
 )
-def learn_confusable(job_id: Id, session: WriteSession, settings: SettingsDep) -> Confusable:
+def store_confusable(job_id: Id, session: WriteSession, settings: SettingsDep) -> Confusable:
     """Store the most similar classes of a job's report in its label set.
 
     Replaces the lists of those labels. Prompts read the names as the variable `labels`.
     """
-    return reports.learn_confusable(session, settings.artifact_dir, job_id)
+    return reports.store_confusable(session, settings.artifact_dir, job_id)
 
 
 @router.get(
@@ -387,7 +387,8 @@ def _file(artifact: JobArtifact, settings: Settings, *, attachment: bool = False
     path = artifacts.location(settings.artifact_dir, artifact.sha256)
     if not path.is_file():
         raise NotFound(
-            f"The file of artifact {artifact.name!r} is missing from the artifact folder."
+            f"The file of artifact {artifact.name!r} is missing from the artifact folder: restore "
+            "it from a backup."
         )
     return FileResponse(
         path,

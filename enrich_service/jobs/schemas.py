@@ -170,12 +170,14 @@ class EventIn(BaseModel):
     at: Annotated[AwareDatetime | None, Field(description="Default: time of storage")] = None
 
     @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
+    def _check_data(self) -> Self:
         size = len(json.dumps(self.data, allow_nan=False).encode())
         if size > MAX_EVENT_BYTES:
             raise ValueError(f"an event has at most {MAX_EVENT_BYTES} bytes, this has {size}")
         self.data = check_event_data(self.kind, self.data)
-        json.dumps(self.data, allow_nan=False)  # "inf" and "nan" became floats
+        json.dumps(
+            self.data, allow_nan=False
+        )  # rejects "inf" and "nan", which were parsed as floats
         for name, value in self.data.items():
             if isinstance(value, str):
                 self.data[name] = escaped(value, MAX_LOG_LINE)
@@ -183,17 +185,17 @@ class EventIn(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _or_a_log_line(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+    def _convert_invalid_to_log(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
         try:
             return validate(value)
         except ValidationError as error:
             if not isinstance(value, dict) or value.get("kind") is None:
                 raise
-            given = {name: value.get(name) for name in ("kind", "data", "at")}
+            content = {name: value.get(name) for name in ("kind", "data", "at")}
             reason = first_error_line(error, "")
-            message = f"invalid event: {reason}: {repr(given)[: MAX_LOG_LINE // 2]}"
-            named = {name: value[name] for name in ("worker_seq", "fence") if name in value}
-            event = validate({**named, "kind": EventKind.LOG, "data": {"message": message}})
+            message = f"invalid event: {reason}: {repr(content)[: MAX_LOG_LINE // 2]}"
+            ids = {name: value[name] for name in ("worker_seq", "fence") if name in value}
+            event = validate({**ids, "kind": EventKind.LOG, "data": {"message": message}})
             log.warning("a worker sent an invalid event: %s", reason)
             return event
 

@@ -26,7 +26,7 @@ from enrich_service.releases.schemas import ReleaseCreate, ReleaseSource
 from enrich_service.runs import service as runs
 
 HELD = (JobState.LEASED, JobState.RUNNING)
-SMALLEST_BATCH = 2  # the minimum of contract.TrainConfig
+MIN_BATCH_SIZE = 2  # as in contract.TrainConfig
 _UNSUCCESSFUL = (RunState.FAILED, RunState.CANCELLED)
 
 
@@ -106,7 +106,7 @@ def held_jobs(session: Session) -> dict[str, int]:
 
 
 def cancel(session: Session, job_id: int) -> JobRow:
-    """Cancel a job: at once if no worker holds it, else request its worker to stop.
+    """Cancel a job: immediately if no worker holds it, else request its worker to stop.
 
     Idempotent. Raises Conflict if the job has succeeded or failed.
     """
@@ -126,7 +126,7 @@ def cancel(session: Session, job_id: int) -> JobRow:
 def retry(session: Session, job_id: int) -> JobRow:
     """Queue a failed or cancelled job again, with a new count of attempts.
 
-    It resumes from its last checkpoint. Raises Conflict if it is in another state.
+    The job resumes from its last checkpoint. Raises Conflict if it is in another state.
     """
     row = get(session, job_id)
     if row.state not in (JobState.FAILED, JobState.CANCELLED):
@@ -153,7 +153,7 @@ def claim(
     now = utcnow()
     _expire_leases(session, now)
     _create_awaited_releases(session)
-    waiting = (
+    next_job = (
         select(JobRow.id)
         .where(
             JobRow.state == JobState.QUEUED,
@@ -168,7 +168,7 @@ def claim(
     expires = now + timedelta(seconds=lease_seconds)
     claimed = session.execute(
         sa.update(JobRow)
-        .where(col(JobRow.id) == waiting)
+        .where(col(JobRow.id) == next_job)
         .values(
             state=JobState.LEASED,
             worker=worker,
@@ -198,18 +198,20 @@ def claim(
 def adjust_leases(session: Session, lease_seconds: float) -> None:
     """Limit every lease to between half and all of `lease_seconds` from now.
 
-    Called when the service starts or the clock was set: leases could not be renewed meanwhile or
-    would last too long. Workers renew after a third of the lease.
+    Called when the service starts or the clock was set: leases could not be renewed meanwhile, or
+    would last too long. Workers renew a lease after a third of its duration.
     """
-    ends, whole = col(JobRow.lease_expires_at), timedelta(seconds=lease_seconds)
+    ends, duration = col(JobRow.lease_expires_at), timedelta(seconds=lease_seconds)
     held = sa.update(JobRow).where(col(JobRow.state).in_(HELD))
     now = utcnow()
-    session.execute(held.where(ends < now + whole / 2).values(lease_expires_at=now + whole / 2))
-    session.execute(held.where(ends > now + whole).values(lease_expires_at=now + whole))
+    session.execute(
+        held.where(ends < now + duration / 2).values(lease_expires_at=now + duration / 2)
+    )
+    session.execute(held.where(ends > now + duration).values(lease_expires_at=now + duration))
 
 
 def _create_awaited_releases(session: Session) -> None:
-    """Create the releases of finished runs that jobs wait for; a failed run fails its jobs."""
+    """Create the releases of finished runs that jobs wait for. If a run failed, its jobs fail."""
     waiting = session.exec(
         select(JobRow, Run)
         .join(Run, col(Run.id) == col(JobRow.after_run))
@@ -236,12 +238,12 @@ def _create_awaited_releases(session: Session) -> None:
 
 def _release_of(session: Session, run: Run) -> int | None:
     """The release of the texts of `run`, shared by all jobs that wait for it."""
-    seen = runs.run_view(session, run)
-    source = ReleaseSource(prompt=seen.prompt, version=seen.prompt_version)
+    view_of_run = runs.run_view(session, run)
+    source = ReleaseSource(prompt=view_of_run.prompt, version=view_of_run.prompt_version)
     row, _ = release_service.create(
         session,
         ReleaseCreate(
-            label_set=seen.label_set,
+            label_set=view_of_run.label_set,
             name=f"run-{run.id}",
             sources=[source],
             languages=[language_of(run)],
@@ -284,7 +286,7 @@ def _has_expired(row: JobRow, now: datetime) -> bool:
 
 
 def held(session: Session, job_id: int, fence: str) -> JobRow:
-    """The job, if the lease with `fence` still holds it. Raises LeaseLost."""
+    """The job, if the lease with the token `fence` is valid. Raises LeaseLost."""
     row = get(session, job_id)
     if row.state.is_final:
         raise LeaseLost(f"Job {job_id} is finished ({row.state.value}): stop working on it.")
@@ -318,7 +320,7 @@ def heartbeat(session: Session, job_id: int, fence: str, lease_seconds: float) -
 def add_events(session: Session, job_id: int, fence: str, events: Sequence[EventIn]) -> int:
     """Append a worker's events in order, without duplicates. Returns the number of new events.
 
-    A worker that resumes an attempt also sends the unsent events of the worker before it. Raises
+    A worker that resumes a job also sends the unsent events of its previous worker. Raises
     LeaseLost.
     """
     row = held(session, job_id, fence)
@@ -335,14 +337,14 @@ def add_events(session: Session, job_id: int, fence: str, events: Sequence[Event
     seq = _last_seq(session, job_id)
     new: list[dict[str, Any]] = []
     for event in events:
-        made_under = event.fence or fence
-        if (made_under, event.worker_seq) not in stored:
-            stored.add((made_under, event.worker_seq))
+        event_fence = event.fence or fence
+        if (event_fence, event.worker_seq) not in stored:
+            stored.add((event_fence, event.worker_seq))
             new.append(
                 {
                     "job_id": job_id,
                     "seq": seq + len(new) + 1,
-                    "fence": made_under,
+                    "fence": event_fence,
                     "worker_seq": event.worker_seq,
                     "kind": event.kind,
                     "data": event.data,
@@ -365,8 +367,9 @@ def finish(
 ) -> JobRow:
     """Finish a job. Idempotent. Raises LeaseLost.
 
-    If it ran out of memory, the error suggests half the batch size; with `shrink_batch` and an
-    attempt left, the job is queued again with that size, or cancelled if that was requested.
+    If it ran out of memory, the error suggests half the batch size. With `shrink_batch` and an
+    attempt left, the job is instead queued again with that size, unless its cancellation was
+    requested.
     """
     row = get(session, job_id)
     if row.state is state and _is_lease_of(row, fence):
@@ -375,7 +378,7 @@ def finish(
     row.started_at = row.started_at or utcnow()
     if state is JobState.FAILED and out_of_memory:
         batch_size = TrainConfig.model_validate(row.config).batch_size
-        smaller = max(SMALLEST_BATCH, batch_size // 2)
+        smaller = max(MIN_BATCH_SIZE, batch_size // 2)
         if smaller == batch_size:
             error = f"out of memory even with a batch_size of {batch_size}"
         elif not row.shrink_batch or row.attempts >= row.max_attempts or row.cancel_requested:
@@ -444,9 +447,9 @@ def last_events(session: Session, job_id: int, *kinds: EventKind, limit: int = 1
 
 
 def _event(row: JobEvent) -> Event:
-    # No stored JSON may break a page: what is not an object is shown as text.
+    # Data that is not an object is shown as text, so that it cannot break a page.
     data: Any = row.data
-    fits = isinstance(data, dict)
+    is_object = isinstance(data, dict)
     return Event(
-        seq=row.seq, kind=row.kind, data=data if fits else {"message": str(data)}, at=row.at
+        seq=row.seq, kind=row.kind, data=data if is_object else {"message": str(data)}, at=row.at
     )

@@ -5,7 +5,7 @@ Notable:
   neither client nor server processes need any other state.
 - Each chunk is appended under a lock, and only at its own offset: data that still arrives over an
   abandoned connection cannot damage the file.
-- A file is referenced only after it is complete, verified against its hash, and on disk.
+- A file is referenced only after it is complete, verified against its hash and synced to disk.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ _RANGE = re.compile(r"bytes (?:\*|(\d{1,15})-(\d{1,15}))/([1-9]\d{0,14})")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes `start` to `end` (exclusive) of `total`; an empty chunk asks for the offset."""
+    """Bytes `start` to `end` (exclusive) of `total`; an empty chunk requests the offset."""
 
     start: int
     end: int
@@ -53,8 +53,8 @@ def discard_ended(session: Session, folder: Path) -> None:
     }
     if not partial:
         return
-    going_on = [state for state in JobState if not state.is_final]
-    jobs = set(session.exec(select(JobRow.id).where(col(JobRow.state).in_(going_on))))
+    active = [state for state in JobState if not state.is_final]
+    jobs = set(session.exec(select(JobRow.id).where(col(JobRow.state).in_(active))))
     for path, job_id in partial.items():
         if job_id not in jobs:
             path.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def read_range(content_range: str) -> Chunk:
     if match is None:
         raise InvalidInput(
             f"{shortened(content_range)} is not a Content-Range: write 'bytes FIRST-LAST/TOTAL', "
-            "or 'bytes */TOTAL' to ask for the offset"
+            "or 'bytes */TOTAL' to request the offset"
         )
     first, last, total = match.groups()
     chunk = (
@@ -98,7 +98,7 @@ async def receive(
                     )
                 await to_thread.run_sync(file.write, piece)
             file.flush()
-            digest = await to_thread.run_sync(_put_in_place, incoming, folder, sha256)
+            digest = await to_thread.run_sync(_store, incoming, folder, sha256)
     finally:
         incoming.unlink(missing_ok=True)
     return digest, size
@@ -106,14 +106,14 @@ async def receive(
 
 def _incoming(folder: Path) -> tuple[int, Path]:
     """Create a temporary file, locked while it is written, and delete abandoned ones."""
-    for left in folder.glob("incoming-*"):
-        with suppress(OSError), left.open("rb") as file:
+    for leftover in folder.glob("incoming-*"):
+        with suppress(OSError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-    for left in folder.glob("upload-*"):
+            leftover.unlink()
+    for leftover in folder.glob("upload-*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > UPLOAD_EXPIRY_S:
-                left.unlink()
+            if time.time() - leftover.stat().st_mtime > UPLOAD_EXPIRY_S:
+                leftover.unlink()
     while True:
         descriptor, name = tempfile.mkstemp(prefix="incoming-", dir=folder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -163,9 +163,9 @@ def _append(partial: Path, position: int, piece: bytes) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_size == position:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            remaining = memoryview(piece)
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
     finally:
         os.close(descriptor)
 
@@ -175,13 +175,13 @@ def _finish(partial: Path, folder: Path, sha256: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         if partial.exists():  # otherwise another request stored it
             try:
-                _put_in_place(partial, folder, sha256)
+                _store(partial, folder, sha256)
             except InvalidInput:
                 partial.unlink()
                 raise
 
 
-def _put_in_place(file: Path, folder: Path, sha256: str | None) -> str:
+def _store(file: Path, folder: Path, sha256: str | None) -> str:
     """Move a file durably to the location of its SHA-256. Returns the hash."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -193,8 +193,8 @@ def _put_in_place(file: Path, folder: Path, sha256: str | None) -> str:
     target = location(folder, digest)
     make_private_folder(target.parent)
     file.replace(target)
-    for changed in (target.parent, folder):
-        descriptor = os.open(changed, os.O_RDONLY)
+    for directory in (target.parent, folder):
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

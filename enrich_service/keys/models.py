@@ -15,7 +15,7 @@ class ApiKey(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     name: str
-    prefix: str  # its first characters, to identify the key
+    prefix: str  # first characters of the key, to identify it
     # SHA-256: a key has 256 random bits, so a slow hash adds nothing.
     hash: str = Field(unique=True)
     scope: Scope = Field(sa_type=enum_column(Scope))

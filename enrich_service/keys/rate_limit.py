@@ -14,17 +14,17 @@ class RateLimit:
     """`rate` requests per second and key, counted in each process separately."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._room = rate, max(1.0, rate * BURST_S)
+        self._rate, self._capacity = rate, max(1.0, rate * BURST_S)
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: dict[int, tuple[float, float]] = {}  # key → tokens, when they were counted
+        self._buckets: dict[int, tuple[float, float]] = {}  # key id → tokens, time of the count
 
     def take(self, key_id: int) -> None:
         """Count a request of a key. Raises TooManyRequests if it exceeds the rate."""
         with self._lock:
             now = self._clock()
-            tokens, then = self._buckets.get(key_id, (self._room, now))
-            tokens = min(self._room, tokens + (now - then) * self._rate)
+            tokens, then = self._buckets.get(key_id, (self._capacity, now))
+            tokens = min(self._capacity, tokens + (now - then) * self._rate)
             allowed = tokens >= 1
             self._buckets[key_id] = (tokens - allowed, now)
         if not allowed:

@@ -15,9 +15,9 @@ from enrich_service.core.storage.database import utcnow
 from enrich_service.core.text import check_name
 from enrich_service.keys.models import ApiKey
 
-MARK: Final = "enrich_"  # recognised by scanners for leaked secrets
-SHOWN: Final = len(MARK) + 6  # length of the stored prefix
-LAST_USE: Final = timedelta(minutes=1)  # precision of the last use
+PREFIX: Final = "enrich_"  # lets scanners for leaked secrets recognise a key
+STORED_PREFIX: Final = len(PREFIX) + 6  # characters
+LAST_USE_PRECISION: Final = timedelta(minutes=1)
 
 
 def _hash(secret: str) -> str:
@@ -27,13 +27,16 @@ def _hash(secret: str) -> str:
 def create(
     session: Session, name: str, scope: Scope, *, expires_at: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """Create a key. Returns its row and the secret, which is not stored."""
+    """Create a key. Returns its row and the secret, which is not stored.
+
+    Raises InvalidInput for an invalid name, or an expiry in the past.
+    """
     if expires_at is not None and expires_at <= utcnow():
-        raise InvalidInput("expires_at is in the past")
-    secret = MARK + secrets.token_urlsafe(32)
+        raise InvalidInput("expires_at is in the past: give a later time")
+    secret = PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(
         name=check_name("The key's name", name),
-        prefix=secret[:SHOWN],
+        prefix=secret[:STORED_PREFIX],
         hash=_hash(secret),
         scope=scope,
         expires_at=expires_at,
@@ -44,12 +47,12 @@ def create(
 
 
 def exist(session: Session) -> bool:
-    """Whether any key exists, even if revoked: then every request needs one."""
+    """Whether any key exists, even a revoked one. If so, every request needs one."""
     return session.exec(select(ApiKey.id).limit(1)).first() is not None
 
 
 def find(session: Session, secret: str) -> ApiKey:
-    """The valid key with this secret. Raises Unauthorized."""
+    """The valid key with this secret. Raises Unauthorized if it is unknown, revoked or expired."""
     key = session.exec(select(ApiKey).where(ApiKey.hash == _hash(secret))).one_or_none()
     if key is None:
         raise Unauthorized("Unknown API key: ask an admin of this service for one.")
@@ -60,21 +63,24 @@ def find(session: Session, secret: str) -> ApiKey:
     return key
 
 
-def note_use(session: Session, key_id: int) -> None:
+def record_use(session: Session, key_id: int) -> None:
     """Record the use of a key, unless one was recorded within the last minute."""
     now = utcnow()
     session.exec(
         update(ApiKey)
         .where(
             col(ApiKey.id) == key_id,
-            or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < now - LAST_USE),
+            or_(
+                col(ApiKey.last_used_at).is_(None),
+                col(ApiKey.last_used_at) < now - LAST_USE_PRECISION,
+            ),
         )
         .values(last_used_at=now)
     )
 
 
 def revoke(session: Session, key_id: int) -> ApiKey:
-    """Revoke a key. Idempotent."""
+    """Revoke a key; idempotent. Raises NotFound."""
     key = session.get(ApiKey, key_id)
     if key is None:
         raise NoSuch(f"API key {key_id}", "keys list", "/v1/keys")

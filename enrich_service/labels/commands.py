@@ -12,7 +12,7 @@ from contract import first_error_line
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.terminal.console import Json, read_session, show, write_session
 from enrich_service.core.terminal.lazy_command import LazyCommand
-from enrich_service.core.text import once
+from enrich_service.core.text import unique_keys
 from enrich_service.labels import files, service
 from enrich_service.labels.name_warnings import suspicious_names
 from enrich_service.labels.schemas import Confusable, LabelIn
@@ -21,9 +21,9 @@ MAX_WARNINGS = 20
 
 
 class _Commands(TyperGroup):
-    """The commands of this module, and one that needs runs and releases."""
+    """The commands of this module and `extend`, which lives above runs and releases."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as the base class has it
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as in the base class
         super().__init__(**options)
         target = "enrich_service.releases.extend:extend"
         summary = "Add classes to a label set, describe them and create a release with them."
@@ -42,7 +42,7 @@ def add(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="CSV or TSV file with columns key,name,context; or one name a line.",
+            help="CSV or TSV file with columns key,name,context; or one name per line.",
         ),
     ] = None,
     from_json: Annotated[
@@ -56,7 +56,7 @@ def add(
     folder: Annotated[
         list[Path] | None,
         typer.Option(
-            exists=True, file_okay=False, help="Folder with one folder per class; repeat it."
+            exists=True, file_okay=False, help="Folder with one folder per class; repeatable."
         ),
     ] = None,
     label2text: Annotated[
@@ -76,11 +76,11 @@ def add(
     from_folder = bool(folder) or label2text is not None
     if sum((bool(labels), csv is not None, from_json is not None, from_folder)) != 1:
         raise InvalidInput(
-            "Give class names, --csv, --from-json, or --folder and/or --label2text: one of them"
+            "Give exactly one of: class names, --csv, --from-json, --folder and/or --label2text"
         )
-    places: list[str] = []
+    origins: list[str] = []
     if csv is not None:
-        parsed, places = files.from_table(csv.read_bytes())
+        parsed, origins = files.from_table(csv.read_bytes())
     elif from_json is not None:
         parsed = service.from_json(from_json.read_bytes())
     elif folder:
@@ -95,7 +95,7 @@ def add(
             for label in parsed
         ]
     with write_session() as session:
-        view = service.view(session, service.create(session, name, parsed, places))
+        view = service.view(session, service.create(session, name, parsed, origins))
     warnings = suspicious_names([label.name for label in parsed])
     for warning in warnings[:MAX_WARNINGS]:
         typer.echo(f"warning: {warning}", err=True)
@@ -125,7 +125,7 @@ def show_(
         page = service.page(session, label_set, search=search, limit=limit, offset=offset)
     show(page if json else page.items, json=json)
     if not json and page.next_offset is not None:
-        typer.echo(f"… {page.total} in all: go on with --offset {page.next_offset}")
+        typer.echo(f"… {page.total} in total: show more with --offset {page.next_offset}")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def confusable(
     ] = None,
     from_names: Annotated[
         bool,
-        typer.Option("--from-names", help="Treat names with the same last words as confusable."),
+        typer.Option("--from-names", help="Mark labels whose names end in the same words."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -161,7 +161,7 @@ def confusable(
 
 def _read_confusable(file: Path) -> Confusable:
     try:
-        lists = jsonlib.loads(file.read_bytes(), object_pairs_hook=once("lists"))
+        lists = jsonlib.loads(file.read_bytes(), object_pairs_hook=unique_keys("lists"))
         return Confusable.model_validate({"confusable": lists})
     except (ValueError, RecursionError) as error:
         reason = first_error_line(error) if isinstance(error, ValidationError) else str(error)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from enrich_service.core.errors import InvalidInput
-from enrich_service.core.spreadsheet import MAX_CELL, restored
+from enrich_service.core.spreadsheet import MAX_CELL, unescape_formula
 from enrich_service.core.text import shortened
 from enrich_service.labels.schemas import LabelIn
 
@@ -20,10 +20,10 @@ BOMS: Final = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff":
 
 
 def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
-    """The labels of a CSV or TSV file or a list of names, and the line of each.
+    """Parse a CSV or TSV file or a list of names: the labels, and the line of each ("Line 3").
 
     Raises:
-        InvalidInput: it is not text, has no name column, or lines do not match its columns.
+        InvalidInput: it is not text, has no name column, or rows do not match its columns.
     """
     text = decoded(data)
     lines = text.splitlines()
@@ -31,13 +31,13 @@ def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
     if not first:
         raise InvalidInput(
             f"The file is empty: it needs a first line with the columns {','.join(COLUMNS)}, or "
-            "one name a line"
+            "one name per line"
         )
-    delimiter = next((sign for sign in DELIMITERS if _columns(first, sign)), None)
-    if delimiter is None and any(sign in first for sign in DELIMITERS):
+    delimiter = next((candidate for candidate in DELIMITERS if _columns(first, candidate)), None)
+    if delimiter is None and any(candidate in first for candidate in DELIMITERS):
         raise InvalidInput(
-            f"The file needs a first line with the columns {','.join(COLUMNS)}, of which name must "
-            f"be there; it has {shortened(first)}"
+            f"The file needs a first line with the columns {','.join(COLUMNS)} (only name is "
+            f"required); it has {shortened(first)}"
         )
     if delimiter is None:
         return _names(lines)
@@ -45,13 +45,13 @@ def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
 
 
 def decoded(data: bytes) -> str:
-    """`data` as text: UTF-8, UTF-16 or, as in Excel's CSV files, Windows-1252.
+    """Decode `data`: UTF-8, UTF-16 or, as in Excel's CSV files, Windows-1252.
 
     Raises:
         InvalidInput: none of these encodings fits.
     """
     encodings = ["utf-8", "cp1252"]
-    if b"\0" in data[:200]:  # UTF-16 without a byte order mark: which half is zero?
+    if b"\0" in data[:200]:  # UTF-16 without a byte order mark: ASCII characters have a zero byte
         encodings = ["utf-16-le" if data[1:2] == b"\0" else "utf-16-be"]
     for mark, encoding in BOMS.items():
         if data.startswith(mark):
@@ -64,10 +64,10 @@ def decoded(data: bytes) -> str:
     raise InvalidInput("The file is not text in UTF-8, UTF-16 or Windows-1252: save it as UTF-8")
 
 
-def problems(found: Sequence[str], limit: int = 10) -> InvalidInput:
-    """One error of many."""
-    more = f"; and {len(found) - limit} more" if len(found) > limit else ""
-    return InvalidInput("; ".join(found[:limit]) + more)
+def problems(messages: Sequence[str], limit: int = 10) -> InvalidInput:
+    """One error with the first `limit` messages and the number of further ones."""
+    more = f"; and {len(messages) - limit} more" if len(messages) > limit else ""
+    return InvalidInput("; ".join(messages[:limit]) + more)
 
 
 def _columns(line: str, delimiter: str) -> list[str]:
@@ -78,22 +78,22 @@ def _columns(line: str, delimiter: str) -> list[str]:
 
 def _names(lines: Sequence[str]) -> tuple[list[LabelIn], list[str]]:
     labels: list[LabelIn] = []
-    places: list[str] = []
+    origins: list[str] = []
     for number, line in enumerate(lines, start=1):
-        name = restored(line.strip()).strip('"')
+        name = unescape_formula(line.strip()).strip('"')
         if not name or (not labels and name.lower() in HEADERS):
             continue
         labels.append(LabelIn(name=name))
-        places.append(f"Line {number}")
-    return labels, places
+        origins.append(f"Line {number}")
+    return labels, origins
 
 
 def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
     csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     labels: list[LabelIn] = []
-    places: list[str] = []
-    wrong: list[str] = []
+    origins: list[str] = []
+    errors: list[str] = []
     columns: list[str] = []
     try:
         for cells in reader:
@@ -102,14 +102,14 @@ def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
             if not columns:
                 columns = [cell.strip().lower() for cell in cells]
                 continue
-            place = f"Line {reader.line_num}"
+            origin = f"Line {reader.line_num}"
             if len(cells) != len(columns):
-                wrong.append(
-                    f"{place} does not have {len(columns)} fields: put fields with {delimiter!r} "
+                errors.append(
+                    f"{origin} does not have {len(columns)} fields: put fields with {delimiter!r} "
                     'in "quotes"'
                 )
                 continue
-            row = dict(zip(columns, map(restored, cells), strict=True))
+            row = dict(zip(columns, map(unescape_formula, cells), strict=True))
             labels.append(
                 LabelIn(
                     key=row.get("key") or None,
@@ -117,9 +117,9 @@ def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
                     context=row.get("context") or None,
                 )
             )
-            places.append(place)
+            origins.append(origin)
     except csv.Error as error:
-        wrong.append(f"Line {reader.line_num}: {error}")
-    if wrong:
-        raise problems(wrong)
-    return labels, places
+        errors.append(f"Line {reader.line_num}: {error}")
+    if errors:
+        raise problems(errors)
+    return labels, origins

@@ -37,7 +37,7 @@ class Label(SQLModel, table=True):
 
 
 class LabelLine(NamedTuple):
-    """A read-only label, lighter than a mapped object."""
+    """A read-only label; cheaper to load than an ORM object."""
 
     id: int | None
     key: str

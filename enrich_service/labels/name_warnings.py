@@ -1,4 +1,4 @@
-"""Class names that are probably mistakes: two spellings of one class, or not a name."""
+"""Warnings for class names that are probably mistakes: duplicates, misspellings, file names."""
 
 import re
 from collections import defaultdict
@@ -7,46 +7,46 @@ from typing import Final
 
 from enrich_service.core.text import shortened
 
-MIN_SPELLING: Final = 6  # letters of a name that may be misspelt: short ones are alike by chance
+MIN_SPELLING: Final = 6  # letters; shorter names are similar by chance
 FILE_NAME: Final = re.compile(
     r"(img|dsc[nf]?|dcim|pxl|vid|image|photo|picture|screenshot)[ _-]?\d[\d _-]*", re.IGNORECASE
 )
 WNID: Final = re.compile(r"n\d{8}")
-NO_NAME: Final = re.compile(
+PLACEHOLDER: Final = re.compile(
     r"n/?a|none|null|nan|nil|unknown|unlabel+ed|misc|todo|tbd|undefined|untitled", re.IGNORECASE
 )
 
 
 def suspicious_names(names: Sequence[str]) -> list[str]:
-    """A warning for each name that is not a word, and for names that look like one class."""
-    return [*_no_names(names), *_alike(names)]
+    """A warning for each name that is not a class name, and for pairs that look like one class."""
+    return [*_not_class_names(names), *_similar_names(names)]
 
 
-def _no_names(names: Iterable[str]) -> Iterator[str]:
+def _not_class_names(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         bare = name.strip()
         if WNID.fullmatch(bare):
-            yield f"{shortened(name)} is a WordNet id: give the name that people use"
+            yield f"{shortened(name)} is a WordNet id: give the name of the class"
         elif FILE_NAME.fullmatch(bare):
-            yield f"{shortened(name)} looks like the name of a file, not of a class"
-        elif NO_NAME.fullmatch(bare) or not any(character.isalpha() for character in bare):
-            yield f"{shortened(name)} is no name of a class"
+            yield f"{shortened(name)} looks like a file name, not a class name"
+        elif PLACEHOLDER.fullmatch(bare) or not any(character.isalpha() for character in bare):
+            yield f"{shortened(name)} is not a class name"
 
 
-def _alike(names: Sequence[str]) -> Iterator[str]:
+def _similar_names(names: Sequence[str]) -> Iterator[str]:
     """Warnings for pairs that differ in case, punctuation or plural, or by one letter."""
-    told: set[tuple[int, int]] = set()
-    for forms, what in ((_forms, "may be the same class"), (_spellings, "may be misspelt")):
+    reported: set[tuple[int, int]] = set()
+    for forms, warning in ((_forms, "may be the same class"), (_spellings, "may be misspelt")):
         by_form: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
             for form in forms(name):
                 by_form[form].append(index)
-        for same in by_form.values():
-            for other in same[1:]:
-                pair = (same[0], other)
-                if pair not in told and same[0] != other:
-                    told.add(pair)
-                    yield f"{shortened(names[same[0]])} and {shortened(names[other])} {what}"
+        for indices in by_form.values():
+            for other in indices[1:]:
+                pair = (indices[0], other)
+                if pair not in reported and indices[0] != other:
+                    reported.add(pair)
+                    yield f"{shortened(names[indices[0]])} and {shortened(names[other])} {warning}"
 
 
 def _plain(name: str) -> str:
@@ -54,7 +54,7 @@ def _plain(name: str) -> str:
 
 
 def _forms(name: str) -> set[str]:
-    """The name without case, punctuation and the plural of its last word."""
+    """The normalised name: without case, punctuation and the plural ending of its last word."""
     plain = _plain(name)
     for end, singular in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("s", "")):
         if plain.endswith(end) and not plain.endswith("ss") and len(plain) > len(end) + 2:
@@ -63,12 +63,12 @@ def _forms(name: str) -> set[str]:
 
 
 def _spellings(name: str) -> set[str]:
-    """The name, and the name without each of its letters: equal ones differ by a letter."""
+    """The name and its variants without one letter: names that share one differ by a letter."""
     plain = _plain(name)
     if sum(character.isalpha() for character in plain) < MIN_SPELLING:
         return set()
     return {plain} | {
-        plain[:place] + plain[place + 1 :]
-        for place, character in enumerate(plain)
-        if character.isalpha()  # "class 1" and "class 2" are no spellings of one name
+        plain[:index] + plain[index + 1 :]
+        for index, character in enumerate(plain)
+        if character.isalpha()  # "class 1" and "class 2" are different names
     }

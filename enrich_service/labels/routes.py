@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
 
 @router.post("", status_code=201, summary="Create a label set", responses=problems(409, 413))
 def create_label_set(body: LabelSetCreate, session: WriteSession) -> LabelSetView:
-    """Create a label set with up to 100,000 labels, all or nothing."""
+    """Create a label set with up to 100,000 labels. Nothing is stored if a label is invalid."""
     return service.view(session, service.create(session, body.name, body.labels))
 
 
@@ -30,13 +30,13 @@ def upload_label_set(
         bytes,
         File(
             description="CSV or TSV with the columns key,name,context (only name is required), or "
-            "one name a line; in UTF-8, UTF-16 or Windows-1252",
+            "one name per line; in UTF-8, UTF-16 or Windows-1252",
             examples=["key,name,context\nn01847000,harlequin duck,a bird species\n"],
         ),
     ],
     session: WriteSession,
 ) -> LabelSetView:
-    """Create a label set from a table or a list of names, all or nothing."""
+    """Create a label set from a table or a list of names. Nothing is stored if a row is invalid."""
     return service.view(session, service.create(session, name, *files.from_table(file)))
 
 

@@ -1,7 +1,7 @@
-"""Label sets: validated as a whole, stored as a whole. They may grow; a label never changes.
+"""Label sets: validated and stored as a whole. They can be extended; a label never changes.
 
 Which labels are easily confused can be changed: by hand, from the diagnostics of a training job, or
-guessed from the names.
+derived from the names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,26 +26,28 @@ from enrich_service.labels.schemas import (
 )
 
 MAX_LABELS = 100_000
-MAX_NAME = 300  # characters, also of a context
+MAX_NAME = 300  # characters of a name or context
 MAX_KEY = 255  # characters; a key names a folder
 MAX_CONFUSABLE = 20  # for one label
-NEAREST = 5  # derived from names, for one label
+NEAREST = 5  # confusable labels derived from names, for one label
 _NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[LabelIn])
 
 
 def create(
-    session: Session, name: str, labels: Iterable[LabelIn], places: Sequence[str] = ()
+    session: Session, name: str, labels: Iterable[LabelIn], origins: Sequence[str] = ()
 ) -> LabelSet:
-    """Create a label set. `places`: the origin of each label, such as "Line 3" of a file.
+    """Create a label set.
+
+    `origins`: where each label comes from, for messages, such as "Line 3". Default: its number.
 
     Raises:
-        InvalidInput: labels are invalid; all of them are named.
+        InvalidInput: labels are invalid; the message lists them.
         Conflict: a label set of this name exists.
     """
     check_name("The label set's name", name)
-    rows = _checked(labels, places)
+    rows = _checked(labels, origins)
     if session.exec(select(LabelSet.id).where(LabelSet.name == name)).one_or_none() is not None:
-        raise Conflict(f"There is a label set {name!r} already: choose another name.")
+        raise Conflict(f"Label set {name!r} already exists: choose another name.")
     label_set = LabelSet(name=name)
     session.add(label_set)
     session.flush()
@@ -57,7 +59,7 @@ def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> 
     """Append `labels` to `label_set`.
 
     Raises:
-        InvalidInput: labels are invalid, or their keys exist; all are named.
+        InvalidInput: labels are invalid, or their keys exist; the message lists them.
     """
     known = {line.key: f"the label {line.name!r}" for line in lines_of(session, label_set)}
     rows = _checked(labels, (), known)
@@ -65,52 +67,52 @@ def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> 
 
 
 def _checked(
-    labels: Iterable[LabelIn], places: Sequence[str], known: Mapping[str, str] | None = None
+    labels: Iterable[LabelIn], origins: Sequence[str], known: Mapping[str, str] | None = None
 ) -> list[dict[str, object]]:
-    """The rows of labels; `known` maps existing keys to their origin."""
+    """The table rows of `labels`; `known`: existing key → what has it, for messages."""
     rows: list[dict[str, object]] = []
-    wrong: list[str] = []
+    errors: list[str] = []
     known = dict(known or {})
     first = len(known)
     for number, label in enumerate(labels):
         if first + number >= MAX_LABELS:
             raise InvalidInput(f"A label set has at most {MAX_LABELS} labels: split it")
-        place = places[number] if places else f"Label {number + 1}"
+        origin = origins[number] if origins else f"Label {number + 1}"
         try:
-            row = _row(label, place.lower(), known)
+            row = _row(label, origin.lower(), known)
         except InvalidInput as error:
-            wrong.append(str(error))
+            errors.append(str(error))
             continue
-        known[str(row["key"])] = place.lower()
+        known[str(row["key"])] = origin.lower()
         rows.append({"position": first + len(rows), **row})
-    if wrong:
-        raise files.problems(wrong)
+    if errors:
+        raise files.problems(errors)
     if not rows:
         raise InvalidInput("A label set needs at least one label")
     return rows
 
 
-def _row(label: LabelIn, place: str, known: Mapping[str, str]) -> dict[str, object]:
-    """The validated fields of a label; `known` maps earlier keys to their origin."""
-    name = check_line(f"The name of {place}", label.name, limit=MAX_NAME)
+def _row(label: LabelIn, origin: str, known: Mapping[str, str]) -> dict[str, object]:
+    """The validated fields of a label; `known`: earlier key → what has it, for messages."""
+    name = check_line(f"The name of {origin}", label.name, limit=MAX_NAME)
     key = name.replace(" ", "_").replace("/", "_") if label.key is None else label.key
-    key = check_line(f"The key of {place}", key, limit=MAX_KEY)
+    key = check_line(f"The key of {origin}", key, limit=MAX_KEY)
     if "/" in key or "\\" in key or key in (".", ".."):
         raise InvalidInput(
-            f"{place.capitalize()}: the key {shortened(key)} is not a valid folder name"
+            f"{origin.capitalize()}: the key {shortened(key)} is not a valid folder name"
         )
     if key in known:
         raise InvalidInput(
-            f"{place.capitalize()} has the key {shortened(key)} of {known[key]}: keys are unique"
+            f"{origin.capitalize()} has the key {shortened(key)} of {known[key]}: keys are unique"
         )
     context = label.context.strip() if label.context else None
     if context:
-        check_line(f"The context of {place}", context, limit=MAX_NAME)
+        check_line(f"The context of {origin}", context, limit=MAX_NAME)
     return {"key": key, "name": name, "context": context or None}
 
 
 def from_json(data: bytes) -> list[LabelIn]:
-    """Labels of a JSON file: a list of names, or of objects with name, key and context."""
+    """Parse a JSON file: a list of names, or of objects with name, key and context."""
     try:
         items = _NAMES_OR_LABELS.validate_json(data)
     except ValidationError as error:
@@ -128,7 +130,7 @@ def to_csv(session: Session, label_set: LabelSet) -> Iterator[str]:
 
 
 def read_label2text(path: Path) -> list[LabelIn]:
-    """Labels of the paper's label2text.txt: lines `key index name_with_underscores`."""
+    """Read the paper's label2text.txt: lines `key index name_with_underscores`."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -137,19 +139,19 @@ def read_label2text(path: Path) -> list[LabelIn]:
 
 
 def parse_label2text(lines: Sequence[str], source: str = "label2text.txt") -> list[LabelIn]:
-    """Labels of lines `key index name_with_underscores`; blank lines are skipped."""
-    labels, wrong = [], []
+    """Parse lines `key index name_with_underscores`; blank lines are skipped."""
+    labels, errors = [], []
     for number, line in enumerate(lines, start=1):
         parts = line.split()
         if len(parts) == 3 and parts[1].isdigit():
             labels.append(LabelIn(key=parts[0], name=parts[2].replace("_", " ").strip()))
         elif parts:
-            wrong.append(
+            errors.append(
                 f"Line {number} of {source} is not `key index name_with_underscores`: "
                 f"{shortened(line)}"
             )
-    if wrong:
-        raise files.problems(wrong)
+    if errors:
+        raise files.problems(errors)
     return labels
 
 
@@ -159,16 +161,18 @@ def from_folders(folders: Sequence[Path], label2text: Path | None = None) -> lis
     for folder in folders:
         if not folder.is_dir():
             raise InvalidInput(f"There is no folder {folder}")
-        own = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
-        if not own:
-            raise InvalidInput(f"{folder} has no class folders")
-        keys |= set(own)
+        classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+        classes = {name for name in classes if name[0] != "."}
+        if not classes:
+            raise InvalidInput(f"{folder} has no class folders: give a folder with one per class")
+        keys |= classes
     if label2text is None:
         return [LabelIn(key=key, name=key.replace("_", " ")) for key in sorted(keys)]
     known = {label.key: label for label in read_label2text(label2text)}
     if missing := sorted(keys - known.keys()):
         raise InvalidInput(
-            f"{label2text} has no line for {len(missing)} class folders, first {missing[0]!r}"
+            f"{label2text} has no line for {len(missing)} class folders, e.g. {missing[0]!r}: "
+            "add them"
         )
     return [known[key] for key in sorted(keys)]
 
@@ -197,7 +201,7 @@ def labels_of(session: Session, label_set: LabelSet) -> Sequence[Label]:
 
 
 def lines_of(session: Session, label_set: LabelSet) -> list[LabelLine]:
-    """All labels of `label_set` as plain rows, in order; ten times faster than `labels_of`."""
+    """All labels of `label_set` as plain tuples, in order; ten times faster than `labels_of`."""
     rows = session.exec(
         select(Label.id, Label.key, Label.name, Label.context)
         .where(Label.label_set_id == label_set.id)
@@ -229,24 +233,24 @@ def page(
     offset: int = 0,
 ) -> LabelPage:
     """One page of the labels whose name or key contains `search`."""
-    wanted = [col(Label.label_set_id) == label_set.id]
+    conditions = [col(Label.label_set_id) == label_set.id]
     if search:
-        wanted.append(
+        conditions.append(
             col(Label.name).icontains(search, autoescape=True)
             | col(Label.key).icontains(search, autoescape=True)
         )
-    total = session.exec(select(func.count()).select_from(Label).where(*wanted)).one()
+    total = session.exec(select(func.count()).select_from(Label).where(*conditions)).one()
     labels = session.exec(
-        select(Label).where(*wanted).order_by(col(Label.position)).limit(limit).offset(offset)
+        select(Label).where(*conditions).order_by(col(Label.position)).limit(limit).offset(offset)
     ).all()
-    after = offset + len(labels)
+    next_offset = offset + len(labels)
     return LabelPage(
         items=[
             LabelView(**label.model_dump(), confusable=[other.key for other in near])
             for label, near in zip(labels, confusable_of(session, labels), strict=True)
         ],
         total=total,
-        next_offset=after if after < total and labels else None,
+        next_offset=next_offset if next_offset < total and labels else None,
     )
 
 
@@ -268,7 +272,7 @@ def confusable_of(session: Session, labels: Sequence[Label | LabelLine]) -> list
 def set_confusable(
     session: Session, label_set: LabelSet, confusable: Mapping[str, Sequence[str]]
 ) -> None:
-    """Set the keys of the labels that each given label is most easily confused with.
+    """Set the labels that each given label is easily confused with, by key, most similar first.
 
     Replaces the lists of the given labels only. Raises InvalidInput for an unknown key.
     """
@@ -280,23 +284,23 @@ def set_confusable(
                 f"Label {shortened(key)} has {len(others)} confusable labels; at most "
                 f"{MAX_CONFUSABLE} are allowed: give the most similar"
             )
-        for named in (key, *others):
-            if named not in ids:
+        for used in (key, *others):
+            if used not in ids:
                 raise InvalidInput(
-                    f"Label set {label_set.name!r} has no label with the key {shortened(named)}"
+                    f"Label set {label_set.name!r} has no label with the key {shortened(used)}"
                 )
         if key in others or len(set(others)) < len(others):
             raise InvalidInput(
-                f"Label {shortened(key)}: name each confusable label once, and not itself"
+                f"Label {shortened(key)}: list each confusable label once, and not the label itself"
             )
         rows += [
             {"label_id": ids[key], "rank": rank, "other_id": ids[other]}
             for rank, other in enumerate(others)
         ]
-    given = [ids[key] for key in confusable]
-    for start in range(0, len(given), 500):
-        some = given[start : start + 500]
-        session.execute(delete(ConfusableLabel).where(col(ConfusableLabel.label_id).in_(some)))
+    label_ids = [ids[key] for key in confusable]
+    for start in range(0, len(label_ids), 500):
+        chunk = label_ids[start : start + 500]
+        session.execute(delete(ConfusableLabel).where(col(ConfusableLabel.label_id).in_(chunk)))
     if rows:
         session.execute(insert(ConfusableLabel), rows)
 
@@ -308,22 +312,25 @@ def confusable_by_name(labels: Sequence[Label]) -> dict[str, list[str]]:
     teal"), and objects of one kind look alike. Labels that share more words come first. Labels
     without a match are left out.
     """
-    backwards = {label.key: label.name.casefold().split()[::-1] for label in labels}
-    order = sorted(backwards, key=lambda key: (backwards[key], key))
+    reversed_words = {label.key: label.name.casefold().split()[::-1] for label in labels}
+    sorted_keys = sorted(reversed_words, key=lambda key: (reversed_words[key], key))
     confusable: dict[str, list[str]] = {}
-    for position, key in enumerate(order):
-        around = (
-            order[max(0, position - NEAREST) : position]
-            + order[position + 1 : position + 1 + NEAREST]
+    for position, key in enumerate(sorted_keys):
+        neighbours = (
+            sorted_keys[max(0, position - NEAREST) : position]
+            + sorted_keys[position + 1 : position + 1 + NEAREST]
         )
-        shared = {
-            other: _common_start(backwards[key], backwards[other])
-            for other in around
-            if backwards[other] != backwards[key]
+        common_words = {
+            other: _common_start(reversed_words[key], reversed_words[other])
+            for other in neighbours
+            if reversed_words[other] != reversed_words[key]
         }
-        near = sorted((other for other in shared if shared[other]), key=lambda o: (-shared[o], o))
-        if near:
-            confusable[key] = near[:NEAREST]
+        similar = sorted(
+            (other for other in common_words if common_words[other]),
+            key=lambda o: (-common_words[o], o),
+        )
+        if similar:
+            confusable[key] = similar[:NEAREST]
     return confusable
 
 
@@ -332,10 +339,12 @@ def guess_confusable(session: Session, label_set: LabelSet) -> Confusable:
     labels = labels_of(session, label_set)
     known = {
         label.key
-        for label, near in zip(labels, confusable_of(session, labels), strict=True)
-        if near
+        for label, similar in zip(labels, confusable_of(session, labels), strict=True)
+        if similar
     }
-    guessed = {key: near for key, near in confusable_by_name(labels).items() if key not in known}
+    guessed = {
+        key: similar for key, similar in confusable_by_name(labels).items() if key not in known
+    }
     set_confusable(session, label_set, guessed)
     return Confusable(confusable=guessed)
 

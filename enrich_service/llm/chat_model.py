@@ -3,9 +3,9 @@
 Notable:
 - `send` sends one request once. The SDK's own retries are off, so that every call is counted and
   a long Retry-After parks the request instead of losing it; `send_with_retries` waits and repeats.
-- A server that lacks json_schema is asked for json_object, then for plain text; which one it
-  takes is remembered for as long as the process lives.
-- The reply is handed over as it came. Whether it is any good is judged elsewhere.
+- If a server does not support json_schema, json_object is requested, then plain text. The format
+  that it accepts is remembered until the process ends.
+- The reply is returned unchanged; `validation` checks it.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from enrich_service.llm.completion import read_completion
 from enrich_service.llm.protocol import ChatRequest, Reply
 from enrich_service.llm.retry import MAX_RETRY_AFTER_S
 from enrich_service.llm.server_errors import (
-    cut,
     lacks_vision,
     rejects_format,
     retry_after,
     root_cause,
-    wants_other_length,
+    truncated,
+    wants_new_length_parameter,
 )
 from enrich_service.llm.ssrf_guard import GuardedTransport
 
 FORMATS: Final = ("json_schema", "json_object", "text")
-MIN_SECRET_CHARS: Final = 8  # a shorter key may be a part of any word, and is never masked
+MIN_SECRET_CHARS: Final = 8  # shorter keys are not masked: they may occur in any text
 
 
 def provider_of(base_url: str) -> str:
-    """Scheme, host and port of `base_url`: no path, and never a password."""
+    """Scheme, host and port of `base_url`, without path and password. Raises InvalidInput."""
     try:
         parts = urlsplit(base_url)
         port = parts.port
@@ -61,15 +61,15 @@ class _Server:
     """The request format that a server is known to accept."""
 
     format: int = 0  # index into FORMATS
-    confirmed: bool = False  # an answer came in this format
-    length_parameter: str = "max_tokens"  # newer models demand max_completion_tokens
+    confirmed: bool = False  # the server has answered in this format
+    length_parameter: str = "max_tokens"  # newer models require max_completion_tokens
 
 
 @dataclass
 class ChatModel:
-    """A server that speaks the OpenAI chat-completions protocol.
+    """A server with the OpenAI chat-completions API.
 
-    `timeout` is in seconds and holds for one call.
+    `timeout`: of one call, in seconds.
     """
 
     base_url: str
@@ -87,7 +87,7 @@ class ChatModel:
         self._secrets = [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS]
         self.client = openai.AsyncOpenAI(
             base_url=self.base_url,
-            api_key=self.api_key or "none",  # local servers ask for none, the SDK insists on one
+            api_key=self.api_key or "none",  # the SDK requires a key, local servers do not
             max_retries=0,
             http_client=httpx2.AsyncClient(
                 follow_redirects=False,
@@ -96,8 +96,8 @@ class ChatModel:
             ),
         )
         self._endpoint = str(self.client.base_url.join("chat/completions"))
-        # By model, since one base URL may stand before many, and by schema, since a server may
-        # know json_schema and yet not every keyword of it.
+        # By model, since one base URL may serve many, and by schema, since a server may support
+        # only some keywords of JSON Schema.
         self._servers: dict[tuple[str, str], _Server] = {}
 
     async def aclose(self) -> None:
@@ -105,47 +105,50 @@ class ChatModel:
         await self.client.close()
 
     async def send(self, request: ChatRequest) -> Reply:
-        """Ask once, stepping down in response format until the server takes the request."""
+        """Send a request once per response format, until the server accepts the format."""
         server = self._server(request)
         calls = 0
-        asked = server.format
+        format_index = server.format
         while True:
             calls += 1
             try:
-                reply = await self._send_once(request, asked, calls)
+                reply = await self._send_once(request, format_index, calls)
             except openai.APIError as error:
                 if isinstance(error, openai.APIStatusError):
                     if request.images and lacks_vision(error):
                         raise LanguageModelError(
-                            f"the model {request.model!r} at {self.provider} takes no images: "
-                            "name a vision model with --model or ENRICH_LLM_MODEL "
-                            f"({self.said(error.body or error.message)})"
+                            f"the model {request.model!r} at {self.provider} does not support "
+                            "images: choose a vision model with --model or ENRICH_LLM_MODEL "
+                            f"({self.error_text(error.body or error.message)})"
                         ) from None
-                    if wants_other_length(error) and server.length_parameter == "max_tokens":
+                    if (
+                        wants_new_length_parameter(error)
+                        and server.length_parameter == "max_tokens"
+                    ):
                         server.length_parameter = "max_completion_tokens"
                         continue
-                    if rejects_format(error, server.confirmed) and asked + 1 < len(FORMATS):
-                        asked += 1
+                    if rejects_format(error, server.confirmed) and format_index + 1 < len(FORMATS):
+                        format_index += 1
                         continue
-                unknown = (
-                    f"{self.provider} does not know the model {request.model!r}: name another "
+                not_found = (
+                    f"{self.provider} does not know the model {request.model!r}: choose another "
                     "with --model or ENRICH_LLM_MODEL, and check the path of OPENAI_BASE_URL"
                 )
-                raise self.explained(error, unknown, calls) from None
+                raise self.translated(error, not_found, calls) from None
             if reply.problem is None:
-                server.format, server.confirmed = max(asked, server.format), True
+                server.format, server.confirmed = max(format_index, server.format), True
             return reply
 
     def _server(self, request: ChatRequest) -> _Server:
         return self._servers.setdefault((request.model, request.schema_json), _Server())
 
     def format_for(self, request: ChatRequest) -> str | None:
-        """The response format in which the server has answered such a request; None: not yet."""
+        """The response format that the server accepts for such a request; None: not known yet."""
         server = self._server(request)
         return FORMATS[server.format] if server.confirmed else None
 
     def length_parameter_for(self, request: ChatRequest) -> str:
-        """The name by which the server takes the limit of an answer's tokens."""
+        """The name of the server's parameter for the maximum number of tokens of an answer."""
         return self._server(request).length_parameter
 
     def remember(self, request: ChatRequest, fmt: str, length_parameter: str) -> None:
@@ -179,9 +182,9 @@ class ChatModel:
             messages = _one_system_message(messages)
         return {**body, "messages": messages}
 
-    async def _send_once(self, request: ChatRequest, asked: int, calls: int) -> Reply:
+    async def _send_once(self, request: ChatRequest, format_index: int, calls: int) -> Reply:
         with model_call(self.provider, request.model) as span:
-            reply = await self._post(request, asked, calls)
+            reply = await self._post(request, format_index, calls)
             span.set_attributes(
                 {
                     "gen_ai.response.model": reply.resolved_model or "",
@@ -191,24 +194,23 @@ class ChatModel:
             )
             return reply
 
-    async def _post(self, request: ChatRequest, asked: int, calls: int) -> Reply:
-        body = self.body(request, FORMATS[asked])
+    async def _post(self, request: ChatRequest, format_index: int, calls: int) -> Reply:
+        body = self.body(request, FORMATS[format_index])
         started = time.perf_counter()
-        # Past the SDK's typed method, which takes as long again to look through the messages, and
-        # with the whole address, which is parsed once less.
+        # Not the SDK's typed method: it also scans all messages, which doubles the time. The full
+        # address saves parsing it again.
         try:
-            async with asyncio.timeout(
-                self.timeout
-            ):  # of it all: some servers send blanks for ever
+            # For the whole call: some servers keep sending blanks, so no read times out.
+            async with asyncio.timeout(self.timeout):
                 response = await self.client.post(
                     self._endpoint, cast_to=httpx2.Response, body=body
                 )
         except TimeoutError:
-            raise self._late(calls) from None
-        # JSON is UTF-8 (RFC 8259), whatever a header says of it.
+            raise self._timed_out(calls) from None
+        # JSON is UTF-8 (RFC 8259), whatever charset a header gives.
         text = response.content.decode(errors="replace")
         took = (time.perf_counter() - started) * 1000
-        return self.read(text, tuple(body["messages"]), FORMATS[asked], took, calls)
+        return self.read(text, tuple(body["messages"]), FORMATS[format_index], took, calls)
 
     def read(
         self,
@@ -218,46 +220,49 @@ class ChatModel:
         latency_ms: float | None,
         calls: int,
     ) -> Reply:
-        """The reply in the body of an answer. What a model wrote is kept as it can be stored.
+        """The reply in the body of an answer.
 
-        A body that is no chat completion is an error of the server, and is masked as one.
+        If the body is not a chat completion, it is an error of the server, and secrets are masked.
         """
         reply = read_completion(body, messages, fmt, latency_ms, calls)
         return reply if reply.problem is None else replace(reply, text=self.masked(reply.text))
 
     def masked(self, text: str) -> str:
-        """An error `text` of the server without our secrets, which some servers repeat."""
+        """An error text of the server with our secrets masked; some servers repeat them."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
-    def explained(self, error: openai.APIError, unknown: str, calls: int = 1) -> LanguageModelError:
-        """The one line that says what is wrong, and whether asking again may help.
+    def translated(
+        self, error: openai.APIError, not_found: str, calls: int = 1
+    ) -> LanguageModelError:
+        """The error with a one-line message; its type tells whether a retry may help.
 
-        `unknown`: what a 404 means.
+        `not_found`: the message for a 404.
         """
         if isinstance(error, openai.APITimeoutError):
-            return self._late(calls)
+            return self._timed_out(calls)
         if isinstance(error, openai.APIConnectionError):
             cause = root_cause(error)
             if isinstance(cause, RequestRejected):
                 return RequestRejected(str(cause), calls=calls)
-            said = " ".join(str(cause).split()) or type(cause).__name__
+            reason = " ".join(str(cause).split()) or type(cause).__name__
             return ModelBusy(
-                f"cannot reach {self.shown} ({said}): "
+                f"cannot reach {self.shown} ({reason}): "
                 "check OPENAI_BASE_URL and that the server is running",
                 calls=calls,
                 unreachable=True,
             )
-        said = self.said(error.body or error.message)
+        reason = self.error_text(error.body or error.message)
         if not isinstance(error, openai.APIStatusError):
             return LanguageModelError(
-                f"{self.provider} sent an answer that cannot be parsed ({said})"
+                f"{self.provider} sent an answer that cannot be parsed ({reason})"
             )
         status = error.status_code
         if "insufficient_quota" in (error.code, error.type) or status == 402:
             return LanguageModelError(
-                f"the quota at {self.provider} is exhausted: add credit there, then resume ({said})"
+                f"the quota at {self.provider} is exhausted: add credit there, then resume "
+                f"({reason})"
             )
         if status in (401, 403):
             remedy = (
@@ -265,41 +270,41 @@ class ChatModel:
                 if self.api_key
                 else "set OPENAI_API_KEY"
             )
-            return LanguageModelError(f"{self.provider} rejected the API key: {remedy} ({said})")
+            return LanguageModelError(f"{self.provider} rejected the API key: {remedy} ({reason})")
         if status == 404:
-            return LanguageModelError(f"{unknown} ({said})")
+            return LanguageModelError(f"{not_found} ({reason})")
         if 300 <= status < 400:
             target = self.masked(error.response.headers.get("location", "elsewhere"))
             return LanguageModelError(
                 f"{self.shown} redirects to {target}: set OPENAI_BASE_URL to the final address"
             )
-        return self.unanswered(status, said, calls, retry_after(error.response.headers))
+        return self.status_error(status, reason, calls, retry_after(error.response.headers))
 
-    def _late(self, calls: int) -> ModelBusy:
+    def _timed_out(self, calls: int) -> ModelBusy:
         return ModelBusy(f"{self.provider} did not answer within {self.timeout:g} s", calls=calls)
 
-    def unanswered(
-        self, status: int, said: str, calls: int, wait: float | None = None
+    def status_error(
+        self, status: int, reason: str, calls: int, wait: float | None = None
     ) -> ModelBusy | RequestRejected:
-        """The error for a status that concerns this request alone."""
-        line = f"{self.provider} answers {status} ({said})"
+        """The error for an HTTP status that concerns only this request."""
+        message = f"{self.provider} answers {status} ({reason})"
         if wait is not None and wait > MAX_RETRY_AFTER_S:
-            line += f" and asks to wait for {wait:.0f} s"
+            message += f" and asks to wait for {wait:.0f} s"
         if status in (408, 409, 429) or status >= 500:
-            return ModelBusy(line, calls=calls, retry_after=wait)
-        return RequestRejected(line, calls=calls)
+            return ModelBusy(message, calls=calls, retry_after=wait)
+        return RequestRejected(message, calls=calls)
 
-    def said(self, body: object) -> str:
-        """The server's own words in the body of an error, on one line and without our secrets."""
+    def error_text(self, body: object) -> str:
+        """The server's message in the body of an error, on one line, with our secrets masked."""
         if isinstance(body, dict):
             inner = body.get("error")
             if isinstance(inner, dict):
                 body = inner
             body = body.get("message") or body.get("detail") or inner or body
-        return cut(self.masked(" ".join(storable(str(body)).split())))
+        return truncated(self.masked(" ".join(storable(str(body)).split())))
 
 
 def _one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """System messages joined in front: many chat templates take one, at the start."""
+    """All system messages joined into the first: many chat templates support only that."""
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     return [{"role": "system", "content": system}] + [m for m in messages if m["role"] != "system"]

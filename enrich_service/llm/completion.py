@@ -1,4 +1,4 @@
-"""From the body of a chat completion to a reply."""
+"""Parses the body of a chat completion into a reply."""
 
 import json
 from typing import Any, Final
@@ -16,7 +16,7 @@ def read_completion(
     latency_ms: float | None,
     calls: int,
 ) -> Reply:
-    """The parts of a chat completion that are kept; a body that is none is kept whole.
+    """The reply in the body of a chat completion; any other body becomes its text, with a problem.
 
     Characters that cannot be stored become U+FFFD (see `storable`); a field of the wrong type is
     None.

@@ -29,7 +29,7 @@ class RecordedReply(BaseModel):
 
 
 class ReplayModel:
-    """Answers from a file, and says so in each generation."""
+    """A language model that answers from a file; its generations have the source `replay`."""
 
     source: Literal["model", "replay"] = "replay"
 
@@ -37,12 +37,12 @@ class ReplayModel:
         """Read the whole file.
 
         Raises:
-            InvalidInput: it is missing, or a line of it cannot be understood.
+            InvalidInput: the file is missing, or a line is invalid.
         """
         self.provider = f"replay:{path.name}"
         self._path = path
         self._replies: dict[tuple[str, str], list[RecordedReply]] = {}
-        self._asked: dict[tuple[str, str, int], int] = {}
+        self._last_turn: dict[tuple[str, str, int], int] = {}
         try:
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -69,7 +69,7 @@ class ReplayModel:
         """The next recorded reply for the label and prompt.
 
         Raises:
-            RequestRejected: none was recorded.
+            RequestRejected: there is no recorded reply.
         """
         recorded = self._replies.get((request.label, request.prompt))
         if recorded is None:
@@ -78,7 +78,7 @@ class ReplayModel:
                 f"{request.prompt!r}: record one, or set OPENAI_BASE_URL to a language model"
             )
         key = (request.label, request.prompt, request.sample_index)
-        turn = self._asked[key] = self._asked.get(key, -1) + 1
+        turn = self._last_turn[key] = self._last_turn.get(key, -1) + 1
         reply = recorded[min(request.sample_index + turn, len(recorded) - 1)]
         return Reply(
             text=storable(reply.reply),
@@ -92,4 +92,4 @@ class ReplayModel:
         )
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: the file is already closed."""

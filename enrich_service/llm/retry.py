@@ -1,4 +1,4 @@
-"""Sends a request until there is a reply: exponential backoff with jitter, Retry-After honoured."""
+"""Retries requests with exponential backoff and jitter; honours Retry-After."""
 
 import random
 from dataclasses import replace
@@ -8,7 +8,7 @@ from enrich_service.core.errors import LanguageModelError, ModelBusy, RequestRej
 from enrich_service.llm.protocol import ChatRequest, LanguageModel, Reply
 from enrich_service.llm.rate_limiter import Slot
 
-MAX_RETRY_AFTER_S: Final = 120.0  # of a Retry-After that is waited out; longer ones are parked
+MAX_RETRY_AFTER_S: Final = 120.0  # requests with a longer Retry-After are parked
 FIRST_BACKOFF_S: Final = 0.5  # doubled on each try
 MAX_BACKOFF_S: Final = 8.0
 
@@ -16,13 +16,13 @@ MAX_BACKOFF_S: Final = 8.0
 async def send_with_retries(
     model: LanguageModel, request: ChatRequest, slot: Slot, *, tries: int
 ) -> Reply:
-    """Send a request until there is a reply; between two tries the slot is free for others.
+    """Send a request until there is a reply; between two tries other calls can use the slot.
 
-    An error that concerns every request of the slot's group halts the group before another of its
-    requests is let in.
+    An error that concerns every request of the slot's group halts the group before its next call
+    starts.
 
     Raises:
-        ModelBusy: sent `tries` times in vain, or told to wait longer than `MAX_RETRY_AFTER_S`.
+        ModelBusy: all `tries` failed, or the server asked for more than `MAX_RETRY_AFTER_S`.
         RequestRejected, LanguageModelError: as `LanguageModel.send`.
     """
     calls = 0
@@ -36,9 +36,9 @@ async def send_with_retries(
                 busy.calls = calls
                 raise
             await slot.step_out(_backoff_s(busy, attempt))
-        except RequestRejected as refused:
-            slot.reconcile(calls=refused.calls, tokens=0)
-            refused.calls += calls
+        except RequestRejected as rejected:
+            slot.reconcile(calls=rejected.calls, tokens=0)
+            rejected.calls += calls
             raise
         except LanguageModelError as error:
             if slot.group is not None:
@@ -55,5 +55,5 @@ def _backoff_s(busy: ModelBusy, attempt: int) -> float:
     wait = busy.retry_after
     if wait is None:
         wait = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
-    # Jitter only adds to what the server asked for: coming early is another refusal.
+    # Jitter only adds to the time that the server requested: an early retry is rejected again.
     return wait * random.uniform(1.0, 1.25)

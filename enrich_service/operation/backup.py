@@ -26,7 +26,7 @@ from enrich_service.core.storage.private_files import (
     make_private_folder,
 )
 
-BUSY_TIMEOUT_S = 30.0  # that a restore waits for writers of the service
+BUSY_TIMEOUT_S = 30.0  # of a restore, while the service writes
 
 
 class Backup(BaseModel):
@@ -63,9 +63,9 @@ def check(connection: sqlite3.Connection) -> str:
     Raises Unavailable if it is damaged or not a database of this service.
     """
     try:
-        found = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
-        if found != ["ok"]:
-            raise Unavailable(f"the database is damaged: {found[0].splitlines()[0]}")
+        errors = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+        if errors != ["ok"]:
+            raise Unavailable(f"the database is damaged: {errors[0].splitlines()[0]}")
         if broken := connection.execute("PRAGMA foreign_key_check").fetchone():
             raise Unavailable(
                 f"the database is damaged: a row of {broken[0]} has a dangling foreign key"
@@ -101,7 +101,7 @@ def back_up(settings: Settings, target: Path) -> Backup:
         partial.replace(target)
     except (sqlite3.Error, OSError) as error:
         raise storage_error(error) or Unavailable(
-            f"cannot write the backup {target} ({error}): choose another place"
+            f"cannot write the backup {target} ({error}): choose another path"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -111,13 +111,13 @@ def back_up(settings: Settings, target: Path) -> Backup:
 def restore(settings: Settings, backup: Path) -> Restored:
     """Replace the database with a backup; the previous one is kept next to it.
 
-    A running service sees the old content until the new one is there as a whole. A backup of an
+    A running service sees the old content until the new content is complete. A backup of an
     older version is migrated.
 
     Raises:
         InvalidInput: the database is not SQLite.
         NotFound: there is no such backup.
-        Unavailable, StorageFull: the backup is damaged or of a newer version, or there is no room.
+        Unavailable, StorageFull: the backup is damaged or of a newer version, or the disk is full.
     """
     live = database_file(settings)
     if not backup.is_file():

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from enrich_service.core.settings import Settings, environment_names, shown
+from enrich_service.core.settings import Settings, environment_names, masked_value
 from enrich_service.core.terminal.console import Json, load_settings, show
 from enrich_service.operation import backup as backups
 from enrich_service.operation import doctor as doctors
@@ -26,7 +26,7 @@ def restore(
 ) -> None:
     """Restore the database from a backup. The old database is kept next to it.
 
-    Stop the service first if runs are going on: what it is just asking belongs to the old content.
+    Stop the service first if runs are in progress: their pending answers would be lost.
     """
     show(backups.restore(load_settings(), file), json=json)
 
@@ -48,12 +48,12 @@ class _Setting(BaseModel):
 
 def settings(json: Json = False) -> None:
     """List settings and their environment variables. Secrets are masked."""
-    now = load_settings()
+    current = load_settings()
     show(
         [
             _Setting(
                 name=name,
-                value=shown(now, name),
+                value=masked_value(current, name),
                 variables=environment_names(name),
                 description=field.description or "",
             )

@@ -28,8 +28,8 @@ from enrich_service.llm.open_model import open_model
 from enrich_service.llm.ssrf_guard import GuardedTransport
 from enrich_service.operation import backup
 
-LITTLE_ROOM: Final = 1024 * MEBIBYTE  # bytes, below which a disk is nearly full
-NO_ROOM: Final = 64 * MEBIBYTE
+LOW_DISK_SPACE: Final = 1024 * MEBIBYTE  # bytes; less is a warning
+NO_DISK_SPACE: Final = 64 * MEBIBYTE  # bytes; less has failed
 SOON: Final = timedelta(days=7)
 LLM_TIMEOUT_S: Final = 10.0
 
@@ -37,7 +37,7 @@ Verdict = Literal["ok", "warning", "failed"]
 
 
 class Finding(BaseModel):
-    """The result of one check; `detail` says what to do."""
+    """The result of one check; `detail` is the reason and what to do."""
 
     check: str
     verdict: Verdict
@@ -69,8 +69,8 @@ def _finding(name: str, check: Callable[[], tuple[Verdict, str]]) -> Finding:
         verdict, detail = "failed", str(error)
     except (DBAPIError, OSError) as error:
         known = storage_error(error)
-        words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-        verdict, detail = "failed", str(known or " ".join(words.split()))
+        message = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+        verdict, detail = "failed", str(known or " ".join(message.split()))
     return Finding(check=name, verdict=verdict, detail=detail)
 
 
@@ -84,13 +84,13 @@ def _data_folder(settings: Settings) -> tuple[Verdict, str]:
 
 
 def _disk(settings: Settings) -> tuple[Verdict, str]:
-    wanted = settings.data_dir.absolute()
-    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
+    data_dir = settings.data_dir.absolute()
+    folder = next(path for path in (data_dir, *data_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    said = f"{free / MEBIBYTE:.0f} MiB free at {folder}"
-    if free < NO_ROOM:
-        return "failed", f"{said}: free some space"
-    return ("warning", f"{said}: nearly full") if free < LITTLE_ROOM else ("ok", said)
+    space = f"{free / MEBIBYTE:.0f} MiB free at {folder}"
+    if free < NO_DISK_SPACE:
+        return "failed", f"{space}: free some space"
+    return ("warning", f"{space}: nearly full") if free < LOW_DISK_SPACE else ("ok", space)
 
 
 def _exists(engine: Engine) -> bool:
@@ -105,14 +105,17 @@ def _migrations(engine: Engine) -> tuple[Verdict, str]:
     script = ScriptDirectory.from_config(alembic_config(engine))
     head = script.get_current_head()
     with engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found == head:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    if revision == head:
         return "ok", f"at {head}, the newest"
-    if found is not None and found not in {
-        revision.revision for revision in script.walk_revisions()
+    if revision is not None and revision not in {
+        known.revision for known in script.walk_revisions()
     }:
-        return "failed", f"the database has the newer revision {found}: upgrade the service"
-    return "warning", f"at {found}, the newest is {head}: the next start migrates (back up first)"
+        return "failed", f"the database has the newer revision {revision}: upgrade the service"
+    return "warning", (
+        f"at {revision}, the newest is {head}: the next start migrates the database (back it up "
+        "first)"
+    )
 
 
 def _integrity(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
@@ -134,43 +137,43 @@ def _keys(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
         return "ok", "none yet: only this machine has access"
     now = utcnow()
     with reading(engine) as session:
-        found = keys.listing(session)
-    living = [
+        all_keys = keys.listing(session)
+    valid = [
         key
-        for key in found
+        for key in all_keys
         if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
     ]
-    if not found and settings.allow_remote:
+    if not all_keys and settings.allow_remote:
         return (
             "warning",
             "none, and ENRICH_ALLOW_REMOTE gives full access to everyone who can reach the service",
         )
-    if not found:
+    if not all_keys:
         return "ok", "none yet: only this machine has access"
-    if not living:
+    if not valid:
         return "failed", "all are revoked or expired: create one with `enrich keys create NAME`"
-    ending = [key for key in living if key.expires_at is not None and key.expires_at < now + SOON]
-    if ending:
-        names = ", ".join(key.name for key in ending)
-        return "warning", f"{len(living)} valid, of which {names} will expire within a week"
-    return "ok", f"{len(living)} valid"
+    expiring = [key for key in valid if key.expires_at is not None and key.expires_at < now + SOON]
+    if expiring:
+        names = ", ".join(key.name for key in expiring)
+        return "warning", f"{len(valid)} valid, of which {names} will expire within a week"
+    return "ok", f"{len(valid)} valid"
 
 
 def _artifacts(engine: Engine, settings: Settings) -> tuple[Verdict, str]:
     if not _has_table(engine, "job_artifact"):
         return "ok", "none yet"
     with reading(engine) as session:
-        found = session.exec(select(JobArtifact.sha256, JobArtifact.size)).all()
+        artifacts = session.exec(select(JobArtifact.sha256, JobArtifact.size)).all()
     wrong = 0
-    for sha256, size in found:
+    for sha256, size in artifacts:
         path = location(settings.artifact_dir, sha256)
         wrong += not path.is_file() or path.stat().st_size != size
     if wrong:
         return "failed", (
-            f"{wrong} of {len(found)} are missing or truncated in {settings.artifact_dir}: restore "
-            "them from a backup"
+            f"{wrong} of {len(artifacts)} are missing or truncated in {settings.artifact_dir}: "
+            "restore them from a backup"
         )
-    return "ok", f"{len(found)}, all present"
+    return "ok", f"{len(artifacts)}, all present"
 
 
 def _has_table(engine: Engine, name: str) -> bool:

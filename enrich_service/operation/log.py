@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 
 REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# They log addresses and headers of language models, which may contain passwords.
-_TOO_TALKATIVE: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "alembic")
+# At INFO they log addresses and headers of language models, which may contain passwords.
+_QUIETED: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "alembic")
 
 
 def fields(**named: object) -> dict[str, dict[str, object]]:
@@ -56,7 +56,7 @@ class _Text(logging.Formatter):
 def configure(form: Literal["json", "text"]) -> None:
     """Configure all loggers of this process to write to standard error in this format."""
     kind = _JsonLines if form == "json" else _Text
-    quiet = {name: {"level": "WARNING"} for name in _TOO_TALKATIVE}
+    quiet = {name: {"level": "WARNING"} for name in _QUIETED}
     logging.config.dictConfig(
         {
             "version": 1,

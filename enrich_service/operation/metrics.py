@@ -1,6 +1,6 @@
-"""Prometheus metrics: requests counted in this process, the rest read from the database.
+"""Prometheus metrics: requests, counted in this process; all others, read from the database.
 
-With several server processes, each reports its own requests, and all report the same rest.
+With several server processes, each reports its own requests, and all report the same others.
 """
 
 from collections.abc import Iterable
@@ -28,13 +28,13 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "enrich_http_requests",
-            "Requests that were answered",
+            "Answered requests",
             ("method", "route", "status"),
             registry=self._registry,
         )
         self._seconds = Histogram(
             "enrich_http_request_seconds",
-            "Time until the end of the answer",
+            "Time until the end of the response",
             ("method", "route"),
             registry=self._registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -72,9 +72,9 @@ class _Stored(Collector):
 
 def _runs(session: Session) -> Iterable[Metric]:
     runs = GaugeMetricFamily("enrich_runs", "Enrichment runs", labels=["state"])
-    found = dict(session.exec(select(Run.state, func.count()).group_by(col(Run.state))).all())
+    by_state = dict(session.exec(select(Run.state, func.count()).group_by(col(Run.state))).all())
     for state in RunState:
-        runs.add_metric([state], found.get(state, 0))
+        runs.add_metric([state], by_state.get(state, 0))
     yield runs
     columns = (
         Run.calls,
@@ -91,8 +91,8 @@ def _runs(session: Session) -> Iterable[Metric]:
     tokens.add_metric(["prompt"], prompt)
     tokens.add_metric(["completion"], completion)
     yield tokens
-    yield CounterMetricFamily("enrich_run_cost_usd", "Cost of runs, known prices", value=cost)
-    texts = CounterMetricFamily("enrich_run_texts", "Answers of runs, judged", labels=["status"])
+    yield CounterMetricFamily("enrich_run_cost_usd", "Cost of runs with known prices", value=cost)
+    texts = CounterMetricFamily("enrich_run_texts", "Checked answers of runs", labels=["status"])
     texts.add_metric(["accepted"], accepted)
     texts.add_metric(["rejected"], rejected)
     yield texts
@@ -100,9 +100,11 @@ def _runs(session: Session) -> Iterable[Metric]:
 
 def _jobs(session: Session) -> Iterable[Metric]:
     jobs = GaugeMetricFamily("enrich_jobs", "Training jobs", labels=["state"])
-    found = dict(session.exec(select(JobRow.state, func.count()).group_by(col(JobRow.state))).all())
+    by_state = dict(
+        session.exec(select(JobRow.state, func.count()).group_by(col(JobRow.state))).all()
+    )
     for state in JobState:
-        jobs.add_metric([state], found.get(state, 0))
+        jobs.add_metric([state], by_state.get(state, 0))
     yield jobs
     oldest = session.exec(
         select(JobRow.created_at)
@@ -112,14 +114,14 @@ def _jobs(session: Session) -> Iterable[Metric]:
     ).first()
     waited = (utcnow() - oldest).total_seconds() if oldest else 0.0
     yield GaugeMetricFamily(
-        "enrich_job_queue_seconds", "How long the oldest waiting job has waited", value=waited
+        "enrich_job_queue_seconds", "Waiting time of the oldest queued job", value=waited
     )
 
 
 def _latency(session: Session) -> Metric:
     latency = GaugeMetricFamily(
         "enrich_llm_latency_seconds",
-        f"Time of one language-model call, over the last {LATEST} answers",
+        f"Time of a language-model call, over the last {LATEST} answers",
         labels=["quantile"],
     )
     times = sorted(
@@ -130,6 +132,6 @@ def _latency(session: Session) -> Metric:
         if value is not None
     )
     for quantile in QUANTILES if times else ():
-        place = min(len(times) - 1, int(quantile * len(times)))
-        latency.add_metric([str(quantile)], times[place] / 1000)
+        index = min(len(times) - 1, int(quantile * len(times)))
+        latency.add_metric([str(quantile)], times[index] / 1000)
     return latency

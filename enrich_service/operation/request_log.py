@@ -14,7 +14,7 @@ from enrich_service.operation.log import REQUEST, fields
 from enrich_service.operation.metrics import Metrics
 
 HEADER: Final = "X-Request-ID"
-_GIVEN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VALID_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("enrich.request")
 
@@ -30,8 +30,8 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _GIVEN.fullmatch(given) else secrets.token_hex(8)
+        client_id = Headers(scope=scope).get(HEADER, "")
+        request_id = client_id if _VALID_ID.fullmatch(client_id) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         token = REQUEST.set(request_id)
         status, began = 500, time.perf_counter()  # 500: an unhandled error
@@ -46,10 +46,10 @@ class Requests:
         try:
             await self.app(scope, receive, send_and_record)
         finally:
-            self._note(scope, status, time.perf_counter() - began)
+            self._record(scope, status, time.perf_counter() - began)
             REQUEST.reset(token)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "")
         self.metrics.count(scope["method"], route, status, seconds)
         if scope["path"] in OPEN_PATHS and status < 400:

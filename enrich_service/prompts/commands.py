@@ -18,7 +18,7 @@ from enrich_service.core.terminal.console import (
     show,
     write_session,
 )
-from enrich_service.core.text import once
+from enrich_service.core.text import unique_keys
 from enrich_service.prompts import service
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptCreate
 
@@ -36,15 +36,17 @@ Body = Annotated[
 
 
 def read(file: Path) -> PromptCreate:
-    """Read a prompt from a JSON file. Raises InvalidInput if it is invalid or repeats a field."""
+    """Read a prompt from a JSON file. Raises InvalidInput if it is invalid or has a field twice."""
     with reading_file(file):
         data = file.read_bytes()
     try:
-        given = PromptCreate.model_validate_json(data)
+        prompt = PromptCreate.model_validate_json(data)
     except ValidationError as error:
         raise InvalidInput(f"{file}: {first_error_line(error, '')}") from error
-    jsonlib.loads(data, object_pairs_hook=once("values"))  # pydantic takes the last of two
-    return given
+    jsonlib.loads(
+        data, object_pairs_hook=unique_keys("values")
+    )  # pydantic keeps the last duplicate
+    return prompt
 
 
 @app.command("list")
@@ -81,14 +83,14 @@ def versions(name: str, json: Json = False) -> None:
 @app.command()
 def add(body: Body, json: Json = False) -> None:
     """Create a prompt from a JSON file, or add its content as the next version."""
-    given = read(body)
+    content = read(body)
     with write_session() as session:
         names = {prompt.name for prompt in service.listing(session, archived=True, limit=None)}
-        if given.name not in names:
-            prompt, version = service.create(session, given)
+        if content.name not in names:
+            prompt, version = service.create(session, content)
         else:
-            prompt = service.get(session, given.name)
-            version, _ = service.create_version(session, prompt, given)
+            prompt = service.get(session, content.name)
+            version, _ = service.create_version(session, prompt, content)
         view = service.version_view(prompt, version)
     show(view, json=json, columns=("prompt", "number", "content_hash", "message"))
 

@@ -20,8 +20,11 @@ def side_by_side(
 ) -> list[DiffRow]:
     """Rows of two columns, with changed words marked.
 
-    `context`: so many equal lines are kept before and after a change, and the others become one
-    row that counts them; 0: only changes, None: all are kept.
+    Args:
+        before: Lines of the older text.
+        after: Lines of the newer text.
+        context: Number of equal lines kept before and after a change; the others become rows that
+            count the omitted lines. 0: only changes. None: keep all lines.
     """
     rows: list[DiffRow] = []
     for kind, i, i_end, j, j_end in difflib.SequenceMatcher(None, before, after).get_opcodes():
@@ -47,10 +50,10 @@ def side_by_side(
                     changed=True,
                 )
             )
-    return rows if context is None else _without_distant(rows, context)
+    return rows if context is None else _omit_distant(rows, context)
 
 
-def _without_distant(rows: Sequence[DiffRow], context: int) -> list[DiffRow]:
+def _omit_distant(rows: Sequence[DiffRow], context: int) -> list[DiffRow]:
     near = {
         n + step
         for n, row in enumerate(rows)

@@ -144,15 +144,4 @@ def roll_back_alias(name: str, alias: str, body: AliasRollback, session: WriteSe
 @router.get("/{name}/aliases/{alias}/moves", summary="List alias moves", responses=problems(404))
 def list_alias_moves(name: str, alias: str, session: ReadSession) -> list[AliasMoveView]:
     """List the moves of an alias, newest first."""
-    prompt = service.get(session, name)
-    return [
-        AliasMoveView(
-            name=move.name,
-            from_version=move.from_number,
-            to_version=move.to_number,
-            reason=move.reason,
-            author=move.author,
-            at=move.at,
-        )
-        for move in service.alias_moves(session, prompt, alias)
-    ]
+    return service.alias_moves(session, service.get(session, name), alias)

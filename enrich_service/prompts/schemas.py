@@ -316,7 +316,7 @@ class VersionDiff(BaseModel):
 
 
 class ArchivePut(BaseModel):
-    """Archive a prompt (it stays readable but takes no new versions), or restore it."""
+    """Archive a prompt (it stays readable but accepts no new versions), or restore it."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"archived": True}]})
 

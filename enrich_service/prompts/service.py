@@ -18,6 +18,7 @@ from enrich_service.core.text import check_alias, check_line, check_name, check_
 from enrich_service.prompts.differences import side_by_side, unified
 from enrich_service.prompts.models import Alias, AliasMove, Prompt, PromptTag, PromptVersion
 from enrich_service.prompts.schemas import (
+    AliasMoveView,
     AliasPut,
     AliasRollback,
     AliasView,
@@ -36,14 +37,14 @@ from enrich_service.validation.rules import check_rules
 
 DEFAULT_ALIAS = "production"
 
-# The content of a version, which with the prompt's kind determines its hash.
+# The content of a version; together with the prompt's kind it determines the content hash.
 CONTENT_FIELDS = ("system", "user", "output_schema", "model_defaults", "validators")
 MAX_JSON = 100_000  # bytes
 MAX_JSON_DEPTH = 60
 MAX_TAGS = 20
 MAX_TAG = 50  # characters
 # Reserved for the operator or set by the call.
-_NO_PARAMETERS = frozenset(
+_RESERVED_PARAMETERS = frozenset(
     {"api_key", "base_url", "messages", "n", "response_format", "stream", "tools", "extra_headers"}
 )
 
@@ -99,7 +100,7 @@ def check_content(
             raise InvalidInput(f"The {what} is longer than {MAX_JSON} bytes")
     _check_schema(output_schema)
     for name in model_defaults:
-        if name in _NO_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
+        if name in _RESERVED_PARAMETERS or not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", name):
             raise InvalidInput(f"{shortened(name)} is not a parameter that a prompt can set")
     check_parameters(model_defaults)
     check_rules(validators)
@@ -121,7 +122,7 @@ def _check_depth(what: str, value: Any) -> None:  # noqa: ANN401 - any JSON
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise InvalidInput for an invalid token limit: a truncated answer doubles it."""
+    """Raise InvalidInput for an invalid token limit (a retry after a cut-off answer doubles it)."""
     for name, value in parameters.items():
         if name.startswith("max_") and not (type(value) is int and value > 0):
             raise InvalidInput(
@@ -134,7 +135,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        where = "/".join(str(part) for part in error.absolute_path) or "its top"
+        where = "/".join(str(part) for part in error.absolute_path) or "top level"
         raise InvalidInput(
             f"The output schema is not valid: {where}: {shortened(error.message, 200)}"
         ) from error
@@ -146,26 +147,26 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
             raise InvalidInput(
                 f"The output schema refers to {shortened(reference)}: only #/… is allowed"
             )
-        _follow(reference, schema)
+        _check_reference(reference, schema)
     check_references(schema)
 
 
-def _follow(reference: str, schema: Mapping[str, Any]) -> None:
-    """Raise InvalidInput unless every reference in `schema` resolves to a schema."""
+def _check_reference(reference: str, schema: Mapping[str, Any]) -> None:
+    """Raise InvalidInput if `reference` does not resolve in `schema`, or is circular."""
     part_at = parts_of(schema)
     seen: set[str] = set()
-    following: Any = reference
-    while isinstance(following, str):
-        if following in seen:
-            raise InvalidInput(f"The output schema refers to {shortened(reference)} in a circle")
-        seen.add(following)
+    target: Any = reference
+    while isinstance(target, str):
+        if target in seen:
+            raise InvalidInput(f"The output schema has a circular $ref: {shortened(reference)}")
+        seen.add(target)
         try:
-            found = part_at(following)
+            part = part_at(target)
         except Unresolvable as error:
             raise InvalidInput(
-                f"The output schema refers to {shortened(following)}, which is not there"
+                f"The output schema refers to {shortened(target)}, which does not exist"
             ) from error
-        following = found.get("$ref") if isinstance(found, Mapping) else None
+        target = part.get("$ref") if isinstance(part, Mapping) else None
 
 
 def _references(schema: Any) -> list[str]:  # noqa: ANN401 - any JSON
@@ -173,9 +174,9 @@ def _references(schema: Any) -> list[str]:  # noqa: ANN401 - any JSON
         own = [schema[key] for key in ("$ref", "$dynamicRef", "$schema") if key in schema]
         own = [value for value in own if isinstance(value, str)]
         own = [value for value in own if "json-schema.org/draft" not in value]
-        return own + [found for value in schema.values() for found in _references(value)]
+        return own + [inner for value in schema.values() for inner in _references(value)]
     if isinstance(schema, list):
-        return [found for value in schema for found in _references(value)]
+        return [inner for value in schema for inner in _references(value)]
     return []
 
 
@@ -189,17 +190,20 @@ def get(session: Session, name: str) -> Prompt:
 
 def latest(session: Session, prompt: Prompt) -> PromptVersion:
     """The newest version of `prompt`."""
-    found = _newest_or_none(session, prompt)
-    assert found is not None, f"prompt {prompt.name!r} has no version"
-    return found
+    newest = _newest_or_none(session, prompt)
+    assert newest is not None, f"prompt {prompt.name!r} has no version"
+    return newest
 
 
 def resolve(
     session: Session, name: str, *, version: int | None = None, alias: str | None = None
 ) -> PromptVersion:
-    """The version of prompt `name` by number or alias. Default: the newest."""
+    """The version of prompt `name` by number or alias; by default the newest.
+
+    Raises NotFound for an unknown prompt, version or alias.
+    """
     if version is not None and alias is not None:
-        raise InvalidInput(f"Name a version or an alias of prompt {name!r}, not both")
+        raise InvalidInput(f"Give a version or an alias of prompt {name!r}, not both")
     prompt = get(session, name)
     if alias is not None:
         return _by_number_or_alias(session, prompt, alias=alias)
@@ -209,7 +213,7 @@ def resolve(
 
 
 def resolve_default(session: Session, name: str) -> PromptVersion:
-    """The version of prompt `name` where none is named: `production`, or else the newest."""
+    """The default version of prompt `name`: `production`, or the newest without such an alias."""
     try:
         return resolve(session, name, alias=DEFAULT_ALIAS)
     except NotFound:
@@ -226,11 +230,11 @@ def _by_number_or_alias(
         )
     else:
         query = query.where(PromptVersion.number == number)
-    found = session.exec(query).one_or_none()
-    if found is None:
-        what = f"alias {shortened(alias)}" if alias is not None else f"version {number}"
-        raise NotFound(f"Prompt {prompt.name!r} has no {what}.")
-    return found
+    version = session.exec(query).one_or_none()
+    if version is None:
+        missing = f"alias {shortened(alias)}" if alias is not None else f"version {number}"
+        raise NotFound(f"Prompt {prompt.name!r} has no {missing}.")
+    return version
 
 
 def create(session: Session, body: PromptCreate) -> tuple[Prompt, PromptVersion]:
@@ -238,7 +242,7 @@ def create(session: Session, body: PromptCreate) -> tuple[Prompt, PromptVersion]
     check_name("The prompt's name", body.name)
     check_text("The summary", body.summary, limit=1000)
     if session.exec(select(Prompt.id).where(Prompt.name == body.name)).one_or_none() is not None:
-        raise Conflict(f"There is a prompt {body.name!r} already: add a version to it.")
+        raise Conflict(f"Prompt {body.name!r} already exists: add a version to it.")
     prompt = Prompt(name=body.name, kind=str(body.kind), summary=body.summary)
     session.add(prompt)
     session.flush()
@@ -250,9 +254,10 @@ def create(session: Session, body: PromptCreate) -> tuple[Prompt, PromptVersion]
 def create_version(
     session: Session, prompt: Prompt, body: VersionCreate
 ) -> tuple[PromptVersion, bool]:
-    """Create the next version of `prompt`. Returns the latest and False if its content is equal.
+    """Create the next version of `prompt`, unless the newest has the same content.
 
-    Raises InvalidInput for what cannot be a prompt, Conflict for an archived one.
+    Returns the new version and True, or the newest version and False. Raises InvalidInput for
+    invalid content, Conflict if the prompt is archived.
     """
     if prompt.archived_at is not None:
         raise Conflict(f"Prompt {prompt.name!r} is archived: restore it first.")
@@ -328,7 +333,7 @@ def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def tags_of(session: Session, prompt: Prompt) -> list[str]:
-    """The tags of `prompt`, by name."""
+    """The tags of `prompt`, in alphabetical order."""
     return list(
         session.exec(
             select(PromptTag.tag).where(PromptTag.prompt_id == prompt.id).order_by(PromptTag.tag)
@@ -340,7 +345,7 @@ def set_tags(session: Session, prompt: Prompt, tags: Sequence[str]) -> None:
     """Replace the tags of `prompt`. Tags are not part of versions and hashes."""
     checked = {check_line(f"Tag {n}", tag, limit=MAX_TAG) for n, tag in enumerate(tags, start=1)}
     if len(checked) > MAX_TAGS:
-        raise InvalidInput(f"A prompt has at most {MAX_TAGS} tags; these are {len(checked)}")
+        raise InvalidInput(f"A prompt has at most {MAX_TAGS} tags; {len(checked)} are given")
     assert prompt.id is not None
     session.execute(delete(PromptTag).where(col(PromptTag.prompt_id) == prompt.id))
     session.add_all(PromptTag(prompt_id=prompt.id, tag=tag) for tag in checked)
@@ -390,11 +395,17 @@ def move_alias(
     *,
     at: datetime | None = None,
 ) -> AliasView:
-    """Point alias `name` at a version and log the move. The same version changes nothing.
+    """Point alias `name` at a version and log the move; create the alias if it does not exist.
 
-    `at`: time of the move, default now.
+    Nothing is logged if the alias already points at that version.
 
-    Raises Conflict where a protected alias is moved without confirmation and reason.
+    Args:
+        at: Time of the move. Default: now.
+
+    Raises:
+        InvalidInput: the name, reason or author is invalid.
+        NotFound: the prompt has no such version.
+        Conflict: the alias is protected, and a confirmation or reason is missing.
     """
     check_alias(name)
     check_text("The reason", body.reason, limit=1000)
@@ -436,24 +447,36 @@ def move_alias(
 
 
 def roll_back_alias(session: Session, prompt: Prompt, name: str, body: AliasRollback) -> AliasView:
-    """Roll alias `name` back to its previous version, and log the move."""
+    """Roll alias `name` back to its previous version, and log the move.
+
+    Raises NotFound if there is no such alias, Conflict if it has no previous version, or is
+    protected and the rollback is not confirmed.
+    """
     moves = alias_moves(session, prompt, name)
     if not moves:
         raise NotFound(f"Prompt {prompt.name!r} has no alias {shortened(name)}.")
-    before = moves[0].from_number
+    before = moves[0].from_version
     if before is None:
         raise Conflict(f"Alias {name!r} of prompt {prompt.name!r} has no previous version.")
     move = body.model_dump() | {"reason": body.reason or "rollback"}
     return move_alias(session, prompt, name, AliasPut(version=before, **move))
 
 
-def alias_moves(session: Session, prompt: Prompt, name: str) -> Sequence[AliasMove]:
-    """The moves of alias `name`, newest first."""
-    return session.exec(
-        select(AliasMove)
-        .where(AliasMove.prompt_id == prompt.id, AliasMove.name == name)
-        .order_by(col(AliasMove.id).desc())
-    ).all()
+def alias_moves(session: Session, prompt: Prompt, name: str | None = None) -> list[AliasMoveView]:
+    """The moves of alias `name`, or of all aliases, newest first."""
+    query = (
+        select(AliasMove).where(AliasMove.prompt_id == prompt.id).order_by(col(AliasMove.id).desc())
+    )
+    if name is not None:
+        query = query.where(AliasMove.name == name)
+    return [
+        AliasMoveView(
+            from_version=move.from_number,
+            to_version=move.to_number,
+            **move.model_dump(include={"name", "reason", "author", "at"}),
+        )
+        for move in session.exec(query)
+    ]
 
 
 def diff(
@@ -461,8 +484,8 @@ def diff(
 ) -> VersionDiff:
     """The changed fields between the versions `before` and `after`.
 
-    `context`: so many equal lines are shown around a change in the rows; 0: only changes, None:
-    the whole field.
+    `context`: number of equal lines shown around a change; 0: only changes, None: the whole field.
+    Raises NotFound for an unknown version.
     """
     old = _by_number_or_alias(session, prompt, number=before)
     new = _by_number_or_alias(session, prompt, number=after)

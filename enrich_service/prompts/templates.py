@@ -1,13 +1,13 @@
 """Prompt templates: sandboxed Jinja2 with a bounded amount of work per rendering.
 
-What a template may contain is an allow-list of node types. It has no attribute access (except
-`loop`), no assignment, no macro, no inclusion; loops run over the given lists or a short range; a
-filter is used once in an expression, with constant options.
+Templates may contain the node types of an allow-list: no attribute access (except `loop`), no
+assignment, no macro, no inclusion. Loops iterate over the given lists or a short range; an
+expression uses a filter at most once, with constant options.
 
 Rendering runs on the event loop, so it has a work limit. Before a template is compiled, each
 expression in it is wrapped to count the size of its value, and each loop to count its iterations
-(`_WorkCounter`). The count depends on the template and its variables alone, never on the time, so
-the same template is always accepted or always refused.
+(`_WorkCounter`). The count depends on the template and its variables alone, not on the time taken,
+so the same template is always accepted or always rejected.
 """
 
 import json
@@ -25,17 +25,17 @@ from jinja2.visitor import NodeTransformer
 
 from enrich_service.core.errors import InvalidInput
 
-# What every template can use. Labels travel as data: write {{ label | tojson }}.
+# Variable → default, description. Quote labels, which are data: write {{ label | tojson }}.
 VARIABLES: Mapping[str, tuple[Any, str]] = {
     "label": ("", "name of the class"),
     "context": (None, "what kind of thing it is, e.g. 'a bird species'; may be none"),
     "labels": ((), "names of the labels that are most easily confused with it"),
     "texts": ((), "texts of the label to work on, such as to translate"),
-    "n": (1, "how many sentences or captions are asked for"),
+    "n": (1, "number of sentences or captions to write"),
     "language": ("English", "language of the answer"),
-    "problems": ((), "what was wrong with the answer before; empty at first"),
+    "problems": ((), "what was wrong with the previous answer; empty in the first request"),
 }
-# The filters, with the units of work that each takes for an item and for a character of its input.
+# Filter → units of work per item and per character of its input.
 _FILTER_WORK: Final[Mapping[str, tuple[int, int]]] = {
     **dict.fromkeys(("default", "first", "last", "length"), (0, 1)),
     **dict.fromkeys(("capitalize", "lower", "trim", "upper"), (0, 1)),
@@ -48,16 +48,16 @@ MAX_RANGE = 100
 MAX_NESTED_LOOPS = 2
 MAX_TEMPLATE = 20_000  # characters
 MAX_RENDERED = 200_000  # characters
-# Of the syntax tree. Compiling takes 0.3 ms a node, and the square of the depth.
+# Of the syntax tree. Compiling takes 0.3 ms a node, and quadratic time in the depth.
 MAX_NODES = 1000
 MAX_DEPTH = 25
-# Units of work in one rendering. Each is about 20 ns for what is slowest (sorting, loops); most are
-# faster. Prompts of real use take a few thousand.
+# Units of work in one rendering. A unit takes about 20 ns in the slowest operations (sorting,
+# loops), less in others. Real prompts take a few thousand units.
 MAX_WORK = 400_000
 _ITEM_WORK = 15
 _NODE_WORK = 30
 
-# Values to try a template with before it is stored: as large as they usually get.
+# Values for the trial rendering of a template before it is stored: as large as in usual runs.
 _SAMPLE: Final[Mapping[str, Any]] = {
     "label": "harlequin duck",
     "context": "a bird species",
@@ -67,7 +67,7 @@ _SAMPLE: Final[Mapping[str, Any]] = {
     "language": "English",
     "problems": tuple(f"problem {number}: the answer names the label" for number in range(5)),
 }
-_COUNTER: Final = "_work"  # its name in a rendering's context; no template can use it
+_COUNTER: Final = "_work"  # variable with the work counter; templates cannot access it
 
 _ALLOWED = (
     nodes.Template,
@@ -112,18 +112,18 @@ class Rendered:
 
 
 class _WorkCounter:
-    """Counts the work of one rendering, and ends it beyond MAX_WORK."""
+    """Counts the work of rendering the template `name`, and ends it beyond MAX_WORK."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.left = MAX_WORK
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.remaining = MAX_WORK
 
     def add(self, units: int) -> None:
-        """Count `units` of work. Raises InvalidInput when there are too many."""
-        self.left -= units
-        if self.left < 0:
+        """Count `units` of work. Raises InvalidInput beyond MAX_WORK."""
+        self.remaining -= units
+        if self.remaining < 0:
             raise InvalidInput(
-                f"The {self.what} template takes too much work to fill in: use fewer or shorter "
+                f"The {self.name} template takes too much work to render: use fewer or shorter "
                 "loops, lists and filters"
             )
 
@@ -144,7 +144,7 @@ def _counted(
     per_item: int = 0,
     per_character: int = 1,
 ) -> Any:  # noqa: ANN401
-    """`value` with its size counted; an iterator becomes a list."""
+    """Count the size of `value` as work, and return it; an iterator becomes a list."""
     if isinstance(value, Iterator):
         value = list(value)
     items = len(value) if isinstance(value, str | list | tuple | range) else 1
@@ -155,7 +155,7 @@ def _counted(
 
 @pass_context
 def _iterated(context: Context, values: Iterable[Any], weight: int) -> Iterator[Any]:
-    """The items of `values`; each counts as `weight` units of work."""
+    """Yield the items of `values`, counting `weight` units of work for each."""
     counter = context.parent[_COUNTER]
     for value in values:
         counter.add(weight)
@@ -186,9 +186,9 @@ class _CountWork(NodeTransformer):
     def visit_Filter(self, node: nodes.Filter) -> nodes.Expr:
         assert node.node is not None
         options = [*node.args, *(pair.value for pair in node.kwargs)]
-        longer = 1 + sum(len(str(o.value)) for o in options if isinstance(o, nodes.Const))
+        factor = 1 + sum(len(str(o.value)) for o in options if isinstance(o, nodes.Const))
         self.generic_visit(node)
-        weights = (longer * weight for weight in _FILTER_WORK[node.name])
+        weights = (factor * weight for weight in _FILTER_WORK[node.name])
         node.node = _call("_counted", node.node, *weights)
         return _call("_counted", node)
 
@@ -201,7 +201,7 @@ class _CountWork(NodeTransformer):
 
 
 def _weight(node: nodes.Node) -> int:
-    """The work of evaluating a node once, without its loops and the sizes of its variables."""
+    """Units of work to evaluate a node once, without its loops and the sizes of its variables."""
     own = _NODE_WORK
     if isinstance(node, nodes.TemplateData):
         own += len(node.data)
@@ -221,7 +221,7 @@ def _call(name: str, value: nodes.Node, *options: int) -> nodes.Filter:
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,
-        optimized=False,  # it takes the square of the depth, and finds little to do
+        optimized=False,  # takes quadratic time in the depth, and gains little
         autoescape=False,  # the reader is a language model, not a browser
         trim_blocks=True,
         lstrip_blocks=True,
@@ -236,35 +236,35 @@ def _environment() -> ImmutableSandboxedEnvironment:
 ENVIRONMENT = _environment()
 
 
-def check_template(what: str, source: str) -> None:
+def check_template(name: str, source: str) -> None:
     """Raise InvalidInput unless `source` is an allowed template of known variables.
 
-    It is rendered once with sample values, so that a template that exceeds the work limit is
-    refused here.
+    The template is rendered once with sample values, so that one that exceeds the work limit is
+    rejected before it is stored. `name`: what the messages call it, "system" or "user".
     """
     if len(source) > MAX_TEMPLATE:
         raise InvalidInput(
-            f"The {what} template has {len(source)} characters; at most {MAX_TEMPLATE} are allowed"
+            f"The {name} template has {len(source)} characters; at most {MAX_TEMPLATE} are allowed"
         )
     try:
         tree = ENVIRONMENT.parse(source)
-        _check_size(what, tree)
-        _check_node(what, tree, loops=0, filters=frozenset())
+        _check_size(name, tree)
+        _check_node(name, tree, loops=0, filters=frozenset())
         unknown = meta.find_undeclared_variables(tree) - VARIABLES.keys()
     except TemplateSyntaxError as error:
-        raise InvalidInput(f"The {what} template, line {error.lineno}: {error.message}") from error
+        raise InvalidInput(f"The {name} template, line {error.lineno}: {error.message}") from error
     except (TemplateError, RecursionError, ValueError) as error:
-        raise InvalidInput(f"The {what} template cannot be read: {error}") from error
+        raise InvalidInput(f"The {name} template cannot be parsed: {error}") from error
     if unknown:
         raise InvalidInput(
-            f"The {what} template uses the unknown variable {min(unknown)!r}; "
-            f"there are {', '.join(VARIABLES)}"
+            f"The {name} template uses the unknown variable {min(unknown)!r}; "
+            f"the variables are {', '.join(VARIABLES)}"
         )
-    with suppress(TemplateError, TypeError, ValueError):  # other values may fit
-        _filled(what, source, _SAMPLE)
+    with suppress(TemplateError, TypeError, ValueError):  # may work with other values
+        _generate(name, source, _SAMPLE)
 
 
-def _check_size(what: str, tree: nodes.Template) -> None:
+def _check_size(name: str, tree: nodes.Template) -> None:
     level: list[nodes.Node] = [tree]
     count = depth = 0
     while level:
@@ -272,36 +272,36 @@ def _check_size(what: str, tree: nodes.Template) -> None:
         depth += 1
         if count > MAX_NODES:
             raise InvalidInput(
-                f"The {what} template has more than {MAX_NODES} parts: use fewer expressions, list "
+                f"The {name} template has more than {MAX_NODES} parts: use fewer expressions, list "
                 "items and blocks"
             )
         if depth > MAX_DEPTH:
             raise InvalidInput(
-                f"The {what} template, line {level[0].lineno}: nested more than {MAX_DEPTH} deep "
+                f"The {name} template, line {level[0].lineno}: nested more than {MAX_DEPTH} deep "
                 "(a + b + c counts too: write a ~ b ~ c)"
             )
         level = [child for node in level for child in node.iter_child_nodes()]
 
 
-def _check_node(what: str, node: nodes.Node, *, loops: int, filters: frozenset[str]) -> None:
+def _check_node(name: str, node: nodes.Node, *, loops: int, filters: frozenset[str]) -> None:
     """Raise InvalidInput where `node` or a part of it is not allowed.
 
-    `loops`: how many loops are around it; `filters`: those applied to its value already.
+    `loops`: number of enclosing loops; `filters`: the filters already applied to its value.
     """
     if reason := _fault(node, loops, filters):
-        raise InvalidInput(f"The {what} template, line {node.lineno}: {reason}")
+        raise InvalidInput(f"The {name} template, line {node.lineno}: {reason}")
     if isinstance(node, nodes.Getattr):
         return
     if isinstance(node, nodes.Filter):
         if node.node is not None:
-            _check_node(what, node.node, loops=loops, filters=filters | {node.name})
+            _check_node(name, node.node, loops=loops, filters=filters | {node.name})
         return
     for child in node.iter_child_nodes():
-        _check_node(what, child, loops=loops + isinstance(node, nodes.For), filters=filters)
+        _check_node(name, child, loops=loops + isinstance(node, nodes.For), filters=filters)
 
 
 def _fault(node: nodes.Node, loops: int, filters: frozenset[str]) -> str | None:
-    """Why a node is not allowed, without its parts; None if it is allowed."""
+    """The reason why a node itself, without its children, is not allowed; None if it is."""
     if not isinstance(node, _ALLOWED):
         return f"{type(node).__name__} is not allowed in a prompt"
     if isinstance(node, nodes.Name) and node.name in ("loop", "self"):
@@ -319,7 +319,7 @@ def _fault(node: nodes.Node, loops: int, filters: frozenset[str]) -> str | None:
 
 def _filter_fault(node: nodes.Filter, filters: frozenset[str]) -> str | None:
     if node.name not in FILTERS:
-        return f"there is no filter {node.name!r}; there are {', '.join(sorted(FILTERS))}"
+        return f"there is no filter {node.name!r}; the filters are {', '.join(sorted(FILTERS))}"
     if node.name in filters:
         return f"the filter {node.name!r} is used twice in one expression"
     options = [*node.args, *(pair.value for pair in node.kwargs)]
@@ -331,14 +331,14 @@ def _filter_fault(node: nodes.Filter, filters: frozenset[str]) -> str | None:
 
 def _loop_fault(node: nodes.For, loops: int) -> str | None:
     if loops >= MAX_NESTED_LOOPS:
-        return f"loops may be nested {MAX_NESTED_LOOPS} deep"
+        return f"loops may be nested at most {MAX_NESTED_LOOPS} deep"
     if node.recursive:
         return "a recursive loop is not allowed in a prompt"
     iterated = node.iter
     while isinstance(iterated, nodes.Filter) and iterated.node is not None:
         iterated = iterated.node
     if not isinstance(iterated, nodes.Name | nodes.List | nodes.Tuple | nodes.Call):
-        return "a loop runs over a variable, a list or range(N)"
+        return "a loop must iterate over a variable, a list or range(N)"
     return None
 
 
@@ -363,16 +363,17 @@ def variables_of(templates: Templates) -> frozenset[str]:
 
 
 def render(templates: Templates, variables: Mapping[str, Any]) -> Rendered:
-    """The messages of a prompt version for `variables` (see VARIABLES; the rest is filled in).
+    """The messages of a prompt version for `variables`; missing ones get the default of VARIABLES.
 
-    Raises InvalidInput for a variable that no template can know, or a text that grows too long.
+    Raises InvalidInput for an unknown variable, a template that fails, or a message that takes too
+    much work or grows too long.
     """
     if unknown := variables.keys() - VARIABLES.keys():
         raise InvalidInput(f"There is no template variable {min(unknown)!r}")
-    filled = {name: default for name, (default, _) in VARIABLES.items()} | dict(variables)
+    values = {name: default for name, (default, _) in VARIABLES.items()} | dict(variables)
     return Rendered(
-        system=_rendered("system", templates.system, filled),
-        user=_rendered("user", templates.user, filled),
+        system=_rendered("system", templates.system, values),
+        user=_rendered("user", templates.user, values),
     )
 
 
@@ -382,20 +383,20 @@ def _compiled(source: str) -> Template:
     return ENVIRONMENT.from_string(_CountWork().visit(ENVIRONMENT.parse(source)))
 
 
-def _rendered(what: str, source: str, variables: Mapping[str, Any]) -> str:
+def _rendered(name: str, source: str, variables: Mapping[str, Any]) -> str:
     try:
-        return _filled(what, source, variables)
+        return _generate(name, source, variables)
     except (TemplateError, TypeError, ValueError) as error:
-        raise InvalidInput(f"The {what} template cannot be filled in: {error}") from error
+        raise InvalidInput(f"The {name} template cannot be rendered: {error}") from error
 
 
-def _filled(what: str, source: str, variables: Mapping[str, Any]) -> str:
-    """Raises InvalidInput for too much text or work, else whatever the template raises."""
+def _generate(name: str, source: str, variables: Mapping[str, Any]) -> str:
+    """The message. Raises InvalidInput if it takes too much work or is too long; Jinja's errors."""
     parts: list[str] = []
     size = 0
-    for part in _compiled(source).generate({**variables, _COUNTER: _WorkCounter(what)}):
+    for part in _compiled(source).generate({**variables, _COUNTER: _WorkCounter(name)}):
         size += len(part)
         if size > MAX_RENDERED:
-            raise InvalidInput(f"The {what} message grows beyond {MAX_RENDERED} characters")
+            raise InvalidInput(f"The {name} message grows beyond {MAX_RENDERED} characters")
         parts.append(part)
     return "".join(parts).strip()

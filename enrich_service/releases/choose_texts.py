@@ -1,15 +1,15 @@
-"""The text of each label for a release.
+"""Choosing the text of each label for a release.
 
-The text of a label, for each requested field, is the first of:
+For each label and requested field, the first existing text is chosen from:
 1. the text that a person locked;
 2. the newest text that a person wrote for it, or that was imported as an edit of another;
 3. the newest accepted text of the requested prompt version (for sentences, captions and
    look-alikes: the union of the samples, in order);
 4. the newest imported text.
-Texts rejected by a person are never used, and with `approved_only` only approved ones are.
+Texts rejected by a person are never used; with `approved_only`, only approved texts are.
 Texts of different languages are not mixed: a label gets the text of the first requested language
-that has one. If none is requested and the texts are in several languages, it is an error.
-A generation matches a label by id, or, if it belongs to no or another label set, by the label's
+in which it has one. If no language is requested, texts in several languages are an error.
+A generation matches a label by id, or, if it belongs to no label set or another one, by the label's
 name and context, so that texts are reused across label sets.
 """
 
@@ -44,7 +44,7 @@ from enrich_service.releases.schemas import (
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """A resolved source of a release; without a `version`, only people's and imported texts."""
+    """A source of a release; without a `version`, only texts of people and imported texts."""
 
     kind: str
     prompt: Prompt | None = None
@@ -53,15 +53,18 @@ class ResolvedSource:
 
 
 def resolve_sources(session: Session, sources: Sequence[ReleaseSource]) -> list[ResolvedSource]:
-    """Look up the prompt versions of `sources`; without any, people's and imported texts."""
+    """Look up the prompt versions of `sources`. Default: texts of people and imports, of all kinds.
+
+    Raises NotFound for an unknown prompt or version, InvalidInput for a prompt for image captions.
+    """
     if not sources:
         return [ResolvedSource(kind) for kind in RELEASED_KINDS]
     resolved = [_resolve(session, source) for source in sources]
     for source in resolved:
         if source.prompt and source.kind not in RELEASED_KINDS:
             raise InvalidInput(
-                f"sources: {source.prompt.name!r} writes captions of images, which no release "
-                "holds: `enrich export captions` writes them to a file for training"
+                f"sources: {source.prompt.name!r} writes captions of images, which releases do "
+                "not contain: write them to a file with `enrich export captions`"
             )
     return resolved
 
@@ -81,36 +84,39 @@ def choose_texts(
     languages: Sequence[str],
     approved_only: bool,
 ) -> Choice:
-    """Choose a text per label and field: that of the first source and language that has one."""
+    """Choose a text per label and field, from the first source and language that has one.
+
+    Raises Conflict if no language is requested and the texts are in several.
+    """
     choice = Choice(defaultdict(dict), {})
-    found_languages: dict[str, str] = {}  # compared without case, shown as written
+    all_languages: dict[str, str] = {}  # case-folded → as written
     for source in sources:
         candidates = _candidates(session, label_set, source, approved_only=approved_only)
-        found_languages |= {row.language.casefold(): row.language for row in candidates}
+        all_languages |= {row.language.casefold(): row.language for row in candidates}
         for chosen in _by_language(source.kind, candidates, languages):
             for label_id, (value, text_sources) in chosen.items():
                 if source.kind not in choice.texts[label_id]:
                     choice.texts[label_id][source.kind] = value
                     choice.sources[label_id, source.kind] = text_sources
-    if not languages and len(found_languages) > 1:
-        names = sorted(found_languages.values())
+    if not languages and len(all_languages) > 1:
+        names = sorted(all_languages.values())
         raise Conflict(
-            f"The texts are in several languages ({', '.join(names)}): name "
-            f'the one to take, e.g. "languages": ["{names[0]}"], or --language.'
+            f"The texts are in several languages ({', '.join(names)}): choose "
+            f'one, e.g. "languages": ["{names[0]}"], or --language.'
         )
     return choice
 
 
-def parse_source(given: str, model: str | None = None) -> ReleaseSource:
+def parse_source(text: str, model: str | None = None) -> ReleaseSource:
     """Parse `PROMPT@VERSION` or `PROMPT@ALIAS`. Raises InvalidInput."""
-    prompt, at, which = given.rpartition("@")
-    if not (prompt and at and which):
+    prompt, at, version = text.rpartition("@")
+    if not (prompt and at and version):
         raise InvalidInput(
-            f"{shortened(given)} is not a source: write PROMPT@VERSION or PROMPT@ALIAS"
+            f"{shortened(text)} is not a source: write PROMPT@VERSION or PROMPT@ALIAS"
         )
-    if which.isdecimal() and len(which) < 10 and int(which) > 0:
-        return ReleaseSource(prompt=prompt, version=int(which), model=model)
-    return ReleaseSource(prompt=prompt, alias=which, model=model)
+    if version.isdecimal() and len(version) < 10 and int(version) > 0:
+        return ReleaseSource(prompt=prompt, version=int(version), model=model)
+    return ReleaseSource(prompt=prompt, alias=version, model=model)
 
 
 def _resolve(session: Session, source: ReleaseSource) -> ResolvedSource:
@@ -121,11 +127,11 @@ def _resolve(session: Session, source: ReleaseSource) -> ResolvedSource:
     return ResolvedSource(prompt.kind, prompt, version, source.model)
 
 
-# The columns that a release needs of a generation, without the raw reply.
+# The columns of a generation that a release needs; the raw reply would be slow to load.
 _COLUMNS: tuple[ColumnElement[Any], ...] = (
-    col(Label.id).label("for_label"),
+    col(Label.id).label("label_id"),
     col(Label.key).label("key"),
-    col(Generation.label_id).label("of_label"),
+    col(Generation.label_id).label("generation_label_id"),
     col(Generation.id).label("id"),
     col(Generation.source).label("source"),
     col(Generation.parsed).label("parsed"),
@@ -151,19 +157,19 @@ def _candidates(
     approved_only: bool,
     only: Sequence[int] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Accepted generations for the labels of `label_set` (or `only` those), the oldest first."""
+    """Accepted generations for labels of `label_set`, if given with ids in `only`, oldest first."""
     human = and_(
         or_(col(Generation.source).in_(HUMAN_SOURCES), reviews.LOCKED),
         col(Generation.kind) == source.kind,
-        # A person's text for a label of another set is not used.
+        # Texts of people for a label of another set are not used.
         or_(col(Generation.label_id) == col(Label.id), col(Generation.label_id).is_(None)),
     )
-    of_version = and_(
+    from_version = and_(
         col(Generation.source).not_in(HUMAN_SOURCES),
         col(Generation.prompt_version_id) == (source.version.id if source.version else None),
     )
     if source.model is not None:
-        of_version = and_(of_version, col(Generation.requested_model) == source.model)
+        from_version = and_(from_version, col(Generation.requested_model) == source.model)
     query = (
         sa.select(*_COLUMNS)
         .select_from(Label)
@@ -173,7 +179,7 @@ def _candidates(
         .where(
             col(Label.label_set_id) == label_set.id,
             col(Generation.status) == GenerationStatus.ACCEPTED,
-            or_(human, of_version) if source.version else human,
+            or_(human, from_version) if source.version else human,
             ~reviews.REJECTED,
         )
         .order_by(col(Generation.id))
@@ -200,12 +206,11 @@ def current(
 def _by_language(
     kind: str, candidates: Sequence[Row[Any]], languages: Sequence[str]
 ) -> Iterable[dict[int, tuple[Any, list[TextSource]]]]:
-    """The chosen texts in each of `languages` in turn; without any, of all candidates."""
+    """The chosen texts in each of `languages` in turn; without languages, of all candidates."""
     if not languages:
         yield _choose(kind, candidates)
-    for wanted in languages:
-        spoken = wanted.casefold()
-        yield _choose(kind, [row for row in candidates if row.language.casefold() == spoken])
+    for language in map(str.casefold, languages):
+        yield _choose(kind, [row for row in candidates if row.language.casefold() == language])
 
 
 def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, list[TextSource]]]:
@@ -215,18 +220,18 @@ def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, l
     imports: dict[int, Row[Any]] = {}
     samples: dict[int, dict[int, Row[Any]]] = defaultdict(dict)
     for row in candidates:
-        if row.locked and row.of_label in (None, row.for_label):
-            locked[row.for_label] = row
+        if row.locked and row.generation_label_id in (None, row.label_id):
+            locked[row.label_id] = row
         elif row.source == GenerationSource.PERSON or (
             row.source == GenerationSource.IMPORT and row.parent_id is not None
         ):
-            edits[row.for_label] = row
+            edits[row.label_id] = row
         elif row.source == GenerationSource.IMPORT:
-            imports[row.for_label] = row
+            imports[row.label_id] = row
         else:
-            # Removed first, so that the newest one comes last.
-            samples[row.for_label].pop(row.sample_index, None)
-            samples[row.for_label][row.sample_index] = row
+            # Removed first, so that the newest sample is the last item.
+            samples[row.label_id].pop(row.sample_index, None)
+            samples[row.label_id][row.sample_index] = row
     chosen: dict[int, tuple[Any, list[TextSource]]] = {}
     for label_id in locked.keys() | edits.keys() | samples.keys() | imports.keys():
         if label_id in locked:
@@ -241,17 +246,17 @@ def _choose(kind: str, candidates: Iterable[Row[Any]]) -> dict[int, tuple[Any, l
             rows = [list(samples[label_id].values())[-1]]
         value = _field_value(kind, [row.parsed or {} for row in rows])
         if value:
-            chosen[label_id] = (value, [_cited(kind, row) for row in rows])
+            chosen[label_id] = (value, [_text_source(kind, row) for row in rows])
     return chosen
 
 
 def _field_value(kind: str, parsed: Sequence[dict[str, Any]]) -> Any:  # noqa: ANN401 - by kind
-    """The release field of `kind` from parsed answers; empty if they are empty."""
+    """The value of the release field `kind` from parsed answers; empty without texts."""
     if kind == PromptKind.DESCRIPTION:
         return str(parsed[0].get("description") or "").strip()
     if kind == PromptKind.ATTRIBUTES:
-        found = {name: _texts(value) for name, value in parsed[0].items()}
-        return {name: values for name, values in found.items() if values}
+        attributes = {name: _texts(value) for name, value in parsed[0].items()}
+        return {name: values for name, values in attributes.items() if values}
     texts = [text for answer in parsed for text in _texts(answer.get(kind))]
     return tuple(dict.fromkeys(texts))
 
@@ -261,7 +266,7 @@ def _texts(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - any JSON
     return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
 
 
-def _cited(field: str, row: Row[Any]) -> TextSource:
+def _text_source(field: str, row: Row[Any]) -> TextSource:
     return TextSource(
         key=row.key,
         field=field,

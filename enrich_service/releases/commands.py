@@ -19,8 +19,8 @@ from enrich_service.releases import service, translations
 from enrich_service.releases.choose_texts import parse_source
 from enrich_service.releases.schemas import ReleaseCreate, TranslationCreate
 from enrich_service.runs import estimate as estimates
-from enrich_service.runs import service as enrichment
-from enrich_service.runs.commands import Alias, Model, Version, carry_out
+from enrich_service.runs import service as run_service
+from enrich_service.runs.commands import Alias, Model, Version, start_or_estimate
 from enrich_service.runs.schemas import RunEstimate
 
 app = typer.Typer(no_args_is_help=True, help="Releases: immutable texts for every label.")
@@ -32,7 +32,7 @@ def create(
     name: str,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; repeat to fill several fields."),
+        typer.Option(help="PROMPT@VERSION or PROMPT@ALIAS; repeat for several fields."),
     ] = None,
     language: Annotated[
         list[str] | None,
@@ -104,12 +104,12 @@ def translate(
     )
 
     def begin(session: Session, source: GenerationSource) -> Run | RunEstimate:
-        release_id = service.named(session, release)
+        release_id = service.id_of(session, release)
         plan = translations.prepare(session, release_id, body, settings, source)
-        make = estimates.estimate if estimate else enrichment.create_run
-        return make(session, plan.body, plan.plan, settings.prices, texts=plan.texts)
+        create = estimates.estimate if estimate else run_service.create_run
+        return create(session, plan.body, plan.plan, settings.prices, texts=plan.texts)
 
-    carry_out(settings, begin, estimate=estimate, json=json)
+    start_or_estimate(settings, begin, estimate=estimate, json=json)
 
 
 @app.command("list")
@@ -126,6 +126,6 @@ def list_(
 def diff(before: str, after: str, json: Json = False) -> None:
     """Show labels whose texts differ between two releases (names or ids)."""
     with read_session() as session:
-        old, new = service.named(session, before), service.named(session, after)
+        old, new = service.id_of(session, before), service.id_of(session, after)
         changes = service.diff(session, old, new)
     show(changes if json else changes.changed, json=json)

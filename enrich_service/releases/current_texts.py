@@ -1,6 +1,7 @@
 """The labels of a label set with their current text and state.
 
-The current text is the one that a release would take from one prompt version (see `choose_texts`).
+The current text is the text that a release from one prompt version would contain (see
+`choose_texts`).
 """
 
 from collections import defaultdict
@@ -29,7 +30,7 @@ from enrich_service.releases.schemas import ReleaseSource
 
 
 class TextState(StrEnum):
-    """State of a label's text. The last three are filters; rows have them as separate fields."""
+    """State of a label's text. The last three are only filters; rows have a field for each."""
 
     MISSING = "missing"  # no answer yet
     ACCEPTED = "accepted"
@@ -42,21 +43,21 @@ class TextState(StrEnum):
 
 @dataclass(frozen=True)
 class LabelText:
-    """One row of the table."""
+    """A label with its current text."""
 
     label: Label
     state: TextState
     text: str | None  # on one line
-    generation_id: int | None  # source of the text, or the last rejected one
+    generation_id: int | None  # source of the text; without a text, the last rejected generation
     flags: tuple[str, ...]
     problems: tuple[str, ...]  # why there is no text
-    edits: int  # texts that people wrote
+    edits: int  # number of texts written by people
     approved: bool | None = None  # None: not reviewed
     locked: bool = False
 
 
 def _named_in(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Labels whose name occurs in the matching generations: narrows the search early."""
+    """Labels whose name occurs in the matching generations; makes the query fast."""
     return col(Label.name).in_(sa.select(col(Generation.label_name)).where(*conditions))
 
 
@@ -107,9 +108,9 @@ def _in_state(state: TextState, version: PromptVersion, kind: str) -> ColumnElem
         case TextState.FLAGGED:
             return _exists(_accepted(version), func.json_array_length(Generation.flags) > 0)
         case TextState.APPROVED | TextState.LOCKED:
-            said = reviews.LOCKED if state is TextState.LOCKED else reviews.APPROVED
+            reviewed_as = reviews.LOCKED if state is TextState.LOCKED else reviews.APPROVED
             reviewed = _named_in(col(Generation.id).in_(sa.select(col(TextReview.generation_id))))
-            return and_(reviewed, _exists(or_(_accepted(version), _human(kind)), said))
+            return and_(reviewed, _exists(or_(_accepted(version), _human(kind)), reviewed_as))
         case TextState.ACCEPTED:
             return and_(_exists(_accepted(version)), ~_has_human(kind, _EDIT))
         case TextState.REJECTED:
@@ -128,28 +129,28 @@ def page(
     limit: int | None = 50,
     offset: int = 0,
 ) -> tuple[list[LabelText], int]:
-    """One page of the matching labels, in order, and their total number.
+    """One page of the matching labels, in order, and the total number of matches.
 
-    `search` looks in names and keys.
+    `search`: part of the name or key.
     """
     prompt = session.get_one(Prompt, version.prompt_id)
-    wanted = [col(Label.label_set_id) == label_set.id]
+    conditions = [col(Label.label_set_id) == label_set.id]
     if search:
-        wanted.append(
+        conditions.append(
             col(Label.name).icontains(search, autoescape=True)
             | col(Label.key).icontains(search, autoescape=True)
         )
     if state is not None:
-        wanted.append(_in_state(state, version, prompt.kind))
-    total = session.exec(select(func.count()).select_from(Label).where(*wanted)).one()
+        conditions.append(_in_state(state, version, prompt.kind))
+    total = session.exec(select(func.count()).select_from(Label).where(*conditions)).one()
     labels = session.exec(
-        select(Label).where(*wanted).order_by(col(Label.position)).limit(limit).offset(offset)
+        select(Label).where(*conditions).order_by(col(Label.position)).limit(limit).offset(offset)
     ).all()
     return _with_texts(session, label_set, labels, prompt, version), total
 
 
 def row(session: Session, label_set: LabelSet, label: Label, version: PromptVersion) -> LabelText:
-    """The row of one label."""
+    """One label with its current text."""
     prompt = session.get_one(Prompt, version.prompt_id)
     return _with_texts(session, label_set, [label], prompt, version)[0]
 
@@ -163,19 +164,25 @@ def _with_texts(
 ) -> list[LabelText]:
     ids = [label.id or 0 for label in labels]
     source = ReleaseSource(prompt=prompt.name, version=version.number)
-    found: dict[int, tuple[Any, list[Any]]] = {}
-    known: dict[int, list[sa.Row[Any]]] = defaultdict(list)
+    chosen: dict[int, tuple[Any, list[Any]]] = {}
+    generations: dict[int, list[sa.Row[Any]]] = defaultdict(list)
     for start in range(0, len(ids), 500):
-        part = ids[start : start + 500]
-        found |= current(session, label_set, source, part)
-        for row in _generations(session, part, version, prompt.kind):
-            known[row.label].append(row)
-    used = [source.generation_id for _, sources in found.values() for source in sources]
-    said: dict[int | None, tuple[bool | None, bool]] = {}
+        chunk = ids[start : start + 500]
+        chosen |= current(session, label_set, source, chunk)
+        for row in _generations(session, chunk, version, prompt.kind):
+            generations[row.label].append(row)
+    used = [source.generation_id for _, sources in chosen.values() for source in sources]
+    states: dict[int | None, tuple[bool | None, bool]] = {}
     for start in range(0, len(used), 500):
-        said |= reviews.states(session, used[start : start + 500])
+        states |= reviews.states(session, used[start : start + 500])
     return [
-        _row(label, prompt.kind, found.get(label.id or 0), known.get(label.id or 0, ()), said)
+        _row(
+            label,
+            prompt.kind,
+            chosen.get(label.id or 0),
+            generations.get(label.id or 0, ()),
+            states,
+        )
         for label in labels
     ]
 
@@ -183,7 +190,7 @@ def _with_texts(
 def _generations(
     session: Session, ids: Sequence[int], version: PromptVersion, kind: str
 ) -> Sequence[sa.Row[Any]]:
-    """The generations of these labels without large columns, oldest first."""
+    """The generations of the labels with these ids, without large columns, oldest first."""
     columns: tuple[Any, ...] = (
         col(Label.id).label("label"),
         col(Generation.id).label("id"),
@@ -209,15 +216,15 @@ def _row(
     label: Label,
     kind: str,
     chosen: tuple[Any, list[Any]] | None,
-    known: Sequence[sa.Row[Any]],
-    said: Mapping[int | None, tuple[bool | None, bool]],
+    generations: Sequence[sa.Row[Any]],
+    states: Mapping[int | None, tuple[bool | None, bool]],
 ) -> LabelText:
-    edits = sum(row.source == GenerationSource.PERSON for row in known)
+    edits = sum(row.source == GenerationSource.PERSON for row in generations)
     if chosen is None:
-        last = known[-1] if known else None
-        # An accepted text that is not chosen was rejected by a person.
-        usable = (GenerationStatus.REJECTED, GenerationStatus.ACCEPTED)
-        rejected = any(row.status in usable for row in known)
+        last = generations[-1] if generations else None
+        # An accepted generation that is not chosen was rejected by a person.
+        answered = (GenerationStatus.REJECTED, GenerationStatus.ACCEPTED)
+        rejected = any(row.status in answered for row in generations)
         return LabelText(
             label=label,
             state=TextState.REJECTED if rejected else TextState.MISSING,
@@ -236,15 +243,15 @@ def _row(
         else TextState.ACCEPTED,
         text=_line(kind, value),
         generation_id=sources[0].generation_id,
-        flags=tuple(flag for row in known if row.id in used for flag in row.flags),
+        flags=tuple(flag for row in generations if row.id in used for flag in row.flags),
         problems=(),
         edits=edits,
-        approved=said[sources[0].generation_id][0],
-        locked=said[sources[0].generation_id][1],
+        approved=states[sources[0].generation_id][0],
+        locked=states[sources[0].generation_id][1],
     )
 
 
-def _line(kind: str, value: Any) -> str | None:  # noqa: ANN401 - by kind, as a release has it
+def _line(kind: str, value: Any) -> str | None:  # noqa: ANN401 - a release field
     parsed: Mapping[str, Any] = value if isinstance(value, dict) else {kind: value}
     parsed = {name: list(v) if isinstance(v, tuple) else v for name, v in parsed.items()}
     return line_of(kind, parsed)

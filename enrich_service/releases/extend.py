@@ -22,7 +22,7 @@ from enrich_service.core.terminal.console import (
     load_settings,
     request,
     show,
-    working,
+    spinner,
 )
 from enrich_service.core.text import shortened
 from enrich_service.generations.models import GenerationStatus
@@ -38,10 +38,10 @@ from enrich_service.runs.schemas import Described, DescribeRequest
 
 @dataclass(frozen=True)
 class _Plan:
-    """The requests for the new labels, and the release to create."""
+    """The new labels, the prompt versions that describe them, and the name of the new release."""
 
     labels: list[LabelIn]
-    versions: list[tuple[str, int]]  # prompt and number of its version
+    versions: list[tuple[str, int]]  # prompt name, version number
     release: str
 
 
@@ -49,7 +49,8 @@ def extend(
     label_set: str,
     names: Annotated[list[str], typer.Argument(help="Names of the new classes.")],
     context: Annotated[
-        str | None, typer.Option(help="Default: the context that most labels of the set have.")
+        str | None,
+        typer.Option(help="Context of the new labels. Default: the most common in the set."),
     ] = None,
     release: Annotated[
         str | None, typer.Option(help="Name of the new release. Default: the next number.")
@@ -62,8 +63,8 @@ def extend(
     with database(settings) as engine:
         with reading(engine) as session:
             plan = _plan(session, label_set, names, context, release)
-        with working("Asking"):
-            asyncio.run(_ask(engine, settings, plan))
+        with spinner("Waiting for the language model"):
+            asyncio.run(_describe(engine, settings, plan))
         body = request(
             ReleaseCreate,
             label_set=label_set,
@@ -99,13 +100,13 @@ def _plan(
     )
     if not versions:
         raise Conflict(
-            f"The texts of release {newest[0].name!r} are from no prompt: describe the new classes "
-            "in a label set of their own."
+            f"The texts of release {newest[0].name!r} are not from a prompt: put the new classes "
+            "into another label set."
         )
     known = label_service.lines_of(session, label_set)
-    taken = {label.name.casefold() for label in known}
-    if again := next((name for name in names if name.strip().casefold() in taken), None):
-        raise Conflict(f"Label set {name!r} has a label {shortened(again)} already.")
+    known_names = {label.name.casefold() for label in known}
+    if duplicate := next((name for name in names if name.strip().casefold() in known_names), None):
+        raise Conflict(f"Label set {name!r} already has a label {shortened(duplicate)}.")
     contexts = Counter(label.context for label in known)
     context = context or contexts.most_common(1)[0][0]
     return _Plan(
@@ -116,7 +117,7 @@ def _plan(
 
 
 def _next_name(session: Session, name: str) -> str:
-    """The first unused name that ends in a higher number."""
+    """`name` with the next higher number at its end that is not in use."""
     stem, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
     stem, count = (stem, int(number)) if number else (f"{name}-", 1)
     taken = set(session.exec(select(ReleaseRow.name)))
@@ -125,9 +126,10 @@ def _next_name(session: Session, name: str) -> str:
     return f"{stem}{count + 1}"
 
 
-async def _ask(engine: Engine, settings: Settings, plan: _Plan) -> None:
-    """Describe the labels with each prompt version; raises for the first without an accepted
-    answer.
+async def _describe(engine: Engine, settings: Settings, plan: _Plan) -> None:
+    """Describe the labels with each prompt version.
+
+    Raises InvalidInput for the first label without an accepted answer.
     """
     async with open_enricher(engine, settings) as enricher:
         for prompt, number in plan.versions:
@@ -137,20 +139,21 @@ async def _ask(engine: Engine, settings: Settings, plan: _Plan) -> None:
                 prompt=prompt,
                 version=number,
             )
-            for found in await describe(enricher, body):
-                _require_accepted(found)
+            for described in await describe(enricher, body):
+                _require_accepted(described)
 
 
-def _require_accepted(found: Described) -> None:
-    if found.status is not GenerationStatus.ACCEPTED:
+def _require_accepted(described: Described) -> None:
+    if described.status is not GenerationStatus.ACCEPTED:
         raise InvalidInput(
-            f"{found.label!r} has no good text by {found.prompt} ({'; '.join(found.problems)}): "
-            "nothing was added; try again, or correct it with `enrich texts`"
+            f"{described.label!r} has no accepted text of {described.prompt} "
+            f"({'; '.join(described.problems)}): nothing was added; try again, or write a text "
+            "with `enrich texts`"
         )
 
 
 def _store(session: Session, plan: _Plan, body: ReleaseCreate) -> ReleaseView:
-    """Add the labels and create the release: both or neither."""
+    """Add the labels and create the release, in one transaction."""
     label_service.extend(session, label_service.get(session, body.label_set), plan.labels)
     row, _ = service.create(session, body)
     return service.view(session, row)

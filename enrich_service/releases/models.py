@@ -1,4 +1,4 @@
-"""The table of releases, stored as the bytes that are served."""
+"""The table of releases, which are stored as the bytes that are served."""
 
 from datetime import datetime
 

@@ -23,14 +23,16 @@ from enrich_service.runs.schemas import RunView
 
 router = APIRouter(prefix="/v1/releases", tags=["releases"])
 
-_SAME: dict[int | str, dict[str, Any]] = {
+_EXISTING: dict[int | str, dict[str, Any]] = {
     200: {"description": "A release with this name and these texts exists", "model": ReleaseView}
 }
 
 
-@router.post("", status_code=201, summary="Create a release", responses=problems(404, 409) | _SAME)
+@router.post(
+    "", status_code=201, summary="Create a release", responses=problems(404, 409) | _EXISTING
+)
 def create_release(body: ReleaseCreate, session: WriteSession, response: Response) -> ReleaseView:
-    """Create a release: one text for every label and kind. Texts of people are preferred.
+    """Create a release: one text for every label and kind. Texts written by people are preferred.
 
     Returns the existing release with 200 if its name and texts are the same.
     """
@@ -43,7 +45,7 @@ def create_release(body: ReleaseCreate, session: WriteSession, response: Respons
     "/import",
     status_code=201,
     summary="Import a release",
-    responses=problems(409, 413) | _SAME,
+    responses=problems(409, 413) | _EXISTING,
 )
 def import_release(
     body: Annotated[Release, Body(examples=[RELEASE_EXAMPLE])],
@@ -84,7 +86,7 @@ async def read_release(
     request: Request,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Read a release, byte for byte as it was created. Its ETag is its hash."""
+    """Read a release; the bytes never change. Its ETag is its hash."""
     bodies: BodyCache = request.app.state.release_bodies
     digest, body = await bodies.read(release_id)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, no-cache"}

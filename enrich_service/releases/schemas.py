@@ -53,7 +53,7 @@ class VersionName(BaseModel):
     alias: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_version_or_alias(self) -> Self:
         if (self.version is None) == (self.alias is None):
             raise ValueError("give either a version or an alias of the prompt")
         return self
@@ -71,7 +71,7 @@ class ReleaseCreate(BaseModel):
     """The choice of texts for every label of a label set.
 
     Order of preference: locked texts, texts written by people, texts of the prompt version,
-    imported texts. Without sources, only people's and imported texts are used.
+    imported texts. Without sources, only texts written by people and imported texts are used.
     """
 
     model_config = ConfigDict(
@@ -96,8 +96,8 @@ class ReleaseCreate(BaseModel):
         list[str],
         Field(
             max_length=20,
-            description="Languages of the texts in order of preference. Default: the only one "
-            "there is; 409 if there are several",
+            description="Languages of the texts in order of preference. Required (409) if the "
+            "texts are in several languages",
         ),
     ] = []
     message: str = ""

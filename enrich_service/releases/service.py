@@ -1,4 +1,4 @@
-"""Releases: texts of all labels, stored as hashed, immutable bytes."""
+"""Releases: the texts of all labels, stored as immutable bytes with a hash."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,14 +23,19 @@ from enrich_service.releases.schemas import (
 )
 
 _TEXT_FIELDS = ("description", "attributes", "sentences", "captions", "look_alikes")
-_NAMED_IN_ERRORS = 5
+_MAX_LISTED = 5  # labels in an error message
 
 
 def create(session: Session, body: ReleaseCreate) -> tuple[ReleaseRow, bool]:
-    """Create a release. Returns it, and whether it is new: same name and texts give the old one.
+    """Create a release, unless one with the same name and texts exists.
 
-    Raises Conflict where a label has no text, the texts are in several languages and none is
-    named, or a release with that name has other texts.
+    Returns the release, and whether it is new.
+
+    Raises:
+        InvalidInput: the name, message, author, a language or a source is invalid.
+        NotFound: the label set or a prompt version does not exist.
+        Conflict: a label has no text, the texts are in several languages and none is requested, or
+            a release with this name has other texts.
     """
     languages = [check_line("A language", language, limit=50) for language in body.languages]
     label_set = label_service.get(session, body.label_set)
@@ -79,7 +84,7 @@ def _require_texts(
     *,
     approved_only: bool,
 ) -> None:
-    spoken = f" in {' or '.join(languages)}" if languages else ""
+    in_languages = f" in {' or '.join(languages)}" if languages else ""
     for kind in dict.fromkeys(kinds) or (None,):
         missing = [
             label.name
@@ -87,12 +92,13 @@ def _require_texts(
             if not (texts.get(_id(label)) if kind is None else kind in texts.get(_id(label), {}))
         ]
         if missing:
-            named = ", ".join(map(repr, missing[:_NAMED_IN_ERRORS]))
-            more = ", …" if len(missing) > _NAMED_IN_ERRORS else ""
-            what = f"approved {kind or 'text'}" if approved_only else kind or "text"
+            listed = ", ".join(map(repr, missing[:_MAX_LISTED]))
+            more = ", …" if len(missing) > _MAX_LISTED else ""
+            text_kind = f"approved {kind or 'text'}" if approved_only else kind or "text"
             remedy = "Approve" if approved_only else "Run the prompt, write or import"
             raise Conflict(
-                f"{len(missing)} of {len(labels)} labels have no {what}{spoken}: {named}{more}. "
+                f"{len(missing)} of {len(labels)} labels have no {text_kind}{in_languages}: "
+                f"{listed}{more}. "
                 f'{remedy} texts, or use --allow-missing, in a request "allow_missing": true.'
             )
 
@@ -115,7 +121,7 @@ def _store(
     if same_name is not None:
         if same_name.hash == digest and same_name.label_set_id == label_set.id:
             return same_name, False
-        raise Conflict(f"Release {name!r} exists with other texts: choose another name.")
+        raise Conflict(f"Release {name!r} already exists with other texts: choose another name.")
     assert label_set.id is not None
     row = ReleaseRow(
         label_set_id=label_set.id,
@@ -127,7 +133,7 @@ def _store(
         body=b"",
     )
     session.add(row)
-    session.flush()  # the body names its own id
+    session.flush()  # assigns the id, which the body contains
     assert row.id is not None
     row.body = (
         Release(
@@ -150,21 +156,22 @@ def _store(
 
 
 def get(session: Session, release_id: int) -> ReleaseRow:
-    """The release with this id; else NotFound."""
+    """The release with this id. Raises NotFound."""
     row = session.get(ReleaseRow, release_id)
     if row is None:
         raise NoSuch(f"release {release_id}", "release list", "/v1/releases")
     return row
 
 
-def named(session: Session, name_or_id: str) -> int:
-    """The id of the release with this name, or with this id; else NotFound."""
-    found = session.exec(select(ReleaseRow.id).where(ReleaseRow.name == name_or_id)).one_or_none()
-    if found is None and name_or_id.isdecimal() and len(name_or_id) < 10:
-        found = get(session, int(name_or_id)).id
-    if found is None:
+def id_of(session: Session, name_or_id: str) -> int:
+    """The id of the release with this name or id. Raises NotFound."""
+    query = select(ReleaseRow.id).where(ReleaseRow.name == name_or_id)
+    release_id = session.exec(query).one_or_none()
+    if release_id is None and name_or_id.isdecimal() and len(name_or_id) < 10:
+        release_id = get(session, int(name_or_id)).id
+    if release_id is None:
         raise NoSuch(f"release {shortened(name_or_id)}", "release list", "/v1/releases")
-    return found
+    return release_id
 
 
 def body(session: Session, release_id: int) -> tuple[str, bytes]:
@@ -174,7 +181,7 @@ def body(session: Session, release_id: int) -> tuple[str, bytes]:
 
 
 def view(session: Session, row: ReleaseRow) -> ReleaseView:
-    """`row` as the API schema, without its texts."""
+    """The API schema of `row`, without texts."""
     label_set = session.get_one(LabelSet, row.label_set_id)
     return ReleaseView(label_set=label_set.name, **row.model_dump(exclude={"label_set_id", "body"}))
 
@@ -182,7 +189,7 @@ def view(session: Session, row: ReleaseRow) -> ReleaseView:
 def listing(
     session: Session, *, label_set: str | None = None, limit: int | None = 100, offset: int = 0
 ) -> list[ReleaseView]:
-    """Releases, the newest first."""
+    """Releases, newest first."""
     columns: tuple[Any, ...] = (
         col(ReleaseRow.id),
         col(ReleaseRow.name),
@@ -208,19 +215,19 @@ def listing(
 def diff(
     session: Session, before: int, after: int, *, limit: int | None = None, offset: int = 0
 ) -> ReleaseDiff:
-    """The labels whose texts differ between two releases, or a stretch of them."""
+    """The labels whose texts differ between two releases; `limit` and `offset` page the changes."""
     old_row, new_row = get(session, before), get(session, after)
     old = {label.key: label for label in parsed(old_row).labels}
     new = {label.key: label for label in parsed(new_row).labels}
     keys = dict.fromkeys([*old, *new])
     differing = [key for key in keys if old.get(key) != new.get(key)]
-    shown = differing[offset:] if limit is None else differing[offset : offset + limit]
+    page = differing[offset:] if limit is None else differing[offset : offset + limit]
     return ReleaseDiff(
         before=view(session, old_row),
         after=view(session, new_row),
         unchanged=len(keys) - len(differing),
         differing=len(differing),
-        changed=[_change(key, old.get(key), new.get(key)) for key in shown],
+        changed=[_change(key, old.get(key), new.get(key)) for key in page],
     )
 
 
@@ -230,51 +237,51 @@ def _change(key: str, a: ReleaseLabel | None, b: ReleaseLabel | None) -> LabelCh
         for field in ("name", "context", *_TEXT_FIELDS)
         if a is None or b is None or getattr(a, field) != getattr(b, field)
     }
-    named = b or a
-    assert named is not None
+    label = b or a
+    assert label is not None
     return LabelChange(
         key=key,
-        name=named.name,
+        name=label.name,
         before=a and a.model_dump(mode="json", include=fields),
         after=b and b.model_dump(mode="json", include=fields),
     )
 
 
 def parsed(row: ReleaseRow) -> Release:
-    """The release that `row` holds."""
-    return _read(row.body)
+    """The parsed body of `row`."""
+    return _parse(row.body)
 
 
-@lru_cache(maxsize=4)  # immutable, and a large one takes half a second to parse
-def _read(body: bytes) -> Release:
+@lru_cache(maxsize=4)  # parsing a large release takes half a second
+def _parse(body: bytes) -> Release:
     return Release.model_validate_json(body)
 
 
 def import_release(
     session: Session, release: Release, *, name: str | None = None, label_set: str | None = None
 ) -> tuple[ReleaseRow, bool]:
-    """Import a release under its own hash. Returns it, and whether it is new.
+    """Import a release; it keeps its hash. Returns it, and whether it is new.
 
-    Creates its label set if none has that name. Raises InvalidInput if the texts do not match the
+    Creates the label set if it does not exist. Raises InvalidInput if the texts do not match the
     hash, Conflict if the label set has other labels.
     """
     if release_hash(release.labels) != release.hash:
         raise InvalidInput(
             f"The texts of release {shortened(release.name)} do not match its hash: the file was "
-            "changed or damaged; export it again."
+            "changed or damaged, export it again."
         )
     labels = [
         LabelIn(key=label.key, name=label.name, context=label.context) for label in release.labels
     ]
-    chosen, _ = label_set_of(session, label_set or release.label_set, labels)
+    target, _ = label_set_of(session, label_set or release.label_set, labels)
     return _store(
         session,
-        chosen,
+        target,
         name=name or release.name,
         message=release.message,
         author=release.author,
         labels=release.labels,
-        # The ids belong to another database.
+        # The ids are those of another database.
         sources=tuple(
             source.model_copy(update={"generation_id": None}) for source in release.sources
         ),
@@ -282,15 +289,18 @@ def import_release(
 
 
 def label_set_of(session: Session, name: str, labels: Sequence[LabelIn]) -> tuple[LabelSet, bool]:
-    """The label set `name` with these labels, created if missing, and whether it is new."""
-    found = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
-    if found is None:
+    """Get or create the label set `name` with these labels; returns it, and whether it is new.
+
+    Raises Conflict if it exists with other labels.
+    """
+    label_set = session.exec(select(LabelSet).where(LabelSet.name == name)).one_or_none()
+    if label_set is None:
         return label_service.create(session, name, labels), True
-    have = [
-        (label.key, label.name, label.context) for label in label_service.labels_of(session, found)
-    ]
-    if have != [(label.key, label.name, label.context) for label in labels]:
+    known = label_service.lines_of(session, label_set)
+    if [(label.key, label.name, label.context) for label in known] != [
+        (label.key, label.name, label.context) for label in labels
+    ]:
         raise Conflict(
             f"Label set {name!r} exists with other labels: choose another one to import into."
         )
-    return found, False
+    return label_set, False

@@ -1,6 +1,6 @@
 """Translations: runs over the texts of a release.
 
-The texts are stored with the run, so that it resumes with the same texts after a restart. Each new
+The texts are stored with the run, so that a restarted run continues with the same texts. Each new
 text is a generation with its own language, whose parent is the original text.
 """
 
@@ -39,12 +39,12 @@ def prepare(
     settings: Settings,
     source: GenerationSource,
 ) -> TranslationPlan:
-    """Plan the translation of the texts of a release, in the field that the prompt fills.
+    """Plan the translation of the texts of a release in the field that the prompt is for.
 
     Raises:
         NotFound: the release or prompt does not exist.
         InvalidInput: the prompt does not use texts of a release.
-        Conflict: the release has no such texts, or has them in that language already.
+        Conflict: the release has no such texts, or they are all in that language already.
     """
     row = service.get(session, release_id)
     release = service.parsed(row)
@@ -53,24 +53,24 @@ def prepare(
     check_subject(plan, texts=True)
     if plan.kind not in _KINDS:
         raise InvalidInput(f"prompt {plan.prompt!r}: {plan.kind} cannot be translated")
-    origins = {origin.key: origin for origin in release.sources if origin.field == plan.kind}
+    sources = {origin.key: origin for origin in release.sources if origin.field == plan.kind}
     ids = {label.key: label.id for label in labels.labels_of(session, label_set)}
-    wanted = body.language.strip().casefold()
-    there = 0
+    language = body.language.strip().casefold()
+    in_language = 0
     texts: dict[int, SourceText] = {}
     for label in release.labels:
-        given = getattr(label, plan.kind)
+        text = getattr(label, plan.kind)
         label_id = ids.get(label.key)
-        if not given or label_id is None:
+        if not text or label_id is None:
             continue
-        origin = origins.get(label.key)
-        if origin is not None and (origin.language or "").casefold() == wanted:
-            there += 1
+        origin = sources.get(label.key)
+        if origin is not None and (origin.language or "").casefold() == language:
+            in_language += 1
             continue
         texts[label_id] = SourceText(
-            (given,) if isinstance(given, str) else given, origin.generation_id if origin else None
+            (text,) if isinstance(text, str) else text, origin.generation_id if origin else None
         )
     if not texts:
-        why = f"are already in {body.language}" if there else "do not exist"
-        raise Conflict(f"The {plan.kind} texts of release {release.name!r} {why}.")
+        reason = f"are already in {body.language}" if in_language else "do not exist"
+        raise Conflict(f"The {plan.kind} texts of release {release.name!r} {reason}.")
     return TranslationPlan(RunCreate(label_set=label_set.name, **body.model_dump()), plan, texts)

@@ -15,20 +15,20 @@ class ActiveRun:
     """One run in this process."""
 
     run: Run
-    waiting: WaitingItems  # for what other runs are asking
-    state: RunState | None = RunState.RUNNING  # as last seen; None: it is this process's no longer
+    waiting: WaitingItems  # that others are requesting
+    state: RunState | None = RunState.RUNNING  # as last read; None: lease lost
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None  # why it stopped before its end
-    pause: bool = False  # it stopped to be resumed by a person
+    pause: bool = False  # stopped until a user resumes it
     parked: list[tuple[float, int, Item]] = field(default_factory=list)  # heap by due time
     spent_usd: float = 0.0
     spent_tokens: int = 0
-    failed_in_row: int = 0
-    finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # when, monotonic
+    consecutive_failures: int = 0
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # times, monotonic
     task: asyncio.Task[None] | None = None
-    inside: int = 0  # calls being made
-    claimed: set[str] = field(default_factory=set)  # keys that wait in the queue
-    asking: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # what each worker has
+    calls_in_flight: int = 0
+    claimed: set[str] = field(default_factory=set)  # keys of items in the queue
+    current_items: dict[asyncio.Task[None], Item] = field(default_factory=dict)  # of each worker
 
     def rate(self) -> float | None:
         """Finished labels per second over the last 200; None with fewer than two."""
@@ -49,7 +49,7 @@ class ActiveRun:
 
     def may_start_call(self) -> bool:
         """Whether another call may start; an exhausted budget halts the run."""
-        if self.stop.is_set() or self.inside >= self.run.concurrency:
+        if self.stop.is_set() or self.calls_in_flight >= self.run.concurrency:
             return False
         if not self.within_budget():
             self.halt(
@@ -64,9 +64,9 @@ class ActiveRun:
         self.spent_usd += generation.cost_usd or 0.0
         self.spent_tokens += (generation.prompt_tokens or 0) + (generation.completion_tokens or 0)
         if generation.status is not GenerationStatus.FAILED:
-            self.failed_in_row = 0
-        elif generation.calls:  # an image that cannot be read says nothing of the server
-            self.failed_in_row += 1
+            self.consecutive_failures = 0
+        elif generation.calls:  # an unreadable image is not a failure of the server
+            self.consecutive_failures += 1
 
     def within_budget(self, *, usd: float = 0.0, tokens: int = 0) -> bool:
         """Whether the run's budgets allow spending the given amounts."""

@@ -1,6 +1,6 @@
-"""`enrich describe` and `enrich run`: what the service does, in this process.
+"""`enrich describe` and `enrich run`, which call the language model in this process.
 
-A run is stored in the database: Ctrl-C pauses it; a killed run can be resumed, or taken over by a
+A run is stored in the database: Ctrl-C pauses it; a killed run can be resumed, or continued by a
 service that uses the same database.
 """
 
@@ -22,13 +22,13 @@ from enrich_service.core.storage.database import reading, writing
 from enrich_service.core.terminal.console import (
     Author,
     Json,
-    bars,
     database,
     load_settings,
+    progress_bars,
     read_session,
     request,
     show,
-    working,
+    spinner,
     write_session,
 )
 from enrich_service.generations.models import (
@@ -52,17 +52,19 @@ from enrich_service.runs.schemas import Described, DescribeRequest, RunCreate, R
 from enrich_service.validation.answer import ENGLISH
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request, can be resumed
-POLL_INTERVAL_S = 0.2  # between looks at a run whose progress is shown
-PROGRESS_INTERVAL_S = 10.0  # between lines of progress where standard error is no terminal
+POLL_INTERVAL_S = 0.2  # between reads of a run whose progress is shown
+PROGRESS_INTERVAL_S = 10.0  # between progress lines if standard error is not a terminal
 
 app = typer.Typer(no_args_is_help=True, help="Enrichment of whole label sets.")
 _RUN_COLUMNS = ("id", "state", "label_set", "prompt", "prompt_version", "model", "done", "total")
 
 Prompt = Annotated[str, typer.Option(help="Name of the prompt.")]
 Version = Annotated[int | None, typer.Option(help="Version number.")]
-Alias = Annotated[str | None, typer.Option(help="Or an alias; default: production, if it has it.")]
-Model = Annotated[str | None, typer.Option(help="Model to ask; default: ENRICH_LLM_MODEL.")]
-Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions an answer.")]
+Alias = Annotated[
+    str | None, typer.Option(help="Version alias. Default: production, or the newest version.")
+]
+Model = Annotated[str | None, typer.Option(help="Language model. Default: ENRICH_LLM_MODEL.")]
+Texts = Annotated[int, typer.Option("-n", "--texts", help="Sentences or captions per answer.")]
 Language = Annotated[str, typer.Option(help="Language of the answer.")]
 
 
@@ -70,7 +72,7 @@ Language = Annotated[str, typer.Option(help="Language of the answer.")]
 async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enricher]:
     """An enricher with a configured language model."""
     enricher = Enricher(engine, settings)
-    enricher.model  # noqa: B018 - nothing is begun without a language model
+    enricher.model  # noqa: B018 - raises early without a language model
     try:
         yield enricher
     finally:
@@ -80,7 +82,7 @@ async def open_enricher(engine: Engine, settings: Settings) -> AsyncIterator[Enr
 def describe(
     names: Annotated[list[str], typer.Argument(help="One to 100 class names.")],
     context: Annotated[
-        str | None, typer.Option(help="What kind of thing they are, e.g. 'a bird'.")
+        str | None, typer.Option(help="Context of the classes, e.g. 'a bird'.")
     ] = None,
     prompt: Prompt = DEFAULT_PROMPT,
     version: Version = None,
@@ -89,7 +91,7 @@ def describe(
     n: Texts = 1,
     language: Language = ENGLISH,
     refresh: Annotated[
-        bool, typer.Option("--refresh", help="Ask for a new sample of what is there already.")
+        bool, typer.Option("--refresh", help="Request a new answer even if one is stored.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -107,15 +109,15 @@ def describe(
         refresh=refresh,
     )
 
-    async def ask(engine: Engine) -> list[Described]:
+    async def run(engine: Engine) -> list[Described]:
         async with open_enricher(engine, settings) as enricher:
             return await describing.describe(enricher, body)
 
-    with database(settings) as engine, working("Asking"):
-        found = asyncio.run(ask(engine))
-    show(found, json=json, columns=("label", "status", "text"))
+    with database(settings) as engine, spinner("Waiting for the language model"):
+        results = asyncio.run(run(engine))
+    show(results, json=json, columns=("label", "status", "text"))
     missing = [
-        described for described in found if described.status is not GenerationStatus.ACCEPTED
+        described for described in results if described.status is not GenerationStatus.ACCEPTED
     ]
     for described in missing:
         problems = "; ".join(described.problems)
@@ -137,26 +139,28 @@ def start(
         Path | None,
         typer.Option(
             file_okay=False,
-            help="Folder of class folders named by the labels' keys: ask about each image.",
+            help="Folder with a folder of images per label, named by its key: caption each image.",
         ),
     ] = None,
     batch: Annotated[
         bool,
         typer.Option(
-            "--batch", help="Ask by the provider's Batch API: within a day, for half the price."
+            "--batch", help="Use the provider's Batch API: within a day, at half the price."
         ),
     ] = False,
-    samples: Annotated[int, typer.Option(help="Generations for each label or image.")] = 1,
+    samples: Annotated[int, typer.Option(help="Generations per label or image.")] = 1,
     concurrency: Annotated[int, typer.Option(help="Concurrent calls.")] = 16,
-    budget_usd: Annotated[float | None, typer.Option(help="Pause when this is spent.")] = None,
-    budget_tokens: Annotated[int | None, typer.Option(help="Pause when these are used.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="Pause at this cost in USD.")] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(help="Pause at this number of tokens.")
+    ] = None,
     author: Author = "",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Ask nothing: tell what it would take.")
+        bool, typer.Option("--estimate", help="Print the estimated cost; make no calls.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Enrich a label set, or caption images of it, and show progress. Ctrl-C pauses."""
+    """Enrich a label set, or caption its images, and show progress. Ctrl-C pauses the run."""
     settings = load_settings()
     body = request(
         RunCreate,
@@ -182,10 +186,10 @@ def start(
             return estimates.estimate(session, body, plan, settings.prices, roots=None)
         return service.create_run(session, body, plan, settings.prices, roots=None)
 
-    carry_out(settings, begin, estimate=estimate, json=json)
+    start_or_estimate(settings, begin, estimate=estimate, json=json)
 
 
-def carry_out(
+def start_or_estimate(
     settings: Settings,
     begin: Callable[[Session, GenerationSource], Run | RunEstimate],
     *,
@@ -194,24 +198,24 @@ def carry_out(
 ) -> None:
     """Print the estimate that `begin` returns, or work on its run and print the outcome."""
 
-    async def go(engine: Engine) -> RunView | RunEstimate:
+    async def execute(engine: Engine) -> RunView | RunEstimate:
         async with open_enricher(engine, settings) as enricher:
-            opened = reading if estimate else writing
-            with working("Looking for what to ask"), opened(engine) as session:
-                made = begin(session, enricher.source)
-                if isinstance(made, RunEstimate):
-                    return made
-                view = service.run_view(session, made)
+            open_session = reading if estimate else writing
+            with spinner("Counting the requests"), open_session(engine) as session:
+                begun = begin(session, enricher.source)
+                if isinstance(begun, RunEstimate):
+                    return begun
+                view = service.run_view(session, begun)
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        found = asyncio.run(go(engine))
-        if isinstance(found, RunEstimate):
-            show(found, json=json)
-            if found.cost_usd is None and found.to_ask:
+        result = asyncio.run(execute(engine))
+        if isinstance(result, RunEstimate):
+            show(result, json=json)
+            if result.cost_usd is None and result.new_requests:
                 typer.echo("The price of the model is unknown: set ENRICH_PRICES.", err=True)
         else:
-            _report(engine, found, json=json)
+            _report(engine, result, json=json)
 
 
 @app.command()
@@ -237,7 +241,7 @@ def resume(
         elif run.state not in OPEN_STATES:
             service.retry_run(session, run_id)
 
-    _go_on(settings, run_id, queue, json=json)
+    _continue(settings, run_id, queue, json=json)
 
 
 @app.command()
@@ -250,15 +254,15 @@ def retry(run_id: int, json: Json = False) -> None:
     def queue(session: Session) -> None:
         service.retry_run(session, run_id)
 
-    _go_on(load_settings(), run_id, queue, json=json)
+    _continue(load_settings(), run_id, queue, json=json)
 
 
-def _go_on(
+def _continue(
     settings: Settings, run_id: int, queue: Callable[[Session], None], *, json: bool
 ) -> None:
     """Work on a stored run after `queue` has queued it again, and print the outcome."""
 
-    async def go_on(engine: Engine) -> RunView:
+    async def execute(engine: Engine) -> RunView:
         async with open_enricher(engine, settings) as enricher:
             with writing(engine) as session:
                 queue(session)
@@ -266,36 +270,36 @@ def _go_on(
             return await _work(engine, enricher, view)
 
     with database(settings) as engine:
-        _report(engine, asyncio.run(go_on(engine)), json=json)
+        _report(engine, asyncio.run(execute(engine)), json=json)
 
 
 async def _work(engine: Engine, enricher: Enricher, run: RunView) -> RunView:
     """Work on `run` until it ends, or until SIGINT or SIGTERM pauses it; returns its state."""
-    asked = asyncio.Event()
+    interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, interrupted.set)
     runs = RunScheduler(engine, enricher, only=run.id)
     runs.start()
     try:
-        with bars() as shown:
-            bar = shown.add_task(f"run {run.id}, {run.prompt}", total=run.total)
-            told_at = time.monotonic()
+        with progress_bars() as bars:
+            bar = bars.add_task(f"run {run.id}, {run.prompt}", total=run.total)
+            printed_at = time.monotonic()
             while run.state in OPEN_STATES:
-                if asked.is_set():
+                if interrupted.is_set():
                     await asyncio.to_thread(_pause, engine, run.id)
-                    asked.clear()
+                    interrupted.clear()
                     runs.wake()
                 try:
                     async with asyncio.timeout(POLL_INTERVAL_S):
-                        await asked.wait()
+                        await interrupted.wait()
                 except TimeoutError:
                     pass
                 run = await asyncio.to_thread(_view, engine, run.id, runs.active(run.id))
-                shown.update(bar, completed=run.done, total=run.total)
-                if shown.disable and time.monotonic() - told_at >= PROGRESS_INTERVAL_S:
+                bars.update(bar, completed=run.done, total=run.total)
+                if bars.disable and time.monotonic() - printed_at >= PROGRESS_INTERVAL_S:
                     typer.echo(_progress_line(run), err=True)
-                    told_at = time.monotonic()
+                    printed_at = time.monotonic()
     finally:
         await runs.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -315,39 +319,39 @@ def _view(engine: Engine, run_id: int, active: ActiveRun | None = None) -> RunVi
 
 
 def _progress_line(run: RunView) -> str:
-    """The progress of a run, for a log file."""
+    """The progress of a run as a line for a log file."""
     parts = [f"run {run.id}: {run.done} of {run.total}"]
     if run.rate:
-        parts.append(f"{run.rate:.1f} a second")
+        parts.append(f"{run.rate:.1f} per second")
     if run.cost_usd is not None:
         parts.append(f"${run.cost_usd:.4f} so far")
     if run.rate:
-        left = timedelta(seconds=round((run.total - run.done) / run.rate))
-        parts.append(f"{left} left")
+        remaining = timedelta(seconds=round((run.total - run.done) / run.rate))
+        parts.append(f"{remaining} left")
     return "enrich: " + ", ".join(parts)
 
 
 def _report(engine: Engine, run: RunView, *, json: bool) -> None:
-    """Print the outcome of a run; the exit status says whether it is complete."""
+    """Print the outcome of a run. Raises Exit unless it is complete."""
     show(run, json=json)
     with reading(engine) as session:
         groups = failures(session, run.id) if run.failed or run.rejected else []
     for group in groups:
-        named = ", ".join(group.named) + (", …" if group.labels > len(group.named) else "")
-        typer.echo(f"enrich: {group.reason}: {group.labels}: {named}", err=True)
+        names = ", ".join(group.names) + (", …" if group.labels > len(group.names) else "")
+        typer.echo(f"enrich: {group.reason}: {group.labels}: {names}", err=True)
     if run.state is RunState.PAUSED:
-        why = f" ({run.error})" if run.error else ""
+        reason = f" ({run.error})" if run.error else ""
         typer.echo(
-            f"enrich: run {run.id} is paused at {run.done} of {run.total}{why}: "
-            f"`enrich run resume {run.id}` goes on",
+            f"enrich: run {run.id} is paused at {run.done} of {run.total}{reason}: "
+            f"continue with `enrich run resume {run.id}`",
             err=True,
         )
         raise typer.Exit(INTERRUPTED)
     if run.state is not RunState.SUCCEEDED:
-        why = run.error or "cancelled"
+        reason = run.error or "cancelled"
         typer.echo(
-            f"enrich: run {run.id} {run.state}: {why}; what was answered is kept, and "
-            f"`enrich run retry {run.id}` asks for the rest",
+            f"enrich: run {run.id} {run.state}: {reason}; stored answers are kept, get the others "
+            f"with `enrich run retry {run.id}`",
             err=True,
         )
         raise typer.Exit(1)
@@ -355,16 +359,16 @@ def _report(engine: Engine, run: RunView, *, json: bool) -> None:
 
 @app.command("list")
 def list_(
-    label_set: Annotated[str | None, typer.Option(help="Only of this label set.")] = None,
-    state: Annotated[RunState | None, typer.Option(help="Only in this state.")] = None,
+    label_set: Annotated[str | None, typer.Option(help="Filter by label set.")] = None,
+    state: Annotated[RunState | None, typer.Option(help="Filter by state.")] = None,
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List runs, the newest first."""
+    """List runs, newest first."""
     with read_session() as session:
         runs = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=0)
-        found = [service.run_view(session, run) for run in runs]
-    show(found, json=json, columns=_RUN_COLUMNS)
+        views = [service.run_view(session, run) for run in runs]
+    show(views, json=json, columns=_RUN_COLUMNS)
 
 
 @app.command("show")
@@ -378,13 +382,13 @@ def show_(run_id: int, json: Json = False) -> None:
 def pause(run_id: int, json: Json = False) -> None:
     """Pause a run, even if another process is working on it."""
     with write_session() as session:
-        found = service.run_view(session, service.pause_run(session, run_id))
-    show(found, json=json, columns=_RUN_COLUMNS)
+        view = service.run_view(session, service.pause_run(session, run_id))
+    show(view, json=json, columns=_RUN_COLUMNS)
 
 
 @app.command()
 def cancel(run_id: int, json: Json = False) -> None:
     """Cancel a run, even if another process is working on it; stored answers are kept."""
     with write_session() as session:
-        found = service.run_view(session, service.cancel_run(session, run_id))
-    show(found, json=json, columns=_RUN_COLUMNS)
+        view = service.run_view(session, service.cancel_run(session, run_id))
+    show(view, json=json, columns=_RUN_COLUMNS)

@@ -16,9 +16,9 @@ from enrich_service.runs.plan import Item, Plan, check_subject, choose
 from enrich_service.runs.schemas import Described, DescribeRequest, NamedLabel
 from enrich_service.validation.answer import attributes_of, texts_of
 
-TRIES = 3  # calls for one answer: someone waits
+TRIES = 3  # calls for one answer; few, because a user waits
 POLL_INTERVAL_S = 0.2  # between reads of what other processes are requesting
-SAMPLES = 16  # samples of one label that `refresh` can make
+MAX_SAMPLES = 16  # of one label, with `refresh`
 NoAnswer = LanguageModelError | Conflict
 
 
@@ -27,23 +27,26 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
 
     Raises:
         LanguageModelError: no label could be answered, because of an error that affects all.
-        Conflict: no label could be answered, because a batch run is requesting it, which takes up
-        to a day.
+        Conflict: no label could be answered, because batch runs are requesting them; they take up
+            to a day.
     """
-    named = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
+    labels = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)
     samples = [
         [
             plan.item(label.name, label.context, sample_index=i, confusable=label.confusable)
-            for i in range(SAMPLES)
+            for i in range(MAX_SAMPLES)
         ]
-        for label in named
+        for label in labels
     ]
     keys = {item.key for items in samples for item in items}
     known = await enricher.store.results(keys)
     in_batches = await enricher.store.in_batches(keys - known.keys())
     outcomes = await asyncio.gather(
-        *(_one(enricher, plan, items, known, in_batches, refresh=body.refresh) for items in samples)
+        *(
+            _describe_label(enricher, plan, items, known, in_batches, refresh=body.refresh)
+            for items in samples
+        )
     )
     errors = [outcome for outcome in outcomes if isinstance(outcome, NoAnswer)]
     if len(errors) == len(outcomes):
@@ -52,20 +55,20 @@ async def describe(enricher: Enricher, body: DescribeRequest) -> list[Described]
         _failed(enricher, plan, label, outcome)
         if isinstance(outcome, NoAnswer)
         else _described(plan, *outcome)
-        for label, outcome in zip(named, outcomes, strict=True)
+        for label, outcome in zip(labels, outcomes, strict=True)
     ]
 
 
 def checked_label(label: str | NamedLabel, number: int) -> NamedLabel:
-    """The `number`-th label of a request; InvalidInput where its name cannot be one."""
+    """Validate the `number`-th label of a request. Raises InvalidInput for an invalid name."""
     if isinstance(label, str):
         label = NamedLabel(name=label)
     name = check_line(f"The name of label {number}", label.name, limit=MAX_NAME)
     context = label.context.strip() if label.context else None
     if context:
         check_line(f"The context of label {number}", context, limit=MAX_NAME)
-    what = f"A label confused with label {number}"
-    confusable = [check_line(what, other, limit=MAX_NAME) for other in label.confusable]
+    subject = f"A label confused with label {number}"
+    confusable = [check_line(subject, other, limit=MAX_NAME) for other in label.confusable]
     return NamedLabel(name=name, context=context or None, confusable=confusable)
 
 
@@ -76,7 +79,7 @@ def _plan(enricher: Enricher, body: DescribeRequest) -> Plan:
     return plan
 
 
-async def _one(
+async def _describe_label(
     enricher: Enricher,
     plan: Plan,
     samples: list[Item],
@@ -92,12 +95,12 @@ async def _one(
         return (accepted or results)[-1], True
     in_batch = next((in_batches[item.key] for item in samples if item.key in in_batches), None)
     if not refresh and in_batch:
-        return _asked_by_batch(samples[0], run_id=in_batch[1])
-    taken = known.keys() | in_batches.keys()
-    item = next((item for item in samples if item.key not in taken), None)
+        return _pending_in_batch(samples[0], run_id=in_batch[1])
+    used_keys = known.keys() | in_batches.keys()
+    item = next((item for item in samples if item.key not in used_keys), None)
     if item is None:
         raise InvalidInput(
-            f"{samples[0].name!r} has {SAMPLES} samples of this prompt and model already: "
+            f"{samples[0].name!r} has {MAX_SAMPLES} samples of this prompt and model already: "
             "change the prompt or the parameters"
         )
     caller = Caller(urgent=True, tries=TRIES)
@@ -106,17 +109,17 @@ async def _one(
             return await enricher.answer(plan, item, caller), False
         except ClaimedByOther:
             if batches := await enricher.store.in_batches([item.key]):
-                return _asked_by_batch(item, run_id=batches[item.key][1])
+                return _pending_in_batch(item, run_id=batches[item.key][1])
             while await enricher.store.claimed([item.key], by_others=True):
                 await asyncio.sleep(POLL_INTERVAL_S)
         except LanguageModelError as error:
             return error
 
 
-def _asked_by_batch(item: Item, *, run_id: int) -> Conflict:
+def _pending_in_batch(item: Item, *, run_id: int) -> Conflict:
     return Conflict(
-        f"run {run_id} is asking for {item.name!r} by batch: wait for its answer, "
-        "or pay for another sample now with refresh"
+        f"{item.name!r} is part of a batch of run {run_id}: wait for its answer, "
+        "or request another one now with refresh"
     )
 
 

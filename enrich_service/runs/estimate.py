@@ -16,8 +16,8 @@ from enrich_service.runs.plan import Plan
 from enrich_service.runs.schemas import RunCreate, RunEstimate
 from enrich_service.runs.service import check_mode, subject_of
 
-TOKENS_A_CHARACTER = 0.25  # of English, for prompts that have not been answered yet
-TOKENS_AN_ANSWER = 80
+TOKENS_PER_CHARACTER = 0.25  # of English; for prompts without earlier answers
+TOKENS_PER_ANSWER = 80
 
 
 def estimate(
@@ -29,36 +29,39 @@ def estimate(
     roots: Roots = (),
     texts: SourceTexts | None = None,
 ) -> RunEstimate:
-    """Estimate a run from the means of earlier runs, or from the prompt's size if there are none.
+    """Estimate a run from the means of earlier runs, or without any from the length of the prompt.
 
     Means are per label or image, so that they include repeated attempts.
     """
     check_mode(body, plan)
     label_set = labels.get(session, body.label_set)
     folder, count = subject_of(session, label_set, body, plan, roots, texts)
-    found = labels.lines_of(session, label_set)
+    label_lines = labels.lines_of(session, label_set)
     if folder is None:
-        keys = {item.key for item in items_of(session, plan, found, body.samples, texts)}
+        keys = {item.key for item in items_of(session, plan, label_lines, body.samples, texts)}
     else:
-        about = zip(found, items_of(session, plan, found, 1), strict=True)
+        items = zip(label_lines, items_of(session, plan, label_lines, 1), strict=True)
         keys = {
             item.key
-            for label, item in about
+            for label, item in items
             for page in image_items(plan, item, label.key, folder, roots, body.samples)
             for item in page
         }
     total = count * body.samples
-    to_ask = len(keys) - count_results(session, keys)
+    new_requests = len(keys) - count_results(session, keys)
     prompt_mean, completion_mean, basis = _mean_tokens(session, plan, images=folder is not None)
-    prompt_tokens, completion_tokens = round(to_ask * prompt_mean), round(to_ask * completion_mean)
+    prompt_tokens, completion_tokens = (
+        round(new_requests * prompt_mean),
+        round(new_requests * completion_mean),
+    )
     cost_usd = None
     if price := prices.get(plan.model):
         share = PRICE_SHARE if body.mode is RunMode.BATCH else 1.0
         cost_usd = share * (price[0] * prompt_tokens + price[1] * completion_tokens) / 1_000_000
     return RunEstimate(
         total=total,
-        cached=total - to_ask,
-        to_ask=to_ask,
+        cached=total - new_requests,
+        new_requests=new_requests,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cost_usd=cost_usd,
@@ -67,31 +70,31 @@ def estimate(
 
 
 def _mean_tokens(session: Session, plan: Plan, *, images: bool) -> tuple[float, float, str]:
-    """Tokens of a prompt and of an answer, and the source of these numbers."""
-    # From the runs' counters: the answers themselves would have to be read one by one.
-    seen, prompt_sum, completion_sum = session.exec(
+    """Mean tokens of a prompt and of an answer, and the basis of the estimate, for users."""
+    # From the counters of runs, which is faster than reading all answers.
+    answers, prompt_sum, completion_sum = session.exec(
         select(
             func.sum(Run.accepted + Run.rejected),
             func.sum(Run.prompt_tokens),
             func.sum(Run.completion_tokens),
         ).where(Run.prompt_version_id == plan.version.id, Run.model == plan.model)
     ).one()
-    if seen and prompt_sum:
-        basis = f"the mean of {seen} earlier answers"
-        return float(prompt_sum / seen), float(completion_sum / seen), basis
+    if answers and prompt_sum:
+        basis = f"the mean of {answers} earlier answers"
+        return float(prompt_sum / answers), float(completion_sum / answers), basis
     size = len(plan.version.system) + len(plan.version.user) + 40
-    prompt_mean = size * TOKENS_A_CHARACTER + (IMAGE_TOKENS if images else 0)
-    basis = "a guess from the length of the prompt: nothing has been answered yet"
-    return prompt_mean, TOKENS_AN_ANSWER, basis
+    prompt_mean = size * TOKENS_PER_CHARACTER + (IMAGE_TOKENS if images else 0)
+    basis = "the length of the prompt, since there are no earlier answers"
+    return prompt_mean, TOKENS_PER_ANSWER, basis
 
 
 def count_results(session: Session, keys: Iterable[str]) -> int:
-    """How many of the dedupe keys have a result."""
+    """The number of dedupe keys that have a result."""
     return sum(
         session.exec(
             select(func.count()).where(
-                col(Generation.dedupe_key).in_(some), col(Generation.status).in_(RESULTS)
+                col(Generation.dedupe_key).in_(chunk), col(Generation.status).in_(RESULTS)
             )
         ).one()
-        for some in chunks(keys)
+        for chunk in chunks(keys)
     )

@@ -12,19 +12,19 @@ from enrich_service.generations.queries import RESULTS
 
 @dataclass(frozen=True)
 class Failures:
-    """The labels or images of a run without a text for one reason, with the first names."""
+    """The labels or images of a run that have no text for one reason."""
 
-    reason: str  # the rule that was broken, or what the server said
-    labels: int
-    named: tuple[str, ...]
-    example: str  # the whole problem, of the first
+    reason: str  # the broken rule, or the error of the server
+    labels: int  # number of labels or images
+    names: tuple[str, ...]  # of the first ones
+    example: str  # the complete problem of the first one
     generation_id: int
 
 
-def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]:
-    """Reasons why labels or images of a run have no text, the most frequent first.
+def failures(session: Session, run_id: int, *, max_names: int = 5) -> list[Failures]:
+    """Reasons why labels or images of a run have no text, most frequent first.
 
-    A failed call counts until the same request is answered, or the image is repaired.
+    A failed call counts until the same request is answered or the image is replaced.
     """
     answered = aliased(Generation)
     open_ = and_(
@@ -51,11 +51,11 @@ def failures(session: Session, run_id: int, *, named: int = 5) -> list[Failures]
     )
     groups: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
     for label, problems, generation_id in rows:
-        problem = problems[0] if problems else "no reason was stored"
+        problem = problems[0] if problems else "unknown reason"
         reason = problem.partition(":")[0] if ": " in problem else problem
         groups[reason][label] = (problem, generation_id or 0)
-    found = [
-        Failures(reason, len(labels), tuple(labels)[:named], *next(iter(labels.values())))
+    result = [
+        Failures(reason, len(labels), tuple(labels)[:max_names], *next(iter(labels.values())))
         for reason, labels in groups.items()
     ]
-    return sorted(found, key=lambda group: -group.labels)
+    return sorted(result, key=lambda group: -group.labels)

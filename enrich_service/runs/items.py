@@ -7,30 +7,30 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from enrich_service.generations.models import Run, RunText
-from enrich_service.labels import service as labels
+from enrich_service.labels import service as label_service
 from enrich_service.labels.models import Label, LabelLine
 from enrich_service.llm.images import Roots, images_of
 from enrich_service.runs.plan import Item, Plan
 
-IMAGES_A_PAGE = 200  # hashed at a time
+IMAGES_PER_PAGE = 200  # hashed at a time
 
 
 @dataclass(frozen=True)
 class SourceText:
-    """A text that a run rewrites for one label, and the generation it came from, if known."""
+    """The texts of one label that a run rewrites, and the generation they are from, if known."""
 
     texts: tuple[str, ...]
     generation_id: int | None
 
 
-SourceTexts = Mapping[int, SourceText]  # by the id of the label
+SourceTexts = Mapping[int, SourceText]  # by label id
 
 
-def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTexts:
-    """The texts that a run rewrites for these labels."""
+def source_texts(session: Session, run: Run, labels: Sequence[Label]) -> SourceTexts:
+    """The texts of `labels` that a run rewrites."""
     rows = session.exec(
         select(RunText).where(
-            RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in found])
+            RunText.run_id == run.id, col(RunText.label_id).in_([label.id for label in labels])
         )
     )
     return {row.label_id: SourceText(tuple(row.texts), row.generation_id) for row in rows}
@@ -39,18 +39,18 @@ def source_texts(session: Session, run: Run, found: Sequence[Label]) -> SourceTe
 def items_of(
     session: Session,
     plan: Plan,
-    found: Sequence[Label | LabelLine],
+    labels: Sequence[Label | LabelLine],
     samples: int,
     texts: SourceTexts | None = None,
 ) -> list[Item]:
-    """The items of labels of a label set: `samples` for each label.
+    """The items of `labels`, `samples` per label.
 
-    `texts`: texts to rewrite; labels without any are skipped.
+    `texts`: texts to rewrite; labels without texts are skipped.
     """
     if texts is not None:
-        given = [
+        with_texts = [
             (label, texts[label.id])
-            for label in found
+            for label in labels
             if label.id is not None and label.id in texts
         ]
         return [
@@ -62,10 +62,12 @@ def items_of(
                 texts=source.texts,
                 parent_id=source.generation_id,
             )
-            for label, source in given
+            for label, source in with_texts
             for i in range(samples)
         ]
-    near = labels.confusable_of(session, found) if plan.compares else [[] for _ in found]
+    similar = (
+        label_service.confusable_of(session, labels) if plan.compares else [[] for _ in labels]
+    )
     return [
         plan.item(
             label.name,
@@ -74,7 +76,7 @@ def items_of(
             label_id=label.id,
             confusable=[other.name for other in others],
         )
-        for label, others in zip(found, near, strict=True)
+        for label, others in zip(labels, similar, strict=True)
         for i in range(samples)
     ]
 
@@ -82,11 +84,12 @@ def items_of(
 def image_items(
     plan: Plan, label: Item, key: str, folder: Path, roots: Roots, samples: int
 ) -> Iterator[list[Item]]:
-    """The items of the images of a label, in pages: `samples` for each image.
+    """The items of the images of a label, in pages; `samples` per image.
 
-    `label`: the item of the label alone; `key`: its folder. Reads every image.
+    `label`: the item of the label without an image; `key`: the name of its folder. Reads every
+    image.
     """
-    for page in images_of(folder, key, roots, page=IMAGES_A_PAGE):
+    for page in images_of(folder, key, roots, page=IMAGES_PER_PAGE):
         yield [
             plan.item(
                 label.name,

@@ -35,7 +35,9 @@ class Plan:
     source: GenerationSource
     model: str
     parameters: Mapping[str, Any]
-    variables: Mapping[str, Any] = field(default_factory=dict)  # n and language, where set
+    variables: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # n and language, if they differ from the defaults
 
     @cached_property
     def compares(self) -> bool:
@@ -43,8 +45,8 @@ class Plan:
         return "labels" in variables_of(self.version)
 
     @cached_property
-    def _head(self) -> str:
-        """The part of each key's text that is the same for all labels."""
+    def _key_prefix(self) -> str:
+        """The part of the text to be hashed that is the same for all labels."""
         kind = "replay" if self.source is GenerationSource.REPLAY else "model"
         return _JSON([self.version.content_hash, self.model, kind, dict(self.parameters)])[:-1]
 
@@ -63,7 +65,7 @@ class Plan:
         """Whether the prompt rewrites given texts, for example translates them."""
         return "texts" in variables_of(self.version)
 
-    def item(  # noqa: PLR0913 - all of what makes a question
+    def item(  # noqa: PLR0913 - all parts of a request
         self,
         name: str,
         context: str | None,
@@ -75,31 +77,31 @@ class Plan:
         texts: Sequence[str] = (),
         parent_id: int | None = None,
     ) -> "Item":
-        """One label, or one image of it, with its dedupe key.
+        """The item of one label, or of one image of it, with its dedupe key.
 
         `confusable`: names of confusable labels; part of the key if the prompt uses them. An image
         is part of the key by its bytes and the size it is sent in. `texts`: texts to rewrite, from
         generation `parent_id`; part of the key.
         """
         parts: list[Any] = [name, context, sample_index]
-        near = tuple(confusable) if self.compares else ()
-        if near:
-            parts.append(near)
+        compared = tuple(confusable) if self.compares else ()
+        if compared:
+            parts.append(compared)
         if self.variables:
             parts.append(dict(self.variables))
         if image is not None:
             parts.append({"image": image.hash, "side": SIDE})
         if texts:
             parts.append({"texts": list(texts)})
-        key = hashlib.sha256(f"{self._head},{_JSON(parts)[1:]}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self._key_prefix},{_JSON(parts)[1:]}".encode()).hexdigest()
         return Item(
-            name, context, sample_index, label_id, key, near, image, tuple(texts), parent_id
+            name, context, sample_index, label_id, key, compared, image, tuple(texts), parent_id
         )
 
 
 @dataclass(frozen=True)
 class Item:
-    """One label or image, and sample. `key` is its dedupe key."""
+    """One sample of one label or image. `key` is its dedupe key."""
 
     name: str
     context: str | None
@@ -113,7 +115,10 @@ class Item:
 
 
 def choose(session: Session, choice: Choice, settings: Settings, source: GenerationSource) -> Plan:
-    """The plan for the prompt version, model and parameters that `choice` names."""
+    """The plan for the prompt version, model and parameters of `choice`.
+
+    Raises NotFound for an unknown prompt or version, InvalidInput for invalid parameters.
+    """
     version = _version(session, choice)
     prompt = session.get_one(Prompt, version.prompt_id)
     return plan_with(prompt.name, prompt.kind, version, choice, settings, source)
@@ -129,27 +134,27 @@ def plan_with(
 ) -> Plan:
     """The plan for `version`, stored or not, with the parameters of `choice` and defaults."""
     defaults = dict(version.model_defaults)
-    own = str(defaults.pop("model", "") or settings.llm_model)
-    if wrong := RESERVED_PARAMETERS & choice.parameters.keys():
-        raise InvalidInput(f"parameters: {min(wrong)!r} belongs to the call and cannot be set")
+    default_model = str(defaults.pop("model", "") or settings.llm_model)
+    if reserved := RESERVED_PARAMETERS & choice.parameters.keys():
+        raise InvalidInput(f"parameters: {min(reserved)!r} is set by the service: remove it")
     parameters = {**defaults, **choice.parameters}
     prompts.check_parameters(parameters)
     variables = _variables(choice, version)
-    return Plan(prompt, kind, version, source, choice.model or own, parameters, variables)
+    return Plan(prompt, kind, version, source, choice.model or default_model, parameters, variables)
 
 
 def _variables(choice: Choice, version: PromptVersion) -> dict[str, Any]:
     """`n` and `language` if they differ from the defaults, so that older dedupe keys stay valid."""
     language = check_line("language", choice.language, limit=50)
-    asked = {"n": choice.n, "language": language}
-    asked = {name: value for name, value in asked.items() if value != VARIABLES[name][0]}
-    if unused := asked.keys() - variables_of(version):
+    variables = {"n": choice.n, "language": language}
+    variables = {name: value for name, value in variables.items() if value != VARIABLES[name][0]}
+    if unused := variables.keys() - variables_of(version):
         name = min(unused)
         raise InvalidInput(
             f"{name}: version {version.number} of prompt {choice.prompt!r} does not use it: "
             f"add {{{{ {name} }}}} to the prompt, or leave it out"
         )
-    return asked
+    return variables
 
 
 def _version(session: Session, choice: Choice) -> PromptVersion:
@@ -166,24 +171,24 @@ def plan_of(session: Session, run: Run, source: GenerationSource) -> Plan:
 
 
 def check_subject(plan: Plan, *, images: str | None = None, texts: bool = False) -> None:
-    """Raise InvalidInput unless a prompt about images or texts gets some, and no other does."""
+    """Raise InvalidInput unless the plan's prompt fits the subject: labels, images or texts."""
     if plan.rewrites and not texts:
         raise InvalidInput(
-            f"prompt {plan.prompt!r} rewrites texts: name a release that has them "
+            f"prompt {plan.prompt!r} rewrites texts: start it from a release "
             "(`enrich release translate RELEASE --language …`)"
         )
     if texts and not plan.rewrites:
         raise InvalidInput(
-            f"prompt {plan.prompt!r} rewrites no texts: name one that uses {{{{ texts }}}}, "
+            f"prompt {plan.prompt!r} does not rewrite texts: choose one that uses {{{{ texts }}}}, "
             "such as translation"
         )
     if plan.kind == PromptKind.IMAGE_CAPTION and images is None:
         raise InvalidInput(
-            f"prompt {plan.prompt!r} asks about images: start a run with a folder of them "
+            f"prompt {plan.prompt!r} is for images: start a run with a folder of images "
             "(`enrich run start LABEL_SET --prompt … --images FOLDER`)"
         )
     if plan.kind != PromptKind.IMAGE_CAPTION and images is not None:
         raise InvalidInput(
-            f"images: prompt {plan.prompt!r} answers with a {plan.kind} and uses no image: "
-            "name a prompt of the kind image_caption, such as image-caption"
+            f"images: prompt {plan.prompt!r} is of the kind {plan.kind} and uses no images: "
+            "choose a prompt of the kind image_caption, such as image-caption"
         )

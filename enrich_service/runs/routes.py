@@ -1,4 +1,4 @@
-"""Enrichment over REST."""
+"""Descriptions and runs over REST."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -34,7 +34,7 @@ from enrich_service.runs.schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["enrichment"])
-PROGRESS_INTERVAL_S = 0.5  # between looks at a run whose progress is streamed
+PROGRESS_INTERVAL_S = 0.5  # between reads of a run whose progress is streamed
 
 
 def _enricher(request: Request) -> Enricher:
@@ -57,7 +57,7 @@ def current_view(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
         return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
-def _changed(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
+def _view_after_change(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
     """Notify the scheduler of a committed change, and return the run."""
     runs.wake()
     return current_view(engine, runs, run_id)
@@ -65,7 +65,7 @@ def _changed(engine: Engine, runs: RunScheduler, run_id: int) -> RunView:
 
 @router.post("/describe", summary="Describe class names now", responses=problems(404, 409))
 async def describe_labels(body: DescribeRequest, enricher: EnricherDep) -> list[Described]:
-    """Describe up to 100 class names, in their order; stored answers cost nothing.
+    """Describe up to 100 class names, in the order of the request; stored answers cost nothing.
 
     Takes priority over background runs. A label without an answer has the status `failed` and the
     reason.
@@ -103,19 +103,19 @@ def estimate_run(
 def list_runs(
     session: ReadSession,
     runs: RunsDep,
-    label_set: Annotated[str | None, Query(description="Of this label set alone")] = None,
-    state: Annotated[RunState | None, Query(description="In this state alone")] = None,
+    label_set: Annotated[str | None, Query(description="Filter by label set")] = None,
+    state: Annotated[RunState | None, Query(description="Filter by state")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[RunView]:
-    """List runs, the newest first."""
-    found = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=offset)
-    return [service.run_view(session, run, runs.active(run.id or 0)) for run in found]
+    """List runs, newest first."""
+    rows = service.list_runs(session, label_set=label_set, state=state, limit=limit, offset=offset)
+    return [service.run_view(session, run, runs.active(run.id or 0)) for run in rows]
 
 
 @router.get("/runs/{run_id:int}", summary="Show a run", responses=problems(404))
 def show_run(run_id: Id, session: ReadSession, runs: RunsDep) -> RunView:
-    """Show a run: its state, its counts and its cost so far."""
+    """Show a run with its state, counts and cost so far."""
     return service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
 
 
@@ -124,7 +124,7 @@ def _existing_run(run_id: Id, session: ReadSession) -> int:
     return run_id
 
 
-# A stream looks up its run before it begins: once it has, a missing run cannot be a 404 any more.
+# Looks up the run before the stream begins; afterwards, a missing run could not become a 404.
 ExistingRunId = Annotated[int, Depends(_existing_run)]
 
 
@@ -140,9 +140,9 @@ async def follow_run(
     engine: EngineDep,
     runs: RunsDep,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream a run's progress as server-sent events: each `progress` holds the whole run.
+    """Stream a run's progress as server-sent events; each event `progress` contains the whole run.
 
-    Ends when the run does; a paused run stays open.
+    The stream ends with the run; it stays open for a paused run.
     """
 
     def read(last: RunView | None) -> Update[RunView | None]:
@@ -159,7 +159,7 @@ def pause_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDe
     """Pause a run. Answers of calls in flight are stored."""
     service.pause_run(session, run_id)
     session.commit()
-    return _changed(engine, runs, run_id)
+    return _view_after_change(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/resume", summary="Resume a run", responses=problems(404, 409))
@@ -174,7 +174,7 @@ def resume_run(
     """Resume a paused run, optionally with another budget."""
     service.resume_run(session, run_id, settings.prices, **(body or RunResume()).model_dump())
     session.commit()
-    return _changed(engine, runs, run_id)
+    return _view_after_change(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/cancel", summary="Cancel a run", responses=problems(404, 409))
@@ -182,7 +182,7 @@ def cancel_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsD
     """Cancel a run. Stored answers are kept, and a retry continues the run."""
     service.cancel_run(session, run_id)
     session.commit()
-    return _changed(engine, runs, run_id)
+    return _view_after_change(engine, runs, run_id)
 
 
 @router.post("/runs/{run_id}/retry", summary="Retry a run", responses=problems(404, 409))
@@ -190,4 +190,4 @@ def retry_run(run_id: Id, session: WriteSession, engine: EngineDep, runs: RunsDe
     """Request the missing answers of a failed or cancelled run; stored answers cost nothing."""
     service.retry_run(session, run_id)
     session.commit()
-    return _changed(engine, runs, run_id)
+    return _view_after_change(engine, runs, run_id)

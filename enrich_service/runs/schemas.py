@@ -21,14 +21,14 @@ class Choice(BaseModel):
     version: Annotated[int | None, Field(ge=1, description="Version number")] = None
     alias: Annotated[
         str | None,
-        Field(description="Or its alias; default: `production`, else the newest version"),
+        Field(description="Version alias. Default: `production`, or the newest version"),
     ] = None
     model: Annotated[
         str | None, Field(min_length=1, max_length=200, description="Default: ENRICH_LLM_MODEL")
     ] = None
     parameters: Annotated[
         dict[str, JsonValue],
-        Field(description="Parameters of the call, on top of the prompt's own: temperature, …"),
+        Field(description="Overrides of the prompt's parameters, e.g. temperature"),
     ] = {}
     n: Annotated[
         int,
@@ -107,11 +107,9 @@ class Described(BaseModel):
     texts: list[str]
     attributes: dict[str, list[str]]
     status: GenerationStatus
-    cached: Annotated[
-        bool, Field(description="Whether the answer was stored already; nothing was requested")
-    ]
-    problems: Annotated[list[str], Field(description="Why it was not accepted")]
-    flags: Annotated[list[str], Field(description="Accepted, but to be reviewed")]
+    cached: Annotated[bool, Field(description="Whether a stored answer was reused at no cost")]
+    problems: Annotated[list[str], Field(description="Why the answer was not accepted")]
+    flags: Annotated[list[str], Field(description="Warnings about an accepted answer")]
     generation_id: int | None
     prompt: str
     prompt_version: int
@@ -148,25 +146,23 @@ class RunCreate(Choice):
         str | None,
         Field(
             max_length=4096,
-            description="Folder with a folder of images for each label, named by its key, on the "
-            "service's machine below ENRICH_IMAGE_ROOTS; for prompts of the kind image_caption",
+            description="Folder with a folder of images per label, named by its key, on the "
+            "service's machine in one of ENRICH_IMAGE_ROOTS; for prompts of the kind image_caption",
         ),
     ] = None
     mode: Annotated[
         RunMode,
         Field(
-            description="batch: files of requests that the provider answers within a day, for "
+            description="batch: files of requests that the provider answers within a day, at "
             "half the price (OpenAI's Batch API)"
         ),
     ] = RunMode.LIVE
-    samples: Annotated[
-        int, Field(ge=1, le=100, description="Generations for each label or image")
-    ] = 1
+    samples: Annotated[int, Field(ge=1, le=100, description="Generations per label or image")] = 1
     concurrency: Annotated[int, Field(ge=1, le=1000, description="Concurrent calls")] = 16
-    budget_usd: Annotated[float | None, Field(gt=0, description="Pause when this is spent")] = None
-    budget_tokens: Annotated[int | None, Field(gt=0, description="Pause when these are used")] = (
-        None
-    )
+    budget_usd: Annotated[float | None, Field(gt=0, description="Pause at this cost")] = None
+    budget_tokens: Annotated[
+        int | None, Field(gt=0, description="Pause at this number of tokens")
+    ] = None
     author: Annotated[str, Field(max_length=200)] = ""
 
 
@@ -184,10 +180,12 @@ class BatchView(BaseModel):
 
     id: int
     remote_id: Annotated[str | None, Field(description="The batch's id at the provider")]
-    status: Annotated[str, Field(description="As the provider says; 'preparing' before that")]
+    status: Annotated[
+        str, Field(description="Status at the provider; 'preparing' before it is sent")
+    ]
     requests: int
-    completed: Annotated[int, Field(description="As the provider counts")]
-    failed: Annotated[int, Field(description="As the provider counts")]
+    completed: Annotated[int, Field(description="Answered requests, as counted by the provider")]
+    failed: Annotated[int, Field(description="Failed requests, as counted by the provider")]
     error: Annotated[str | None, Field(description="Why it failed, or why it is retried later")]
     created_at: datetime
     ended_at: Annotated[datetime | None, Field(description="When its answers were stored")]
@@ -258,22 +256,24 @@ class RunView(BaseModel):
     error: Annotated[str | None, Field(description="Why it failed or paused")]
     total: Annotated[int, Field(description="Labels, or images, × samples")]
     done: int
-    cached: Annotated[int, Field(description="Labels that had an answer already, at no cost")]
+    cached: Annotated[int, Field(description="Labels with a stored answer, at no cost")]
     accepted: int
     rejected: Annotated[int, Field(description="Labels whose answers were all rejected")]
     failed: Annotated[
         int, Field(description="Labels without an answer; a retry requests them again")
     ]
     parked: Annotated[
-        int, Field(description="Labels that wait because the server asked to retry later")
+        int, Field(description="Rate-limited labels, which are requested again later")
     ]
     waiting_on_other_runs: Annotated[
-        int, Field(description="Labels that another run or request is asking for")
+        int, Field(description="Labels that another run or request is requesting")
     ]
     calls: Annotated[int, Field(description="Requests sent, including retries")]
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
+    cost_usd: Annotated[
+        Dollars | None, Field(description="Null if the price is unknown (ENRICH_PRICES)")
+    ]
     problems: Annotated[dict[str, int], Field(description="Answers that broke a rule, by rule")]
     flags: Annotated[dict[str, int], Field(description="Answers that a rule flagged, by rule")]
     rate: Annotated[float | None, Field(description="Labels per second, over the last 200")]
@@ -292,7 +292,7 @@ class RunEstimate(BaseModel):
                 {
                     "total": 200,
                     "cached": 20,
-                    "to_ask": 180,
+                    "new_requests": 180,
                     "prompt_tokens": 27000,
                     "completion_tokens": 7200,
                     "cost_usd": 0.0084,
@@ -304,8 +304,10 @@ class RunEstimate(BaseModel):
 
     total: int
     cached: int
-    to_ask: int
+    new_requests: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: Annotated[Dollars | None, Field(description="None without a price (ENRICH_PRICES)")]
-    basis: Annotated[str, Field(description="How the numbers of tokens were estimated")]
+    cost_usd: Annotated[
+        Dollars | None, Field(description="Null if the price is unknown (ENRICH_PRICES)")
+    ]
+    basis: Annotated[str, Field(description="Basis of the estimated numbers of tokens")]

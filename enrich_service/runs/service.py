@@ -38,10 +38,16 @@ def create_run(
     roots: Roots = (),
     texts: SourceTexts | None = None,
 ) -> Run:
-    """Queue a run. Raises InvalidInput for a budget in money where nothing has a price.
+    """Queue a run.
 
-    `roots`: folders that may contain images (see `llm.images`); None allows every folder. `texts`:
-    the texts that the prompt rewrites; labels without one are skipped.
+    Args:
+        roots: Folders that may contain images (see `llm.images`); None allows every folder.
+        texts: Texts that the prompt rewrites; labels without texts are skipped.
+
+    Raises:
+        NotFound: the label set does not exist.
+        InvalidInput: the plan does not fit the subject or mode, or a budget in dollars is given for
+            a model without a known price.
     """
     _check_budget(body.budget_usd, plan.model, prices)
     check_mode(body, plan)
@@ -70,10 +76,10 @@ def create_run(
         RunText(
             run_id=run.id,
             label_id=label_id,
-            texts=list(given.texts),
-            generation_id=given.generation_id,
+            texts=list(source.texts),
+            generation_id=source.generation_id,
         )
-        for label_id, given in (texts or {}).items()
+        for label_id, source in (texts or {}).items()
     )
     session.flush()
     return run
@@ -82,24 +88,22 @@ def create_run(
 def _check_budget(budget_usd: float | None, model: str, prices: Prices) -> None:
     if budget_usd is not None and model not in prices:
         raise InvalidInput(
-            f"budget_usd: what {model!r} costs is not known, so the budget would never be spent: "
-            "give its price in ENRICH_PRICES, or a budget in tokens"
+            f"budget_usd: the price of {model!r} is unknown, so the budget cannot be enforced: "
+            "set its price in ENRICH_PRICES, or give a budget in tokens"
         )
 
 
 def check_mode(body: RunCreate, plan: Plan) -> None:
-    """Raise InvalidInput if the run asks for batch mode but does not support it."""
+    """Raise InvalidInput if the run is in batch mode but does not support it."""
     if body.mode is RunMode.LIVE:
         return
     if body.images is not None:
         raise InvalidInput(
-            "mode: images are asked about live, since a file of them would soon be too large for a "
+            "mode: runs over images are live, because files with images would be too large for a "
             "batch: leave out --batch"
         )
     if plan.source is GenerationSource.REPLAY:
-        raise InvalidInput(
-            "mode: a replay file answers at once and takes no batches: leave out --batch"
-        )
+        raise InvalidInput("mode: a replay file does not support batches: leave out --batch")
 
 
 def subject_of(
@@ -110,7 +114,10 @@ def subject_of(
     roots: Roots,
     texts: SourceTexts | None,
 ) -> tuple[Path | None, int]:
-    """The folder of images, if any, and the number of images or labels."""
+    """The folder of images, if any, and the number of images or labels.
+
+    Raises InvalidInput if the prompt does not fit, or there are no images.
+    """
     check_subject(plan, images=body.images, texts=texts is not None)
     if texts is not None:
         return None, len(texts)
@@ -122,14 +129,14 @@ def subject_of(
     count = sum(len(names_of(folder, key)) for key in keys)
     if not count:
         raise InvalidInput(
-            f"images: {body.images} has no image for any label of {label_set.name!r}: name the "
-            f"folder that holds the class folders, such as {keys[0]!r}"
+            f"images: {body.images} has no images of labels of {label_set.name!r}: give the "
+            f"folder that contains the class folders, such as {keys[0]!r}"
         )
     return folder, count
 
 
 def get_run(session: Session, run_id: int) -> Run:
-    """The run; else NotFound."""
+    """The run with this id. Raises NotFound."""
     run = session.get(Run, run_id)
     if run is None:
         raise NoSuch(f"run {run_id}", "run list", "/v1/runs")
@@ -137,9 +144,9 @@ def get_run(session: Session, run_id: int) -> Run:
 
 
 def run_view(session: Session, run: Run, active: ActiveRun | None = None) -> RunView:
-    """`run` as the API schema, with the live state of a run in this process."""
+    """The API schema of `run`; `active`: its state in this process."""
     version = session.get_one(PromptVersion, run.prompt_version_id)
-    found = session.exec(
+    findings = session.exec(
         select(RunFinding)
         .where(RunFinding.run_id == run.id)
         .order_by(col(RunFinding.answers).desc(), RunFinding.rule)
@@ -154,9 +161,9 @@ def run_view(session: Session, run: Run, active: ActiveRun | None = None) -> Run
         done=run.cached + run.accepted + run.rejected + run.failed,
         batches=_batches(session, run),
         problems={
-            finding.rule: finding.answers for finding in found if finding.verdict == "problem"
+            finding.rule: finding.answers for finding in findings if finding.verdict == "problem"
         },
-        flags={finding.rule: finding.answers for finding in found if finding.verdict == "flag"},
+        flags={finding.rule: finding.answers for finding in findings if finding.verdict == "flag"},
         parked=len(active.parked) if active else 0,
         waiting_on_other_runs=len(active.waiting) if active else 0,
         rate=active.rate() if active else None,
@@ -166,14 +173,14 @@ def run_view(session: Session, run: Run, active: ActiveRun | None = None) -> Run
 def _batches(session: Session, run: Run) -> list[BatchView]:
     if run.mode is RunMode.LIVE:
         return []
-    found = session.exec(select(Batch).where(Batch.run_id == run.id).order_by(col(Batch.id)))
-    return [BatchView.model_validate(batch.model_dump()) for batch in found]
+    findings = session.exec(select(Batch).where(Batch.run_id == run.id).order_by(col(Batch.id)))
+    return [BatchView.model_validate(batch.model_dump()) for batch in findings]
 
 
 def list_runs(
     session: Session, *, label_set: str | None, state: RunState | None, limit: int, offset: int
 ) -> Sequence[Run]:
-    """Runs, the newest first."""
+    """Runs, newest first."""
     query = select(Run).order_by(col(Run.id).desc()).limit(limit).offset(offset)
     if label_set is not None:
         query = query.where(Run.label_set_id == labels.get(session, label_set).id)
@@ -183,20 +190,20 @@ def list_runs(
 
 
 def pause_run(session: Session, run_id: int) -> Run:
-    """Pause a run until it is resumed."""
+    """Pause a run until it is resumed. Raises NotFound, or Conflict if it has ended."""
     run = get_run(session, run_id)
     if run.state not in UNFINISHED:
-        raise Conflict(f"Run {run_id} has {run.state} already.")
+        raise Conflict(f"Run {run_id} has already ended ({run.state}).")
     run.state = RunState.PAUSED
     session.add(run)
     return run
 
 
 def cancel_run(session: Session, run_id: int) -> Run:
-    """Cancel a run; stored answers are kept."""
+    """Cancel a run; stored answers are kept. Raises NotFound, or Conflict if it has ended."""
     run = get_run(session, run_id)
     if run.state not in UNFINISHED:
-        raise Conflict(f"Run {run_id} has {run.state} already.")
+        raise Conflict(f"Run {run_id} has already ended ({run.state}).")
     run.state = RunState.CANCELLED
     run.finished_at = utcnow()
     session.add(run)
@@ -211,7 +218,10 @@ def resume_run(
     budget_usd: float | None = None,
     budget_tokens: int | None = None,
 ) -> Run:
-    """Resume a paused run, optionally with other budgets (see `create_run`)."""
+    """Resume a paused run, optionally with other budgets (see `create_run`).
+
+    Raises NotFound, Conflict if it is not paused, or InvalidInput for an unenforceable budget.
+    """
     run = get_run(session, run_id)
     if run.state is not RunState.PAUSED:
         raise Conflict(f"Run {run_id} is {run.state}, not paused.")
@@ -222,12 +232,12 @@ def resume_run(
 
 
 def retry_run(session: Session, run_id: int) -> Run:
-    """Queue the missing answers of an ended run; stored answers are reused."""
+    """Queue an ended run again for its missing answers. Raises NotFound or Conflict."""
     run = get_run(session, run_id)
     if run.state in UNFINISHED:
-        raise Conflict(f"Run {run_id} is {run.state}: wait for its end, or resume it.")
+        raise Conflict(f"Run {run_id} is {run.state}: wait until it ends, or resume it.")
     if run.state is RunState.SUCCEEDED:
-        raise Conflict(f"Run {run_id} has an answer for every label.")
+        raise Conflict(f"Run {run_id} already has an answer for every label.")
     return _queue_again(session, run)
 
 

@@ -76,7 +76,7 @@ def show_(
 @app.command()
 def register(
     name: Annotated[str, typer.Argument(help="Name of the student, new or existing.")],
-    job_id: Annotated[int, typer.Argument(help="A succeeded job.")],
+    job_id: Annotated[int, typer.Argument(help="Id of a succeeded job.")],
     message: Annotated[str, typer.Option(help="Reason for this version.")] = "",
     author: Author = "",
     json: Json = False,
@@ -109,7 +109,7 @@ def alias(
 def rollback(
     name: str, alias: str, reason: Reason, author: Author = "", json: Json = False
 ) -> None:
-    """Point an alias at the version before its last move."""
+    """Roll an alias back to its previous version."""
     body = request(StudentAliasRollback, reason=reason, author=author)
     with write_session() as session:
         moved = service.roll_back_alias(session, service.get(session, name), alias, body)
@@ -128,10 +128,10 @@ def compare(
     """Compare the figures of versions: accuracies, size, latency."""
     with read_session() as session:
         student = service.get(session, name)
-        found = service.versions(session, student=student)
+        views = service.versions(session, student=student)
         for number in versions or ():
             service.get_version(session, student, number)
-    chosen = [version for version in found if not versions or version.number in versions]
+    chosen = [view for view in views if not versions or view.number in versions]
     show(
         chosen if json else [_rounded(version) for version in chosen],
         json=json,

@@ -117,17 +117,17 @@ def show_student_alias(
     response: Response,
     if_none_match: IfNoneMatch = None,
 ) -> StudentAliasView | Response:
-    """Show the version that an alias points at, and where its classifier is.
+    """Show the version that an alias points at, and the path of its classifier.
 
     To follow an alias, repeat the request with the ETag of the last answer in If-None-Match.
     """
-    found = service.resolve(session, service.get(session, name), alias)
-    etag = f"{found.version}-{found.sha256}"
+    target = service.resolve(session, service.get(session, name), alias)
+    etag = f"{target.version}-{target.sha256}"
     headers = {"ETag": f'"{etag}"', "Cache-Control": "private, no-cache"}
     if is_known(etag, if_none_match):
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
-    return found
+    return target
 
 
 @router.put(
@@ -148,7 +148,7 @@ def move_student_alias(
 def roll_back_student_alias(
     name: str, alias: str, body: StudentAliasRollback, session: WriteSession
 ) -> StudentAliasView:
-    """Point an alias at the version before its last move."""
+    """Roll an alias back to its previous version."""
     return service.roll_back_alias(session, service.get(session, name), alias, body)
 
 

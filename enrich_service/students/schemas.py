@@ -57,25 +57,27 @@ class StudentRegister(BaseModel):
     )
 
     name: str
-    job_id: Annotated[int, Field(ge=1, le=MAX_NUMBER, description="A succeeded job")]
+    job_id: Annotated[int, Field(ge=1, le=MAX_NUMBER, description="Id of a succeeded job")]
     message: Annotated[str, Field(description="Reason for this version")] = ""
     author: str = ""
 
 
 class Figures(BaseModel):
-    """Figures of a student from the report of its job, as far as the report has them.
+    """Figures of a student from the report of its job; null if the report does not have them.
 
-    Accuracies are top-1 in percent with the texts that it was trained with.
+    Accuracies are top-1 in percent, with the texts that the student was trained with.
     """
 
     seen: Annotated[float | None, Field(description="Accuracy on seen classes")] = None
     unseen: Annotated[float | None, Field(description="Accuracy on unseen classes")] = None
     joint_harmonic_mean: Annotated[
         float | None,
-        Field(description="Of both accuracies, with seen and unseen classes competing"),
+        Field(
+            description="Harmonic mean of the accuracies on seen and unseen classes, all competing"
+        ),
     ] = None
     parameters: Annotated[int | None, Field(le=2**53)] = None
-    latency_ms: Annotated[float | None, Field(description="Of one image on the worker")] = None
+    latency_ms: Annotated[float | None, Field(description="Time per image on the worker")] = None
 
 
 class StudentVersionView(Figures):
@@ -87,9 +89,9 @@ class StudentVersionView(Figures):
     number: int
     aliases: Annotated[list[str], Field(description="Aliases that point at this version")]
     job_id: int
-    model: Annotated[str, Field(description="timm model")]
+    model: Annotated[str, Field(description="Name of the timm model")]
     bytes: Annotated[int, Field(description="Size of classifier.zip")]
-    sha256: Annotated[str, Field(description="Of classifier.zip")]
+    sha256: Annotated[str, Field(description="SHA-256 of classifier.zip")]
     classifier: Annotated[str, Field(description="Path of classifier.zip in this service")]
     message: str
     author: str
@@ -104,7 +106,7 @@ class StudentAliasView(BaseModel):
     student: str
     alias: str
     version: int
-    sha256: Annotated[str, Field(description="Of classifier.zip")]
+    sha256: Annotated[str, Field(description="SHA-256 of classifier.zip")]
     bytes: Annotated[int, Field(description="Size of classifier.zip")]
     classifier: Annotated[str, Field(description="Path of classifier.zip in this service")]
 
@@ -136,7 +138,7 @@ class StudentAliasPut(BaseModel):
 
 
 class StudentAliasRollback(BaseModel):
-    """Point an alias at the version before its last move."""
+    """Roll an alias back to its previous version."""
 
     model_config = _example({"reason": "slower on phones", "author": "ada"}, extra="forbid")
 

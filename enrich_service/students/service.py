@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from pydantic import ValidationError
+from sqlalchemy import ColumnElement
 from sqlmodel import Session, col, func, select
 
 from contract import CLASSIFIER_ARTIFACT, JobState, Report
@@ -42,9 +43,12 @@ MANIFEST: Final = "classifier.json"  # at the root of the archive
 def register(session: Session, folder: Path, body: StudentRegister) -> StudentVersion:
     """Register the classifier of a job as the next version of a student.
 
-    The first version creates the student. `folder` holds the artifacts. Raises NotFound if there is
-    no such job, Conflict if the job has no classifier to register or is a version already,
-    InvalidInput for a name, message or author that cannot be stored.
+    The first version creates the student. `folder` is the artifact folder.
+
+    Raises:
+        InvalidInput: the name, message or author is invalid.
+        NotFound: there is no such job.
+        Conflict: the job has no classifier, or is already registered as a version.
     """
     check_name("The student's name", body.name)
     check_text("The message", body.message, limit=1000)
@@ -79,7 +83,7 @@ def register(session: Session, folder: Path, body: StudentRegister) -> StudentVe
 
 
 def _classifier_of(session: Session, folder: Path, job: JobRow) -> tuple[JobArtifact, float | None]:
-    """The artifact classifier.zip of a job, and the time of one image that it states.
+    """The artifact classifier.zip of a job, and its latency in ms per image, if given.
 
     Raises Conflict if it cannot be registered.
     """
@@ -92,27 +96,27 @@ def _classifier_of(session: Session, folder: Path, job: JobRow) -> tuple[JobArti
         artifact = artifacts.get(session, job.id, CLASSIFIER_ARTIFACT)
     except NotFound:
         raise Conflict(
-            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: queue the same training again, "
-            "for a worker that exports its student."
+            f"Job {job.id} has no artifact {CLASSIFIER_ARTIFACT}: duplicate the job, "
+            "and run it on a worker that exports its students."
         ) from None
     try:
         with zipfile.ZipFile(artifacts.location(folder, artifact.sha256)) as archive:
             latency = _latency_ms(archive.read(MANIFEST))
     except FileNotFoundError:
         raise Conflict(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact "
+            f"The file {CLASSIFIER_ARTIFACT} of job {job.id} is missing from the artifact "
             "folder: restore it from a backup."
         ) from None
     except (zipfile.BadZipFile, KeyError):
         raise Conflict(
             f"{CLASSIFIER_ARTIFACT} of job {job.id} is not a zip file with {MANIFEST} at its root: "
-            "queue the same training again."
+            "duplicate the job and run it again."
         ) from None
     return artifact, latency
 
 
 def _latency_ms(manifest: bytes) -> float | None:
-    """The time of one image that a classifier's manifest states; None where it states none."""
+    """The latency in ms per image in a classifier's manifest; None if it is absent or invalid."""
     try:
         document = json.loads(manifest)
     except ValueError:
@@ -135,7 +139,7 @@ def _check_is_new(session: Session, student: Student, job: JobRow) -> None:
 
 
 def _figures(session: Session, folder: Path, job_id: int, latency: float | None) -> Figures:
-    """The figures of a job's report, None without a report that can be read, and the latency."""
+    """The figures of a job's report, None if it cannot be read; and `latency` (ms per image)."""
     figures = Figures()
     with suppress(UserError, ValidationError):
         figures = figures_of(reports.read(session, folder, job_id))
@@ -143,14 +147,14 @@ def _figures(session: Session, folder: Path, job_id: int, latency: float | None)
 
 
 def figures_of(report: Report) -> Figures:
-    """The figures of the student with the texts of its training."""
+    """The figures of the student with the texts that it was trained with."""
     texts = report.config.text_strategy
     top1 = {
         row.split: row.top1
         for row in report.accuracies
         if row.model == "student" and row.text == texts
     }
-    # The last row is the one with the bias against seen classes that the classifier uses.
+    # The last row is evaluated with the calibrated bias of seen classes that the classifier uses.
     joint = [row.harmonic_mean for row in report.joint if row.model == "student"]
     return Figures(
         seen=top1.get("seen"),
@@ -181,12 +185,12 @@ def get_version(session: Session, student: Student, number: int) -> StudentVersi
 
 
 def classifier_file(folder: Path, version: StudentVersion) -> Path:
-    """The file of a version's classifier.zip. Raises NotFound if it is gone."""
+    """The path of a version's classifier.zip. Raises NotFound if the file is missing."""
     path = artifacts.location(folder, version.sha256)
     if not path.is_file():
         raise NotFound(
-            f"The file of {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the "
-            "artifact folder."
+            f"The file {CLASSIFIER_ARTIFACT} of job {version.job_id} is missing from the artifact "
+            "folder: restore it from a backup."
         )
     return path
 
@@ -194,23 +198,41 @@ def classifier_file(folder: Path, version: StudentVersion) -> Path:
 def listing(session: Session, *, limit: int | None = 100, offset: int = 0) -> list[StudentView]:
     """Students by name."""
     query = select(Student).order_by(Student.name).limit(limit).offset(offset)
-    return [view(session, student) for student in session.exec(query)]
+    return _views(session, session.exec(query).all())
 
 
 def view(session: Session, student: Student) -> StudentView:
     """The API schema of `student`."""
-    aliases = session.exec(
+    return _views(session, [student])[0]
+
+
+def _views(session: Session, students: Sequence[Student]) -> list[StudentView]:
+    """The API schema of each of `students`, with two queries for all of them."""
+    ids = [student.id for student in students]
+    latest_numbers = dict(
+        session.exec(
+            select(StudentVersion.student_id, func.max(StudentVersion.number))
+            .where(col(StudentVersion.student_id).in_(ids))
+            .group_by(col(StudentVersion.student_id))
+        ).all()
+    )
+    aliases: defaultdict[int | None, list[tuple[str, StudentVersion]]] = defaultdict(list)
+    for alias, version in session.exec(
         select(StudentAlias, StudentVersion)
         .join(StudentVersion, col(StudentAlias.version_id) == col(StudentVersion.id))
-        .where(StudentAlias.student_id == student.id)
+        .where(col(StudentAlias.student_id).in_(ids))
         .order_by(StudentAlias.name)
-    )
-    return StudentView(
-        name=student.name,
-        latest=latest(session, student),
-        aliases=[_alias_view(student, alias.name, version) for alias, version in aliases],
-        created_at=student.created_at,
-    )
+    ):
+        aliases[alias.student_id].append((alias.name, version))
+    return [
+        StudentView(
+            name=student.name,
+            latest=latest_numbers[student.id or 0],
+            aliases=[_alias_view(student, *alias) for alias in aliases[student.id]],
+            created_at=student.created_at,
+        )
+        for student in students
+    ]
 
 
 def latest(session: Session, student: Student) -> int:
@@ -242,19 +264,33 @@ def versions(
     job_id: int | None = None,
 ) -> list[StudentVersionView]:
     """The versions of a student, or those made from a job, newest first."""
-    query = (
+    conditions = []
+    if student is not None:
+        conditions.append(col(StudentVersion.student_id) == student.id)
+    if number is not None:
+        conditions.append(col(StudentVersion.number) == number)
+    if job_id is not None:
+        conditions.append(col(StudentVersion.job_id) == job_id)
+    return _version_views(session, *conditions)
+
+
+def newest_versions(session: Session) -> dict[str, StudentVersionView]:
+    """The newest version of each student, by the student's name."""
+    # A version's number and id grow together.
+    newest = select(func.max(StudentVersion.id)).group_by(col(StudentVersion.student_id))
+    views = _version_views(session, col(StudentVersion.id).in_(newest))
+    return {view.student: view for view in views}
+
+
+def _version_views(session: Session, *conditions: ColumnElement[bool]) -> list[StudentVersionView]:
+    """The API schema of the versions that meet all `conditions`, newest first."""
+    rows = session.exec(
         select(StudentVersion, Student, JobRow)
         .join(Student, col(StudentVersion.student_id) == col(Student.id))
         .join(JobRow, col(StudentVersion.job_id) == col(JobRow.id))
+        .where(*conditions)
         .order_by(col(StudentVersion.id).desc())
-    )
-    if student is not None:
-        query = query.where(StudentVersion.student_id == student.id)
-    if number is not None:
-        query = query.where(StudentVersion.number == number)
-    if job_id is not None:
-        query = query.where(StudentVersion.job_id == job_id)
-    rows = session.exec(query).all()
+    ).all()
     names = _aliases(session, [version for version, _, _ in rows])
     return [
         StudentVersionView(
@@ -272,12 +308,12 @@ def versions(
 def _aliases(
     session: Session, versions: Sequence[StudentVersion]
 ) -> defaultdict[int | None, list[str]]:
-    """The names of the aliases that point at each version, by id."""
+    """The names of the aliases that point at each version, by version id."""
     names: defaultdict[int | None, list[str]] = defaultdict(list)
-    wanted = [version.id for version in versions]
+    ids = [version.id for version in versions]
     for alias in session.exec(
         select(StudentAlias)
-        .where(col(StudentAlias.version_id).in_(wanted))
+        .where(col(StudentAlias.version_id).in_(ids))
         .order_by(StudentAlias.name)
     ):
         names[alias.version_id].append(alias.name)
@@ -287,8 +323,8 @@ def _aliases(
 def version_view(session: Session, student: Student, number: int) -> StudentVersionView:
     """A version of `student`. Raises NotFound."""
     get_version(session, student, number)
-    (found,) = versions(session, student=student, number=number)
-    return found
+    (version,) = versions(session, student=student, number=number)
+    return version
 
 
 def resolve(session: Session, student: Student, alias: str) -> StudentAliasView:
@@ -306,7 +342,9 @@ def resolve(session: Session, student: Student, alias: str) -> StudentAliasView:
 def move_alias(
     session: Session, student: Student, name: str, body: StudentAliasPut
 ) -> StudentAliasView:
-    """Point alias `name` at a version and log the move. The same version changes nothing.
+    """Point alias `name` at a version and log the move; create the alias if it does not exist.
+
+    Nothing is logged if the alias already points at that version.
 
     Raises InvalidInput for an invalid name or reason, NotFound if there is no such version.
     """
@@ -343,9 +381,9 @@ def move_alias(
 def roll_back_alias(
     session: Session, student: Student, name: str, body: StudentAliasRollback
 ) -> StudentAliasView:
-    """Point alias `name` at the version before its last move, and log that.
+    """Roll alias `name` back to its previous version, and log the move.
 
-    Raises NotFound if there is no such alias, Conflict if it was never moved.
+    Raises NotFound if there is no such alias, Conflict if it has no previous version.
     """
     moves = alias_moves(session, student, name)
     if not moves:

@@ -16,7 +16,7 @@ from enrich_service.core.terminal.console import (
     load_settings,
     read_session,
     show,
-    working,
+    spinner,
 )
 from enrich_service.prompts.commands import read
 from enrich_service.releases.choose_texts import parse_source
@@ -59,22 +59,22 @@ def try_(
     except ValidationError as error:
         raise InvalidInput(first_error_line(error, str(file))) from error
 
-    async def ask(engine: Engine) -> Trial:
+    async def run(engine: Engine) -> Trial:
         async with open_enricher(engine, settings) as enricher:
             return await try_prompt(enricher, body)
 
-    with database(settings) as engine, working("Asking"):
-        found = asyncio.run(ask(engine))
+    with database(settings) as engine, spinner("Waiting for the language model"):
+        trial = asyncio.run(run(engine))
     if json:
-        show(found, json=True)
+        show(trial, json=True)
         return
-    for label in found.labels:
+    for label in trial.labels:
         typer.echo(label.label)
         for side, tried in (("new", label.candidate), (against, label.against)):
             if tried is not None:
                 problems = f" ({'; '.join(tried.problems)})" if tried.problems else ""
                 typer.echo(f"  {side}: {tried.text or tried.status}{problems}")
-    show([total for total in (found.candidate, found.against) if total is not None], json=False)
+    show([total for total in (trial.candidate, trial.against) if total is not None], json=False)
 
 
 def compare(
@@ -89,7 +89,7 @@ def compare(
 ) -> None:
     """Compare stored answers of two prompt versions or models over a label set."""
     with read_session() as session:
-        found = comparison.compare(
+        result = comparison.compare(
             session,
             label_set,
             parse_source(a, model_a),
@@ -99,10 +99,10 @@ def compare(
             offset=offset,
         )
     if json:
-        show(found, json=True)
+        show(result, json=True)
         return
-    for label in found.labels:
+    for label in result.labels:
         typer.echo(label.name)
         for side, text in (("a", label.a), ("b", label.b)):
-            typer.echo(f"  {side}: {(text.text or text.status) if text else 'never asked'}")
-    show([found.a, found.b], json=False)
+            typer.echo(f"  {side}: {(text.text or text.status) if text else 'no answer'}")
+    show([result.a, result.b], json=False)

@@ -1,6 +1,6 @@
-"""Comparison of stored answers of two prompt versions or models over a label set.
+"""Comparison of stored answers of two prompt versions or models for a label set.
 
-Each side shows the text that a release would take from the version: the newest accepted one; for
+Each side shows the text of the version that a release would contain: the newest accepted one; for
 sentences and captions the union of the samples. Edits by people are excluded, since prompts and
 models are compared. Counts and costs include all attempts.
 """
@@ -41,11 +41,11 @@ from enrich_service.validation.answer import texts_of
 from enrich_service.validation.token_count import estimate_tokens
 
 TEACHER_TOKENS = 77  # the context length of CLIP
-JOBS_LOOKED_AT = 50  # the newest ones, for diagnostics
+MAX_JOBS = 50  # newest jobs that are searched for diagnostics
 
 
 class _Answer(NamedTuple):
-    """The columns needed of a generation; mapped objects of 10,000 labels would take seconds."""
+    """The required columns of a generation. Loading ORM objects of 10,000 labels takes seconds."""
 
     id: int
     status: GenerationStatus
@@ -66,7 +66,7 @@ _COLUMNS = tuple(getattr(Generation, name) for name in _Answer._fields)
 
 @dataclass
 class _Side:
-    """A version and optionally a model, with stored answers by label id, oldest first."""
+    """A prompt version and optionally a model, with stored answers by label id, oldest first."""
 
     prompt: Prompt
     version: PromptVersion
@@ -86,36 +86,36 @@ def compare(
     limit: int = 100,
     offset: int = 0,
 ) -> Comparison:
-    """Compare both sides over `label_set`, with one page of labels.
+    """Compare both sides for `label_set`, with one page of labels.
 
-    `artifacts`: folder of the reports. Raises Conflict where the kinds of the prompts differ.
+    `artifacts`: the artifact folder. Raises Conflict if the prompts are of different kinds.
     """
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
-    left, right = _sides_over(session, chosen, a, b)
-    shown = labels[offset : offset + limit]
-    after = offset + len(shown)
+    left, right = _sides_with_answers(session, chosen, a, b)
+    page = labels[offset : offset + limit]
+    next_offset = offset + len(page)
     return Comparison(
         label_set=label_set,
         kind=PromptKind(left.prompt.kind),
-        a=_side_view(left, labels, _diagnosed(session, chosen, left, artifacts)),
-        b=_side_view(right, labels, _diagnosed(session, chosen, right, artifacts)),
-        labels=_compared(left, right, shown),
+        a=_side_view(left, labels, _diagnostics(session, chosen, left, artifacts)),
+        b=_side_view(right, labels, _diagnostics(session, chosen, right, artifacts)),
+        labels=_compare_labels(left, right, page),
         total=len(labels),
-        next_offset=after if shown and after < len(labels) else None,
+        next_offset=next_offset if page and next_offset < len(labels) else None,
     )
 
 
-def sums(
+def summaries(
     session: Session, label_set: str, a: ReleaseSource, b: ReleaseSource, artifacts: Path
 ) -> tuple[ComparedSide, ComparedSide]:
-    """The totals of both sides over `label_set`; see `compare`."""
+    """The totals of both sides for `label_set`; see `compare`."""
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
-    left, right = _sides_over(session, chosen, a, b)
+    left, right = _sides_with_answers(session, chosen, a, b)
     return (
-        _side_view(left, labels, _diagnosed(session, chosen, left, artifacts)),
-        _side_view(right, labels, _diagnosed(session, chosen, right, artifacts)),
+        _side_view(left, labels, _diagnostics(session, chosen, left, artifacts)),
+        _side_view(right, labels, _diagnostics(session, chosen, right, artifacts)),
     )
 
 
@@ -131,21 +131,21 @@ def texts(
     """The texts of both sides for one page of labels, and the number of labels."""
     chosen = label_service.get(session, label_set)
     labels = label_service.lines_of(session, chosen)
-    shown = labels[offset : offset + limit]
+    page = labels[offset : offset + limit]
     left, right = _sides(session, a, b)
     for side in (left, right):
-        _read(session, side, col(Label.id).in_([label.id for label in shown]))
-    return _compared(left, right, shown), len(labels)
+        _read(session, side, col(Label.id).in_([label.id for label in page]))
+    return _compare_labels(left, right, page), len(labels)
 
 
-def _compared(left: _Side, right: _Side, labels: Sequence[LabelLine]) -> list[ComparedLabel]:
+def _compare_labels(left: _Side, right: _Side, labels: Sequence[LabelLine]) -> list[ComparedLabel]:
     return [
         ComparedLabel(key=label.key, name=label.name, a=_text(left, label), b=_text(right, label))
         for label in labels
     ]
 
 
-def _sides_over(
+def _sides_with_answers(
     session: Session, label_set: LabelSet, a: ReleaseSource, b: ReleaseSource
 ) -> tuple[_Side, _Side]:
     """Both sides with their answers for a whole label set."""
@@ -160,7 +160,8 @@ def _sides(session: Session, a: ReleaseSource, b: ReleaseSource) -> tuple[_Side,
     left, right = _side(session, a), _side(session, b)
     if left.prompt.kind != right.prompt.kind:
         raise Conflict(
-            f"{a.prompt!r} makes {left.prompt.kind} and {b.prompt!r} makes {right.prompt.kind}: "
+            f"{a.prompt!r} is of the kind {left.prompt.kind}, {b.prompt!r} of the kind "
+            f"{right.prompt.kind}: "
             "compare prompts of one kind."
         )
     return left, right
@@ -171,13 +172,13 @@ def _side(session: Session, source: ReleaseSource) -> _Side:
     return _Side(session.get_one(Prompt, version.prompt_id), version, source.model)
 
 
-def _read(session: Session, side: _Side, wanted: sa.ColumnElement[bool]) -> None:
-    """Load the answers of `side` for the `wanted` labels."""
+def _read(session: Session, side: _Side, condition: sa.ColumnElement[bool]) -> None:
+    """Load the answers of `side` for the labels that meet `condition`."""
     query = (
         sa.select(col(Label.id), *_COLUMNS)
         .join(Generation, SAME_LABEL)
         .where(
-            wanted,
+            condition,
             col(Generation.prompt_version_id) == side.version.id,
             col(Generation.source).in_(MODEL_SOURCES),
         )
@@ -236,11 +237,11 @@ def _side_view(
     side: _Side, labels: Sequence[LabelLine], diagnostics: SideDiagnostics | None
 ) -> ComparedSide:
     results = [_results(side, label) for label in labels]
-    statuses = Counter(found[-1].status for found in results if found)
-    texts = [found for found in map(_texts, results) if found]
-    tokens = [_teacher_tokens(found) for found in texts]
-    # Each answer once: a name may occur twice in a label set.
-    rows = list({row.id: row for found in side.answers.values() for row in found}.values())
+    statuses = Counter(answers[-1].status for answers in results if answers)
+    texts = [label_texts for label_texts in map(_texts, results) if label_texts]
+    tokens = [_teacher_tokens(label_texts) for label_texts in texts]
+    # Each answer once, since a name may occur twice in a label set.
+    rows = list({row.id: row for answers in side.answers.values() for row in answers}.values())
     latencies = [row.latency_ms for row in rows if row.latency_ms is not None]
     return ComparedSide(
         prompt=side.prompt.name,
@@ -250,8 +251,8 @@ def _side_view(
         accepted=statuses[GenerationStatus.ACCEPTED],
         rejected=statuses[GenerationStatus.REJECTED] + statuses[GenerationStatus.RETRIED],
         failed=statuses[GenerationStatus.FAILED],
-        missing=sum(not found for found in results),
-        mean_characters=_mean([sum(map(len, found)) for found in texts]),
+        missing=sum(not answers for answers in results),
+        mean_characters=_mean([sum(map(len, label_texts)) for label_texts in texts]),
         mean_teacher_tokens=_mean(tokens),
         too_long=sum(count > TEACHER_TOKENS for count in tokens),
         failures=_rules(row.problems for row in rows if row.status is not GenerationStatus.FAILED),
@@ -269,15 +270,15 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rules(found: Iterable[Sequence[str]]) -> dict[str, int]:
-    """Number of answers by rule, the part of a problem before the colon."""
+def _rules(problems: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Number of answers by rule, which is the part of a problem before the colon."""
     counted = Counter(
-        rule for problems in found for rule in {line.partition(":")[0] for line in problems}
+        rule for lines in problems for rule in {line.partition(":")[0] for line in lines}
     )
     return dict(sorted(counted.items()))
 
 
-def _diagnosed(
+def _diagnostics(
     session: Session, label_set: LabelSet, side: _Side, artifacts: Path
 ) -> SideDiagnostics | None:
     """The diagnostics of the newest job whose release has texts of this side only."""
@@ -287,51 +288,51 @@ def _diagnosed(
         .join(JobArtifact, col(JobArtifact.job_id) == col(JobRow.id))
         .where(ReleaseRow.label_set_id == label_set.id, JobArtifact.name == "report.json")
         .order_by(col(JobRow.id).desc())
-        .limit(JOBS_LOOKED_AT)
+        .limit(MAX_JOBS)
     )
     for job_id, row in session.exec(query):
         release = release_service.parsed(row)
-        labels = _taken_from(release, side)
+        labels = _labels_from_side(release, side)
         if job_id is None or not labels:
             continue
         try:
             report = reports.read(session, artifacts, job_id)
         except (Conflict, NotFound):
-            continue  # of another version, or gone: an older one may do
-        return _of_report(report, release, job_id, labels)
+            continue  # unreadable: try the next older job
+        return _side_diagnostics(report, release, job_id, labels)
     return None
 
 
-def _taken_from(release: Release, side: _Side) -> int:
-    """Number of labels of a release with a text of this side; 0 if any has another source."""
-    cited = [source for source in release.sources if source.field == side.prompt.kind]
+def _labels_from_side(release: Release, side: _Side) -> int:
+    """Number of labels of a release with a text of this side; 0 if any text has another source."""
+    sources = [source for source in release.sources if source.field == side.prompt.kind]
     own = [
         source.key
-        for source in cited
+        for source in sources
         if source.prompt_hash == side.version.content_hash
         and source.source in MODEL_SOURCES
         and side.model in (None, source.requested_model)
     ]
-    return len(set(own)) if len(own) == len(cited) else 0
+    return len(set(own)) if len(own) == len(sources) else 0
 
 
-def _of_report(
+def _side_diagnostics(
     report: Report, release: Release, job_id: int, labels: int
 ) -> SideDiagnostics | None:
-    wanted = report.config.text_strategy
-    found = next(
-        (diagnostics for diagnostics in report.diagnostics if diagnostics.text == wanted), None
+    strategy = report.config.text_strategy
+    bank = next(
+        (diagnostics for diagnostics in report.diagnostics if diagnostics.text == strategy), None
     )
-    if found is None or wanted == "name":  # a training on bare names says nothing of texts
+    if bank is None or strategy == "name":  # a job on bare names does not measure texts
         return None
     return SideDiagnostics(
         job_id=job_id,
         release=release.name,
-        classes=found.classes,
+        classes=bank.classes,
         labels=labels,
-        text=found.text,
-        mean_cosine=found.mean_cosine,
-        mean_nearest_cosine=found.mean_nearest_cosine,
-        effective_rank=found.effective_rank,
-        confusable=list(found.confusable),
+        text=bank.text,
+        mean_cosine=bank.mean_cosine,
+        mean_nearest_cosine=bank.mean_nearest_cosine,
+        effective_rank=bank.effective_rank,
+        confusable=list(bank.confusable),
     )

@@ -20,7 +20,7 @@ async def try_prompt(body: TrialRequest, enricher: EnricherDep) -> Trial:
     """Test an unsaved prompt on up to 10 labels, next to a saved version.
 
     Answers to the unsaved prompt are not stored; invalid ones are returned with their problems.
-    The saved version is handled as by /v1/describe: stored answers are reused, new ones stored.
+    The saved version works as in /v1/describe: stored answers are reused, new ones are stored.
     To save the prompt, POST the same content as a version with a message.
     """
     return await run_trial(enricher, body)
@@ -42,7 +42,7 @@ def compare_versions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> Comparison:
-    """Compare stored answers of two versions or two models over a label set.
+    """Compare stored answers of two versions or two models for a label set.
 
     Returns texts, lengths, rejections, tokens, cost, and text similarity where a training job has
     measured it. Makes no language-model calls.

@@ -101,7 +101,7 @@ class TriedLabel(BaseModel):
 
 
 class Totals(BaseModel):
-    """The sums of one side."""
+    """The totals of one side."""
 
     accepted: int
     rejected: int
@@ -162,7 +162,7 @@ class ComparedText(BaseModel):
 
 
 class ComparedLabel(BaseModel):
-    """A label with both texts; null where a side has none."""
+    """A label with both texts; null for a side without an answer."""
 
     key: str
     name: str
@@ -185,7 +185,7 @@ class SideDiagnostics(BaseModel):
 
 
 class ComparedSide(BaseModel):
-    """Totals of one version (and model) over the label set."""
+    """Totals of one version (and model) for the label set."""
 
     prompt: str
     version: int
@@ -261,7 +261,7 @@ _SIDE: dict[str, Any] = {
 
 
 class Comparison(BaseModel):
-    """Comparison of two versions or two models over a label set."""
+    """Comparison of two versions or two models for a label set."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -41,24 +41,24 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
     """The answers of an unsaved prompt and of the saved version for each label.
 
     Raises:
-        InvalidInput: the content cannot be a prompt version, or a label cannot be one.
-        LanguageModelError: not one label could be answered.
+        InvalidInput: the content of the prompt or a label is invalid.
+        LanguageModelError: no label could be answered.
     """
     labels = [checked_label(label, number) for number, label in enumerate(body.labels, start=1)]
     plan = await asyncio.to_thread(_plan, enricher, body)  # compiles templates
     if body.against is not None:
-        await asyncio.to_thread(_look_up, enricher, body.against)  # fail before any paid call
+        await asyncio.to_thread(_check_exists, enricher, body.against)  # fails before any paid call
     accepted_texts = AcceptedTextIndex()
     outcomes = await asyncio.gather(
-        *(_ask(enricher, plan, label, accepted_texts) for label in labels)
+        *(_answer(enricher, plan, label, accepted_texts) for label in labels)
     )
     errors = [outcome for outcome in outcomes if isinstance(outcome, LanguageModelError)]
     if len(errors) == len(outcomes):
         raise errors[0]
     candidate = [
-        _without_answer([str(outcome)])
+        _failed([str(outcome)])
         if isinstance(outcome, LanguageModelError)
-        else _answered(enricher, plan, *outcome)
+        else _tried(enricher, plan, *outcome)
         for outcome in outcomes
     ]
     number, against = None, None
@@ -72,10 +72,10 @@ async def try_prompt(enricher: Enricher, body: TrialRequest) -> Trial:
             TriedLabel(
                 label=label.name,
                 context=label.context,
-                candidate=candidate[place],
-                against=against[place] if against else None,
+                candidate=candidate[index],
+                against=against[index] if against else None,
             )
-            for place, label in enumerate(labels)
+            for index, label in enumerate(labels)
         ],
         candidate=_totals(candidate),
         against=_totals(against) if against else None,
@@ -95,25 +95,25 @@ def _plan(enricher: Enricher, body: TrialRequest) -> Plan:
     return plan
 
 
-def _look_up(enricher: Enricher, saved: VersionName) -> None:
+def _check_exists(enricher: Enricher, saved: VersionName) -> None:
     with reading(enricher.engine) as session:
         prompts.resolve(session, saved.prompt, version=saved.version, alias=saved.alias)
 
 
-async def _ask(
+async def _answer(
     enricher: Enricher, plan: Plan, label: NamedLabel, accepted_texts: AcceptedTextIndex
 ) -> tuple[Reply, Judgement] | LanguageModelError:
     item = plan.item(label.name, label.context, confusable=label.confusable)
     try:
-        reply, found = await enricher.try_out(plan, item, accepted_texts, tries=TRIES)
+        reply, judgement = await enricher.try_out(plan, item, accepted_texts, tries=TRIES)
     except LanguageModelError as error:
         return error
-    if found.accepted:
-        accepted_texts.add(label.name, plan.kind, found.texts)
-    return reply, found
+    if judgement.accepted:
+        accepted_texts.add(label.name, plan.kind, judgement.texts)
+    return reply, judgement
 
 
-def _without_answer(problems: list[str]) -> Tried:
+def _failed(problems: list[str]) -> Tried:
     return Tried(
         status=GenerationStatus.FAILED,
         cached=False,
@@ -131,17 +131,17 @@ def _without_answer(problems: list[str]) -> Tried:
     )
 
 
-def _answered(enricher: Enricher, plan: Plan, reply: Reply, found: Judgement) -> Tried:
+def _tried(enricher: Enricher, plan: Plan, reply: Reply, judgement: Judgement) -> Tried:
     """An answer of the unsaved prompt; a rejected one includes its text and problems."""
-    attributes = attributes_of(found.parsed) if plan.kind == PromptKind.ATTRIBUTES else {}
+    attributes = attributes_of(judgement.parsed) if plan.kind == PromptKind.ATTRIBUTES else {}
     return Tried(
-        status=GenerationStatus.ACCEPTED if found.accepted else GenerationStatus.REJECTED,
+        status=GenerationStatus.ACCEPTED if judgement.accepted else GenerationStatus.REJECTED,
         cached=False,
-        text=line_of(plan.kind, found.parsed),
-        texts=list(found.texts),
+        text=line_of(plan.kind, judgement.parsed),
+        texts=list(judgement.texts),
         attributes={name: list(values) for name, values in attributes.items()},
-        problems=list(found.problems),
-        flags=list(found.flags),
+        problems=list(judgement.problems),
+        flags=list(judgement.flags),
         raw_reply=reply.text,
         attempts=1,
         prompt_tokens=reply.prompt_tokens or 0,
@@ -168,9 +168,9 @@ async def _saved(
         _attempts, enricher, [described.generation_id for described in found]
     )
     tried = [
-        _stored(described, rows[described.generation_id])
+        _tried_from_stored(described, rows[described.generation_id])
         if described.generation_id is not None
-        else _without_answer(described.problems)
+        else _failed(described.problems)
         for described in found
     ]
     return found[0].prompt_version, tried
@@ -194,7 +194,7 @@ def _attempts(
         }
 
 
-def _stored(described: Described, rows: Sequence[Generation]) -> Tried:
+def _tried_from_stored(described: Described, rows: Sequence[Generation]) -> Tried:
     last = next(row for row in rows if row.id == described.generation_id)
     return Tried(
         status=described.status,

@@ -1,4 +1,4 @@
-"""The OpenAPI page. FastAPI's own page would load scripts from another site."""
+"""The OpenAPI page. FastAPI's own page loads scripts from another site."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse

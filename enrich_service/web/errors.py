@@ -1,4 +1,4 @@
-"""Error pages for browsers, in place of problem documents."""
+"""Error pages for browsers, instead of problem documents."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,41 +15,41 @@ from enrich_service.web.page import page
 
 
 def install(app: FastAPI) -> None:
-    """Turn every problem document of `app` into a page, for browsers and outside of /v1."""
-    for kind, answer in list(app.exception_handlers.items()):
-        if kind is not WebSocketRequestValidationError:
-            app.add_exception_handler(kind, _as_page(answer))
+    """Show every problem document of `app` as a page, if a browser requests HTML outside of /v1."""
+    for error_class, handler in list(app.exception_handlers.items()):
+        if error_class is not WebSocketRequestValidationError:
+            app.add_exception_handler(error_class, _page_handler(handler))
 
 
-async def answer(request: Request, error: UserError) -> Response:
+async def reject(request: Request, error: UserError) -> Response:
     """The response to a request that is rejected before it reaches a route."""
-    return await run_in_threadpool(_shown, request, problems.answer(error))
+    return await run_in_threadpool(_as_page, request, problems.problem_response(error))
 
 
-def _as_page(
-    answer: Callable[[Request, Any], Any],
+def _page_handler(
+    handler: Callable[[Request, Any], Any],
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def answer_as_page(request: Request, error: Exception) -> Response:
-        response: Response = await run_in_threadpool(answer, request, error)
-        return await run_in_threadpool(_shown, request, response)
+    async def handle(request: Request, error: Exception) -> Response:
+        response: Response = await run_in_threadpool(handler, request, error)
+        return await run_in_threadpool(_as_page, request, response)
 
-    return answer_as_page
+    return handle
 
 
-def _shown(request: Request, response: Response) -> Response:
-    """`response`, or an error page if it is a problem document and a browser asked for HTML."""
+def _as_page(request: Request, response: Response) -> Response:
+    """`response`, or an error page if it is a problem document and a browser requested HTML."""
     if not _wants_page(request) or response.media_type != problems.MEDIA_TYPE:
         return response
     problem = json.loads(bytes(response.body))
-    shown = page(request, "error.html", status=response.status_code, problem=problem)
-    shown.headers.update(_told(response.headers))
-    return shown
+    error_page = page(request, "error.html", status=response.status_code, problem=problem)
+    error_page.headers.update(_without_body_headers(response.headers))
+    return error_page
 
 
-def _told(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a rejection: authentication challenge, time to retry."""
-    about = ("content-type", "content-length")
-    return {name: value for name, value in headers.items() if name not in about}
+def _without_body_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that are not about the body, such as WWW-Authenticate and Retry-After."""
+    body_headers = ("content-type", "content-length")
+    return {name: value for name, value in headers.items() if name not in body_headers}
 
 
 def _wants_page(request: Request) -> bool:

@@ -1,7 +1,7 @@
 """Forms of the pages: protection against cross-site requests, and parsing of their fields.
 
-Two protections: `keys.authentication` rejects requests that the browser marks as cross-site, and
-each form contains the token of a cookie that only pages of this service can read.
+`keys.authentication` rejects requests that the browser marks as cross-site. In addition,
+each form contains a token that must match a cookie of this service.
 """
 
 import secrets
@@ -37,11 +37,11 @@ class Form(dict[str, str]):
 async def _sent_form(request: Request) -> Form:
     token = form_token(request)
     async with request.form() as data:
-        sent = data.get(TOKEN_FIELD)
+        sent_token = data.get(TOKEN_FIELD)
         if (
             token is None
-            or not isinstance(sent, str)
-            or not secrets.compare_digest(token.encode(), sent.encode())
+            or not isinstance(sent_token, str)
+            or not secrets.compare_digest(token.encode(), sent_token.encode())
         ):
             raise HTTPException(
                 403,
@@ -64,7 +64,7 @@ SentForm = Annotated[Form, Depends(_sent_form)]
 
 
 def without_none(annotation: object) -> object:
-    """The type `T` of a field that is `T` or `T | None`."""
+    """The type `T` of an annotation `T` or `T | None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation
@@ -73,9 +73,9 @@ def without_none(annotation: object) -> object:
 def field_values(model: type[BaseModel], form: Form, prefix: str = "") -> dict[str, Any]:
     """The values of a form for the fields of `model`, to be validated.
 
-    A field of a nested model is named `outer.inner` in the form. A checkbox that was not ticked is
-    False. The text of a choice becomes the value of the field's `Literal`, which may be a number.
-    Fields that were left empty are absent, so that they get their default.
+    A field of a nested model is named `outer.inner` in the form. An unchecked checkbox is
+    False. The text of an option becomes the value of the field's `Literal`, which may be a number.
+    Empty fields are left out, so that they get their default.
     """
     values: dict[str, Any] = {}
     for name, info in model.model_fields.items():

@@ -1,7 +1,7 @@
 """Rendering of templates, with one content security policy.
 
-What a template prints is escaped; nothing inline runs or styles; all that a page needs comes from
-this service. A page can be read without any script.
+Values are escaped. Pages have no inline scripts or styles, load nothing from other sites, and are
+readable without JavaScript.
 """
 
 import hashlib
@@ -50,16 +50,16 @@ def page(
     status: int = 200,
     **values: Any,  # noqa: ANN401 - any
 ) -> HTMLResponse:
-    """Render `template` with `values` as a page. A page of an error is not audited."""
+    """Render `template` with `values` as a page. A request that ends in an error is not audited."""
     if status >= HTTPStatus.BAD_REQUEST:
-        audit.settle(request)  # the session of a rejected form still commits: nothing has changed
-    token = form_token(request)
-    given = token or secrets.token_urlsafe(24)
+        audit.mark_audited(request)  # its session commits too, but without changes
+    known = form_token(request)
+    token = known or secrets.token_urlsafe(24)
     response = HTMLResponse(
-        render(request, template, token=given, **values), status, headers=PAGE_HEADERS
+        render(request, template, token=token, **values), status, headers=PAGE_HEADERS
     )
-    if token is None:
-        response.set_cookie(FORM_COOKIE, given, httponly=True, samesite="strict")
+    if known is None:
+        response.set_cookie(FORM_COOKIE, token, httponly=True, samesite="strict")
     return response
 
 
@@ -81,7 +81,7 @@ def render(
 
 
 def _key_name(request: Request) -> str:
-    """The name of the caller's key."""
+    """The name of the caller's key; empty without a key."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return caller.name if caller and caller.key_id is not None else ""
 
@@ -111,21 +111,21 @@ def _asset(name: str) -> str:
 def _minute(moment: datetime | None) -> Markup:
     if moment is None:
         return Markup("–")
-    shown = f"{moment:%Y-%m-%d %H:%M}"
+    minute = f"{moment:%Y-%m-%d %H:%M}"
     return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
-        moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S}", shown
+        moment.isoformat(), f"{moment:%Y-%m-%d %H:%M:%S}", minute
     )
 
 
 def _number(value: float | None) -> str:
-    """Format a count with thousands separators, or a measure with four digits."""
+    """Format an integer with thousands separators, or a float with four significant digits."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _figure(value: float | None) -> str:
-    """A percentage or a time, with one decimal."""
+    """Format a percentage or a time with one decimal."""
     return "–" if value is None else f"{value:,.1f}"
 
 
@@ -138,28 +138,28 @@ def _dollars(value: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder:02} s" if minutes else f"{remainder} s"
 
 
 def _size(count: int) -> str:
-    """A number of bytes."""
+    """Format a number of bytes."""
     if count < 1024:
         return f"{count} bytes"
     return f"{count / 1024:,.0f} KiB" if count < 1024**2 else f"{count / 1024**2:,.1f} MiB"
 
 
 def _sentence(error: object) -> str:
-    """A message with a capital letter first."""
+    """A message that begins with a capital letter."""
     text = str(error)
     return text[:1].upper() + text[1:]
 
 
-def _other_query(query: Mapping[str, str], **changes: object) -> Mapping[str, str]:
-    """The fields of a query with changes; None or an empty text removes a field."""
+def _with_changes(query: Mapping[str, str], **changes: object) -> Mapping[str, str]:
+    """The query parameters with changes; None or an empty text removes a parameter."""
     changed = dict(query) | {name: str(value or "") for name, value in changes.items()}
     return {name: value for name, value in changed.items() if value}
 
@@ -177,7 +177,7 @@ _environment.filters |= {
     "figure": _figure,
     "dollars": _dollars,
     "duration": _duration,
-    "but_with": _other_query,
+    "with_changes": _with_changes,
     "sentence": _sentence,
     "size": _size,
 }

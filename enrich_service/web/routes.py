@@ -32,7 +32,7 @@ for area in (
     runs,
     releases,
     job_form,
-    job_comparison,  # before jobs, whose pages end in an id
+    job_comparison,  # before jobs: /jobs/compare would match /jobs/{job_id}
     jobs,
     diagnostics,
     workers,

@@ -41,9 +41,9 @@ from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
-SIZE = 50
+PAGE_SIZE = 50
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
-_CHOSEN = ("label_set", "prompt", "version", "alias", "model", "mode", "samples", "images")
+_FORM_FIELDS = ("label_set", "prompt", "version", "alias", "model", "mode", "samples", "images")
 
 
 @router.get("/runs", response_class=HTMLResponse)
@@ -51,29 +51,31 @@ def list_runs(
     request: Request, session: ReadSession, runs: RunsDep, offset: Offset = 0
 ) -> HTMLResponse:
     """Runs, newest first."""
-    found = service.list_runs(session, label_set=None, state=None, limit=SIZE + 1, offset=offset)
+    rows = service.list_runs(
+        session, label_set=None, state=None, limit=PAGE_SIZE + 1, offset=offset
+    )
     return page(
         request,
         "runs/list.html",
-        runs=[service.run_view(session, run, runs.active(run.id or 0)) for run in found[:SIZE]],
-        more=len(found) > SIZE,
+        runs=[service.run_view(session, run, runs.active(run.id or 0)) for run in rows[:PAGE_SIZE]],
+        more=len(rows) > PAGE_SIZE,
         first=offset,
-        size=SIZE,
+        size=PAGE_SIZE,
     )
 
 
 @router.get("/runs.csv")
 def download_runs(session: ReadSession, runs: RunsDep) -> Response:
     """All runs as CSV."""
-    found = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
+    listed = service.list_runs(session, label_set=None, state=None, limit=100_000, offset=0)
     columns = tuple(RunView.model_fields)
     rows = [
         service.run_view(session, run, runs.active(run.id or 0)).model_dump(mode="json")
-        for run in found
+        for run in listed
     ]
     for row in rows:
         if row["cost_usd"] is not None:
-            row["cost_usd"] = round(row["cost_usd"], 3)  # a number, rounded to a tenth of a cent
+            row["cost_usd"] = round(row["cost_usd"], 3)  # a tenth of a cent
     return csv_file("runs.csv", columns, ([row[name] for name in columns] for row in rows))
 
 
@@ -81,7 +83,7 @@ def download_runs(session: ReadSession, runs: RunsDep) -> Response:
 def choose_run(
     request: Request, session: ReadSession, settings: SettingsDep, enricher: EnricherDep
 ) -> HTMLResponse:
-    """The form of a new run, with an estimate once its fields are set."""
+    """The form of a new run, with an estimate if its fields are set."""
     given = {name: value for name, value in request.query_params.items() if value.strip()}
     return _form(request, session, settings, enricher, given)
 
@@ -97,13 +99,13 @@ def _form(
     estimate = None
     if error is None and "label_set" in given and "prompt" in given:
         try:
-            body = parse_form(RunCreate, {n: v for n, v in given.items() if n in _CHOSEN})
+            body = parse_form(RunCreate, {n: v for n, v in given.items() if n in _FORM_FIELDS})
             plan = choose(session, body, settings, enricher.source)
             estimate = estimates.estimate(
                 session, body, plan, settings.prices, roots=settings.image_roots
             )
-        except UserError as refusal:
-            error = refusal
+        except UserError as rejection:
+            error = rejection
     return page(
         request,
         "runs/new.html",
@@ -111,22 +113,22 @@ def _form(
         error=error,
         given=given,
         estimate=estimate,
-        chosen={name: given[name] for name in _CHOSEN if name in given},
+        chosen={name: given[name] for name in _FORM_FIELDS if name in given},
         label_sets=label_service.listing(session, limit=None),
-        prompts=_prompts_about_labels(session),
+        prompts=_label_prompts(session),
         image_roots=settings.image_roots,
         default_model=settings.llm_model,
     )
 
 
-def _prompts_about_labels(session: Session) -> list[PromptView]:
-    """The prompts for runs over labels; prompts that use texts are started from a release."""
-    found = []
+def _label_prompts(session: Session) -> list[PromptView]:
+    """Prompts for runs over labels. Runs of prompts that use `texts` are started from a release."""
+    prompts = []
     for prompt in prompt_service.listing(session, limit=None):
         newest = prompt_service.versions(session, prompt_service.get(session, prompt.name))[0]
         if "texts" not in variables_of(newest):
-            found.append(prompt)
-    return found
+            prompts.append(prompt)
+    return prompts
 
 
 @router.post("/runs")
@@ -155,7 +157,7 @@ def create_run(
 
 @router.get("/runs/{run_id}", response_class=HTMLResponse)
 def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) -> HTMLResponse:
-    """A run, its progress, its failures."""
+    """A run with its progress and failures."""
     run = service.run_view(session, service.get_run(session, run_id), runs.active(run_id))
     return page(
         request,
@@ -167,17 +169,19 @@ def show_run(request: Request, run_id: Id, session: ReadSession, runs: RunsDep) 
 
 def _progress(run: RunView) -> dict[str, Any]:
     """The values of the progress section."""
-    asked = run.accepted + run.rejected + run.failed
-    left = run.total - run.done
+    answered = run.accepted + run.rejected + run.failed
+    remaining = run.total - run.done
     projected = None
-    if run.cost_usd is not None and asked:
-        projected = run.cost_usd * (1 + left / asked)
+    if run.cost_usd is not None and answered:
+        projected = run.cost_usd * (1 + remaining / answered)
     end = run.finished_at or (utcnow() if run.state == "running" else None)
     return {
         "run": run,
         "projected": projected,
         "seconds": (end - run.started_at).total_seconds() if end and run.started_at else None,
-        "left": left / run.rate if run.rate and left and run.state == "running" else None,
+        "seconds_left": remaining / run.rate
+        if run.rate and remaining and run.state == "running"
+        else None,
     }
 
 
@@ -189,10 +193,10 @@ async def follow_run(
     runs: RunsDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The progress section of a run's page after each change; `end` when the run is final.
+    """Stream the progress section of a run's page after each change; event `end` when it has ended.
 
-    An event's id is the hash of what it shows: a client that reconnects with it gets an event only
-    if that has changed.
+    The id of an event is the hash of its content: a client that reconnects with it gets an event
+    only if the content has changed.
     """
 
     def read(known: str | None) -> Update[str | None]:
@@ -215,7 +219,7 @@ async def follow_run(
 def pause_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
     """Pause a run."""
     service.pause_run(session, run_id)
-    return _changed(run_id, session, runs, form)
+    return _redirect_after_change(run_id, session, runs, form)
 
 
 @router.post("/runs/{run_id}/resume")
@@ -226,24 +230,26 @@ def resume_run(
     fields = {name: form[name] for name in RunResume.model_fields if name in form}
     body = parse_form(RunResume, fields)
     service.resume_run(session, run_id, settings.prices, **body.model_dump())
-    return _changed(run_id, session, runs, form)
+    return _redirect_after_change(run_id, session, runs, form)
 
 
 @router.post("/runs/{run_id}/cancel")
 def cancel_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
     """Cancel a run."""
     service.cancel_run(session, run_id)
-    return _changed(run_id, session, runs, form)
+    return _redirect_after_change(run_id, session, runs, form)
 
 
 @router.post("/runs/{run_id}/retry")
 def retry_run(run_id: Id, form: SentForm, session: WriteSession, runs: RunsDep) -> Response:
     """Retry the failed labels of a run."""
     service.retry_run(session, run_id)
-    return _changed(run_id, session, runs, form)
+    return _redirect_after_change(run_id, session, runs, form)
 
 
-def _changed(run_id: int, session: Session, runs: RunScheduler, form: Form) -> RedirectResponse:
+def _redirect_after_change(
+    run_id: int, session: Session, runs: RunScheduler, form: Form
+) -> RedirectResponse:
     session.commit()
     runs.wake()
     return redirect(f"/runs/{run_id}", form)

@@ -1,4 +1,4 @@
-"""Pages of students: list, versions side by side, aliases; registration from the page of a job."""
+"""Pages of students: list, comparison of versions, aliases; registration from a job's page."""
 
 from typing import Any
 from urllib.parse import quote
@@ -29,13 +29,9 @@ LOWEST = ("parameters", "bytes", "latency_ms")
 @router.get("/students", response_class=HTMLResponse)
 def list_students(request: Request, session: ReadSession) -> HTMLResponse:
     """Students by name, each with its newest version."""
-    students = service.listing(session, limit=None)
-    newest = [
-        service.version_view(session, service.get(session, one.name), one.latest)
-        for one in students
-    ]
-    rows = list(zip(students, newest, strict=True))
-    return page(request, "students/list.html", students=rows)
+    newest = service.newest_versions(session)
+    students = [(student, newest[student.name]) for student in service.listing(session, limit=None)]
+    return page(request, "students/list.html", students=students)
 
 
 @router.get("/students/{name}", response_class=HTMLResponse)
@@ -117,7 +113,7 @@ def move_student_alias(
 def roll_back_student_alias(
     request: Request, name: str, alias: str, form: SentForm, session: WriteSession
 ) -> Response:
-    """Point an alias at the version before its last move."""
+    """Roll an alias back to its previous version."""
     try:
         with session.begin_nested():
             fields = {key: form[key] for key in ("reason", "author") if key in form}

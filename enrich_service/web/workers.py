@@ -1,4 +1,4 @@
-"""The page of workers, and what the form of a job offers of them."""
+"""The page of workers, and their suggestions for the form of a job."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from enrich_service.workers import service
 from enrich_service.workers.schemas import WorkerView
 
 router = APIRouter()
-MAX_SUGGESTIONS: Final = 200  # of a field
+MAX_SUGGESTIONS: Final = 200  # per field
 SPLIT_NAMES: Final = {"train": "training", "val_on_train": "validation", "val": "unseen"}
 
 
 @router.get("/workers", response_class=HTMLResponse)
 def list_workers(request: Request, session: ReadSession, settings: SettingsDep) -> HTMLResponse:
-    """Workers with what they have, running ones first."""
-    found = service.listing(session, settings.lease_seconds, jobs=jobs.held_jobs(session))
+    """Workers with their devices, data sets and models, running ones first."""
+    workers = service.listing(session, settings.lease_seconds, jobs=jobs.held_jobs(session))
     address = str(request.base_url).rstrip("/")
-    return page(request, "workers.html", workers=found, counts=image_counts, address=address)
+    return page(request, "workers.html", workers=workers, counts=image_counts, address=address)
 
 
 def running(session: Session, settings: Settings) -> list[WorkerView]:
@@ -50,36 +50,36 @@ def image_counts(folder: DataFolder) -> str:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A value of a field that some worker has, and what it is."""
+    """A value for a form field that a worker supports, with a description."""
 
     value: str
-    about: str = ""
+    description: str = ""
 
 
 def suggestions(workers: Sequence[WorkerView]) -> dict[str, list[Suggestion]]:
-    """What the workers have for the fields of a training configuration, without duplicates."""
-    found: dict[str, dict[str, Suggestion]] = {}
+    """Suggestions of the workers by field of a training configuration, without duplicates."""
+    by_field: dict[str, dict[str, Suggestion]] = {}
     for offers in _offers(workers):
-        for name, suggestion in _suggested(offers):
-            field = found.setdefault(name, {})
-            if len(field) < MAX_SUGGESTIONS:
-                field.setdefault(suggestion.value, suggestion)
-    return {name: list(field.values()) for name, field in found.items()}
+        for name, suggestion in _suggestions_of(offers):
+            field_suggestions = by_field.setdefault(name, {})
+            if len(field_suggestions) < MAX_SUGGESTIONS:
+                field_suggestions.setdefault(suggestion.value, suggestion)
+    return {name: list(field_suggestions.values()) for name, field_suggestions in by_field.items()}
 
 
-def _suggested(offers: WorkerOffers) -> Iterator[tuple[str, Suggestion]]:
+def _suggestions_of(offers: WorkerOffers) -> Iterator[tuple[str, Suggestion]]:
     for folder in offers.data:
         yield "data", Suggestion(folder.path, image_counts(folder))
     for teacher in offers.teachers:
         yield "teacher", Suggestion(teacher)
     for student in offers.students:
-        yield "student", Suggestion(student, "trained weights are at hand")
+        yield "student", Suggestion(student, "pretrained weights in the worker's cache")
     for path in offers.weights:
         yield "weights", Suggestion(path)
 
 
 def recipes(workers: Sequence[WorkerView]) -> dict[str, dict[str, Any]]:
-    """The recipes of the workers by name, with the fields that this version knows."""
+    """Recipe name → its fields, of all workers; without fields that this version does not know."""
     return {
         recipe.name: _known_fields(recipe.config)
         for offers in _offers(workers)
@@ -88,11 +88,11 @@ def recipes(workers: Sequence[WorkerView]) -> dict[str, dict[str, Any]]:
 
 
 def _known_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = str, int, float, bool
+    field_types = str, int, float, bool
     return {
         name: value
         for name, value in config.items()
-        if name in TrainConfig.model_fields and isinstance(value, kinds)
+        if name in TrainConfig.model_fields and isinstance(value, field_types)
     }
 
 

@@ -181,7 +181,7 @@ def test_a_file_of_confusable_labels_that_is_none_is_told_in_one_line(
     ("arguments", "message"),
     [
         (["labels", "show", "nix"], "no label set 'nix'"),
-        (["labels", "add", "x"], "Give class names"),
+        (["labels", "add", "x"], "Give exactly one of: class names"),
         (["labels", "add", "x", "a", "a"], "key 'a' of label 1"),
         (["release", "create", "nix", "r"], "no label set 'nix'"),
         (["release", "create", "nix", "r", "--source", "p"], "PROMPT@VERSION"),
@@ -276,7 +276,7 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(enrich, tmp_path, ar
         call = enrich("export", *arguments, place)
         assert call.exit_code == 1
         assert call.stderr.startswith(f"enrich: Cannot write {place} (")
-        assert call.stderr.endswith("choose another place\n")
+        assert call.stderr.endswith("choose another path\n")
         assert call.stderr.count("\n") == 1
 
 
@@ -376,7 +376,7 @@ def test_long_commands_show_how_far_they_are_on_a_terminal_alone(enrich, tmp_pat
         (("export", "jsonl"), "Writing"),
         (("export", "jsonl", "-o", "all.jsonl"), "Writing"),
         (("import", "jsonl", "all.jsonl", "--json"), "Importing"),
-        (("run", "start", "ducks", *captions, "--estimate", "--json"), "Looking for what to ask"),
+        (("run", "start", "ducks", *captions, "--estimate", "--json"), "Counting the requests"),
     ):
         terminal, end = pty.openpty()
         command = [sys.executable, "-m", "enrich_service.cli", *arguments]

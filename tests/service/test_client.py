@@ -43,7 +43,7 @@ def test_the_way_from_names_to_a_job_is_a_dozen_lines(client):
     assert [one.key for one in labels] == ["n1", "mallard"]
     client.set_confusable("ducks", {"n1": ["mallard"]})
     body = RunCreate(label_set="ducks", prompt="standard")
-    assert client.estimate_run(body).to_ask == 2
+    assert client.estimate_run(body).new_requests == 2
     seen = list(client.follow_run(client.start_run(body).id, every=0.05))
     assert (seen[-1].state, seen[-1].accepted) == (RunState.SUCCEEDED, 2)
     assert client.wait_for_run(seen[-1].id) == client.runs(label_set="ducks")[0] == seen[-1]

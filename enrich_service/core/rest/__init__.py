@@ -1,1 +1,1 @@
-"""What every route of the REST interface shares."""
+"""Shared by all routes of the REST interface."""

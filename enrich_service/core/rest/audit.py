@@ -1,6 +1,6 @@
 """The audit log: one row per change over HTTP, written in the transaction of the change.
 
-Rows are append-only. Request bodies are not stored: they may contain anything.
+Rows are append-only. Request bodies are not stored, since they may contain secrets.
 """
 
 from datetime import datetime
@@ -22,11 +22,11 @@ class AuditEntry(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     at: datetime = Field(default_factory=utcnow, sa_type=UtcDateTime)
     key_id: int | None = Field(default=None, foreign_key="api_key.id", index=True)
-    who: str  # the key's name at that time
+    who: str  # name of the key at that time
     action: str  # the name of the operation: create_job
     route: str  # POST /v1/jobs/{job_id}/cancel
-    object: str  # the path that was asked for: /v1/jobs/7/cancel
-    request_id: str | None = None  # finds the request in the log
+    object: str  # the requested path: /v1/jobs/7/cancel
+    request_id: str | None = None  # as in the server log
 
 
 def record(session: Session, request: Request) -> None:
@@ -43,14 +43,14 @@ def record(session: Session, request: Request) -> None:
             request_id=getattr(request.state, "request_id", None),
         )
     )
-    settle(request)
+    mark_audited(request)
 
 
-def settle(request: Request) -> None:
+def mark_audited(request: Request) -> None:
     """Mark `request` as audited, or as exempt."""
     request.state.audited = True
 
 
-def is_settled(request: Request) -> bool:
+def is_audited(request: Request) -> bool:
     """Whether `request` is audited or exempt."""
     return getattr(request.state, "audited", False)

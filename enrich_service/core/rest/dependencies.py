@@ -1,7 +1,7 @@
 """Dependencies of routes.
 
-A session's transaction ends before the answer is sent, so that a client that was told "done" can
-rely on it, and a failed commit becomes a problem document.
+A session's transaction is committed before the response is sent, so that a success response is
+reliable, and a failed commit becomes a problem document.
 """
 
 from collections.abc import Iterator
@@ -65,25 +65,26 @@ def _read_session(engine: EngineDep) -> Iterator[Session]:
 def _write_session(engine: EngineDep, request: Request) -> Iterator[Session]:
     with writing(engine) as session:
 
-        @event.listens_for(session, "before_commit")  # here or already in the route
+        @event.listens_for(session, "before_commit")  # at the end, or earlier in the route
         def record(session: Session) -> None:
-            if not audit.is_settled(request):
+            if not audit.is_audited(request):
                 audit.record(session, request)
 
         yield session
 
 
 def _work_session(engine: EngineDep, request: Request) -> Iterator[Session]:
-    audit.settle(request)
+    audit.mark_audited(request)
     with writing(engine) as session:
         yield session
 
 
 # The database transaction itself begins with the first statement, inside the route.
-# Readers are limited too: they keep a connection while they wait for a thread to finish in. If all
-# threads waited for a connection and all connections for a thread, the service would deadlock.
+# Readers are limited too: they hold a connection while they wait for a thread to close the session.
+# If all threads waited for a connection and all connections for a thread, the service would
+# deadlock.
 ReadSession = Annotated[Session, Depends(_read_session, scope="function", max_concurrency=30)]
-# Writers wait for each other before they take a thread: if all threads waited for the write lock,
+# Writers wait for each other before they occupy a thread: if all threads waited for the write lock,
 # its holder would have no thread to finish in.
 WriteSession = Annotated[Session, Depends(_write_session, scope="function", max_concurrency=4)]
 # For frequent requests of workers, which are recorded as events of the job, not in the audit log.

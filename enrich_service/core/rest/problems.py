@@ -17,11 +17,11 @@ from enrich_service.core.errors import InvalidInput, UserError
 from enrich_service.core.storage.database import storage_error
 
 MEDIA_TYPE = "application/problem+json"
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes need no key
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes, accessible without a key
 
 
 class Problem(BaseModel):
-    """A problem; `detail` says what to do."""
+    """An error; `detail` is the reason and what to do."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -47,7 +47,7 @@ class Problem(BaseModel):
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may return these statuses, 422 or 5xx."""
+    """The `responses` of a route that may return these statuses, 422, 500, 503 or 507."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -57,7 +57,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _answer(
+def _problem_response(
     status: int,
     title: str,
     detail: str,
@@ -70,9 +70,9 @@ def _answer(
     )
 
 
-def answer(error: UserError) -> JSONResponse:
-    """The problem document for a user's error."""
-    return _answer(error.status, error.title, str(error), headers=error.headers)
+def problem_response(error: UserError) -> JSONResponse:
+    """The response to a user's error."""
+    return _problem_response(error.status, error.title, str(error), headers=error.headers)
 
 
 def _describe_keys(document: dict[str, Any]) -> None:
@@ -89,14 +89,13 @@ def _describe_keys(document: dict[str, Any]) -> None:
             continue
         for operation in methods.values():
             operation["security"] = [{"key": []}, {}]
-            of_bodies = (400, 413) if "requestBody" in operation else ()
-            refusals = problems(401, 403, 429, *of_bodies)
-            for status, response in refusals.items():
+            body_statuses = (400, 413) if "requestBody" in operation else ()
+            for status, response in problems(401, 403, 429, *body_statuses).items():
                 operation["responses"].setdefault(str(status), response)
 
 
-def _allowed(request: Request) -> list[str]:
-    """The methods of all routes with the path of `request`; Starlette returns one route's only."""
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of all routes with the path of `request`. Starlette lists those of one route."""
     return [
         method
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -108,7 +107,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of error
-    """Answer every error of `app` with a problem document."""
+    """Respond to every error of `app` with a problem document."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -122,7 +121,7 @@ def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of 
 
     @app.exception_handler(UserError)
     def user_error(_request: Request, error: UserError) -> JSONResponse:
-        return answer(error)
+        return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
     def validation_error(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -133,7 +132,9 @@ def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of 
         detail = f"{errors[0]['at']}: {errors[0]['message']}"
         if len(errors) > 1:
             detail += f" (and {len(errors) - 1} more)"
-        return _answer(InvalidInput.status, InvalidInput.title, detail, errors=errors[:100])
+        return _problem_response(
+            InvalidInput.status, InvalidInput.title, detail, errors=errors[:100]
+        )
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -142,21 +143,21 @@ def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of 
         detail = detail or f"{title}: {request.method} {request.url.path}"
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = ", ".join(_allowed(request))
-        elif detail == "There was an error parsing the body":  # FastAPI's only detail
+            headers["Allow"] = ", ".join(_allowed_methods(request))
+        elif detail == "There was an error parsing the body":  # FastAPI's fixed detail
             detail = (
                 "The body does not match its Content-Type: send JSON in UTF-8, or a complete form."
             )
-        return _answer(error.status_code, title, detail, headers=headers)
+        return _problem_response(error.status_code, title, detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     def disconnected(_request: Request, _error: ClientDisconnect) -> JSONResponse:
-        # Nobody reads this, but it must not be logged as an internal error.
-        return _answer(400, "Bad request", "The client disconnected.")
+        # Never received, but prevents logging as an internal error.
+        return _problem_response(400, "Bad request", "The client disconnected.")
 
     @app.exception_handler(UnicodeEncodeError)
     def lone_surrogate(request: Request, error: UnicodeEncodeError) -> JSONResponse:
-        # JSON can hold half of a surrogate pair ("\ud800"), UTF-8 and the database cannot.
+        # JSON can contain half of a surrogate pair ("\ud800"); UTF-8 and the database cannot.
         return user_error(
             request,
             InvalidInput(f"The request contains a lone surrogate ({error.reason}): remove it."),
@@ -172,9 +173,9 @@ def install(app: FastAPI) -> None:  # noqa: C901 - one handler for each kind of 
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, _error: Exception) -> JSONResponse:
-        # The server re-raises the error after the response, which logs it.
+        # Starlette re-raises the error after the response, which logs it.
         request_id = getattr(request.state, "request_id", "?")
-        return _answer(
+        return _problem_response(
             500,
             "Internal server error",
             f"Internal error, see the server log (request {request_id}). Nothing was stored.",

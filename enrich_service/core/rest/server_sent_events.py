@@ -11,7 +11,7 @@ from fastapi.sse import ServerSentEvent
 
 Cursor = TypeVar("Cursor")
 
-# The last event of a page's stream: the script closes the connection and does not reconnect.
+# The last event of a page's stream: the browser closes the connection and does not reconnect.
 END: Final = ServerSentEvent(raw_data="end", event="end")
 
 
@@ -19,7 +19,7 @@ END: Final = ServerSentEvent(raw_data="end", event="end")
 class Update(Generic[Cursor]):
     """The events since a cursor, and the cursor after them.
 
-    `final`: nothing will follow. `more`: read again at once, there may be further events.
+    `final`: there will be no further events. `more`: read again at once, there may be more events.
     """
 
     cursor: Cursor
@@ -35,7 +35,7 @@ async def poll(
     *,
     interval_s: float,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Yield the events that `read` finds, until one update is final or the client disconnects.
+    """Yield the events that `read` returns, until an update is final or the client disconnects.
 
     `read` runs in a thread, every `interval_s` seconds.
     """

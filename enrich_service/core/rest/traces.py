@@ -1,7 +1,7 @@
-"""OpenTelemetry traces, where OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) names a collector.
+"""OpenTelemetry traces, if OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) is set.
 
-FastAPI makes a span of each request; a call of a language model is one within it, or stands alone
-where a run asks. Neither texts nor what an error says go into a span: keys may stand there.
+FastAPI creates a span for each request. A language-model call is a child span of it, or a root span
+in a run. Spans contain neither texts nor error messages, which may contain keys.
 """
 
 import os
@@ -23,20 +23,20 @@ _tracer = trace.get_tracer("enrich_service")
 def telemetry() -> TelemetryConfig:
     """FastAPI's telemetry configuration: one span per request if a collector is set.
 
-    Raises InvalidInput if one is set and the OpenTelemetry SDK is not installed.
+    Raises InvalidInput if a collector is set but the OpenTelemetry SDK is not installed.
     """
-    named = next((name for name in VARIABLES if os.environ.get(name)), None)
-    if named and find_spec("opentelemetry.sdk") is None:
+    variable = next((name for name in VARIABLES if os.environ.get(name)), None)
+    if variable and find_spec("opentelemetry.sdk") is None:
         raise InvalidInput(
-            f"{named} is set, but the OpenTelemetry SDK is not installed: install the extra otel, "
-            "or unset the variable"
+            f"{variable} is set, but the OpenTelemetry SDK is not installed: install the extra "
+            "otel, or unset the variable"
         )
     return {"auto_configure": True, "operation_spans": False, "metrics": False, "logs": False}
 
 
 @contextmanager
 def model_call(provider: str, model: str) -> Iterator[Span]:
-    """A span of one call of a language model, in OpenTelemetry's words for generative AI."""
+    """A span of one language-model call, with OpenTelemetry's attributes for generative AI."""
     with _tracer.start_as_current_span(
         f"chat {model}",
         kind=SpanKind.CLIENT,

@@ -1,11 +1,11 @@
-"""The database: one engine, two kinds of session, and the column types that both need.
+"""The database: one engine, read and write sessions, and column types.
 
 Notable:
 - SQLite runs in WAL mode with foreign keys on; each connection is set up the same way.
 - A writer begins with BEGIN IMMEDIATE: a deferred transaction that reads first and writes later
-  fails at once with SQLITE_BUSY_SNAPSHOT, whatever busy_timeout says.
-- There is one writer at a time on PostgreSQL too, by an advisory lock: what a writer has read (the
-  last version of a prompt, whether a name is free) stays true until it commits, on both databases.
+  fails at once with SQLITE_BUSY_SNAPSHOT, regardless of busy_timeout.
+- PostgreSQL has one writer at a time too, by an advisory lock: what a writer has read (the last
+  version of a prompt, whether a name is free) stays valid until it commits, on both databases.
 - The names of constraints follow one convention, so that batch migrations can find them.
 """
 
@@ -34,8 +34,8 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
-BUSY_TIMEOUT_S = 30  # that a writer waits for the others
-_WRITER_LOCK = 0x77726974  # any number that nobody else takes
+BUSY_TIMEOUT_S = 30  # maximum wait for the write lock
+_WRITER_LOCK = 0x77726974  # arbitrary, but unique in the database
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -49,7 +49,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"naive datetime {value!r}: say which time zone")
+            raise ValueError(f"naive datetime {value!r}: give a time zone")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -60,23 +60,23 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def enum_column(cls: type[StrEnum]) -> Enum:
-    """A text column of the values (not the Python names) of `cls`."""
+    """A text column for the values (not the Python names) of `cls`."""
     return Enum(cls, native_enum=False, length=16, values_callable=lambda e: [m.value for m in e])
 
 
 def utcnow() -> datetime:
-    """The time now, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), with SQLite done right.
+    """An engine for `url` (sqlite:///FILE or postgresql+psycopg://…), configured for concurrency.
 
-    Raises InvalidInput where `url` names no database, or its driver is not installed.
+    Raises InvalidInput if `url` is not a database URL, or its driver is not installed.
     """
-    # More connections than can be wanted at once: by those that keep one from thread to thread
-    # (30 readers and 8 writers, see dependencies), by the 40 threads, and by background work.
-    # Parameters stay out of error messages: they hold what users wrote.
+    # Enough connections for all sessions that hold one across threads (30 readers and 8 writers,
+    # see dependencies), the 40 threads, and background tasks.
+    # Error messages contain no parameters, which may be texts of users.
     options: dict[str, Any] = {"pool_size": 10, "max_overflow": 80, "hide_parameters": True}
     if not url.startswith("sqlite"):
         try:
@@ -86,7 +86,7 @@ def make_engine(url: str) -> Engine:
                 f"DATABASE_URL needs the package {error.name}, which is not installed: install the "
                 "extra postgres"
             ) from None
-        except ArgumentError:  # its own message repeats the URL, password and all
+        except ArgumentError:  # its message would contain the password
             raise InvalidInput(
                 "DATABASE_URL is not a database URL: write sqlite:///FILE or "
                 "postgresql+psycopg://USER@HOST/NAME"
@@ -105,7 +105,7 @@ def make_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:  # noqa: ANN401 - a DBAPI connection
-        connection.isolation_level = None  # SQLAlchemy's events below say BEGIN, not sqlite3
+        connection.isolation_level = None  # the events below begin transactions, not sqlite3
         cursor = connection.cursor()
         if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
             cursor.execute("PRAGMA journal_mode = WAL")
@@ -123,7 +123,7 @@ def make_engine(url: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """A read-only session with one consistent snapshot of the database."""
+    """A read session with one consistent snapshot of the database."""
     if engine.dialect.name == "postgresql":  # its default is a snapshot per statement
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with Session(engine, expire_on_commit=False) as session:
@@ -152,7 +152,7 @@ def storage_error(error: BaseException) -> UserError | None:
         )
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.Error):
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # extended codes sit above
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without the extended code
         if code == sqlite3.SQLITE_FULL:
             return StorageFull("The disk of the database is full: free some space and try again.")
         if code == sqlite3.SQLITE_READONLY:
@@ -184,15 +184,17 @@ def _postgres_error(error: DBAPIError) -> UserError | None:
         case "53100":  # disk_full
             return StorageFull("The disk of the database is full: free some space and try again.")
         case "25006":  # read_only_sql_transaction
-            return Unavailable("The database is read-only: let its user write, or ask its primary.")
+            return Unavailable(
+                "The database is read-only: grant write access, or connect to the primary."
+            )
     if isinstance(error, DataError):
         return InvalidInput(
             "The request contains a value that the database cannot store, such as a NUL "
             "character: remove it."
         )
     if isinstance(error, OperationalError) or error.connection_invalidated:
-        said = shortened(" ".join(str(error.orig).split()), 200)
+        message = shortened(" ".join(str(error.orig).split()), 200)
         return Unavailable(
-            f"The database does not answer: start it or check DATABASE_URL ({said})."
+            f"The database does not answer: start it or check DATABASE_URL ({message})."
         )
     return None

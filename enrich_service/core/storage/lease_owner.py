@@ -1,4 +1,4 @@
-"""The name by which a process owns leases in the database."""
+"""The name of a process as the owner of leases in the database."""
 
 import os
 import secrets
@@ -6,5 +6,5 @@ import socket
 
 
 def new_lease_owner() -> str:
-    """Host, process id and a random part, since a container may have the same of both again."""
+    """Host, process id and a random part: a restarted container may reuse the first two."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

@@ -19,9 +19,9 @@ def alembic_config(engine: Engine) -> Config:
 
 
 def upgrade(engine: Engine) -> None:
-    """Apply the migrations that are missing.
+    """Apply the missing migrations.
 
-    Raises Unavailable where the database has a revision that this version does not know.
+    Raises Unavailable if the database has a revision that this version does not know.
     """
     try:
         command.upgrade(alembic_config(engine), "head")

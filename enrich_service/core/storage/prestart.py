@@ -18,12 +18,12 @@ from enrich_service.core.storage.private_files import (
     make_private_folder,
 )
 
-_POSTGRES_LOCK = 0x656E7269  # any number that no one else takes
+_POSTGRES_LOCK = 0x656E7269  # arbitrary, but unique in the database
 
 
 @contextmanager
-def _alone(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Hold the lock that serialises migrations of several processes."""
+def _migration_lock(engine: Engine, settings: Settings) -> Iterator[None]:
+    """Hold the lock that makes processes migrate one at a time."""
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:n)"), {"n": _POSTGRES_LOCK})
@@ -40,16 +40,16 @@ def _alone(engine: Engine, settings: Settings) -> Iterator[None]:
 
 
 def prestart(engine: Engine, settings: Settings) -> None:
-    """Create the data folder and apply the migrations that are missing.
+    """Create the data folder and apply the missing migrations.
 
-    Raises Unavailable or StorageFull where folder or database cannot be used.
+    Raises Unavailable or StorageFull if the folder or database cannot be used.
     """
     try:
         _make_folders(engine, settings)
-        # From the first connection on: SQLite's switch to WAL does not wait for locks.
-        with _alone(engine, settings):
+        # Before the first connection: SQLite's switch to WAL does not wait for locks.
+        with _migration_lock(engine, settings):
             if _revision(engine) != newest_revision():
-                # Alembic takes longer to import than most commands take to run.
+                # Importing Alembic takes longer than most commands.
                 from enrich_service.core.storage.migrate import upgrade
 
                 upgrade(engine)
@@ -67,14 +67,14 @@ def _make_folders(engine: Engine, settings: Settings) -> None:
         if engine.dialect.name == "sqlite" and database and not database.startswith((":", "file:")):
             make_private_folder(Path(database).parent)
             make_private_database(Path(database))
-    except FileNotFoundError as error:  # as in /proc
+    except FileNotFoundError as error:  # e.g. in /proc
         raise Unavailable(
             f"The data folder cannot be created ({error.strerror}): check ENRICH_DATA_DIR."
         ) from error
 
 
 def newest_revision() -> str:
-    """The revision of the newest migration: the number at the beginning of its file's name."""
+    """The revision of the newest migration: the number at the start of its file name."""
     names = (file.name for file in (files("migrations") / "versions").iterdir())
     return max(name.partition("_")[0] for name in names if name[0].isdigit())
 

@@ -1,1 +1,1 @@
-"""What the commands of `enrich` share."""
+"""Shared by the commands of `enrich`."""

@@ -1,4 +1,4 @@
-"""Shared by the sub-commands of `enrich`: settings, database sessions, output."""
+"""Settings, database sessions, input and output of the commands."""
 
 import json as jsonlib
 from collections.abc import Iterator, Sequence
@@ -40,10 +40,10 @@ def load_settings() -> Settings:
         variable = name if name.isupper() else f"ENRICH_{name.upper()}"
         raise InvalidInput(f"{variable}: {error_message(first)}") from error
     except SettingsError as error:
-        name = str(error).split('"')[1]  # only the message has the field name
-        wanted = Settings.model_fields[name].description
+        name = str(error).split('"')[1]  # the field name is only in the message
+        expected = Settings.model_fields[name].description
         raise InvalidInput(
-            f"{environment_names(name)[0]} is not valid JSON; expected: {wanted}"
+            f"{environment_names(name)[0]} is not valid JSON; expected: {expected}"
         ) from error
 
 
@@ -66,21 +66,21 @@ def database(settings: Settings | None = None) -> Iterator[Engine]:
 
 @contextmanager
 def read_session() -> Iterator[Session]:
-    """A read session on the database of the environment."""
+    """A read session on the configured database."""
     with database() as engine, reading(engine) as session:
         yield session
 
 
 @contextmanager
 def write_session() -> Iterator[Session]:
-    """A write session on the database of the environment."""
+    """A write session on the configured database."""
     with database() as engine, writing(engine) as session:
         yield session
 
 
 @contextmanager
 def reading_file(path: Path) -> Iterator[None]:
-    """Raise InvalidInput if the block cannot read `path`."""
+    """Turn an error of the block, which reads `path`, into InvalidInput."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -89,21 +89,21 @@ def reading_file(path: Path) -> Iterator[None]:
         raise InvalidInput(f"Cannot read {path}: {error.strerror}") from error
 
 
-def request(kind: type[B], **values: Any) -> B:  # noqa: ANN401 - what the options hold
-    """A request body of a command's options. Raises InvalidInput for the first that is wrong."""
+def request(model: type[B], /, **values: Any) -> B:  # noqa: ANN401 - values of options
+    """Validate a command's options as a `model`. Raises InvalidInput for the first invalid one."""
     try:
-        return kind.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise InvalidInput(first_error_line(error, "")) from None
 
 
-def working(what: str) -> Status:
-    """A spinner on standard error while a block runs; nothing if that is not a terminal."""
-    return Console(stderr=True).status(what)
+def spinner(text: str) -> Status:
+    """A spinner on standard error while a block runs; nothing if it is not a terminal."""
+    return Console(stderr=True).status(text)
 
 
-def bars(*, hidden: bool = False) -> Progress:
-    """Progress bars on standard error; nothing if `hidden` or if that is not a terminal."""
+def progress_bars(*, hidden: bool = False) -> Progress:
+    """Progress bars on standard error; nothing if `hidden` or if it is not a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -112,7 +112,7 @@ def bars(*, hidden: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # Redirected to a file, even an empty bar would print a line.
+        # In a file, even an empty bar would print a line.
         disable=hidden or not console.is_terminal,
     )
 

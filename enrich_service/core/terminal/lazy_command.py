@@ -1,7 +1,7 @@
-"""Commands that import their code when they run: `enrich --help` needs none of it.
+"""Commands that import their code when they run, which makes `enrich --help` fast.
 
-The same class stands in distill.cli. The two packages share nothing but the contract, and importing
-that would cost more than this saves.
+distill.cli has a copy of this class: the two packages share only `contract`, and importing that
+would cost more time than this saves.
 """
 
 from importlib import import_module
@@ -13,9 +13,12 @@ from typer.main import get_command, get_group
 
 
 class LazyCommand(TyperCommand):
-    """Stands in the list of commands for the function or Typer app at `target`, "module:name".
+    """A placeholder in the list of commands for the function or Typer app at `target`.
 
-    `summary` is what the list says of it: the first paragraph of the real help.
+    Args:
+        name: Name of the command.
+        target: "module:name" of the function or app.
+        summary: Help text in the list: the first paragraph of the real help.
     """
 
     def __init__(self, name: str, target: str, summary: str) -> None:
@@ -23,21 +26,21 @@ class LazyCommand(TyperCommand):
         self._target = target
 
     def load(self) -> Any:  # noqa: ANN401 - Typer does not export the type of a command
-        """The real command or group of commands."""
+        """Import the real command or command group."""
         module, attribute = self._target.split(":")
-        found = getattr(import_module(module), attribute)
-        if isinstance(found, Typer):
-            return get_group(found)
+        command = getattr(import_module(module), attribute)
+        if isinstance(command, Typer):
+            return get_group(command)
         app = Typer(add_completion=False)
-        app.command(self.name)(found)
+        app.command(self.name)(command)
         return get_command(app)
 
     def make_context(
         self,
         info_name: str | None,
         args: list[str],
-        parent: Any = None,  # noqa: ANN401 - a context, see load
+        parent: Any = None,  # noqa: ANN401 - a Typer context
         **extra: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Parse `args` as the real command does; the context runs that one."""
+        """Parse `args` with the real command, which the returned context runs."""
         return self.load().make_context(info_name, args, parent, **extra)

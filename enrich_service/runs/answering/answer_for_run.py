@@ -39,9 +39,9 @@ async def answer_for_run(
     active.finished.append(time.monotonic())
     if answer.run_id != run_id:
         await enricher.store.count(run_id, cached=1)
-    elif _failed(answer) and active.failed_in_row >= max_failures:
+    elif _failed(answer) and active.consecutive_failures >= max_failures:
         active.halt(
-            f"{active.failed_in_row} labels in a row got no answer, the last because "
+            f"{active.consecutive_failures} labels in a row got no answer, the last because "
             f"{answer.problems[0]}"
         )
 

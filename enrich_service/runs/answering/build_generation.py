@@ -24,7 +24,7 @@ Prices = Mapping[str, tuple[float, float]]  # as Settings.prices
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What all generations of one plan share."""
+    """Shared by all generations of one plan."""
 
     plan: Plan
     accepted_texts: AcceptedTextIndex  # of the plan's prompt version
@@ -36,7 +36,7 @@ class BuildContext:
 def build_generation(
     context: BuildContext, item: Item, attempt: Attempt, request: ChatRequest, outcome: Outcome
 ) -> GenerationFields:
-    """The judged outcome of `request`; its status is `retried` if another attempt follows."""
+    """The checked generation for the outcome of `request`; `retried` if another attempt follows."""
     plan = context.plan
     status, messages = GenerationStatus.FAILED, request.messages
     if isinstance(outcome, Reply):
@@ -70,7 +70,7 @@ def build_generation(
         requested_model=plan.model,
         parameters=dict(attempt.parameters),
         variables=dict(plan.variables),
-        messages=_kept(messages, item.image),
+        messages=_stored_messages(messages, item.image),
         created_at=utcnow(),
         **fields,
     )
@@ -112,24 +112,26 @@ def reply_fields(context: BuildContext, reply: Reply, judgement: Judgement) -> d
     }
 
 
-def _kept(messages: Sequence[dict[str, Any]], image: ImageFile | None) -> list[dict[str, Any]]:
+def _stored_messages(
+    messages: Sequence[dict[str, Any]], image: ImageFile | None
+) -> list[dict[str, Any]]:
     """Messages as they are stored: an image is replaced by its hash."""
     if image is None:
         return list(messages)
-    shown = {"type": "image_url", "image_url": {"url": f"sha256:{image.hash}"}}
+    placeholder = {"type": "image_url", "image_url": {"url": f"sha256:{image.hash}"}}
     return [
         message
         if isinstance(message["content"], str)
         else message
-        | {"content": [shown if "image_url" in part else part for part in message["content"]]}
+        | {"content": [placeholder if "image_url" in part else part for part in message["content"]]}
         for message in messages
     ]
 
 
-def cost_usd(prices: Prices, models: Sequence[str | None], used: Reply) -> float | None:
-    """The cost of a reply in dollars; None if no price is known for either model name."""
+def cost_usd(prices: Prices, models: Sequence[str | None], reply: Reply) -> float | None:
+    """The cost of a reply in US dollars; None if no price is known for any of `models`."""
     price = next((prices[model] for model in models if model and model in prices), None)
-    if price is None or (used.prompt_tokens is None and used.completion_tokens is None):
+    if price is None or (reply.prompt_tokens is None and reply.completion_tokens is None):
         return None
-    full = price[0] * (used.prompt_tokens or 0) + price[1] * (used.completion_tokens or 0)
-    return used.price_share * full / 1_000_000
+    full_price = price[0] * (reply.prompt_tokens or 0) + price[1] * (reply.completion_tokens or 0)
+    return reply.price_share * full_price / 1_000_000

@@ -42,7 +42,7 @@ def _ignore(_: GenerationFields) -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who wants an answer: its priority, number of tries, and budget.
+    """Who requests an answer: priority, number of tries, and budget.
 
     `on_generation` is called for every generation that this caller pays for, including rejected
     ones, before it is stored and before the `group` may start another call, so that budgets are
@@ -50,7 +50,7 @@ class Caller:
     """
 
     urgent: bool
-    tries: int  # calls for one reply, while the server has passing faults
+    tries: int  # calls for one reply, in case of temporary server errors
     run_id: int | None = None
     on_generation: Callable[[GenerationFields], None] = _ignore
     group: CallGroup | None = None
@@ -59,7 +59,7 @@ class Caller:
 @dataclass
 class _Pending:
     task: asyncio.Task[GenerationFields]
-    waiting: int = 0
+    waiting: int = 0  # number of callers
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Enricher:
             tokens_per_minute=self.settings.llm_tokens_per_minute,
         )
         self._model: LanguageModel | None = None
-        self._opening = threading.Lock()  # routes ask for the model from several threads
+        self._opening = threading.Lock()  # routes open the model from several threads
         self._pending: dict[str, _Pending] = {}
         self._accepted_texts: dict[int, asyncio.Task[AcceptedTextIndex]] = {}
 
@@ -117,7 +117,7 @@ class Enricher:
 
         Raises:
             ClaimedByOther: another process or a batch is requesting it; try again later.
-            ModelBusy: the server asks to wait for longer than `MAX_RETRY_AFTER_S`.
+            ModelBusy: the server requests a wait of more than `MAX_RETRY_AFTER_S`.
             LanguageModelError: an error that affects all requests, for example a wrong API key.
         """
         pending = self._pending.get(item.key)
@@ -125,7 +125,7 @@ class Enricher:
             task = asyncio.create_task(self._answer(plan, item, caller))
             pending = self._pending[item.key] = _Pending(task)
             task.add_done_callback(lambda done: self._forget(item.key, done))
-        elif caller.urgent:  # it may have waited behind a whole run until now
+        elif caller.urgent:  # the request may be queued behind a whole run
             self.limiter.prioritise(item.key)
         pending.waiting += 1
         try:
@@ -133,7 +133,7 @@ class Enricher:
         finally:
             pending.waiting -= 1
             if not pending.task.done():
-                if pending.waiting:  # it may belong to a run that lets nothing in any more
+                if pending.waiting:  # it may be queued for a run that has stopped
                     self.limiter.prioritise(item.key)
                 else:
                     pending.task.cancel()
@@ -143,7 +143,7 @@ class Enricher:
         self.store.release(key)
         self.limiter.forget(key)
         if not task.cancelled():
-            task.exception()  # seen: whoever waited has it, and perhaps none waits any more
+            task.exception()  # retrieved, to avoid a warning if no caller waits any more
 
     async def _answer(self, plan: Plan, item: Item, caller: Caller) -> GenerationFields:
         if not self.store.has_claimed(item.key):
@@ -153,32 +153,32 @@ class Enricher:
             if item.key in claims.claimed_by_others:
                 raise ClaimedByOther(item.name)
         context = await self.context(plan, caller.run_id)
-        picture, unreadable = await _picture(item)
-        attempt, kept = Attempt(1, plan.parameters), False
+        image_url, unreadable = await _image_url(item)
+        attempt, slot_kept = Attempt(1, plan.parameters), False
         while True:
-            request = build_request(plan, item, attempt, picture)
+            request = build_request(plan, item, attempt, image_url)
             build = partial(build_generation, context, item, attempt, request)
             if unreadable is not None:
                 return await self.add(context, build, unreadable, build(unreadable))
-            async with self._slot(request, caller, kept=kept) as slot:
+            async with self._slot(request, caller, slot_kept=slot_kept) as slot:
                 outcome = await self._send(request, slot, caller.tries)
                 generation = build(outcome)
                 caller.on_generation(generation)
-                slot.keep = kept = needs_retry(generation)
+                slot.keep = slot_kept = needs_retry(generation)
             stored = await self.add(context, build, outcome, generation)
             if not needs_retry(stored):
                 return stored
             attempt = attempt.after(stored)
 
     def _slot(
-        self, request: ChatRequest, caller: Caller, *, kept: bool = False
+        self, request: ChatRequest, caller: Caller, *, slot_kept: bool = False
     ) -> AbstractAsyncContextManager[Slot]:
         return self.limiter.slot(
             urgent=caller.urgent,
             tokens=sum(request.token_limits()),
             key=request.key,
             group=caller.group,
-            kept=kept,
+            kept=slot_kept,
         )
 
     async def _send(self, request: ChatRequest, slot: Slot, tries: int) -> Outcome:
@@ -191,8 +191,8 @@ class Enricher:
             if busy.retry_after is not None and busy.retry_after > MAX_RETRY_AFTER_S:
                 raise
             return busy
-        except RequestRejected as refused:
-            return refused
+        except RequestRejected as rejection:
+            return rejection
 
     async def add(
         self,
@@ -202,9 +202,9 @@ class Enricher:
         generation: GenerationFields,
         batch_id: int | None = None,
     ) -> GenerationFields:
-        """Store a generation; rebuild it if its text was meanwhile accepted for another label.
+        """Store a generation; rebuild it if its text has been accepted for another label meanwhile.
 
-        Another process may have stored the same text after this one was judged.
+        Another process may have stored the same text after this text was checked.
         """
         accepted_texts = context.accepted_texts if context.plan.unique_texts else None
         return await self.store.add(
@@ -212,7 +212,7 @@ class Enricher:
         )
 
     def release(self, keys: Iterable[str]) -> None:
-        """Release claims on keys that are not being requested, so that other processes can."""
+        """Release claims on keys that are not being requested, for other processes."""
         self.store.release(*(key for key in keys if key not in self._pending))
 
     async def try_out(
@@ -229,7 +229,7 @@ class Enricher:
         return reply, judge_reply(plan, item, reply, accepted_texts)
 
     async def context(self, plan: Plan, run_id: int | None) -> BuildContext:
-        """What all generations of `plan` share."""
+        """The context of all generations of `plan`."""
         accepted_texts = await self.accepted_texts(plan)
         prices, provider = self.settings.prices, self.model.provider
         return BuildContext(plan, accepted_texts, provider, prices, run_id)
@@ -238,14 +238,14 @@ class Enricher:
         """The accepted texts of the plan's prompt version by label, read once."""
         version_id = plan.version.id
         assert version_id is not None
-        reading = self._accepted_texts.get(version_id)
-        if reading is None or (reading.done() and reading.exception() is not None):
-            reading = asyncio.create_task(self.store.accepted_texts(version_id))
-            self._accepted_texts[version_id] = reading
-        return await asyncio.shield(reading)
+        index_task = self._accepted_texts.get(version_id)
+        if index_task is None or (index_task.done() and index_task.exception() is not None):
+            index_task = asyncio.create_task(self.store.accepted_texts(version_id))
+            self._accepted_texts[version_id] = index_task
+        return await asyncio.shield(index_task)
 
 
-async def _picture(item: Item) -> tuple[str | None, RequestRejected | None]:
+async def _image_url(item: Item) -> tuple[str | None, RequestRejected | None]:
     """The image of an item as a data URL, if any, or the reason why it cannot be read."""
     if item.image is None:
         return None, None

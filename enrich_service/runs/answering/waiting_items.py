@@ -1,4 +1,4 @@
-"""Items that others are requesting: the run waits for their results instead of paying again."""
+"""Items that others are requesting: the run waits for their results instead of paying twice."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class WaitingItems:
         return sum(map(len, self._in_batches.values())) + len(self._claimed)
 
     async def keep(self, items: Sequence[Item]) -> list[Item]:
-        """Return the items that nobody is requesting, and keep the others here."""
+        """Keep the items that others are requesting, and return the remaining ones."""
         keys = [item.key for item in items]
         in_batches = await self._store.in_batches(keys)
         claimed = await self._store.claimed(keys, by_others=self._shares_own)
@@ -42,7 +42,7 @@ class WaitingItems:
         self._claimed[item.key] = item
 
     async def take_available(self) -> list[Item]:
-        """Kept items that are no longer being requested; they may have a result."""
+        """Remove and return the items that are no longer requested; they may have a result."""
         items: list[Item] = []
         if self._in_batches:
             ended = self._in_batches.keys() - await self._store.open_batches(self._in_batches)

@@ -1,6 +1,6 @@
 """Polls the batches of a run and stores their answers.
 
-Answers are judged and stored like live ones. Rejected ones are requested again in the next batch.
+Answers are checked and stored like live ones; rejected ones are requested again in the next batch.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from enrich_service.runs.batch.store import PAGE_SIZE
 from enrich_service.runs.batch.submitter import TRIES, BatchSubmitter
 from enrich_service.runs.plan import Item
 
-MIN_POLL_INTERVAL_S: Final = 0.5  # between looks at a batch, at first
+MIN_POLL_INTERVAL_S: Final = 0.5  # between polls of a new batch
 MAX_POLL_INTERVAL_S: Final = 60.0
-POLL_SHARE: Final = 0.05  # of a batch's age, between the two
-QUEUE_FULL_DELAY_S: Final = 60.0  # before something is sent again into a full queue
+POLL_SHARE: Final = 0.05  # poll interval as a share of the batch's age, within these limits
+QUEUE_FULL_DELAY_S: Final = 60.0  # until the next batch after the provider's queue was full
 
 
 class BatchCollector:
@@ -37,8 +37,8 @@ class BatchCollector:
         self._enricher, self._active, self._plan = context.enricher, context.active, context.plan
         self._run_id, self._store, self._queue = context.run_id, context.store, context.queue
         self._submitter = submitter
-        self._tries: Counter[str] = Counter()  # by key, that ended in a passing fault
-        self.due: dict[int, float] = {}  # when to look at a batch, monotonic
+        self._tries: Counter[str] = Counter()  # key → tries that ended in a temporary error
+        self.due: dict[int, float] = {}  # batch id → monotonic time of the next poll
 
     async def update(self, api: BatchApi, batch: Batch) -> None:
         """Get the state of a batch, and store its answers if it has ended.
@@ -63,7 +63,7 @@ class BatchCollector:
     async def _follow(self, api: BatchApi, batch: Batch) -> None:
         if batch.provider != self._enricher.model.provider:
             raise BatchUnknown(
-                f"the batch was sent to {batch.provider}: set OPENAI_BASE_URL to it again"
+                f"the batch was sent to {batch.provider}: set OPENAI_BASE_URL to this server again"
             )
         if batch.remote_id is None:
             await self._submitter.submit(api, batch, None, known=False)
@@ -72,64 +72,61 @@ class BatchCollector:
         if self._active.state is RunState.CANCELLED and remote.status in STOPPABLE:
             remote = await api.cancel(batch.remote_id)
         counts = remote.request_counts
-        news: dict[str, str | int | None] = {"status": remote.status, "error": None}
+        changes: dict[str, str | int | None] = {"status": remote.status, "error": None}
         if counts is not None:
-            news |= {"completed": counts.completed, "failed": counts.failed}
-        await self._store.change(batch, **news)
+            changes |= {"completed": counts.completed, "failed": counts.failed}
+        await self._store.change(batch, **changes)
         if remote.status in ENDED:
             await self._store_results(api, batch, remote)
 
     async def _store_results(self, api: BatchApi, batch: Batch, remote: RemoteBatch) -> None:
         for file_id in filter(None, (remote.output_file_id, remote.error_file_id)):
             async with aclosing(api.lines(file_id)) as lines:
-                some: dict[str, dict[str, Any]] = {}
+                page: dict[str, dict[str, Any]] = {}
                 async for line in lines:
-                    some[line["custom_id"]] = line
-                    if len(some) == PAGE_SIZE:
-                        await self._store_answers(api, batch, some)
-                        some = {}
+                    page[line["custom_id"]] = line
+                    if len(page) == PAGE_SIZE:
+                        await self._store_answers(api, batch, page)
+                        page = {}
                         if self._active.state is None:
                             return
-                await self._store_answers(api, batch, some)
+                await self._store_answers(api, batch, page)
         if remote.status == "failed":
             errors = (remote.errors and remote.errors.data) or ()
-            why = "; ".join(str(error.message) for error in errors)
+            reason = api.model.error_text("; ".join(str(error.message) for error in errors))
             if batch.requests > 1 and any(error.code == QUEUE_FULL for error in errors):
-                await self._send_less(batch, api.model.said(why))
+                await self._requeue_smaller(batch, reason)
                 return
-            said = f"{batch.provider} refused the batch {batch.remote_id}: {api.model.said(why)}"
-            self._active.halt(f"{said}; fix it and retry the run")
-            await asyncio.to_thread(self._store.close, batch, said)
+            message = f"{batch.provider} rejected the batch {batch.remote_id}: {reason}"
+            self._active.halt(f"{message}; fix it and retry the run")
+            await asyncio.to_thread(self._store.close, batch, message)
             return
         if self._active.state is not RunState.CANCELLED:
-            said = f"the batch has {remote.status} without asking it"
-            while left := await asyncio.to_thread(self._store.requests, batch, None):
-                refused = {"error": {"message": said}}
-                await self._store_answers(api, batch, {item.key: refused for item in left})
+            line = {"error": {"message": f"the batch has {remote.status} before this request"}}
+            while unanswered := await asyncio.to_thread(self._store.requests, batch, None):
+                await self._store_answers(api, batch, {item.key: line for item in unanswered})
         await asyncio.to_thread(self._store.close, batch, None)
 
-    async def _send_less(self, batch: Batch, said: str) -> None:
-        """Queue requests again, in smaller batches, after a provider's queue limit was reached."""
-        if (
-            len(await asyncio.to_thread(self._store.under_way)) == 1
-        ):  # it was not for another of the run
+    async def _requeue_smaller(self, batch: Batch, reason: str) -> None:
+        """Queue the requests of a batch again after it exceeded the provider's queue limit."""
+        if len(await asyncio.to_thread(self._store.pending)) == 1:  # the batch itself is too large
             self._queue.max_requests = max(1, batch.requests // 2)
             self._queue.not_before = time.monotonic() + QUEUE_FULL_DELAY_S
         self._queue.one_at_a_time = True
-        self._queue.again.extend(
-            await asyncio.to_thread(self._store.requests, batch, None, most=batch.requests)
+        self._queue.items.extend(
+            await asyncio.to_thread(self._store.requests, batch, None, limit=batch.requests)
         )
         await asyncio.to_thread(
             self._store.close,
             batch,
-            f"{batch.provider} had no room for it ({said}): it is sent again, "
-            "smaller and one batch at a time",
+            f"the queue of {batch.provider} is full ({reason}): the requests are sent again, "
+            "in smaller batches, one at a time",
         )
 
     async def _store_answers(
         self, api: BatchApi, batch: Batch, lines: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Judge and store the answers in some lines of a batch's files; stored ones are skipped."""
+        """Check and store the answers in some lines of a batch's files; stored ones are skipped."""
         items = await asyncio.to_thread(self._store.requests, batch, list(lines))
         attempts = await asyncio.to_thread(self._store.attempts, [item.key for item in items])
         await asyncio.gather(
@@ -148,14 +145,14 @@ class BatchCollector:
         outcome = api.outcome(line, chat_request, batch.response_format)
         cancelled = self._active.state is RunState.CANCELLED
         if cancelled and isinstance(outcome, RequestRejected) and not outcome.calls:
-            # It was never asked, and nobody wants it any more.
+            # The provider never processed it, and the run is cancelled.
             await store.count(self._run_id, request=request)
             return
         if isinstance(outcome, ModelBusy):
             self._tries[item.key] += 1
             if self._tries[item.key] < TRIES:
                 await store.count(self._run_id, request=request, calls=outcome.calls)
-                self._queue.again.append(item)
+                self._queue.items.append(item)
                 return
         context = await self._enricher.context(self._plan, self._run_id)
         build = partial(build_generation, context, item, attempt, chat_request)
@@ -167,4 +164,4 @@ class BatchCollector:
             await store.count(self._run_id, cached=1)
             return
         if generation.status is GenerationStatus.RETRIED:
-            self._queue.again.append(item)
+            self._queue.items.append(item)

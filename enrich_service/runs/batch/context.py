@@ -16,18 +16,18 @@ from enrich_service.runs.plan import Item, Plan
 class SendQueue:
     """Items to send, and the maximum size of a batch."""
 
-    max_requests: int  # in a file
+    max_requests: int  # per batch
     max_bytes: int
-    one_at_a_time: bool  # only one batch may be under way
-    again: deque[Item] = field(default_factory=deque)  # to be requested in the next batch
-    not_before: float = 0.0  # when to send the next batch, monotonic
+    one_at_a_time: bool  # only one batch may be pending
+    items: deque[Item] = field(default_factory=deque)  # for the next batch
+    not_before: float = 0.0  # monotonic time from which the next batch may be sent
 
-    def may_send(self, under_way: Collection[Batch]) -> bool:
+    def may_send(self, pending: Collection[Batch]) -> bool:
         """Whether another batch may be sent now."""
-        if self.one_at_a_time and under_way:
+        if self.one_at_a_time and pending:
             return False
-        at_rest = all(batch.remote_id for batch in under_way)
-        return at_rest and self.not_before <= time.monotonic()
+        all_sent = all(batch.remote_id for batch in pending)
+        return all_sent and self.not_before <= time.monotonic()
 
 
 @dataclass(frozen=True)

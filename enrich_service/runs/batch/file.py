@@ -1,4 +1,4 @@
-"""The growing request file of a batch."""
+"""The request file of a batch."""
 
 import tempfile
 from collections.abc import Collection
@@ -32,10 +32,10 @@ class BatchFile:
         """Remove the requests with these dedupe keys."""
         if not keys:
             return
-        kept = BatchFile(self.response_format, self.length_parameter)
+        remaining = BatchFile(self.response_format, self.length_parameter)
         with self.file as lines:
             lines.seek(0)
             for item, line in zip(self.items, lines, strict=True):
                 if item.key not in keys:
-                    kept.add(item, line)
-        self.file, self.items, self.size = kept.file, kept.items, kept.size
+                    remaining.add(item, line)
+        self.file, self.items, self.size = remaining.file, remaining.items, remaining.size

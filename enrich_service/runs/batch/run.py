@@ -1,14 +1,13 @@
-"""Batch runs: a request file, an answer file within a day, at half the price.
+"""Batch runs: requests are sent as a file and answered within a day, at half the price.
 
 Notable:
-- The tables `batch` and `batch_request` are the truth. A batch that the provider accepted without
-  our receiving the confirmation is found there by its file name.
+- The tables `batch` and `batch_request` are authoritative. A batch whose acceptance by the provider
+  was not received is found there by its file name.
 - Requests that were sent are paid for, so their answers are collected even if the run was paused or
   cancelled. A cancelled run cancels its batches and stores the answers they already have.
 - Requests that exceed the provider's queue limit are sent again, one batch at a time, and in
   smaller batches if a single one was too large.
-- With a budget one batch is pending at a time, and no more is sent than the budget allows at
-  maximum cost.
+- With a budget, only one batch is pending at a time, and its maximum cost is within the budget.
 """
 
 import asyncio
@@ -30,9 +29,9 @@ from enrich_service.runs.batch.store import BatchStore
 from enrich_service.runs.batch.submitter import BatchSubmitter
 from enrich_service.runs.plan import Item, Plan
 
-MAX_REQUESTS: Final = 50_000  # in a file, as OpenAI allows
+MAX_REQUESTS: Final = 50_000  # per file, OpenAI's limit
 MAX_BYTES: Final = 200_000_000
-TICK_S: Final = 0.2  # between looks at what became of the run
+TICK_S: Final = 0.2  # between checks of the run's state
 
 
 class BatchRun:
@@ -60,7 +59,7 @@ class BatchRun:
         self._collector = BatchCollector(context, self._submitter)
 
     async def run_to_end(self) -> None:
-        """Send what is missing and collect the answers until nothing is pending.
+        """Send the missing requests and collect the answers until none is pending.
 
         If the run is not `running`, only pending batches are collected.
 
@@ -68,17 +67,17 @@ class BatchRun:
             UserError: an error that affects all requests.
         """
         while True:
-            for batch in await asyncio.to_thread(self._store.under_way):
+            for batch in await asyncio.to_thread(self._store.pending):
                 if self._collector.due.get(batch.id or 0, 0.0) <= time.monotonic():
                     await self._collector.update(self._api(), batch)
-            batches = await asyncio.to_thread(self._store.under_way)
+            batches = await asyncio.to_thread(self._store.pending)
             if self._active.is_running and self._queue.may_send(batches):
                 await self._submitter.send(self._api())
-                batches = await asyncio.to_thread(self._store.under_way)
+                batches = await asyncio.to_thread(self._store.pending)
             if self._active.reason and self._active.pause:
-                return  # nobody waits for what a person has to mend first
+                return  # a user must fix something first
             if not batches and not (
-                self._active.is_running and (self._queue.again or self._active.waiting)
+                self._active.is_running and (self._queue.items or self._active.waiting)
             ):
                 return
             if not await self._wait(batches):
@@ -87,19 +86,23 @@ class BatchRun:
     def _api(self) -> BatchApi:
         model = self._enricher.model
         if not isinstance(model, ChatModel):
-            raise LanguageModelError(f"{model.provider} takes no batches")
+            raise LanguageModelError(
+                f"{model.provider} does not support batches: run without --batch"
+            )
         return BatchApi(model)
 
     async def _wait(self, batches: Collection[Batch]) -> bool:
         """Wait until the next poll of a batch; False if the run should be released."""
-        seen = self._active.state
-        until = min(
+        state_before = self._active.state
+        next_poll = min(
             (self._collector.due[batch.id] for batch in batches if batch.id in self._collector.due),
             default=time.monotonic() + MIN_POLL_INTERVAL_S,
         )
-        while self._active.state is seen and (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(TICK_S, left))
-        if self._active.state is not seen:
-            self._collector.due.clear()  # a cancelled run cancels its batches now
-        # A run that is queued again begins anew.
+        while (
+            self._active.state is state_before and (remaining := next_poll - time.monotonic()) > 0
+        ):
+            await asyncio.sleep(min(TICK_S, remaining))
+        if self._active.state is not state_before:
+            self._collector.due.clear()  # so that a cancelled run cancels its batches now
+        # A run that was queued again is released, and starts over.
         return self._active.state not in (None, RunState.QUEUED)

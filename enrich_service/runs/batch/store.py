@@ -23,14 +23,14 @@ from enrich_service.runs.answering.attempt import Attempt
 from enrich_service.runs.batch.file import BatchFile
 from enrich_service.runs.plan import Item, Plan
 
-PAGE_SIZE: Final = 100  # answers judged at a time
+PAGE_SIZE: Final = 100  # answers that are checked at a time
 
 
 class BatchStore:
     """The rows of one run in the tables `batch` and `batch_request`.
 
-    A request is deleted in the transaction that stores its answer: if the process is killed at any
-    time, nothing is sent twice and no answer is counted twice.
+    A request is deleted in the transaction that stores its answer. If the process is killed at any
+    time, no request is sent twice and no answer is counted twice.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class BatchStore:
         self._run_id, self._plan, self._provider = run_id, plan, provider
 
     def prepare(self, file: BatchFile) -> Batch | None:
-        """Store the batch that is about to be sent; None if no request remains.
+        """Store a batch before it is sent; None if no request remains.
 
-        Items that were requested by others since the file was begun are removed from it.
+        Items that others have requested in the meantime are removed from the file.
         """
         with writing(self._engine) as session:
             keys = {item.key for item in file.items}
@@ -80,7 +80,7 @@ class BatchStore:
         )
         return batch
 
-    def under_way(self) -> list[Batch]:
+    def pending(self) -> list[Batch]:
         """The batches that have not ended."""
         with reading(self._engine) as session:
             return list(
@@ -92,7 +92,7 @@ class BatchStore:
             )
 
     def earlier(self) -> Batch | None:
-        """The newest batch of the same kind of request that the server has answered or accepted."""
+        """The newest batch of the same kind of request that is pending or was answered."""
         with reading(self._engine) as session:
             return session.exec(
                 select(Batch)
@@ -108,37 +108,37 @@ class BatchStore:
             ).first()
 
     def requests(
-        self, batch: Batch, keys: list[str] | None, *, most: int = PAGE_SIZE
+        self, batch: Batch, keys: list[str] | None, *, limit: int = PAGE_SIZE
     ) -> list[Item]:
         """Unanswered requests of a batch: those with the given keys, or the next page."""
-        found = (
+        query = (
             select(BatchRequest, Label)
             .join(Label, col(Label.id) == col(BatchRequest.label_id))
             .where(BatchRequest.batch_id == batch.id)
-            .limit(most)
+            .limit(limit)
         )
         if keys is not None:
-            found = found.where(col(BatchRequest.dedupe_key).in_(keys))
+            query = query.where(col(BatchRequest.dedupe_key).in_(keys))
         with reading(self._engine) as session:
             return [
                 Item(
                     label.name,
                     label.context,
-                    asked.sample_index,
+                    request.sample_index,
                     label.id,
-                    asked.dedupe_key,
-                    tuple(asked.confusable),
-                    texts=tuple(asked.texts),
-                    parent_id=asked.parent_id,
+                    request.dedupe_key,
+                    tuple(request.confusable),
+                    texts=tuple(request.texts),
+                    parent_id=request.parent_id,
                 )
-                for asked, label in session.exec(found)
+                for request, label in session.exec(query)
             ]
 
     def attempts(self, keys: list[str]) -> dict[str, Attempt]:
         """The next attempt for each key, after the run's earlier attempts."""
         attempts: defaultdict[str, Attempt] = defaultdict(lambda: Attempt(1, self._plan.parameters))
         with reading(self._engine) as session:
-            for bad in session.exec(
+            for rejected in session.exec(
                 select(Generation)
                 .where(
                     col(Generation.dedupe_key).in_(keys),
@@ -147,7 +147,9 @@ class BatchStore:
                 )
                 .order_by(col(Generation.id))
             ):
-                attempts[bad.dedupe_key or ""] = attempts[bad.dedupe_key or ""].after(bad)
+                attempts[rejected.dedupe_key or ""] = attempts[rejected.dedupe_key or ""].after(
+                    rejected
+                )
         return attempts
 
     async def change(self, batch: Batch, **values: str | int | None) -> None:

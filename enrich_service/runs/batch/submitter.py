@@ -23,7 +23,7 @@ from enrich_service.runs.batch.file import BatchFile
 from enrich_service.runs.plan import Item
 
 PAGE_SIZE: Final = 500  # labels looked up at a time
-TRIES: Final = 3  # of one call, and of one request while the server has passing faults
+TRIES: Final = 3  # of an API call, and of a request after temporary server errors
 
 
 class BatchSubmitter:
@@ -35,66 +35,68 @@ class BatchSubmitter:
         self._missing = missing
 
     async def send(self, api: BatchApi) -> None:
-        """Send what is missing, in as many batches as necessary and as the budget allows."""
+        """Send the missing requests, in as many batches as necessary and as the budget allows."""
         part: BatchFile | None = None
-        most_usd, most_tokens = 0.0, 0
-        self._queue.again.extend(await self._active.waiting.take_available())
-        async with aclosing(self._to_ask()) as to_ask:
-            async for item, attempt in to_ask:
+        max_usd, max_tokens = 0.0, 0
+        self._queue.items.extend(await self._active.waiting.take_available())
+        async with aclosing(self._missing_items()) as missing:
+            async for item, attempt in missing:
                 request = build_request(self._plan, item, attempt)
-                fmt = api.model.format_for(request)
-                if fmt is None and (earlier := await asyncio.to_thread(self._store.earlier)):
-                    fmt = earlier.response_format
-                    api.model.remember(request, fmt, earlier.length_parameter)
-                if fmt is None:
-                    await self._ask_live(item)
+                response_format = api.model.format_for(request)
+                if response_format is None and (
+                    earlier := await asyncio.to_thread(self._store.earlier)
+                ):
+                    response_format = earlier.response_format
+                    api.model.remember(request, response_format, earlier.length_parameter)
+                if response_format is None:
+                    await self._send_live(item)
                     if not self._active.is_running:
                         return
                     continue
-                usd, tokens = self._most(request)
-                if not self._active.within_budget(usd=most_usd + usd, tokens=most_tokens + tokens):
-                    self._queue.again.appendleft(item)
-                    if not most_tokens:
+                usd, tokens = self._max_cost(request)
+                if not self._active.within_budget(usd=max_usd + usd, tokens=max_tokens + tokens):
+                    self._queue.items.appendleft(item)
+                    if not max_tokens:
                         self._halt_for_budget()
                     break
-                most_usd, most_tokens = most_usd + usd, most_tokens + tokens
-                line = api.line(request, fmt)
-                if part is not None and not self._takes(part, line):
+                max_usd, max_tokens = max_usd + usd, max_tokens + tokens
+                line = api.line(request, response_format)
+                if part is not None and not self._has_space(part, line):
                     await self._send_part(api, part)
                     part = None
                     if self._queue.one_at_a_time or not self._active.is_running:
-                        self._queue.again.appendleft(item)
+                        self._queue.items.appendleft(item)
                         return
-                part = part or BatchFile(fmt, api.model.length_parameter_for(request))
+                part = part or BatchFile(response_format, api.model.length_parameter_for(request))
                 part.add(item, line)
         if part is not None and self._active.is_running:
             await self._send_part(api, part)
 
-    def _most(self, request: ChatRequest) -> tuple[float, int]:
+    def _max_cost(self, request: ChatRequest) -> tuple[float, int]:
         """The maximum cost of a request, in dollars and tokens."""
         price = self._enricher.settings.prices.get(self._plan.model, (0.0, 0.0))
         tokens = request.token_limits()
-        full = sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
-        return PRICE_SHARE * full, sum(tokens)
+        full_price = sum(p * n for p, n in zip(price, tokens, strict=True)) / 1_000_000
+        return PRICE_SHARE * full_price, sum(tokens)
 
     def _halt_for_budget(self) -> None:
-        spent = f"{self._active.spent_tokens} tokens, ${self._active.spent_usd:.4f} are spent"
+        spent = f"spent: {self._active.spent_tokens} tokens, ${self._active.spent_usd:.4f}"
         self._active.halt(
-            "what is left of the run's budget may not be enough for one more question "
-            f"({spent}): raise it and resume",
+            f"the rest of the run's budget may not be enough for one more request ({spent}): "
+            "raise it and resume",
             pause=True,
         )
 
-    def _takes(self, part: BatchFile, line: bytes) -> bool:
+    def _has_space(self, part: BatchFile, line: bytes) -> bool:
         return (
             len(part.items) < self._queue.max_requests
             and part.size + len(line) <= self._queue.max_bytes
         )
 
-    async def _to_ask(self) -> AsyncGenerator[tuple[Item, Attempt]]:
-        """Items without a result that nobody is requesting, with their next attempts.
+    async def _missing_items(self) -> AsyncGenerator[tuple[Item, Attempt]]:
+        """Yield items without a result that nobody is requesting, with their next attempts.
 
-        Items that were not consumed when this is closed are returned by the next call.
+        Items that are not consumed before this is closed are yielded by the next call.
         """
         while page := await self._page():
             keys = [item.key for item in page]
@@ -105,19 +107,19 @@ class BatchSubmitter:
             others = sum(owners.get(key, self._run_id) != self._run_id for key in keys)
             if others:
                 await self._enricher.store.count(self._run_id, cached=others)
-            left = deque(page)
+            remaining = deque(page)
             try:
-                while left:
-                    item = left.popleft()
+                while remaining:
+                    item = remaining.popleft()
                     if item.key in free:
                         yield item, attempts[item.key]
             finally:
-                self._queue.again.extendleft(reversed(left))
+                self._queue.items.extendleft(reversed(remaining))
 
     async def _page(self) -> list[Item]:
         page: list[Item] = []
-        while self._queue.again and len(page) < PAGE_SIZE:
-            page.append(self._queue.again.popleft())
+        while self._queue.items and len(page) < PAGE_SIZE:
+            page.append(self._queue.items.popleft())
         while len(page) < PAGE_SIZE:
             try:
                 page.extend(await anext(self._missing))
@@ -125,7 +127,7 @@ class BatchSubmitter:
                 break
         return page
 
-    async def _ask_live(self, item: Item) -> None:
+    async def _send_live(self, item: Item) -> None:
         """Send one live request to a server that has not yet answered this kind of request."""
         caller = Caller(False, TRIES, self._run_id, self._active.on_generation)
         await answer_for_run(
@@ -137,7 +139,7 @@ class BatchSubmitter:
             items = part.items
             batch = await asyncio.to_thread(self._store.prepare, part)
             sent = {item.key for item in part.items}
-            self._queue.again.extend(item for item in items if item.key not in sent)
+            self._queue.items.extend(item for item in items if item.key not in sent)
             if batch is None:
                 return
             for attempt in range(1, TRIES + 1):
@@ -157,7 +159,7 @@ class BatchSubmitter:
     ) -> None:
         """Upload and start a batch at the provider, each step once.
 
-        `lines` is None if the request file no longer exists; `known`: nothing was sent yet.
+        `lines`: the request file, None if it no longer exists; `known`: nothing was sent before.
         """
         if batch.file_id is None and not known:
             batch.file_id = await api.file_named(batch.name, batch.created_at)

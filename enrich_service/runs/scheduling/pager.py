@@ -31,18 +31,18 @@ class RunPager:
 
     async def missing(self) -> AsyncIterator[list[Item]]:
         """The run's items without a result, in pages."""
-        seen: set[bytes] = set()  # a label may stand twice in a set, an image twice in a folder
+        seen: set[bytes] = set()  # a label or image may occur twice in a run
         async for items in self._pages():
-            new = []
+            unseen = []
             for item in items:
-                short = bytes.fromhex(item.key)[:16]
-                if short not in seen:
-                    new.append(item)
-                seen.add(short)
-            yield await self.without_result(new, repeated=len(items) - len(new))
+                digest = bytes.fromhex(item.key)[:16]
+                if digest not in seen:
+                    unseen.append(item)
+                seen.add(digest)
+            yield await self.without_result(unseen, repeated=len(items) - len(unseen))
 
     async def without_result(self, items: Sequence[Item], *, repeated: int = 0) -> list[Item]:
-        """The items without a result; results of others and repeated items count as cached."""
+        """The items without a result. Results of other runs and repeated items count as cached."""
         run = self._run
         assert run.id is not None
         owners = await self._store.owners([item.key for item in items])
@@ -63,16 +63,16 @@ class RunPager:
                 continue
             for key, item in zip(keys, items, strict=True):
                 pages = image_items(plan, item, key, folder, roots, run.samples)
-                while some := await asyncio.to_thread(next, pages, None):
-                    yield some
+                while image_page := await asyncio.to_thread(next, pages, None):
+                    yield image_page
 
     def _page(self, after: int) -> tuple[int, list[str], list[Item]] | None:
-        """The position of the last of the next labels, their keys and items; None after the end.
+        """The next labels: the last position, their keys and their items; None after the end.
 
         For images: one item per label, which `image_items` completes.
         """
         run, plan = self._run, self._plan
-        # At first no more than can be asked at once: they need not wait for the others.
+        # The first page is small, so that the first requests start early.
         size = PAGE_SIZE if after >= 0 else min(PAGE_SIZE, run.concurrency)
         with reading(self._engine) as session:
             labels = session.exec(

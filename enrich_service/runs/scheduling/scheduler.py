@@ -1,8 +1,8 @@
-"""Works on runs in the background: claims them, renews their leases, releases them.
+"""Executes runs in the background: claims them, renews their leases, releases them.
 
 Notable:
-- The `run` table is the truth. Any process may write pause and cancel there; the owner of the run
-  sees it within a second and stops. Stored results are never requested again.
+- The `run` table is authoritative. Any process may write pause and cancel there; the run's owner
+  reads it within a second and stops. Stored results are never requested again.
 - Batches that a run has sent are polled until their answers are stored, even if the run was paused
   or cancelled.
 """
@@ -27,46 +27,46 @@ from enrich_service.runs.scheduling.pager import RunPager
 from enrich_service.runs.scheduling.worker_pool import GRACE_S, WorkerPool
 
 POLL_INTERVAL_S = 0.5  # between reads of the table
-RETRY_INTERVAL_S = 60.0  # until a batch is looked after again where that was not possible
+RETRY_INTERVAL_S = 60.0  # until batches are polled again after an error
 
 log = logging.getLogger(__name__)
 
 
 class RunScheduler:
-    """Works on every run in the `run` table that no other process holds.
+    """Executes all runs that no other process holds.
 
-    `only`: work on this run alone (command line).
+    `only`: id of the only run to execute (command line).
     """
 
     def __init__(self, engine: Engine, enricher: Enricher, *, only: int | None = None) -> None:
         self._engine, self._enricher = engine, enricher
         self._leases = RunLeases(engine, enricher.settings.run_lease_seconds, only=only)
-        # At the command line a person reads what that person may read.
+        # Commands may read all files of their user.
         self._image_roots = enricher.settings.image_roots if only is None else None
         self._clock = Clock()
         self._active: dict[int, ActiveRun] = {}
         self._awake = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to poll for runs."""
-        self._watching = asyncio.create_task(self._watch())
+        """Start polling for runs."""
+        self._watch_task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """Release all runs, so that another process can claim them immediately."""
-        if self._watching is not None:
-            # Not cancelled: a thread that looks at the table would go on, and could take a run.
+        if self._watch_task is not None:
+            # Not cancelled, because its thread would continue and could claim a run.
             self._stopping = True
             self._awake.set()
-            await self._watching
+            await self._watch_task
         for active in self._active.values():
             active.state = None
             active.stop.set()
         tasks = [active.task for active in self._active.values() if active.task]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=GRACE_S + 1.0)
-            for task in late:  # a long upload, say, which is found again or made anew
+            for task in late:  # e.g. a long upload, which is found or repeated later
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -84,9 +84,9 @@ class RunScheduler:
                 await self._update()
             except Exception as error:
                 if known := storage_error(error):
-                    log.warning("cannot look after the runs: %s", known)
+                    log.warning("cannot update the runs: %s", known)
                 else:
-                    log.exception("cannot look after the runs; trying again")
+                    log.exception("cannot update the runs; trying again")
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_INTERVAL_S):
                     await self._awake.wait()
@@ -96,7 +96,7 @@ class RunScheduler:
         """Renew the leases of active runs, read their states, and start new ones."""
         if self._clock.was_set():
             await asyncio.to_thread(self._leases.correct)
-            self._clock.note()
+            self._clock.remember()
         states = await asyncio.to_thread(self._leases.renew, list(self._active))
         for run_id, active in list(self._active.items()):
             active.state = states.get(run_id)
@@ -107,7 +107,7 @@ class RunScheduler:
             waiting = WaitingItems(self._enricher.store, run)
             active = self._active[run.id] = ActiveRun(run, waiting, run.state)
             if run.state is not RunState.RUNNING:
-                active.stop.set()  # there are batches to be taken in, and no more
+                active.stop.set()  # only its pending batches are collected
             active.task = asyncio.create_task(self._run(active))
 
     async def _run(self, active: ActiveRun) -> None:
@@ -124,10 +124,10 @@ class RunScheduler:
             active.halt(internal_error(error))
         finally:
             try:
-                await self._enricher.store.flush()  # whoever sees the end sees all answers
+                await self._enricher.store.flush()  # before the end of the run becomes visible
                 await asyncio.to_thread(self._leases.release, active)
             except Exception:
-                log.exception("cannot store how run %s ended", run.id)
+                log.exception("cannot store the outcome of run %s", run.id)
             self._active.pop(run.id, None)
 
     async def _work_on(self, active: ActiveRun) -> None:

@@ -1,7 +1,7 @@
 """Coordinates of charts for inline SVG: lines, bars and ticks in a fixed size.
 
-The colours are classes s1 … s6 of the style sheet, so that charts follow the reader's light or
-dark mode, and nothing has to be styled inline.
+Colours are the classes s1 … s6 of the style sheet, so that charts follow light and dark mode
+without inline styles.
 """
 
 import math
@@ -12,10 +12,9 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 34
 COLOURS = 6
 _TICKS = 5
-_ROUNDING = 1e-6
-_NOTHING = 1e-100  # smaller differences count as zero, and floats stay normal
-
-_LARGEST = 1e100  # larger values are omitted: no scale could show them
+_LOG_RANGE = 1e-6  # smallest value on a logarithmic axis, relative to the largest
+_ZERO = 1e-100  # smaller differences count as zero; avoids denormal floats
+_LARGEST = 1e100  # larger values are left out
 
 Points = Sequence[tuple[float, float]]
 
@@ -35,7 +34,7 @@ class Line:
     name: str
     colour: int
     points: str
-    dots: tuple[tuple[float, float], ...]  # only where a line of one point would be invisible
+    dots: tuple[tuple[float, float], ...]  # of a line with one point, which would be invisible
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,15 @@ class Chart:
 def line_chart(
     title: str, series: Mapping[str, Points], *, x_label: str, log: bool = False
 ) -> Chart | None:
-    """Lines over a common x; None if there are no finite points.
+    """A chart of lines over a common x axis; None if there are no finite points.
 
-    Without `log` the y axis begins at 0 or below; with it, what is below a millionth of the highest
-    value is left out: of positive measures that is 0 but for rounding.
+    Without `log`, the y axis begins at 0 or below. With `log`, values below a millionth of the
+    largest are left out, as rounding errors of 0.
     """
-    known = [y for points in series.values() for _, y in points if _is_drawable(y)]
-    least = max(_NOTHING, *known, _NOTHING) * _ROUNDING if log else -math.inf
+    values = [y for points in series.values() for _, y in points if _is_drawable(y)]
+    minimum = max(_ZERO, *values, _ZERO) * _LOG_RANGE if log else -math.inf
     finite = {
-        name: [(x, y) for x, y in points if _is_drawable(y) and y > least]
+        name: [(x, y) for x, y in points if _is_drawable(y) and y > minimum]
         for name, points in series.items()
     }
     xs = [x for points in finite.values() for x, _ in points]
@@ -126,7 +125,7 @@ def line_chart(
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> Chart | None:
-    """Bars in named groups, one colour per name; None if there are no bars."""
+    """A chart of bars in named groups, one colour per bar name; None without finite values."""
     groups = [
         (label, {name: value for name, value in bars.items() if _is_drawable(value)})
         for label, bars in groups
@@ -137,18 +136,18 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> 
         return None
     y_values = ticks(0.0, highest)
     span = HEIGHT - TOP - BOTTOM
-    room = (WIDTH - LEFT - RIGHT) / len(groups)
-    width = min(28.0, room * 0.8 / len(names))
+    group_width = (WIDTH - LEFT - RIGHT) / len(groups)
+    width = min(28.0, group_width * 0.8 / len(names))
     bars, labels = [], []
     for number, (label, values) in enumerate(groups):
-        middle = LEFT + (number + 0.5) * room
+        middle = LEFT + (number + 0.5) * group_width
         labels.append(Tick(round(middle, 1), label))
         start = middle - width * len(values) / 2
-        for place, (name, value) in enumerate(values.items()):
+        for index, (name, value) in enumerate(values.items()):
             height = max(0.0, value) / y_values[-1] * span
             bars.append(
                 Bar(
-                    x=round(start + place * width + 1, 1),
+                    x=round(start + index * width + 1, 1),
                     y=round(HEIGHT - BOTTOM - height, 1),
                     width=round(width - 2, 1),
                     height=round(height, 1),
@@ -170,13 +169,15 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Mapping[str, float]]]) -> 
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers, evenly spaced, from at most `low` to at least `high`."""
+    """Evenly spaced round numbers, from at most `low` to at least `high`."""
     span = high - low
-    if span < max(_NOTHING, abs(high) * 1e-12):
+    if span < max(_ZERO, abs(high) * 1e-12):
         span = max(abs(high), 1.0)
-    rough = span / _TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    minimum_step = span / _TICKS
+    power = 10.0 ** math.floor(math.log10(minimum_step))
+    step = next(
+        factor * power for factor in (1, 2, 5, 10) if factor * power >= minimum_step * 0.999
+    )
     if whole:
         step = max(1.0, round(step))
     first = math.floor(low / step + 1e-9)

@@ -1,4 +1,4 @@
-"""Several jobs side by side."""
+"""The page that compares several jobs side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,17 @@ from enrich_service.core.rest.dependencies import (
 from enrich_service.core.settings import Settings
 from enrich_service.jobs import service
 from enrich_service.web.drawings.charts import Chart, bar_chart, line_chart
-from enrich_service.web.jobs.results import epochs_of, flat_config, release_of, report_of, shown
+from enrich_service.web.jobs.results import (
+    display_text,
+    epochs_of,
+    flat_config,
+    release_of,
+    report_of,
+)
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
-COMPARED = 6
+MAX_COMPARED = 6
 Jobs = Annotated[
     list[Annotated[int, PydanticField(ge=1, le=MAX_ID)]], Query(alias="job", default_factory=list)
 ]
@@ -64,10 +70,10 @@ class ComparedRow:
 
 def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dict[str, Any]:
     chosen = list(dict.fromkeys(ids))
-    if not 2 <= len(chosen) <= COMPARED:
-        raise InvalidInput(f"Choose 2 to {COMPARED} jobs to compare.")
+    if not 2 <= len(chosen) <= MAX_COMPARED:
+        raise InvalidInput(f"Choose 2 to {MAX_COMPARED} jobs to compare.")
     jobs = [service.view(session, service.get(session, job_id)) for job_id in chosen]
-    found = [report_of(session, settings, job)[0] for job in jobs]
+    reports = [report_of(session, settings, job)[0] for job in jobs]
     releases = [release_of(session, job) for job in jobs]
     configs = [flat_config(job) for job in jobs]
     names = list(dict.fromkeys(name for config in configs for name in config))
@@ -75,12 +81,12 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
         ComparedRow(
             "release",
             tuple(
-                f"{release.name} ({release.hash[:10]})" if release else shown(None)
+                f"{release.name} ({release.hash[:10]})" if release else display_text(None)
                 for release in releases
             ),
         ),
         *(
-            ComparedRow(name, tuple(shown(config.get(name)) for config in configs))
+            ComparedRow(name, tuple(display_text(config.get(name)) for config in configs))
             for name in names
         ),
     ]
@@ -90,32 +96,32 @@ def _comparison(session: Session, settings: Settings, ids: Sequence[int]) -> dic
     }
     return {
         "jobs": jobs,
-        "results": _results(found),
+        "results": _results(reports),
         "settings": sorted(rows, key=lambda row: not row.differs),
         "curves": line_chart("Accuracy on seen classes (%)", curves, x_label="epoch"),
         "bars": [
             (split, chart)
             for split in ("unseen", "seen")
-            if (chart := _bars(split, jobs, found)) is not None
+            if (chart := _bars(split, jobs, reports)) is not None
         ],
     }
 
 
-def _results(found: Sequence[Report | None]) -> list[ComparedRow]:
+def _results(reports: Sequence[Report | None]) -> list[ComparedRow]:
     """Accuracies by model, text and split, as far as any job has them."""
     tables = [
         {(row.model, row.text, row.split): row.top1 for row in report.accuracies} if report else {}
-        for report in found
+        for report in reports
     ]
     rows = []
     for key in sorted({key for table in tables for key in table}, key=_order):
         values = [table.get(key) for table in tables]
         known = [value for value in values if value is not None]
         highest = max(known) if len(set(known)) > 1 else None
-        best = frozenset(place for place, value in enumerate(values) if value and value == highest)
+        best = frozenset(index for index, value in enumerate(values) if value and value == highest)
         model, text, split = key
-        shown = tuple("–" if value is None else f"{value:.1f}" for value in values)
-        rows.append(ComparedRow(f"{model}, {text}, {split}", shown, best))
+        cells = tuple("–" if value is None else f"{value:.1f}" for value in values)
+        rows.append(ComparedRow(f"{model}, {text}, {split}", cells, best))
     return rows
 
 
@@ -124,9 +130,9 @@ def _order(key: tuple[str, str, str]) -> tuple[bool, bool, bool, bool, str]:
     return model == "teacher", split == "seen", text == "shuffled", text == "name", text
 
 
-def _bars(split: str, jobs: Sequence[Job], found: Sequence[Report | None]) -> Chart | None:
+def _bars(split: str, jobs: Sequence[Job], reports: Sequence[Report | None]) -> Chart | None:
     groups = []
-    for job, report in zip(jobs, found, strict=True):
+    for job, report in zip(jobs, reports, strict=True):
         rows = report.accuracies if report else ()
         values = {
             row.text: row.top1 for row in rows if row.model == "student" and row.split == split

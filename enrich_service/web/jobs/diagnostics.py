@@ -1,4 +1,4 @@
-"""Pages on the class texts of a job: diagnostics and the similarity matrix."""
+"""Pages about the class texts of a job: diagnostics and the similarity matrix."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from enrich_service.web.texts.releases import texts_of
 
 router = APIRouter()
 
-# The label field that a text strategy reads; other strategies show all fields.
+# Text strategy → the label field that it uses; for other strategies, all fields are shown.
 _FIELD_OF = {"name+description": "description", "attributes": "attributes", "captions": "caption"}
 _CONTROL = "shuffled"
 
@@ -41,7 +41,7 @@ def show_diagnostics(
     spectra = {
         bank.text: list(enumerate(bank.singular_values, start=1)) for bank in report.diagnostics
     }
-    moved = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
+    cosines = [value for pair in report.pulled_apart for value in (pair.before, pair.after)]
     return page(
         request,
         "jobs/diagnostics.html",
@@ -54,8 +54,8 @@ def show_diagnostics(
         spectrum=line_chart(
             "Singular values of the class texts", spectra, x_label="rank", log=True
         ),
-        low=min(moved, default=0.0),
-        high=max(moved, default=1.0),
+        low=min(cosines, default=0.0),
+        high=max(cosines, default=1.0),
     )
 
 
@@ -70,17 +70,23 @@ class Sheet:
     tiles: dict[str, list[tuple[int, int]]]  # by class, as (x, y)
 
 
-def _sheet(drawn: Thumbnails) -> Sheet:
+def _sheet(thumbnails: Thumbnails) -> Sheet:
     tiles = defaultdict(list)
-    for number, name in enumerate(drawn.tiles):
-        row, column = divmod(number, drawn.columns)
-        tiles[name].append((column * drawn.side, row * drawn.side))
-    rows = -(-len(drawn.tiles) // drawn.columns)
-    return Sheet(drawn.file, drawn.side, drawn.columns * drawn.side, rows * drawn.side, dict(tiles))
+    for number, name in enumerate(thumbnails.tiles):
+        row, column = divmod(number, thumbnails.columns)
+        tiles[name].append((column * thumbnails.side, row * thumbnails.side))
+    rows = -(-len(thumbnails.tiles) // thumbnails.columns)
+    return Sheet(
+        thumbnails.file,
+        thumbnails.side,
+        thumbnails.columns * thumbnails.side,
+        rows * thumbnails.side,
+        dict(tiles),
+    )
 
 
 def _plane(report: Report) -> Plane | None:
-    """The map of text shifts; classes in pairs get labels first."""
+    """The map of text shifts. Classes in listed pairs get labels first."""
     if report.text_plane is None or not report.text_plane.classes:
         return None
     pairs = [(pair.a, pair.b) for pair in report.pulled_apart]
@@ -98,16 +104,24 @@ def show_similarity(
     settings: SettingsDep,
     texts: Annotated[str, Query(max_length=100)] = "",
 ) -> HTMLResponse:
-    """The similarity matrix of the class texts; `texts`: the text strategy, default the last."""
+    """The similarity matrix of the class texts; `texts`: text strategy, by default the last."""
     job = service.view(session, service.get(session, job_id))
-    found = reports.read(session, settings.artifact_dir, job_id).similarity
-    if found is None or not found.pictures:
-        raise NotFound(f"The worker of job {job_id} wrote no similarity matrix: train again.")
+    similarity = reports.read(session, settings.artifact_dir, job_id).similarity
+    if similarity is None or not similarity.pictures:
+        raise NotFound(
+            f"Job {job_id} has no similarity matrix: duplicate the job and run it again."
+        )
     chosen = next(
-        (picture for picture in found.pictures if picture.text == texts), found.pictures[-1]
+        (picture for picture in similarity.pictures if picture.text == texts),
+        similarity.pictures[-1],
     )
     return page(
-        request, "jobs/similarity.html", job=job, found=found, chosen=chosen, step=_decimals
+        request,
+        "jobs/similarity.html",
+        job=job,
+        similarity=similarity,
+        chosen=chosen,
+        step=_decimals,
     )
 
 

@@ -45,18 +45,18 @@ router = APIRouter()
 
 @dataclass(frozen=True)
 class Field:
-    """One setting of a job, as a form shows it."""
+    """One field of the form."""
 
     name: str
-    kind: Literal["text", "whole", "number", "tick", "choice"]
+    kind: Literal["text", "integer", "number", "checkbox", "choice"]
     value: object
-    about: str
+    description: str
     choices: tuple[str, ...] = ()
     required: bool = False
     suggestions: tuple[Suggestion, ...] = ()
 
 
-_FIRST = ("data", "teacher", "student", "text_strategy", "epochs", "image_size", "seed")
+_MAIN_FIELDS = ("data", "teacher", "student", "text_strategy", "epochs", "image_size", "seed")
 
 
 @router.get("/jobs/new", response_class=HTMLResponse)
@@ -68,7 +68,7 @@ def choose_job(
     like: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
     recipe: str | None = None,
 ) -> HTMLResponse:
-    """The form of a new job; `like`: with the settings of another; `recipe`: of a worker."""
+    """The form of a new job, with the settings of the job `like` or of a worker's `recipe`."""
     given: dict[str, Any] = {}
     if like is not None:
         other = service.view(session, service.get(session, like))
@@ -108,36 +108,36 @@ def _form(
         recipes=list(workers.recipes(running)),
         given=given,
         releases=release_service.listing(session, limit=1000),
-        first=[field for name in _FIRST for field in fields if field.name == name],
-        more=[field for field in fields if field.name not in _FIRST],
+        first=[field for name in _MAIN_FIELDS for field in fields if field.name == name],
+        more=[field for field in fields if field.name not in _MAIN_FIELDS],
     )
 
 
 def _fields(model: type[BaseModel], given: Mapping[str, Any], prefix: str = "") -> list[Field]:
-    """The fields of a config; fields of a nested config are prefixed with its name."""
-    found = []
+    """The form fields of a config; those of a nested config are prefixed with its name."""
+    fields = []
     for name, info in model.model_fields.items():
         nested = info.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            found += _fields(nested, given, f"{prefix}{name}.")
+            fields += _fields(nested, given, f"{prefix}{name}.")
         else:
-            found.append(_field(f"{prefix}{name}", info, given))
-    return found
+            fields.append(_field(f"{prefix}{name}", info, given))
+    return fields
 
 
 def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
-    kind: Literal["text", "whole", "number", "tick", "choice"] = "text"
+    kind: Literal["text", "integer", "number", "checkbox", "choice"] = "text"
     annotation = without_none(info.annotation)
     choices: tuple[str, ...] = ()
     if get_origin(annotation) is Literal:
         kind, choices = "choice", tuple(str(choice) for choice in get_args(annotation))
     elif annotation is bool:
-        kind = "tick"
+        kind = "checkbox"
     elif annotation is int:
-        kind = "whole"
+        kind = "integer"
     elif annotation is float:
         kind = "number"
-    # A default that depends on other fields is left to the schema: the field stays empty.
+    # The field is empty for a default that depends on other fields, which the model fills in.
     has_default = info.default not in (None, PydanticUndefined)
     default = info.default if has_default else ""
     value = given.get(name, default)
@@ -151,10 +151,10 @@ def _field(name: str, info: FieldInfo, given: Mapping[str, Any]) -> Field:
 def create_job(
     request: Request, form: SentForm, session: WriteSession, settings: SettingsDep
 ) -> Response:
-    """Queue a job; where no running worker has what it needs, only if that is confirmed."""
+    """Queue a job. If no running worker can do it, only if the user has confirmed that."""
     running = workers.running(session, settings)
-    ticks = {f.name: form.is_checked(f.name) for f in _fields(TrainConfig, {}) if f.kind == "tick"}
-    given = {**form, **ticks}
+    checkboxes = [field.name for field in _fields(TrainConfig, {}) if field.kind == "checkbox"]
+    given = {**form, **{name: form.is_checked(name) for name in checkboxes}}
     try:
         with session.begin_nested():
             body = parse_form(
@@ -162,10 +162,10 @@ def create_job(
                 {key: form[key] for key in ("release_id", "priority") if key in form}
                 | {"config": field_values(TrainConfig, form)},
             )
-            lacking = matching.warnings(running, body.config) if running else []
-            if lacking and not form.is_checked("anyway"):
-                audit.settle(request)  # nothing is stored
-                return _form(request, session, running, given, warnings=lacking)
+            warnings = matching.warnings(running, body.config) if running else []
+            if warnings and not form.is_checked("anyway"):
+                audit.mark_audited(request)  # nothing is stored
+                return _form(request, session, running, given, warnings=warnings)
             row = service.create(session, body)
     except UserError as error:
         return _form(request, session, running, given, error=error)

@@ -40,19 +40,19 @@ from enrich_service.web.forms import (
     SentForm,
     redirect,
 )
-from enrich_service.web.jobs.comparison import COMPARED
+from enrich_service.web.jobs.comparison import MAX_COMPARED
 from enrich_service.web.jobs.results import (
+    display_text,
     epochs_of,
     flat,
     flat_config,
     release_of,
     report_of,
-    shown,
 )
 from enrich_service.web.page import csv_file, page, render
 
 router = APIRouter()
-SIZE = 50
+PAGE_SIZE = 50
 LOG_LINES = 30
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 
@@ -64,18 +64,19 @@ def list_jobs(
     """Jobs, newest first."""
     if state not in ("", *JobState):
         raise InvalidInput(f"state: must be one of {', '.join(JobState)}")
-    wanted = JobState(state) if state else None
-    found = service.listing(session, state=wanted, limit=SIZE + 1, offset=offset)
+    jobs = service.listing(
+        session, state=JobState(state) if state else None, limit=PAGE_SIZE + 1, offset=offset
+    )
     return page(
         request,
         "jobs/list.html",
-        jobs=found[:SIZE],
+        jobs=jobs[:PAGE_SIZE],
         states=list(JobState),
         state=state,
-        more=len(found) > SIZE,
+        more=len(jobs) > PAGE_SIZE,
         first=offset,
-        size=SIZE,
-        compared=COMPARED,
+        size=PAGE_SIZE,
+        compared=MAX_COMPARED,
     )
 
 
@@ -96,10 +97,10 @@ def job_page(
     error: UserError | None = None,
     given: Form | None = None,
 ) -> HTMLResponse:
-    """The page of a job; `error`: why the form of its student, with `given`, was not accepted."""
+    """The page of a job; `error`: why the form for its student, sent with `given`, was rejected."""
     job = service.view(session, service.get(session, job_id))
-    left = artifacts.listing(session, job_id)
-    report, trouble = report_of(session, settings, job)
+    job_artifacts = artifacts.listing(session, job_id)
+    report, report_error = report_of(session, settings, job)
     release = release_of(session, job)
     return page(
         request,
@@ -109,20 +110,20 @@ def job_page(
         given=given or {},
         versions=students.versions(session, job_id=job_id),
         students=[student.name for student in students.listing(session, limit=None)],
-        artifacts=[artifacts.view(artifact) for artifact in left],
+        artifacts=[artifacts.view(artifact) for artifact in job_artifacts],
         can_register=job.state is JobState.SUCCEEDED
-        and any(artifact.name == CLASSIFIER_ARTIFACT for artifact in left),
-        has_page=any(artifact.name == "report.html" for artifact in left),
+        and any(artifact.name == CLASSIFIER_ARTIFACT for artifact in job_artifacts),
+        has_report_page=any(artifact.name == "report.html" for artifact in job_artifacts),
         report=report,
-        trouble=trouble,
+        report_error=report_error,
         release=release,
-        config={name: shown(value) for name, value in flat_config(job).items()},
+        config={name: display_text(value) for name, value in flat_config(job).items()},
         **_progress(session, job),
     )
 
 
 def progress_of(session: Session, job: Job) -> Progress | None:
-    """The progress of the current phase of a job; None if it is finished or unknown."""
+    """The progress of the current phase of a job; None if it has ended or sent no progress."""
     if job.state.is_final:
         return None
     for event in service.last_events(session, job.id, EventKind.PROGRESS):
@@ -140,7 +141,7 @@ def _progress(session: Session, job: Job) -> dict[str, Any]:
         name: [(epoch.epoch, epoch.losses[name]) for epoch in epochs if name in epoch.losses]
         for name in names
     }
-    seen = {"seen classes": [(epoch.epoch, epoch.seen_top1) for epoch in epochs]}
+    seen_accuracy = {"seen classes": [(epoch.epoch, epoch.seen_top1) for epoch in epochs]}
     return {
         "job": job,
         "step": progress_of(session, job),
@@ -150,7 +151,7 @@ def _progress(session: Session, job: Job) -> dict[str, Any]:
             chart
             for chart in (
                 line_chart("Mean losses per epoch", losses, x_label="epoch"),
-                line_chart("Accuracy on seen classes (%)", seen, x_label="epoch"),
+                line_chart("Accuracy on seen classes (%)", seen_accuracy, x_label="epoch"),
             )
             if chart is not None
         ],
@@ -170,10 +171,10 @@ async def follow_job(
     settings: SettingsDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """The progress section of a job's page after each new event; `end` when the job is final.
+    """Stream the progress section of a job's page after new events; event `end` when it has ended.
 
-    An event's id is the seq of the job's last event: a client that reconnects with it gets only
-    what changed since.
+    The id of an event is the `seq` of the job's last event: a client that reconnects with it gets
+    an update only if there are newer events.
     """
     seq = whole_number(last_event_id or "") or 0
     read = partial(_read_update, request, engine, job_id)

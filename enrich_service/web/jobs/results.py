@@ -1,4 +1,4 @@
-"""What pages read of a job: its configuration, report and epochs."""
+"""The configuration, report and epochs of a job, as pages show them."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,18 +19,18 @@ from enrich_service.jobs import artifacts, reports, service
 from enrich_service.releases import service as release_service
 from enrich_service.releases.schemas import ReleaseView
 
-EPOCHS = 10_000
+MAX_EPOCHS = 10_000
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A flattened config: `losses.cls` for the field `cls` of `losses`."""
-    found: dict[str, Any] = {}
+    """Flatten a config: the key of the field `cls` of `losses` is `losses.cls`."""
+    flattened: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flattened[f"{prefix}{name}"] = value
+    return flattened
 
 
 def flat_config(job: Job) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def flat_config(job: Job) -> dict[str, Any]:
 
 
 def report_of(session: Session, settings: Settings, job: Job) -> tuple[Report | None, str | None]:
-    """The report of a job, or the reason why it cannot be shown; None while there is none."""
+    """The report of a job and None, or None and why it cannot be read. Both None: no report yet."""
     if not any(artifact.name == "report.json" for artifact in artifacts.listing(session, job.id)):
         return None, None
     try:
@@ -51,10 +51,10 @@ def report_of(session: Session, settings: Settings, job: Job) -> tuple[Report | 
 def epochs_of(session: Session, job_id: int) -> list[Epoch]:
     """The epochs of a job, without duplicates of resumed attempts.
 
-    Events whose data is not an `Epoch` are left out: no stored JSON may break a page.
+    Events whose data is not an `Epoch` are left out, so that they cannot break a page.
     """
     epochs: dict[int, Epoch] = {}
-    for event in service.last_events(session, job_id, EventKind.EPOCH, limit=EPOCHS):
+    for event in service.last_events(session, job_id, EventKind.EPOCH, limit=MAX_EPOCHS):
         with suppress(ValidationError):
             epoch = Epoch.model_validate(event.data)
             epochs[epoch.epoch] = epoch
@@ -68,6 +68,6 @@ def release_of(session: Session, job: Job) -> ReleaseView | None:
     return release_service.view(session, release_service.get(session, job.release_id))
 
 
-def shown(value: object) -> str:
-    """A configuration value as text: a dash for none, booleans in lower case."""
+def display_text(value: object) -> str:
+    """A configuration value as text: a dash for None, booleans in lower case."""
     return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,27 +15,27 @@ from enrich_service.prompts.schemas import PromptCreate, PromptKind
 from enrich_service.runs.schemas import Choice
 from enrich_service.web.forms import SentForm, parse_form, redirect
 from enrich_service.web.page import page
-from enrich_service.web.prompts.pages import FIELDS, lines_of, prompt_page
+from enrich_service.web.prompts.pages import FIELDS, prompt_page, text_of
 from enrich_service.web.prompts.playground import JSON_FIELDS, content_of
 
 router = APIRouter()
-_STARTING_POINT = Choice.model_fields["prompt"].default
+_DEFAULT_PROMPT = Choice.model_fields["prompt"].default
 
 
-# No prompt can be named "-".
+# "-" is not a valid prompt name.
 @router.get("/prompts/-/new", response_class=HTMLResponse)
 def choose_prompt(
     request: Request,
     session: ReadSession,
     like: Annotated[str, Query(max_length=200, description="Prompt to start from")] = "",
 ) -> HTMLResponse:
-    """The form of a new prompt with the content of another one, by default the standard prompt."""
+    """The form of a new prompt, with the content of prompt `like`; default: the default prompt."""
     given: Mapping[str, str] = {}
     names = [prompt.name for prompt in service.listing(session, limit=None)]
-    name = like or (_STARTING_POINT if _STARTING_POINT in names else "")
+    name = like or (_DEFAULT_PROMPT if _DEFAULT_PROMPT in names else "")
     if name:
         prompt, newest = service.get(session, name), service.resolve(session, name)
-        given = {field: lines_of(newest, field) for field in FIELDS} | {"kind": prompt.kind}
+        given = {field: text_of(newest, field) for field in FIELDS} | {"kind": prompt.kind}
     return _new(request, given, like=name)
 
 
@@ -65,9 +65,9 @@ def create_prompt(request: Request, form: SentForm, session: WriteSession) -> Re
     try:
         with session.begin_nested():
             names = ("name", "kind", "summary", "message", "author")
-            given = {key: form[key] for key in names if key in form}
+            fields = {key: form[key] for key in names if key in form}
             body = parse_form(
-                PromptCreate, content_of(form) | given | {"tags": _lines(form.get("tags", ""))}
+                PromptCreate, content_of(form) | fields | {"tags": _lines(form.get("tags", ""))}
             )
             service.create(session, body)
     except UserError as error:

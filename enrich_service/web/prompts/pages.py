@@ -13,9 +13,9 @@ from enrich_service.core.errors import NotFound, UserError
 from enrich_service.core.rest.dependencies import MAX_ID, Id, ReadSession, WriteSession
 from enrich_service.generations.service import answers_by_version
 from enrich_service.prompts import service
-from enrich_service.prompts.models import AliasMove, PromptVersion
+from enrich_service.prompts.models import PromptVersion
 from enrich_service.prompts.schemas import AliasPut, AliasRollback, PromptView
-from enrich_service.runs import service as enrichment_service
+from enrich_service.runs import service as run_service
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import page
 
@@ -33,22 +33,22 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Use:
-    """Numbers of runs and answers of a prompt or version."""
+    """Number of runs and answers of a prompt or version."""
 
     runs: int
     answers: int
 
 
 def _uses(session: Session) -> dict[int, Use]:
-    """Usage by id of a prompt version; unused versions are left out."""
-    runs = enrichment_service.runs_by_version(session)
+    """Usage by prompt version id; unused versions are left out."""
+    runs = run_service.runs_by_version(session)
     answers = answers_by_version(session)
     return {key: Use(runs.get(key, 0), answers.get(key, 0)) for key in runs | answers}
 
 
-def _together(uses: dict[int, Use], versions: Sequence[PromptVersion]) -> Use:
-    found = [uses[version.id] for version in versions if version.id in uses]
-    return Use(sum(use.runs for use in found), sum(use.answers for use in found))
+def _total(uses: dict[int, Use], versions: Sequence[PromptVersion]) -> Use:
+    used = [uses[version.id] for version in versions if version.id in uses]
+    return Use(sum(use.runs for use in used), sum(use.answers for use in used))
 
 
 @router.get("/prompts", response_class=HTMLResponse)
@@ -61,13 +61,15 @@ def list_prompts(
 ) -> HTMLResponse:
     """Prompts by name."""
     uses = _uses(session)
-    found = service.listing(session, search=search, tag=tag or None, archived=archived, limit=None)
+    prompts = service.listing(
+        session, search=search, tag=tag or None, archived=archived, limit=None
+    )
     return page(
         request,
         "prompts/list.html",
         prompts=[
-            (prompt, _together(uses, service.versions(session, service.get(session, prompt.name))))
-            for prompt in found
+            (prompt, _total(uses, service.versions(session, service.get(session, prompt.name))))
+            for prompt in prompts
         ],
         search=search,
         tag=tag,
@@ -89,7 +91,7 @@ def prompt_page(
     error: UserError | None = None,
     given: Form | None = None,
 ) -> HTMLResponse:
-    """The page of a prompt; `error`: why one of its forms, with `given`, was not accepted."""
+    """The page of a prompt; `error`: why one of its forms, sent with `given`, was rejected."""
     prompt = service.get(session, name)
     view = service.view(session, prompt)
     uses = _uses(session)
@@ -102,7 +104,7 @@ def prompt_page(
             (version, uses.get(version.id or 0, Use(0, 0)), _aliases_at(view, version.number))
             for version in service.versions(session, prompt)
         ],
-        moves=_moves(session, view),
+        moves=service.alias_moves(session, prompt),
         error=error,
         given=given or {},
     )
@@ -110,15 +112,6 @@ def prompt_page(
 
 def _aliases_at(prompt: PromptView, number: int) -> list[str]:
     return [alias.name for alias in prompt.aliases if alias.version == number]
-
-
-def _moves(session: Session, prompt: PromptView) -> list[AliasMove]:
-    """The moves of all aliases, newest first."""
-    row = service.get(session, prompt.name)
-    moves = [
-        move for alias in prompt.aliases for move in service.alias_moves(session, row, alias.name)
-    ]
-    return sorted(moves, key=lambda move: -(move.id or 0))
 
 
 @router.get("/prompts/{name}/versions/{number}", response_class=HTMLResponse)
@@ -134,12 +127,12 @@ def show_version(request: Request, name: str, number: Id, session: ReadSession) 
         version=version,
         aliases=_aliases_at(view, number),
         use=_uses(session).get(version.id or 0, Use(0, 0)),
-        fields=[(title, lines_of(version, field)) for field, title in FIELDS.items()],
+        fields=[(title, text_of(version, field)) for field, title in FIELDS.items()],
     )
 
 
-def lines_of(version: PromptVersion, field: str) -> str:
-    """One of the FIELDS as editable text."""
+def text_of(version: PromptVersion, field: str) -> str:
+    """The content of one of FIELDS as editable text."""
     value = getattr(version, field)
     if isinstance(value, str):
         return value.replace("\r\n", "\n")
@@ -160,8 +153,8 @@ def compare_versions(
     after = after or prompt.latest
     before = before or max(1, after - 1)
     context = CONTEXT if show == "changes" else None
-    found = service.diff(session, service.get(session, name), before, after, context=context)
-    changed = {change.field: change.rows for change in found.changed}
+    diff = service.diff(session, service.get(session, name), before, after, context=context)
+    changed = {change.field: change.rows for change in diff.changed}
     return page(
         request,
         "prompts/diff.html",

@@ -1,5 +1,5 @@
-"""The playground: change a prompt, see its answers for a few labels beside a saved version's, and
-keep it as the next version if it is better."""
+"""The playground: edit a prompt, compare its answers for a few labels with those of a saved
+version, and save it as the next version."""
 
 import asyncio
 import json
@@ -25,10 +25,10 @@ from enrich_service.trials.schemas import TrialRequest, TriedLabel
 from enrich_service.trials.try_prompt import try_prompt as run_trial
 from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import page, render
-from enrich_service.web.prompts.pages import FIELDS, lines_of
+from enrich_service.web.prompts.pages import FIELDS, text_of
 
 router = APIRouter()
-# Fields that are written as JSON, each with its empty value.
+# Field that is edited as JSON → its empty value.
 JSON_FIELDS = {"output_schema": "{}", "model_defaults": "{}", "validators": "[]"}
 _LABELS = "harlequin duck\nsurf scoter"  # initial labels
 
@@ -43,7 +43,7 @@ class Answer:
 
     @property
     def rows(self) -> list[DiffRow]:
-        """The diff of the saved version's text and the edited prompt's."""
+        """The diff of the texts of the saved version and of the edited prompt."""
         if self.tried is None or self.tried.against is None:
             return []
         return side_by_side([self.tried.against.text or ""], [self.tried.candidate.text or ""])
@@ -58,7 +58,7 @@ def show_playground(
 ) -> HTMLResponse:
     """The playground with the content of a version."""
     saved = service.resolve(session, name, version=version)
-    given = {field: lines_of(saved, field) for field in FIELDS}
+    given = {field: text_of(saved, field) for field in FIELDS}
     return _page(request, session, name, given | {"against": str(saved.number)})
 
 
@@ -92,16 +92,16 @@ async def try_prompt(
     answers: Sequence[Answer] = ()
     error: UserError | None = None
     try:
-        async for so_far in _tried(enricher, await _asked(enricher, name, form)):
-            answers = so_far
-    except UserError as refusal:
-        error = refusal
+        async for latest in _run_trials(enricher, await _trial_requests(enricher, name, form)):
+            answers = latest
+    except UserError as rejection:
+        error = rejection
 
-    def shown() -> HTMLResponse:
+    def build_page() -> HTMLResponse:
         with reading(engine) as session:
             return _page(request, session, name, form, answers=answers, error=error)
 
-    return await asyncio.to_thread(shown)
+    return await asyncio.to_thread(build_page)
 
 
 @router.post("/prompts/{name}/playground/live", response_class=EventSourceResponse)
@@ -110,7 +110,7 @@ async def stream_answers(
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the answers; each event shows all labels, including pending ones."""
     try:
-        async for answers in _tried(enricher, await _asked(enricher, name, form)):
+        async for answers in _run_trials(enricher, await _trial_requests(enricher, name, form)):
             text = render(request, "prompts/answers.html", answers=answers, error=None)
             yield ServerSentEvent(raw_data=text)
     except UserError as error:
@@ -118,11 +118,11 @@ async def stream_answers(
         yield ServerSentEvent(raw_data=text)
 
 
-async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest]:
-    """One request per label. Raises InvalidInput."""
+async def _trial_requests(enricher: Enricher, name: str, form: Form) -> list[TrialRequest]:
+    """One request per label. Raises InvalidInput if the form is invalid."""
     labels = [line.strip() for line in form.get("labels", "").splitlines() if line.strip()]
 
-    def kind() -> str:
+    def read_kind() -> str:
         with reading(enricher.engine) as session:
             return service.get(session, name).kind
 
@@ -130,10 +130,10 @@ async def _asked(enricher: Enricher, name: str, form: Form) -> list[TrialRequest
     body = parse_form(
         TrialRequest,
         content
-        | {"kind": await asyncio.to_thread(kind), "labels": labels, "model": form.get("model")}
+        | {"kind": await asyncio.to_thread(read_kind), "labels": labels, "model": form.get("model")}
         | {"against": {"prompt": name, "version": form.get("against")}},
     )
-    # In a thread: it compiles the templates.
+    # In a thread, because compiling the templates takes long.
     await asyncio.to_thread(
         service.check_content, **body.model_dump(include=set(service.CONTENT_FIELDS))
     )
@@ -147,45 +147,45 @@ def content_of(form: Form) -> dict[str, Any]:
         try:
             content[field] = json.loads(form.get(field) or JSON_FIELDS[field])
         except ValueError as error:
-            raise InvalidInput(f"{FIELDS[field]}: this is not JSON ({error})") from error
+            raise InvalidInput(f"{FIELDS[field]}: invalid JSON ({error})") from error
         except RecursionError as error:
-            raise InvalidInput(f"{FIELDS[field]}: this JSON is nested too deep") from error
+            raise InvalidInput(f"{FIELDS[field]}: the JSON is nested too deep") from error
     return content
 
 
-async def _tried(
-    enricher: Enricher, asked: Sequence[TrialRequest]
+async def _run_trials(
+    enricher: Enricher, requests: Sequence[TrialRequest]
 ) -> AsyncIterator[Sequence[Answer]]:
-    """Yield all labels in order after each answer."""
-    answers = [Answer(str(body.labels[0])) for body in asked]
+    """Run the trials at once; yield the state of all labels, in order, after each answer."""
+    answers = [Answer(str(body.labels[0])) for body in requests]
     yield answers
 
-    async def ask(place: int) -> tuple[int, Answer]:
-        label = answers[place].label
+    async def run(index: int) -> tuple[int, Answer]:
+        label = answers[index].label
         try:
-            trial = await run_trial(enricher, asked[place])
+            trial = await run_trial(enricher, requests[index])
         except UserError as error:
-            return place, Answer(label, error=str(error))
-        return place, Answer(label, tried=trial.labels[0])
+            return index, Answer(label, error=str(error))
+        return index, Answer(label, tried=trial.labels[0])
 
-    tasks = [asyncio.create_task(ask(place)) for place in range(len(asked))]
+    tasks = [asyncio.create_task(run(index)) for index in range(len(requests))]
     try:
         for task in asyncio.as_completed(tasks):
-            place, answer = await task
-            answers[place] = answer
+            index, answer = await task
+            answers[index] = answer
             yield answers
     finally:
-        for left in tasks:
-            left.cancel()  # the client is gone
+        for pending in tasks:
+            pending.cancel()  # the client has disconnected
 
 
 @router.post("/prompts/{name}/versions")
-def keep_version(request: Request, name: str, form: SentForm, session: WriteSession) -> Response:
+def save_version(request: Request, name: str, form: SentForm, session: WriteSession) -> Response:
     """Save the edited prompt as the next version."""
     try:
         with session.begin_nested():
-            given = {key: form[key] for key in ("message", "author") if key in form}
-            body = parse_form(VersionCreate, content_of(form) | given)
+            fields = {key: form[key] for key in ("message", "author") if key in form}
+            body = parse_form(VersionCreate, content_of(form) | fields)
             prompt = service.get(session, name)
             version, _ = service.create_version(session, prompt, body)
     except UserError as error:

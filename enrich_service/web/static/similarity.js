@@ -1,11 +1,11 @@
-// The similarity map of class texts: zoom and move it, read which two classes a point stands for.
-// Without this script the page shows the same picture as it came from the worker.
+// The similarity map of class texts: zoom, pan, and read the two classes at a point.
+// Without this script the page shows the same image as the worker sent it.
 "use strict";
 
 const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-const NEAREST = 6; // classes on a side of the closest view
+const MIN_SPAN = 6; // classes per side at the highest zoom
 
-// A colour for each grey value: dark blue to yellow, told apart by colour-blind readers too.
+// A colour for each grey value: dark blue to yellow, distinct for colour-blind readers too.
 function colours() {
   return Array.from({ length: 256 }, (_, value) => {
     const at = (value / 255) * (STOPS.length - 1);
@@ -21,7 +21,7 @@ function canvasOf(width, height) {
   return canvas;
 }
 
-// Grey values [size × size] of the picture, both halves filled, and the same as colours.
+// Grey values [size × size] of the image, mirrored to both halves, and a canvas with their colours.
 function read(image, size) {
   const sheet = canvasOf(size, size);
   const paper = sheet.getContext("2d", { willReadFrequently: true });
@@ -54,22 +54,22 @@ async function show(box) {
 
   const canvas = canvasOf(1, 1);
   const paper = canvas.getContext("2d");
-  const beside = canvasOf(1, 1); // the names of the rows, as soon as they can be read
+  const beside = canvasOf(1, 1); // the row names, drawn once a row is tall enough
   beside.className = "names";
   const pen = beside.getContext("2d");
   box.querySelector("svg").replaceWith(canvas, beside);
   box.tabIndex = 0;
   box.setAttribute("role", "application");
   box.setAttribute("aria-label", `Similarity of ${size} class texts; arrows move, + and - zoom, 0 shows all`);
-  const said = document.createElement("p");
-  said.className = "said";
-  said.setAttribute("role", "status");
-  said.textContent = "Point at the map, or focus it and use the arrow keys; + and − zoom, 0 shows all.";
-  box.before(said);
+  const status = document.createElement("p");
+  status.className = "status";
+  status.setAttribute("role", "status");
+  status.textContent = "Point at the map, or focus it and use the arrow keys; + and − zoom, 0 shows all.";
+  box.before(status);
 
   const view = { left: 0, top: 0, span: size };
-  let cell = null; // [row, column] that is pointed at
-  const closest = Math.min(size, NEAREST);
+  let cell = null; // selected [row, column]
+  const closest = Math.min(size, MIN_SPAN);
   const within = (value, least, most) => Math.min(Math.max(value, least), most);
 
   function draw() {
@@ -99,7 +99,7 @@ async function show(box) {
     }
   }
 
-  function look(span, row, column) {
+  function moveTo(span, row, column) {
     view.span = within(span, closest, size);
     view.left = within(column, 0, size - view.span);
     view.top = within(row, 0, size - view.span);
@@ -111,7 +111,7 @@ async function show(box) {
   function zoom(factor, shareX = 0.5, shareY = 0.5) {
     const [x, y] = [view.left + shareX * view.span, view.top + shareY * view.span];
     const span = within(view.span * factor, closest, size);
-    look(span, y - shareY * span, x - shareX * span);
+    moveTo(span, y - shareY * span, x - shareX * span);
   }
 
   function zoomAtCell(factor) {
@@ -120,11 +120,11 @@ async function show(box) {
     zoom(factor, share(cell[1], view.left), share(cell[0], view.top));
   }
 
-  function tell(row, column) {
+  function select(row, column) {
     cell = [within(row, 0, size - 1), within(column, 0, size - 1)];
     const [a, b] = cell.map((place) => names[place]);
     const cosine = (low + ((high - low) * grey[cell[0] * size + cell[1]]) / 255).toFixed(digits);
-    said.textContent = cell[0] === cell[1] ? `${a} with itself` : `${a} and ${b}: cosine ${cosine}`;
+    status.textContent = cell[0] === cell[1] ? `${a} with itself` : `${a} and ${b}: cosine ${cosine}`;
     draw();
   }
 
@@ -142,16 +142,16 @@ async function show(box) {
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = place(event);
     if (grip && view.span < size) {
-      look(view.span, grip.top - (y - grip.y) * view.span, grip.left - (x - grip.x) * view.span);
+      moveTo(view.span, grip.top - (y - grip.y) * view.span, grip.left - (x - grip.x) * view.span);
     } else {
-      tell(Math.floor(view.top + y * view.span), Math.floor(view.left + x * view.span));
+      select(Math.floor(view.top + y * view.span), Math.floor(view.left + x * view.span));
     }
   });
   canvas.addEventListener("click", (event) => {
     const [x, y] = place(event);
-    tell(Math.floor(view.top + y * view.span), Math.floor(view.left + x * view.span));
+    select(Math.floor(view.top + y * view.span), Math.floor(view.left + x * view.span));
   });
-  // Whoever scrolls past the map is not held up: it takes the wheel once it has the focus.
+  // The wheel zooms only while the map has the focus, so that scrolling past it still works.
   canvas.addEventListener("wheel", (event) => {
     if (document.activeElement !== box && !event.ctrlKey) return;
     event.preventDefault();
@@ -165,12 +165,12 @@ async function show(box) {
     if (move) {
       const [row, column] = cell || [Math.floor(view.top), Math.floor(view.left)];
       const stride = cell ? (event.shiftKey ? 10 : 1) : 0;
-      tell(row + move[0] * stride, column + move[1] * stride);
+      select(row + move[0] * stride, column + move[1] * stride);
       const follow = (from, at) => within(from, at + 1 - view.span, at);
-      look(view.span, follow(view.top, cell[0]), follow(view.left, cell[1]));
+      moveTo(view.span, follow(view.top, cell[0]), follow(view.left, cell[1]));
     } else if (event.key === "+" || event.key === "=") zoomAtCell(0.5);
     else if (event.key === "-") zoomAtCell(2);
-    else if (event.key === "0" || event.key === "Home") look(size, 0, 0);
+    else if (event.key === "0" || event.key === "Home") moveTo(size, 0, 0);
     else return;
     event.preventDefault();
   });
@@ -180,7 +180,7 @@ async function show(box) {
   for (const [text, act] of [
     ["Zoom in", () => zoomAtCell(0.5)],
     ["Zoom out", () => zoomAtCell(2)],
-    ["Show all", () => look(size, 0, 0)],
+    ["Show all", () => moveTo(size, 0, 0)],
   ]) {
     const button = document.createElement("button");
     button.type = "button";
@@ -189,7 +189,7 @@ async function show(box) {
     button.addEventListener("click", act);
     tools.append(button);
   }
-  said.before(tools);
+  status.before(tools);
 
   new ResizeObserver(() => {
     canvas.width = canvas.height = Math.round(canvas.clientWidth * devicePixelRatio);
@@ -200,4 +200,4 @@ async function show(box) {
 }
 
 const box = document.getElementById("heat");
-if (box) show(box).catch(() => {}); // a picture that cannot be read stays as the page has it
+if (box) show(box).catch(() => {}); // on an error the plain image stays

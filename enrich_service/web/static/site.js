@@ -1,18 +1,18 @@
-// A button above each table copies it as text that a spreadsheet takes.
+// A button above each table copies it as tab-separated text for a spreadsheet.
 "use strict";
 
-// What a spreadsheet would take for a formula gets an apostrophe, as in core/spreadsheet.py; a
-// number stays one.
-function neutralised(text) {
+// Prefix text that a spreadsheet would evaluate as a formula with an apostrophe, as
+// core/spreadsheet.py does; signed numbers stay as they are.
+function escapeFormula(text) {
   const formula = /^'*[=+\-@\uff1d\uff0b\uff0d\uff20]/.test(text);
   return formula && !/^[+-][\d.,]+ ?%?$/.test(text) ? `'${text}` : text;
 }
 
 function textOf(cell) {
-  return neutralised(cell.innerText.replace(/\s+/g, " ").trim());
+  return escapeFormula(cell.innerText.replace(/\s+/g, " ").trim());
 }
 
-function offerCopy(table) {
+function addCopyButton(table) {
   if (table.dataset.copied !== undefined || !navigator.clipboard) return;
   table.dataset.copied = "";
   const button = document.createElement("button");
@@ -29,7 +29,7 @@ function offerCopy(table) {
   if (tools) tools.append(button);
 }
 
-document.querySelectorAll("table[data-tools]").forEach(offerCopy);
+document.querySelectorAll("table[data-tools]").forEach(addCopyButton);
 document.addEventListener("htmx:after:swap", () =>
-  document.querySelectorAll("table[data-tools]").forEach(offerCopy),
+  document.querySelectorAll("table[data-tools]").forEach(addCopyButton),
 );

@@ -1,4 +1,4 @@
-"""The page that compares two prompt versions or models over a label set."""
+"""The page that compares the texts of two prompt versions or models for a label set."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,13 +20,13 @@ from enrich_service.trials.schemas import ComparedLabel, ComparedSide, ComparedT
 from enrich_service.web.page import page
 
 router = APIRouter()
-SIZE = 25
-AT_ONCE = 1000  # labels up to which the summary is part of the page; else it is loaded later
+PAGE_SIZE = 25
+MAX_INLINE_SUMMARY = 1000  # labels; with more, the summary is loaded after the page
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A label with both texts and their differences."""
+class LabelComparison:
+    """A label with both texts and the rows of their diff."""
 
     label: ComparedLabel
     rows: list[DiffRow]
@@ -42,24 +42,24 @@ def compare_texts(
     b: Annotated[str, Query(max_length=200)] = "",
     model_a: Annotated[str, Query(max_length=200)] = "",
     model_b: Annotated[str, Query(max_length=200)] = "",
-    sums: bool = False,
+    summary: bool = False,
     offset: Annotated[int, Query(ge=0, le=MAX_ID)] = 0,
 ) -> HTMLResponse:
     """The comparison of stored answers of two versions or models."""
     label_set = label_service.view(session, label_service.get(session, name))
     prompts = prompt_service.listing(session, limit=None)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     error: UserError | None = None
     if a and b:
         try:
             sides = parse_source(a, model_a or None), parse_source(b, model_b or None)
-            labels, total = comparison.texts(session, name, *sides, limit=SIZE, offset=offset)
-            found = {"labels": list(map(_beside, labels)), "total": total}
-            if sums or label_set.labels <= AT_ONCE:
-                left, right = comparison.sums(session, name, *sides, settings.artifact_dir)
-                found |= {"left": left, "right": right, "rows": _rows(left, right)}
-        except UserError as refusal:
-            error = refusal
+            labels, total = comparison.texts(session, name, *sides, limit=PAGE_SIZE, offset=offset)
+            result = {"labels": list(map(_compare, labels)), "total": total}
+            if summary or label_set.labels <= MAX_INLINE_SUMMARY:
+                left, right = comparison.summaries(session, name, *sides, settings.artifact_dir)
+                result |= {"left": left, "right": right, "rows": _rows(left, right)}
+        except UserError as rejection:
+            error = rejection
     versions = _versions(prompts)
     return page(
         request,
@@ -67,11 +67,11 @@ def compare_texts(
         status=error.status if error else 200,
         label_set=label_set,
         versions=versions,
-        given={"a": a or _proposed(prompts), "b": b, "model_a": model_a, "model_b": model_b},
-        found=found,
+        given={"a": a or _default_version(prompts), "b": b, "model_a": model_a, "model_b": model_b},
+        result=result,
         error=error,
         first=offset,
-        size=SIZE,
+        size=PAGE_SIZE,
     )
 
 
@@ -86,20 +86,20 @@ def _versions(prompts: list[PromptView]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _proposed(prompts: list[PromptView]) -> str:
-    """The default prompt version of runs, if it exists."""
-    wanted = Choice.model_fields["prompt"].default
-    found = [
+def _default_version(prompts: list[PromptView]) -> str:
+    """The default prompt version of runs; empty if it does not exist."""
+    default_prompt = Choice.model_fields["prompt"].default
+    versions = [
         f"{prompt.name}@{alias.version}"
         for prompt in prompts
         for alias in prompt.aliases
-        if (prompt.name, alias.name) == (wanted, DEFAULT_ALIAS)
+        if (prompt.name, alias.name) == (default_prompt, DEFAULT_ALIAS)
     ]
-    return next(iter(found), "")
+    return next(iter(versions), "")
 
 
-def _beside(label: ComparedLabel) -> Beside:
-    return Beside(label, side_by_side(_lines(label.a), _lines(label.b)))
+def _compare(label: ComparedLabel) -> LabelComparison:
+    return LabelComparison(label, side_by_side(_lines(label.a), _lines(label.b)))
 
 
 def _lines(text: ComparedText | None) -> list[str]:
@@ -112,8 +112,8 @@ def _lines(text: ComparedText | None) -> list[str]:
 def _rows(a: ComparedSide, b: ComparedSide) -> list[tuple[str, Any, Any]]:
     """The rows of the summary table, with the counts of each rule at the end."""
     rows: list[tuple[str, Any, Any]] = [
-        (words, getattr(a, name), getattr(b, name))
-        for name, words in {
+        (title, getattr(a, name), getattr(b, name))
+        for name, title in {
             "accepted": "Labels with a text",
             "rejected": "Labels with rejected answers only",
             "failed": "Labels without an answer",
@@ -128,7 +128,7 @@ def _rows(a: ComparedSide, b: ComparedSide) -> list[tuple[str, Any, Any]]:
         }.items()
     ]
     for title, left, right in (
-        ("Refused", a.failures, b.failures),
+        ("Rejected", a.failures, b.failures),
         ("Flagged", a.flagged, b.flagged),
     ):
         rows += [

@@ -1,4 +1,4 @@
-"""Pages of label sets: labels with their current texts, and the history of each label."""
+"""Pages of label sets: labels with their current texts, and all texts of a label."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -37,8 +37,8 @@ from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
-SIZE = 50
-TEXTS = 200  # maximum on the page of a label
+PAGE_SIZE = 50
+MAX_TEXTS = 200  # on the page of a label
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 Search = Annotated[str, Query(max_length=300)]
 
@@ -78,7 +78,7 @@ def create_label_set(request: Request, form: SentForm, session: WriteSession) ->
 
 
 def _labels(form: Form) -> tuple[list[LabelIn], list[str]]:
-    """The labels, and the places of those from a file."""
+    """The labels, and for those of a file their lines."""
     if "file" in form.files:
         return files.from_table(form.files["file"])
     names = [line.strip() for line in form.get("names", "").splitlines() if line.strip()]
@@ -90,10 +90,10 @@ def _labels(form: Form) -> tuple[list[LabelIn], list[str]]:
 # ----------------------------------------------------------------------------------- a label set
 
 
-def _shown(
+def _chosen_version(
     session: Session, settings: SettingsDep, prompt: str | None, version: int | None
 ) -> tuple[PromptView, PromptVersion]:
-    """The prompt version whose texts are shown. Raises NotFound if there are no prompts."""
+    """The prompt and version whose texts are shown. Raises NotFound if there are no prompts."""
     if prompt is None:
         names = [prompt.name for prompt in prompt_service.listing(session, limit=None)]
         if not names:
@@ -118,28 +118,30 @@ def show_label_set(
 ) -> HTMLResponse:
     """One page of labels with their current texts."""
     label_set = service.get(session, name)
-    shown, used = _shown(session, settings, prompt or None, _number(version))
-    rows, total = _rows(session, label_set, used, search, state, SIZE, offset)
+    chosen_prompt, chosen_version = _chosen_version(
+        session, settings, prompt or None, _number(version)
+    )
+    rows, total = _rows(session, label_set, chosen_version, search, state, PAGE_SIZE, offset)
     prompts = prompt_service.listing(session, limit=None)
     return page(
         request,
         "labels/set.html",
         label_set=service.view(session, label_set),
         prompts=prompts,
-        prompt=shown,
-        version=used,
+        prompt=chosen_prompt,
+        version=chosen_version,
         rows=rows,
         total=total,
         search=search,
         state=state,
         states=list(current_texts.TextState),
         first=offset,
-        size=SIZE,
+        size=PAGE_SIZE,
     )
 
 
 def _number(version: str) -> int | None:
-    """The version number of a query; None for an empty field."""
+    """The version number in a query; None if empty."""
     if not version:
         return None
     number = whole_number(version)
@@ -182,8 +184,8 @@ def download_texts(
 ) -> Response:
     """All rows of the table as CSV."""
     label_set = service.get(session, name)
-    _, used = _shown(session, settings, prompt or None, _number(version))
-    rows, _ = _rows(session, label_set, used, search, state, None, 0)
+    _, chosen_version = _chosen_version(session, settings, prompt or None, _number(version))
+    rows, _ = _rows(session, label_set, chosen_version, search, state, None, 0)
     return csv_file(
         "texts.csv",
         ("key", "name", "context", "state", "text", "flags", "problems", "edits"),
@@ -216,7 +218,7 @@ def show_label(
     before: Annotated[int | None, Query(alias="from", ge=1, le=MAX_ID)] = None,
     after: Annotated[int | None, Query(alias="to", ge=1, le=MAX_ID)] = None,
 ) -> HTMLResponse:
-    """A label with all of its texts."""
+    """A label with all its texts."""
     compared = None
     if before is not None and after is not None:
         compared = (_view(session, before), _view(session, after))
@@ -235,9 +237,9 @@ def _label(
     given: Form | None = None,
 ) -> HTMLResponse:
     label, label_set = service.label(session, label_id)
-    chosen, version = _shown(session, settings, prompt or None, None)
+    chosen, version = _chosen_version(session, settings, prompt or None, None)
     row = current_texts.row(session, label_set, label, version)
-    found = texts_of_label(session, label, limit=TEXTS)
+    texts = texts_of_label(session, label, limit=MAX_TEXTS)
     return page(
         request,
         "labels/label.html",
@@ -249,8 +251,8 @@ def _label(
         version=version,
         row=row,
         editable=_editable(session, row, chosen),
-        groups=_grouped(found),
-        found=found,
+        groups=_group_by_origin(texts),
+        texts=texts,
         compared=compared,
         rows=side_by_side([compared[0].text or ""], [compared[1].text or ""]) if compared else (),
         error=error,
@@ -258,16 +260,19 @@ def _label(
     )
 
 
-def _grouped(found: Sequence[GenerationView]) -> list[tuple[str, list[GenerationView]]]:
-    """Texts by prompt version and model, the group of the newest text first."""
+def _group_by_origin(texts: Sequence[GenerationView]) -> list[tuple[str, list[GenerationView]]]:
+    """Group texts by prompt version and model, the group with the newest text first."""
 
-    def origin(one: GenerationView) -> str:
-        if one.source in (GenerationSource.PERSON, GenerationSource.IMPORT):
-            return "Written by people" if one.source is GenerationSource.PERSON else "Imported"
-        return f"{one.prompt} {one.prompt_version}, {one.model or one.source}"
+    def origin(generation: GenerationView) -> str:
+        if generation.source in (GenerationSource.PERSON, GenerationSource.IMPORT):
+            return (
+                "Written by people" if generation.source is GenerationSource.PERSON else "Imported"
+            )
+        model = generation.model or generation.source
+        return f"{generation.prompt} {generation.prompt_version}, {model}"
 
-    newest = {origin(generation): -generation.id for generation in reversed(found)}
-    ordered = sorted(found, key=lambda one: (newest[origin(one)], -one.id))
+    newest = {origin(generation): -generation.id for generation in reversed(texts)}
+    ordered = sorted(texts, key=lambda generation: (newest[origin(generation)], -generation.id))
     return [(name, list(group)) for name, group in groupby(ordered, key=origin)]
 
 
@@ -336,8 +341,8 @@ def show_generation(request: Request, generation_id: Id, session: ReadSession) -
     return page(
         request,
         "labels/generation.html",
-        one=_detail(session, generation_id),
-        said=reviews.log_of(session, generation_id),
+        generation=_detail(session, generation_id),
+        reviews=reviews.log_of(session, generation_id),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pages of releases: list, form, texts, diffs, jobs."""
+"""Pages of releases: list, form, texts, diffs."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -28,23 +28,23 @@ from enrich_service.web.forms import Form, SentForm, parse_form, redirect
 from enrich_service.web.page import csv_file, page
 
 router = APIRouter()
-SIZE = 50
-CHANGES = 20  # changed labels per page
-JOBS = 50
+PAGE_SIZE = 50
+CHANGES_PER_PAGE = 20
+MAX_JOBS = 50  # on the page of a release
 Offset = Annotated[int, Query(ge=0, le=MAX_ID)]
 
 
 @router.get("/releases", response_class=HTMLResponse)
 def list_releases(request: Request, session: ReadSession, offset: Offset = 0) -> HTMLResponse:
     """Releases, newest first."""
-    found = service.listing(session, limit=SIZE + 1, offset=offset)
+    releases = service.listing(session, limit=PAGE_SIZE + 1, offset=offset)
     return page(
         request,
         "releases/list.html",
-        releases=found[:SIZE],
-        more=len(found) > SIZE,
+        releases=releases[:PAGE_SIZE],
+        more=len(releases) > PAGE_SIZE,
         first=offset,
-        size=SIZE,
+        size=PAGE_SIZE,
     )
 
 
@@ -60,8 +60,8 @@ def choose_release(
 def _form(
     request: Request, session: Session, given: Form, error: UserError | None = None
 ) -> HTMLResponse:
-    listed = prompt_service.listing(session, limit=None)
-    prompts = [prompt for prompt in listed if prompt.kind in RELEASED_KINDS]
+    all_prompts = prompt_service.listing(session, limit=None)
+    prompts = [prompt for prompt in all_prompts if prompt.kind in RELEASED_KINDS]
     chosen = {prompt.name: given.get(f"from {prompt.name}", "") for prompt in prompts}
     default = next((prompt for prompt in prompts if prompt.name == DEFAULT_PROMPT), None)
     if error is None and default is not None:
@@ -84,10 +84,10 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
     """Create a release."""
     try:
         with session.begin_nested():
-            kept = ("label_set", "name", "message", "author")
+            names = ("label_set", "name", "message", "author")
             body = parse_form(
                 ReleaseCreate,
-                {key: form[key] for key in kept if key in form}
+                {key: form[key] for key in names if key in form}
                 | {
                     "sources": _sources(form),
                     "languages": [form["language"]] if form.get("language") else [],
@@ -102,7 +102,7 @@ def create_release(request: Request, form: SentForm, session: WriteSession) -> R
 
 
 def _sources(form: Form) -> list[ReleaseSource]:
-    """Parse the fields `from PROMPT`: a version number or @ALIAS."""
+    """Parse the form fields `from PROMPT`: a version number or @ALIAS."""
     chosen = {
         name.removeprefix("from "): value
         for name, value in form.items()
@@ -172,13 +172,13 @@ def _show(
 ) -> HTMLResponse:
     row = service.get(session, release_id)
     release = service.parsed(row)
-    wanted = search.casefold()
+    query = search.casefold()
     labels = [
         label
         for label in release.labels
-        if not wanted or wanted in label.name.casefold() or wanted in label.key.casefold()
+        if not query or query in label.name.casefold() or query in label.key.casefold()
     ]
-    shown = labels[offset : offset + SIZE]
+    shown = labels[offset : offset + PAGE_SIZE]
     keys = {label.key for label in shown}
     sources: dict[str, list[TextSource]] = {}
     for source in release.sources:
@@ -194,10 +194,10 @@ def _show(
         labels=[(label, texts_of(label), sources.get(label.key, ())) for label in shown],
         total=len(labels),
         first=offset,
-        size=SIZE,
+        size=PAGE_SIZE,
         search=search,
         origins=_origins(release),
-        jobs=job_service.listing(session, release_id=release_id, limit=JOBS),
+        jobs=job_service.listing(session, release_id=release_id, limit=MAX_JOBS),
         others=[
             release for release in service.listing(session, limit=1000) if release.id != release_id
         ],
@@ -206,19 +206,19 @@ def _show(
 
 def texts_of(label: ReleaseLabel) -> list[tuple[str, str]]:
     """The texts of a label as (field, text)."""
-    found = [("description", label.description)] if label.description else []
+    texts = [("description", label.description)] if label.description else []
     if label.attributes:
-        listed = (f"{name}: {', '.join(values)}" for name, values in label.attributes.items())
-        found.append(("attributes", "; ".join(listed)))
-    found += [("sentence", text) for text in label.sentences]
-    found += [("caption", text) for text in label.captions]
+        attributes = (f"{name}: {', '.join(values)}" for name, values in label.attributes.items())
+        texts.append(("attributes", "; ".join(attributes)))
+    texts += [("sentence", text) for text in label.sentences]
+    texts += [("caption", text) for text in label.captions]
     if label.look_alikes:
-        found.append(("look-alikes", "; ".join(label.look_alikes)))
-    return [(field, text or "") for field, text in found]
+        texts.append(("look-alikes", "; ".join(label.look_alikes)))
+    return [(field, text or "") for field, text in texts]
 
 
 def _origins(release: Release) -> list[tuple[str, int]]:
-    """The sources of the texts, and their counts."""
+    """The sources of the texts with the number of their texts, most frequent first."""
     counted = Counter(
         f"{source.prompt} {source.prompt_version}, {source.resolved_model or source.source}"
         if source.source in ("model", "replay")
@@ -250,14 +250,14 @@ def compare_releases(
     offset: Offset = 0,
 ) -> HTMLResponse:
     """The labels whose texts differ between two releases, side by side."""
-    found = service.diff(session, release_id, to, limit=CHANGES, offset=offset)
+    diff = service.diff(session, release_id, to, limit=CHANGES_PER_PAGE, offset=offset)
     return page(
         request,
         "releases/diff.html",
-        found=found,
-        changes=[(change, _changed(change)) for change in found.changed],
+        diff=diff,
+        changes=[(change, _changed(change)) for change in diff.changed],
         first=offset,
-        size=CHANGES,
+        size=CHANGES_PER_PAGE,
     )
 
 

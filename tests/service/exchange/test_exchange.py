@@ -253,7 +253,7 @@ def test_archived_prompts_and_every_move_of_an_alias_come_in_as_they_were(moved,
         jsonl_import.import_jsonl(session, lines)
         mine = prompts.get(session, "mine")
         log = prompts.alias_moves(session, mine, "production")
-        assert [(one.from_number, one.to_number, one.author, one.reason) for one in log] == [
+        assert [(one.from_version, one.to_version, one.author, one.reason) for one in log] == [
             (2, 1, "eve", "worse"),
             (1, 2, "ada", "shorter"),
             (None, 1, "", ""),
@@ -306,7 +306,7 @@ def test_moves_name_the_same_texts_where_versions_have_other_numbers(moved, else
         )
         jsonl_import.import_jsonl(session, exported(moved))
         log = prompts.alias_moves(session, prompts.get(session, "mine"), "production")
-        assert [(one.from_number, one.to_number) for one in log] == [(3, 2), (2, 3), (None, 2)]
+        assert [(one.from_version, one.to_version) for one in log] == [(3, 2), (2, 3), (None, 2)]
         assert prompts.resolve(session, "mine", alias="canary").user == "2"
 
 
@@ -320,7 +320,7 @@ def test_an_older_export_without_archive_and_moves_comes_in(moved, elsewhere):
         assert prompts.view(session, mine).aliases[1].protected
         for alias, number in (("production", 1), ("canary", 2)):
             (move,) = prompts.alias_moves(session, mine, alias)
-            assert (move.to_number, move.reason, move.author) == (number, "import", "")
+            assert (move.to_version, move.reason, move.author) == (number, "import", "")
 
 
 def test_one_label_set_goes_out_alone(filled):
@@ -338,12 +338,12 @@ def damaged(lines, kind, **changes):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("prompt_version", {"system": "changed"}, "does not have the hash"),
+        ("prompt_version", {"system": "changed"}, "does not match its content hash"),
         ("generation", {"status": "splendid"}, "status"),
-        ("generation", {"parent_id": 999}, "before its parent"),
+        ("generation", {"parent_id": 999}, "precedes its parent"),
         ("generation", {"strange": 1}, "strange"),
         ("alias_move", {"version": 9}, "moves to version 9, which is not in the file"),
-        ("review", {"generation": 999}, "a review names generation 999"),
+        ("review", {"generation": 999}, "a review is of generation 999"),
         ("label_set", {"labels": [{"name": ""}]}, "empty"),
         ("label_set", {"record": "nonsense"}, "unknown record 'nonsense'"),
         ("enrich-export", {"format": 2}, "format"),

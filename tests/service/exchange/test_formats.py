@@ -91,7 +91,7 @@ def no_formula(found):
 
 @given(st.text(alphabet=st.sampled_from("'=+-@\t\r\n\",aé "), max_size=8))
 def test_every_cell_comes_back_equal_and_none_is_a_formula(text):
-    assert spreadsheet.restored(spreadsheet.neutralised(text)) == text
+    assert spreadsheet.unescape_formula(spreadsheet.escape_formula(text)) == text
     written = "".join(spreadsheet.write(["a", "b"], [[text, "x"]]))
     assert no_formula(cells([written]))
     assert next(spreadsheet.read(written.encode(), ["a", "b"], []))["a"] == text
@@ -195,7 +195,7 @@ def test_confusable_labels_go_out_as_csv_without_formulas(engine):
         (b"name\nx\n", "needs a first line"),
         (b"key,name,strange\n", "needs a first line"),
         (b"key,name\na\n", "Line 2"),
-        (b"key,name,sentences\na,b,not json\n", "Row 1 .*not JSON"),
+        (b"key,name,sentences\na,b,not json\n", "Row 1 .*not valid JSON"),
         (b"key,name,sentences\na,b,7\n", "Row 1 .*sentences"),
         (b"key,name\na,b\na,c\n", "key 'a' of label 1"),
         (b"key,name\n", "at least one label"),
@@ -312,7 +312,7 @@ def test_a_folder_for_a_paper_brings_texts_and_prompts_elsewhere_with_the_same_h
     with writing(elsewhere) as session:
         done = manifest.read_folder(session, folder)
         assert (done.releases, len(done.prompt_versions)) == (["r1"], 4)
-        assert releases.body(session, releases.named(session, "r1"))[0] == release.hash
+        assert releases.body(session, releases.id_of(session, "r1"))[0] == release.hash
         assert prompts.resolve(session, "my-captions", version=1).user == "1"
         assert manifest.read_folder(session, folder).existing == 5
     with reading(engine) as session, pytest.raises(Conflict, match="is not empty"):
@@ -324,8 +324,8 @@ def test_a_folder_that_was_changed_is_refused(engine, elsewhere, tmp_path):
     with reading(engine) as session:
         manifest.write_folder(session, release, tmp_path / "paper")
     for name, message in (
-        ("chatgpt.txt", "is not the file that its manifest names"),
-        ("release.json", "is not the file that its manifest names"),
+        ("chatgpt.txt", "does not match its hash in manifest.json"),
+        ("release.json", "does not match its hash in manifest.json"),
     ):
         path = tmp_path / "paper" / name
         kept = path.read_bytes()

@@ -766,7 +766,7 @@ def test_a_report_teaches_its_label_set_which_labels_are_confused(client):
     headers = {"Content-Type": "application/json"}
     client.put(url, content=b'{"accuracies": []}', headers=headers)
     refused = client.post(f"/v1/jobs/{job}/confusable")
-    assert (refused.status_code, "train again" in refused.json()["detail"]) == (409, True)
+    assert (refused.status_code, "run it again" in refused.json()["detail"]) == (409, True)
     pairs = [("teal", "gadwall", 0.5), ("teal", "mallard", 0.9)]
     client.put(url, content=report_of(pairs).model_dump_json(), headers=headers)
     client.post(f"/v1/jobs/{job}/finish", json={"fence": fence, "state": "succeeded"})

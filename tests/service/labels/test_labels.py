@@ -169,7 +169,7 @@ def test_a_folder_of_class_folders_becomes_labels(tmp_path):
     found = labels_service.from_folders([tmp_path], names)
     assert [(one.key, one.name) for one in found] == [("n01", "wood duck"), ("n02", "teal")]
     names.write_text("n01 1 wood_duck\n")
-    with pytest.raises(InvalidInput, match="no line for 1 class folders, first 'n02'"):
+    with pytest.raises(InvalidInput, match="no line for 1 class folders, e.g. 'n02'"):
         labels_service.from_folders([tmp_path], names)
     names.write_text("n01 wood duck\nn02 2 teal\nn03\n")
     with pytest.raises(InvalidInput, match=r"Line 1 of label2text.txt is not .*; Line 3 of"):
@@ -227,10 +227,10 @@ def test_names_that_are_probably_mistakes_are_warned_of(enrich_labels):
         "N/A", "n01847000", "12", "class 1", "class 2", "glass", "box", "fox",
     ]  # fmt: skip
     assert suspicious_names(names) == [
-        "'IMG_0001' looks like the name of a file, not of a class",
-        "'N/A' is no name of a class",
-        "'n01847000' is a WordNet id: give the name that people use",
-        "'12' is no name of a class",
+        "'IMG_0001' looks like a file name, not a class name",
+        "'N/A' is not a class name",
+        "'n01847000' is a WordNet id: give the name of the class",
+        "'12' is not a class name",
         "'teal' and 'Teal' may be the same class",
         "'wood ducks' and 'wood-duck' may be the same class",
         "'harlequin duck' and 'harlequin dukc' may be misspelt",
@@ -315,7 +315,7 @@ def test_which_labels_are_confused_is_written_and_changed_by_hand(service):
     [
         ({"nix": ["teal"]}, "no label with the key 'nix'"),
         ({"teal": ["nix"]}, "no label with the key 'nix'"),
-        ({"teal": ["teal"]}, "not itself"),
+        ({"teal": ["teal"]}, "not the label itself"),
         ({"teal": ["mallard", "mallard"]}, "once"),
         ({"teal": ["mallard"] * 21}, "at most 20"),
     ],

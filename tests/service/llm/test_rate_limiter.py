@@ -117,11 +117,11 @@ def test_what_was_not_used_is_given_back_and_who_is_urgent_goes_first_under_a_li
 class Two:
     """A group of which two calls at a time are let in, until it is halted."""
 
-    inside: int = 0
+    calls_in_flight: int = 0
     reason: str | None = None
 
     def may_start_call(self) -> bool:
-        return self.reason is None and self.inside < 2
+        return self.reason is None and self.calls_in_flight < 2
 
     def halt(self, reason: str) -> None:
         self.reason = reason
@@ -146,7 +146,7 @@ def test_of_a_group_no_more_are_let_in_than_it_says_while_others_pass() -> None:
             await asyncio.sleep(0.01)
             assert order == ["run 0", "run 1", "another"]
             group.create_task(call(limiter, "describe", run, urgent=True))
-        return run.inside
+        return run.calls_in_flight
 
     assert asyncio.run(main()) == 0
     assert order == ["run 0", "run 1", "another", "describe", "run 2", "run 3"]
@@ -168,11 +168,11 @@ def test_a_slot_that_is_kept_goes_to_nobody_else_of_the_group() -> None:
             order.append("again")
 
     async def main() -> int:
-        limiter, run = PriorityRateLimiter(100), Two(inside=1)  # one is busy with something else
+        limiter, run = PriorityRateLimiter(100), Two(calls_in_flight=1)  # another call
         async with asyncio.TaskGroup() as group:
             group.create_task(twice(limiter, run))
             group.create_task(call(limiter, "next", run))
-        return run.inside
+        return run.calls_in_flight
 
     assert asyncio.run(main()) == 1
     assert order == ["again", "next"]
@@ -180,7 +180,7 @@ def test_a_slot_that_is_kept_goes_to_nobody_else_of_the_group() -> None:
 
 def test_a_kept_slot_is_free_when_its_call_is_cancelled() -> None:
     async def main() -> int:
-        limiter, run = PriorityRateLimiter(1), Two(inside=1)
+        limiter, run = PriorityRateLimiter(1), Two(calls_in_flight=1)
 
         async def again() -> None:
             async with limiter.slot(urgent=False, group=run, kept=True):
@@ -192,7 +192,7 @@ def test_a_kept_slot_is_free_when_its_call_is_cancelled() -> None:
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-        return run.inside
+        return run.calls_in_flight
 
     assert asyncio.run(main()) == 0
 
@@ -245,4 +245,4 @@ def test_an_error_that_ends_a_run_lets_no_other_of_its_calls_in() -> None:
         run = asyncio.run(main(server.url))
         assert len(server.requests) == 1
     assert run.reason is not None and "quota" in run.reason
-    assert run.inside == 0
+    assert run.calls_in_flight == 0

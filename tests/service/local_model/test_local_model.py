@@ -109,7 +109,7 @@ def test_a_real_server_that_sees_nothing_is_told_in_one_line(local, tmp_path, mi
         body = {"label_set": "one", "prompt": "image-caption", "images": str(folder.parent)}
         run = wait_for(client, client.post("/v1/runs", json=body).json()["id"])
     assert (run["state"], run["accepted"]) == ("failed", 0)
-    assert "takes no images: name a vision model" in run["error"]
+    assert "does not support images: choose a vision model" in run["error"]
 
 
 @pytest.mark.local_llm

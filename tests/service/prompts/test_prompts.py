@@ -72,14 +72,14 @@ BAD = [
     ({"output_schema": {"type": "strange"}}, "output schema is not valid"),
     ({"output_schema": {"type": "array"}}, "must describe an object"),
     ({"output_schema": {"type": "object", "$ref": "http://x/y"}}, "only #/"),
-    ({"output_schema": {"type": "object", "$ref": "#"}}, "'#' in a circle"),
+    ({"output_schema": {"type": "object", "$ref": "#"}}, "a circular $ref: '#'"),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}},
-        "in a circle",
+        "a circular $ref",
     ),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}}},
-        "'#/$defs/b', which is not there",
+        "'#/$defs/b', which does not exist",
     ),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "("}}}},
@@ -87,7 +87,7 @@ BAD = [
     ),
     (
         {"output_schema": {"type": "object", "properties": {"a": {"pattern": "(?=b)"}}}},
-        "leave out look-around",
+        "remove look-around",
     ),
     ({"output_schema": doubling(30)}, "more than 5000 parts"),
     (

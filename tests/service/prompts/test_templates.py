@@ -94,7 +94,7 @@ TOO_MUCH_WORK = [
 
 @pytest.mark.parametrize("source", TOO_MUCH_WORK, ids=range(len(TOO_MUCH_WORK)))
 def test_a_template_that_takes_too_much_work_is_refused_before_it_is_stored(source):
-    with pytest.raises(InvalidInput, match="user template takes too much work to fill in"):
+    with pytest.raises(InvalidInput, match="user template takes too much work to render"):
         check_template("user", source)
 
 
@@ -135,7 +135,7 @@ def test_loops_over_the_given_lists_or_a_short_range_are_fine():
 
 
 def test_an_unknown_variable_names_those_that_there_are():
-    with pytest.raises(InvalidInput, match="'labl'; there are label, context, labels"):
+    with pytest.raises(InvalidInput, match="'labl'; the variables are label, context, labels"):
         check_template("user", "{{ labl }}")
 
 

@@ -28,7 +28,7 @@ def engine(tmp_path, migrated):
 
 
 def test_the_releases_that_were_read_last_are_kept_up_to_so_many_bytes(engine):
-    frozen = BodyCache(engine, kept_bytes=250)
+    frozen = BodyCache(engine, max_bytes=250)
 
     def read(number):
         return asyncio.run(frozen.read(number))
@@ -43,7 +43,7 @@ def test_the_releases_that_were_read_last_are_kept_up_to_so_many_bytes(engine):
 
 
 def test_a_release_above_the_bound_is_read_each_time(engine):
-    frozen = BodyCache(engine, kept_bytes=99)
+    frozen = BodyCache(engine, max_bytes=99)
     assert asyncio.run(frozen.read(1)) is not asyncio.run(frozen.read(1))
 
 

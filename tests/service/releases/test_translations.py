@@ -96,7 +96,7 @@ def test_what_cannot_be_translated_is_told_in_one_line(client, model, english):
     client.post("/v1/prompts", json=spoken | {"output_schema": {"type": "object"}})
     for body, status, said in (
         ({"language": "english"}, 409, "are already in english"),
-        ({"prompt": "spoken"}, 422, "rewrites no texts"),
+        ({"prompt": "spoken"}, 422, "does not rewrite texts"),
         ({"prompt": "nix"}, 404, "no prompt 'nix'"),
         ({"language": " "}, 422, "language is empty"),
         ({"budget_usd": 1, "model": "other"}, 422, "budget_usd"),
@@ -126,10 +126,10 @@ def test_the_command_line_estimates_translates_and_says_how_to_go_on(
     model.answers = {name: json.dumps({"description": text}) for name, text in GERMAN.items()}
     command = ("release", "translate", "english", "--language", "German")
     guess = data_of(enrich(*command, "--estimate", "--json"))
-    assert (guess["total"], guess["to_ask"]) == (2, 2)
+    assert (guess["total"], guess["new_requests"]) == (2, 2)
     paused = enrich(*command, "--budget-tokens", "50", "--concurrency", "1")
     assert paused.exit_code == 75
-    assert "`enrich run resume 2` goes on" in paused.stderr
+    assert "continue with `enrich run resume 2`" in paused.stderr
     run = data_of(enrich("run", "resume", "2", "--budget-tokens", "5000", "--json"))
     assert run["accepted"] == 2
     source = ("--source", "translation@production", "--language", "German")

@@ -140,7 +140,7 @@ def test_what_finds_no_room_in_the_queue_is_sent_in_smaller_batches(client, mode
     assert (run["state"], run["accepted"], run["failed"]) == ("succeeded", 8, 0)
     found = [(one["requests"], one["status"]) for one in run["batches"]]
     assert found == [(7, "failed"), *[(3, "completed")] * 2, (1, "completed")]
-    assert "no room" in run["batches"][0]["error"] and not asked_twice(model)
+    assert "is full" in run["batches"][0]["error"] and not asked_twice(model)
 
 
 def test_of_several_batches_those_that_find_no_room_wait_for_the_others(client, model, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_question_that_alone_finds_no_room_ends_the_run(client, model, monkeyp
 def test_a_server_without_batches_is_told_in_one_line(client, model):
     model.batching = None
     run = wait_for(client, start_batch_run(client)["id"])
-    assert run["state"] == "failed" and "takes no batches" in run["error"]
+    assert run["state"] == "failed" and "does not support batches" in run["error"]
     assert run["accepted"] == 1 and "\n" not in run["error"]
 
 
@@ -259,7 +259,7 @@ def test_who_asks_live_waits_for_what_a_batch_is_asking(client, model):
     name = birds(6)[1]
     refused = client.post("/v1/describe", json={"labels": [name]})
     assert refused.status_code == 409
-    assert f"run {batch['id']} is asking for {name!r} by batch" in refused.json()["detail"]
+    assert f"{name!r} is part of a batch of run {batch['id']}" in refused.json()["detail"]
     refused, known = client.post("/v1/describe", json={"labels": [name, birds(6)[0]]}).json()
     assert (refused["status"], known["status"]) == ("failed", "accepted")
     [new] = client.post("/v1/describe", json={"labels": [name], "refresh": True}).json()
@@ -280,7 +280,7 @@ def test_no_more_is_sent_than_the_budget_allows_at_the_worst(client, model):
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [({"prompt": "image-caption", "images": "/nowhere"}, "asked about live")],
+    [({"prompt": "image-caption", "images": "/nowhere"}, "runs over images are live")],
 )
 def test_what_no_batch_can_ask_is_refused(client, body, said):
     add_labels(client, birds(2))

@@ -103,7 +103,7 @@ def test_a_mistake_is_told_in_one_line(enrich, model, arguments, message):
 def test_a_run_is_estimated_started_shown_and_listed(enrich, model):
     data_of(enrich("labels", "add", "birds", *birds(12), "--json"))
     guess = data_of(enrich("run", "start", "birds", "--estimate", "--json"))
-    assert (guess["total"], guess["to_ask"]) == (12, 12)
+    assert (guess["total"], guess["new_requests"]) == (12, 12)
     assert not model.requests
     run = data_of(enrich("run", "start", "birds", "--author", "ada", "--json"))
     assert (run["state"], run["accepted"], run["author"]) == ("succeeded", 12, "ada")
@@ -122,7 +122,7 @@ def test_a_spent_budget_tells_how_to_go_on(enrich, model):
     )  # three answers of 70 tokens
     assert call.exit_code == 75
     assert json.loads(call.stdout)["state"] == "paused"
-    assert call.stderr.strip().endswith("`enrich run resume 1` goes on")
+    assert call.stderr.strip().endswith("continue with `enrich run resume 1`")
     assert "budget" in call.stderr
     done = data_of(enrich("run", "resume", 1, "--budget-tokens", 100_000, "--json"))
     assert (done["state"], done["accepted"]) == ("succeeded", 12)
@@ -136,13 +136,13 @@ def test_a_failed_run_says_how_to_ask_for_the_rest(enrich, model):
     call = enrich("run", "start", "birds", "--json")
     assert call.exit_code == 1
     assert json.loads(call.stdout)["failed"] == 1
-    assert "`enrich run retry 1` asks for the rest" in call.stderr
+    assert "get the others with `enrich run retry 1`" in call.stderr
     model.behave = lambda call: None
     assert data_of(enrich("run", "retry", 1, "--json"))["accepted"] == 5
     assert model.calls["bird 1"] == 1
     again = enrich("run", "retry", 1)
     assert (again.exit_code, again.stdout) == (1, "")
-    assert again.stderr == "enrich: Run 1 has an answer for every label.\n"
+    assert again.stderr == "enrich: Run 1 already has an answer for every label.\n"
 
 
 def test_a_run_whose_output_is_a_file_tells_now_and_then_how_far_it_is(enrich, model, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_run_whose_output_is_a_file_tells_now_and_then_how_far_it_is(enrich, m
     assert json.loads(call.stdout)["accepted"] == 8
     lines = [line for line in call.stderr.splitlines() if line.startswith("enrich: run 1: ")]
     told = re.compile(
-        r"enrich: run 1: \d of 8, [\d.]+ a second, \$0\.00\d\d so far, 0:00:\d\d left"
+        r"enrich: run 1: \d of 8, [\d.]+ per second, \$0\.00\d\d so far, 0:00:\d\d left"
     )
     assert any(told.fullmatch(line) for line in lines)
 
@@ -176,7 +176,7 @@ def test_ctrl_c_pauses_a_run_that_resume_finishes(enrich, model):
     run = json.loads(out)
     assert run["state"] == "paused"
     assert 4 <= run["done"] < 60
-    assert "`enrich run resume 1` goes on" in err
+    assert "continue with `enrich run resume 1`" in err
     assert "Traceback" not in err
     model.latency = 0.0
     done = data_of(enrich("run", "resume", run["id"], "--json"))

@@ -226,7 +226,7 @@ def test_instructions_in_a_label_travel_as_data(client, model):
         ({"labels": ["a\x07"]}, "control character U+0007"),
         ({"labels": ["a"], "prompt": "nix"}, "no prompt 'nix'"),
         ({"labels": ["a"], "version": 9}, "no version 9"),
-        ({"labels": ["a"], "parameters": {"messages": []}}, "'messages' belongs to the call"),
+        ({"labels": ["a"], "parameters": {"messages": []}}, "'messages' is set by the service"),
         ({"labels": ["a"], "parameters": {"max_tokens": None}}, "give a whole number of tokens"),
     ],
 )

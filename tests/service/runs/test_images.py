@@ -74,7 +74,7 @@ def test_each_image_gets_one_caption_and_a_second_run_asks_only_for_what_is_new(
         "/v1/runs/estimate",
         json={"label_set": "birds", "prompt": "image-caption", "images": str(photos)},
     ).json()
-    assert (estimate["total"], estimate["to_ask"]) == (7, 1)
+    assert (estimate["total"], estimate["new_requests"]) == (7, 1)
     again = wait_for(birds, ask(birds, photos)["id"])
     assert (again["accepted"], again["cached"], again["done"]) == (1, 6, 7)
     assert len(model.requests) == 6
@@ -152,7 +152,7 @@ def test_what_is_no_regular_file_is_named_and_keeps_nobody_waiting(birds, model,
     assert (run["accepted"], run["failed"]) == (5, 2)
     failed = birds.get("/v1/generations", params={"status": "failed"}).json()["items"]
     assert {one["problems"][0].partition(": ")[2] for one in failed} == {
-        f"n0/{name}.png (it is a named pipe, not a regular file): mend or remove it"
+        f"n0/{name}.png (it is a named pipe, not a regular file): repair or remove it"
         for name in ("pipe", "link")
     }
 
@@ -205,7 +205,7 @@ def test_a_model_without_eyes_is_told_in_one_line_after_one_call(birds, model, p
     run = wait_for(birds, ask(birds, photos, concurrency=1)["id"])
     assert run["state"] == "failed"
     assert "the model 'small' at http://127.0.0.1" in run["error"]
-    assert "takes no images: name a vision model" in run["error"]
+    assert "does not support images: choose a vision model" in run["error"]
     assert "\n" not in run["error"]
     assert len(model.requests) == 1
 
@@ -231,7 +231,8 @@ def test_the_service_reads_images_below_its_roots_alone(birds, model, photos, tm
     run = wait_for(birds, ask(birds, photos)["id"])
     assert (run["accepted"], run["failed"]) == (5, 1)
     (failed,) = birds.get("/v1/generations", params={"status": "failed"}).json()["items"]
-    assert "n0/leads-out.png (its link leads out of the folder)" in failed["problems"][0]
+    problem = failed["problems"][0]
+    assert "n0/leads-out.png (it is a link to a file outside the allowed folders)" in problem
 
 
 def test_without_roots_the_service_reads_no_images(connect, photos, model):
@@ -248,9 +249,9 @@ def test_what_does_not_fit_is_refused_in_one_line(birds, photos, model):
     empty = photos.parent / "empty"
     empty.mkdir()
     for wrong, said in (
-        (body, "asks about images"),
+        (body, "is for images"),
         (body | {"images": str(empty / "nix")}, "there is no folder"),
-        (body | {"images": str(empty)}, "name the folder that holds the class folders"),
+        (body | {"images": str(empty)}, "give the folder that contains the class folders"),
         ({"label_set": "birds", "images": str(photos)}, "uses no image"),
     ):
         for route in ("/v1/runs", "/v1/runs/estimate"):
@@ -272,7 +273,10 @@ def test_what_does_not_fit_is_refused_in_one_line(birds, photos, model):
         assert "images" in answer.json()["detail"]
     labels = wait_for(birds, start_run(birds)["id"])
     answer = birds.get(f"/v1/runs/{labels['id']}/captions.jsonl")
-    assert (answer.status_code, "not over images" in answer.json()["detail"]) == (409, True)
+    assert (answer.status_code, "choose a run over images" in answer.json()["detail"]) == (
+        409,
+        True,
+    )
     assert birds.get("/label-sets/birds", params={"prompt": "image-caption"}).status_code == 200
 
 
@@ -309,7 +313,7 @@ def test_training_reads_what_the_service_wrote(enrich, model, photos, tmp_path):
     data_of(enrich("labels", "add", "birds", "--folder", photos, "--json"))
     start = ("run", "start", "birds", "--prompt", "image-caption", "--images", photos)
     guess = data_of(enrich(*start, "--estimate", "--json"))
-    assert (guess["to_ask"], guess["prompt_tokens"] > 5 * 300) == (5, True)
+    assert (guess["new_requests"], guess["prompt_tokens"] > 5 * 300) == (5, True)
     run = data_of(enrich(*start, "--json"))
     out = photos.parent / "captions.jsonl"
     call = enrich("export", "captions", run["id"], "-o", out)
@@ -330,13 +334,13 @@ def test_the_command_line_names_failed_images_and_says_what_is_missing(
     call = enrich("run", "start", "birds", "--prompt", "image-caption", "--images", photos)
     assert call.exit_code == 1
     assert "enrich: unreadable image: 1: n0/1.png\n" in call.stderr
-    assert "`enrich run retry 1` asks for the rest" in call.stderr
+    assert "get the others with `enrich run retry 1`" in call.stderr
     call = enrich("export", "captions", "1")
     assert len(call.stdout.splitlines()) == 4
-    assert "1 of 5 have no caption" in call.stderr
+    assert "1 of 5 captions are missing" in call.stderr
     for arguments, said in (
         (("export", "captions", "7"), "no run 7"),
-        (("describe", "teal", "--prompt", "image-caption"), "asks about images"),
+        (("describe", "teal", "--prompt", "image-caption"), "is for images"),
     ):
         call = enrich(*arguments)
         assert (call.exit_code, call.stderr.count("\n")) == (1, 1)
@@ -361,7 +365,7 @@ def test_ctrl_c_leaves_captions_that_the_next_start_does_not_ask_for(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "`enrich run resume 1` goes on" in said
+    assert "continue with `enrich run resume 1`" in said
     asked = len(model.requests)
     assert 10 <= asked < 65
     model.latency = 0.0

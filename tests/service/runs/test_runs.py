@@ -168,7 +168,7 @@ def test_persistent_faults_end_as_failed_and_a_retry_asks_only_those(client, mod
     model.behave = lambda call: DOWN if call.label in bad else None
     run = wait_for(client, start_run(client)["id"])
     assert (run["state"], run["accepted"], run["failed"]) == ("failed", 10, 2)
-    assert run["error"] == "2 of 12 got no answer; retry the run to ask them again"
+    assert run["error"] == "2 of 12 got no answer: retry the run to get the others"
     failed = generations(client, run_id=run["id"], status="failed")
     assert {one["label"] for one in failed} == bad
     assert all("answers 500" in one["problems"][0] for one in failed)
@@ -370,14 +370,14 @@ def test_an_estimate_asks_nothing_and_learns_from_what_was_answered(client, mode
     add_labels(client, birds(10))
     body = {"label_set": "birds", "samples": 2}
     first = client.post("/v1/runs/estimate", json=body).json()
-    assert (first["total"], first["cached"], first["to_ask"]) == (20, 0, 20)
+    assert (first["total"], first["cached"], first["new_requests"]) == (20, 0, 20)
     assert first["cost_usd"] > 0
-    assert first["basis"].startswith("a guess")
+    assert first["basis"].startswith("the length of the prompt")
     assert not model.requests
     assert client.get("/v1/runs").json() == []
     wait_for(client, start_run(client)["id"])
     second = client.post("/v1/runs/estimate", json=body).json()
-    assert (second["cached"], second["to_ask"]) == (10, 10)
+    assert (second["cached"], second["new_requests"]) == (10, 10)
     assert second["prompt_tokens"] == 500
     assert second["cost_usd"] == pytest.approx((500 * 1.0 + 200 * 10.0) / 1e6)
     assert second["basis"] == "the mean of 10 earlier answers"

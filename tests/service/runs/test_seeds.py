@@ -74,7 +74,7 @@ def test_other_confusable_labels_are_another_question_only_where_the_prompt_read
         wait_for(client, start_run(client, prompt=prompt)["id"])
     client.put("/v1/label-sets/birds/confusable", json={"confusable": {"n0": ["n1"]}})
     estimate = client.post("/v1/runs/estimate", json={"label_set": "birds", "prompt": "distinct"})
-    assert (estimate.json()["to_ask"], estimate.json()["cached"]) == (1, 2)
+    assert (estimate.json()["new_requests"], estimate.json()["cached"]) == (1, 2)
     for prompt in ("distinct", "standard"):
         wait_for(client, start_run(client, prompt=prompt)["id"])
     assert model.calls == {"mallard": 3, "teal": 2, "gadwall": 2}

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import delete
+from sqlmodel import delete, select
 
 from contract import Report
 from enrich_service.core.settings import Settings
-from enrich_service.core.storage.database import make_engine, writing
+from enrich_service.core.storage.database import make_engine, reading, writing
 from enrich_service.jobs.models import JobArtifact, JobRow
+from enrich_service.students import service as students
 from tests.service.web.worker import Worker, classifier_zip, report_of
 
 NAMES = (f"student {n}" for n in itertools.count(1))  # each test works under a name of its own
@@ -157,7 +159,7 @@ def test_a_job_that_has_no_classifier_to_register_is_refused_with_what_to_do(ser
     finish(Worker(service))
     told = register(service, name, bare)
     assert told.status_code == 409
-    assert "has no artifact classifier.zip: queue the same training" in told.json()["detail"]
+    assert "has no artifact classifier.zip: duplicate the job" in told.json()["detail"]
 
     empty = io.BytesIO()
     with zipfile.ZipFile(empty, "w") as archive:
@@ -290,6 +292,30 @@ def test_a_registered_job_and_its_classifier_cannot_be_deleted(service, name, tw
             session.exec(delete(table).where(column == two[0]))
     engine.dispose()
     assert service.get(f"/v1/students/{name}/versions/1/classifier").status_code == 200
+
+
+def test_listing_needs_as_many_queries_for_many_students_as_for_one(service, folder, name, two):
+    move(service, name, 1)
+    statements = []
+    engine = make_engine(Settings(data_dir=folder).sqlalchemy_url)
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    with reading(engine) as session:
+        session.exec(select(1))
+        statements.clear()  # those that begin the transaction
+        one = students.listing(session, limit=1)
+        needed = len(statements)
+        statements.clear()
+        everyone = students.listing(session, limit=None)
+        listed = len(statements)
+        newest = students.newest_versions(session)
+    engine.dispose()
+    assert len(one) == 1 < len(everyone) and needed == listed
+    assert len(statements) - listed == 2  # the versions, and the aliases that point at them
+    by_name = {student.name: student for student in everyone}
+    assert {name: version.number for name, version in newest.items()} == {
+        name: student.latest for name, student in by_name.items()
+    }
+    assert [(a.alias, a.version) for a in by_name[name].aliases] == [("production", 1)]
 
 
 def test_reading_needs_the_scope_read_and_changing_the_scope_write(start_service, tmp_path):

@@ -104,7 +104,7 @@ def test_what_was_tried_is_saved_as_the_next_version_with_the_hash_that_was_show
         ({"user": "{% for a in range(1000000) %}x{% endfor %}"}, "range(N) up to"),
         ({"output_schema": {"type": "strange"}}, "output schema is not valid"),
         ({"validators": [{"rule": "nix"}]}, "nix"),
-        ({"parameters": {"messages": []}}, "'messages' belongs to the call"),
+        ({"parameters": {"messages": []}}, "'messages' is set by the service"),
         ({"against": {"prompt": "nix", "version": 1}}, "no prompt 'nix'"),
         ({"against": {"prompt": "visual-description"}}, "either"),
     ],

@@ -339,7 +339,7 @@ def test_what_was_written_runs_on_no_page_and_a_report_stays_in_its_box(tab, wor
 
 
 def test_sums_over_many_labels_come_by_themselves(tab, world, monkeypatch):
-    monkeypatch.setattr(comparison, "AT_ONCE", 1)
+    monkeypatch.setattr(comparison, "MAX_INLINE_SUMMARY", 1)
     tab.goto(dict(world.pages)["comparison"])
     tab.get_by_role("row", name=re.compile("^Labels with a text")).wait_for()
     tab.get_by_role("button", name="Copy table").wait_for()
@@ -350,7 +350,7 @@ def test_the_similarity_map_is_read_by_pointer_and_by_keyboard(tab, world):
     tab.goto(dict(world.pages)["similarity"])
     canvas = tab.locator("#heat canvas").first
     canvas.wait_for()
-    said, names = tab.locator(".said"), tab.locator("#classes li").all_text_contents()
+    said, names = tab.locator(".status"), tab.locator("#classes li").all_text_contents()
 
     def cosine(row, column):
         return f"{LOW + (HIGH - LOW) * grey(row, column, 1) / 255:.2f}"

@@ -93,7 +93,7 @@ def test_captions_of_a_folder_of_images_are_asked_for(browser, service, image_ro
     for shade in (40, 140):
         Image.new("RGB", (8, 8), (shade, 0, 0)).save(image_root / "train" / "p1" / f"{shade}.png")
     chosen = "/runs/new?label_set=phalaropes&prompt=image-caption"
-    assert "asks about images: start a run with a folder" in browser.get(chosen).text
+    assert "is for images: start a run with a folder" in browser.get(chosen).text
     outside = browser.get(f"{chosen}&images=/etc")
     assert outside.status_code == 422 and "ENRICH_IMAGE_ROOTS" in outside.text
     chosen = f"{chosen}&images={image_root / 'train'}"
@@ -181,7 +181,7 @@ def test_a_button_that_comes_too_late_says_so_on_a_page(browser, wildfowl, servi
     token = dict(browser.cookies)["enrich_form"]
     late = browser.post(f"{url}/pause", data={"form_token": token})
     assert late.status_code == 409
-    assert "has succeeded already" in late.text and late.text.startswith("<!doctype html>")
+    assert "has already ended (succeeded)" in late.text and late.text.startswith("<!doctype html>")
 
 
 def test_a_first_visit_shows_the_three_steps(start_service, tmp_path):

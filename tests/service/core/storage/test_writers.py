@@ -92,8 +92,8 @@ def test_moves_of_an_alias_at_once_are_a_chain(engine, at_once):
     at_once(8, move)
     with reading(engine) as session:
         moves = prompts.alias_moves(session, prompts.get(session, "looks"), "production")[::-1]
-    assert [move.from_number for move in moves] == [None] + [move.to_number for move in moves[:-1]]
-    assert sorted(move.to_number for move in moves) == list(range(1, 10))
+    assert [move.from_version for move in moves] == [None] + [m.to_version for m in moves[:-1]]
+    assert sorted(move.to_version for move in moves) == list(range(1, 10))
 
 
 def test_a_reader_sees_one_state_whatever_is_written_meanwhile(engine):

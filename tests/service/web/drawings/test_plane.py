@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import Move, TextPlane
-from enrich_service.web.drawings.plane import HIGHEST, LETTER, LINE, WIDTH, draw_plane
+from enrich_service.web.drawings.plane import (
+    LETTER_WIDTH,
+    LINE_HEIGHT,
+    MAX_HEIGHT,
+    WIDTH,
+    draw_plane,
+)
 
 number = st.floats(-100, 100)
 place = st.tuples(number, number)
@@ -24,16 +30,16 @@ def plane(classes) -> TextPlane:
 def boxes(drawn):
     for one in drawn.arrows:
         if one.label:
-            width = LETTER * len(one.label)
+            width = LETTER_WIDTH * len(one.label)
             left = one.label_x - (width if one.anchor == "end" else 0)
-            middle = one.label_y - LINE / 4
-            yield left, middle - LINE / 2, left + width, middle + LINE / 2
+            middle = one.label_y - LINE_HEIGHT / 4
+            yield left, middle - LINE_HEIGHT / 2, left + width, middle + LINE_HEIGHT / 2
 
 
 @given(moves)
 def test_all_lies_on_the_drawing_and_no_label_covers_another(classes):
     drawn = draw_plane(plane(classes))
-    assert len(drawn.arrows) == len(classes) and 0 < drawn.height <= HIGHEST + 1
+    assert len(drawn.arrows) == len(classes) and 0 < drawn.height <= MAX_HEIGHT + 1
     for one in drawn.arrows:
         assert all(-1 <= x <= WIDTH + 1 for x in (one.x1, one.x2))
         assert all(-1 <= y <= drawn.height + 1 for y in (one.y1, one.y2))

@@ -290,7 +290,9 @@ def test_a_report_of_an_older_worker_has_no_pictures_and_says_so(browser, traine
     page = browser.get(f"/jobs/{trained[1]}/diagnostics").text
     assert "<image" not in page and "marker" not in page and "/similarity" not in page
     missing = browser.get(f"/jobs/{trained[1]}/similarity")
-    assert missing.status_code == 404 and "wrote no similarity matrix: train again" in missing.text
+    assert (
+        missing.status_code == 404 and "has no similarity matrix: duplicate the job" in missing.text
+    )
 
 
 def test_a_job_without_a_report_has_no_diagnostics(browser, release, service):
@@ -304,7 +306,7 @@ def test_a_report_of_another_version_is_said_on_the_page(browser, release, servi
     job = queue(service, release)
     worker = Worker(service)
     worker.leave("report.json", b"{}", "application/json")
-    assert "has another version" in browser.get(f"/jobs/{job}").text
+    assert "is from another version" in browser.get(f"/jobs/{job}").text
     service.post(f"/v1/jobs/{job}/finish", json={"fence": worker.lease.fence, "state": "failed"})
 
 

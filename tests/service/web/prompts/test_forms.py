@@ -54,9 +54,9 @@ def test_a_prompt_is_duplicated_from_its_newest_version(browser, service):
     ("change", "said"),
     [
         ({"name": "a/b"}, "is not a valid name"),
-        ({"name": "visual-description"}, "There is a prompt 'visual-description' already"),
+        ({"name": "visual-description"}, "Prompt 'visual-description' already exists"),
         ({"user": "{{ nix }}"}, "unknown variable 'nix'"),
-        ({"output_schema": "{"}, "Response schema: this is not JSON"),
+        ({"output_schema": "{"}, "Response schema: invalid JSON"),
         ({"output_schema": "[]"}, "schema: Input should be a valid dictionary"),
         ({"tags": "x" * 51}, "Tag 1 has 51 characters"),
     ],

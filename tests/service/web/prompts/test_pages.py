@@ -140,10 +140,10 @@ def test_answers_are_streamed_as_they_come(browser, service, model):
     ("changed", "said"),
     [
         ({"user": "{{ nothing"}, "user"),
-        ({"validators": "[{"}, "Rules: this is not JSON"),
-        ({"output_schema": "[" * 20_000}, "Response schema: this JSON is nested too deep"),
+        ({"validators": "[{"}, "Rules: invalid JSON"),
+        ({"output_schema": "[" * 20_000}, "Response schema: the JSON is nested too deep"),
         ({"output_schema": '{"not":' * 150 + "{}" + "}" * 150}, "JSON nested more than 60 deep"),
-        ({"user": SLOW}, "The user template takes too much work to fill in"),
+        ({"user": SLOW}, "The user template takes too much work to render"),
         ({"labels": "\n".join("abcdefghijk")}, "at most 10"),
         ({"labels": ""}, "at least 1"),
     ],
@@ -162,7 +162,7 @@ def test_a_version_with_too_deep_a_schema_is_refused_in_its_form(browser, servic
     token = re.search(r'name="form_token" value="([^"]+)', browser.get(url).text).group(1)
     page = browser.post("/prompts/visual-description/versions", data=form | {"form_token": token})
     assert page.status_code == 422
-    assert "this JSON is nested too deep" in page.text
+    assert "the JSON is nested too deep" in page.text
 
 
 def test_what_was_tried_is_kept_as_the_next_version(browser, service):

@@ -65,7 +65,7 @@ def test_two_versions_stand_side_by_side_with_changed_words_marked(browser, pond
     assert "<del>small</del>" in page and "<ins>tiny</ins>" in page
     assert row(page, "Labels with a text") == ("3", "2")
     assert row(page, "Labels with rejected answers only") == ("0", "1")
-    assert row(page, "Refused: refusal") == ("0", "3")
+    assert row(page, "Rejected: refusal") == ("0", "3")
     assert row(page, "Calls") == ("3", "5")
     assert all(cost.startswith("$0.00") for cost in row(page, "Cost"))
     assert "refusal:" in page  # with the label that has no text
@@ -83,11 +83,11 @@ def test_two_models_stand_side_by_side_and_who_was_never_asked_is_said(browser, 
 
 
 def test_sums_of_many_labels_come_after_the_page(browser, pond, monkeypatch):
-    monkeypatch.setattr(comparison, "AT_ONCE", 2)
+    monkeypatch.setattr(comparison, "MAX_INLINE_SUMMARY", 2)
     page = browser.get(URL, params=SIDES).text
     assert "<del>small</del>" in page and "Labels with a text" not in page
     link = (
-        re.search(r'<a href="([^"]*sums=true)">compute the summary', page)
+        re.search(r'<a href="([^"]*summary=true)">compute the summary', page)
         .group(1)
         .replace("&amp;", "&")
     )
