@@ -90,7 +90,7 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --constraint requirements.lock --index-url "$TORCH_INDEX" torch torchvision; \
     fi
 RUN mkdir contract && \
-    pip install --constraint requirements.lock '.[worker]' && \
+    pip install --constraint requirements.lock '.[worker,track]' && \
     rm -r contract
 COPY contract contract
 COPY distill distill

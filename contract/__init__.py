@@ -19,6 +19,7 @@ from contract.job import (
     QueuedJob,
     TestViews,
     TextStrategy,
+    Tracker,
     TrainConfig,
 )
 from contract.release import Release, ReleaseLabel, TextSource, release_hash
@@ -96,6 +97,7 @@ __all__ = [
     "TextSource",
     "TextStrategy",
     "Thumbnails",
+    "Tracker",
     "TrainConfig",
     "UnknownScore",
     "WorkerOffers",

@@ -63,6 +63,9 @@ class WorkerOffers(BaseModel):
     students: Annotated[
         tuple[str, ...], Field(description="timm models whose trained weights need no download")
     ] = ()
+    trackers: Annotated[
+        tuple[str, ...], Field(description="Experiment trackers whose package is installed")
+    ] = ()
     weights: Annotated[
         tuple[str, ...], Field(description="Weight files (safetensors) below `data_roots`")
     ] = ()

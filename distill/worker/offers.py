@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
 import distill
-from contract import Recipe, WorkerOffers
+from contract import Recipe, Tracker, WorkerOffers
 from distill.errors import RequestRefused, ServiceError
 from distill.worker.cached_models import cached_students, cached_teachers
 from distill.worker.client import ServiceClient
@@ -76,6 +77,7 @@ class Announcer:
                 teachers=(*found.teachers, *cached_teachers(Path(HF_HUB_CACHE), self._work_dir)),
                 students=tuple(cached_students(Path(HF_HUB_CACHE))),
                 weights=tuple(found.weights),
+                trackers=installed_trackers(),
                 recipes=recipes(),
                 offline=HF_HUB_OFFLINE,
             )
@@ -101,6 +103,14 @@ def recipes() -> tuple[Recipe, ...]:
         Recipe(name=path.stem, config=tomllib.loads(path.read_text(encoding="utf-8")))
         for path in sorted(PRESETS.glob("*.toml"))
     )
+
+
+def installed_trackers() -> tuple[str, ...]:
+    """The experiment trackers whose package is installed, as `track` of a configuration names them.
+
+    (Importing `distill.pipeline.tracking` would load torch into this process.)
+    """
+    return tuple(name for name in get_args(Tracker) if find_spec(name) is not None)
 
 
 def describe_device() -> tuple[str, float | None]:

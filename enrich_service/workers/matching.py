@@ -15,6 +15,7 @@ MAX_LISTED: Final = 5  # workers in a warning
 NO_WORKER: Final = "No worker is running: the job waits until one starts."
 _HUB: Final = ("hf:", "hf-hub:")
 _CACHED: Final = " in its cache"
+_TRACKED: Final = " of `track`"
 
 
 def warnings(
@@ -47,6 +48,8 @@ def warnings(
 
 
 def _consequence(requirement: str, offline: bool) -> str:
+    if requirement.endswith(_TRACKED):
+        return ": install it there, or remove it from `track`."
     if not requirement.endswith(_CACHED):
         return "."
     return ", and none may download it." if offline else ": it will be downloaded."
@@ -81,6 +84,9 @@ def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
         name == config.student or name.startswith(f"{config.student}.") for name in offers.students
     ):
         yield f"pretrained weights of the student {config.student}{_CACHED}"
+    for name in config.track:
+        if name not in offers.trackers:
+            yield f"the package {name}{_TRACKED}"
 
 
 def _may_have(offers: WorkerOffers, path: str, known: Sequence[str]) -> bool:

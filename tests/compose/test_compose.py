@@ -170,7 +170,7 @@ def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, cli
         "sources": [{"prompt": "visual-description", "alias": "production"}],
     }
     release = client.post("/v1/releases", json=body).json()
-    config = CONFIG | {"epochs": EPOCHS}
+    config = CONFIG | {"epochs": EPOCHS, "track": ["tensorboard", "mlflow"]}
     body = {"release_id": release["id"], "config": config, "max_attempts": 5}
     job = f"/v1/jobs/{client.post('/v1/jobs', json=body).json()['id']}"
 
@@ -195,6 +195,8 @@ def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, cli
     assert report.release_hash == release["hash"]
     assert [epoch.epoch for epoch in report.epochs] == list(range(1, EPOCHS + 1))
     assert "the student recognises" in client.get(f"{job}/report.html").text
+    assert stack.compose("exec", "worker", "find", "/data/jobs", "-path", "*/tensorboard/events*")
+    stack.compose("exec", "worker", "test", "-s", "/data/mlflow.db")
     artifacts = client.get(f"{job}/artifacts").json()
     assert CLASSIFIER_ARTIFACT in [artifact["name"] for artifact in artifacts]
     for artifact in artifacts:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 
 import httpx
 import pytest
@@ -197,6 +198,7 @@ def test_a_worker_tells_the_service_what_it_has(start_service, tmp_path, root, s
         assert f"local-dir:{root}/teacher" in offers()["teachers"]
         assert offers()["device"].endswith(" cores") or offers()["device_memory_gb"]
         assert [recipe["name"] for recipe in offers()["recipes"]] == ["resnet", "vit"]
+        assert ("tensorboard" in offers()["trackers"]) == (find_spec("tensorboard") is not None)
         process.terminate()
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said

@@ -42,6 +42,7 @@ def test_the_page_of_workers_shows_what_they_have(browser, worker):
     assert "120 classes; 12,000 training, 3,000 validation, 2,400 unseen images" in page
     assert "ViT-B-32@openai" in page and "state running" in page
     assert EVIL not in page and EVIL in unescape(page)
+    assert "<dt>Trackers</dt><dd>tensorboard, " in page
     assert '<a href="/workers" aria-current="page">Workers</a>' in page
 
 

@@ -64,6 +64,7 @@ def offers_of(text: str) -> dict[str, object]:
         "teachers": ["ViT-B-32@openai", f"hf-hub:{text}"],
         "students": [f"resnet18.{text}"],
         "weights": [f"/data/{text}.safetensors"],
+        "trackers": ["tensorboard", text],
         "recipes": [
             {"name": "small", "config": {"student": "resnet18", "epochs": 3, "unknown": text}},
             {"name": text, "config": {}},

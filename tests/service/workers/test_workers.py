@@ -28,6 +28,7 @@ OFFERS = {
     "teachers": ["hf-hub:a/b", "ViT-B-32@openai", "local-dir:/data/teacher"],
     "students": ["resnet18.a1_in1k"],
     "weights": ["/data/resnet18.safetensors"],
+    "trackers": ["tensorboard"],
     "recipes": [{"name": "resnet", "config": {"student": "resnet18", "epochs": 90}}],
 }
 CONFIG = {"data": "/data/birds", "teacher": "hf-hub:a/b"}
@@ -177,6 +178,7 @@ def test_a_job_that_a_running_worker_can_do_has_no_warnings(client):
     assert warnings(client, teacher="local-dir:/data/teacher", device="cuda") == []
     assert warnings(client, weights="/data/resnet18.safetensors") == []
     assert warnings(client, data="hf:org/photos") == []
+    assert warnings(client, track=["tensorboard"]) == []
 
 
 def test_a_job_that_no_running_worker_can_do_is_queued_with_warnings(client):
@@ -202,6 +204,10 @@ def test_a_job_that_no_running_worker_can_do_is_queued_with_warnings(client):
         "No running worker has 65 GiB of memory.",
     ]
     assert warnings(client, device="cuda:1") == ["No running worker has the device cuda:1."]
+    assert warnings(client, track=["tensorboard", "mlflow"]) == [
+        "No running worker has the package mlflow of `track`: install it there, or remove it from "
+        "`track`."
+    ]
     register(client, gpu=False, offline=True)
     assert warnings(client, teacher="hf-hub:a/c") == [
         "No running worker has the teacher 'hf-hub:a/c' in its cache, and none may download it."
