@@ -1,6 +1,8 @@
 """The data sets below a worker's data roots, counted without decoding anything.
 
 Notable:
+- Of a JSON file, both ends tell whether it is a COCO file. Folders with many of them are left out:
+  labelling tools write one for each photo.
 - A folder is listed again only when it has changed: a second pass costs one `stat` a folder.
 - A pass ends after SCAN_SECONDS, so that a slow network disk delays nothing. The next pass goes on
   with what is not known yet.
@@ -11,12 +13,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from contract import IMAGE_SUFFIXES, DataFolder
-from distill.data.sources.coco import PATTERNS, coco_files
+from distill.data.sources.coco import PATTERNS, coco_files, looks_like_coco
 from distill.data.sources.folders import SPLIT_FOLDERS
 from distill.data.sources.hugging_face import FILES as HUGGING_FACE_FILES
 from distill.data.sources.manifest_file import SUFFIXES as LIST_SUFFIXES
@@ -25,22 +28,28 @@ from distill.data.sources.yolo import FILES as YOLO_FILES
 SCAN_SECONDS: Final = 5.0
 MAX_DEPTH: Final = 3  # folders between a root and a data set
 MAX_FOUND: Final = 200  # data sets, and weight files
+MAX_JSON_FILES: Final = 20  # of a folder whose JSON files are looked into
 SAMPLED_FOLDERS: Final = 20  # that tell class folders from other folders
 TEACHER_CONFIG: Final = "open_clip_config.json"
 RUN_FILES: Final = frozenset({"checkpoint.safetensors", "report.json", "job.json"})
 STUDENT: Final = "student.safetensors"
 COCO_FILE: Final = PATTERNS[0]
+COCO_EXPORT: Final = "COCO export"
 CACHED: Final = ("features-", "text-bank-")  # how files of a cache begin
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What lies directly in a folder, without hidden files. `files` are not images."""
+    """What lies directly in a folder, without hidden files. `files` are not images.
+
+    `coco`: those of `files` that are COCO files.
+    """
 
     modified_ns: int
     folders: tuple[str, ...]
     files: tuple[str, ...]
     images: int
+    coco: tuple[str, ...]
 
 
 @dataclass
@@ -74,6 +83,8 @@ class DataScan:
                 continue
             if data := self._as_data(path, listing):
                 found.data.append(data)
+                if data.kind != COCO_EXPORT:
+                    found.data.extend(_coco_files(path, listing))
                 continue
             _add_files(found, path, listing)
             if depth < MAX_DEPTH:
@@ -89,7 +100,7 @@ class DataScan:
             return DataFolder(path=path, kind="YOLO export")
         around = {"annotations", COCO_FILE, *SPLIT_FOLDERS}  # one of them lies in such an export
         if not around.isdisjoint((*listing.folders, *listing.files)) and coco_files(Path(path)):
-            return DataFolder(path=path, kind="COCO export")
+            return DataFolder(path=path, kind=COCO_EXPORT)
         if any(name.endswith(".tar") for name in listing.files):
             return DataFolder(path=path, kind="shards")
         splits = {
@@ -162,7 +173,17 @@ def _read(path: str, modified_ns: int) -> _Listing:
                 images += 1
             elif len(files) < MAX_FOUND:
                 files.append(entry.name)
-    return _Listing(modified_ns, tuple(sorted(folders)), tuple(sorted(files)), images)
+    files.sort()
+    coco = tuple(_which_are_coco(path, files))
+    return _Listing(modified_ns, tuple(sorted(folders)), tuple(files), images, coco)
+
+
+def _which_are_coco(path: str, files: Sequence[str]) -> Iterator[str]:
+    documents = [name for name in files if name.lower().endswith(".json")]
+    for name in documents if len(documents) <= MAX_JSON_FILES else ():
+        with suppress(OSError):
+            if looks_like_coco(f"{path}/{name}"):
+                yield name
 
 
 def _add_files(found: Found, path: str, listing: _Listing) -> None:
@@ -187,3 +208,8 @@ def _lists(path: str, listing: _Listing) -> Iterator[DataFolder]:
     for name in listing.files:
         if name.lower().endswith(LIST_SUFFIXES):
             yield DataFolder(path=f"{path}/{name}", kind="list")
+    yield from _coco_files(path, listing)
+
+
+def _coco_files(path: str, listing: _Listing) -> Iterator[DataFolder]:
+    return (DataFolder(path=f"{path}/{name}", kind=COCO_EXPORT) for name in listing.coco)

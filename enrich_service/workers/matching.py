@@ -13,6 +13,7 @@ from enrich_service.workers.schemas import WorkerView
 
 MAX_LISTED: Final = 5  # workers in a warning
 NO_WORKER: Final = "No worker is running: the job waits until one starts."
+_EXPORTS: Final = ("COCO export", "YOLO export", "shards")  # one file of them may be `data`, too
 _HUB: Final = ("hf:", "hf-hub:")
 _CACHED: Final = " in its cache"
 _TRACKED: Final = " of `track`"
@@ -68,8 +69,7 @@ def _missing(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[
 
 
 def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
-    folders = [folder.path for folder in offers.data]
-    if not config.data.startswith(_HUB) and not _may_have(offers, config.data, folders):
+    if not _may_have_data(offers, config.data):
         yield f"the data {shortened(config.data)}"
     if config.weights is not None and not _may_have(offers, config.weights, offers.weights):
         yield f"the weights {shortened(config.weights)}"
@@ -87,6 +87,15 @@ def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
     for name in config.track:
         if name not in offers.trackers:
             yield f"the package {name}{_TRACKED}"
+
+
+def _may_have_data(offers: WorkerOffers, data: str) -> bool:
+    """As `_may_have`; workers do not list each file of an export."""
+    is_file_of_export = "." in posixpath.basename(data) and any(
+        folder.kind in _EXPORTS and data.startswith(f"{folder.path}/") for folder in offers.data
+    )
+    known = [folder.path for folder in offers.data]
+    return data.startswith(_HUB) or is_file_of_export or _may_have(offers, data, known)
 
 
 def _may_have(offers: WorkerOffers, path: str, known: Sequence[str]) -> bool:

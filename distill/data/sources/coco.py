@@ -25,6 +25,9 @@ PATTERNS: Final = (
     "*/_annotations.coco.json",
     "annotations/instances_*.json",
 )
+SAMPLED_BYTES: Final = 65_536  # of each end of a file
+SECTIONS: Final = (b'"images"', b'"annotations"', b'"categories"')
+FIELDS: Final = (b'"file_name"', b'"image_id"', b'"bbox"')  # of images and annotations
 Id = int | str
 
 
@@ -104,6 +107,19 @@ class CocoExport:
 def coco_files(folder: Path) -> tuple[Path, ...]:
     """The COCO files of a folder as labelling tools export it."""
     return tuple(sorted(path for pattern in PATTERNS for path in folder.glob(pattern)))
+
+
+def looks_like_coco(path: str | Path) -> bool:
+    """Whether a JSON file seems to be a COCO file, told from both of its ends.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        sample = file.read(SAMPLED_BYTES)
+        file.seek(max(len(sample), os.fstat(file.fileno()).st_size - SAMPLED_BYTES))
+        sample += file.read(SAMPLED_BYTES)
+    return any(name in sample for name in SECTIONS) and any(name in sample for name in FIELDS)
 
 
 def _document(path: Path) -> _Document:

@@ -65,6 +65,30 @@ def test_exports_with_boxes_are_found_as_a_training_finds_them(root):
     }
 
 
+def test_a_coco_file_of_any_name_is_offered_by_itself(root):
+    """Sections in any order, also in a file of more than the bytes that are looked at."""
+    folder = root / "boxes"
+    put(folder / "photos", 3)
+    image = {"id": 1, "file_name": "0.jpg", "width": 9, "height": 9}
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+    sections = {"images": [image] * 5_000, "annotations": [box] * 5_000, "categories": []}
+    (folder / "labels.json").write_text(json.dumps({"info": {}} | sections))
+    (folder / "reversed.json").write_text(json.dumps(dict(reversed(sections.items()))))
+    (root / "birds" / "boxes.json").write_text(json.dumps(sections))  # beside split folders
+    (folder / "package.json").write_text(json.dumps({"name": "images", "files": []}))
+    (folder / "empty.json").touch()
+    (folder / "dangling.json").symlink_to(root / "nothing.json")
+    found = by_path(DataScan([root]).find(), root)
+    exports = {path for path, data in found.items() if data.kind == "COCO export"}
+    assert exports == {"boxes/labels.json", "boxes/reversed.json", "birds/boxes.json"}
+
+
+def test_folders_with_a_json_file_for_each_photo_are_not_looked_into(root):
+    put(root / "labelme", 21, ".json")
+    (root / "labelme" / "0.json").write_text('{"images": [], "file_name": "0.jpg"}')
+    assert not [path for path in by_path(DataScan([root]).find(), root) if "labelme" in path]
+
+
 def test_of_runs_and_caches_only_the_students_are_offered(root):
     run, cache = root / "jobs" / "job-1", root / "jobs" / "cache"
     for folder in (run, cache):

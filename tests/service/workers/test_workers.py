@@ -181,6 +181,16 @@ def test_a_job_that_a_running_worker_can_do_has_no_warnings(client):
     assert warnings(client, track=["tensorboard"]) == []
 
 
+def test_a_file_of_an_export_that_a_worker_has_is_not_missed(client):
+    photos = {"path": "/data/boxes/labels.json", "kind": "COCO export"}
+    coco = {"path": "/data/coco", "kind": "COCO export"}
+    register(client, data=[BIRDS, coco, photos])
+    assert warnings(client, data="/data/boxes/labels.json") == []
+    assert warnings(client, data="/data/coco/annotations/instances_train2017.json") == []
+    for missing in ("/data/boxes/other.json", "/data/coco/photos", "/data/birds/train.json"):
+        assert warnings(client, data=missing) == [f"No running worker has the data '{missing}'."]
+
+
 def test_a_job_that_no_running_worker_can_do_is_queued_with_warnings(client):
     assert warnings(client) == ["No worker is running: the job waits until one starts."]
     register(client, gpu=False)
