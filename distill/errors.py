@@ -1,7 +1,7 @@
 """The errors of the package. Each message is one line: what is wrong, and what to do about it.
 
 DistillError
-├── Interrupted          training was stopped on request; it can resume from its checkpoint
+├── Interrupted          training was stopped on request; it can resume from what it has kept
 ├── UserError            something the user can fix; the command line prints it and exits with 1
 │   ├── DataError        a missing, empty or unreadable image, class folder or label
 │   │   └── UnreadableImages  images that are missing, truncated or not images; lists all of them
@@ -29,7 +29,7 @@ class DistillError(Exception):
 
 
 class Interrupted(DistillError):
-    """Training was stopped on request; it can resume from its checkpoint."""
+    """Training was stopped on request; it can resume from its checkpoint or from what it names."""
 
 
 class UserError(DistillError):

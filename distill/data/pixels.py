@@ -27,7 +27,8 @@ from distill.data.streamed_pixels import Pixels, StreamedPixels
 from distill.errors import DataError, UnreadableImages
 
 CACHE_SHARE: Final = 0.5  # of the memory, and of the free disk, that cached pixels may take
-Progress = Callable[[int, int], None]  # done, total
+PROGRESS_IMAGES: Final = 16  # between calls of `progress`, which may end the decoding
+Progress = Callable[[int, int], None]  # done, total; what it raises ends the computation
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,16 @@ def _gigabytes(count: int) -> str:
 
 def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> None:
     unreadable: list[str] = []
+    pool = ThreadPoolExecutor(usable_cores())
     try:
-        with atomic_file(path) as file, ThreadPoolExecutor(usable_cores()) as pool:
+        with atomic_file(path) as file:
             squares = pool.map(lambda image: _square_or_reason(image, size), split.paths)
             for done, pixels in enumerate(squares, start=1):
                 if isinstance(pixels, UnreadableImages):
                     unreadable += pixels.images
                 elif not unreadable:
                     file.write(pixels.tobytes())
-                if progress and (done % 256 == 0 or done == len(split)):
+                if progress and (done % PROGRESS_IMAGES == 0 or done == len(split)):
                     progress(done, len(split))
             if unreadable:
                 raise UnreadableImages(unreadable)
@@ -132,6 +134,8 @@ def _decode(split: Split, size: int, path: Path, progress: Progress | None) -> N
             f"cannot write the pixel cache {path} ({error.strerror}): free some space, choose "
             'another cache folder or set pixels = "streamed"'
         ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # `progress` may raise long before the end
 
 
 def _square_or_reason(path: ImagePath, size: int) -> NDArray[np.uint8] | UnreadableImages:

@@ -18,6 +18,7 @@ from torch import Tensor
 from contract import ImageCaption
 from distill.data.files.packed_image import location
 from distill.data.files.tensor_file import cached_tensor
+from distill.data.pixels import Progress
 from distill.data.splits import Split
 from distill.embeddings.text_bank import encode_groups
 from distill.errors import TextError
@@ -65,7 +66,13 @@ def read_captions(path: Path, root: Path, split: Split) -> tuple[tuple[str, ...]
     return tuple(tuple(texts) for texts in captions)
 
 
-def caption_features(teacher: Teacher, captions: Sequence[Sequence[str]], *, cache: Path) -> Tensor:
+def caption_features(
+    teacher: Teacher,
+    captions: Sequence[Sequence[str]],
+    *,
+    cache: Path,
+    progress: Progress | None = None,
+) -> Tensor:
     """Unit features [images, dim] float32 of each image's captions, zeros where it has none.
 
     Cached in `cache` under a key of the teacher's weights and the texts; a damaged file is rebuilt.
@@ -80,7 +87,8 @@ def caption_features(teacher: Teacher, captions: Sequence[Sequence[str]], *, cac
     def encode() -> Tensor:
         features = torch.zeros(len(captions), teacher.dim)
         captioned = [index for index, texts in enumerate(captions) if texts]
-        features[captioned] = encode_groups(teacher, [(captions[i], "") for i in captioned])
+        groups = [(captions[index], "") for index in captioned]
+        features[captioned] = encode_groups(teacher, groups, progress)
         return features
 
     return cached_tensor(path, "caption", encode)

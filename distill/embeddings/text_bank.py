@@ -17,6 +17,7 @@ from torch import Tensor
 
 from contract import Release, TextStrategy
 from distill.data.files.tensor_file import DamagedFile, read_tensor, write_tensor
+from distill.data.pixels import Progress
 from distill.embeddings.class_prompts import prefix_of, prompts_of, within_context
 from distill.errors import TextError, some
 from distill.models.teacher import Teacher
@@ -122,6 +123,7 @@ def build_text_bank(
     *,
     keys: Sequence[str] | None = None,
     cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> TextBank:
     """The bank of `release` (or of its labels `keys`, in that order) under `strategy`.
 
@@ -157,7 +159,7 @@ def build_text_bank(
         (texts, prefix_of(labels[key], strategy)) for key, texts in zip(keys, prompts, strict=True)
     ]
     bank = TextBank(
-        encode_groups(teacher, groups),
+        encode_groups(teacher, groups, progress),
         keys,
         tuple(labels[key].name for key in keys),
         strategy,
@@ -170,7 +172,11 @@ def build_text_bank(
     return bank
 
 
-def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]]) -> Tensor:
+def encode_groups(
+    teacher: Teacher,
+    groups: Sequence[tuple[Sequence[str], str]],
+    progress: Progress | None = None,
+) -> Tensor:
     """The normalised mean over the texts of each group: unit features [groups, dim].
 
     A group is its texts and their common prefix, which is repeated before each sentence of a text
@@ -178,7 +184,7 @@ def encode_groups(teacher: Teacher, groups: Sequence[tuple[Sequence[str], str]])
     """
     parts = [[within_context(teacher, text, prefix) for text in texts] for texts, prefix in groups]
     flat = [piece for texts in parts for pieces in texts for piece in pieces]
-    encoded = iter(teacher.encode_text(flat))
+    encoded = iter(teacher.encode_text(flat, progress))
     rows = [
         _mean(
             torch.stack([_mean(torch.stack([next(encoded) for _ in pieces])) for pieces in texts])

@@ -31,6 +31,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from contract import Precision
+from distill.data.pixels import Progress
 from distill.errors import ModelError
 from distill.models.devices import teacher_dtype
 from distill.models.safe_weights import safetensors_only
@@ -95,8 +96,11 @@ class Teacher:
         return mean, std
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Unit features [texts, dim] float32. Tokens beyond the context are truncated."""
+    def encode_text(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
+        """Unit features [texts, dim] float32. Tokens beyond the context are truncated.
+
+        `progress` is called with (texts encoded, all different texts).
+        """
         unique = sorted(set(texts), key=lambda text: (len(text), text))
         features: dict[str, Tensor] = {}
         for start in range(0, len(unique), TEXT_BATCH):
@@ -104,6 +108,8 @@ class Teacher:
             tokens = self.tokenizer(batch).to(self.device)
             encoded = F.normalize(self.encode_tokens(tokens).float(), dim=-1).cpu()
             features.update(zip(batch, encoded, strict=True))
+            if progress:
+                progress(len(features), len(unique))
         return torch.stack([features[text] for text in texts])
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:

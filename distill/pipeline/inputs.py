@@ -35,7 +35,14 @@ class Inputs:
         Raises:
             TextError: the release has no text of the strategy for a class.
         """
-        return build_text_bank(self.teacher, release, strategy, keys=keys, cache=self.cache)
+        return build_text_bank(
+            self.teacher,
+            release,
+            strategy,
+            keys=keys,
+            cache=self.cache,
+            progress=self.progress(f"Text bank, {strategy}"),
+        )
 
     def teacher_features(self, split: SplitName, *, normalize: bool = True) -> Tensor:
         """The teacher's features [images, dim] float32 of the clean images of `split`.

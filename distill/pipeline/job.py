@@ -40,13 +40,15 @@ from distill.pipeline.results import (
 )
 from distill.pipeline.tracking import check_trackers, tracking
 from distill.training.checkpoint import Checkpoint
-from distill.training.distributed import connect, processes
+from distill.training.distributed import connect, main_process_first, processes
 from distill.training.loop import Callbacks, TrainingData, train
 from distill.training.malloc_tuning import keep_freed_memory
 from distill.training.openmp import wait_policy
 
 OnEvent = Callable[[EventKind, dict[str, Any]], None]
+Phases = Callable[[str], Progress]  # from the title of a phase
 RELEASE_FILE: Final = "release.json"
+KEPT: Final = "finished shards of teacher features are kept"
 PROGRESS_INTERVAL_S: Final = 1.0  # each event is stored as a row in the service's database
 
 
@@ -68,7 +70,8 @@ def run_job(
 
     Raises:
         UserError: an input is missing or invalid; raised before the first step if possible.
-        Interrupted: `should_stop` returned true; a checkpoint in `out` lets the run resume.
+        Interrupted: `should_stop` returned true; a checkpoint in `out`, or finished shards of
+            features in `cache`, let the run resume.
     """
     check_trackers(config.track)
     keep_freed_memory()
@@ -77,8 +80,13 @@ def run_job(
     torch.manual_seed(config.seed)
     is_main = connect(config.device).is_main_process
     emit = on_event if is_main else _ignore_event
-    with processes().main_process_first():  # the others use the features that it caches
-        run, student = _prepare(config, release, out, cache=cache, on_event=emit)
+
+    def prepare() -> tuple[RunInputs, Student]:
+        # Only the main process encodes. The others find its features in the cache.
+        phases = _until_stopped(_progress_events(emit), should_stop if is_main else _never, KEPT)
+        return _prepare(config, release, out, cache=cache, on_event=emit, phases=phases)
+
+    run, student = main_process_first(prepare)
     with tracking(
         config,
         out,
@@ -156,20 +164,14 @@ def _export(
     should_stop: Callable[[], bool],
 ) -> None:
     """Export the trained student as a classifier."""
-    show = _progress_events(on_event)("Exporting the classifier")
-
-    def progress(done: int, total: int) -> None:
-        if should_stop():
-            raise Interrupted
-        show(done, total)
-
+    phases = _until_stopped(_progress_events(on_event), should_stop)
     export_classifier(
         run,
         student,
         read_report(out),
         out,
         log=lambda message: on_event(EventKind.LOG, {"message": message}),
-        progress=progress,
+        progress=phases("Exporting the classifier"),
     )
 
 
@@ -177,7 +179,31 @@ def _ignore_event(_kind: EventKind, _data: dict[str, Any]) -> None:
     """Event handler of all processes except the main process."""
 
 
-def _progress_events(on_event: OnEvent) -> Callable[[str], Progress]:
+def _never() -> bool:
+    """Stop request of all processes except the main process."""
+    return False
+
+
+def _until_stopped(start: Phases, should_stop: Callable[[], bool], kept: str = "") -> Phases:
+    """`start`, with functions that raise Interrupted when the run should stop.
+
+    `kept`: what the run has then kept, for the message.
+    """
+
+    def start_phase(phase: str) -> Progress:
+        show = start(phase)
+
+        def update(done: int, total: int) -> None:
+            if should_stop():
+                raise Interrupted(kept)
+            show(done, total)
+
+        return update
+
+    return start_phase
+
+
+def _progress_events(on_event: OnEvent) -> Phases:
     """A function from a phase to a function of (done, total), which emits at most one event per
     PROGRESS_INTERVAL_S.
     """
@@ -197,7 +223,13 @@ def _progress_events(on_event: OnEvent) -> Callable[[str], Progress]:
 
 
 def _prepare(
-    config: TrainConfig, release: Release, out: Path, *, cache: Path, on_event: OnEvent
+    config: TrainConfig,
+    release: Release,
+    out: Path,
+    *,
+    cache: Path,
+    on_event: OnEvent,
+    phases: Phases,
 ) -> tuple[RunInputs, Student]:
     """Check the inputs, so that errors show before hours of training; then encode them."""
     started_at = datetime.now(UTC)
@@ -212,7 +244,7 @@ def _prepare(
     student = _build_student(config, teacher)  # before encoding: this may fail
     choice = choose_pixels(config.pixels, splits.values(), config.image_size, cache)
     log(f"{_machine_line(config, teacher)}, {choice}")
-    inputs = Inputs(splits, teacher, cache, _progress_events(on_event), choice.mode)
+    inputs = Inputs(splits, teacher, cache, phases, choice.mode)
     checks, pixels = preflight(config, release, inputs, log)
     if "unseen" not in splits:
         log(NO_UNSEEN)
@@ -319,7 +351,8 @@ def _captions(config: TrainConfig, inputs: Inputs, log: Callable[[str], None]) -
     root = base_folder(config.data)
     texts = read_captions(root / config.captions, root, inputs.splits["train"])
     log(f"captions for {sum(map(bool, texts))} of {len(texts)} training images")
-    return caption_features(inputs.teacher, texts, cache=inputs.cache)
+    progress = inputs.progress("Features of captions")
+    return caption_features(inputs.teacher, texts, cache=inputs.cache, progress=progress)
 
 
 def _training_data(run: RunInputs) -> TrainingData:

@@ -50,7 +50,13 @@ def preflight(
     top1, sample = None, _sample(splits["seen"])
     if not without_text and "seen" not in broken:
         bank = inputs.text_bank(release, config.text_strategy, sample.keys)
-        features = image_features(inputs.teacher, sample, cache=inputs.cache, normalize=False)
+        features = image_features(
+            inputs.teacher,
+            sample,
+            cache=inputs.cache,
+            progress=inputs.progress("Teacher features, sample"),
+            normalize=False,
+        )
         top1 = accuracy("teacher", "seen", features, sample.targets, sample.keys, bank).top1
     checks = Preflight(
         splits=tuple(_count(name, split) for name, split in splits.items()),

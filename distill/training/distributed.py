@@ -7,17 +7,20 @@ Notable:
 """
 
 import atexit
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.distributed import ReduceOp, all_gather, all_reduce
 
+from distill.errors import Interrupted
 from distill.models.devices import choose_device
 
+T = TypeVar("T")
 TIMEOUT: Final = timedelta(days=7)  # the main process encodes all images before training
 
 
@@ -71,6 +74,24 @@ def gather(features: Tensor) -> Tensor:
         features.detach() + (features - features.detach()) * count  # the same value, bit for bit
     )
     return torch.cat(shares)
+
+
+def main_process_first(make: Callable[[], T]) -> T:
+    """What `make` returns in this process, called when the main process has returned from it.
+
+    Raises:
+        Interrupted: in every process, if `make` raised it in the main one.
+    """
+    made: T | None = None
+    stop: Interrupted | None = None
+    if processes().is_main_process:
+        try:
+            made = make()
+        except Interrupted as error:
+            stop = error
+    if any_process(stop is not None):
+        raise stop or Interrupted
+    return make() if made is None else made
 
 
 def any_process(here: bool) -> bool:

@@ -8,7 +8,7 @@ from distill.errors import Interrupted, UserError
 SUCCEEDED: Final = 0
 FAILED: Final = 1
 OUT_OF_MEMORY: Final = 71
-INTERRUPTED: Final = 75  # a checkpoint was written
+INTERRUPTED: Final = 75  # --resume continues
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Outcome:
 def outcome_of(error: BaseException, batch_size: int) -> Outcome | None:
     """The outcome of a run that raised `error`; None for a bug."""
     if isinstance(error, Interrupted):
-        return Outcome(INTERRUPTED, "distill: stopped; continue with the same command and --resume")
+        stopped = f"stopped; {error}" if str(error) else "stopped"
+        return Outcome(
+            INTERRUPTED, f"distill: {stopped}; continue with the same command and --resume"
+        )
     if isinstance(error, UserError):
         return Outcome(FAILED, f"distill: {error}")
     if is_out_of_memory(error):

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from distill.data.releases import shuffle_texts
 from distill.embeddings.class_prompts import prompts_of
 from distill.embeddings.text_bank import TextBank, build_text_bank
-from distill.errors import TextError
-from distill.models.teacher import load_teacher
+from distill.errors import Interrupted, TextError
+from distill.models.teacher import TEXT_BATCH, load_teacher
 from tests.distill.conftest import make_release
 
 NAMES = {"n1": "red fox", "n2": "tree frog", "n3": "surf scoter"}
@@ -114,3 +114,19 @@ def test_the_control_gives_every_label_the_texts_of_another(release):
     for before, after in zip(release.labels, shuffled.labels, strict=True):
         assert before.description != after.description
     assert shuffled.hash != release.hash
+
+
+def test_a_bank_tells_its_progress_and_ends_when_that_raises(teacher, tmp_path):
+    release = make_release({f"n{number}": f"fish {number}" for number in range(TEXT_BATCH + 9)})
+    shown = []
+    build_text_bank(
+        teacher, release, "name", progress=lambda done, total: shown.append((done, total))
+    )
+    assert shown == [(TEXT_BATCH, TEXT_BATCH + 9), (TEXT_BATCH + 9, TEXT_BATCH + 9)]
+
+    def stop(done, total):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        build_text_bank(teacher, release, "name", cache=tmp_path, progress=stop)
+    assert not list(tmp_path.iterdir())

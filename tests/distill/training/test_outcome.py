@@ -11,6 +11,11 @@ from distill.training.outcome import is_out_of_memory, outcome_of
     ("error", "status", "message"),
     [
         (Interrupted(), 75, "distill: stopped; continue with the same command and --resume"),
+        (
+            Interrupted("shards are kept"),
+            75,
+            "distill: stopped; shards are kept; continue with the same command and --resume",
+        ),
         (DataError("no images"), 1, "distill: no images"),
         (MemoryError(), 71, "distill: out of memory with a batch_size of 64: use a smaller one"),
     ],
