@@ -42,7 +42,11 @@ class Recipe(BaseModel):
 
 
 class WorkerOffers(BaseModel):
-    """What a worker says it has. The service stores it; only a job's `needs` decide who gets it."""
+    """What a worker says it has.
+
+    A job that this worker lacks something for is left to another running worker that has it. Where
+    there is none, only a job's `needs` decide who gets it.
+    """
 
     model_config = ConfigDict(frozen=True)
 

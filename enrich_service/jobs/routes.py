@@ -115,7 +115,8 @@ def claim_job(
 ) -> Lease | Response:
     """Lease the queued job of highest priority whose needs the worker meets, with its release.
 
-    Also deletes the incomplete uploads of jobs that have ended.
+    A job whose data, weights or teacher the worker does not list is left to a running worker that
+    lists them, if there is one. Also deletes the incomplete uploads of jobs that have ended.
     """
     if clock.was_set():
         with writing(engine) as lease_session:

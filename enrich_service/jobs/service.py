@@ -18,6 +18,7 @@ from contract import Event, EventKind, Job, JobCreate, JobState, Lease, Needs, T
 from enrich_service.core.errors import Conflict, LeaseLost, NoSuch, UserError
 from enrich_service.core.storage.database import utcnow
 from enrich_service.generations.models import Run, RunState, language_of
+from enrich_service.jobs.left_to_others import left_to_others
 from enrich_service.jobs.models import JobEvent, JobRow
 from enrich_service.jobs.schemas import MAX_ERROR, EventIn
 from enrich_service.releases import service as release_service
@@ -148,13 +149,14 @@ def claim(
 ) -> Lease | None:
     """Lease the queued job of highest priority whose needs `worker` meets; None if there is none.
 
-    Expires overdue leases first, and creates the releases of finished runs that jobs wait for.
+    Jobs that it cannot do and another running worker can are left to that one. Expires overdue
+    leases first, and creates the releases of finished runs that jobs wait for.
     """
     now = utcnow()
     _expire_leases(session, now)
     _create_awaited_releases(session)
-    next_job = (
-        select(JobRow.id)
+    queue = (
+        select(JobRow)
         .where(
             JobRow.state == JobState.QUEUED,
             col(JobRow.release_id).is_not(None),
@@ -162,6 +164,11 @@ def claim(
             col(JobRow.needs_memory_gb) <= memory_gb,
         )
         .order_by(col(JobRow.priority).desc(), col(JobRow.id))
+    )
+    left = left_to_others(session, queue, worker, lease_seconds)
+    next_job = (
+        queue.with_only_columns(col(JobRow.id))
+        .where(col(JobRow.id).not_in(left))
         .limit(1)
         .scalar_subquery()
     )

@@ -1,6 +1,6 @@
-"""Warnings before a job is queued that no running worker can do.
+"""The requirements of a job that workers do not meet, as far as they report what they have.
 
-They do not restrict the assignment of jobs, since a worker may have more than it reports.
+Workers that have reported nothing, or that may read any folder, are assumed to have all files.
 """
 
 import posixpath
@@ -22,10 +22,7 @@ _TRACKED: Final = " of `track`"
 def warnings(
     workers: Sequence[WorkerView], config: TrainConfig, needs: Needs | None = None
 ) -> list[str]:
-    """The reasons why no running worker can do a job, as far as reported; empty if one can.
-
-    Workers that have reported nothing, or that may read any folder, are assumed to have all files.
-    """
+    """The reasons why no running worker can do a job; empty if one can."""
     running = [worker for worker in workers if worker.running]
     if not running:
         return [NO_WORKER]
@@ -46,6 +43,13 @@ def warnings(
     ]
     more = f"; and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
     return [f"No running worker meets all requirements: {'; '.join(listed)}{more}."]
+
+
+def can_do(worker: WorkerView, config: TrainConfig, needs: Needs) -> bool:
+    """Whether `worker` meets all requirements of the job, but for what it may download."""
+    offline = worker.offers is not None and worker.offers.offline
+    missing = _missing(worker, config, needs)
+    return all(requirement.endswith(_CACHED) and not offline for requirement in missing)
 
 
 def _consequence(requirement: str, offline: bool) -> str:

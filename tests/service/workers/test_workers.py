@@ -260,3 +260,72 @@ def test_workers_are_listed_on_the_command_line(client, monkeypatch):
     found = json.loads(CliRunner().invoke(app, ["jobs", "workers", "--json"]).stdout)
     assert found[0]["offers"]["data"][0]["path"] == "/data/birds"
     assert "gpu-1" in CliRunner().invoke(app, ["jobs", "workers"]).stdout
+
+
+def claim(client, worker, **resources):
+    body = {"worker": worker, "gpu": True, "memory_gb": 64} | resources
+    answer = client.post("/v1/jobs/claim", json=body)
+    return answer.json()["job"]["id"] if answer.status_code == 200 else None
+
+
+FISH = {"path": "/data/fish", "kind": "class folders"}
+
+
+def test_a_worker_leaves_a_job_to_a_running_worker_that_has_its_data(client):
+    register(client, "birds")
+    register(client, "fish", data=[FISH])
+    warnings(client, data="/data/fish")
+    warnings(client, data="/data/birds")
+    assert claim(client, "birds") == 2
+    assert claim(client, "birds") is None
+    assert claim(client, "fish") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"teachers": []}, {"teacher": "local-dir:/data/teacher"}),
+        ({"teachers": [], "offline": True}, {}),
+        ({"weights": []}, {"weights": "/data/resnet18.safetensors"}),
+        ({"trackers": []}, {"track": ["tensorboard"]}),
+    ],
+    ids=["teacher", "offline", "weights", "tracker"],
+)
+def test_a_worker_leaves_a_job_to_one_that_has_what_it_lacks(client, changes, needed):
+    register(client, "lacking", **changes)
+    register(client, "equipped")
+    warnings(client, **needed)
+    assert claim(client, "lacking") is None
+    assert claim(client, "equipped") == 1
+
+
+def test_what_a_worker_may_download_is_no_reason_to_leave_a_job(client):
+    register(client, "empty", teachers=[], students=[])
+    register(client, "full")
+    warnings(client, pretrained=True)
+    assert claim(client, "empty") == 1
+
+
+def test_a_job_that_no_other_worker_can_do_is_taken_as_ever(client):
+    register(client, "birds")
+    register(client, "fish", data=[FISH], gpu=False)
+    warnings(client, data="/data/frogs")
+    warnings(client, data="/data/fish", needs={"gpu": True})  # the one with the data has no GPU
+    assert [claim(client, "birds"), claim(client, "birds")] == [1, 2]
+
+
+def test_a_job_does_not_wait_for_a_worker_that_is_gone(client):
+    register(client, "birds")
+    register(client, "fish", data=[FISH])
+    warnings(client, data="/data/fish")
+    assert claim(client, "birds") is None
+    age(client, "fish", minutes=5)
+    assert claim(client, "birds") == 1
+
+
+def test_a_job_is_left_to_a_worker_that_may_read_any_folder_but_not_by_it(client):
+    register(client, "birds")
+    register(client, "any", data_roots=[], data=[])
+    warnings(client, data="/data/fish")
+    assert claim(client, "birds") is None
+    assert claim(client, "any") == 1
