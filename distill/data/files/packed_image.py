@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PackedImage:
-    """`size` bytes at `offset` of `file`, a tar file for example, where it is called `name`."""
+    """`size` bytes at `offset` of `file` (a tar or Arrow file), where it is called `name`."""
 
     file: Path
     offset: int

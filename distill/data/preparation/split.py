@@ -128,7 +128,8 @@ def write_manifest(path: Path, division: Division) -> None:
     ]
     if len(rows) < sum(map(len, division.values())):
         raise DataError(
-            f"{path} cannot list images in tar files: give a folder with --out, which gets copies"
+            f"{path} cannot list images that are packed in tar or Arrow files: give a folder with "
+            "--out, which gets copies"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def write_folders(
 ) -> None:
     """Create the folder `out` with train/, val_on_train/ and val/, of links or copies.
 
-    Images in tar files are always copied.
+    Images in tar and Arrow files are always copied.
 
     Raises:
         DataError: it exists, or cannot be written.

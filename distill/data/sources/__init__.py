@@ -7,5 +7,6 @@ webdataset     tar files of images and labels
 coco, yolo     photos with boxes, which are cut out (`boxes`)
 
 `find` tells which one a path is. Each gives images that can be read in any order: files, members of
-tar files, or what a dataset holds, written to the cache once (`image_store`).
+tar files, rows of Arrow files (`arrow_images`), or what is written to the cache once
+(`image_store`).
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from contract import error_line
+from distill.data.sources.arrow_images import NotInPlace, rows_in_place
 from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
 from distill.data.sources.labelled_image import LabelledImage
 from distill.errors import DataError
@@ -28,8 +29,25 @@ class HuggingFaceDataset:
     name: str
 
     def images(self, cache: Path) -> list[LabelledImage]:
-        """The images of all splits, in the order of the rows."""
+        """The images of all splits, in the order of the rows; in place where that is possible."""
         parts = self._load()
+        try:
+            return list(self._images_in_place(parts))
+        except NotInPlace:
+            return self._unpacked(parts, cache)
+
+    def _images_in_place(self, parts: Mapping[str, "Dataset"]) -> Iterator[LabelledImage]:
+        for split, part in parts.items():
+            image_column, label_column = self._columns(part)
+            files = [Path(file["filename"]) for file in part.cache_files]
+            rows = rows_in_place(files, image_column, label_column)
+            if len(rows) != len(part):
+                raise NotInPlace("the dataset is a selection from its files, or is in memory")
+            label = part.features[label_column]
+            for row in rows:
+                yield LabelledImage(split or None, _key(label, row.label), row.image)
+
+    def _unpacked(self, parts: Mapping[str, "Dataset"], cache: Path) -> list[LabelledImage]:
         files = sorted(
             Path(file["filename"]) for part in parts.values() for file in part.cache_files
         )
@@ -61,8 +79,7 @@ class HuggingFaceDataset:
             image_column, label_column = self._columns(part)
             label = part.features[label_column]
             for row in part.cast_column(image_column, Image(decode=False)):
-                image, value = row[image_column], row[label_column]
-                key = label.int2str(value) if hasattr(label, "int2str") else str(value)
+                image, key = row[image_column], _key(label, row[label_column])
                 content = image["bytes"] or Path(image["path"]).read_bytes()
                 yield EncodedImage(split or None, key, image["path"] or "", content)
 
@@ -80,6 +97,11 @@ class HuggingFaceDataset:
                 f"has {', '.join(features)}): it needs a column of type Image and one called label"
             )
         return images[0], labels[0]
+
+
+def _key(label: Any, value: Any) -> str:  # noqa: ANN401 - a feature of datasets, and its value
+    """The class of a stored label."""
+    return str(label.int2str(value) if hasattr(label, "int2str") else value)
 
 
 def _hub_name(name: str) -> list[str]:

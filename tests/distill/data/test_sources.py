@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from contract import TrainConfig
 from distill.data.files.allowed_paths import check_allowed_paths
+from distill.data.files.packed_image import PackedImage
 from distill.data.pixels import load_pixels
+from distill.data.sources.find import find_source
 from distill.data.splits import scan_splits
 from distill.data.streamed_pixels import StreamedPixels
 from distill.embeddings.captions import read_captions
@@ -191,8 +194,8 @@ def test_a_yolo_export_gives_the_images_of_the_folders_as_far_as_they_are_traine
     assert pixels(write_yolo(photos), tmp_path / "cache") == folders
 
 
-@pytest.mark.parametrize("write", [write_dataset, write_coco, write_yolo])
-def test_packed_images_are_unpacked_once_and_found_again_in_a_new_cache(photos, tmp_path, write):
+@pytest.mark.parametrize("write", [write_coco, write_yolo])
+def test_crops_are_stored_once_and_found_again_in_a_new_cache(photos, tmp_path, write):
     data = write(photos)
     first = scan_splits(data, cache=tmp_path / "cache")["train"]
     first.paths[0].write_bytes(b"changed")  # a second unpacking would undo this
@@ -222,6 +225,81 @@ def test_images_in_shards_are_read_where_they_are(photos, tmp_path):
     os.utime(shard, ns=(times, times + 1))
     with pytest.raises(DataError, match=r"cannot read the shard .*train-0000\.tar"):
         scan_splits(data, cache=cache)
+
+
+def test_images_in_a_dataset_are_read_where_they_are(photos, tmp_path):
+    """Also from several files, in the order of the rows."""
+    datasets = pytest.importorskip("datasets")
+    files = [path for path in sorted(photos.rglob("*.png")) if path.parts[-3] == "train"]
+    columns = {
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in files],
+        "label": [path.parts[-2] for path in files],
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    dataset.save_to_disk(tmp_path / "dataset", num_shards=3)
+    images = find_source(tmp_path / "dataset").images(tmp_path / "cache")
+    assert [image.path.read_bytes() for image in images] == [path.read_bytes() for path in files]
+    assert [image.key for image in images] == columns["label"]
+    assert all(isinstance(image.path, PackedImage) for image in images)
+    assert not (tmp_path / "cache").exists()
+
+
+def rewrite(file: Path, change, **options) -> None:
+    """Write an Arrow file anew, with the options of IPC, after `change` of its table."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as source:
+        table = change(pyarrow.ipc.open_stream(source).read_all())
+        written = pyarrow.ipc.IpcWriteOptions(**options)
+        with pyarrow.ipc.new_stream(file.with_suffix(".new"), table.schema, options=written) as new:
+            new.write_table(table)
+    file.with_suffix(".new").replace(file)
+
+
+def test_a_row_of_a_dataset_may_name_a_file(photos, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    data = write_dataset(photos)
+    photo = photos / "train" / "n2" / "000.png"
+
+    def name_the_first(table):
+        _, *rest = table["picture"].to_pylist()
+        column = [{"bytes": None, "path": str(photo)}, *rest]
+        return table.set_column(0, "picture", pyarrow.array(column, table["picture"].type))
+
+    (file,) = (data / "train").glob("*.arrow")
+    rewrite(file, name_the_first)
+    first, second, *_ = find_source(data).images(tmp_path / "cache")
+    assert first.path == photo
+    assert isinstance(second.path, PackedImage)
+
+
+def test_images_of_a_dataset_in_compressed_files_are_unpacked_once(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names, content = ["a", "b", "a", "b"], io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(content, "bmp")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    columns = {"image": [{"bytes": content.getvalue()}] * len(names), "label": names}
+    data, cache = tmp_path / "dataset", tmp_path / "cache"
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(data)
+    (file,) = data.glob("*.arrow")
+    rewrite(file, lambda table: table, compression="zstd")
+    images = find_source(data).images(cache)
+    assert [image.key for image in images] == names
+    assert {image.path.read_bytes() for image in images} == {content.getvalue()}
+    assert images[0].path.is_relative_to(cache)
+    images[0].path.write_bytes(b"changed")  # a second unpacking would undo this
+    assert find_source(data).images(cache)[0].path.read_bytes() == b"changed"
+
+
+def test_a_row_without_image_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    columns = {"image": [{"bytes": b"x"}, None], "label": ["a", "b"]}
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    dataset.save_to_disk(tmp_path / "dataset")
+    with pytest.raises(DataError, match=r"\.arrow, row 1 has no image: remove the row"):
+        scan_splits(tmp_path / "dataset", cache=tmp_path / "cache")
 
 
 def test_a_shard_that_was_cut_off_is_named_with_its_images(photos, tmp_path):

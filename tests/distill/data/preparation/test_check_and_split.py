@@ -160,7 +160,7 @@ def test_photos_in_shards_are_checked_in_place_and_copied_by_a_split(photos, tmp
     key, _, stem = path.stem.partition("-")
     assert path.read_bytes() == (photos / key / f"{stem}.jpg").read_bytes()
     refused = invoke(tmp_path, *words, tmp_path / "split.csv")
-    assert refused.exit_code == 1 and "cannot list images in tar files: give" in refused.stderr
+    assert refused.exit_code == 1 and "cannot list images that are packed" in refused.stderr
     assert not (tmp_path / "split.csv").exists()
 
 
