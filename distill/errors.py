@@ -104,6 +104,12 @@ class LeaseLost(ServiceError):
     """The job was given to another worker, was cancelled or has ended."""
 
 
+def counted(number: int, noun: str) -> str:
+    """The number with its noun: "1 class", "2,000 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def some(items: Iterable[str], count: int = 3, *, quote: bool = True) -> str:
     """The first `count` items for a one-line message, and the number of the others."""
     items = list(items)

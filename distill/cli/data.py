@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from distill.cli.console import CACHE, CacheOption, JsonOption, bars, notes, one_line_errors
-from distill.errors import DataError, UserError, some
+from distill.errors import DataError, UserError, counted, some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,8 @@ def prepare(
         print(result.model_dump_json())  # noqa: T201
         return
     for split, images in result.images.items():
-        notes.print(f"{split}: {images} images of {result.classes[split]} classes")
+        classes = counted(result.classes[split], "class")
+        notes.print(f"{split}: {counted(images, 'image')} of {classes}")
     notes.print(f"written to {out}; SHA-256 of the lists: {result.lists_sha256}", soft_wrap=True)
 
 
@@ -116,22 +117,24 @@ def split(
             images, together, validation=validation, unseen=chosen, seed=seed
         )
         if out.suffix in split.MANIFESTS:
-            split.write_manifest(out, division)
+            split.write_manifest(out, division, cache)
         else:
-            split.write_folders(out, division, copy=copy, progress=bar("Images"))
+            split.write_folders(out, division, cache, copy=copy, progress=bar("Images"))
     for name, split_images in division.items():
-        classes = len({image.key for image in split_images})
-        notes.print(f"{name}: {len(split_images):,} images of {classes} classes")
+        classes = counted(len({image.key for image in split_images}), "class")
+        notes.print(f"{name}: {counted(len(split_images), 'image')} of {classes}")
     if chosen:
         notes.print(f"unseen classes: {', '.join(sorted(chosen))}", soft_wrap=True, markup=False)
     if groups:
         notes.print(
-            f"{sum(map(len, groups))} near-duplicates in {len(groups)} groups, each in one split"
+            f"{sum(map(len, groups))} near-duplicates in {counted(len(groups), 'group')}, each in "
+            "one split"
         )
     if left_out:
         notes.print(
-            f"{len(left_out)} images left out: near-duplicates of an image of an unseen class, or "
-            "cropped from the same photo"
+            f"{counted(len(left_out), 'image')} left out: near-duplicates of an image of an unseen "
+            "class, or cropped from the same photo",
+            soft_wrap=True,
         )
     notes.print(f"written to {out}", markup=False, soft_wrap=True)
 
@@ -186,7 +189,8 @@ def check(
 def describe(checked: "DataCheck") -> list[str]:
     """The findings as lines of text."""
     lines = [
-        f"{name}: {split.images:,} images of {split.classes} classes, {split.fewest} "
+        f"{name}: {counted(split.images, 'image')} of {counted(split.classes, 'class')}, "
+        f"{split.fewest} "
         f"({split.smallest_class}) to {split.most} ({split.largest_class}) a class"
         for name, split in checked.splits.items()
     ]
@@ -209,7 +213,7 @@ def describe(checked: "DataCheck") -> list[str]:
 
 
 def _described(title: str, groups: "Sequence[Duplicates]") -> list[str]:
-    lines = [f"{title}: {len(groups) or 'none'}" + (" groups" if groups else "")]
+    lines = [f"{title}: {counted(len(groups), 'group') if groups else 'none'}"]
     lines += [
         f"  {'same' if group.same_bytes else 'near'}: {some(group.images, 4, quote=False)}"
         for group in groups[:LISTED]

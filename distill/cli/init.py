@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from contract import TrainConfig, first_error_line
 from distill.cli.console import CACHE, CacheOption, notes, one_line_errors
-from distill.errors import DataError, UserError
+from distill.errors import DataError, UserError, counted
 
 if TYPE_CHECKING:
     from contract import SplitName
@@ -40,9 +40,11 @@ def init(
     import torch
 
     from distill.data.splits import scan_splits
+    from distill.models.student import timm_config
 
     if out.exists():
         raise UserError(f"{out} exists already: remove it or choose another --out")
+    timm_config(student)
     splits = scan_splits(data, cache=cache)
     size = choose_image_size(splits["train"].paths, has_gpu=torch.cuda.is_available())
     images = len(splits["train"])
@@ -78,7 +80,10 @@ def _data_comments(data: Path, splits: "Mapping[SplitName, Split]") -> list[str]
     lines = [f"# What `distill init` found in {str(data)!r}:"]
     for name, split in splits.items():
         held_out = ", held out of training" if split.held_out else ""
-        lines.append(f"#   {name}: {len(split):,} images of {len(split.keys)} classes{held_out}")
+        lines.append(
+            f"#   {name}: {counted(len(split), 'image')} of "
+            f"{counted(len(split.keys), 'class')}{held_out}"
+        )
     if "unseen" not in splits:
         lines += [
             "#   no unseen classes: the accuracy on later classes can only be forecast.",

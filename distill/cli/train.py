@@ -214,7 +214,7 @@ class TerminalProgress:
                 f"seen {data['seen_top1']:.1f} %, {data['images_per_second']:.0f} images/s"
             )
         elif kind is EventKind.LOG:
-            notes.print(data["message"], markup=False)
+            notes.print(data["message"], markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def build_student(
         ModelError: the name is unknown, the weights are unavailable or do not fit, or the model
             does not support this image size or output stride.
     """
-    config = _pretrained_config(name)
+    config = timm_config(name)
     if pretrained and not (config and config.has_weights):
         raise ModelError(
             f"timm has no pretrained weights for the student {name}: train it from scratch with "
@@ -236,7 +236,7 @@ def _build(
     unfit: str | None = None,
     **options: object,
 ) -> Student:
-    config = _pretrained_config(name)
+    config = timm_config(name)
     settings: dict[str, Any] = {"num_classes": 0, **options}
     if config and config.fixed_input_size:
         settings["img_size"] = image_size
@@ -278,8 +278,12 @@ def _build(
     return student.to(memory_format=torch.channels_last)
 
 
-def _pretrained_config(name: str) -> Any:  # noqa: ANN401 - timm is untyped
-    """timm's pretrained configuration of the model, or None if it has none."""
+def timm_config(name: str) -> Any:  # noqa: ANN401 - timm is untyped
+    """timm's pretrained configuration of the model, or None if it has none.
+
+    Raises:
+        ModelError: timm has no such model, or none with these weights.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         raise ModelError(

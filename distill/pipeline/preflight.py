@@ -14,7 +14,7 @@ from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels, StreamedPixels
 from distill.embeddings.class_prompts import has_text
 from distill.embeddings.image_features import image_features
-from distill.errors import ModelError, TextError, UnreadableImages, some
+from distill.errors import ModelError, TextError, UnreadableImages, counted, some
 from distill.evaluation.accuracy import accuracy
 from distill.pipeline.inputs import Inputs
 
@@ -75,8 +75,9 @@ def preflight(
 def describe(checks: Preflight, *, decoded: bool = True) -> list[str]:
     """The findings as lines of text. `decoded` is whether all images were decoded."""
     lines = [
-        f"{split.split}: {split.images:,} images of {split.classes} classes, {split.fewest} to "
-        f"{split.most} per class" + (", held out of training" if split.held_out else "")
+        f"{split.split}: {counted(split.images, 'image')} of {counted(split.classes, 'class')}, "
+        f"{split.fewest} to {split.most} per class"
+        + (", held out of training" if split.held_out else "")
         for split in checks.splits
     ]
     if not decoded:

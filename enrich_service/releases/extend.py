@@ -107,6 +107,8 @@ def _plan(
     known_names = {label.name.casefold() for label in known}
     if duplicate := next((name for name in names if name.strip().casefold() in known_names), None):
         raise Conflict(f"Label set {name!r} already has a label {shortened(duplicate)}.")
+    if release is not None and release in _release_names(session):
+        raise Conflict(f"Release {release!r} already exists: choose another name.")
     contexts = Counter(label.context for label in known)
     context = context or contexts.most_common(1)[0][0]
     return _Plan(
@@ -116,11 +118,15 @@ def _plan(
     )
 
 
+def _release_names(session: Session) -> set[str]:
+    return set(session.exec(select(ReleaseRow.name)))
+
+
 def _next_name(session: Session, name: str) -> str:
     """`name` with the next higher number at its end that is not in use."""
     stem, number = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
     stem, count = (stem, int(number)) if number else (f"{name}-", 1)
-    taken = set(session.exec(select(ReleaseRow.name)))
+    taken = _release_names(session)
     while f"{stem}{count + 1}" in taken:
         count += 1
     return f"{stem}{count + 1}"

@@ -109,11 +109,11 @@ def with_crops_of_one_photo(
     return [group for group in members.values() if len(group) > 1]
 
 
-def write_manifest(path: Path, division: Division) -> None:
+def write_manifest(path: Path, division: Division, cache: Path) -> None:
     """Write the division as CSV or JSON lines, with paths relative to the folder of `path`.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it cannot be written, or images are packed or only in the folder `cache`.
     """
     folder = path.parent.resolve()
     rows = [
@@ -124,12 +124,12 @@ def write_manifest(path: Path, division: Division) -> None:
         }
         for split, images in division.items()
         for image in images
-        if isinstance(image.path, Path)
+        if isinstance(image.path, Path) and not _is_in(cache, image.path)
     ]
     if len(rows) < sum(map(len, division.values())):
         raise DataError(
-            f"{path} cannot list images that are packed in tar or Arrow files: give a folder with "
-            "--out, which gets copies"
+            f"{path} cannot list images that are packed in tar or Arrow files or were cut out of "
+            "photos: give a folder with --out, which gets copies"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,11 +147,16 @@ def write_manifest(path: Path, division: Division) -> None:
 
 
 def write_folders(
-    out: Path, division: Division, *, copy: bool, progress: Progress | None = None
+    out: Path,
+    division: Division,
+    cache: Path,
+    *,
+    copy: bool,
+    progress: Progress | None = None,
 ) -> None:
     """Create the folder `out` with train/, val_on_train/ and val/, of links or copies.
 
-    Images in tar and Arrow files are always copied.
+    Images in tar and Arrow files and in the folder `cache` are always copied.
 
     Raises:
         DataError: it exists, or cannot be written.
@@ -168,7 +173,7 @@ def write_folders(
                 target = _free_name(folder / location(image.path).name)
                 if isinstance(image.path, PackedImage):
                     target.write_bytes(image.path.read_bytes())
-                elif copy:
+                elif copy or _is_in(cache, image.path):
                     shutil.copy2(image.path, target)
                 else:
                     target.symlink_to(image.path.resolve())
@@ -182,6 +187,10 @@ def write_folders(
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_in(folder: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def folder_name(key: str) -> str:

@@ -33,7 +33,7 @@ def find_source(data: str | Path) -> Source:
     if path.is_dir():
         return _source_of_folder(path)
     if not path.is_file():
-        raise DataError(f"there is no data folder {path}: correct the path, or create it")
+        raise DataError(f"there is no data set {path}: correct the path, or create it")
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return ManifestFile(path)
     if path.suffix.lower() == ".tar":

@@ -1,6 +1,7 @@
 """Photos with boxes, as COCO and YOLO exports: what is cut out, and what is skipped or refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,23 @@ def test_both_formats_give_the_same_images(photos, tmp_path):
         assert a[:3] == b[:3] and (a[3] == b[3]).all()
 
 
+def test_objects_of_a_split_do_not_depend_on_the_cache(photos, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in BOXES:  # no two objects look alike
+        pixels = rng.integers(0, 256, (100, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / name)
+    cache, out = tmp_path / "cache", tmp_path / "objects"
+    words = ["data", "split", str(write_coco(photos)), "--validation", "0.5", "--cache", str(cache)]
+    refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "objects.csv")])
+    assert refused.exit_code == 1, refused.output
+    assert "were cut out of photos: give a folder with --out, which gets copies" in refused.stderr
+    result = CliRunner().invoke(app, [*words, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    shutil.rmtree(cache)
+    images = [path for path in out.rglob("*.png") if open_image(path).size]
+    assert images and not any(path.is_symlink() for path in images)
+
+
 def test_check_counts_skipped_boxes_by_reason(photos, tmp_path):
     document = coco()
     document["annotations"][3]["iscrowd"] = 1  # the fox of b.png
@@ -227,13 +245,12 @@ def test_objects_of_one_photo_are_held_out_together(herd, tmp_path):
 
 
 def test_objects_of_one_photo_are_split_together(herd, tmp_path):
-    out = tmp_path / "split.jsonl"
-    words = ["data", "split", herd, "--out", out, "--cache", tmp_path, "--validation", "0.25"]
+    out, cache = tmp_path / "split", tmp_path / "cache"
+    words = ["data", "split", herd, "--out", out, "--cache", cache, "--validation", "0.25"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
-    photo_of = {image.path: image.photo for image in find_source(herd).images(tmp_path)}
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    found = photos_by_split((row["split"], photo_of[tmp_path / row["path"]]) for row in rows)
+    photo_of = {image.path.name: image.photo for image in find_source(herd).images(cache)}
+    found = photos_by_split((path.parts[-3], photo_of[path.name]) for path in out.rglob("*.png"))
     assert len(found["val_on_train"]) == 3 and len(found["train"]) == 9
     assert not found["val_on_train"] & found["train"]
 

@@ -30,7 +30,7 @@ def test_a_class_without_images_is_named(image_folder):
 
 
 def test_missing_data_are_named(tmp_path, image_folder):
-    with pytest.raises(DataError, match=r"there is no data folder .*nowhere: correct the path"):
+    with pytest.raises(DataError, match=r"there is no data set .*nowhere: correct the path"):
         scan_splits(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no train images: the data needs class folders, or"):
         scan_splits(image_folder({"val": {"n1": 1}}))

@@ -45,6 +45,13 @@ def test_a_configuration_of_a_pretrained_transformer_has_a_tenth_of_the_rate(
     assert tomllib.loads(text)["forecast"] is False
 
 
+def test_a_student_that_timm_does_not_have_is_refused(image_folder, tmp_path):
+    made = init(tmp_path, image_folder({"train": {"a": 3}}), "--student", "resnet5")
+    assert made.exit_code == 1
+    assert "timm knows no student 'resnet5': did you mean resnet50" in made.stderr
+    assert not (tmp_path / "run.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "rate"),
     [

@@ -48,8 +48,10 @@ def test_only_the_new_classes_are_asked_about_and_the_next_release_has_all(model
 def test_a_class_that_cannot_be_added_leaves_everything_as_it_was(model, released):
     told = enrich("labels", "extend", "ducks", "Teal", code=1)
     assert "already has a label 'Teal'" in told
+    asked = len(model.requests)
     told = enrich("labels", "extend", "ducks", "eider", "--release", "ducks-1", code=1)
     assert told.count("\n") == 1 and "ducks-1" in told
+    assert len(model.requests) == asked
     assert enrich("labels", "show", "ducks")["total"] == 2
     assert len(enrich("release", "list")) == 1
 

@@ -82,7 +82,7 @@ def test_check_names_what_a_training_would_stumble_over(photos, tmp_path):
     lines = invoke(tmp_path, "check", photos).stdout
     assert "skipped files: 1 .txt, 1 .dng" in lines
     assert "of these in several splits: none" in lines
-    assert "of these with several labels: 1 groups" in lines
+    assert "of these with several labels: 1 group\n" in lines
 
 
 def test_check_finds_photos_that_are_in_two_splits(photos, tmp_path):
@@ -177,7 +177,7 @@ def test_unseen_classes_are_named_or_chosen_by_a_teacher(photos, tmp_path, tiny_
 def test_a_photo_of_an_unseen_class_that_is_also_in_a_seen_one_is_left_out_there(photos, tmp_path):
     photo(0).save(photos / "bee" / "ant.png")  # as ant/0.jpg
     result = invoke(tmp_path, "split", photos, "--unseen", "ant", "--out", tmp_path / "a.csv")
-    assert "1 images left out: near-duplicates of an image of an unseen class" in result.stderr
+    assert "1 image left out: near-duplicates of an image of an unseen class" in result.stderr
     names = {
         path.name for split in scan_splits(tmp_path / "a.csv").values() for path in split.paths
     }
