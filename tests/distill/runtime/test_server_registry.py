@@ -1,6 +1,6 @@
 """`distill serve --student`: a server that follows an alias of a student registry.
 
-The registry is a small HTTP server that speaks the service's interface and can be told to fail.
+The registry is a small HTTP server with the service's interface, which can be made to fail.
 """
 
 import hashlib

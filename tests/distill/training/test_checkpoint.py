@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is refused, and what a kill can and cannot leave behind."""
+"""Checkpoints: round trips, refused files, and what a kill leaves behind."""
 
 import signal
 
