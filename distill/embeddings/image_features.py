@@ -24,7 +24,7 @@ from contract import PixelMode
 from distill.data.augment import apply_views, sample_views
 from distill.data.files.image_file import DECODING
 from distill.data.files.packed_image import ImagePath
-from distill.data.files.row_shards import cached_rows
+from distill.data.files.row_shards import CachedRows
 from distill.data.pixels import Progress, open_pixels
 from distill.data.read_ahead import decode_ahead, find_unreadable
 from distill.data.splits import Split
@@ -60,16 +60,22 @@ def image_features(
         encoded = list(_encode(teacher, split.paths, [range(len(split))], progress))
         features = torch.cat(encoded)
     else:
-        content = ["raw", DECODING, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-        path = cache / f"features-{split.name}-{key}.safetensors"
-        features = cached_rows(
-            path,
-            "feature",
-            (len(split), teacher.dim),
-            lambda rows: _encode(teacher, split.paths, rows, progress),
-        )
+        features = image_feature_rows(teacher, split, cache=cache, progress=progress).read()
     return F.normalize(features, dim=-1) if normalize else features
+
+
+def image_feature_rows(
+    teacher: Teacher, split: Split, *, cache: Path, progress: Progress | None = None
+) -> CachedRows:
+    """The raw features [images, dim] of `image_features` in `cache`, whether computed or not."""
+    content = ["raw", DECODING, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+    return CachedRows(
+        cache / f"features-{split.name}-{key}.safetensors",
+        "feature",
+        (len(split), teacher.dim),
+        lambda rows: _encode(teacher, split.paths, rows, progress),
+    )
 
 
 def view_features(
@@ -90,21 +96,41 @@ def view_features(
     Raises:
         DataError: an image cannot be read, or the cache folder cannot be written.
     """
-    generator = torch.Generator().manual_seed(VIEWS_SEED)
-    view_params = sample_views(len(split) * views, generator).view(len(split), views, -1)
+    rows = view_feature_rows(
+        teacher, split, views, cache=cache, pixel_mode=pixel_mode, progress=progress
+    )
+    return _view_params(split, views), rows.read()
+
+
+def view_feature_rows(
+    teacher: Teacher,
+    split: Split,
+    views: int,
+    *,
+    cache: Path,
+    pixel_mode: PixelMode = "auto",
+    progress: Progress | None = None,
+) -> CachedRows:
+    """The features [images, views, dim] of `view_features` in `cache`, whether computed or not."""
+    view_params = _view_params(split, views)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
         [DECODING, params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
     )
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
-    path = cache / f"views-{split.name}-{key}.safetensors"
 
     def encode(rows: Sequence[range]) -> Iterator[Tensor]:
         pixels = open_pixels(split, teacher.image_size, cache, pixel_mode)
         return _encode_views(teacher, pixels, view_params, rows, progress)
 
-    shape = (len(split), views, teacher.dim)
-    return view_params, cached_rows(path, "feature", shape, encode)
+    path = cache / f"views-{split.name}-{key}.safetensors"
+    return CachedRows(path, "feature", (len(split), views, teacher.dim), encode)
+
+
+def _view_params(split: Split, views: int) -> Tensor:
+    """The parameters [images, views, 6] of the stored views of `split`."""
+    generator = torch.Generator().manual_seed(VIEWS_SEED)
+    return sample_views(len(split) * views, generator).view(len(split), views, -1)
 
 
 def _encode_views(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.files.row_shards import SHARD_ROWS, cached_rows
+from distill.data.files.row_shards import SHARD_ROWS, CachedRows
 from distill.data.files.tensor_file import read_tensor
 from distill.data.splits import Split, scan_split
-from distill.embeddings.image_features import image_features, view_features
+from distill.embeddings.image_features import image_feature_rows, image_features, view_features
 from distill.errors import DataError
 from distill.models.teacher import Teacher, load_teacher
 
@@ -117,18 +117,35 @@ def test_only_missing_and_damaged_shards_are_computed(tmp_path):
             yield from values[part.start : part.stop].split(100)
 
     with pytest.raises(DataError, match="an image cannot be read"):
-        cached_rows(path, "feature", values.shape, compute)
+        CachedRows(path, "feature", values.shape, compute).read()
     (folder,) = tmp_path.iterdir()
     shards = sorted(folder.iterdir())
     assert len(shards) == 4
     content = bytearray(shards[1].read_bytes())
     content[-1] ^= 1
     shards[1].write_bytes(content)
-    assert cached_rows(path, "feature", values.shape, compute).equal(values)
+    assert CachedRows(path, "feature", values.shape, compute).read().equal(values)
     assert asked[1] == [range(SHARD_ROWS, 2 * SHARD_ROWS), range(4 * SHARD_ROWS, rows)]
     assert list(tmp_path.iterdir()) == [path]
-    assert cached_rows(path, "feature", values.shape, compute).equal(values)
+    assert CachedRows(path, "feature", values.shape, compute).read().equal(values)
     assert len(asked) == 2
+
+
+def test_shards_that_other_processes_wrote_are_joined(split, teacher, tmp_path):
+    files = [image_feature_rows(teacher, split, cache=tmp_path) for _ in range(2)]
+    missing = files[0].missing()
+    assert missing == [
+        range(SHARD_ROWS), range(SHARD_ROWS, 2 * SHARD_ROWS), range(2 * SHARD_ROWS, IMAGES)
+    ]  # fmt: skip
+    files[0].write_shard(missing[2])
+    assert files[1].missing() == missing[:2]
+    for rows in reversed(missing):
+        files[1].write_shard(rows)
+    encoded = count_encoded(teacher)
+    files[1].write_shard(missing[0])  # it is there
+    features = image_features(teacher, split, cache=tmp_path, normalize=False)
+    assert files[1].missing() == [] and encoded == []
+    assert features.equal(image_features(teacher, split, cache=None, normalize=False))
 
 
 def test_a_full_disk_is_named_and_the_finished_shards_stay(small_disk):
@@ -139,7 +156,7 @@ def test_a_full_disk_is_named_and_the_finished_shards_stay(small_disk):
             yield torch.zeros(len(part), 100)  # of a disk that two shards fit on
 
     with pytest.raises(DataError, match=r"cannot write the feature cache .*No space left.*free so"):
-        cached_rows(path, "feature", (rows, 100), compute)
+        CachedRows(path, "feature", (rows, 100), compute).read()
     (folder,) = small_disk.iterdir()
     assert [file.name for file in sorted(folder.iterdir())] == [
         "000000000.safetensors", "000001024.safetensors"
