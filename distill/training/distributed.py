@@ -1,8 +1,9 @@
 """One training run over several processes, each with a share of every batch (see torchrun).
 
 Notable:
-- All processes hold the same data and sample the same batches; only the student's features of a
-  share are computed in a single process, and only they are gathered.
+- All processes map the same files and sample the same batches. Of a batch, each reads the pixels
+  and the features of its own share alone, so only their pages of the files; a GPU that has memory
+  for all of the data reads it once. Features of student, teacher and captions are then gathered.
 - With one process, everything here does nothing.
 """
 

@@ -10,8 +10,9 @@ Notable:
 - On a GPU the data is kept in its memory if it fits in half of what is free; otherwise batches are
   copied from pinned memory.
 - An epoch is whole batches in random order; remaining images that do not fill a batch are skipped.
-- Several processes each take a share of every batch; together they compute the gradient of the
-  whole batch. (Batch norm is the exception: it normalises each share separately.)
+- Several processes each take a share of every batch, of which each reads only its own images and
+  features; together they compute the gradient of the whole batch. (Batch norm is the exception: it
+  normalises each share separately.)
 """
 
 import time
@@ -88,7 +89,7 @@ class TrainingData:
         device: torch.device,
     ) -> tuple[Tensor, Tensor]:
         """Views [share, 3, size, size] of the `pixels` of this process's share of the images
-        `batch`, and the teacher's features of all of them [batch, dim].
+        `batch`, and the teacher's features of this share [share, dim].
 
         The views are new random ones, with features of the clean images; or stored ones, with the
         features of those views. Each epoch uses the next stored view of each image.
@@ -97,10 +98,16 @@ class TrainingData:
         pixels = to_device(pixels, device)
         if self.views is None:
             params = sample_views(len(batch), generator)
-            return apply_views(pixels, params[own]), take(self.teacher, batch, device)
-        view = (batch + epoch) % self.views.shape[1]
-        params = self.views[batch, view]
-        return apply_views(pixels, params[own]), take(self.teacher, (batch, view), device)
+            return apply_views(pixels, params[own]), take(self.teacher, batch[own], device)
+        rows = batch[own]
+        view = (rows + epoch) % self.views.shape[1]
+        return apply_views(pixels, self.views[rows, view]), take(self.teacher, (rows, view), device)
+
+    def get_captions(self, batch: Tensor, device: torch.device) -> Tensor | None:
+        """Features [share, dim] of the captions of this process's share of the images `batch`."""
+        if self.captions is None:
+            return None
+        return take(self.captions, batch[share(len(batch))], device)
 
     def on(self, device: torch.device) -> "TrainingData":
         """The same data in the memory of a GPU, if it fits in half of what is free there."""
@@ -331,6 +338,7 @@ def train_step(
     # For dropout, which must differ between the shares.
     torch.manual_seed(generator.initial_seed() + processes().process_index)
     images, teacher = data.get_batch(batch, pixels, state.epoch, generator, device)
+    captions = data.get_captions(batch, device)
     rate = learning_rate(config, state.steps_done, state.epoch_steps, state.total_steps)
     for group in state.optimiser.param_groups:
         group["lr"] = rate
@@ -339,10 +347,10 @@ def train_step(
             output = state.network(images)
         features = Features(
             student=gather(output.float()),
-            teacher=teacher,
+            teacher=gather(teacher),
             text=state.text,
             targets=take(data.targets, batch, device),
-            captions=None if data.captions is None else take(data.captions, batch, device),
+            captions=None if captions is None else gather(captions),
         )
         finite = features.student.detach().isfinite().all()
         state.is_finite = finite if state.is_finite is None else state.is_finite & finite

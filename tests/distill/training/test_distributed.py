@@ -106,6 +106,43 @@ def test_the_gradients_of_shares_add_up_to_that_of_the_whole_batch(fork_server, 
     assert "the same" in ends[1][1]
 
 
+SHARES = """
+from dataclasses import replace
+import torch
+from distill.data.augment import sample_views
+from distill.training.distributed import connect, processes, share
+from distill.training.loop import _generator
+from tests.distill.training.test_loop import DIM, make_config, make_data, outcome, run
+
+connect("cpu")
+losses = {"im_cst": 1, "cap": 1}
+config = make_config(student="test_vit", epochs=1, batch_size=16, losses=losses, captions="c")
+clean = make_data(32)  # one step of both processes
+clean = replace(clean, captions=clean.teacher)
+generator = torch.Generator().manual_seed(0)
+views = sample_views(32 * 3, generator).view(32, 3, -1)
+teacher = torch.randn(32, 3, DIM, generator=generator)
+for data in clean, replace(clean, views=views, teacher=teacher):
+    expected = outcome(run(config, data))
+    foreign = torch.ones(32, dtype=torch.bool)
+    foreign[data.epoch_indices(_generator(config.seed, 0))[share(32)]] = False
+    own = {"pixels": data.pixels.masked_fill(foreign[:, None, None, None], 0)}
+    for name in ("teacher", "captions", "views"):
+        if (values := getattr(data, name)) is not None:
+            mask = foreign.view(-1, *[1] * (values.ndim - 1))
+            own[name] = values.masked_fill(mask, float("nan"))
+    assert outcome(run(config, replace(data, **own))) == expected
+print("the same" if processes().process_index == 1 else "")
+"""
+
+
+def test_a_process_needs_the_pixels_and_features_of_its_own_share_alone(fork_server, tmp_path):
+    (tmp_path / "shares.py").write_text(SHARES)
+    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "shares.py"))]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "the same" in ends[1][1]
+
+
 def test_a_stop_of_one_process_stops_both_at_one_step_and_they_go_on_together(command, fork_server):
     long = {"batch_size": 8, "epochs": 200}
     both = fork_server.start_two(*command("run", "--events", **long))
