@@ -34,7 +34,7 @@ compose-test: $(STAMP)
 
 ray-test: $(STAMP)
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[ray]'
-	$(BIN)/pytest -m ray tests/distill/on_ray/test_on_ray.py
+	$(BIN)/pytest -m ray tests/distill/on_ray
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -2,13 +2,16 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from contract import EventKind
 from distill.data.files.atomic_file import write_atomically
 from distill.training.outcome import Outcome
+from distill.worker.event_lines import event_line
 
 HEARTBEAT_TIMEOUT_S: Final = 60.0  # without a new order the submitter counts as dead
 POLL_INTERVAL_S: Final = 1.0  # between reads of the order
@@ -50,6 +53,11 @@ class RayFolder:
     def last_order(self) -> str:
         """The last order with its time on the submitter's clock; each one is a different text."""
         return self._order.read_text()
+
+    def write_event(self, kind: EventKind, data: Mapping[str, Any]) -> None:
+        """Add an event of the training."""
+        with self.events.open("a") as events:
+            print(event_line(kind, data), file=events)
 
     def end(self, outcome: Outcome) -> None:
         """Record how the training ended."""

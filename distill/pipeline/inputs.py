@@ -3,20 +3,29 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from contract import PixelMode, Release, SplitName, TextStrategy
 from distill.data.files.image_file import open_image, square
+from distill.data.files.row_shards import CachedRows
 from distill.data.pixels import Progress, open_pixels
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels
-from distill.embeddings.image_features import image_features, view_features
+from distill.embeddings.image_features import (
+    image_feature_rows,
+    image_features,
+    view_feature_rows,
+    view_features,
+)
 from distill.embeddings.text_bank import TextBank, build_text_bank
 from distill.models.student import FILE as STUDENT_FILE
 from distill.models.student import load_student
 from distill.models.teacher import Teacher
+
+VIEWS_TITLE: Final = "Teacher features, views"
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Inputs:
             self.teacher,
             self.splits[split],
             cache=self.cache,
-            progress=self.progress(f"Teacher features, {split}"),
+            progress=self.progress(_title(split)),
             normalize=normalize,
         )
 
@@ -71,8 +80,25 @@ class Inputs:
             views,
             cache=self.cache,
             pixel_mode=self.pixel_mode,
-            progress=self.progress("Teacher features, views"),
+            progress=self.progress(VIEWS_TITLE),
         )
+
+    def feature_rows(self, views: int) -> dict[str, CachedRows]:
+        """What `teacher_features` of all splits and, with `views`, `view_features` read from the
+        cache, by the titles of their progress. Nothing is computed."""
+        found = {
+            _title(name): image_feature_rows(self.teacher, split, cache=self.cache)
+            for name, split in self.splits.items()
+        }
+        if views:
+            found[VIEWS_TITLE] = view_feature_rows(
+                self.teacher,
+                self.splits["train"],
+                views,
+                cache=self.cache,
+                pixel_mode=self.pixel_mode,
+            )
+        return found
 
     def pixels(self, split: SplitName, size: int) -> Pixels:
         """The images of `split` as uint8 [images, 3, size, size], cached or streamed.
@@ -83,6 +109,10 @@ class Inputs:
         """
         progress = self.progress(f"Pixels, {split}")
         return open_pixels(self.splits[split], size, self.cache, self.pixel_mode, progress)
+
+
+def _title(split: SplitName) -> str:
+    return f"Teacher features, {split}"
 
 
 def file_features(images: Sequence[Path], teacher: Teacher, student: Path | None) -> Tensor:

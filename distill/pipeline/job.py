@@ -4,7 +4,8 @@ The steps are, in order: check, encode, train, evaluate, report, forecast, expor
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from contract import Epoch, EventKind, Release, Report, TextStrategy, TrainConfig
+from contract import (
+    Epoch,
+    EventKind,
+    Preflight,
+    Release,
+    Report,
+    SplitName,
+    TextStrategy,
+    TrainConfig,
+)
 from distill.data.pixels import Progress, choose_pixels
 from distill.data.releases import shuffle_texts, write_release
 from distill.data.sources.find import base_folder
-from distill.data.splits import NO_UNSEEN, scan_splits
+from distill.data.splits import NO_UNSEEN, Split, scan_splits
+from distill.data.streamed_pixels import Pixels
 from distill.embeddings.captions import caption_features, read_captions
 from distill.embeddings.text_bank import TextBank
 from distill.errors import DataError, Interrupted, UserError
@@ -83,7 +94,7 @@ def run_job(
 
     def prepare() -> tuple[RunInputs, Student]:
         # Only the main process encodes. The others find its features in the cache.
-        phases = _until_stopped(_progress_events(emit), should_stop if is_main else _never, KEPT)
+        phases = _until_stopped(progress_events(emit), should_stop if is_main else _never, KEPT)
         return _prepare(config, release, out, cache=cache, on_event=emit, phases=phases)
 
     run, student = main_process_first(prepare)
@@ -105,7 +116,7 @@ def run_job(
             _training_data(run),
             callbacks=Callbacks(
                 on_epoch=on_epoch,
-                on_step=_progress_events(emit)("Training"),
+                on_step=progress_events(emit)("Training"),
                 should_stop=should_stop,
             ),
             checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
@@ -143,7 +154,7 @@ def _forecast(
             run,
             _build_student(run.config, run.inputs.teacher),
             out,
-            on_step=_progress_events(on_event)("Training for the forecast"),
+            on_step=progress_events(on_event)("Training for the forecast"),
             should_stop=should_stop,
             resume=resume,
         )
@@ -164,7 +175,7 @@ def _export(
     should_stop: Callable[[], bool],
 ) -> None:
     """Export the trained student as a classifier."""
-    phases = _until_stopped(_progress_events(on_event), should_stop)
+    phases = _until_stopped(progress_events(on_event), should_stop)
     export_classifier(
         run,
         student,
@@ -203,7 +214,7 @@ def _until_stopped(start: Phases, should_stop: Callable[[], bool], kept: str = "
     return start_phase
 
 
-def _progress_events(on_event: OnEvent) -> Phases:
+def progress_events(on_event: OnEvent) -> Phases:
     """A function from a phase to a function of (done, total), which emits at most one event per
     PROGRESS_INTERVAL_S.
     """
@@ -239,13 +250,10 @@ def _prepare(
 
     splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
     prepare_folder(out, release)
-    device = processes().device
-    teacher = load_teacher(config.teacher, device=device, precision=config.precision)
-    student = _build_student(config, teacher)  # before encoding: this may fail
-    choice = choose_pixels(config.pixels, splits.values(), config.image_size, cache)
-    log(f"{_machine_line(config, teacher)}, {choice}")
-    inputs = Inputs(splits, teacher, cache, phases, choice.mode)
-    checks, pixels = preflight(config, release, inputs, log)
+    checked = check_inputs(
+        config, release, splits, cache=cache, device=processes().device, log=log, phases=phases
+    )
+    inputs = checked.inputs
     if "unseen" not in splits:
         log(NO_UNSEEN)
     classes = (*splits["train"].keys, *(splits["unseen"].keys if "unseen" in splits else ()))
@@ -257,7 +265,7 @@ def _prepare(
     if bank.flagged:
         log(
             f"{len(bank.flagged)} labels have texts longer than the teacher's "
-            f"{teacher.context_length} tokens; each is encoded as the mean of its sentences"
+            f"{inputs.teacher.context_length} tokens; each is encoded as the mean of its sentences"
         )
     captions = _captions(config, inputs, log)
     features = {split: inputs.teacher_features(split, normalize=False) for split in splits}
@@ -269,8 +277,8 @@ def _prepare(
         config=config,
         release=release,
         inputs=inputs,
-        checks=checks,
-        pixels=pixels,
+        checks=checked.findings,
+        pixels=checked.pixels,
         banks=banks,
         features=features,
         views=views,
@@ -278,7 +286,43 @@ def _prepare(
         teacher_rows=rows,
         started_at=started_at,
     )
-    return run, student
+    return run, checked.student
+
+
+@dataclass(frozen=True)
+class CheckedInputs:
+    """What passed the checks before a training."""
+
+    inputs: Inputs
+    student: Student
+    findings: Preflight
+    pixels: Mapping[SplitName, Pixels]
+
+
+def check_inputs(
+    config: TrainConfig,
+    release: Release,
+    splits: Mapping[SplitName, Split],
+    *,
+    cache: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+    phases: Phases,
+) -> CheckedInputs:
+    """Load the teacher, build the student and check everything before the teacher's features.
+
+    `phases`: from the title of a phase to the function that shows its progress.
+
+    Raises:
+        UserError: an input is missing or invalid.
+    """
+    teacher = load_teacher(config.teacher, device=device, precision=config.precision)
+    student = _build_student(config, teacher)  # before encoding: this may fail
+    choice = choose_pixels(config.pixels, splits.values(), config.image_size, cache)
+    log(f"{_machine_line(config, teacher)}, {choice}")
+    inputs = Inputs(splits, teacher, cache, phases, choice.mode)
+    findings, pixels = preflight(config, release, inputs, log)
+    return CheckedInputs(inputs, student, findings, pixels)
 
 
 def _machine_line(config: TrainConfig, teacher: Teacher) -> str:
