@@ -5,6 +5,7 @@ Workers that have reported nothing, or that may read any folder, are assumed to 
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from contract import Needs, TrainConfig, WorkerOffers
@@ -15,8 +16,24 @@ MAX_LISTED: Final = 5  # workers in a warning
 NO_WORKER: Final = "No worker is running: the job waits until one starts."
 _EXPORTS: Final = ("COCO export", "YOLO export", "shards")  # one file of them may be `data`, too
 _HUB: Final = ("hf:", "hf-hub:")
-_CACHED: Final = " in its cache"
-_TRACKED: Final = " of `track`"
+
+
+@dataclass(frozen=True)
+class _Requirement:
+    """What a job needs of a worker. `cached`: a worker that is not offline may download it."""
+
+    name: str
+    cached: bool = False
+    remedy: str = "."  # if it is not cached
+
+    def __str__(self) -> str:
+        return f"{self.name} in its cache" if self.cached else self.name
+
+    def consequence(self, offline: bool) -> str:
+        """The end of the sentence that no running worker has this."""
+        if not self.cached:
+            return self.remedy
+        return ", and none may download it." if offline else ": it will be downloaded."
 
 
 def warnings(
@@ -34,7 +51,7 @@ def warnings(
     if common:
         offline = all(worker.offers and worker.offers.offline for worker in running)
         return [
-            f"No running worker has {requirement}{_consequence(requirement, offline)}"
+            f"No running worker has {requirement}{requirement.consequence(offline)}"
             for requirement in common
         ]
     listed = [
@@ -49,48 +66,41 @@ def can_do(worker: WorkerView, config: TrainConfig, needs: Needs) -> bool:
     """Whether `worker` meets all requirements of the job, but for what it may download."""
     offline = worker.offers is not None and worker.offers.offline
     missing = _missing(worker, config, needs)
-    return all(requirement.endswith(_CACHED) and not offline for requirement in missing)
+    return all(requirement.cached and not offline for requirement in missing)
 
 
-def _consequence(requirement: str, offline: bool) -> str:
-    if requirement.endswith(_TRACKED):
-        return ": install it there, or remove it from `track`."
-    if not requirement.endswith(_CACHED):
-        return "."
-    return ", and none may download it." if offline else ": it will be downloaded."
-
-
-def _missing(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[str]:
+def _missing(worker: WorkerView, config: TrainConfig, needs: Needs) -> Iterator[_Requirement]:
     """The requirements of the job that `worker` does not meet, most important first."""
     if needs.gpu and not worker.gpu:
-        yield "a GPU"
+        yield _Requirement("a GPU")
     elif config.device.startswith("cuda") and not worker.gpu:
-        yield f"the device {config.device}"
+        yield _Requirement(f"the device {config.device}")
     if needs.memory_gb > worker.memory_gb:
-        yield f"{needs.memory_gb:g} GiB of memory"
+        yield _Requirement(f"{needs.memory_gb:g} GiB of memory")
     if worker.offers is not None:
         yield from _missing_files(worker.offers, config)
 
 
-def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[str]:
+def _missing_files(offers: WorkerOffers, config: TrainConfig) -> Iterator[_Requirement]:
     if not _may_have_data(offers, config.data):
-        yield f"the data {shortened(config.data)}"
+        yield _Requirement(f"the data {shortened(config.data)}")
     if config.weights is not None and not _may_have(offers, config.weights, offers.weights):
-        yield f"the weights {shortened(config.weights)}"
+        yield _Requirement(f"the weights {shortened(config.weights)}")
     scheme, _, folder = config.teacher.partition(":")
     if scheme == "local-dir":
         local = [name.partition(":")[2] for name in offers.teachers if name.startswith(scheme)]
         if not _may_have(offers, folder, local):
-            yield f"the teacher {shortened(config.teacher)}"
+            yield _Requirement(f"the teacher {shortened(config.teacher)}")
     elif config.teacher not in offers.teachers:
-        yield f"the teacher {shortened(config.teacher)}{_CACHED}"
+        yield _Requirement(f"the teacher {shortened(config.teacher)}", cached=True)
     if config.pretrained and not any(
         name == config.student or name.startswith(f"{config.student}.") for name in offers.students
     ):
-        yield f"pretrained weights of the student {config.student}{_CACHED}"
+        yield _Requirement(f"pretrained weights of the student {config.student}", cached=True)
     for name in config.track:
         if name not in offers.trackers:
-            yield f"the package {name}{_TRACKED}"
+            remedy = ": install it there, or remove it from `track`."
+            yield _Requirement(f"the package {name} of `track`", remedy=remedy)
 
 
 def _may_have_data(offers: WorkerOffers, data: str) -> bool:
