@@ -78,30 +78,6 @@ def image_feature_rows(
     )
 
 
-def view_features(
-    teacher: Teacher,
-    split: Split,
-    views: int,
-    *,
-    cache: Path,
-    pixel_mode: PixelMode = "auto",
-    progress: Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """View parameters [images, views, 6] for `augment.apply_views`, and the teacher's raw features
-    of those views [images, views, dim] float32, memory-mapped from `cache`.
-
-    The teacher encodes each view at its own image size, cropped from the centre square that the
-    student uses. The views do not depend on a run's seed, so that they are encoded only once.
-
-    Raises:
-        DataError: an image cannot be read, or the cache folder cannot be written.
-    """
-    rows = view_feature_rows(
-        teacher, split, views, cache=cache, pixel_mode=pixel_mode, progress=progress
-    )
-    return _view_params(split, views), rows.read()
-
-
 def view_feature_rows(
     teacher: Teacher,
     split: Split,
@@ -110,9 +86,15 @@ def view_feature_rows(
     cache: Path,
     pixel_mode: PixelMode = "auto",
     progress: Progress | None = None,
-) -> CachedRows:
-    """The features [images, views, dim] of `view_features` in `cache`, whether computed or not."""
-    view_params = _view_params(split, views)
+) -> tuple[Tensor, CachedRows]:
+    """View parameters [images, views, 6] for `augment.apply_views`, and the teacher's raw features
+    of those views [images, views, dim] in `cache`, whether computed or not.
+
+    The teacher encodes each view at its own image size, cropped from the centre square that the
+    student uses. The views do not depend on a run's seed, so that they are encoded only once.
+    """
+    generator = torch.Generator().manual_seed(VIEWS_SEED)
+    view_params = sample_views(len(split) * views, generator).view(len(split), views, -1)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
     content = json.dumps(
         [DECODING, params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
@@ -124,13 +106,7 @@ def view_feature_rows(
         return _encode_views(teacher, pixels, view_params, rows, progress)
 
     path = cache / f"views-{split.name}-{key}.safetensors"
-    return CachedRows(path, "feature", (len(split), views, teacher.dim), encode)
-
-
-def _view_params(split: Split, views: int) -> Tensor:
-    """The parameters [images, views, 6] of the stored views of `split`."""
-    generator = torch.Generator().manual_seed(VIEWS_SEED)
-    return sample_views(len(split) * views, generator).view(len(split), views, -1)
+    return view_params, CachedRows(path, "feature", (len(split), views, teacher.dim), encode)
 
 
 def _encode_views(

@@ -18,7 +18,6 @@ from distill.embeddings.image_features import (
     image_feature_rows,
     image_features,
     view_feature_rows,
-    view_features,
 )
 from distill.embeddings.text_bank import TextBank, build_text_bank
 from distill.models.student import FILE as STUDENT_FILE
@@ -74,14 +73,8 @@ class Inputs:
         Raises:
             DataError: an image cannot be read, or the cache cannot be written.
         """
-        return view_features(
-            self.teacher,
-            self.splits["train"],
-            views,
-            cache=self.cache,
-            pixel_mode=self.pixel_mode,
-            progress=self.progress(VIEWS_TITLE),
-        )
+        params, rows = self._view_rows(views)
+        return params, rows.read()
 
     def feature_rows(self, views: int) -> dict[str, CachedRows]:
         """What `teacher_features` of all splits and, with `views`, `view_features` read from the
@@ -91,14 +84,18 @@ class Inputs:
             for name, split in self.splits.items()
         }
         if views:
-            found[VIEWS_TITLE] = view_feature_rows(
-                self.teacher,
-                self.splits["train"],
-                views,
-                cache=self.cache,
-                pixel_mode=self.pixel_mode,
-            )
+            _, found[VIEWS_TITLE] = self._view_rows(views)
         return found
+
+    def _view_rows(self, views: int) -> tuple[Tensor, CachedRows]:
+        return view_feature_rows(
+            self.teacher,
+            self.splits["train"],
+            views,
+            cache=self.cache,
+            pixel_mode=self.pixel_mode,
+            progress=self.progress(VIEWS_TITLE),
+        )
 
     def pixels(self, split: SplitName, size: int) -> Pixels:
         """The images of `split` as uint8 [images, 3, size, size], cached or streamed.

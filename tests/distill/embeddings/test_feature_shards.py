@@ -13,7 +13,7 @@ from PIL import Image
 from distill.data.files.row_shards import SHARD_ROWS, CachedRows
 from distill.data.files.tensor_file import read_tensor
 from distill.data.splits import Split, scan_split
-from distill.embeddings.image_features import image_feature_rows, image_features, view_features
+from distill.embeddings.image_features import image_feature_rows, image_features, view_feature_rows
 from distill.errors import DataError
 from distill.models.teacher import Teacher, load_teacher
 
@@ -23,14 +23,16 @@ ENCODE = """
 import sys
 from pathlib import Path
 from distill.data.splits import scan_split
-from distill.embeddings.image_features import image_features, view_features
+from distill.embeddings.image_features import image_features, view_feature_rows
 from distill.models.teacher import load_teacher
 data, teacher, cache, kind = sys.argv[1:]
 split = scan_split(data, "unseen")
 show = lambda done, total: print(done, flush=True)
 encode = {
     "clean": lambda teacher: image_features(teacher, split, cache=Path(cache), progress=show),
-    "views": lambda teacher: view_features(teacher, split, 1, cache=Path(cache), progress=show),
+    "views": lambda teacher: view_feature_rows(
+        teacher, split, 1, cache=Path(cache), progress=show
+    )[1].read(),
 }
 encode[kind](load_teacher(teacher))
 """
@@ -97,9 +99,11 @@ def test_a_killed_computation_of_views_continues_too(
 ):
     kill_while_encoding(photos, tiny_teacher, tmp_path / "killed", "views")
     again = count_encoded(teacher)
-    params, features = view_features(teacher, split, 1, cache=tmp_path / "killed")
+    params, rows = view_feature_rows(teacher, split, 1, cache=tmp_path / "killed")
+    features = rows.read()
     assert sum(again) == IMAGES - 2 * SHARD_ROWS
-    whole_params, whole = view_features(teacher, split, 1, cache=tmp_path / "whole")
+    whole_params, whole_rows = view_feature_rows(teacher, split, 1, cache=tmp_path / "whole")
+    whole = whole_rows.read()
     assert params.equal(whole_params)
     torch.testing.assert_close(features, whole)
 

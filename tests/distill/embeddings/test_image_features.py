@@ -11,7 +11,7 @@ from distill.data.augment import apply_views
 from distill.data.files.tensor_file import DamagedFile, read_tensor, write_rows
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_split
-from distill.embeddings.image_features import image_features, view_features
+from distill.embeddings.image_features import image_features, view_feature_rows
 from distill.models.teacher import load_teacher
 
 
@@ -41,7 +41,8 @@ def split(image_folder):
 
 
 def test_each_stored_view_has_the_teachers_feature_of_those_pixels(teacher, split, tmp_path):
-    params, features = view_features(teacher, split, 3, cache=tmp_path)
+    params, rows = view_feature_rows(teacher, split, 3, cache=tmp_path)
+    features = rows.read()
     assert params.shape == (5, 3, 6) and features.shape == (5, 3, 32)
     pixels = torch.from_numpy(load_pixels(split, teacher.image_size, tmp_path))
     for view in range(3):
@@ -53,17 +54,21 @@ def test_each_stored_view_has_the_teachers_feature_of_those_pixels(teacher, spli
 
 
 def test_views_are_encoded_once_and_a_damaged_cache_is_made_again(teacher, split, tmp_path):
-    params, features = view_features(teacher, split, 2, cache=tmp_path)
+    params, rows = view_feature_rows(teacher, split, 2, cache=tmp_path)
+    features = rows.read()
     (path,) = tmp_path.glob("views-*")
     calls = []
-    again, _ = view_features(teacher, split, 2, cache=tmp_path, progress=lambda *_: calls.append(1))
+    again, rows = view_feature_rows(
+        teacher, split, 2, cache=tmp_path, progress=lambda *_: calls.append(1)
+    )
+    rows.read()
     assert again.equal(params) and not calls
     expected = features.clone()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.unlink()
     path.write_bytes(content)
-    assert view_features(teacher, split, 2, cache=tmp_path)[1].equal(expected)
+    assert view_feature_rows(teacher, split, 2, cache=tmp_path)[1].read().equal(expected)
 
 
 def test_rows_written_one_by_one_are_a_safetensors_file(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from distill.data.files.row_shards import SHARD_ROWS
 from distill.data.files.tensor_file import read_tensor
 from distill.data.splits import scan_splits
-from distill.embeddings.image_features import image_features, view_features
+from distill.embeddings.image_features import image_features, view_feature_rows
 from distill.models.teacher import load_teacher
 from tests.distill.conftest import COLOURS, SPLITS
 from tests.distill.on_ray.conftest import kill, on_ray
@@ -86,7 +86,7 @@ def test_features_are_computed_on_all_nodes_of_which_one_is_killed(
     assert len(shards.finished) == 12
     splits, teacher = scan_splits(photos), load_teacher(colour_teacher)
     image_features(teacher, splits["train"], cache=tmp_path / "alone")
-    view_features(teacher, splits["train"], VIEWS, cache=tmp_path / "alone")
+    view_feature_rows(teacher, splits["train"], VIEWS, cache=tmp_path / "alone")[1].read()
     alone = list((tmp_path / "alone").glob("*.safetensors"))
     assert len(alone) == 2
     for file in alone:
