@@ -26,6 +26,7 @@ Quality:
 - quality.ablation: contribution of each loss and of the descriptions, on real photos
 - quality.clutter: several charms in one image, with one camera and with two
 - quality.exported_student: accuracy and speed of a student in every export format
+- quality.forecast: forecast accuracies on new classes compared with the measured ones
 - quality.look_alikes: scores for unknown photos, with and without look-alikes
 - quality.parity: predictions of an exported classifier compared with PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions

@@ -58,6 +58,7 @@ def rows_of(seed: int, epochs: int, release: Release, out: Path) -> tuple[Format
             losses=LossWeights(cls=1, mse=8, im_cst=1, vlprox=1),
             epochs=epochs,
             seed=seed,
+            forecast=True,
             export=False,
         )
         run_job(
