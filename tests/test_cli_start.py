@@ -30,6 +30,24 @@ def test_help_imports_nothing_slow(module):
     assert slow_imports(module, "--help") == set()
 
 
+@pytest.mark.parametrize(
+    ("program", "command", "other"),
+    [
+        *[("distill", name, "enrich") for name in ("students", "labels")],
+        *[("enrich", name, "distill") for name in ("predict", "train")],
+    ],
+)
+def test_a_command_of_the_other_program_is_named_in_one_line(program, command, other):
+    module = {"distill": "distill.cli.main", "enrich": "enrich_service.cli"}[program]
+    code = f"from {module} import app; app(['{command}', 'list', '--json'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        f"{program}: there is no command '{program} {command}': did you mean '{other} {command}'?\n"
+    )
+    assert slow_imports(module, command) <= {"pydantic"}  # of `contract`
+
+
 def test_a_command_on_labels_imports_the_database_and_nothing_else_that_is_slow(
     tmp_path, monkeypatch
 ):

@@ -65,6 +65,15 @@ class _Commands(TyperGroup):
         for name, target, summary in COMMANDS:
             self.add_command(LazyCommand(name, f"distill.cli.{target}", summary))
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - as in the base class
+        if args[0] not in self.commands:
+            from contract.programs import unknown_command  # slow to import, and needed only here
+
+            if message := unknown_command("distill", args[0]):
+                typer.echo(message, err=True)
+                raise typer.Exit(2)
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     cls=_Commands,

@@ -1,0 +1,34 @@
+"""The commands of the other program of this package, `enrich` or `distill`.
+
+Its entry point is imported only when a command is unknown: neither program imports the other.
+`contract/__init__.py` does not import this module, which needs Typer.
+"""
+
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Final
+
+from typer.core import TyperGroup
+from typer.main import get_command
+
+DISTRIBUTION: Final = "enrich-distill"
+
+
+def unknown_command(program: str, command: str) -> str | None:
+    """The error for a `command` that `program` does not have but the other one does, else None."""
+    try:
+        scripts = distribution(DISTRIBUTION).entry_points.select(group="console_scripts")
+    except PackageNotFoundError:
+        return None
+    for script in scripts:
+        if script.name == program:
+            continue
+        try:
+            group = get_command(script.load())
+        except ImportError:  # not all requirements of the other program are installed
+            continue
+        if isinstance(group, TyperGroup) and command in group.commands:
+            return (
+                f"{program}: there is no command '{program} {command}': "
+                f"did you mean '{script.name} {command}'?"
+            )
+    return None
