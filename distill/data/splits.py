@@ -24,7 +24,7 @@ from torch import Tensor
 from contract import SplitName
 from distill.data.files.packed_image import ImagePath, location, version
 from distill.data.sources.find import find_source
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError, some
 
 SPLITS: Final[Mapping[SplitName, str]] = {
@@ -84,16 +84,18 @@ def scan_splits(
     names: Sequence[SplitName] = tuple(SPLITS),
     *,
     cache: Path = CACHE,
+    progress: Progress | None = None,
 ) -> dict[SplitName, Split]:
     """The splits `names` of `data`. Only unseen may be missing from the result.
 
-    `known` has the keys of the labels. `cache` is a folder for images that are not separate files.
+    `known` has the keys of the labels. `cache` is a folder for images that are not separate files;
+    `progress` is called while they are unpacked.
 
     Raises:
         DataError: a split has no images, its classes contradict the other splits or are not
             `known`, or the data cannot be read.
     """
-    images = assign_splits(find_source(data).images(cache))
+    images = assign_splits(find_source(data).images(cache, progress))
     held_out = "train" in images and "seen" not in images
     if held_out:
         images["seen"] = hold_out(images["train"])

@@ -59,6 +59,7 @@ from distill.training.openmp import wait_policy
 OnEvent = Callable[[EventKind, dict[str, Any]], None]
 Phases = Callable[[str], Progress]  # from the title of a phase
 RELEASE_FILE: Final = "release.json"
+UNPACKING: Final = "Unpacking images"
 KEPT: Final = "finished shards of teacher features are kept"
 PROGRESS_INTERVAL_S: Final = 1.0  # each event is stored as a row in the service's database
 
@@ -248,7 +249,12 @@ def _prepare(
     def log(message: str) -> None:
         on_event(EventKind.LOG, {"message": message})
 
-    splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
+    splits = scan_splits(
+        config.data,
+        {label.key for label in release.labels},
+        cache=cache,
+        progress=phases(UNPACKING),
+    )
     prepare_folder(out, release)
     checked = check_inputs(
         config, release, splits, cache=cache, device=processes().device, log=log, phases=phases

@@ -10,7 +10,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,7 +19,7 @@ from PIL import Image
 
 from distill.data.files.image_file import DECODING, open_image
 from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError, UnreadableImages, some
 
 MARGIN: Final = 0.1  # added on each side, relative to the longer side of the box
@@ -74,14 +74,21 @@ class BoxExport(Protocol):
         ...
 
 
-def cropped_images(export: BoxExport, cache: Path) -> list[LabelledImage]:
+def cropped_images(
+    export: BoxExport, cache: Path, progress: Progress | None = None
+) -> list[LabelledImage]:
     """The crops of all boxes of `export`, cached in the folder `cache`.
+
+    `progress` is called after each photo that is cropped.
 
     Raises:
         DataError: the export is malformed, has no box to crop, or a photo cannot be read.
     """
     identity = [f"{MARGIN} {MIN_SIDE} {DECODING}", *files_identity(export.files())]
-    return stored_images(cache, identity, lambda: _crops(export.photos()))
+    photos = [photo for photo in export.photos() if photo.boxes]
+    return stored_images(
+        cache, identity, len(photos), lambda start: _crops(photos, start), progress
+    )
 
 
 def skipped_boxes(export: BoxExport) -> dict[str, int]:
@@ -112,28 +119,26 @@ def existing(export: Path, photos: Iterable[tuple[str, Path]]) -> None:
         )
 
 
-def _crops(photos: Iterable[Photo]) -> Iterator[EncodedImage]:
-    """The crops, photo by photo. Raises UnreadableImages for all unreadable photos at the end."""
-    unreadable: list[str] = []
+def _crops(photos: Sequence[Photo], start: int) -> Iterator[list[EncodedImage] | UnreadableImages]:
+    """The crops of each of the `photos` from number `start` on, or why it cannot be read."""
     skipped: Counter[str] = Counter()
-    count = 0
-    for photo in photos:
-        if not photo.boxes:
-            continue
+    nothing_to_crop = start == 0
+    for photo in photos[start:]:
         try:
             image = open_image(photo.path)
         except UnreadableImages as error:
-            unreadable += error.images
+            nothing_to_crop = False
+            yield error
             continue
         windows, skipped_of_photo = _windows(photo, image.size)
         skipped += skipped_of_photo
-        for key, window in windows:
-            count += 1
-            name = "/".join(photo.path.parts[-3:])  # independent of the export's location
-            yield EncodedImage(photo.split, key, "crop.png", _png(image.crop(window)), name)
-    if unreadable:
-        raise UnreadableImages(unreadable)
-    if not count:
+        nothing_to_crop = nothing_to_crop and not windows
+        name = "/".join(photo.path.parts[-3:])  # independent of the export's location
+        yield [
+            EncodedImage(photo.split, key, "crop.png", _png(image.crop(window)), name)
+            for key, window in windows
+        ]
+    if nothing_to_crop:
         reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
         raise DataError(
             f"the annotations have no box to crop ({reasons or 'there are none'}): label "

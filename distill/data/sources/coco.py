@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from contract import first_error_line
 from distill.data.sources.boxes import Box, Photo, cropped_images, existing
 from distill.data.sources.folders import SPLIT_FOLDERS
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
 PATTERNS: Final = (
@@ -63,9 +63,9 @@ class CocoExport:
     paths: tuple[Path, ...]
     names_splits: bool
 
-    def images(self, cache: Path) -> list[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> list[LabelledImage]:
         """The crops of all boxes, photo by photo."""
-        return cropped_images(self, cache)
+        return cropped_images(self, cache, progress)
 
     def files(self) -> Iterator[Path]:
         """The JSON files and all photos that they name."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from contract import IMAGE_SUFFIXES
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
 SPLIT_FOLDERS: Final = ("train", "val_on_train", "val", "validation", "valid", "test")
@@ -19,7 +19,7 @@ class SplitFolders:
 
     root: Path
 
-    def images(self, cache: Path) -> Iterator[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> Iterator[LabelledImage]:
         """The images of all split folders, class by class."""
         for split in SPLIT_FOLDERS:
             if _holds_folders(self.root / split):
@@ -32,7 +32,7 @@ class ClassFolders:
 
     root: Path
 
-    def images(self, cache: Path) -> Iterator[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> Iterator[LabelledImage]:
         """The images of all class folders."""
         yield from _class_folders(self.root, None)
 

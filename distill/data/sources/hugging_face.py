@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from contract import error_line
 from distill.data.sources.arrow_images import NotInPlace, rows_in_place
 from distill.data.sources.image_store import EncodedImage, files_identity, stored_images
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class HuggingFaceDataset:
 
     name: str
 
-    def images(self, cache: Path) -> list[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> list[LabelledImage]:
         """The images of all splits, in the order of the rows; in place where that is possible."""
         parts = self._load()
         try:
             return list(self._images_in_place(parts))
         except NotInPlace:
-            return self._unpacked(parts, cache)
+            return self._unpacked(parts, cache, progress)
 
     def _images_in_place(self, parts: Mapping[str, "Dataset"]) -> Iterator[LabelledImage]:
         for split, part in parts.items():
@@ -47,12 +48,21 @@ class HuggingFaceDataset:
             for row in rows:
                 yield LabelledImage(split or None, _key(label, row.label), row.image)
 
-    def _unpacked(self, parts: Mapping[str, "Dataset"], cache: Path) -> list[LabelledImage]:
+    def _unpacked(
+        self, parts: Mapping[str, "Dataset"], cache: Path, progress: Progress | None
+    ) -> list[LabelledImage]:
         files = sorted(
             Path(file["filename"]) for part in parts.values() for file in part.cache_files
         )
         identity = [self.name, *files_identity(files)]
-        return stored_images(cache, identity, lambda: self._rows(parts))
+        rows = sum(len(part) for part in parts.values())
+        return stored_images(
+            cache,
+            identity,
+            rows,
+            lambda start: ([row] for row in islice(self._rows(parts), start, None)),
+            progress,
+        )
 
     def _load(self) -> Mapping[str, "Dataset"]:
         try:

@@ -1,11 +1,13 @@
 """The interface of sources: encoded images with class and, if known, split."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from distill.data.files.packed_image import ImagePath
+
+Progress = Callable[[int, int], None]  # done, total; what it raises ends the reading
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class LabelledImage:
 class Source(Protocol):
     """A data set in one layout."""
 
-    def images(self, cache: Path) -> Iterable[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> Iterable[LabelledImage]:
         """All images, in a deterministic order.
 
         Images that cannot be read in place, and indices of packed images, are cached in the folder
-        `cache`.
+        `cache`; `progress` is called while they are written.
 
         Raises:
             DataError: the source is malformed, empty or cannot be read.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError, some
 
 SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -24,7 +24,7 @@ class ManifestFile:
 
     path: Path
 
-    def images(self, cache: Path) -> Iterator[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> Iterator[LabelledImage]:
         """The images in the order of the rows. Raises DataError at the end if some are missing."""
         missing: list[str] = []
         count = 0

@@ -19,7 +19,7 @@ from distill.data.files.atomic_file import atomic_file
 from distill.data.files.packed_image import PackedImage
 from distill.data.sources.folders import SPLIT_FOLDERS
 from distill.data.sources.image_store import files_identity
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
 LABEL_FIELDS: Final = ("label", "class", "cls", "key")  # of a sample's JSON; the first is used
@@ -31,12 +31,12 @@ class Shards:
 
     paths: tuple[Path, ...]
 
-    def images(self, cache: Path) -> list[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> list[LabelledImage]:
         """The images of all shards, in order."""
         name = hashlib.sha256("\n".join(files_identity(self.paths)).encode()).hexdigest()[:24]
         index = cache / "sources" / f"{name}.jsonl"
         if not index.is_file():
-            self._write_index(index)
+            self._write_index(index, progress)
         images = []
         with index.open(encoding="utf-8") as file:
             for number, offset, size, member, key in map(json.loads, file):
@@ -45,7 +45,7 @@ class Shards:
                 images.append(LabelledImage(_split_of(path), key, image))
         return images
 
-    def _write_index(self, index: Path) -> None:
+    def _write_index(self, index: Path, progress: Progress | None) -> None:
         """Write shard number, offset, size, name and label of each image, one per line."""
         try:
             with atomic_file(index) as file:
@@ -53,6 +53,8 @@ class Shards:
                     for image, key in _read_shard(path):
                         row = (number, image.offset, image.size, image.name, key)
                         file.write(f"{json.dumps(row)}\n".encode())
+                    if progress:
+                        progress(number + 1, len(self.paths))
         except OSError as error:
             raise DataError(
                 f"cannot write the index {index} ({error.strerror}): free some space or choose "

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from contract import error_line, first_error_line
 from distill.data.sources.boxes import Box, Photo, cropped_images, existing
 from distill.data.sources.folders import image_files
-from distill.data.sources.labelled_image import LabelledImage
+from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
 FILES: Final = ("data.yaml", "data.yml")
@@ -53,9 +53,9 @@ class YoloExport:
 
     path: Path
 
-    def images(self, cache: Path) -> list[LabelledImage]:
+    def images(self, cache: Path, progress: Progress | None = None) -> list[LabelledImage]:
         """The crops of all boxes, photo by photo."""
-        return cropped_images(self, cache)
+        return cropped_images(self, cache, progress)
 
     def files(self) -> Iterator[Path]:
         """The data.yaml, the photos, and their label files."""

@@ -38,6 +38,23 @@ def write_images(root: Path, count: int, size: int) -> None:
             (folder / f"{number:05}.png").write_bytes(contents[name])
 
 
+def write_boxes(folder: Path, path: Path, size: int) -> None:
+    """A COCO export with one box in each image of the class folders in `folder`."""
+    files = sorted(folder.glob("*/*.png"))
+    images = [
+        {"id": i, "file_name": str(file.relative_to(path.parent)), "width": size, "height": size}
+        for i, file in enumerate(files)
+    ]
+    box = [size // 4, size // 4, size // 2, size // 2]
+    annotations = [
+        {"image_id": i, "category_id": CLASSES.index(file.parent.name), "bbox": box}
+        for i, file in enumerate(files)
+    ]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(document))
+
+
 @pytest.fixture
 def command(colour_teacher, colours, tmp_path):
     """The arguments of Python for a `distill train` of the images in `tmp_path`/images."""
@@ -95,6 +112,31 @@ def test_a_stop_while_features_are_encoded_keeps_finished_shards(
     again.wait()
     (first,) = steps(told, "Teacher features, train")
     assert SHARD_ROWS * len(shards) < first < SHARD_ROWS * (len(shards) + 1)
+
+
+def test_a_stop_while_boxes_are_unpacked_keeps_the_crops(fork_server, command, tmp_path):
+    write_images(tmp_path / "images", LARGE_IMAGES, 1500)
+    write_boxes(tmp_path / "images" / "train", tmp_path / "images" / "boxes.json", 1500)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["data"] = str(tmp_path / "images" / "boxes.json")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = 0
+    for words in (command, [*command, "--resume"]):
+        running = fork_server.start(*words)
+        told = ""
+        for line in running.stdout:
+            told += line
+            if '"Unpacking images"' in line:
+                break
+        running.send_signal(signal.SIGTERM)
+        status, rest = running.wait()
+        assert status == INTERRUPTED, rest
+        assert "stopped; unpacked images are kept; continue with the same command" in rest
+        shown = steps(told + rest, "Unpacking images")
+        assert shown[0] == done + 1
+        (index,) = (tmp_path / "cache" / "sources").glob("*.interrupted/index.jsonl")
+        done = len(index.read_text().splitlines())
+        assert shown[-1] <= done < LARGE_IMAGES
 
 
 def test_a_stop_while_pixels_are_decoded_leaves_nothing_half_written(
