@@ -77,11 +77,13 @@ class LossWeights(BaseModel):
     im_cst: Annotated[
         float, Field(ge=0, description="L_im-cst: contrast with the teacher's image features")
     ] = 1.0
-    im_cst_distance: Annotated[float, Field(ge=0, description="L_im-cst as printed")] = 0.0
+    im_cst_distance: Annotated[
+        float, Field(ge=0, description="L_im-cst with distances, as printed in the paper")
+    ] = 0.0
     vlprox: Annotated[
         float, Field(ge=0, description="L_vlprox: match the teacher's probabilities of close texts")
     ] = 1.0
-    cap: Annotated[float, Field(ge=0, description="L_cap; needs `captions`")] = 0.0
+    cap: Annotated[float, Field(ge=0, description="L_cap: match captions; needs `captions`")] = 0.0
 
 
 LEARNING_RATES = {"muon": 0.02, "adamw": 0.002, "sgd": 0.05}  # of a CNN from scratch
@@ -214,7 +216,7 @@ class TrainConfig(BaseModel):
     ] = "auto"
     precision: Annotated[
         Precision,
-        Field(description="Of both networks; auto: bfloat16 if the device supports it natively"),
+        Field(description="Precision of teacher and student; auto: bfloat16 if the device has it"),
     ] = "auto"
     pixels: Annotated[
         PixelMode,
@@ -285,7 +287,7 @@ class JobState(StrEnum):
 
 
 class Needs(BaseModel):
-    """Requirements of a job on the worker."""
+    """Requirements that a worker has to meet to get a job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -365,5 +367,7 @@ class Lease(BaseModel):
     job: Job
     release: Release
     fence: str
-    seconds: Annotated[float, Field(description="Duration of the lease from now or from a renewal")]
+    seconds: Annotated[
+        float, Field(description="Duration of the lease from its start or last renewal")
+    ]
     expires_at: datetime  # by the service's clock

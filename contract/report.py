@@ -67,7 +67,7 @@ class JointAccuracy(_Frozen):
     bias: Annotated[float, Field(description="Subtracted from the cosines of seen classes")]
     seen: float
     unseen: float
-    harmonic_mean: Annotated[float, Field(description="Of both accuracies, percent")]
+    harmonic_mean: Annotated[float, Field(description="Harmonic mean of both accuracies, percent")]
     best_harmonic_mean: Annotated[
         float, Field(description="With the best bias, which only unseen images can determine")
     ]
@@ -147,7 +147,9 @@ class Calibration(_Frozen):
     ] = None
     threshold_rejects_unseen: Annotated[
         float | None,
-        Field(description="The same by a cosine threshold that rejects as many seen images"),
+        Field(
+            description="Unseen images below the cosine that as many seen images are below, percent"
+        ),
     ] = None
 
 
@@ -162,12 +164,22 @@ class ForecastValue(_Frozen):
 class ForecastPoint(_Frozen):
     """Expected accuracies with a number of new classes that have only texts."""
 
-    classes: Annotated[int, Field(description="New classes")]
-    extrapolated: Annotated[bool, Field(description="More than were left out of the proxy")]
-    alone: Annotated[ForecastValue, Field(description="Images of new classes, among these classes")]
-    joint_seen: Annotated[ForecastValue, Field(description="Images of seen classes, among all")]
-    joint_unseen: Annotated[ForecastValue, Field(description="Images of new classes, among all")]
-    joint_harmonic_mean: Annotated[ForecastValue, Field(description="Of the last two")]
+    classes: Annotated[int, Field(description="Number of new classes")]
+    extrapolated: Annotated[
+        bool, Field(description="Whether these are more classes than the proxy left out")
+    ]
+    alone: Annotated[
+        ForecastValue, Field(description="Images of new classes, only new classes compete")
+    ]
+    joint_seen: Annotated[
+        ForecastValue, Field(description="Images of seen classes, all classes compete")
+    ]
+    joint_unseen: Annotated[
+        ForecastValue, Field(description="Images of new classes, all classes compete")
+    ]
+    joint_harmonic_mean: Annotated[
+        ForecastValue, Field(description="Harmonic mean of the two joint accuracies")
+    ]
 
 
 class Forecast(_Frozen):
@@ -180,14 +192,17 @@ class Forecast(_Frozen):
     images: Annotated[int, Field(description="Validation images of these classes")]
     epochs: Annotated[int, Field(description="Epochs of the proxy")]
     proxy_top1: Annotated[
-        float, Field(description="Of the proxy on the seen classes it was trained on, percent")
+        float,
+        Field(description="Top-1 of the proxy on the seen classes it was trained on, percent"),
     ]
-    student_top1: Annotated[float, Field(description="Of the student on the same classes, percent")]
+    student_top1: Annotated[
+        float, Field(description="Top-1 of the student on the same classes, percent")
+    ]
     points: tuple[ForecastPoint, ...]
 
 
 class ConfusablePair(_Frozen):
-    """Two classes with very similar texts."""
+    """Two classes whose texts are very similar."""
 
     a: str
     b: str
@@ -210,8 +225,12 @@ class Imitation(_Frozen):
     m_vlalign: Annotated[float, Field(description="Reversed pairs of texts, lower is better")]
     m_vlalign_normalised: Annotated[float, Field(description="Fraction of pairs that are reversed")]
     m_vlalign_k: Annotated[int, Field(description="Texts compared")]
-    feature_mse: Annotated[float, Field(description="Of unit features, 0 to 4")]
-    mean_angle: Annotated[float, Field(description="Between the features, in degrees")]
+    feature_mse: Annotated[
+        float, Field(description="Mean squared distance of unit features, 0 to 4")
+    ]
+    mean_angle: Annotated[
+        float, Field(description="Mean angle between student and teacher features, in degrees")
+    ]
 
 
 class ClassMargin(_Frozen):
@@ -237,7 +256,7 @@ class TextDiagnostics(_Frozen):
 
 
 class PulledApart(_Frozen):
-    """A pair of classes whose texts enrichment made less similar."""
+    """Two classes whose texts became less similar by enrichment."""
 
     a: str
     b: str
@@ -315,7 +334,8 @@ class Epoch(_Frozen):
     loss: float
     losses: dict[str, float]
     weights: Annotated[
-        dict[str, float], Field(description="Weights of the losses at its end, if learned")
+        dict[str, float],
+        Field(description="Weights of the losses at the end of the epoch, if learned"),
     ] = {}
     seen_top1: float
     seconds: float

@@ -1,4 +1,4 @@
-"""What a worker has: its machine, data sets, models and recipes."""
+"""What a worker reports at registration: its machine, data sets, models and recipes."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,20 +16,20 @@ DataKind = Literal[
 
 
 class DataFolder(BaseModel):
-    """A data set below a worker's data roots, as `data` of a training configuration names it."""
+    """A data set in a data root of a worker. `path` is the `data` of a training configuration."""
 
     model_config = ConfigDict(frozen=True)
 
     path: Annotated[str, Field(min_length=1)]
     kind: DataKind
     classes: Annotated[
-        int | None, Field(ge=0, le=2**53, description="Of folders: class folders of the training")
+        int | None, Field(ge=0, le=2**53, description="Number of training classes; only of folders")
     ] = None
     images: Annotated[
         dict[str, Annotated[int, Field(ge=0, le=2**53)]],
-        Field(description="Of folders: image files by split; without splits under `train`"),
+        Field(description="Image files by split, `train` without splits; only of folders"),
     ] = {}
-    complete: Annotated[bool, Field(description="False: not all files are counted yet")] = True
+    complete: Annotated[bool, Field(description="False while files are being counted")] = True
 
 
 class Recipe(BaseModel):
@@ -42,36 +42,37 @@ class Recipe(BaseModel):
 
 
 class WorkerOffers(BaseModel):
-    """What a worker says it has.
+    """What a worker reports at registration.
 
-    A job that this worker lacks something for is left to another running worker that has it. Where
-    there is none, only a job's `needs` decide who gets it.
+    If a job uses data or models that this worker does not have, another running worker that has
+    them gets the job. If there is none, only the job's `needs` determine which worker gets it.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    version: Annotated[str, Field(description="Of the package enrich-distill")] = ""
-    device: Annotated[str, Field(description="Name of the GPU, or of the processor")] = ""
+    version: Annotated[str, Field(description="Version of the package enrich-distill")] = ""
+    device: Annotated[str, Field(description="Name of the GPU or processor")] = ""
     device_memory_gb: Annotated[
         float | None, Field(ge=0, allow_inf_nan=False, description="Memory of the GPU in GiB")
     ] = None
     data_roots: Annotated[
         tuple[str, ...],
-        Field(description="Folders that jobs may read; none: any, and `data` is not known"),
+        Field(description="Folders that jobs may read; if empty, any, and `data` is empty"),
     ] = ()
-    data: Annotated[tuple[DataFolder, ...], Field(description="Data sets below `data_roots`")] = ()
+    data: Annotated[tuple[DataFolder, ...], Field(description="Data sets in `data_roots`")] = ()
     data_complete: Annotated[
-        bool, Field(description="False: the roots hold more than was looked at so far")
+        bool, Field(description="False if not all of `data_roots` has been scanned")
     ] = True
-    teachers: Annotated[tuple[str, ...], Field(description="Teachers that need no download")] = ()
+    teachers: Annotated[tuple[str, ...], Field(description="Teachers in the local cache")] = ()
     students: Annotated[
-        tuple[str, ...], Field(description="timm models whose trained weights need no download")
+        tuple[str, ...],
+        Field(description="timm models whose pretrained weights are in the local cache"),
     ] = ()
     trackers: Annotated[
         tuple[str, ...], Field(description="Experiment trackers whose package is installed")
     ] = ()
     weights: Annotated[
-        tuple[str, ...], Field(description="Weight files (safetensors) below `data_roots`")
+        tuple[str, ...], Field(description="Weight files (safetensors) in `data_roots`")
     ] = ()
     recipes: Annotated[tuple[Recipe, ...], Field(description="Presets of `distill train`")] = ()
-    offline: Annotated[bool, Field(description="Whether downloads are switched off")] = False
+    offline: Annotated[bool, Field(description="Whether downloads are disabled")] = False
