@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -303,6 +304,26 @@ def versions(session: Session, prompt: Prompt) -> Sequence[PromptVersion]:
     ).all()
 
 
+def names_by_version(session: Session) -> dict[int, str]:
+    """The prompt's name of every version, by the version's id."""
+    query = select(PromptVersion.id, Prompt.name).join(
+        Prompt, col(PromptVersion.prompt_id) == col(Prompt.id)
+    )
+    return {version: name for version, name in session.exec(query) if version is not None}
+
+
+def newest_versions(session: Session) -> dict[str, PromptVersion]:
+    """The newest version of each prompt, by the prompt's name."""
+    # A version's number and id grow together.
+    newest = select(func.max(PromptVersion.id)).group_by(col(PromptVersion.prompt_id))
+    query = (
+        select(Prompt.name, PromptVersion)
+        .join(PromptVersion, col(PromptVersion.prompt_id) == col(Prompt.id))
+        .where(col(PromptVersion.id).in_(newest))
+    )
+    return dict(session.exec(query).all())
+
+
 def listing(
     session: Session,
     *,
@@ -324,7 +345,7 @@ def listing(
         )
     if tag is not None:
         query = query.where(_tagged(col(PromptTag.tag) == tag))
-    return [view(session, prompt) for prompt in session.exec(query)]
+    return _views(session, session.exec(query).all())
 
 
 def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -354,28 +375,46 @@ def set_tags(session: Session, prompt: Prompt, tags: Sequence[str]) -> None:
 
 def view(session: Session, prompt: Prompt) -> PromptView:
     """The API schema of `prompt`."""
-    newest = session.exec(
-        select(func.max(PromptVersion.number)).where(PromptVersion.prompt_id == prompt.id)
-    ).one()
-    aliases = session.exec(
+    return _views(session, [prompt])[0]
+
+
+def _views(session: Session, prompts: Sequence[Prompt]) -> list[PromptView]:
+    """The API schema of each of `prompts`, with three queries for all of them."""
+    ids = [prompt.id for prompt in prompts]
+    latest_numbers = dict(
+        session.exec(
+            select(PromptVersion.prompt_id, func.max(PromptVersion.number))
+            .where(col(PromptVersion.prompt_id).in_(ids))
+            .group_by(col(PromptVersion.prompt_id))
+        ).all()
+    )
+    aliases: defaultdict[int | None, list[AliasView]] = defaultdict(list)
+    for alias, number in session.exec(
         select(Alias, PromptVersion.number)
         .join(PromptVersion, col(Alias.version_id) == col(PromptVersion.id))
-        .where(Alias.prompt_id == prompt.id)
+        .where(col(Alias.prompt_id).in_(ids))
         .order_by(Alias.name)
-    )
-    return PromptView(
-        name=prompt.name,
-        kind=PromptKind(prompt.kind),
-        summary=prompt.summary,
-        tags=tags_of(session, prompt),
-        latest=newest,
-        aliases=[
-            AliasView(name=alias.name, version=number, protected=alias.protected)
-            for alias, number in aliases
-        ],
-        archived_at=prompt.archived_at,
-        created_at=prompt.created_at,
-    )
+    ):
+        shown = AliasView(name=alias.name, version=number, protected=alias.protected)
+        aliases[alias.prompt_id].append(shown)
+    tags: defaultdict[int | None, list[str]] = defaultdict(list)
+    for tag in session.exec(
+        select(PromptTag).where(col(PromptTag.prompt_id).in_(ids)).order_by(PromptTag.tag)
+    ):
+        tags[tag.prompt_id].append(tag.tag)
+    return [
+        PromptView(
+            name=prompt.name,
+            kind=PromptKind(prompt.kind),
+            summary=prompt.summary,
+            tags=tags[prompt.id],
+            latest=latest_numbers[prompt.id or 0],
+            aliases=aliases[prompt.id],
+            archived_at=prompt.archived_at,
+            created_at=prompt.created_at,
+        )
+        for prompt in prompts
+    ]
 
 
 def version_view(prompt: Prompt, version: PromptVersion) -> VersionView:

@@ -123,12 +123,12 @@ def _form(
 
 def _label_prompts(session: Session) -> list[PromptView]:
     """Prompts for runs over labels. Runs of prompts that use `texts` are started from a release."""
-    prompts = []
-    for prompt in prompt_service.listing(session, limit=None):
-        newest = prompt_service.versions(session, prompt_service.get(session, prompt.name))[0]
-        if "texts" not in variables_of(newest):
-            prompts.append(prompt)
-    return prompts
+    newest = prompt_service.newest_versions(session)
+    return [
+        prompt
+        for prompt in prompt_service.listing(session, limit=None)
+        if "texts" not in variables_of(newest[prompt.name])
+    ]
 
 
 @router.post("/runs")

@@ -1,7 +1,7 @@
 """Pages of prompts: list, versions, diffs, aliases."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -46,9 +46,16 @@ def _uses(session: Session) -> dict[int, Use]:
     return {key: Use(runs.get(key, 0), answers.get(key, 0)) for key in runs | answers}
 
 
-def _total(uses: dict[int, Use], versions: Sequence[PromptVersion]) -> Use:
-    used = [uses[version.id] for version in versions if version.id in uses]
-    return Use(sum(use.runs for use in used), sum(use.answers for use in used))
+def _uses_by_prompt(session: Session) -> dict[str, Use]:
+    """Usage of all versions together by prompt name; unused prompts are left out."""
+    uses = _uses(session)
+    names = service.names_by_version(session)  # read last: it has all versions of `uses`
+    runs: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for version, use in uses.items():
+        runs[names[version]] += use.runs
+        answers[names[version]] += use.answers
+    return {name: Use(runs[name], answers[name]) for name in runs}
 
 
 @router.get("/prompts", response_class=HTMLResponse)
@@ -60,17 +67,14 @@ def list_prompts(
     archived: bool = False,
 ) -> HTMLResponse:
     """Prompts by name."""
-    uses = _uses(session)
     prompts = service.listing(
         session, search=search, tag=tag or None, archived=archived, limit=None
     )
+    uses = _uses_by_prompt(session)
     return page(
         request,
         "prompts/list.html",
-        prompts=[
-            (prompt, _total(uses, service.versions(session, service.get(session, prompt.name))))
-            for prompt in prompts
-        ],
+        prompts=[(prompt, uses.get(prompt.name, Use(0, 0))) for prompt in prompts],
         search=search,
         tag=tag,
         archived=archived,

@@ -3,6 +3,7 @@ import re
 from html import unescape
 
 import pytest
+from sqlalchemy import Engine, event
 
 from tests.llm_server import Answer
 from tests.service.web.conftest import EVIL
@@ -28,6 +29,36 @@ def prompt(service):
     assert answer.status_code == 201
     service.put("/v1/prompts/short/aliases/production", json={"version": 1, "reason": "start"})
     return "/prompts/short"
+
+
+@pytest.mark.parametrize("path", ["/prompts", "/runs/new"])
+def test_a_page_needs_as_many_queries_for_many_prompts_as_for_few(browser, service, prompt, path):
+    service.post(
+        "/v1/label-sets", json={"name": "birds", "labels": [{"name": "duck"}]}
+    )  # for /runs/new
+
+    def queries():
+        """How many are about prompts; the service may look for work meanwhile."""
+        statements = []
+
+        def add(_connection, _cursor, statement, *_):
+            statements.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", add)
+        try:
+            assert "short" in browser.get(path).text
+        finally:
+            event.remove(Engine, "before_cursor_execute", add)
+        return sum("FROM prompt" in statement for statement in statements)
+
+    few = queries()
+    for number in range(5):
+        name = f"many for {path[1:5]} {number}"
+        body = {"name": name, "kind": "description", "output_schema": SCHEMA, "tags": ["many"]}
+        added = service.post("/v1/prompts", json=body | {"user": "Describe {{ label }}."})
+        assert added.status_code == 201, added.text
+    assert 0 < few == queries()
+    assert name in browser.get(path).text
 
 
 def test_the_list_tells_aliases_and_use(browser, prompt):
