@@ -6,6 +6,8 @@ Notable:
 - Features are written in shards as they come, and read memory-mapped. A computation that was
   killed continues with the shards that are there.
 - The next images are decoded in threads while the teacher encodes the current ones.
+- Features of each precision are cached separately: bfloat16 differs from float32 by up to 1e-2 in
+  cosine. The device is not part of the key: at equal precision, devices differ only by rounding.
 - On a GPU, crops are copied from pinned memory while the previous batch is computed. The features
   of a batch are fetched after the next one has been started. Batches are as large as fits.
 """
@@ -30,7 +32,7 @@ from distill.data.read_ahead import decode_ahead, find_unreadable
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels, read_batches
 from distill.errors import UnreadableImages
-from distill.models.devices import FittingBatches
+from distill.models.devices import FittingBatches, dtype_name
 from distill.models.teacher import Teacher, preprocessing
 
 CPU_BATCH: Final = 8
@@ -49,8 +51,8 @@ def image_features(
     """Features [images, dim] float32 of the clean images of `split`, in its order.
 
     Of unit length with `normalize`. With `cache`, a folder, the raw features are kept there in
-    safetensors under a key of the teacher's weights, its transform and the images' names, sizes and
-    times, and memory-mapped unless they are normalised; a damaged file is rebuilt.
+    safetensors under a key of the teacher's weights, its transform and precision, and the images'
+    names, sizes and times, and memory-mapped unless they are normalised; a damaged file is rebuilt.
 
     Raises:
         UnreadableImages: some cannot be read; the error names all of them.
@@ -68,10 +70,8 @@ def image_feature_rows(
     teacher: Teacher, split: Split, *, cache: Path, progress: Progress | None = None
 ) -> CachedRows:
     """The raw features [images, dim] of `image_features` in `cache`, whether computed or not."""
-    content = ["raw", DECODING, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
     return CachedRows(
-        cache / f"features-{split.name}-{key}.safetensors",
+        cache / f"features-{split.name}-{_key(teacher, split)}.safetensors",
         "feature",
         (len(split), teacher.dim),
         lambda rows: _encode(teacher, split.paths, rows, progress),
@@ -96,17 +96,26 @@ def view_feature_rows(
     generator = torch.Generator().manual_seed(VIEWS_SEED)
     view_params = sample_views(len(split) * views, generator).view(len(split), views, -1)
     params_hash = hashlib.sha256(view_params.numpy().data).hexdigest()
-    content = json.dumps(
-        [DECODING, params_hash, teacher.fingerprint, preprocessing(teacher), split.fingerprint]
-    )
-    key = hashlib.sha256(content.encode()).hexdigest()[:24]
 
     def encode(rows: Sequence[range]) -> Iterator[Tensor]:
         pixels = open_pixels(split, teacher.image_size, cache, pixel_mode)
         return _encode_views(teacher, pixels, view_params, rows, progress)
 
-    path = cache / f"views-{split.name}-{key}.safetensors"
+    path = cache / f"views-{split.name}-{_key(teacher, split, params_hash)}.safetensors"
     return view_params, CachedRows(path, "feature", (len(split), views, teacher.dim), encode)
+
+
+def _key(teacher: Teacher, split: Split, params_hash: str = "") -> str:
+    """A hash of all that the features depend on. `params_hash` is that of view parameters."""
+    content = [
+        DECODING,
+        teacher.fingerprint,
+        preprocessing(teacher),
+        dtype_name(teacher.dtype),
+        split.fingerprint,
+        params_hash,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
 def _encode_views(

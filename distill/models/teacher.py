@@ -137,7 +137,7 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all weights. Equal fingerprints mean equal features."""
+        """SHA-256 over all weights. With an equal `dtype` it means equal features."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

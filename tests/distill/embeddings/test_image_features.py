@@ -71,6 +71,22 @@ def test_views_are_encoded_once_and_a_damaged_cache_is_made_again(teacher, split
     assert view_feature_rows(teacher, split, 2, cache=tmp_path)[1].read().equal(expected)
 
 
+def test_features_of_another_precision_are_not_reused(tiny_teacher, split, tmp_path):
+    """As where a GPU and a CPU share a cache, or `precision` was changed."""
+    found = {}
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        model = load_teacher(tiny_teacher, precision=precision)
+        expected = image_features(model, split, cache=None)
+        features = image_features(model, split, cache=tmp_path)
+        torch.testing.assert_close(features, expected, atol=1e-6, rtol=0)
+        views = view_feature_rows(model, split, 2, cache=tmp_path)[1].read()
+        assert features.equal(found.setdefault(precision, (features, views))[0])
+        assert views.equal(found[precision][1])
+    for single, half in zip(found["float32"], found["bfloat16"], strict=True):
+        assert not torch.allclose(single, half, atol=1e-5)
+    assert len(list(tmp_path.glob("features-*"))) == len(list(tmp_path.glob("views-*"))) == 2
+
+
 def test_rows_written_one_by_one_are_a_safetensors_file(tmp_path):
     rows = torch.randn(5, 2, 3)
     path = tmp_path / "rows.safetensors"
