@@ -100,18 +100,25 @@ class Student(nn.Module):
         return "whole" if self.test_views == "whole" else "centre"
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels, views: TestViews | None = None) -> Tensor:
+    def encode(
+        self, pixels: Pixels, views: TestViews | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Features [images, dim] float32 on the CPU of uint8 `pixels` [images, 3, size, size].
 
-        `views` overrides the student's test views. For several views, the mean of their unit
-        features.
+        Only of the images `rows`, an int64 tensor, if given. `views` overrides the student's test
+        views. For several views, the mean of their unit features.
         """
         self.eval()
         device = self.projection.weight.device
         views = views or self.test_views
-        features = torch.empty(len(pixels), self.projection.out_features)
+        if rows is None:
+            batches = read_in_order(pixels, EVALUATION_BATCH)
+        else:
+            batches = read_batches(pixels, torch.split(rows, EVALUATION_BATCH) if len(rows) else ())
+        count = len(pixels if rows is None else rows)
+        features = torch.empty(count, self.projection.out_features)
         done = 0
-        for batch in read_in_order(pixels, EVALUATION_BATCH):
+        for batch in batches:
             features[done : done + len(batch)] = self._encode_views(batch.to(device), views)
             done += len(batch)
         return features

@@ -4,6 +4,8 @@ Notable:
 - All processes map the same files and sample the same batches. Of a batch, each reads the pixels
   and the features of its own share alone, so only their pages of the files; a GPU that has memory
   for all of the data reads it once. Features of student, teacher and captions are then gathered.
+- After an epoch each process encodes a share of the validation images with the main process's batch
+  statistics, so that the accuracy is that of the student that is stored.
 - With one process, everything here does nothing.
 """
 
@@ -15,8 +17,8 @@ from typing import Final, TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
-from torch.distributed import ReduceOp, all_gather, all_reduce
+from torch import Tensor, nn
+from torch.distributed import ReduceOp, all_gather, all_reduce, broadcast
 
 from distill.errors import Interrupted
 from distill.models.devices import choose_device
@@ -58,6 +60,23 @@ def share(batch: int) -> slice:
     return slice(first, first + size)
 
 
+def share_of_rows(rows: int, batch: int) -> Tensor:
+    """This process's part of `rows` rows that are read in order, int64.
+
+    Whole batches of `batch` rows, so that each is computed as in a single process.
+    """
+    batches = torch.split(torch.arange(rows), batch)
+    own = batches[processes().process_index :: processes().num_processes]
+    return torch.cat(own) if own else torch.empty(0, dtype=torch.int64)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Copy the buffers of `module`, such as means of batch norm, from the main process to all."""
+    if processes().num_processes > 1:
+        for buffer in module.buffers():
+            broadcast(buffer, src=0)
+
+
 def gather(features: Tensor) -> Tensor:
     """The features [batch, dim] of all processes, from each one's share [batch / processes, dim].
 
@@ -80,6 +99,9 @@ def gather(features: Tensor) -> Tensor:
 def main_process_first(make: Callable[[], T]) -> T:
     """What `make` returns in this process, called when the main process has returned from it.
 
+    The other processes wait in a collective call, which a signal does not end. torchrun and Ray
+    send a stop to all processes; one that reaches only another process is noticed afterwards.
+
     Raises:
         Interrupted: in every process, if `make` raised it in the main one.
     """
@@ -93,6 +115,15 @@ def main_process_first(make: Callable[[], T]) -> T:
     if any_process(stop is not None):
         raise stop or Interrupted
     return make() if made is None else made
+
+
+def sum_over_processes(here: int) -> int:
+    """The sum of `here` over all processes."""
+    if processes().num_processes == 1:
+        return here
+    total = torch.tensor(here, device=processes().device)
+    all_reduce(total, ReduceOp.SUM)
+    return int(total)
 
 
 def any_process(here: bool) -> bool:

@@ -12,7 +12,7 @@ Notable:
 - An epoch is whole batches in random order; remaining images that do not fill a batch are skipped.
 - Several processes each take a share of every batch, of which each reads only its own images and
   features; together they compute the gradient of the whole batch. (Batch norm is the exception: it
-  normalises each share separately.)
+  normalises each share separately.) Each encodes its share of the validation images.
 """
 
 import time
@@ -31,9 +31,17 @@ from distill.errors import CheckpointError, DataError, Interrupted, UserError
 from distill.evaluation.accuracy import predict
 from distill.method.objective import Features, LossBalance, Objective, compute_losses
 from distill.models.precision import training_precision
-from distill.models.student import Student
+from distill.models.student import EVALUATION_BATCH, Student
 from distill.training.checkpoint import Checkpoint, flatten, restore
-from distill.training.distributed import any_process, gather, processes, share
+from distill.training.distributed import (
+    any_process,
+    gather,
+    processes,
+    share,
+    share_buffers,
+    share_of_rows,
+    sum_over_processes,
+)
 from distill.training.optimisers import make_optimiser
 from distill.training.schedule import learning_rate
 
@@ -375,10 +383,13 @@ def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -
     began = time.monotonic()
     check_finite(state, config)  # waits for the steps that a GPU has not finished
     state.seconds += time.monotonic() - began
-    features = student.encode(data.seen_pixels, student.single_view)
-    state.is_finite = features.isfinite().all()
+    share_buffers(student)
+    rows = share_of_rows(len(data.seen_targets), EVALUATION_BATCH)
+    features = student.encode(data.seen_pixels, student.single_view, rows)
+    # All processes raise it, so that none waits for another that has ended.
+    state.is_finite = torch.tensor(not any_process(not bool(features.isfinite().all())))
     check_finite(state, config)
-    hits = predict(features, data.seen_text) == data.seen_targets
+    hits = int((predict(features, data.seen_text) == data.seen_targets[rows]).sum())
     means = {name: value.item() / steps for name, value in state.loss_sums.items()}
     last_step = (state.epoch + 1) * steps - 1
     return Epoch(
@@ -387,7 +398,7 @@ def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -
         loss=means.pop("loss"),
         losses=means,
         weights=state.balance.weights() if config.adaptive_weights else {},
-        seen_top1=100 * hits.double().mean().item(),
+        seen_top1=100 * (sum_over_processes(hits) / len(data.seen_targets)),
         seconds=state.seconds,
         images_per_second=steps * state.batch_size / max(state.seconds, 1e-9),
     )

@@ -143,6 +143,63 @@ def test_a_process_needs_the_pixels_and_features_of_its_own_share_alone(fork_ser
     assert "the same" in ends[1][1]
 
 
+VALIDATION = """
+from dataclasses import replace
+import torch
+from distill.evaluation.accuracy import predict
+from distill.models.student import EVALUATION_BATCH
+from distill.training.distributed import connect, processes, sum_over_processes
+from tests.distill.training.test_loop import make_config, make_data, make_student, run
+
+connect("cpu")
+config = make_config(epochs=2, batch_size=8, learning_rate=3e-3)  # a student with batch norm
+data = make_data(32)
+images = 2 * EVALUATION_BATCH + 10
+targets = torch.arange(images) % len(data.text)
+noise = torch.randint(0, 256, (images, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+pixels = (0.5 * data.seen_pixels[targets] + 0.5 * noise).to(torch.uint8)
+batch = torch.arange(images) // EVALUATION_BATCH
+is_own = batch % 2 == processes().process_index
+own = pixels.masked_fill(~is_own[:, None, None, None], 0)
+student = make_student(config)
+epochs = run(config, replace(data, seen_pixels=own, seen_targets=targets), student)
+hits = predict(student.encode(pixels, student.single_view), data.seen_text) == targets
+assert epochs[-1].seen_top1 == 100 * hits.double().mean().item(), epochs
+own_hits, own_images = int(hits[is_own].sum()), int(is_own.sum())
+assert sum_over_processes(own_images) == images
+assert 0 < own_hits < own_images
+print("the same" if processes().process_index == 1 else "")
+"""
+
+
+def test_each_process_encodes_its_share_of_the_validation_images(fork_server, tmp_path):
+    (tmp_path / "validation.py").write_text(VALIDATION)
+    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "validation.py"))]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "the same" in ends[1][1]
+
+
+DIVERGED = """
+import pytest
+from distill.errors import UserError
+from distill.training.distributed import connect, processes
+from tests.distill.training.test_loop import make_config, make_data, run
+
+connect("cpu")
+with pytest.raises(UserError, match="the training diverged"):
+    # In the only step: the first features that show it are those of the validation images.
+    run(make_config(epochs=1, batch_size=16, learning_rate=1e38, optimiser="adamw"), make_data(32))
+print("diverged" if processes().process_index == 1 else "")
+"""
+
+
+def test_a_divergence_that_one_share_of_validation_images_shows_ends_both(fork_server, tmp_path):
+    (tmp_path / "diverged.py").write_text(DIVERGED)
+    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "diverged.py"))]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "diverged" in ends[1][1]
+
+
 def test_a_stop_of_one_process_stops_both_at_one_step_and_they_go_on_together(command, fork_server):
     long = {"batch_size": 8, "epochs": 200}
     both = fork_server.start_two(*command("run", "--events", **long))
