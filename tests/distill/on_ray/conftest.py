@@ -69,22 +69,31 @@ class Cluster:
         self._port, dashboard = free_port(), free_port()
         self.jobs = f"http://127.0.0.1:{dashboard}"
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray"))  # short: sockets
-        self.head = stack.enter_context(
-            node(
-                *("--head", "--num-cpus", "0", "--port", str(self._port), "--temp-dir", folder),
-                *("--dashboard-port", str(dashboard)),
-            )
+        self.head = self._start(
+            *("--head", "--num-cpus", "0", "--port", str(self._port), "--temp-dir", folder),
+            *("--dashboard-port", str(dashboard)),
         )
-        wait_for(lambda: len(self.alive()) == 1, 120)
         self.nodes = [self.add() for _ in range(2)]
 
     def add(self) -> subprocess.Popen[bytes]:
-        known = {one["node_id"] for one in self.alive()}
-        address = f"127.0.0.1:{self._port}"
-        new = self._stack.enter_context(node("--address", address, "--num-cpus", "1"))
-        # One after the other: two that start at once may choose the same ports.
-        wait_for(lambda: {one["node_id"] for one in self.alive()} - known, 120)
-        return new
+        return self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", "1")
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start a node and wait for it: two that start at once may choose the same ports.
+
+        Ray gives up after 30 s, which a busy machine exceeds; the node is then started again.
+        """
+        known = self._ids()
+        for _ in range(5):
+            new = self._stack.enter_context(node(*options))
+            wait_for(lambda new=new: self._ids() - known or new.poll() is not None, 300)
+            if new.poll() is None:
+                return new
+            kill(new)
+        raise AssertionError("no Ray node started in five attempts")
+
+    def _ids(self) -> set[str]:
+        return {one["node_id"] for one in self.alive()}
 
     def alive(self) -> list[dict]:
         with suppress(httpx.HTTPError, KeyError, TypeError):

@@ -27,7 +27,7 @@ def test_a_job_goes_on_elsewhere_when_its_node_is_killed(
 ):
     job = queue_job(service, 200)
     with running_worker(address, work_dir, *on_ray(cluster)):
-        wait_for(lambda: epochs(service, job), 200)
+        wait_for(lambda: epochs(service, job), 600)
         kill(cluster.nodes.pop())
         cluster.nodes.append(cluster.add())
         wait_for(lambda: state(service, job) != "running", 400)
@@ -43,7 +43,7 @@ def test_a_cancel_ends_the_ray_job_and_leaves_a_checkpoint(
 ):
     job = queue_job(service, 10_000)
     with running_worker(address, work_dir, *on_ray(cluster)):
-        wait_for(lambda: epochs(service, job), 200)
+        wait_for(lambda: epochs(service, job), 600)
         service.post(f"/v1/jobs/{job}/cancel")
         wait_for(lambda: state(service, job) == "cancelled", 60)
         wait_for(lambda: not cluster.running(), 60)
@@ -55,7 +55,7 @@ def test_the_job_of_a_killed_worker_is_ended_before_the_next_one_goes_on(
 ):
     job = queue_job(service, 300)
     with running_worker(address, work_dir, *on_ray(cluster)) as first:
-        wait_for(lambda: epochs(service, job), 200)
+        wait_for(lambda: epochs(service, job), 600)
         first.kill()
         [left] = cluster.running()
     with running_worker(address, work_dir, *on_ray(cluster)):
@@ -93,7 +93,7 @@ def test_a_job_fails_when_the_head_of_the_cluster_dies(
     """The last one: there is no cluster after it."""
     job = queue_job(service, 10_000)
     with running_worker(address, work_dir, *on_ray(cluster)):
-        wait_for(lambda: epochs(service, job), 200)
+        wait_for(lambda: epochs(service, job), 600)
         kill(cluster.head)
         wait_for(lambda: state(service, job) == "failed", 120)
     assert "does not answer" in service.get(f"/v1/jobs/{job}").json()["error"]
