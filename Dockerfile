@@ -90,7 +90,8 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --constraint requirements.lock --index-url "$TORCH_INDEX" torch torchvision; \
     fi
 RUN mkdir contract && \
-    pip install --constraint requirements.lock '.[worker,track]' && \
+    pip install --constraint requirements.lock '.[worker,track,hf,heif]' && \
+    find /opt/enrich -type d -name tests -prune -exec rm -r {} + && \
     rm -r contract
 COPY contract contract
 COPY distill distill

@@ -147,6 +147,45 @@ def test_the_api_image_is_small_has_no_torch_and_runs_as_nobody_special(stack, c
         assert "Read-only" in refused
 
 
+READ_FORMATS = """
+from pathlib import Path
+import pillow_heif
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from distill.data.files.image_file import open_image
+from distill.data.splits import scan_splits
+
+photo = Image.new("RGB", (32, 24), (200, 40, 40))
+pillow_heif.from_pillow(photo).save("/tmp/photo.heic")
+photo.save("/tmp/photo.avif")
+for name in ("photo.heic", "photo.avif"):
+    assert open_image(Path("/tmp", name)).size == (32, 24)
+
+names = ["mallard", "teal"]
+features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+rows = {"image": [photo] * 20, "label": [0, 1] * 10}
+Dataset.from_dict(rows, features=features).save_to_disk("/tmp/birds")
+assert scan_splits("/tmp/birds")["train"].keys == tuple(names)
+"""
+
+
+@pytest.mark.parametrize("image", ["enrich-worker", "enrich-ray"])
+def test_workers_read_heic_photos_avif_photos_and_hugging_face_datasets(image):
+    run(
+        "docker",
+        "run",
+        "--rm",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        image,
+        "python",
+        "-c",
+        READ_FORMATS,
+    )
+
+
 def test_nothing_is_lost_when_every_container_is_killed_in_the_middle(stack, client):
     labels = json.loads(
         (Path(stack.environment["ENRICH_IMAGES"]) / "world/labels.json").read_text()
