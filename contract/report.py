@@ -148,7 +148,8 @@ class Calibration(_Frozen):
     threshold_rejects_unseen: Annotated[
         float | None,
         Field(
-            description="Unseen images below the cosine that as many seen images are below, percent"
+            description="Unseen images rejected by the cosine threshold that rejects as many seen "
+            "images as the look-alikes do, percent"
         ),
     ] = None
 
