@@ -50,7 +50,7 @@ def open_regular(path: Path) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        reason = "it is a link to a missing file" if path.is_symlink() else "it no longer exists"
+        reason = "it is a link to a missing file" if path.is_symlink() else "it does not exist"
         raise FileNotFoundError(0, reason) from None
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_size:

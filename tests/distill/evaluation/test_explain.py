@@ -216,7 +216,7 @@ def test_each_mistake_is_a_one_line_error(picture, charm_run, tmp_path):
         ((picture, *whole), "name a model: --student FOLDER of a training run, or --teacher NAME"),
         ((picture, *teacher), "give the classes: --release FILE"),
         ((picture, *teacher, *whole, "--class", "nothing"), "has no class 'nothing'"),
-        ((tmp_path / "none.png", *teacher, *whole), "none.png (it no longer exists)"),
+        ((tmp_path / "none.png", *teacher, *whole), "none.png (it does not exist)"),
         ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
     ):
         done = run(*words)
