@@ -55,6 +55,16 @@ def write_boxes(folder: Path, path: Path, size: int) -> None:
     path.write_text(json.dumps(document))
 
 
+def read_until(running, title):
+    """The output of a process up to the first event of the phase `title`."""
+    told = ""
+    for line in running.stdout:
+        told += line
+        if f'"{title}"' in line:
+            break
+    return told
+
+
 @pytest.fixture
 def command(colour_teacher, colours, tmp_path):
     """The arguments of Python for a `distill train` of the images in `tmp_path`/images."""
@@ -103,11 +113,7 @@ def test_a_stop_while_features_are_encoded_keeps_finished_shards(
     assert 1 <= len(shards) <= 4
 
     again = fork_server.start(*command, "--resume")
-    told = ""
-    for line in again.stdout:
-        told += line
-        if '"Teacher features, train"' in line:
-            break
+    told = read_until(again, "Teacher features, train")
     again.send_signal(signal.SIGKILL)
     again.wait()
     (first,) = steps(told, "Teacher features, train")
@@ -123,11 +129,7 @@ def test_a_stop_while_boxes_are_unpacked_keeps_the_crops(fork_server, command, t
     done = 0
     for words in (command, [*command, "--resume"]):
         running = fork_server.start(*words)
-        told = ""
-        for line in running.stdout:
-            told += line
-            if '"Unpacking images"' in line:
-                break
+        told = read_until(running, "Unpacking images")
         running.send_signal(signal.SIGTERM)
         status, rest = running.wait()
         assert status == INTERRUPTED, rest
@@ -144,11 +146,7 @@ def test_a_stop_while_pixels_are_decoded_leaves_nothing_half_written(
 ):
     write_images(tmp_path / "images", LARGE_IMAGES, 1500)
     running = fork_server.start(*command)
-    told = ""
-    for line in running.stdout:
-        told += line
-        if '"Pixels, train"' in line:
-            break
+    told = read_until(running, "Pixels, train")
     running.send_signal(signal.SIGTERM)
     status, rest = running.wait()
     assert status == INTERRUPTED, rest

@@ -73,6 +73,12 @@ def test_two_processes_of_torchrun_give_the_losses_of_one_with_the_doubled_batch
     assert done.stdout.count("unseen top-1") == 1, "each process told the result"
 
 
+def run_in_two(fork_server, path, code):
+    """Exit status and output of two processes that run `code`, written to `path`."""
+    path.write_text(code)
+    return [process.wait() for process in fork_server.start_two(str(path))]
+
+
 GRADIENT = """
 import torch
 from torch.distributed import all_reduce
@@ -100,8 +106,7 @@ print("the same" if second else "")
 
 
 def test_the_gradients_of_shares_add_up_to_that_of_the_whole_batch(fork_server, tmp_path):
-    (tmp_path / "gradient.py").write_text(GRADIENT)
-    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "gradient.py"))]
+    ends = run_in_two(fork_server, tmp_path / "gradient.py", GRADIENT)
     assert [status for status, _ in ends] == [0, 0], ends
     assert "the same" in ends[1][1]
 
@@ -137,8 +142,7 @@ print("the same" if processes().process_index == 1 else "")
 
 
 def test_a_process_needs_the_pixels_and_features_of_its_own_share_alone(fork_server, tmp_path):
-    (tmp_path / "shares.py").write_text(SHARES)
-    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "shares.py"))]
+    ends = run_in_two(fork_server, tmp_path / "shares.py", SHARES)
     assert [status for status, _ in ends] == [0, 0], ends
     assert "the same" in ends[1][1]
 
@@ -173,8 +177,7 @@ print("the same" if processes().process_index == 1 else "")
 
 
 def test_each_process_encodes_its_share_of_the_validation_images(fork_server, tmp_path):
-    (tmp_path / "validation.py").write_text(VALIDATION)
-    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "validation.py"))]
+    ends = run_in_two(fork_server, tmp_path / "validation.py", VALIDATION)
     assert [status for status, _ in ends] == [0, 0], ends
     assert "the same" in ends[1][1]
 
@@ -194,8 +197,7 @@ print("diverged" if processes().process_index == 1 else "")
 
 
 def test_a_divergence_that_one_share_of_validation_images_shows_ends_both(fork_server, tmp_path):
-    (tmp_path / "diverged.py").write_text(DIVERGED)
-    ends = [process.wait() for process in fork_server.start_two(str(tmp_path / "diverged.py"))]
+    ends = run_in_two(fork_server, tmp_path / "diverged.py", DIVERGED)
     assert [status for status, _ in ends] == [0, 0], ends
     assert "diverged" in ends[1][1]
 
