@@ -7,18 +7,19 @@ Its entry point is imported only when a command is unknown: neither program impo
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final
 
+from typer import Exit, echo
 from typer.core import TyperGroup
 from typer.main import get_command
 
 DISTRIBUTION: Final = "enrich-distill"
 
 
-def unknown_command(program: str, command: str) -> str | None:
-    """The error for a `command` that `program` does not have but the other one does, else None."""
+def refuse_command_of_other(program: str, command: str) -> None:
+    """Exit with the right one if `program` does not have `command` but the other program does."""
     try:
         scripts = distribution(DISTRIBUTION).entry_points.select(group="console_scripts")
     except PackageNotFoundError:
-        return None
+        return
     for script in scripts:
         if script.name == program:
             continue
@@ -27,8 +28,9 @@ def unknown_command(program: str, command: str) -> str | None:
         except ImportError:  # not all requirements of the other program are installed
             continue
         if isinstance(group, TyperGroup) and command in group.commands:
-            return (
+            echo(
                 f"{program}: there is no command '{program} {command}': "
-                f"did you mean '{script.name} {command}'?"
+                f"did you mean '{script.name} {command}'?",
+                err=True,
             )
-    return None
+            raise Exit(2)

@@ -67,11 +67,9 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - as in the base class
         if args[0] not in self.commands:
-            from contract.programs import unknown_command  # slow to import, and needed only here
+            from contract.programs import refuse_command_of_other  # slow, and needed only here
 
-            if message := unknown_command("distill", args[0]):
-                typer.echo(message, err=True)
-                raise typer.Exit(2)
+            refuse_command_of_other("distill", args[0])
         return super().resolve_command(ctx, args)
 
 

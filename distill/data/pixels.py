@@ -6,7 +6,7 @@ learns the same from both.
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from distill.data.files.image_file import DECODING, open_image, square
 from distill.data.files.packed_image import ImagePath
 from distill.data.memory import memory_bytes
 from distill.data.read_ahead import usable_cores
+from distill.data.sources.labelled_image import Progress as Progress
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels, StreamedPixels
 from distill.errors import DataError, UnreadableImages
 
 CACHE_SHARE: Final = 0.5  # of the memory, and of the free disk, that cached pixels may take
 PROGRESS_IMAGES: Final = 16  # between calls of `progress`, which may end the decoding
-Progress = Callable[[int, int], None]  # done, total; what it raises ends the computation
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from distill.data.files.packed_image import ImagePath
 
-Progress = Callable[[int, int], None]  # done, total; what it raises ends the reading
+Progress = Callable[[int, int], None]  # done, total; what it raises ends the work
 
 
 @dataclass(frozen=True)
