@@ -6,6 +6,9 @@ and only joins them.
 
 When a node dies, Ray Data hands the range that it was computing to another process. Ray may also
 repeat a range whose result was lost with its node; its shard is there, and is not computed again.
+
+When a process finds an image that cannot be read, this is logged at once. The other ranges are then
+only checked, which is faster than computing their features, so that the error names all images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,6 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from contract import EventKind, SplitName, TrainConfig
 from distill.data.files.row_shards import SHARD_ROWS, CachedRows
+from distill.data.read_ahead import find_unreadable
 from distill.data.releases import read_release
 from distill.data.splits import Split, scan_splits
 from distill.errors import Interrupted, UnreadableImages, UserError
@@ -26,7 +30,7 @@ from distill.models.devices import choose_device
 from distill.models.teacher import load_teacher
 from distill.on_ray.messages import RayFolder, StopRequest
 from distill.pipeline.inputs import Inputs
-from distill.pipeline.job import check_inputs, progress_events
+from distill.pipeline.job import UNPACKING, check_inputs, progress_events
 from distill.training.malloc_tuning import keep_freed_memory
 
 Paths = Mapping[str, str]  # of config, release, out and cache, as `distill train` takes them
@@ -96,7 +100,11 @@ def _follow(parts: Iterable[Mapping[str, Any]], plan: Plan, folder: RayFolder) -
     for part in parts:
         if part["error"]:
             raise UserError(part["error"])
-        unreadable.update(map(str, part["unreadable"]))
+        images = [str(image) for image in part["unreadable"]]  # Ray may give an array
+        if images and not unreadable:
+            message = f"{UnreadableImages(images)}; checking the other images"
+            folder.write_event(EventKind.LOG, {"message": message})
+        unreadable.update(images)
         kind = part["kind"]
         done[kind] += part["stop"] - part["start"]
         show[kind](done[kind], plan.images[kind])
@@ -124,10 +132,16 @@ def make_plan(paths: Paths) -> Plan | str:
     """
     config, cache, folder = _config(paths), Path(paths["cache"]), RayFolder(Path(paths["out"]))
     findings: list[str] = []
+    phases = progress_events(folder.write_event)
     keep_freed_memory()
     try:
         release = read_release(Path(paths["release"]))
-        splits = scan_splits(config.data, {label.key for label in release.labels}, cache=cache)
+        splits = scan_splits(
+            config.data,
+            {label.key for label in release.labels},
+            cache=cache,
+            progress=phases(UNPACKING),
+        )
         checked = check_inputs(
             config,
             release,
@@ -135,19 +149,19 @@ def make_plan(paths: Paths) -> Plan | str:
             cache=cache,
             device=choose_device(config.device),
             log=findings.append,
-            phases=progress_events(folder.write_event),
+            phases=phases,
         )
         kinds = checked.inputs.feature_rows(config.teacher_views)
         missing = [
             {"kind": kind, "start": part.start, "stop": part.stop}
-            for kind, rows in kinds.items()
+            for kind, (_, rows) in kinds.items()
             for part in rows.missing()
         ]
     except UserError as error:
         for message in findings:
             folder.write_event(EventKind.LOG, {"message": message})
         return str(error)
-    return Plan(splits, {kind: rows.shape[0] for kind, rows in kinds.items()}, missing)
+    return Plan(splits, {kind: len(split) for kind, (split, _) in kinds.items()}, missing)
 
 
 class ShardWriter:
@@ -155,9 +169,10 @@ class ShardWriter:
 
     def __init__(self, paths: Paths, splits: "ray.ObjectRef[Mapping[SplitName, Split]]") -> None:
         self._paths, self._splits = paths, splits
+        self._folder = RayFolder(Path(paths["out"]))
 
     @cached_property
-    def _kinds(self) -> Mapping[str, CachedRows]:
+    def _kinds(self) -> Mapping[str, tuple[Split, CachedRows]]:
         """Not loaded in `__init__`: there Ray would repeat an error that the user has to fix."""
         keep_freed_memory()
         config = _config(self._paths)
@@ -173,11 +188,19 @@ class ShardWriter:
         return inputs.feature_rows(config.teacher_views)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Write the shard of a range. Adds images that are `unreadable`, or another `error`."""
+        """Write the shard of a range. Adds images that are `unreadable`, or another `error`.
+
+        Once any process has found unreadable images, the range is only checked for others.
+        """
         unreadable, problem = [], ""
         try:
-            self._kinds[part["kind"]].write_shard(range(part["start"], part["stop"]))
+            split, rows = self._kinds[part["kind"]]
+            if self._folder.has_unreadable():
+                unreadable = find_unreadable(split.paths[part["start"] : part["stop"]])
+            else:
+                rows.write_shard(range(part["start"], part["stop"]))
         except UnreadableImages as error:
+            self._folder.report_unreadable()
             unreadable = list(error.images)
         except UserError as error:
             problem = str(error)

@@ -33,11 +33,13 @@ class RayFolder:
         self._submission = self.path / "submission"
         self._order = self.path / "order"
         self._outcome = self.path / "outcome.json"
+        self._unreadable = self.path / "unreadable"
 
     def begin(self, submission: str) -> None:
         """Prepare for the new Ray job `submission`. Its id is kept for a later attempt."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._outcome.unlink(missing_ok=True)
+        self._unreadable.unlink(missing_ok=True)
         self.events.write_bytes(b"")
         self.send_order(Order.GO)
         write_atomically(self._submission, submission)
@@ -58,6 +60,14 @@ class RayFolder:
         """Add an event of the training."""
         with self.events.open("a") as events:
             print(event_line(kind, data), file=events)
+
+    def report_unreadable(self) -> None:
+        """Tell all processes that the job has unreadable images, so that it cannot train."""
+        self._unreadable.touch()
+
+    def has_unreadable(self) -> bool:
+        """Whether a process reported unreadable images."""
+        return self._unreadable.exists()
 
     def end(self, outcome: Outcome) -> None:
         """Record how the training ended."""

@@ -76,15 +76,15 @@ class Inputs:
         params, rows = self._view_rows(views)
         return params, rows.read()
 
-    def feature_rows(self, views: int) -> dict[str, CachedRows]:
+    def feature_rows(self, views: int) -> dict[str, tuple[Split, CachedRows]]:
         """What `teacher_features` of all splits and, with `views`, `view_features` read from the
-        cache, by the titles of their progress. Nothing is computed."""
+        cache, each with its split, by the titles of their progress. Nothing is computed."""
         found = {
-            _title(name): image_feature_rows(self.teacher, split, cache=self.cache)
+            _title(name): (split, image_feature_rows(self.teacher, split, cache=self.cache))
             for name, split in self.splits.items()
         }
         if views:
-            _, found[VIEWS_TITLE] = self._view_rows(views)
+            found[VIEWS_TITLE] = (self.splits["train"], self._view_rows(views)[1])
         return found
 
     def _view_rows(self, views: int) -> tuple[Tensor, CachedRows]:

@@ -101,16 +101,22 @@ def test_features_are_computed_on_all_nodes_of_which_one_is_killed(
         assert steps[-1]["step"] == IMAGES
 
 
-def test_unreadable_images_of_all_shards_are_named_in_one_line(
+def test_unreadable_images_are_logged_at_once_and_all_named_before_the_rest_is_encoded(
     service, address, work_dir, queue_job, cluster, tmp_path
 ):
-    photos = write_photos(tmp_path / "photos", 2 * SHARD_ROWS + 50)
-    for name in ("red/00000.bmp", "green/02005.bmp"):
-        (photos / "train" / name).write_bytes(b"no image")
+    photos = write_photos(tmp_path / "photos", 5 * SHARD_ROWS + 50)
+    for name in ("blue/00002.bmp", "red/05112.bmp"):  # the first and the last of the shards
+        path = photos / "train" / name
+        assert path.is_file()
+        path.write_bytes(b"no image")
     job = queue_job(service, 1, data=str(photos), pixels="streamed")
     with running_worker(address, work_dir, "--once", *on_ray(cluster)) as process:
-        process.communicate(timeout=300)
+        process.communicate(timeout=600)
     found = service.get(f"/v1/jobs/{job}").json()
     assert found["state"] == "failed"
     assert "cannot read 2 images: " in found["error"] and "\n" not in found["error"]
-    assert "red/00000.bmp" in found["error"] and "green/02005.bmp" in found["error"]
+    assert "blue/00002.bmp" in found["error"] and "red/05112.bmp" in found["error"]
+    messages = [each["message"] for each in events(service, job, "log")]
+    (early,) = [message for message in messages if message.startswith("cannot read the image ")]
+    assert early.endswith("; checking the other images")
+    assert len(list((work_dir / "cache").glob("features-train-*/*.safetensors"))) < 4
