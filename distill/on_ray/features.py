@@ -30,7 +30,7 @@ from distill.models.devices import choose_device
 from distill.models.teacher import load_teacher
 from distill.on_ray.messages import RayFolder, StopRequest
 from distill.pipeline.inputs import Inputs
-from distill.pipeline.job import UNPACKING, check_inputs, progress_events
+from distill.pipeline.job import UNPACKING, check_inputs, progress_events, until_stopped
 from distill.training.malloc_tuning import keep_freed_memory
 
 Paths = Mapping[str, str]  # of config, release, out and cache, as `distill train` takes them
@@ -129,10 +129,13 @@ def make_plan(paths: Paths) -> Plan | str:
 
     Gives the message of an error that the user has to fix. Findings are logged only then: the
     training checks its inputs again.
+
+    Raises:
+        Interrupted: the submitter ordered it, or is silent. What was unpacked is kept.
     """
     config, cache, folder = _config(paths), Path(paths["cache"]), RayFolder(Path(paths["out"]))
     findings: list[str] = []
-    phases = progress_events(folder.write_event)
+    phases = until_stopped(progress_events(folder.write_event), StopRequest(folder))
     keep_freed_memory()
     try:
         release = read_release(Path(paths["release"]))

@@ -95,7 +95,7 @@ def run_job(
 
     def prepare() -> tuple[RunInputs, Student]:
         # Only the main process encodes. The others find its features in the cache.
-        phases = _until_stopped(progress_events(emit), should_stop if is_main else _never, KEPT)
+        phases = until_stopped(progress_events(emit), should_stop if is_main else _never, KEPT)
         return _prepare(config, release, out, cache=cache, on_event=emit, phases=phases)
 
     run, student = main_process_first(prepare)
@@ -176,7 +176,7 @@ def _export(
     should_stop: Callable[[], bool],
 ) -> None:
     """Export the trained student as a classifier."""
-    phases = _until_stopped(progress_events(on_event), should_stop)
+    phases = until_stopped(progress_events(on_event), should_stop)
     export_classifier(
         run,
         student,
@@ -196,7 +196,7 @@ def _never() -> bool:
     return False
 
 
-def _until_stopped(start: Phases, should_stop: Callable[[], bool], kept: str = "") -> Phases:
+def until_stopped(start: Phases, should_stop: Callable[[], bool], kept: str = "") -> Phases:
     """`start`, with functions that raise Interrupted when the run should stop.
 
     `kept`: what the run has then kept, for the message.

@@ -12,6 +12,7 @@ from distill.embeddings.image_features import image_features, view_feature_rows
 from distill.models.teacher import load_teacher
 from tests.distill.conftest import COLOURS, SPLITS
 from tests.distill.on_ray.conftest import kill, on_ray
+from tests.distill.plain_images import write_boxes, write_images
 from tests.distill.worker.conftest import epochs, events, running_worker, state, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_installed")]
@@ -120,3 +121,21 @@ def test_unreadable_images_are_logged_at_once_and_all_named_before_the_rest_is_e
     (early,) = [message for message in messages if message.startswith("cannot read the image ")]
     assert early.endswith("; checking the other images")
     assert len(list((work_dir / "cache").glob("features-train-*/*.safetensors"))) < 4
+
+
+def test_a_cancel_while_boxes_are_unpacked_keeps_the_crops(
+    service, address, work_dir, queue_job, cluster, tmp_path
+):
+    photos = tmp_path / "photos"
+    write_images(photos, 600, 1500)
+    write_boxes(photos / "train", photos / "boxes.json", 1500)
+    job = queue_job(service, 1, data=str(photos / "boxes.json"))
+    with running_worker(address, work_dir, *on_ray(cluster)):
+        wait_for(lambda: events(service, job, "progress"), 300)
+        service.post(f"/v1/jobs/{job}/cancel")
+        wait_for(lambda: state(service, job) == "cancelled", 60)
+        wait_for(lambda: not cluster.running(), 60)
+    phases = {each["phase"] for each in events(service, job, "progress")}
+    assert phases == {"Unpacking images"}
+    (index,) = (work_dir / "cache" / "sources").glob("*.interrupted/index.jsonl")
+    assert index.read_text()
