@@ -5,11 +5,11 @@
   without VNNI.
 - Relu and Clip are quantised with the layer before them. Otherwise its output is quantised first,
   and most of the 8 bits are spent on values that the activation then cuts off.
+- Biases are corrected for the rounding of the weights.
 - What depends on the shape of the images alone stays in float32: positions of a crop, padding.
 """
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -26,30 +26,28 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from distill.data.files.image_file import open_image, square
-from distill.data.files.packed_image import ImagePath
 from distill.data.splits import Split
 from distill.errors import ModelError
+from distill.export.bias_correction import correct_biases
 from distill.export.verify import FormatRow
 
-IMAGES: Final = 256  # training images for the calibration of activations
+IMAGES: Final = (
+    256  # training images for the calibration of activations and the correction of biases
+)
 BATCH: Final = 32
 LAYERS: Final = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool")
 ACTIVATIONS: Final = ("Relu", "Clip")
 
+Pixels = NDArray[np.uint8]
+
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
-    """Batches of evenly spaced training images for ONNX Runtime."""
+    """Batches of images for ONNX Runtime."""
 
-    def __init__(self, train: Split, image_size: int) -> None:
-        rows = np.linspace(0, len(train) - 1, min(len(train), IMAGES)).astype(int)
-        self._batches = self._read([train.paths[row] for row in rows], image_size)
+    def __init__(self, batches: list[Pixels]) -> None:
+        self._batches = iter(batches)
 
-    @staticmethod
-    def _read(paths: list[ImagePath], image_size: int) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(paths), BATCH):
-            yield np.stack([square(open_image(x), image_size) for x in paths[start:][:BATCH]])
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+    def get_next(self) -> dict[str, Pixels] | None:
         batch = next(self._batches, None)
         return None if batch is None else {"pixels": batch}
 
@@ -61,7 +59,7 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
         ModelError: ONNX Runtime cannot quantise it.
         UnreadableImages: a training image cannot be read.
     """
-    images = _Images(train, image_size)
+    batches = _calibration_batches(train, image_size)
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends the pre-processing that is done here
     try:
@@ -69,6 +67,7 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
             source, prepared, target = (Path(folder, f"{x}.onnx") for x in ("a", "b", "c"))
             source.write_bytes(model)
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            before = onnx.load(prepared)
             options: dict[str, Any] = {
                 "quant_format": QuantFormat.QDQ,
                 "per_channel": True,
@@ -76,10 +75,12 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
                 "activation_type": QuantType.QUInt8,
                 "weight_type": QuantType.QInt8,
                 "op_types_to_quantize": [*LAYERS, *ACTIVATIONS],
-                "nodes_to_exclude": _nodes_of_shapes(onnx.load(prepared)),
+                "nodes_to_exclude": _nodes_of_shapes(before),
             }
-            quantize_static(prepared, target, images, **options)
-            return target.read_bytes()
+            quantize_static(prepared, target, _Images(batches), **options)
+            after = onnx.load(target)
+            correct_biases(before, after, batches)
+            return bytes(after.SerializeToString())
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"cannot quantise the student ({' '.join(str(error).split())[:200]}): export it "
@@ -87,6 +88,16 @@ def quantise(model: bytes, train: Split, image_size: int) -> bytes:
         ) from error
     finally:
         logging.disable(level)
+
+
+def _calibration_batches(train: Split, image_size: int) -> list[Pixels]:
+    """Evenly spaced training images, uint8 `[batch, 3, image_size, image_size]`."""
+    rows = np.linspace(0, len(train) - 1, min(len(train), IMAGES)).astype(int)
+    paths = [train.paths[row] for row in rows]
+    return [
+        np.stack([square(open_image(path), image_size) for path in paths[start:][:BATCH]])
+        for start in range(0, len(paths), BATCH)
+    ]
 
 
 def _nodes_of_shapes(model: onnx.ModelProto) -> list[str]:

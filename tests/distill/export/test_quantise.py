@@ -17,14 +17,28 @@ from distill.runtime.text_encoder import open_session
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+def write_photos(folder, darkest):
+    """32 photos of blobs, none of which is darker than `darkest`."""
+    rng = np.random.default_rng(0)
     paths = [folder / f"{number}.png" for number in range(32)]
     for path in paths:
-        blobs = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        blobs = Image.fromarray(rng.integers(darkest, 256, (5, 5, 3), dtype=np.uint8))
         blobs.resize((SIZE, SIZE)).save(path)
     return Split("train", ("blobs",), tuple(paths), torch.zeros(len(paths), dtype=torch.long))
+
+
+def cosines(encoders, photos):
+    """Cosines between the features of two encoders, one per photo."""
+    pixels = torch.stack(
+        [torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1)) for path in photos.paths]
+    )
+    expected, found = (onnx_features(open_session(model), pixels) for model in encoders)
+    return (expected * found).sum(dim=1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"), darkest=0)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +66,25 @@ def encoders(photos):
 
 
 def test_int8_features_are_near_those_of_float32(encoders, photos):
-    pixels = torch.stack(
-        [torch.from_numpy(np.array(Image.open(path)).transpose(2, 0, 1)) for path in photos.paths]
-    )
-    expected, found = (onnx_features(open_session(model), pixels) for model in encoders)
-    cosines = (expected * found).sum(dim=1)
-    assert cosines.mean() > 0.97
+    assert cosines(encoders, photos).mean() > 0.97
+
+
+def test_weights_that_are_all_rounded_down_do_not_shift_the_features(tmp_path):
+    """On bright photos, all errors of a channel add up, unless its bias is corrected."""
+    photos = write_photos(tmp_path, darkest=200)
+    torch.manual_seed(0)
+    student = build_student("test_resnet", 8, image_size=SIZE)
+    student.test_views = "centre"
+    convolution = nn.Conv2d(3, 32, 4, stride=4)
+    student.backbone = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    steps = torch.randint(-20, 20, convolution.weight.shape) + 0.4
+    steps[:, 0, 0, 0] = 64  # the largest weight, which sets the size of a step
+    convolution.weight.data = steps / 64
+    nn.init.zeros_(convolution.bias)
+    student.projection = nn.Linear(32, 8)
+    nn.init.zeros_(student.projection.bias)
+    model = image_encoder(student, SIZE)
+    assert cosines((model, quantise(model, photos, SIZE)), photos).min() > 0.999
 
 
 def test_relu6_is_quantised_with_the_layer_before_it(encoders):
