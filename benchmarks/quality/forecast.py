@@ -35,10 +35,14 @@ def main() -> None:
         if report.forecast is None:
             print(f"{run}: no forecast, train it with --forecast")
             continue
-        for name, expected, measured in compared(report):
+        unseen = unseen_of(report)
+        if unseen is None:
+            print(f"{run}: no unseen photos, on which to measure")
+            continue
+        for name, expected, measured in compared(report, unseen):
             inside.append(expected.low <= measured <= expected.high)
             table.add_row(
-                run.name, str(unseen_of(report).classes), name,
+                run.name, str(unseen.classes), name,
                 f"{expected.value:.1f} ({expected.low:.1f} to {expected.high:.1f})",
                 f"{measured:.1f}", "yes" if inside[-1] else "no",
             )  # fmt: skip
@@ -50,10 +54,10 @@ def main() -> None:
     print(f"{sum(inside)} of {len(inside)} measured accuracies are inside their intervals of 95 %")
 
 
-def compared(report: Report) -> Iterator[Compared]:
+def compared(report: Report, unseen: Accuracy) -> Iterator[Compared]:
     """Pairs of forecast and measured accuracy of a run's student, in percent."""
     assert report.forecast is not None
-    unseen, joint = unseen_of(report), joint_of(report)
+    joint = joint_of(report)
     point = next(x for x in report.forecast.points if x.classes == unseen.classes)
     yield "new, alone", point.alone, unseen.top1
     yield "new, among all", point.joint_unseen, joint.unseen
@@ -61,13 +65,11 @@ def compared(report: Report) -> Iterator[Compared]:
     yield "harmonic mean", point.joint_harmonic_mean, joint.harmonic_mean
 
 
-def unseen_of(report: Report) -> Accuracy:
-    """The student's accuracy on unseen classes with the texts of the run."""
-    return next(
-        row
-        for row in report.accuracies
-        if (row.model, row.split, row.text) == ("student", "unseen", report.config.text_strategy)
-    )
+def unseen_of(report: Report) -> Accuracy | None:
+    """The student's accuracy on unseen classes with the texts of the run, if it has any."""
+    wanted = ("student", "unseen", report.config.text_strategy)
+    rows = (row for row in report.accuracies if (row.model, row.split, row.text) == wanted)
+    return next(rows, None)
 
 
 def joint_of(report: Report) -> JointAccuracy:
