@@ -10,7 +10,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -86,9 +86,17 @@ def cropped_images(
     """
     identity = [f"{MARGIN} {MIN_SIDE} {DECODING}", *files_identity(export.files())]
     photos = [photo for photo in export.photos() if photo.boxes]
-    return stored_images(
-        cache, identity, len(photos), lambda start: _crops(photos, start), progress
+    images = stored_images(
+        cache, identity, len(photos), lambda start: _crops(photos[start:]), progress
     )
+    if not images:
+        skipped = skipped_boxes(export)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
+        raise DataError(
+            f"the annotations have no box to crop ({reasons or 'there are none'}): label "
+            "objects with boxes, or give a folder of class folders"
+        )
+    return images
 
 
 def skipped_boxes(export: BoxExport) -> dict[str, int]:
@@ -119,31 +127,20 @@ def existing(export: Path, photos: Iterable[tuple[str, Path]]) -> None:
         )
 
 
-def _crops(photos: Sequence[Photo], start: int) -> Iterator[list[EncodedImage] | UnreadableImages]:
-    """The crops of each of the `photos` from number `start` on, or why it cannot be read."""
-    skipped: Counter[str] = Counter()
-    nothing_to_crop = start == 0
-    for photo in photos[start:]:
+def _crops(photos: Iterable[Photo]) -> Iterator[list[EncodedImage] | UnreadableImages]:
+    """The crops of each of the `photos`, or why it cannot be read."""
+    for photo in photos:
         try:
             image = open_image(photo.path)
         except UnreadableImages as error:
-            nothing_to_crop = False
             yield error
             continue
-        windows, skipped_of_photo = _windows(photo, image.size)
-        skipped += skipped_of_photo
-        nothing_to_crop = nothing_to_crop and not windows
+        windows, _ = _windows(photo, image.size)
         name = "/".join(photo.path.parts[-3:])  # independent of the export's location
         yield [
             EncodedImage(photo.split, key, "crop.png", _png(image.crop(window)), name)
             for key, window in windows
         ]
-    if nothing_to_crop:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in skipped.items())
-        raise DataError(
-            f"the annotations have no box to crop ({reasons or 'there are none'}): label "
-            "objects with boxes, or give a folder of class folders"
-        )
 
 
 def _png(image: Image.Image) -> bytes:

@@ -19,7 +19,7 @@ from distill.data.files.allowed_paths import check_allowed_paths
 from distill.data.files.image_file import open_image
 from distill.data.sources.find import find_source
 from distill.data.splits import scan_splits
-from distill.errors import DataError
+from distill.errors import DataError, Interrupted
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 BOXES = {  # of each photo of 200 × 100: class, left, top, width, height
@@ -279,6 +279,25 @@ def test_a_wrong_coco_export_is_a_one_line_error(photos, tmp_path, document, mes
     with pytest.raises(DataError, match=message) as error:
         scan_splits(path, cache=tmp_path / "cache")
     assert "\n" not in str(error.value)
+
+
+def test_boxes_that_are_all_too_small_are_an_error_after_an_interruption_and_each_time(
+    photos, tmp_path
+):
+    document = coco()
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [10, 10, 8, 8]
+    path = photos.parent / "annotations.json"
+    path.write_text(json.dumps(document))
+
+    def stop(done: int, total: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        find_source(path).images(tmp_path / "cache", stop)
+    for _ in range(2):
+        with pytest.raises(DataError, match="no box to crop .6 smaller than 16 px"):
+            find_source(path).images(tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
