@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contract import SplitName
     from distill.data.files.packed_image import ImagePath
     from distill.data.preparation.check import DataCheck, Duplicates
-    from distill.data.sources.labelled_image import LabelledImage
+    from distill.data.sources.labelled_image import LabelledImage, Source
 
 SHEET_IMAGES: Final = 6  # of each class
 SHEET_CLASSES: Final = 200
@@ -102,7 +102,7 @@ def split(
     from distill.data.splits import in_order
     from distill.errors import UnreadableImages
 
-    images = sorted(find_source(source).images(cache), key=in_order)
+    images = sorted(_images_of(find_source(source), cache), key=in_order)
     keys = sorted({image.key for image in images})
     if teacher is not None:
         unseen = ",".join(_least_alike(keys, unseen, teacher))
@@ -139,6 +139,12 @@ def split(
     notes.print(f"written to {out}", markup=False, soft_wrap=True)
 
 
+def _images_of(source: "Source", cache: Path) -> "list[LabelledImage]":
+    """The images of `source`. Shows the progress of a source that has to be unpacked."""
+    with bars() as bar:
+        return list(source.images(cache, bar("Finding images")))
+
+
 def _least_alike(keys: "Sequence[str]", number: str, teacher: str) -> "list[str]":
     """The `number` classes whose names have the smallest cosine with the nearest other name."""
     from distill.embeddings.text_bank import encode_groups
@@ -173,7 +179,7 @@ def check(
     if sheet is not None and sheet.suffix not in (".html", ".png"):
         raise UserError(f"--sheet {sheet} has an unknown suffix: choose .html or .png")
     data_source = find_source(source)
-    splits = assign_splits(data_source.images(cache))
+    splits = assign_splits(_images_of(data_source, cache))
     with bars() as bar:
         checked = check_data(data_source, splits, bar("Reading images"))
         if sheet is not None:
