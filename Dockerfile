@@ -89,6 +89,7 @@ ARG TORCH_INDEX=
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --constraint requirements.lock --index-url "$TORCH_INDEX" torch torchvision; \
     fi
+# What packages bring to test themselves is left out: the image stays small.
 RUN mkdir contract && \
     pip install --constraint requirements.lock '.[worker,track,hf,heif]' && \
     find /opt/enrich -type d -name tests -prune -exec rm -r {} + && \
