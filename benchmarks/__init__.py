@@ -27,6 +27,7 @@ Quality:
 - quality.clutter: several charms in one image, with one camera and with two
 - quality.exported_student: accuracy and speed of a student in every export format
 - quality.forecast: forecast accuracies on new classes compared with the measured ones
+- quality.learning_rates: default learning rates compared with lower and higher ones
 - quality.look_alikes: scores for unknown photos, with and without look-alikes
 - quality.parity: predictions of an exported classifier compared with PyTorch, photo by photo
 - quality.real_world: the whole pipeline on real photos with recorded descriptions
