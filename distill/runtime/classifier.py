@@ -421,8 +421,8 @@ class Classifier:
             raise ClassExists(
                 f"the text of {name!r} is too similar to that of "
                 f"{self.classes[nearest].name!r} (cosine {cosines[nearest]:.4f}, limit "
-                f"{limit:.4f}): describe how they differ, or allow it (--allow-near, in "
-                "Python and REST allow_near)"
+                f"{limit:.4f}): describe how they differ, or add it anyway (--allow-near; "
+                "allow_near in Python and REST)"
             )
 
     def remove(self, name: str) -> ClassEntry:
