@@ -60,7 +60,12 @@ def print_unknown_scores(manifest: "Manifest") -> None:
 @one_line_errors
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished training run.")],
-    out: Annotated[Path, typer.Option(help="Classifier folder to write; replaces an old one.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Classifier folder to write. An old one is replaced, unless classes were added."
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Images of the run, if they have moved since training.")
     ] = None,

@@ -23,6 +23,7 @@ from distill.export.verify import FormatRow, Speed, check_features, onnx_feature
 from distill.models.student import build_student
 from distill.models.teacher import load_teacher
 from distill.runtime import Classifier
+from distill.runtime.manifest import MANIFEST
 from distill.runtime.text_encoder import TextEncoder, open_session
 from tests.distill.conftest import DEMO
 
@@ -248,6 +249,17 @@ def test_an_export_replaces_a_classifier_and_nothing_else(finished_charm_run, tm
     ):
         export_run(finished_charm_run, tmp_path, progress=lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_export_does_not_replace_classes_that_were_added(finished_charm_run, classifier_folder):
+    classifier = Classifier.load(classifier_folder)
+    classifier.add("grey kite", ["a grey kite with a long tail"], allow_near=True)
+    classifier.save(classifier_folder)
+    before = (classifier_folder / MANIFEST).read_bytes()
+    message = r"has 1 class with texts or photos that were added \('grey kite'\): choose another"
+    with pytest.raises(ClassifierError, match=message):
+        export_run(finished_charm_run, classifier_folder, progress=lambda *_: None)
+    assert (classifier_folder / MANIFEST).read_bytes() == before
 
 
 def test_the_teacher_must_be_that_of_the_run(charm_run, charm_world, tiny_teacher):
