@@ -12,7 +12,6 @@ what a rate may be chosen by. The accuracy on unseen classes is not computed.
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def default_config(student: str, optimiser: str, options: argparse.Namespace) ->
 
 
 def seen_top1(config: TrainConfig, options: argparse.Namespace) -> float:
-    """Top-1 in percent after a training; NaN if it diverged. Stored, and not repeated."""
+    """Top-1 in percent after a training; stored, and not repeated. NaN if it diverged."""
     rate = f"{config.learning_rate:.2g}"
     name = f"{config.student}-{config.image_size}-{config.epochs}-{config.optimiser}-{rate}"
     path = options.out / f"{name}-{config.seed}.json"
@@ -64,10 +63,12 @@ def seen_top1(config: TrainConfig, options: argparse.Namespace) -> float:
         student = build_student(
             config.student, task.dim, image_size=config.image_size, weights=weights
         )
-        result = float("nan")
-        with suppress(UserError):  # the training diverged
+        try:
             train(config, student, task.data, callbacks=Callbacks())
-            result = top1(student, task.seen)
+        except UserError as error:
+            print(f"{name}: {error}", flush=True)
+            return float("nan")
+        result = top1(student, task.seen)
         options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result))
         print(f"{name}: {result:.1f} %", flush=True)

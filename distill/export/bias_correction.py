@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx.helper import make_empty_tensor_value_info, make_node
 from onnx.numpy_helper import from_array, to_array
 
+from distill.runtime.image_encoder import Pixels
 from distill.runtime.text_encoder import open_session
 
 CORRECTED: Final = ("Conv", "Gemm")
@@ -23,7 +24,7 @@ Array = NDArray[np.float32]
 
 
 def correct_biases(
-    model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]]
+    model: onnx.ModelProto, quantised: onnx.ModelProto, batches: Iterable[Pixels]
 ) -> None:
     """Change the biases of `quantised` (QDQ, weights per channel) for the rounding of its weights.
 
@@ -53,9 +54,7 @@ def _has_bias(node: onnx.NodeProto) -> bool:
     return node.op_type in CORRECTED and len(node.input) > 2 and transposed
 
 
-def _mean_inputs(
-    model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]]
-) -> Mapping[str, Array]:
+def _mean_inputs(model: onnx.ModelProto, batches: Iterable[Pixels]) -> Mapping[str, Array]:
     """Means over images and positions `[channels]` of what the layers get, by its name."""
     layers = {node.input[0]: node for node in model.graph.node if _has_bias(node)}
     measured = onnx.ModelProto()

@@ -37,7 +37,6 @@ from distill.export.verify import FormatRow, check_features, check_texts
 from distill.runtime.classifier import ADDED
 from distill.runtime.manifest import (
     BAKED,
-    MANIFEST,
     MODEL_CARD,
     PHOTO_STATISTICS,
     SPEED_CHART,
@@ -91,11 +90,9 @@ class Exported:
 
 def _check_nothing_added(folder: Path) -> None:
     """Raise ClassifierError if `folder` has a classifier to which classes were added."""
-    if not (folder / MANIFEST).is_file():
-        return
     try:
         classes = read_manifest(folder).classes
-    except ClassifierError:  # a broken classifier may be replaced
+    except ClassifierError:  # there is none, or a broken one, which may be replaced
         return
     added = [each.name for each in classes if each.origin == ADDED or each.photos]
     if added:

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -30,15 +29,12 @@ from distill.data.splits import Split
 from distill.errors import ModelError
 from distill.export.bias_correction import correct_biases
 from distill.export.verify import FormatRow
+from distill.runtime.image_encoder import Pixels
 
-IMAGES: Final = (
-    256  # training images for the calibration of activations and the correction of biases
-)
+IMAGES: Final = 256  # training images, to calibrate activations and to correct biases
 BATCH: Final = 32
 LAYERS: Final = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool")
 ACTIVATIONS: Final = ("Relu", "Clip")
-
-Pixels = NDArray[np.uint8]
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
