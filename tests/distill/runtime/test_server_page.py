@@ -160,6 +160,8 @@ def test_errors_are_shown_where_they_occurred(open_tab, url, photos, tmp_path):
     tab.get_by_label("Add it anyway").check()
     tab.get_by_role("button", name="Add class").click()
     tab.get_by_text("Added okapi twin").wait_for()
+    tab.get_by_text("53 classes").wait_for()
+    wait_until_idle(tab)  # the photos are classified again, for which the server has to run
     # Chromium reports each refusal on its console.
     assert len(open_tab.wrong) == 3
     assert all("the server responded with a status of 4" in text for text in open_tab.wrong)
