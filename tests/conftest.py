@@ -184,7 +184,15 @@ def running_app(app: object, **options: object) -> Iterator[str]:
     import uvicorn
 
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=2, **options
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        # As the programs do. By default a server closes an idle connection after 5 s, which is
+        # when httpx stops using it: a request sent at that moment is lost.
+        timeout_keep_alive=75,
+        **options,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -7,6 +7,7 @@ axe-core (see CONTRIBUTING.md). With SCREENSHOTS=1 pictures go to screenshots/.
 import base64
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,18 @@ DROP = """([name, content]) => {
 
 
 @pytest.fixture
-def open_tab(chromium):
+def serve():
+    """A function that starts a server of a classifier folder and gives its base URL."""
+    with ExitStack() as stack:
+        yield lambda folder, settings=None: stack.enter_context(serving(folder, settings))
+
+
+@pytest.fixture
+def open_tab(chromium, serve):
     """A function that opens a page in a tab; the test fails where the page complains.
 
-    What the server refuses is an error on the browser's console, too: `refused` says how often.
+    What the server refuses is an error on the browser's console, too. The tabs are closed before
+    the servers stop, which a page that still classifies photos would complain about.
     """
     wrong: list[str] = []
     opened = []
@@ -62,9 +71,8 @@ def open_tab(chromium):
 
 
 @pytest.fixture
-def url(classifier_folder):
-    with serving(classifier_folder) as url:
-        yield url
+def url(serve, classifier_folder):
+    return serve(classifier_folder)
 
 
 @pytest.fixture
@@ -161,33 +169,30 @@ def test_errors_are_shown_where_they_occurred(open_tab, url, photos, tmp_path):
     tab.get_by_role("button", name="Add class").click()
     tab.get_by_text("Added okapi twin").wait_for()
     tab.get_by_text("53 classes").wait_for()
-    wait_until_idle(tab)  # the photos are classified again, for which the server has to run
     # Chromium reports each refusal on its console.
     assert len(open_tab.wrong) == 3
     assert all("the server responded with a status of 4" in text for text in open_tab.wrong)
     open_tab.wrong.clear()
 
 
-def test_a_photo_of_no_class_is_shown_as_none_of_these(open_tab, classifier_folder, photos):
+def test_a_photo_of_no_class_is_shown_as_none_of_these(open_tab, serve, classifier_folder, photos):
     """The threshold is raised above all cosines."""
     manifest = classifier_folder / "classifier.json"
     raised = re.sub(
         r'"unknown_threshold":[^,\n]+', '"unknown_threshold": 2.0', manifest.read_text()
     )
     manifest.write_text(raised)
-    with serving(classifier_folder) as url:
-        tab = open_tab(url)
-        drop(tab, photos[0])
-        tab.locator(".verdict", has_text="None of these").wait_for()
-        assert bars(tab).count() == 5
-        shoot(tab, "serve-none")
+    tab = open_tab(serve(classifier_folder))
+    drop(tab, photos[0])
+    tab.locator(".verdict", has_text="None of these").wait_for()
+    assert bars(tab).count() == 5
+    shoot(tab, "serve-none")
 
 
-def test_a_read_only_server_shows_no_way_to_change_classes(open_tab, exported_charms):
-    with serving(exported_charms.folder, ServerSettings(threads=1, read_only=True)) as url:
-        tab = open_tab(url)
-        assert tab.locator("#class-list li").count() == 51
-        assert tab.get_by_role("button", name=re.compile("Remove|Add")).count() == 0
+def test_a_read_only_server_shows_no_way_to_change_classes(open_tab, serve, exported_charms):
+    tab = open_tab(serve(exported_charms.folder, ServerSettings(threads=1, read_only=True)))
+    assert tab.locator("#class-list li").count() == 51
+    assert tab.get_by_role("button", name=re.compile("Remove|Add")).count() == 0
 
 
 @pytest.mark.parametrize("width", [1280, 400])
