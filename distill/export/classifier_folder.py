@@ -20,7 +20,6 @@ from distill.embeddings.attributes import attributes_of
 from distill.embeddings.class_prompts import prefix_of, prompts_of
 from distill.embeddings.look_alikes import prompt_of
 from distill.embeddings.text_bank import TextBank
-from distill.errors import ClassifierError, counted, some
 from distill.evaluation.figures import EvaluatedSplit, unknown_figures
 from distill.evaluation.unknown import Scorer
 from distill.export.chart import speed_chart
@@ -34,7 +33,6 @@ from distill.export.open_clip import loaded, open_clip_files
 from distill.export.table import load_rival, open_clip_row, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
 from distill.export.verify import FormatRow, check_features, check_texts
-from distill.runtime.classifier import ADDED
 from distill.runtime.manifest import (
     BAKED,
     MODEL_CARD,
@@ -52,11 +50,10 @@ from distill.runtime.manifest import (
     TextCleaning,
     TextInfo,
     file_entry,
-    read_manifest,
 )
 from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.text_encoder import TextEncoder
-from distill.runtime.write_folder import check_target, write_folder
+from distill.runtime.write_folder import check_nothing_added, check_target, write_folder
 
 STEPS: Final = 5  # of the progress: texts, features, formats, other models, files
 PACKAGES: Final = ("enrich-distill", "torch", "timm", "open_clip_torch", "onnx", "onnxruntime")
@@ -88,20 +85,6 @@ class Exported:
     remarks: tuple[str, ...]  # lines for people, such as which image encoder is used and why
 
 
-def _check_nothing_added(folder: Path) -> None:
-    """Raise ClassifierError if `folder` has a classifier to which classes were added."""
-    try:
-        classes = read_manifest(folder).classes
-    except ClassifierError:  # there is none, or a broken one, which may be replaced
-        return
-    added = [each.name for each in classes if each.origin == ADDED or each.photos]
-    if added:
-        raise ClassifierError(
-            f"{folder} has {counted(len(added), 'class')} with texts or photos that were added "
-            f"({some(added)}): choose another folder, or delete this one"
-        )
-
-
 def export_run(
     run: FinishedRun,
     out: Path,
@@ -123,7 +106,7 @@ def export_run(
     """
     options = options or ExportOptions()
     check_target(out)  # reports errors before the slow part
-    _check_nothing_added(out)
+    check_nothing_added(out)
     check_formats(options.formats)
     rivals = [load_rival(name) for name in options.rivals]
     in_open_clip = _in_open_clip(run) if options.open_clip else {}

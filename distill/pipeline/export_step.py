@@ -64,6 +64,14 @@ def export_classifier(
     )
 
 
+def check_classifier(out: Path) -> None:
+    """Raise ClassifierError if the folder of a run has a classifier to which classes were added."""
+    if (out / FOLDER / MANIFEST).is_file():
+        from distill.runtime.write_folder import check_nothing_added  # of the extra `runtime`
+
+        check_nothing_added(out / FOLDER)
+
+
 def remove_classifier(out: Path) -> None:
     """Delete the classifier of an earlier training from the folder of a run."""
     if (out / FOLDER / MANIFEST).is_file():

@@ -37,7 +37,7 @@ from distill.evaluation.score_norm import ScoreNorm
 from distill.models.devices import describe_device, dtype_name, student_dtype
 from distill.models.student import Student, build_student
 from distill.models.teacher import Teacher, load_teacher
-from distill.pipeline.export_step import export_classifier, remove_classifier
+from distill.pipeline.export_step import check_classifier, export_classifier, remove_classifier
 from distill.pipeline.forecast import forecast, train_proxy
 from distill.pipeline.inputs import Inputs
 from distill.pipeline.preflight import preflight
@@ -255,6 +255,7 @@ def _prepare(
         cache=cache,
         progress=phases(UNPACKING),
     )
+    check_classifier(out)  # which the new student's classifier replaces
     prepare_folder(out, release)
     checked = check_inputs(
         config, release, splits, cache=cache, device=processes().device, log=log, phases=phases

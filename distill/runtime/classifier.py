@@ -28,6 +28,7 @@ from distill.errors import (
 )
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 from distill.runtime.manifest import (
+    ADDED,
     BAKED,
     MANIFEST,
     PHOTO_STATISTICS,
@@ -47,7 +48,6 @@ from distill.runtime.text_encoder import Features, TextEncoder
 from distill.runtime.write_folder import save_in_place, write_folder
 
 BATCH: Final = 32
-ADDED: Final = "added"
 Photo = str | Path | Image.Image
 
 

@@ -31,6 +31,7 @@ from distill.data.files.classifier_zip import MANIFEST as MANIFEST
 from distill.errors import ClassifierError
 
 FORMAT_VERSION: Final = 1
+ADDED: Final = "added"  # the origin of a class of no release
 IMAGE_ENCODER: Final = "image_encoder.onnx"
 INT8_ENCODER: Final = "image_encoder.int8.onnx"
 BAKED: Final = "classifier.onnx"

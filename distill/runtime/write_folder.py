@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from distill.data.files.atomic_file import write_atomically
-from distill.errors import ClassifierError, ClassifierNotSaved
-from distill.runtime.manifest import BAKED, MANIFEST, Manifest
+from distill.errors import ClassifierError, ClassifierNotSaved, counted, some
+from distill.runtime.manifest import ADDED, BAKED, MANIFEST, Manifest, read_manifest
 
 
 def write_folder(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> None:
@@ -44,6 +44,20 @@ def check_target(folder: Path) -> None:
         raise ClassifierError(f"{folder} is a file: choose a folder for the classifier")
     if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ClassifierError(f"{folder} has other files and no classifier: choose another folder")
+
+
+def check_nothing_added(folder: Path) -> None:
+    """Raise ClassifierError if `folder` has a classifier to which classes were added."""
+    try:
+        classes = read_manifest(folder).classes
+    except ClassifierError:  # there is none, or a broken one, which may be replaced
+        return
+    added = [each.name for each in classes if each.origin == ADDED or each.photos]
+    if added:
+        raise ClassifierError(
+            f"{folder} has {counted(len(added), 'class')} with texts or photos that were added "
+            f"({some(added)}), which would be lost: move it elsewhere, or delete it"
+        )
 
 
 def save_in_place(folder: Path, manifest: Manifest, bank: bytes) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from contract import EventKind, Release, Report, TrainConfig
 from distill.cli.main import app
 from distill.cli.train import parse_seeds
-from distill.errors import DataError, DeviceError, ModelError, TextError, UserError
+from distill.errors import ClassifierError, DataError, DeviceError, ModelError, TextError, UserError
 from distill.evaluation.report.seeds import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
@@ -386,8 +386,20 @@ def test_a_job_ends_with_a_classifier_which_a_new_student_replaces(job, tmp_path
     classifier = Classifier.load(folder)
     photo = colour_images / "train" / "red" / "0.png"
     assert len(classifier.classify([photo])[0].candidates) == 5
-    job(text_strategy="name", seed=1, resume=False)
+    job(text_strategy="name", seed=1)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("export", [True, False])
+def test_a_classifier_to_which_classes_were_added_is_not_replaced(job, tmp_path, export):
+    job(text_strategy="name", export=True)
+    folder = tmp_path / "out" / "classifier"
+    classifier = Classifier.load(folder)
+    classifier.add("okapi", "a horse-like animal", allow_near=True)
+    classifier.save()
+    with pytest.raises(ClassifierError, match=r"1 class .* \('okapi'\), .*: move it elsewhere"):
+        job(text_strategy="name", export=export, resume=True)
+    assert "okapi" in {each.name for each in Classifier.load(folder).classes}
 
 
 def test_a_job_succeeds_where_nothing_can_be_exported(job, tmp_path, monkeypatch):
