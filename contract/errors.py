@@ -27,6 +27,10 @@ def error_line(error: Exception) -> str:
 def error_message(details: Mapping[str, Any]) -> str:
     """The message of an item of `ValidationError.errors()`, without pydantic's prefix."""
     message: str = details["msg"]
+    if message == "JSON decode error":  # FastAPI's; its location ends in the character
+        return f"invalid JSON at this character: {details.get('ctx', {}).get('error', message)}"
+    if details["type"] == "model_attributes_type":
+        return "expected a JSON object: send one with Content-Type: application/json"
     return message.removeprefix("Value error, ")
 
 

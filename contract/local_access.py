@@ -1,8 +1,9 @@
-"""Access checks of both servers: API keys, local clients, cross-site requests."""
+"""Access checks of both servers: API keys, local clients, cross-site requests; their address."""
 
 import base64
 import binascii
 import ipaddress
+import socket
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +32,23 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def listen_error(host: str, port: int) -> str | None:
+    """Why no server can listen at an address, as one line for people; None if one can."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
+            try:
+                probe = socket.socket(family, kind, protocol)
+            except OSError:  # this machine has no IPv6: asyncio skips such an address, too
+                continue
+            with probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        return f"cannot listen at {host}:{port} ({error.strerror}): choose another --port or --host"
+    return None
 
 
 def is_local(client: str | None, host: str) -> bool:

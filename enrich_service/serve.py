@@ -6,7 +6,7 @@ import typer
 import uvicorn
 from fastapi.routing import iter_route_contexts
 
-from contract.local_access import is_loopback
+from contract.local_access import is_loopback, listen_error
 from enrich_service.app import create_app
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.storage.database import reading
@@ -24,6 +24,7 @@ def serve(
     """Run the service until stopped."""
     settings = load_settings()
     host = settings.host if host is None else host
+    port = settings.port if port is None else port
     with database(settings) as engine, reading(engine) as session:
         has_keys = keys_exist(session)
     if not has_keys:
@@ -39,6 +40,8 @@ def serve(
             "create a key with `enrich keys create NAME`",
             err=True,
         )
+    if error := listen_error(host, port):
+        raise InvalidInput(error)
     configure_log(settings.log_format)
     service = create_app(settings)
     for _ in iter_route_contexts(service.routes):
@@ -46,7 +49,7 @@ def serve(
     uvicorn.run(
         service,
         host=host,
-        port=settings.port if port is None else port,
+        port=port,
         log_config=None,  # uvicorn logs like the rest of the service
         access_log=False,
         timeout_graceful_shutdown=5,  # event streams may not end by themselves

@@ -80,7 +80,7 @@ def serve(
         read_only=read_only,
         service=service,
     )
-    check_address(host, settings)
+    check_address(host, port, settings)
     if (folder is None) == (student is None):
         raise ClassifierError("give either a classifier folder or --student NAME@ALIAS")
     if folder is not None:

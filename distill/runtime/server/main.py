@@ -7,7 +7,7 @@ from typing import Final
 
 import uvicorn
 
-from contract.local_access import is_loopback
+from contract.local_access import is_loopback, listen_error
 from distill.errors import UserError
 from distill.runtime.classifier import Classifier
 from distill.runtime.manifest import check_folder
@@ -27,13 +27,20 @@ FOLLOWS: Final = (
 Source = tuple[LiveClassifier, Background | None]
 
 
-def check_address(host: str, settings: ServerSettings) -> None:
-    """Raise UserError if other machines could connect without a key and this is not allowed."""
+def check_address(host: str, port: int, settings: ServerSettings) -> None:
+    """Check the address before the classifier is loaded.
+
+    Raises:
+        UserError: other machines could connect without a key, which is not allowed; or the address
+            is in use, or not of this machine.
+    """
     if not settings.keys and not settings.allow_remote and not is_loopback(host):
         raise UserError(
             f"{host} can be reached from other machines, and there is no API key: set "
             "DISTILL_SERVE_KEY, bind 127.0.0.1, or allow it with --allow-remote"
         )
+    if error := listen_error(host, port):
+        raise UserError(error)
 
 
 def serve_folder(folder: Path, settings: ServerSettings) -> Source:

@@ -63,22 +63,29 @@ async def read_uploads(request: Request, max_photos: int) -> list[Upload]:
     if kind != b"multipart/form-data":
         uploads = [Upload("photo", await request.body())]
     else:
-        # One more than allowed, so that our own error, which names the limit, is raised.
-        async with request.form(max_files=max_photos + 1, max_fields=max_photos) as form:
-            files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
-            if len(files) > max_photos:
-                raise HTTPException(
-                    413, f"A request may have at most {max_photos} photos: send fewer."
-                )
-            uploads = [
-                Upload(file.filename or f"photo {number}", await file.read())
-                for number, file in enumerate(files, start=1)
-            ]
+        try:
+            uploads = await _read_form(request, max_photos)
+        except HTTPException as error:
+            if not error.detail.startswith("Too many files"):  # Starlette's, with a status of 400
+                raise
+            raise HTTPException(
+                413, f"A request may have at most {max_photos} photos: send fewer."
+            ) from None
     if not any(upload.content for upload in uploads):
         raise HTTPException(
             422, "The request has no photo: send a form with files, or one image as the body."
         )
     return uploads
+
+
+async def _read_form(request: Request, max_photos: int) -> list[Upload]:
+    """All files of a multipart form."""
+    async with request.form(max_files=max_photos, max_fields=max_photos) as form:
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+        return [
+            Upload(file.filename or f"photo {number}", await file.read())
+            for number, file in enumerate(files, start=1)
+        ]
 
 
 def decode(upload: Upload, encoder: ImageEncoder, max_pixels: int) -> Pixels:
@@ -88,6 +95,8 @@ def decode(upload: Upload, encoder: ImageEncoder, max_pixels: int) -> Pixels:
         UnreadableImages: it is truncated, of an unsupported format, or exceeds `max_pixels`.
     """
     name = upload.name
+    if not upload.content:
+        raise UnreadableImages([f"{name} (it is empty)"])
     too_large = UnreadableImages([f"{name} (it has more than {max_pixels} pixels)"])
     try:
         with Image.open(

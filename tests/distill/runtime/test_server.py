@@ -167,6 +167,7 @@ def test_an_unreadable_photo_is_an_entry_among_others_and_an_error_alone(client,
         assert found["photo"] == name
         assert found["error"] and len(found["error"].splitlines()) == 1
         assert (found["candidates"], found["unknown"]) == ([], None)
+    assert others[2]["error"] == "it is empty"
     for content in bad.values():
         alone = client.post("/v1/classify", content=content)
         assert alone.status_code == 422
@@ -185,6 +186,26 @@ def test_a_request_without_photos_is_refused_with_advice(client):
     assert damaged.status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("request_", "detail"),
+    [
+        (
+            {"content": b'{"name": "okapi"}'},
+            "body: expected a JSON object: send one with Content-Type",
+        ),
+        ({"json": ["okapi"]}, "body: expected a JSON object"),
+        (
+            {"content": b'{"name": okapi}', "headers": {"Content-Type": "application/json"}},
+            "body.9: invalid JSON at this character: Expecting value",
+        ),
+    ],
+)
+def test_a_malformed_class_is_refused_with_advice(client, request_, detail):
+    refused = client.post("/v1/classes", **request_)
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith(detail)
+
+
 def test_limits_on_bytes_photos_and_pixels(ask, photos):
     settings = ServerSettings(threads=1, max_bytes=100_000, max_photos=3, max_pixels=10_000)
     client = ask(settings)
@@ -192,9 +213,10 @@ def test_limits_on_bytes_photos_and_pixels(ask, photos):
         large = client.post("/v1/classify", content=content)
         assert large.status_code == 413
         assert "exceeds 100000 bytes" in large.json()["detail"]
-    many = client.post("/v1/classify", files=files_of(photos[:4]))
-    assert many.status_code == 413
-    assert many.json()["detail"] == "A request may have at most 3 photos: send fewer."
+    for number in (4, 5, 6):
+        many = client.post("/v1/classify", files=files_of(photos[:number]))
+        assert many.status_code == 413
+        assert many.json()["detail"] == "A request may have at most 3 photos: send fewer."
     wide = client.post("/v1/classify", content=as_file(Image.new("1", (200, 51))))
     assert wide.status_code == 422
     assert "more than 10000 pixels" in wide.json()["detail"]
@@ -505,9 +527,13 @@ def test_mistakes_on_the_command_line_are_one_line_errors(exported_charms, tmp_p
         ((folder, "--key-file", tmp_path / "empty"), "is empty: write one key per line"),
         ((folder, "--max-photos", "300"), "does not fit into a queue of 256"),
     ]
-    for arguments, message in cases:
-        result = serve(*arguments)
-        assert result.exit_code == 1, arguments
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        cases.append(
+            ((folder, "--port", other.getsockname()[1]), "(Address already in use): choose")
+        )
+        results = [(serve(*arguments), message) for arguments, message in cases]
+    for result, message in results:
+        assert result.exit_code == 1, message
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     odd = serve(folder, DISTILL_SERVE_KEY="blank inside")

@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -298,9 +299,15 @@ def test_serve_says_who_gets_in(tmp_path, monkeypatch):
     monkeypatch.setenv("ENRICH_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("enrich_service.serve.uvicorn.run", lambda *_, **__: None)
     monkeypatch.setattr("enrich_service.serve.configure_log", lambda _: None)
+    monkeypatch.setenv("ENRICH_PORT", "0")
     call = CliRunner().invoke(app, ["serve"])
     assert "no API key yet" in call.stderr and "this machine only" in call.stderr
     assert CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"]).exit_code == 1
     CliRunner().invoke(app, ["keys", "create", "ann"])
     call = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
     assert call.exit_code == 0 and "no API key" not in call.output
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        call = CliRunner().invoke(app, ["serve", "--port", str(port)])
+    assert call.exit_code == 1
+    assert f"cannot listen at 127.0.0.1:{port} (Address already in use)" in call.stderr
