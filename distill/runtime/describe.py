@@ -19,6 +19,7 @@ from distill.runtime.manifest import TextInfo
 
 TIMEOUT_S: Final = 120.0
 DEFAULT_MODEL: Final = "gpt-4o-mini"
+URL_SCHEMES: Final = ("http://", "https://")
 PROMPT: Final = (
     "Use a single sentence to describe the appearance and shape of {name}. "
     "Only describe the shape and appearance."
@@ -47,7 +48,8 @@ def describe(
     None if the student was trained with names only, so that a new class needs no text.
 
     Raises:
-        ServiceError: the service or model does not answer, rejects the request, or has no text.
+        ServiceError: the service's address is no URL; the service or model does not answer, rejects
+            the request, or has no text.
         ClassifierError: neither is configured.
     """
     name = " ".join(name.split())
@@ -64,6 +66,10 @@ def describe(
 
 
 def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tuple[str, ...]:
+    if not service.lower().startswith(URL_SCHEMES):
+        raise ServiceError(
+            f"the address of --service must begin with http:// or https://: {service!r} does not"
+        )
     body: dict[str, Any] = {"labels": [{"name": name, "context": info.context}]}
     if info.prompt is not None:
         body |= {"prompt": info.prompt, "version": info.prompt_version}
@@ -101,7 +107,7 @@ def _by_service(name: str, info: TextInfo, service: str, key: str | None) -> tup
 
 def _by_language_model(name: str, info: TextInfo, environment: Mapping[str, str]) -> str:
     base = environment.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    if not base.startswith(("http://", "https://")):
+    if not base.startswith(URL_SCHEMES):
         raise ServiceError(
             f"OPENAI_BASE_URL is {base}, which only the enrichment service supports: start it and "
             "give --service URL"

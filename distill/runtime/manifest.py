@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract import Calibration, TestViews, TextStrategy, first_error_line
+from distill.data.files.classifier_zip import FOLDER
 from distill.data.files.classifier_zip import MANIFEST as MANIFEST
 from distill.errors import ClassifierError
 
@@ -222,7 +223,15 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
+    except NotADirectoryError:
+        raise ClassifierError(
+            f"{folder} is not a folder: give the folder that contains {MANIFEST}"
+        ) from None
     except FileNotFoundError:
+        if (folder / FOLDER / MANIFEST).is_file():
+            raise ClassifierError(
+                f"{folder} is not a classifier folder: its classifier is {folder / FOLDER}"
+            ) from None
         raise ClassifierError(
             f"{folder} is not a classifier folder (it has no {MANIFEST}): make one with "
             "`distill export RUN --out FOLDER`"

@@ -242,3 +242,27 @@ def test_a_class_near_another_one_is_added_only_when_allowed(classifier_folder, 
     assert refused.exit_code == 1
     assert "is too similar to that of 'okapi'" in refused.stderr
     assert predict(classifier_folder, photo, *both, "--allow-near").exit_code == 0
+
+
+def test_the_address_of_the_service_needs_a_scheme(folder, photo):
+    result = predict(folder, photo, "--add", "okapi", "--service", "127.0.0.1:8000")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "distill: the address of --service must begin with http:// or https://: "
+        "'127.0.0.1:8000' does not\n"
+    )
+
+
+def test_another_path_than_the_classifier_folder_is_a_one_line_error(
+    classifier_folder, photo, tmp_path
+):
+    file = classifier_folder / "classifier.json"
+    assert predict(file, photo).stderr == (
+        f"distill: {file} is not a folder: give the folder that contains classifier.json\n"
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    classifier_folder.rename(run / "classifier")
+    assert predict(run, photo).stderr == (
+        f"distill: {run} is not a classifier folder: its classifier is {run / 'classifier'}\n"
+    )
