@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from distill.cli.console import JsonOption, bars, notes, one_line_errors
 from distill.errors import ClassifierError, UnreadableImages
@@ -29,6 +29,12 @@ class Results:
     predictions: list["Prediction"] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+
+    def rows(self) -> "Iterator[tuple[str, Prediction]]":
+        """Each photo's name as text, and its prediction."""
+        from distill.runtime.photo_files import printable
+
+        return zip(map(printable, self.names), self.predictions, strict=True)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def predict(
 ) -> None:
     """Classify photos, optionally with new classes added by a description."""
     from distill.runtime import Classifier
-    from distill.runtime.photo_files import find_photos
+    from distill.runtime.photo_files import find_photos, printable
 
     if as_csv and (as_json or why):
         raise ClassifierError(
@@ -104,7 +110,7 @@ def predict(
     elif results.names:
         print_tables(results)
     for reason in results.unreadable:
-        print(f"distill: cannot read {reason}", file=sys.stderr)  # noqa: T201
+        print(f"distill: cannot read {printable(reason)}", file=sys.stderr)  # noqa: T201
     if results.unreadable:
         raise typer.Exit(1)
 
@@ -179,8 +185,8 @@ def note_missing_reasons(classifier: "Classifier", folder: Path) -> None:
 
 def print_tables(results: Results) -> None:
     """Print a row for each photo: the best class and the runners-up. Then the reasons, if any."""
-    table = Table("photo", "class", "%", "runners-up")
-    for name, prediction in zip(results.names, results.predictions, strict=True):
+    table = Table(Column("photo", overflow="fold"), "class", "%", "runners-up")
+    for name, prediction in results.rows():
         best, *others = prediction.candidates
         label = escape(best.name) + (" [dim](unknown?)[/dim]" if prediction.unknown else "")
         runners_up = ", ".join(f"{other.name} {100 * other.probability:.0f}" for other in others)
@@ -193,12 +199,12 @@ def print_tables(results: Results) -> None:
 def print_reasons(results: Results) -> None:
     """Print a row for each photo: supporting attributes, and differences from the runner-up."""
     table = Table(
-        "photo",
+        Column("photo", overflow="fold"),
         "supporting attributes",
         "differences from the runner-up",
         caption="in brackets: deviations above the mean over other photos",
     )
-    for name, prediction in zip(results.names, results.predictions, strict=True):
+    for name, prediction in results.rows():
         reasons = prediction.reasons
         if reasons is None:
             continue
@@ -223,7 +229,7 @@ def print_csv(results: Results) -> None:
     """Print a CSV row for each photo and class."""
     writer = csv.writer(sys.stdout)
     writer.writerow(("photo", "rank", "key", "name", "probability", "cosine", "unknown"))
-    for name, prediction in zip(results.names, results.predictions, strict=True):
+    for name, prediction in results.rows():
         for rank, candidate in enumerate(prediction.candidates, start=1):
             scores = (f"{candidate.probability:.6f}", f"{candidate.cosine:.6f}")
             writer.writerow(

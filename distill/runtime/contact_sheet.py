@@ -10,6 +10,7 @@ from typing import Final
 from PIL import Image, ImageDraw
 
 from distill.runtime.classifier import Prediction
+from distill.runtime.photo_files import printable
 from distill.runtime.reasons import Reasons
 
 SIDE: Final = 200  # pixels of a thumbnail
@@ -50,11 +51,12 @@ def thumbnail(image: Image.Image) -> bytes:
 def contact_sheet(title: str, tiles: Sequence[Tile]) -> str:
     """A self-contained HTML page."""
     shown = "\n".join(map(_figure, tiles))
+    title = html.escape(printable(title))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n<main>\n{shown}\n</main></body></html>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{title}</h1>\n<main>\n{shown}\n</main></body></html>\n"
     )
 
 
@@ -79,7 +81,7 @@ def contact_sheet_png(tiles: Sequence[Tile], columns: int) -> bytes:
 
 def _figure(tile: Tile) -> str:
     data = base64.b64encode(tile.thumbnail).decode()
-    name = html.escape(tile.name)
+    name = html.escape(printable(tile.name))
     if tile.prediction is None:
         return (
             f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'

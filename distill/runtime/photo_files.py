@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Photo:
         if self.content is None:
             return open_image(Path(self.name))
         return open_image(io.BytesIO(self.content), self.name)
+
+
+def printable(name: str) -> str:
+    """`name`, with bytes of a file name that are not UTF-8 replaced, so that it can be written."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def find_photos(arguments: Sequence[str]) -> list[Photo]:
@@ -72,7 +78,7 @@ def _from_stdin(content: bytes) -> Iterator[Photo]:
     if _is_image(content):
         yield Photo("standard input", content)
         return
-    names = [line.strip() for line in content.decode(errors="replace").splitlines()]
+    names = [line.strip() for line in os.fsdecode(content).splitlines()]
     if not any(names) or "\0" in names[0]:
         raise DataError("standard input is neither a photo nor a list of files, one per line")
     yield from (Photo(name) for name in names if name)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -23,6 +24,12 @@ OKAPI = "a horse-like animal with striped legs"
 def predict(folder, *arguments, stdin=None):
     words = ["predict", str(folder), *map(str, arguments)]
     return CliRunner().invoke(app, words, input=stdin, catch_exceptions=False)
+
+
+def without_frames(tables):
+    """The cells of the first column, each without its line breaks."""
+    rows = [line.split("│")[1].strip() for line in tables.splitlines() if line.startswith("│")]
+    return "".join(rows)
 
 
 @pytest.fixture
@@ -129,6 +136,39 @@ def test_a_contact_sheet_shows_every_photo_and_runs_nothing(folder, photo, tmp_p
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<figure>") == page.count("data:image/jpeg;base64,") == 2
     assert "<script" not in page
+
+
+def test_a_photo_name_that_is_not_utf8_is_shown_with_its_bytes_replaced(folder, photo, tmp_path):
+    named = tmp_path / os.fsdecode(b"bad\xff.png")
+    try:
+        named.write_bytes(photo.read_bytes())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    sheet = tmp_path / "sheet.html"
+    result = predict(folder, named, "--csv", "--top", "1", "--html", sheet)
+    assert result.exit_code == 0
+    (row,) = csv.DictReader(io.StringIO(result.stdout))
+    assert row["photo"] == f"{tmp_path}/bad\N{REPLACEMENT CHARACTER}.png"
+    assert "/bad\N{REPLACEMENT CHARACTER}.png</figcaption>" in sheet.read_text("utf-8")
+    listed = predict(folder, "-", "--why", stdin=os.fsencode(named))
+    assert listed.exit_code == 0
+    assert "bad\N{REPLACEMENT CHARACTER}.png" in without_frames(listed.stdout)
+    (entry,) = json.loads(predict(folder, named, "--json").stdout)["photos"]
+    assert entry["photo"] == str(named)  # a program can open it
+    gone = predict(folder, named.with_name(os.fsdecode(b"gone\xff.png")))
+    assert "gone\N{REPLACEMENT CHARACTER}.png (it does not exist)" in gone.stderr
+
+
+def test_long_paths_are_shown_in_full(folder, photo, tmp_path):
+    deep = tmp_path / "/".join(["folder-" + "x" * 40] * 4)
+    deep.mkdir(parents=True)
+    paths = [deep / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.write_bytes(photo.read_bytes())
+    result = predict(folder, deep, "--why")
+    assert result.exit_code == 0
+    shown = without_frames(result.stdout)
+    assert [shown.count(str(path)) for path in paths] == [2, 2, 2]  # predictions and reasons
 
 
 def test_a_class_is_added_by_its_text_and_kept_when_asked(classifier_folder, photo):
