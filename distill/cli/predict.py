@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from distill.cli.console import JsonOption, bars, notes, one_line_errors
-from distill.errors import ClassifierError, UnreadableImages
+from distill.errors import ClassifierError, DataError, UnreadableImages, counted, some
 
 if TYPE_CHECKING:
     from distill.runtime import Classifier, Prediction
@@ -46,13 +46,29 @@ class Wanted:
     thumbnails: bool = False
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Changes of the classes, made in this order: the --remove, --add and --examples arguments."""
+
+    remove: tuple[str, ...] = ()
+    add: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+
+
 @one_line_errors
 def predict(
     folder: Annotated[Path, typer.Argument(help="Classifier folder (`distill export`).")],
     photos: Annotated[
-        list[str], typer.Argument(help="Files, folders, patterns, or - for standard input.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, patterns, or - for standard input. Optional with --save."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of classes to show per photo.")] = 5,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME of a class to remove, before classes are added (repeatable)."),
+    ] = None,
     add: Annotated[
         list[str] | None,
         typer.Option(help='New class: "NAME=what it looks like", or just NAME (repeatable).'),
@@ -60,7 +76,8 @@ def predict(
     examples: Annotated[
         list[str] | None,
         typer.Option(
-            help='Example photos for a class, used with its text: "NAME=folder" (repeatable).'
+            help="Example photos for a class, used with its text: "
+            '"NAME=folder, file or pattern" (repeatable).'
         ),
     ] = None,
     service: Annotated[
@@ -70,7 +87,7 @@ def predict(
         bool, typer.Option("--allow-near", help="Add classes even if very similar to another one.")
     ] = False,
     save: Annotated[
-        bool, typer.Option("--save", help="Save the added classes in the folder.")
+        bool, typer.Option("--save", help="Save the changed classes in the folder.")
     ] = False,
     why: Annotated[
         bool,
@@ -88,21 +105,24 @@ def predict(
         raise ClassifierError(
             "--csv cannot be combined with --json or --why: leave one of them out"
         )
+    changes = Changes(tuple(remove or ()), tuple(add or ()), tuple(examples or ()))
+    check_changes(changes, photos, save=save)
+    if html is not None:
+        check_sheet(html)
+    found_photos = find_photos(photos or ())
+    if save:
+        check_exist(found_photos)
     classifier = Classifier.load(folder)
-    for argument in add or ():
-        add_class(classifier, argument, service, allow_near=allow_near)
-    for argument in examples or ():
-        add_photos(classifier, argument)
-    if save and (add or examples):
+    change_classes(classifier, changes, service, allow_near=allow_near)
+    if save:
         classifier.save()
+        count = counted(len(classifier.classes), "class")
+        notes.print(f"saved: {count} in {folder}", markup=False, soft_wrap=True)
     if why:
         note_missing_reasons(classifier, folder)
-    found_photos = find_photos(photos)
     with bars() as bar:
         wanted = Wanted(top, reasons=why, thumbnails=html is not None)
         results = classify(classifier, found_photos, wanted, bar("Photos"))
-    if html is not None:
-        write_sheet(html, folder.name, results)
     if as_json:
         print_json(results)
     elif as_csv:
@@ -111,14 +131,45 @@ def predict(
         print_tables(results)
     for reason in results.unreadable:
         print(f"distill: cannot read {printable(reason)}", file=sys.stderr)  # noqa: T201
+    if html is not None:
+        write_sheet(html, folder.name, results)
     if results.unreadable:
         raise typer.Exit(1)
+
+
+def check_changes(changes: Changes, photos: Sequence[str] | None, *, save: bool) -> None:
+    """Check that there is something to do.
+
+    Raises:
+        ClassifierError: nothing to save, or neither photos nor classes to save.
+    """
+    if save and changes == Changes():
+        raise ClassifierError("nothing to save: give --add, --examples or --remove with --save")
+    if not photos and not save:
+        raise ClassifierError("no photos: name files, folders or patterns to classify")
+
+
+def change_classes(
+    classifier: "Classifier", changes: Changes, service: str | None, *, allow_near: bool
+) -> None:
+    """Remove classes, then add others, then combine classes with example photos."""
+    for name in changes.remove:
+        removed = classifier.remove(name)
+        notes.print(f"removed: {removed.name}", markup=False, soft_wrap=True)
+    for argument in changes.add:
+        add_class(classifier, argument, service, allow_near=allow_near)
+    for argument in changes.examples:
+        add_photos(classifier, argument)
 
 
 def add_class(
     classifier: "Classifier", argument: str, service: str | None, *, allow_near: bool
 ) -> None:
     """Add the class in an --add argument; without a text, a language model describes it."""
+    from distill.runtime.photo_files import printable
+
+    if printable(argument) != argument:
+        raise ClassifierError(f'--add "{printable(argument)}" is not UTF-8: type it again')
     name, equals, text = argument.partition("=")
     if equals:
         classifier.add(name, text, allow_near=allow_near)
@@ -129,21 +180,34 @@ def add_class(
     texts = describe(name, classifier.manifest.text, service)
     entry = classifier.add(name, texts, allow_near=allow_near)
     for added_text in entry.texts if texts else ():
-        notes.print(f"added: {added_text}", markup=False)
+        notes.print(f"added: {added_text}", markup=False, soft_wrap=True)
 
 
 def add_photos(classifier: "Classifier", argument: str) -> None:
     """Add the example photos in an --examples argument to their class."""
-    from distill.runtime.photo_files import find_photos
+    from distill.runtime.photo_files import STDIN, find_photos, missing_files
 
-    name, equals, folder = argument.partition("=")
-    if not equals or not Path(folder).exists():
+    name, equals, source = argument.partition("=")
+    photos = find_photos([source]) if equals and source not in ("", STDIN) else []
+    if not photos or missing_files(photos):
         raise ClassifierError(
-            f'--examples "{argument}" names no photos: write "NAME=PATH" with a folder or a file'
+            f'--examples "{argument}" names no photos: write "NAME=PATH" with a folder, a file or '
+            "a pattern"
         )
-    photos = [Path(photo.name) for photo in find_photos([folder])]
-    entry = classifier.add_photos(name, photos)
-    notes.print(f"{entry.photos} photos describe {entry.name}", markup=False)
+    entry = classifier.add_photos(name, [Path(photo.name) for photo in photos])
+    notes.print(f"{entry.name}: {counted(entry.photos, 'example photo')}", markup=False)
+
+
+def check_exist(photos: "Sequence[Photo]") -> None:
+    """Check that all files exist, before a class is saved.
+
+    Raises:
+        DataError: one does not.
+    """
+    from distill.runtime.photo_files import missing_files
+
+    if missing := missing_files(photos):
+        raise DataError(f"nothing was saved, because files do not exist: {some(missing)}")
 
 
 def classify(
@@ -237,6 +301,24 @@ def print_csv(results: Results) -> None:
             )
 
 
+def check_sheet(path: Path) -> None:
+    """Check, before photos are classified, that the contact sheet can be written.
+
+    Raises:
+        ClassifierError: it is a folder, or its folder does not exist.
+    """
+    try:
+        if path.is_dir():
+            reason = "it is a folder"
+        elif not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}"
+        else:
+            return
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ClassifierError(f"cannot write {path} ({reason}): choose another --html")
+
+
 def write_sheet(path: Path, title: str, results: Results) -> None:
     """Write the contact sheet.
 
@@ -250,4 +332,4 @@ def write_sheet(path: Path, title: str, results: Results) -> None:
         path.write_text(contact_sheet(title, [Tile(*row) for row in rows]), encoding="utf-8")
     except OSError as error:
         raise ClassifierError(f"cannot write {path} ({error.strerror})") from None
-    notes.print(f"contact sheet: {path}", markup=False)
+    notes.print(f"contact sheet: {path}", markup=False, soft_wrap=True)

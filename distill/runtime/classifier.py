@@ -25,6 +25,7 @@ from distill.errors import (
     ClassifierChanged,
     ClassifierError,
     UnknownClass,
+    counted,
 )
 from distill.runtime.image_encoder import ImageEncoder, Pixels
 from distill.runtime.manifest import (
@@ -366,8 +367,8 @@ class Classifier:
         entry = self.classes[row]
         if entry.photos:
             raise ClassExists(
-                f"the class {entry.name!r} has {entry.photos} photos already: remove it and add it "
-                "again, with all its photos"
+                f"the class {entry.name!r} has {counted(entry.photos, 'photo')} already: remove "
+                "it and add it again, with all its photos"
             )
         if not photos:
             raise ClassifierError(f"no photos for the class {entry.name!r}: give at least one")
@@ -398,8 +399,8 @@ class Classifier:
             same = spelling in (plain_spelling(entry.name), plain_spelling(entry.key))
             if same or (key or name) == entry.key:
                 raise ClassExists(
-                    f"the class {name!r} exists already, as {entry.name!r}: remove it first, or "
-                    "choose another name"
+                    f"the class {name!r} exists already, as {entry.name!r}: remove it first "
+                    "(--remove on the command line), or choose another name"
                 )
         return name
 

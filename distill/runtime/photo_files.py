@@ -48,19 +48,31 @@ def find_photos(arguments: Sequence[str]) -> list[Photo]:
     `-` standard input: one photo, or file names, one per line.
 
     Raises:
-        DataError: a folder or a pattern has no image, or standard input has neither.
+        DataError: an argument is empty, a folder or a pattern has no image, or standard input has
+            neither.
     """
     photos = (photo for argument in arguments for photo in _photos_of(argument))
     return list(dict.fromkeys(photos))
 
 
+def missing_files(photos: Sequence[Photo]) -> list[str]:
+    """The names of photos whose file does not exist."""
+    return [
+        photo.name
+        for photo in photos
+        if photo.content is None and not os.path.exists(photo.name)  # noqa: PTH110
+    ]
+
+
 def _photos_of(argument: str) -> Iterator[Photo]:
-    path = Path(argument)
+    if not argument:
+        raise DataError('an argument for photos is empty: for the current folder, write "."')
+    # The functions of os.path return False for a name that is too long; those of Path raise.
     if argument == STDIN:
         yield from _from_stdin(sys.stdin.buffer.read())
-    elif path.is_dir():
-        yield from _images(sorted(path.rglob("*")), f"the folder {argument}")
-    elif not path.exists() and glob.has_magic(argument):
+    elif os.path.isdir(argument):  # noqa: PTH112
+        yield from _images(sorted(Path(argument).rglob("*")), f"the folder {argument}")
+    elif not os.path.exists(argument) and glob.has_magic(argument):  # noqa: PTH110
         matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207
         yield from _images(matches, f"the pattern {argument}")
     else:

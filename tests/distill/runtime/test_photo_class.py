@@ -59,7 +59,9 @@ def test_a_new_class_is_described_by_a_text_and_a_folder_of_photos(classifier_fo
     words = ("--add", f"trinket={TEXT}", "--examples", f"trinket={unseen}", "--top", 60, "--json")
     done = predict(classifier_folder, photo, *words)
     assert done.exit_code == 0, done.stderr
-    assert done.stderr == f"{len(list(unseen.iterdir()))} photos describe trinket\n"
+    assert done.stderr == f"trinket: {len(list(unseen.iterdir()))} example photos\n"
+    pattern = ("--add", f"trinket={TEXT}", "--examples", f"trinket={unseen}/*0.*")
+    assert predict(classifier_folder, photo, *pattern).stderr == "trinket: 1 example photo\n"
     without = predict(classifier_folder, photo, "--add", f"trinket={TEXT}", "--top", 60, "--json")
 
     def probability(result):
@@ -72,8 +74,15 @@ def test_a_new_class_is_described_by_a_text_and_a_folder_of_photos(classifier_fo
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("trinket", 'names no photos: write "NAME=PATH" with a folder or a file'),
-        ("charm00=nowhere", 'names no photos: write "NAME=PATH" with a folder or a file'),
+        ("trinket", 'names no photos: write "NAME=PATH" with a folder, a file or a pattern'),
+        (
+            "charm00=nowhere",
+            'names no photos: write "NAME=PATH" with a folder, a file or a pattern',
+        ),
+        ("charm00=", 'names no photos: write "NAME=PATH" with a folder, a file or a pattern'),
+        ("charm00=-", 'names no photos: write "NAME=PATH" with a folder, a file or a pattern'),
+        (f"charm00={'many words ' * 40}", "names no photos"),
+        ("charm00={folder}/*.txt", "/*.txt has no image"),
         ("trinket={folder}", "the classifier has no class 'trinket'"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -138,6 +139,24 @@ def test_a_contact_sheet_shows_every_photo_and_runs_nothing(folder, photo, tmp_p
     assert "<script" not in page
 
 
+def test_a_contact_sheet_that_cannot_be_written_stops_the_command_at_once(folder, photo, tmp_path):
+    gone = tmp_path / "gone"
+    cases = {tmp_path: "it is a folder", gone / "sheet.html": f"there is no folder {gone}"}
+    for sheet, reason in cases.items():
+        result = predict(folder, photo, "--html", sheet, "--json")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == f"distill: cannot write {sheet} ({reason}): choose another --html\n"
+
+
+def test_results_are_printed_even_if_the_contact_sheet_cannot_be_written(folder, photo):
+    if not Path("/dev/full").exists():  # a device without space
+        pytest.skip("this system has no /dev/full")
+    result = predict(folder, photo, "--html", "/dev/full", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["photos"]) == 1
+    assert result.stderr == "distill: cannot write /dev/full (No space left on device)\n"
+
+
 def test_a_photo_name_that_is_not_utf8_is_shown_with_its_bytes_replaced(folder, photo, tmp_path):
     named = tmp_path / os.fsdecode(b"bad\xff.png")
     try:
@@ -183,9 +202,64 @@ def test_a_class_is_added_by_its_text_and_kept_when_asked(classifier_folder, pho
     again = predict(classifier_folder, photo, *added)
     assert again.exit_code == 1
     assert again.stderr == (
-        "distill: the class 'okapi' exists already, as 'okapi': remove it first, or choose "
-        "another name\n"
+        "distill: the class 'okapi' exists already, as 'okapi': remove it first (--remove "
+        "on the command line), or choose another name\n"
     )
+    replaced = predict(
+        classifier_folder, photo, "--remove", "Okapi", "--add", "okapi=a small giraffe", "--save"
+    )
+    assert replaced.exit_code == 0
+    count = len(names) + 1
+    assert replaced.stderr == f"removed: okapi\nsaved: {count} classes in {classifier_folder}\n"
+    kept = Classifier.load(classifier_folder).classes[-1]
+    assert (kept.name, kept.texts) == ("okapi", ("a photo of okapi . a small giraffe",))
+
+
+def test_classes_are_removed_and_saved_without_photos(classifier_folder, photo):
+    first, second, *others = [entry.name for entry in Classifier.load(classifier_folder).classes]
+    removal = ("--remove", first, "--remove", second)
+    (found,) = json.loads(
+        predict(classifier_folder, photo, *removal, "--top", "1000", "--json").stdout
+    )["photos"]
+    assert {candidate["name"] for candidate in found["candidates"]} == set(others)
+    assert predict(classifier_folder, *removal, "--save").exit_code == 0
+    assert [entry.name for entry in Classifier.load(classifier_folder).classes] == others
+    unknown = predict(classifier_folder, photo, *removal, "--save")
+    assert unknown.exit_code == 1
+    assert unknown.stderr.startswith(f"distill: the classifier has no class {first!r}")
+    assert unknown.stderr.count("\n") == 1
+
+
+def test_nothing_is_saved_if_a_photo_does_not_exist(classifier_folder, photo, tmp_path):
+    gone = tmp_path / "gone.png"
+    added = ("--add", f"okapi={OKAPI}", "--save")
+    cases = {
+        (gone,): f"nothing was saved, because files do not exist: '{gone}'",
+        (tmp_path / "*.png",): f"the pattern {tmp_path}/*.png has no image (",
+        ("",): 'an argument for photos is empty: for the current folder, write "."\n',
+    }
+    for photos, message in cases.items():
+        result = predict(classifier_folder, photo, *photos, *added)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"distill: {message}") and result.stderr.count("\n") == 1
+    assert predict(classifier_folder, photo, *added).exit_code == 0  # it was not saved before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--save",), "nothing to save: give --add, --examples or --remove with --save"),
+        (("--add", f"okapi={OKAPI}"), "no photos: name files, folders or patterns to classify"),
+        (
+            ("-", "--add", os.fsdecode(b"ok\xff=x")),
+            '--add "ok\ufffd=x" is not UTF-8: type it again',
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_a_one_line_error(folder, photo, arguments, message):
+    result = predict(folder, *arguments, stdin=photo.read_bytes())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"distill: {message}\n"
 
 
 def test_a_name_alone_needs_somebody_who_describes_it(folder, photo):
