@@ -93,9 +93,13 @@ def run_job(
     is_main = connect(config.device).is_main_process
     emit = on_event if is_main else _ignore_event
 
+    checkpoint = Checkpoint(out / "checkpoint.safetensors", config, release.hash)
+
     def prepare() -> tuple[RunInputs, Student]:
         # Only the main process encodes. The others find its features in the cache.
         phases = until_stopped(progress_events(emit), should_stop if is_main else _never, KEPT)
+        if resume:
+            checkpoint.check()  # before files of the old run are replaced
         return _prepare(config, release, out, cache=cache, on_event=emit, phases=phases)
 
     run, student = main_process_first(prepare)
@@ -120,7 +124,7 @@ def run_job(
                 on_step=progress_events(emit)("Training"),
                 should_stop=should_stop,
             ),
-            checkpoint=Checkpoint(out / "checkpoint.safetensors", config, release.hash),
+            checkpoint=checkpoint,
             resume=resume,
         )
         if is_main:

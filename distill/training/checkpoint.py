@@ -56,6 +56,28 @@ class Checkpoint:
                 "resume"
             ) from None
 
+    def check(self) -> None:
+        """Check the header of the file, if there is one, before anything is computed.
+
+        Raises:
+            CheckpointError: the file is damaged, or belongs to another run.
+        """
+        if not self.path.is_file():
+            return
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                identity = (file.metadata() or {})["identity"]
+        except (SafetensorError, KeyError, OSError):
+            raise self._damaged() from None
+        if identity != self.identity:
+            raise CheckpointError(
+                f"the checkpoint {self.path} belongs to another configuration or release: use "
+                "these, or choose another --out"
+            )
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(f"the checkpoint {self.path} is damaged: delete it to start over")
+
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and counters in the file; None if there is no file.
 
@@ -64,23 +86,17 @@ class Checkpoint:
         """
         if not self.path.is_file():
             return None
+        self.check()
         try:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            identity, digest, text = header["identity"], header["digest"], header["counters"]
+            digest, text = header["digest"], header["counters"]
             if digest != _digest(tensors, text):
                 raise ValueError("the digest differs")
             counters = json.loads(text)
         except (SafetensorError, KeyError, ValueError, OSError):
-            raise CheckpointError(
-                f"the checkpoint {self.path} is damaged: delete it to start over"
-            ) from None
-        if identity != self.identity:
-            raise CheckpointError(
-                f"the checkpoint {self.path} belongs to another configuration or release: use "
-                "these, or choose another --out"
-            )
+            raise self._damaged() from None
         return tensors, counters
 
 

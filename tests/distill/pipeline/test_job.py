@@ -18,7 +18,15 @@ from typer.testing import CliRunner
 from contract import EventKind, Release, Report, TrainConfig
 from distill.cli.main import app
 from distill.cli.train import parse_seeds
-from distill.errors import ClassifierError, DataError, DeviceError, ModelError, TextError, UserError
+from distill.errors import (
+    CheckpointError,
+    ClassifierError,
+    DataError,
+    DeviceError,
+    ModelError,
+    TextError,
+    UserError,
+)
 from distill.evaluation.report.seeds import SeedsReport
 from distill.models.student import load_student
 from distill.pipeline.job import run_job
@@ -388,6 +396,18 @@ def test_a_job_ends_with_a_classifier_which_a_new_student_replaces(job, tmp_path
     assert len(classifier.classify([photo])[0].candidates) == 5
     job(text_strategy="name", seed=1)
     assert not folder.exists()
+
+
+def test_a_refused_resume_changes_nothing(job, tmp_path, colours):
+    job(text_strategy="name")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    texts = [each.model_copy(update={"context": "paint"}) for each in colours.labels]
+    other = colours.model_copy(update={"labels": tuple(texts), "hash": "0" * 64})
+    for release, config in ((other, {}), (colours, {"learning_rate": 0.5})):
+        with pytest.raises(CheckpointError, match="belongs to another configuration or release"):
+            job(release, text_strategy="name", resume=True, **config)
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize("export", [True, False])
