@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.cli.console import CACHE, one_line_errors
+from distill.data.cores import usable_cores
 from distill.errors import ClassifierError
 
 
@@ -62,7 +63,7 @@ def serve(
     """Serve a classifier over REST, with a web page to try it."""
     try:
         from distill.runtime.server.main import check_address, run, serve_folder, serve_student
-        from distill.runtime.server.settings import ServerSettings, read_keys, usable_cores
+        from distill.runtime.server.settings import ServerSettings, read_keys
     except ModuleNotFoundError as error:
         raise ClassifierError(
             f"`distill serve` needs the package {error.name}: pip install 'enrich-distill[serve]'"

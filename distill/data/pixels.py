@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from contract import PixelMode
+from distill.data.cores import usable_cores
 from distill.data.files.atomic_file import atomic_file
 from distill.data.files.image_file import DECODING, open_image, square
 from distill.data.files.packed_image import ImagePath
 from distill.data.memory import memory_bytes
-from distill.data.read_ahead import usable_cores
 from distill.data.sources.labelled_image import Progress as Progress
 from distill.data.splits import Split
 from distill.data.streamed_pixels import Pixels, StreamedPixels
@@ -74,7 +74,7 @@ def open_pixels(
         DataError: the cache folder cannot be written.
     """
     if choose_pixels(mode, [split], size, cache).mode == "streamed":
-        return StreamedPixels(split, size)
+        return StreamedPixels(split.paths, size)
     return torch.from_numpy(load_pixels(split, size, cache, progress))
 
 

@@ -4,7 +4,6 @@ The threads decode, resize and crop; Pillow releases the GIL for this, so that a
 At most AHEAD batches and the current one are in memory.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from distill.data.cores import usable_cores
 from distill.data.files.image_file import open_image
 from distill.data.files.packed_image import ImagePath
 from distill.errors import UnreadableImages
@@ -91,10 +91,3 @@ def _stack(tasks: Sequence[_Task]) -> Tensor:
     if unreadable:
         raise UnreadableImages(unreadable)
     return torch.from_numpy(np.stack(images))
-
-
-def usable_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

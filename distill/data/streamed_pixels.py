@@ -3,24 +3,25 @@
 For splits whose decoded pixels are too large to cache. The pixels equal those of `load_pixels`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from distill.data.files.image_file import square
+from distill.data.files.packed_image import ImagePath
 from distill.data.read_ahead import decode_ahead
-from distill.data.splits import Split
+from distill.data.to_device import to_device
 
 
 class StreamedPixels:
-    """The images of a split as uint8 [images, 3, size, size], decoded when indexed.
+    """Images of files as uint8 [images, 3, size, size], decoded when indexed.
 
     Indexed like a tensor, by a tensor of row numbers, a mask or a slice.
     """
 
-    def __init__(self, split: Split, size: int) -> None:
-        self._paths = split.paths
+    def __init__(self, paths: Sequence[ImagePath], size: int) -> None:
+        self._paths = paths
         self._size = size
 
     def __len__(self) -> int:
@@ -42,6 +43,11 @@ class StreamedPixels:
             return torch.empty(0, *self.shape[1:], dtype=torch.uint8)
         return next(self.batches([chosen]))
 
+    def select(self, rows: Tensor) -> "StreamedPixels":
+        """The images of `rows` (indices or a mask), which are decoded when these are indexed."""
+        chosen = torch.arange(len(self))[rows].tolist()
+        return StreamedPixels([self._paths[row] for row in chosen], self._size)
+
     def batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images of each batch of row numbers, prefetched.
 
@@ -55,10 +61,15 @@ class StreamedPixels:
 Pixels = Tensor | StreamedPixels  # uint8 [images, 3, size, size]
 
 
+def select_rows(pixels: Pixels, rows: Tensor) -> Pixels:
+    """The images of `rows` (indices or a mask); streamed ones are not decoded yet."""
+    return pixels[rows] if isinstance(pixels, Tensor) else pixels.select(rows)
+
+
 def read_batches(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The images of each batch of row numbers, on the device of `pixels` (streamed: CPU)."""
     if isinstance(pixels, Tensor):
-        return (pixels[rows.to(pixels.device)] for rows in batches)
+        return (pixels[to_device(rows, pixels.device)] for rows in batches)
     return pixels.batches(batches)
 
 

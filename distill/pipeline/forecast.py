@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from contract import Forecast, TrainConfig
 from distill.data.pixels import Progress
+from distill.data.streamed_pixels import Pixels, select_rows
 from distill.errors import DataError
 from distill.evaluation.accuracy import predict
 from distill.evaluation.left_out.classes import SeenImages, leave_out
@@ -134,7 +135,7 @@ def _training_data(run: RunInputs, left_out: Tensor) -> TrainingData:
         views=views,
         text=text[kept],
         captions=run.captions,
-        seen_pixels=run.pixels["seen"][tested],
+        seen_pixels=select_rows(run.pixels["seen"], tested),
         seen_targets=kept_index[validation[tested]],
         seen_text=text[kept],
         rows=kept[targets].nonzero()[:, 0],
@@ -149,7 +150,7 @@ def forecast(run: RunInputs, student: Student, proxy: Proxy) -> Forecast:
     left_out, text = proxy.left_out, _seen_text(run)
     kept = ~torch.isin(torch.arange(len(text)), left_out)
     tested = spaced(len(run.inputs.splits["seen"]))
-    pixels, targets = run.pixels["seen"][tested], seen_targets(run)[tested]
+    pixels, targets = select_rows(run.pixels["seen"], tested), seen_targets(run)[tested]
     of_kept = kept[targets]
     proxy_cosines = _cosines(proxy.student, pixels, text)
     student_cosines = _cosines(student, pixels, text)
@@ -157,7 +158,8 @@ def forecast(run: RunInputs, student: Student, proxy: Proxy) -> Forecast:
         _accuracy(cosines[of_kept], targets[of_kept], kept)
         for cosines in (proxy_cosines, student_cosines)
     )
-    bias = _seen_bias(run, proxy.student, kept, pixels[of_kept], targets[of_kept])
+    pixels_of_kept = select_rows(pixels, of_kept)
+    bias = _seen_bias(run, proxy.student, kept, pixels_of_kept, targets[of_kept])
     scores = ProxyScores.of(proxy_cosines, targets, left_out, bias)
     unseen = run.inputs.splits.get("unseen")
     numbers = numbers_of_classes(
@@ -183,7 +185,7 @@ def _seen_text(run: RunInputs) -> Tensor:
     return run.bank.select(run.inputs.splits["train"].keys).features
 
 
-def _cosines(student: Student, pixels: Tensor, text: Tensor) -> Tensor:
+def _cosines(student: Student, pixels: Pixels, text: Tensor) -> Tensor:
     return normalize(student.encode(pixels, student.single_view), dim=1) @ text.T
 
 
@@ -194,7 +196,7 @@ def _accuracy(cosines: Tensor, targets: Tensor, kept: Tensor) -> float:
 
 
 def _seen_bias(
-    run: RunInputs, student: Student, kept: Tensor, pixels: Tensor, targets: Tensor
+    run: RunInputs, student: Student, kept: Tensor, pixels: Pixels, targets: Tensor
 ) -> float:
     """The bias against the `kept` classes, chosen for the proxy as for a student.
 

@@ -14,6 +14,7 @@ from distill.data.memory import memory_bytes
 from distill.errors import RequestRefused, ServiceUnavailable
 from distill.worker.attempt import Attempt
 from distill.worker.client import CLAIM, RETRY_DEADLINE_S, ServiceClient
+from distill.worker.gpus import has_gpu
 from distill.worker.offers import Announcer
 from distill.worker.outbox import notes
 
@@ -83,11 +84,6 @@ def _run_attempt(attempt: Attempt) -> None:
         attempt.run()
     except RequestRefused as error:
         attempt.log(f"given up: {error}; it is queued again after its lease has expired")
-
-
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU, without importing torch."""
-    return Path("/dev/nvidia0").exists()
 
 
 def memory_gb() -> float:

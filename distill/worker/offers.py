@@ -1,8 +1,6 @@
 """What this worker has, told to the service at the start and again every minute."""
 
-import os
 import platform
-import subprocess
 import threading
 import tomllib
 from collections import Counter
@@ -17,10 +15,12 @@ from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
 import distill
 from contract import Recipe, Tracker, WorkerOffers
+from distill.data.cores import usable_cores
 from distill.errors import RequestRefused, ServiceError
 from distill.worker.cached_models import cached_students, cached_teachers
 from distill.worker.client import ServiceClient
 from distill.worker.data_folders import DataScan
+from distill.worker.gpus import find_gpus
 from distill.worker.outbox import notes
 
 WORKERS: Final = "/v1/workers"
@@ -118,17 +118,11 @@ def describe_device() -> tuple[str, float | None]:
 
     (Asking torch would load it into this process.)
     """
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-            command.append(f"--id={visible}")
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        lines = [line.rpartition(",") for line in answer.stdout.splitlines() if line.strip()]
-        memory = min(float(mebibytes) for _, _, mebibytes in lines)
-        names = Counter(name.strip() for name, _, _ in lines)
+    if gpus := find_gpus():
+        names = Counter(gpu.name for gpu in gpus)
         shown = (name if count == 1 else f"{count} × {name}" for name, count in names.items())
-        return ", ".join(shown), round(memory / 1024, 1)
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores", None
+        return ", ".join(shown), min(gpu.memory_gb for gpu in gpus)
+    return f"{_processor()}, {usable_cores()} cores", None
 
 
 def _processor() -> str:

@@ -220,7 +220,7 @@ def test_images_in_shards_are_read_where_they_are(photos, tmp_path):
     os.utime(shard, ns=(times, times))
     again = scan_splits(data, cache=cache)
     assert again["train"].fingerprint == first["train"].fingerprint
-    streamed = StreamedPixels(again["train"], 8)
+    streamed = StreamedPixels(again["train"].paths, 8)
     assert np.array_equal(streamed[slice(0, 7)], load_pixels(first["train"], 8, cache))
     os.utime(shard, ns=(times, times + 1))
     with pytest.raises(DataError, match=r"cannot read the shard .*train-0000\.tar"):

@@ -9,7 +9,12 @@ from distill.data.memory import memory_bytes
 from distill.data.pixels import choose_pixels, load_pixels, open_pixels
 from distill.data.read_ahead import AHEAD, decode_ahead
 from distill.data.splits import Split, scan_split
-from distill.data.streamed_pixels import StreamedPixels, read_batches, read_in_order
+from distill.data.streamed_pixels import (
+    StreamedPixels,
+    read_batches,
+    read_in_order,
+    select_rows,
+)
 from distill.errors import UnreadableImages
 
 SIZE = 16
@@ -49,12 +54,22 @@ def test_only_a_few_batches_are_decoded_ahead(split):
 
 
 def test_an_image_deleted_since_is_named(split):
-    streamed = StreamedPixels(split, SIZE)
+    streamed = StreamedPixels(split.paths, SIZE)
     split.paths[3].unlink()
     split.paths[4].write_bytes(b"no image")
     with pytest.raises(UnreadableImages, match=r"cannot read 2 images: .*003.png .*004.png"):
         streamed[torch.tensor([1, 3, 4])]
     assert len(streamed[slice(0, 3)]) == 3
+
+
+def test_chosen_images_are_decoded_when_they_are_used(split):
+    streamed = StreamedPixels(split.paths, SIZE)
+    expected = streamed[torch.tensor([1, 4])]
+    chosen = select_rows(streamed, torch.arange(len(split)) % 3 == 1)
+    assert chosen[slice(0, 2)].equal(expected)
+    split.paths[1].unlink()
+    with pytest.raises(UnreadableImages, match=r"001\.png"):
+        chosen[slice(0, 2)]
 
 
 def test_pixels_that_fit_are_cached_and_others_streamed(split, tmp_path):

@@ -15,6 +15,7 @@ from contract import DataFolder
 from distill.worker import data_folders
 from distill.worker.cached_models import cached_students, cached_teachers
 from distill.worker.data_folders import DataScan
+from distill.worker.gpus import has_gpu
 from distill.worker.offers import describe_device, recipes
 from tests.distill.worker.conftest import running_worker, wait_for
 
@@ -194,6 +195,30 @@ def test_the_device_has_a_name_and_the_presets_are_the_recipes():
     name, memory = describe_device()
     assert name and (memory is None) == (shutil.which("nvidia-smi") is None)
     assert {recipe.name for recipe in recipes()} == {"resnet", "vit"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [(None, "2 × NVIDIA H200"), ("1", "NVIDIA H200"), ("", None), ("-1", None)],
+)
+def test_gpus_are_those_that_a_training_may_use(tmp_path, monkeypatch, visible, found):
+    """A program called nvidia-smi stands in for NVIDIA's, with two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\necho "NVIDIA H200, 143771"\n'
+        'case "$*" in *--id=*) ;; *) echo "NVIDIA H200, 143771";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    name, memory = describe_device()
+    assert has_gpu() == (found is not None)
+    if found is None:
+        assert "cores" in name and memory is None
+    else:
+        assert (name, memory) == (found, 140.4)
 
 
 def test_a_worker_tells_the_service_what_it_has(start_service, tmp_path, root, shared, monkeypatch):
