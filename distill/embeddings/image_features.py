@@ -129,7 +129,7 @@ def _encode_views(
 
     `view_params` [images, views, 6] are those of all images.
     """
-    mean, std = (value.to(teacher.device) for value in teacher.mean_and_std)
+    mean, std = teacher.mean_and_std
     views = view_params.shape[1]
     size = _batch_size(teacher)
     fitting = FittingBatches(size)

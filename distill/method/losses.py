@@ -165,12 +165,15 @@ def l_asl(  # noqa: PLR0913 - the constants of the paper
 
 
 def _matrices(**features: Tensor) -> tuple[Tensor, ...]:
-    """The features in float32 or float64, checked to be finite, [rows, dim] and of equal dim."""
+    """The features in float32 or float64, checked to be [rows, dim], of equal dim and finite.
+
+    Values on a GPU are not checked: the check would wait for it.
+    """
     dims = {name: matrix.shape[-1] for name, matrix in features.items() if matrix.dim() == 2}
     for name, matrix in features.items():
         if matrix.dim() != 2 or 0 in matrix.shape:
             raise ValueError(f"{name} has shape {list(matrix.shape)}: [rows, dim] is needed")
-        if not matrix.isfinite().all():
+        if _is_on_cpu(matrix) and not matrix.isfinite().all():
             raise ValueError(f"{name} has NaN or infinity: the model has diverged or is damaged")
     if len(set(dims.values())) > 1:
         raise ValueError(f"the features differ in dimension: {dims}")
@@ -178,6 +181,10 @@ def _matrices(**features: Tensor) -> tuple[Tensor, ...]:
         matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
         for matrix in features.values()
     )
+
+
+def _is_on_cpu(values: Tensor) -> bool:
+    return values.device.type == "cpu"
 
 
 def _unit(**features: Tensor) -> tuple[Tensor, ...]:
@@ -193,5 +200,7 @@ def _check_pairs(student: Tensor, other: Tensor, name: str = "teacher") -> None:
 def _check_targets(targets: Tensor, images: int, classes: int | None = None) -> None:
     if targets.shape != (images,):
         raise ValueError(f"targets have shape {list(targets.shape)}: [{images}] is needed")
-    if classes is not None and not ((targets >= 0) & (targets < classes)).all():
+    if classes is None or not _is_on_cpu(targets):
+        return
+    if not ((targets >= 0) & (targets < classes)).all():
         raise ValueError(f"a target is outside of the {classes} classes")

@@ -70,7 +70,7 @@ class Teacher:
 
         Does not wait for the device, if `crops` are in pinned memory.
         """
-        mean, std = (value.to(self.device) for value in self.mean_and_std)
+        mean, std = self.mean_and_std
         images = crops.to(self.device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
         return self._image_features(images)
 
@@ -90,9 +90,11 @@ class Teacher:
 
     @cached_property
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [3, 1, 1] for normalising images in [0, 1]."""
+        """Mean and standard deviation [3, 1, 1] for normalising images in [0, 1], on the device."""
         config = open_clip.get_model_preprocess_cfg(self.model)
-        mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+        mean, std = (
+            torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std")
+        )
         return mean, std
 
     @torch.inference_mode()

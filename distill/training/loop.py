@@ -2,10 +2,12 @@
 
 Notable:
 - The order of images and their views are functions of (seed, epoch, step): a run that was killed
-  and resumed ends with the same numbers as an uninterrupted one on the same machine.
+  and resumed ends with the same numbers as an uninterrupted one on the same machine; on a GPU,
+  where some functions add in any order, with nearly the same.
 - Losses are computed in float32 outside of autocast; only the network runs in bfloat16.
-- On a GPU no step waits for the device: sums of losses stay there, and whether features are finite
-  and whether to stop is asked every CHECK_STEPS steps. On a CPU it is asked at each step.
+- On a GPU no step waits for the device, except with L_cap: sums of losses stay there, and whether
+  features are finite and whether to stop is asked every CHECK_STEPS steps. On a CPU it is asked at
+  each step.
 - The next batches of streamed pixels are decoded while a step is computed.
 - On a GPU the data is kept in its memory if it fits in half of what is free; otherwise batches are
   copied from pinned memory.
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from contract import Epoch, TrainConfig
 from distill.data.augment import apply_views, sample_views
 from distill.data.streamed_pixels import Pixels, read_batches
+from distill.data.to_device import to_device
 from distill.errors import CheckpointError, DataError, Interrupted, UserError
 from distill.evaluation.accuracy import predict
 from distill.method.objective import Features, LossBalance, Objective, compute_losses
@@ -106,10 +109,12 @@ class TrainingData:
         pixels = to_device(pixels, device)
         if self.views is None:
             params = sample_views(len(batch), generator)
-            return apply_views(pixels, params[own]), take(self.teacher, batch[own], device)
+            views = apply_views(pixels, to_device(params[own], device))
+            return views, take(self.teacher, batch[own], device)
         rows = batch[own]
         view = (rows + epoch) % self.views.shape[1]
-        return apply_views(pixels, self.views[rows, view]), take(self.teacher, (rows, view), device)
+        views = apply_views(pixels, to_device(self.views[rows, view], device))
+        return views, take(self.teacher, (rows, view), device)
 
     def get_captions(self, batch: Tensor, device: torch.device) -> Tensor | None:
         """Features [share, dim] of the captions of this process's share of the images `batch`."""
@@ -134,14 +139,7 @@ class TrainingData:
 def take(values: Tensor, rows: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor:
     """`values[rows]` on `device`, of values that are there already or in main memory."""
     rows = rows if isinstance(rows, tuple) else (rows,)
-    return to_device(values[tuple(row.to(values.device) for row in rows)], device)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; the copy to a GPU goes on beside what it computes."""
-    if values.device.type == "cpu" and device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
+    return to_device(values[tuple(to_device(row, values.device) for row in rows)], device)
 
 
 @dataclass(frozen=True)
@@ -317,7 +315,6 @@ def train(
                 continue  # gradients are not stored in checkpoints
             if not state.may_wait:
                 continue
-            check_finite(state, config)
             if any_process(callbacks.should_stop()):
                 state.save(checkpoint)
                 processes().wait_for_everyone()  # the others' exit would end a main still writing
@@ -372,8 +369,10 @@ def train_step(
         state.optimiser.step()
         state.optimiser.zero_grad(set_to_none=True)
     state.add_losses({**losses, "loss": loss})
-    state.seconds += time.monotonic() - began
     state.step += 1
+    if state.may_wait:
+        check_finite(state, config)
+    state.seconds += time.monotonic() - began
 
 
 def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -> Epoch:
@@ -381,7 +380,8 @@ def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -
     steps = state.epoch_steps
     student = state.student
     began = time.monotonic()
-    check_finite(state, config)  # waits for the steps that a GPU has not finished
+    if state.accelerator.device.type != "cpu":
+        torch.accelerator.synchronize(state.accelerator.device)  # finish all steps
     state.seconds += time.monotonic() - began
     share_buffers(student)
     rows = share_of_rows(len(data.seen_targets), EVALUATION_BATCH)

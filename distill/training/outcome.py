@@ -9,6 +9,11 @@ SUCCEEDED: Final = 0
 FAILED: Final = 1
 OUT_OF_MEMORY: Final = 71
 INTERRUPTED: Final = 75  # --resume continues
+OUT_OF_MEMORY_TEXTS: Final = (  # in messages of the allocator of a CPU, of CUDA and of cuBLAS
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` reports a lack of memory, of a GPU or of the machine."""
     if isinstance(error, MemoryError):
         return True
-    # torch.OutOfMemoryError is a RuntimeError; for a CPU's memory torch raises a plain one.
-    is_gpu = type(error).__name__ == "OutOfMemoryError"
-    return isinstance(error, RuntimeError) and (is_gpu or "DefaultCPUAllocator" in str(error))
+    # torch.OutOfMemoryError is a RuntimeError; for other memory torch raises a plain one.
+    is_allocator = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, RuntimeError) and (
+        is_allocator or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+    )

@@ -1,6 +1,7 @@
 """What a config's weights make of the losses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ def test_each_name_means_its_formula(batch):
     assert found["mse_unnormalised"].equal(losses.l_mse_unnormalised(s, t))
     assert found["im_cst_distance"].equal(losses.l_im_cst_distance(s, t))
     assert found["cap"].equal(losses.l_cap(s, c, batch.targets))
+
+
+@pytest.mark.parametrize("vlprox_filter", [False, True])
+def test_no_loss_waits_for_values_on_a_device(batch, vlprox_filter):
+    """Tensors on the device `meta` have no values: whoever looks at one gets an error."""
+    names = ("student", "teacher", "text", "targets", "captions")
+    there = Features(*(getattr(batch, name).to("meta") for name in names))
+    every = objective(adaptive_weights=True, **dict.fromkeys(LOSSES.keys() - {"cap"}, 1))
+    every = replace(every, vlprox_filter=vlprox_filter)
+    loss = LossBalance(every).to("meta")(compute_losses(there, every))
+    assert loss.device.type == "meta"
 
 
 def test_images_without_a_caption_are_left_out_of_l_cap_alone(batch):

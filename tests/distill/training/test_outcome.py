@@ -35,4 +35,5 @@ def test_lack_of_memory_is_known_from_other_errors():
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError()) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
