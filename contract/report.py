@@ -340,6 +340,10 @@ class Epoch(_Frozen):
     ] = {}
     seen_top1: float
     seconds: float
+    image_wait: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of `seconds` that the device waited for images"),
+    ] = 0.0
     images_per_second: float
 
 

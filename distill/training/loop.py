@@ -47,6 +47,7 @@ from distill.training.distributed import (
 )
 from distill.training.optimisers import make_optimiser
 from distill.training.schedule import learning_rate
+from distill.training.waiting import ImageWait
 
 CHECKPOINT_INTERVAL_S: Final = 300.0
 CHECK_STEPS: Final = 20  # of a GPU, between two questions whose answer it has to be waited for
@@ -170,7 +171,11 @@ class TrainState:
     loss_sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch, on the device
     is_finite: Tensor | None = None  # whether all features since the last check were finite
     seconds: float = 0.0  # of this epoch
+    image_wait: ImageWait = field(init=False)  # of this epoch
     epochs: list[Epoch] = field(default_factory=list)  # finished
+
+    def __post_init__(self) -> None:
+        self.image_wait = ImageWait(self.accelerator.device)
 
     @classmethod
     def create(cls, config: TrainConfig, student: Student, data: TrainingData) -> "TrainState":
@@ -225,6 +230,7 @@ class TrainState:
             "step": self.step,
             "sums": {name: total.item() for name, total in self.loss_sums.items()},
             "seconds": self.seconds,
+            "image_wait": self.image_wait.seconds(),
             "epochs": [epoch.model_dump(mode="json") for epoch in self.epochs],
         }
         checkpoint.save(flatten(self._parameters(), self.optimiser), counters)
@@ -249,6 +255,7 @@ class TrainState:
         self.epoch, self.step = counters["epoch"], counters["step"]
         self.loss_sums = {name: self._sum(value) for name, value in counters["sums"].items()}
         self.seconds = counters["seconds"]
+        self.image_wait.add(counters["image_wait"])
         self.epochs = [Epoch.model_validate(epoch) for epoch in counters["epochs"]]
 
     def add_losses(self, losses: Mapping[str, Tensor]) -> None:
@@ -272,6 +279,7 @@ class TrainState:
         """Record the finished `epoch` and start the next one."""
         self.epochs.append(epoch)
         self.epoch, self.step, self.loss_sums, self.seconds = self.epoch + 1, 0, {}, 0.0
+        self.image_wait = ImageWait(self.accelerator.device)
 
     def _parameters(self) -> nn.ModuleList:
         return nn.ModuleList([self.student, self.balance])
@@ -338,7 +346,8 @@ def train_step(
     """Learn from the next of the `batches` of this epoch."""
     began = time.monotonic()
     device = state.accelerator.device
-    batch, pixels = next(batches)
+    with state.image_wait.measure():
+        batch, pixels = next(batches)
     generator = _generator(config.seed, state.epoch, state.step)
     # For dropout, which must differ between the shares.
     torch.manual_seed(generator.initial_seed() + processes().process_index)
@@ -400,6 +409,7 @@ def evaluate_epoch(state: TrainState, config: TrainConfig, data: TrainingData) -
         weights=state.balance.weights() if config.adaptive_weights else {},
         seen_top1=100 * (sum_over_processes(hits) / len(data.seen_targets)),
         seconds=state.seconds,
+        image_wait=min(1.0, state.image_wait.seconds() / max(state.seconds, 1e-9)),
         images_per_second=steps * state.batch_size / max(state.seconds, 1e-9),
     )
 

@@ -53,7 +53,10 @@ def train(colour_images, colour_teacher, colours, tmp_path):
 
 def result(report: Report, out: Path) -> tuple[list, dict[str, bytes]]:
     """Losses and accuracies without times, and the weights bit by bit."""
-    epochs = [epoch.model_dump(exclude={"seconds", "images_per_second"}) for epoch in report.epochs]
+    epochs = [
+        epoch.model_dump(exclude={"seconds", "image_wait", "images_per_second"})
+        for epoch in report.epochs
+    ]
     weights = load_file(out / "student.safetensors")
     return [*epochs, report.accuracies, report.calibration], {
         name: value.numpy().tobytes() for name, value in weights.items()

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -75,7 +76,9 @@ def run(config: TrainConfig, data: TrainingData | None = None, student=None, **o
 
 def outcome(epochs) -> list[dict]:
     """The epochs without what the clock decides."""
-    return [epoch.model_dump(exclude={"seconds", "images_per_second"}) for epoch in epochs]
+    return [
+        epoch.model_dump(exclude={"seconds", "image_wait", "images_per_second"}) for epoch in epochs
+    ]
 
 
 def stop_after(steps: int):
@@ -111,6 +114,31 @@ def test_each_epoch_is_told_once_and_in_order():
     for epoch in epochs:
         assert epoch.losses.keys() == {"cls", "mse", "im_cst", "vlprox"}
         assert epoch.images_per_second == pytest.approx(32 / epoch.seconds)
+
+
+class OnASlowDisk:
+    """Pixels whose batches come late."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def batches(self, batches):
+        for rows in batches:
+            time.sleep(0.2)
+            yield self.pixels[rows]
+
+
+def test_an_epoch_has_the_share_of_time_that_it_waited_for_images():
+    data = make_data()
+    slow = dataclasses.replace(data, pixels=OnASlowDisk(data.pixels))
+    for fast_epoch, slow_epoch in zip(
+        run(make_config(epochs=2), data), run(make_config(epochs=2), slow), strict=True
+    ):
+        assert 0 <= fast_epoch.image_wait < slow_epoch.image_wait <= 1
+        assert slow_epoch.image_wait * slow_epoch.seconds >= 4 * 0.2  # four steps
 
 
 def test_the_loss_is_the_weighted_sum_of_the_losses_and_those_of_weight_0_are_left_out():
