@@ -26,7 +26,7 @@ from distill.export.chart import speed_chart
 from distill.export.finished_run import FinishedRun
 from distill.export.formats import check_formats
 from distill.export.image_encoders import FormatOptions, ImageEncoders, export_encoders
-from distill.export.model_card import model_card
+from distill.export.model_card import model_card, published_name
 from distill.export.onnx import baked_classifier, text_encoder
 from distill.export.open_clip import FOLDER as OPEN_CLIP
 from distill.export.open_clip import loaded, open_clip_files
@@ -133,8 +133,9 @@ def export_run(
         size = run.pixels["seen"].shape[-1]
         files[BAKED] = baked_classifier(run.student, size, run.bank.features, *_biases(manifest))
     files |= _data_files(run, texts, eager["seen"])
-    files[SPEED_CHART] = speed_chart(rows, len(encoders.rows))
-    files[MODEL_CARD] = model_card(manifest, run.report, rows, remarks).encode()
+    published = [replace(row, name=published_name(row.name)) for row in rows]
+    files[SPEED_CHART] = speed_chart(published, len(encoders.rows))
+    files[MODEL_CARD] = model_card(manifest, run.report, published, remarks).encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
     # Not listed in the manifest: the classifier does not read it, and its classes may change.
@@ -267,7 +268,9 @@ def _manifest(run: FinishedRun, texts: _ExportedTexts, encoders: ImageEncoders) 
     return Manifest(
         created_at=datetime.now(UTC),
         teacher=TeacherInfo(
-            name=report.teacher, fingerprint=report.teacher_fingerprint, dim=report.teacher_dim
+            name=published_name(report.teacher),
+            fingerprint=report.teacher_fingerprint,
+            dim=report.teacher_dim,
         ),
         student=StudentInfo(
             name=report.config.student,

@@ -3,11 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from contract import ForecastValue, Report
 from distill.export.verify import FormatRow
-from distill.runtime.manifest import SPEED_CHART, Manifest
+from distill.runtime.manifest import INT8_ENCODER, SPEED_CHART, Manifest
 
 CHART: Final = f"![Accuracy against milliseconds for one image]({SPEED_CHART})"
 
@@ -38,6 +39,12 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def published_name(model: str) -> str:
+    """The name of an open_clip `model`; of a model in a local folder only the folder's name."""
+    scheme, _, folder = model.partition(":")
+    return f"{scheme}:{Path(folder).resolve().name}" if scheme == "local-dir" else model
+
+
 def _front_matter(manifest: Manifest) -> str:
     fields = {
         "library_name": "onnxruntime",
@@ -52,16 +59,60 @@ def _front_matter(manifest: Manifest) -> str:
 
 
 def _accuracies(manifest: Manifest, report: Report) -> str:
-    numbers, calibration = manifest.accuracies, manifest.calibration
-    images = {row.split: (row.images, row.classes) for row in report.accuracies}
-    lines = ["| top-1 % | | images | classes |", "| --- | ---: | ---: | ---: |"]
-    for split in [split for split in ("seen", "unseen") if split in numbers]:
-        count, classes = images[split]
-        deviation = 1.96 * (numbers[split] * (100 - numbers[split]) / count) ** 0.5
-        lines.append(
-            f"| {split} classes only | {numbers[split]:.1f} ± {deviation:.1f} | {count:,} | "
-            f"{classes} |"
+    numbers = manifest.accuracies
+    parts = [_accuracy_table(manifest, report)]
+    if "unseen" in numbers:
+        parts.append(
+            f"Harmonic mean of the last two rows: {numbers['joint_harmonic_mean']:.1f} with the "
+            f"stored bias of {manifest.calibration.seen_bias:.3f} against seen classes; area under "
+            f"the seen-unseen curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}."
         )
+    elif report.forecast is None:
+        parts.append(
+            "Without images of unseen classes, the accuracy on classes that are added by a "
+            "description and the detection of unknown images were not measured."
+        )
+    parts.append(_precision(manifest))
+    parts.append(_probabilities(manifest))
+    if manifest.look_alikes and "unseen" in numbers:
+        parts.append(_look_alikes(manifest))
+    if forecast := _forecast(report):
+        parts.append(forecast)
+    return "\n\n".join(parts)
+
+
+def _accuracy_table(manifest: Manifest, report: Report) -> str:
+    images: dict[str, tuple[int, int]] = {
+        row.split: (row.images, row.classes) for row in report.accuracies
+    }
+    joint = [f"joint_{split}" for split in ("seen", "unseen")]
+    lines = ["| top-1 % | | images | classes |", "| --- | ---: | ---: | ---: |"]
+    for name in [name for name in ("seen", "unseen", *joint) if name in manifest.accuracies]:
+        count, classes = images[name.removeprefix("joint_")]
+        title = f"{name} classes only"
+        if name in joint:
+            title = f"{name.removeprefix('joint_')} images, all classes competing"
+            classes = len(manifest.classes)
+        top1 = manifest.accuracies[name]
+        deviation = 1.96 * (top1 * (100 - top1) / count) ** 0.5
+        lines.append(f"| {title} | {top1:.1f} ± {deviation:.1f} | {count:,} | {classes} |")
+    return "\n".join(lines)
+
+
+def _precision(manifest: Manifest) -> str:
+    """What the intervals are, and which figures are not those of the encoder in use."""
+    without = "; the harmonic mean and AUSUC have none" if "unseen" in manifest.accuracies else ""
+    intervals = f"Intervals are 95 % confidence intervals over images{without}."
+    if manifest.image_encoder != INT8_ENCODER:
+        return intervals
+    return (
+        f'{intervals} The encoder in use is int8: the rows "classes only" were measured with it, '
+        "and all other figures of this section with the float32 student."
+    )
+
+
+def _probabilities(manifest: Manifest) -> str:
+    calibration = manifest.calibration
     fitted = (
         f"Probabilities: temperature {calibration.temperature:.4f}, fitted on the seen validation "
         f"images; expected calibration error {calibration.ece_after:.1f} % (with the training "
@@ -69,32 +120,13 @@ def _accuracies(manifest: Manifest, report: Report) -> str:
         f"{calibration.unknown_threshold:.3f} is reported as unknown; this threshold rejects 5 % "
         "of the images of seen classes."
     )
-    if "unseen" not in numbers:
-        note = _forecast(report) or (
-            "Without images of unseen classes, the accuracy on classes that are added by a "
-            "description and the detection of unknown images were not measured. Intervals are 95 % "
-            "confidence intervals over images."
-        )
-        return "\n\n".join(("\n".join(lines), note, fitted))
-    lines += [
-        f"| {split} images, all classes competing | {numbers[f'joint_{split}']:.1f} | "
-        f"{images[split][0]:,} | {len(manifest.classes)} |"
-        for split in ("seen", "unseen")
-    ]
-    joint = (
-        f"Harmonic mean of the last two rows: {numbers['joint_harmonic_mean']:.1f} with the stored "
-        f"bias of {calibration.seen_bias:.3f} against seen classes; area under the seen-unseen "
-        f"curve (AUSUC): {numbers['joint_ausuc'] / 100:.3f}. Intervals are 95 % confidence "
-        "intervals over images."
-    )
-    unknown = (
+    if "unseen" not in manifest.accuracies:
+        return fitted
+    return (
         f"{fitted} Compared with the seen classes only, it accepts "
         f"{calibration.unknown_fpr_at_95_tpr:.0f} % of the images of unseen classes (AUROC "
         f"{calibration.unknown_auroc:.3f})."
     )
-    rejected = _look_alikes(manifest) if manifest.look_alikes else None
-    parts = ("\n".join(lines), joint, unknown, rejected, _forecast(report))
-    return "\n\n".join(part for part in parts if part)
 
 
 def _look_alikes(manifest: Manifest) -> str:
@@ -168,13 +200,17 @@ print(classifier.classify(["photo.jpg"])[0].best)
 With ONNX Runtime only (`Classifier` resizes before cropping, so pixels may differ slightly):
 
 ```python
+import json, pathlib
 import numpy as np, onnxruntime, safetensors.numpy
 from PIL import Image, ImageOps
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 pixels = ImageOps.fit(photo, ({size}, {size}), Image.BICUBIC)
 session = onnxruntime.InferenceSession("image_encoder.onnx")
 features = session.run(None, {{"pixels": np.asarray(pixels).transpose(2, 0, 1)[None]}})[0]
-print(features @ safetensors.numpy.load_file("text_bank.safetensors")["tensor"].T)
+manifest = json.loads(pathlib.Path("classifier.json").read_text())
+bank = next(name for name in manifest["files"] if name.startswith("text_bank"))
+cosines = (features @ safetensors.numpy.load_file(bank)["tensor"].T)[0]
+print({{entry["name"]: cosine for entry, cosine in zip(manifest["classes"], cosines)}})
 ```
 
 In C++:

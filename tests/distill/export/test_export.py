@@ -16,6 +16,7 @@ from distill.errors import ClassifierError, ModelError
 from distill.evaluation.accuracy import predict
 from distill.export.classifier_folder import export_run
 from distill.export.finished_run import load_run
+from distill.export.model_card import model_card
 from distill.export.onnx import image_encoder, text_encoder
 from distill.export.quantise import check_drop, recommend
 from distill.export.tokenizer import tokenizer_json
@@ -23,7 +24,7 @@ from distill.export.verify import FormatRow, Speed, check_features, onnx_feature
 from distill.models.student import build_student
 from distill.models.teacher import load_teacher
 from distill.runtime import Classifier
-from distill.runtime.manifest import MANIFEST
+from distill.runtime.manifest import INT8_ENCODER, MANIFEST
 from distill.runtime.text_encoder import TextEncoder, open_session
 from tests.distill.conftest import DEMO
 
@@ -59,18 +60,51 @@ def test_the_folder_has_every_file_of_its_manifest(exported_charms, finished_cha
     assert finished_charm_run.release.hash in card
 
 
-def test_the_python_code_of_the_model_card_runs(exported_charms, charm_world, monkeypatch, capsys):
-    """Both ways, on a square photo, which is cropped by neither."""
-    card = (exported_charms.folder / "README.md").read_text()
-    with_package, with_onnxruntime = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.M)
+def test_the_python_code_of_the_model_card_runs(
+    classifier_folder, charm_world, monkeypatch, capsys
+):
+    """Both ways, on a square photo, which is cropped by neither; also after a class is saved."""
+    card = (classifier_folder / "README.md").read_text()
     photo = scan_split(charm_world, "seen").paths[0]
-    expected = Classifier.load(exported_charms.folder).encode([photo])[0]
-    monkeypatch.chdir(exported_charms.folder)
-    code = (with_package, with_onnxruntime)
-    for block in (block.replace("photo.jpg", str(photo)) for block in code):
-        exec(block, names := {})
-    assert names["features"][0] == pytest.approx(expected, abs=1e-5)
+    with_package, with_onnxruntime = (
+        block.replace("photo.jpg", str(photo))
+        for block in re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.M)
+    )
+    monkeypatch.chdir(classifier_folder)
+    exec(with_package, package := {})
     assert "Candidate(key=" in capsys.readouterr().out
+    for classes in (51, 52):
+        exec(with_onnxruntime, names := {})
+        classifier = Classifier.load(".")
+        expected = classifier.encode([photo])[0]
+        assert names["features"][0] == pytest.approx(expected, abs=1e-5)
+        assert names["cosines"] == pytest.approx(classifier.bank @ expected, abs=1e-5)
+        assert f"'{classifier.classes[-1].name}': " in capsys.readouterr().out
+        assert len(names["cosines"]) == classes
+        package["classifier"].save()
+
+
+def test_the_model_card_has_intervals_and_no_path_of_the_teacher(
+    exported_charms, finished_charm_run
+):
+    card = (exported_charms.folder / "README.md").read_text()
+    numbers = exported_charms.manifest.accuracies
+    for split, images in (("seen", 72), ("unseen", 90)):
+        top1 = numbers[f"joint_{split}"]
+        interval = 1.96 * (top1 * (100 - top1) / images) ** 0.5
+        row = f"| {split} images, all classes competing | {top1:.1f} ± {interval:.1f} | {images} |"
+        assert row in card
+    assert "the harmonic mean and AUSUC have none" in card
+    assert "float32 student" not in card
+    int8 = exported_charms.manifest.model_copy(update={"image_encoder": INT8_ENCODER})
+    assert (
+        'the rows "classes only" were measured with it, and all other figures of this section with '
+        "the float32 student."
+    ) in model_card(int8, finished_charm_run.report, exported_charms.rows)
+    assert exported_charms.manifest.teacher.name == "local-dir:teacher"
+    assert "`local-dir:teacher`" in card
+    for file in ("README.md", "speed.svg", "classifier.json"):
+        assert str(DEMO) not in (exported_charms.folder / file).read_text()
 
 
 def test_onnx_gives_the_features_of_pytorch(exported_charms):
