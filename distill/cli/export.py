@@ -19,14 +19,17 @@ def look_alikes_given(given: str | None, run: Path) -> tuple[str, ...]:
     """The names in --look-alikes, except those of classes of the release in the folder `run`.
 
     Raises:
+        DataError: `run` is not the folder of a finished training.
         TextError: the file cannot be read, or no name is left.
     """
     from distill.data.releases import read_release
     from distill.embeddings.look_alikes import look_alikes_of, read_look_alikes
+    from distill.evaluation.report.training_report import read_report
     from distill.export.finished_run import RELEASE_FILE
 
     if given is None:
         return ()
+    read_report(run)
     release = read_release(run / RELEASE_FILE)
     if given != "release":
         return read_look_alikes(Path(given), (label.name for label in release.labels))

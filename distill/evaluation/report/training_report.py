@@ -66,7 +66,14 @@ def read_report(folder: Path) -> Report:
     try:
         return Report.model_validate_json(path.read_bytes())
     except OSError:
-        raise DataError(f"there is no report in {path}: finish the run with --resume") from None
+        if (folder / "checkpoint.safetensors").exists():
+            raise DataError(
+                f"the training in {folder} is not finished (it has no {path.name}): finish it with "
+                "--resume"
+            ) from None
+        raise DataError(
+            f"{folder} is not the folder of a training: it has no {path.name}"
+        ) from None
     except ValidationError as error:
         raise DataError(
             f"{path} is damaged or was written by another version ({first_error_line(error)}): "

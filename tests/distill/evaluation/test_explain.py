@@ -217,7 +217,7 @@ def test_each_mistake_is_a_one_line_error(picture, charm_run, tmp_path):
         ((picture, *teacher), "give the classes: --release FILE"),
         ((picture, *teacher, *whole, "--class", "nothing"), "has no class 'nothing'"),
         ((tmp_path / "none.png", *teacher, *whole), "none.png (it does not exist)"),
-        ((picture, "--student", tmp_path, *whole), "finish the run with --resume"),
+        ((picture, "--student", tmp_path, *whole), "is not the folder of a training"),
     ):
         done = run(*words)
         assert done.exit_code == 1

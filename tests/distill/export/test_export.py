@@ -306,12 +306,20 @@ def test_the_teacher_must_be_that_of_the_run(charm_run, charm_world, tiny_teache
         )
 
 
-def test_a_folder_without_a_run_is_a_one_line_error():
-    result = CliRunner().invoke(app, ["export", "nowhere", "--out", "classifier"])
-    assert result.exit_code == 1
-    assert result.stderr.splitlines() == [
-        "distill: there is no report in nowhere/report.json: finish the run with --resume"
-    ]
+@pytest.mark.parametrize("more", [(), ("--look-alikes", "nofile.txt")])
+def test_a_folder_without_a_finished_training_is_a_one_line_error(more, exported_charms, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "checkpoint.safetensors").touch()
+    for folder, message in (
+        ("nowhere", "nowhere is not the folder of a training: it has no report.json"),
+        (exported_charms.folder, "is not the folder of a training: it has no report.json"),
+        (unfinished, "is not finished (it has no report.json): finish it with --resume"),
+    ):
+        words = ["export", str(folder), "--out", str(tmp_path / "classifier"), *more]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1 and result.stderr.endswith(f"{message}\n")
 
 
 def test_a_report_of_another_version_is_one_line(tmp_path):

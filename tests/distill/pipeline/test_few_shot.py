@@ -242,8 +242,9 @@ def test_what_cannot_be_measured_is_a_one_line_error(charm_run, charm_world, wor
 
 def test_an_unfinished_run_is_reported(charm_world, charm_run, tmp_path):
     (tmp_path / "release.json").write_bytes((charm_run / "release.json").read_bytes())
+    (tmp_path / "checkpoint.safetensors").touch()
     done = command(tmp_path, charm_world, "-k", 1)
-    assert done.exit_code == 1 and "finish the run with --resume" in done.stderr
+    assert done.exit_code == 1 and "finish it with --resume" in done.stderr
 
 
 def test_a_teacher_that_the_student_did_not_learn_from_is_refused(
