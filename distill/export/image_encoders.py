@@ -163,5 +163,6 @@ def fastest(rows: Sequence[FormatRow], used: FormatRow) -> str:
     line = f"fastest here: {single.name} for one image, {batched.name} in batches"
     if single is used:
         return line
-    times = used.speed.ms / single.speed.ms
-    return f"{line}; the classifier uses {used.name}, which takes {times:.1f} times as long"
+    times = f"{used.speed.ms / single.speed.ms:.1f}"
+    pace = "is as fast for one image" if times == "1.0" else f"takes {times} times as long"
+    return f"{line}; the classifier uses {used.name}, which {pace}"

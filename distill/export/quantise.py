@@ -128,9 +128,15 @@ def recommend(before: FormatRow, after: FormatRow) -> tuple[bool, str]:
     times = before.speed.ms / after.speed.ms
     changes = ", ".join(f"{-drop:+.1f} {split}" for split, drop in _drops(before, after).items())
     change_text = f"points of top-1: {changes}"
-    if times > 1:
-        return True, f"int8 is {times:.1f} times as fast here and is used; {change_text}"
-    return False, f"int8 is slower here, {times:.1f} times as fast: float32 is used; {change_text}"
+    if f"{times:.1f}" == "1.0":
+        pace = "as fast as float32 here"
+    elif times > 1:
+        pace = f"{times:.1f} times as fast here"
+    else:
+        pace = f"slower here, {times:.1f} times as fast"
+    return times > 1, (
+        f"int8 is {pace}{' and is used' if times > 1 else ': float32 is used'}; {change_text}"
+    )
 
 
 def _drops(before: FormatRow, after: FormatRow) -> dict[str, float]:

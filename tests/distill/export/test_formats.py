@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,4 +128,8 @@ def test_the_fastest_format_is_named():
     assert fastest([onnx, other], onnx) == (
         "fastest here: OpenVINO for one image, ONNX Runtime in batches; the classifier uses ONNX "
         "Runtime, which takes 2.0 times as long"
+    )
+    near = replace(other, speed=Speed(1.96, 90.0))
+    assert fastest([onnx, near], onnx).endswith(
+        "; the classifier uses ONNX Runtime, which is as fast for one image"
     )
