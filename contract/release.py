@@ -48,6 +48,9 @@ class TextSource(BaseModel):
     author: str | None = None
     created_at: AwareDatetime | None = None
     language: str | None = None
+    cost_usd: Annotated[
+        float | None, Field(description="Of the answer; null if the model's price is unknown")
+    ] = None
 
 
 class Release(BaseModel):

@@ -135,7 +135,8 @@ def export_run(
     files |= _data_files(run, texts, eager["seen"])
     published = [replace(row, name=published_name(row.name)) for row in rows]
     files[SPEED_CHART] = speed_chart(published, len(encoders.rows))
-    files[MODEL_CARD] = model_card(manifest, run.report, published, remarks).encode()
+    card = model_card(manifest, run.report, run.release.sources, published, remarks)
+    files[MODEL_CARD] = card.encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
     # Not listed in the manifest: the classifier does not read it, and its classes may change.

@@ -1,12 +1,13 @@
 """The model card of a classifier folder (README.md), in the format of the Hugging Face Hub."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from contract import ForecastValue, Report
+from contract import ForecastValue, Report, TextSource
+from distill.errors import counted
 from distill.export.verify import FormatRow
 from distill.runtime.manifest import INT8_ENCODER, SPEED_CHART, Manifest
 
@@ -16,9 +17,16 @@ ORT_WEB: Final = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.w
 
 
 def model_card(
-    manifest: Manifest, report: Report, rows: Sequence[FormatRow], remarks: Sequence[str] = ()
+    manifest: Manifest,
+    report: Report,
+    sources: Sequence[TextSource],
+    rows: Sequence[FormatRow],
+    remarks: Sequence[str] = (),
 ) -> str:
-    """The model card in Markdown. `remarks` are lines about the formats in `rows`."""
+    """The model card in Markdown.
+
+    `sources` are those of the release, `remarks` are lines about the formats in `rows`.
+    """
     seen = sum(entry.seen for entry in manifest.classes)
     sections = (
         _front_matter(manifest),
@@ -31,7 +39,7 @@ def model_card(
         "## Accuracy\n\n" + _accuracies(manifest, report),
         "\n\n".join(("## Speed", "Measured at export.", format_table(rows), *remarks, CHART)),
         "## Use\n\n" + _usage(manifest),
-        "## Data\n\n" + _data(manifest, report),
+        "## Data\n\n" + _data(manifest, report, sources),
         "## Licences\n\nThe student's weights derive from the teacher's outputs and the training "
         "images; the texts come from the language model named above. Check the licences of all "
         "three before you publish this classifier.",
@@ -243,20 +251,54 @@ const {{ features }} = await session.run({{ pixels }});
 ```"""
 
 
-def _data(manifest: Manifest, report: Report) -> str:
+def _data(manifest: Manifest, report: Report, sources: Sequence[TextSource]) -> str:
     release, text = manifest.release, manifest.text
     origin = Counter(entry.origin for entry in manifest.classes)
     prompt = f"prompt `{text.prompt}`, version {text.prompt_version}" if text.prompt else "none"
     images = (
         {count.split: count.images for count in report.preflight.splits} if report.preflight else {}
     )
-    return "\n".join(
-        (
-            f"- Training images: {images.get('train', 0):,}.",
-            f"- Texts: release `{release.name}` of the label set `{release.label_set}`, SHA-256 "
-            f"`{release.hash}`; text strategy `{text.strategy}`; {prompt}.",
-            f"- Classes: {', '.join(f'{count} from {name}' for name, count in origin.items())}.",
-            f"- Teacher: `{manifest.teacher.name}`, SHA-256 of its weights "
-            f"`{manifest.teacher.fingerprint}`.",
-        )
+    lines = [
+        f"- Training images: {images.get('train', 0):,}.",
+        f"- Texts: release `{release.name}` of the label set `{release.label_set}`, SHA-256 "
+        f"`{release.hash}`; text strategy `{text.strategy}`; {prompt}.",
+        f"- Classes: {', '.join(f'{count} from {name}' for name, count in origin.items())}.",
+        f"- Teacher: `{manifest.teacher.name}`, SHA-256 of its weights "
+        f"`{manifest.teacher.fingerprint}`.",
+    ]
+    if sources:
+        lines.insert(2, f"- Texts written by: {_writers(sources)}.")
+    return "\n".join(lines)
+
+
+def _writers(sources: Sequence[TextSource]) -> str:
+    """Who wrote the texts of a release, and what the answers of language models cost."""
+    # An answer may serve several labels; answers of imported releases have no id.
+    answers = {source.generation_id or f"{i}": source for i, source in enumerate(sources)}
+    writers: defaultdict[tuple[str, str | None], list[TextSource]] = defaultdict(list)
+    for answer in answers.values():
+        writers[answer.source, answer.resolved_model or answer.requested_model].append(answer)
+    return "; ".join(
+        _writer(source, f"`{model}`" if model else "a model without a name", group)
+        for (source, model), group in writers.items()
     )
+
+
+def _writer(source: str, model: str, answers: Sequence[TextSource]) -> str:
+    count = counted(len(answers), "answer")
+    if source == "model":
+        return f"{model}, {count}, {_cost(model, answers)}"
+    if source == "replay":
+        return f"{model}, {count} read from a file"
+    return f"a person, {count}" if source == "person" else f"an import, {count}"
+
+
+def _cost(model: str, answers: Sequence[TextSource]) -> str:
+    known = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
+    if not known:
+        return f"cost unknown: {model} had no price"
+    total = sum(known)
+    amount = "less than 0.001 USD" if 0 < total < 0.0005 else f"{total:.3f} USD"
+    unknown = len(answers) - len(known)
+    without = f" without {unknown} whose cost is unknown" if unknown else ""
+    return f"for {amount}{without} (rejected answers not counted)"

@@ -141,6 +141,7 @@ _COLUMNS: tuple[ColumnElement[Any], ...] = (
     col(Generation.resolved_model).label("resolved_model"),
     col(Generation.author).label("author"),
     col(Generation.created_at).label("created_at"),
+    col(Generation.cost_usd).label("cost_usd"),
     col(Prompt.name).label("prompt"),
     col(PromptVersion.number).label("prompt_version"),
     col(PromptVersion.content_hash).label("prompt_hash"),
@@ -280,4 +281,5 @@ def _text_source(field: str, row: Row[Any]) -> TextSource:
         author=row.author or None,
         created_at=row.created_at,
         language=row.language,
+        cost_usd=row.cost_usd,
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from contract import TextSource
 from distill.cli.main import app
 from distill.data.releases import release_from_pairs
 from distill.data.splits import scan_split
@@ -100,11 +101,35 @@ def test_the_model_card_has_intervals_and_no_path_of_the_teacher(
     assert (
         'the rows "classes only" were measured with it, and all other figures of this section with '
         "the float32 student."
-    ) in model_card(int8, finished_charm_run.report, exported_charms.rows)
+    ) in model_card(int8, finished_charm_run.report, (), exported_charms.rows)
     assert exported_charms.manifest.teacher.name == "local-dir:teacher"
     assert "`local-dir:teacher`" in card
     for file in ("README.md", "speed.svg", "classifier.json"):
         assert str(DEMO) not in (exported_charms.folder / file).read_text()
+
+
+def test_the_model_card_states_the_cost_of_the_texts(exported_charms, finished_charm_run):
+    text = {"key": "a", "field": "sentences"}
+    by_model = TextSource(**text, source="model", requested_model="small")
+    dated = by_model.model_copy(update={"resolved_model": "small-2026"})
+
+    def line(*sources):
+        manifest, report = exported_charms.manifest, finished_charm_run.report
+        card = model_card(manifest, report, sources, exported_charms.rows)
+        return re.findall("^- Texts written by: (.*)$", card, re.M)
+
+    assert line() == []
+    assert line(by_model, by_model) == ["`small`, 2 answers, cost unknown: `small` had no price."]
+    paid = [dated.model_copy(update={"generation_id": i, "cost_usd": 0.21}) for i in (1, 2, 2)]
+    assert line(*paid, dated, TextSource(**text, source="person")) == [
+        "`small-2026`, 3 answers, for 0.420 USD without 1 whose cost is unknown (rejected answers "
+        "not counted); a person, 1 answer."
+    ]
+    tiny = by_model.model_copy(update={"cost_usd": 0.0001})
+    assert line(tiny, TextSource(**text, source="replay"), TextSource(**text, source="import")) == [
+        "`small`, 1 answer, for less than 0.001 USD (rejected answers not counted); a model "
+        "without a name, 1 answer read from a file; an import, 1 answer."
+    ]
 
 
 def test_onnx_gives_the_features_of_pytorch(exported_charms):

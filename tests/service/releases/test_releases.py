@@ -1,7 +1,7 @@
 import pytest
 from sqlalchemy import insert
 
-from contract import Release, ReleaseLabel, release_hash
+from contract import Release, ReleaseLabel, TextSource, release_hash
 from enrich_service.core.errors import Conflict, NotFound
 from enrich_service.core.storage.database import reading, writing
 from enrich_service.generations import reviews
@@ -175,7 +175,8 @@ def test_labels_without_text_are_named_with_the_remedy(world):
 
 
 def test_each_text_says_where_it_came_from(world):
-    made = world.says("mallard", "m", requested_model="small", resolved_model="small-2026")
+    models = {"requested_model": "small", "resolved_model": "small-2026"}
+    made = world.says("mallard", "m", **models, cost_usd=0.25)
     edit = world.says("teal", "t", source=PERSON, author="ada", parent_id=made)
     release, _ = world.release()
     first, second = release.sources
@@ -187,6 +188,20 @@ def test_each_text_says_where_it_came_from(world):
         == prompts.resolve(world.session, "my-description", version=1).content_hash
     )
     assert (second.source, second.author, second.generation_id) == ("person", "ada", edit)
+    assert (first.cost_usd, second.cost_usd) == (0.25, None)
+
+
+def test_the_cost_of_a_text_is_not_part_of_the_hash_and_may_be_missing(world):
+    for name in ("mallard", "teal"):
+        world.says(name, name, cost_usd=0.25)
+    release, _ = world.release()
+    imported = [TextSource(key=x.key, field="description", source="import") for x in release.labels]
+    document = release.model_copy(update={"sources": tuple(imported)}).model_dump(mode="json")
+    for source in document["sources"]:
+        del source["cost_usd"]  # as in files of earlier versions
+    old = Release.model_validate(document)
+    assert old.sources == tuple(imported)
+    assert release_hash(old.labels) == release.hash
 
 
 def test_only_texts_of_one_model_can_be_asked_for(world):
