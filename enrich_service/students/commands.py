@@ -1,6 +1,6 @@
 """`enrich students`."""
 
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 import typer
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from enrich_service.core.terminal.console import (
     read_session,
     request,
     show,
+    show_table,
     write_session,
 )
 from enrich_service.students import service
@@ -27,6 +28,20 @@ from enrich_service.students.schemas import (
 )
 
 app = typer.Typer(no_args_is_help=True, help="Registered students, their versions and aliases.")
+
+COMPARED: Final = (
+    "version",
+    "aliases",
+    "job",
+    "model",
+    "seen %",
+    "unseen %",
+    "joint %",
+    "parameters",
+    "latency (ms)",
+    "size (MB)",
+)
+VERSIONS_PER_TABLE: Final = 4  # readable in 80 columns
 
 Reason = Annotated[str, typer.Option(help="Reason, recorded in the log.")]
 
@@ -70,7 +85,8 @@ def show_(
         if alias is not None:
             version = service.resolve(session, student, alias).version
         number = version or service.latest(session, student)
-        show(service.version_view(session, student, number), json=json)
+        view = service.version_view(session, student, number)
+    show(view if json else _rounded(view), json=json)
 
 
 @app.command()
@@ -132,11 +148,57 @@ def compare(
         for number in versions or ():
             service.get_version(session, student, number)
     chosen = [view for view in views if not versions or view.number in versions]
-    show(
-        chosen if json else [_rounded(version) for version in chosen],
-        json=json,
-        columns=("number", "aliases", "job_id", "model", *Figures.model_fields, "bytes"),
+    if json:
+        show(chosen, json=True)
+        return
+    columns = [_column(version) for version in chosen]
+    for start in range(0, len(columns), VERSIONS_PER_TABLE):
+        titles, *rows = zip(*([COMPARED, *columns[start:][:VERSIONS_PER_TABLE]]), strict=True)
+        show_table(titles, rows)
+
+
+@app.command()
+def moves(name: str, json: Json = False) -> None:
+    """Show the log of a student's aliases, newest move first."""
+    with read_session() as session:
+        moves = service.alias_moves(session, service.get(session, name))
+    if json:
+        show(moves, json=True)
+        return
+    show_table(
+        ("time (UTC)", "alias", "from", "to", "reason", "by"),
+        [
+            (
+                f"{move.at:%Y-%m-%d %H:%M}",
+                move.alias,
+                "" if move.from_version is None else str(move.from_version),
+                str(move.to_version),
+                move.reason,
+                move.author,
+            )
+            for move in moves
+        ],
     )
+
+
+def _column(version: StudentVersionView) -> tuple[str, ...]:
+    """The values of a version in the order of COMPARED."""
+    return (
+        str(version.number),
+        ", ".join(version.aliases),
+        str(version.job_id),
+        version.model,
+        _figure(version.seen),
+        _figure(version.unseen),
+        _figure(version.joint_harmonic_mean),
+        "" if version.parameters is None else f"{version.parameters:,}",
+        _figure(version.latency_ms),
+        _figure(version.bytes / 1e6),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _rounded(version: StudentVersionView) -> StudentVersionView:

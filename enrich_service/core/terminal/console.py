@@ -12,7 +12,7 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -125,7 +125,7 @@ def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence
         return
     console = Console()
     if isinstance(plain, dict):
-        table = Table(show_header=False, box=None)
+        table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None)
         for name in columns or plain:
             table.add_row(Text(name, style="bold"), Text(_cell(name, plain[name])))
     else:
@@ -138,9 +138,19 @@ def show(data: BaseModel | Sequence[BaseModel], *, json: bool, columns: Sequence
     console.print(table)
 
 
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that folds long values instead of cutting them, or "none" without rows."""
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table if rows else Table("none", box=None))
+
+
 def _cell(name: str, value: object) -> str:
     if value is None:
         return ""
     if name.endswith("_usd") and isinstance(value, int | float):
         return in_dollars(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)

@@ -63,7 +63,67 @@ def test_students_are_registered_compared_and_pointed_at(service):
     assert [one["number"] for one in data_of("students", "compare", "birds")] == [2, 1]
     (only,) = data_of("students", "compare", "birds", 2)
     assert only["unseen"] == pytest.approx(12.345 + len("name+description"))
-    assert str(round(only["unseen"], 1)) in enrich("students", "compare", "birds").stdout
+
+
+@pytest.fixture
+def birds(service, monkeypatch):
+    """A student of five versions; lines are as in a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for number in range(1, 6):
+        job = trained(service, student="mobilenetv3_small_100", unseen=98.0 + number / 7)
+        data_of("students", "register", "birds", job, "--message", f"number {number}")
+    for alias, version in (("production", 5), ("staging", 5), ("staging", 1), ("staging", 5)):
+        reason = f"{'quite a long reason ' * 4}for {version}"
+        data_of("students", "alias", "birds", alias, version, "--reason", reason)
+    return service
+
+
+def test_versions_are_compared_in_a_table_with_one_row_a_figure(birds):
+    call = enrich("students", "compare", "birds", 5, 1)
+    lines = call.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in call.stdout
+    rows = {line[:13].strip(): line[13:].split() for line in lines}
+    newest, oldest = data_of("students", "compare", "birds", 5, 1)
+    assert rows["version"] == ["5", "1"]
+    assert rows["aliases"] == ["production,", "staging"]
+    assert rows["model"] == 2 * ["mobilenetv3_small_100"]
+    for row, name in (("unseen %", "unseen"), ("latency (ms)", "latency_ms")):
+        assert rows[row] == [f"{version[name]:.1f}" for version in (newest, oldest)]
+    assert rows["size (MB)"] == [f"{version['bytes'] / 1e6:.1f}" for version in (newest, oldest)]
+
+    every = enrich("students", "compare", "birds").stdout
+    assert max(map(len, every.splitlines())) <= 80 and "…" not in every
+    titles = [line.split()[1:] for line in every.splitlines() if " version" in line]
+    assert titles == [["5", "4", "3", "2"], ["1"]]
+
+
+def test_a_version_is_shown_with_rounded_figures_and_the_whole_hash(birds):
+    shown, version = (
+        enrich("students", "show", "birds").stdout,
+        data_of("students", "show", "birds"),
+    )
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert version["sha256"] in "".join(shown.split())
+    rows = dict(line.split(maxsplit=1) for line in shown.splitlines() if len(line.split()) > 1)
+    assert rows["aliases"].strip() == "production, staging"
+    assert rows["unseen"].strip() == str(round(version["unseen"], 1))
+
+
+def test_the_moves_of_a_students_aliases_are_printed(birds):
+    moves = data_of("students", "moves", "birds")
+    assert [(move["alias"], move["from_version"], move["to_version"]) for move in moves] == [
+        ("staging", 1, 5), ("staging", 5, 1), ("staging", None, 5), ("production", None, 5),
+    ]  # fmt: skip
+    printed = enrich("students", "moves", "birds").stdout
+    assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
+    first = next(line for line in printed.splitlines() if "staging" in line)
+    assert first.strip().startswith(moves[0]["at"][:16].replace("T", " "))
+    assert first.split()[2:5] == ["staging", "1", "5"] and first.rstrip().endswith("ada")
+    assert " ".join(printed.split()).count("quite") == 16
+
+    job = trained(birds)
+    data_of("students", "register", "fish", job)
+    assert enrich("students", "moves", "fish").stdout.split() == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +134,7 @@ def test_students_are_registered_compared_and_pointed_at(service):
         (("register", "birds", 0), "job_id: Input should be greater than or equal to 1"),
         (("alias", "nix", "production", 1, "--reason", "r"), "There is no student 'nix'"),
         (("alias", "nix", "production", 1, "--reason", ""), "reason: String should have at least"),
+        (("moves", "nix"), "There is no student 'nix'"),
         (("show", "nix", "--version", 1, "--alias", "a"), "Give --version or --alias, not both"),
     ],
 )
