@@ -29,8 +29,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import CenterCrop
 
 from contract import Precision
+from distill.data.files.image_file import crop_elongated
 from distill.data.pixels import Progress
 from distill.errors import ModelError
 from distill.models.devices import teacher_dtype
@@ -84,6 +86,8 @@ class Teacher:
     def crop(self, image: Image.Image) -> Tensor:
         """What `preprocess` sees of `image` before it normalises: uint8 [3, size, size]."""
         *geometry, _to_tensor, _normalize = self.preprocess.transforms  # type: ignore[attr-defined]
+        if any(isinstance(transform, CenterCrop) for transform in geometry):
+            image = crop_elongated(image)
         for transform in geometry:
             image = transform(image)
         return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())

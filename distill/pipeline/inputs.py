@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from contract import PixelMode, Release, SplitName, TextStrategy
 from distill.data.files.image_file import open_image, square
@@ -121,7 +122,8 @@ def file_features(images: Sequence[Path], teacher: Teacher, student: Path | None
     """
     opened = [open_image(path) for path in images]
     if student is None:
-        return teacher.encode_image(torch.stack([teacher.preprocess(image) for image in opened]))
+        crops = torch.stack([teacher.crop(image) for image in opened])
+        return normalize(teacher.encode_crops(crops), dim=-1).cpu()
     network, size = load_student(student / STUDENT_FILE)
     network = network.to(teacher.device)
     return network.encode(torch.stack([torch.from_numpy(square(i, size)) for i in opened]))

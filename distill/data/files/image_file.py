@@ -20,6 +20,8 @@ from distill.errors import UnreadableImages
 
 DECODING: Final = 3  # part of cache keys; increase it when the same file gives different pixels
 
+KEPT: Final = 8  # the least length of the middle of an elongated image, in shorter sides
+
 
 def open_image(source: ImagePath | BinaryIO, name: str | None = None) -> Image.Image:
     """The first frame of the image in `source`, a path or an open file, upright, in 8-bit sRGB.
@@ -53,12 +55,31 @@ def _opened(source: ImagePath | BinaryIO) -> AbstractContextManager[BinaryIO]:
     )
 
 
+def crop_elongated(image: Image.Image) -> Image.Image:
+    """`image`; if one side is at least 12 times the other, only its middle.
+
+    Resizing all of a strip of 1 × 400,000 pixels to 224 pixels across, only to crop its centre,
+    would take 80 GB. The centre differs by at most 2 of 255: an even multiple of the shorter side
+    is cut off at each end, so that the rounding is the same, and the middle that is left is longer
+    than the reach of the resize filter.
+    """
+    shorter, longer = sorted(image.size)
+    end = (longer - KEPT * shorter) // (4 * shorter) * 2 * shorter
+    if end <= 0:
+        return image
+    width, height = image.size
+    left, top = (end, 0) if width > height else (0, end)
+    return image.crop((left, top, width - left, height - top))
+
+
 def square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """The centre square of `image`, resized to `size` pixels: uint8 [3, size, size].
 
-    Equals torchvision's Resize and CenterCrop, which open_clip and timm use.
+    Equals torchvision's Resize and CenterCrop, which open_clip and timm use; for elongated images
+    to within 2 of 255 (see `crop_elongated`).
     """
     if image.size != (size, size):
+        image = crop_elongated(image)
         shorter = min(image.size)
         width, height = (size * side // shorter for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -87,6 +87,13 @@ def test_crops_are_encoded_as_preprocessed_images(teacher):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_strip_is_cropped_before_it_is_resized(teacher):
+    """All of it in 32 pixels across would have more pixels than Pillow can count."""
+    crop = teacher.crop(Image.new("RGB", (12_000_000, 1), (220, 30, 30)))
+    assert crop.shape == (3, teacher.image_size, teacher.image_size)
+    assert crop.flatten(1).unique(dim=1).tolist() == [[220], [30], [30]]
+
+
 def test_a_teacher_computes_in_the_precision_that_is_asked_for(tiny_teacher):
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     exact, reduced = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from distill.data.files.image_file import open_image
+from distill.data.files.image_file import open_image, square
 from distill.data.pixels import load_pixels
 from distill.data.splits import scan_split
 from distill.errors import UnreadableImages
@@ -240,3 +240,35 @@ def test_a_rotated_photo_is_trained_on_as_its_upright_twin(tmp_path):
     stored.save(folder / "b.png", exif=exif)
     upright, turned = load_pixels(scan_split(tmp_path, "unseen"), 32, tmp_path / "cache")
     assert np.array_equal(upright, turned)
+
+
+@pytest.mark.parametrize("sides", [(30, 500), (601, 37), (1, 64), (3, 401), (999, 40)])
+@pytest.mark.parametrize("size", [32, 33])
+def test_an_elongated_image_keeps_the_pixels_of_its_centre(sides, size):
+    """Those of the whole image, resized and then cropped."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(sides, Image.Resampling.BICUBIC)
+    width, height = (size * side // min(sides) for side in sides)
+    whole = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    expected = np.asarray(whole.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    np.testing.assert_allclose(square(image, size).astype(int), expected, atol=2)
+
+
+@pytest.mark.parametrize("sides", [(1, 400_000), (12_000_000, 1)])
+def test_a_strip_is_resized_in_little_memory(tmp_path, sides):
+    """A PNG of 855 bytes; all of it in 224 pixels across would take 80 GB, or overflow."""
+    path = tmp_path / "strip.png"
+    Image.new("RGB", sides, RED).save(path)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from distill.data.files.image_file import open_image, square\n"
+        "image = open_image(Path(sys.argv[1]))\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, used + 2**27))\n"
+        "print(square(image, 224).mean(axis=(1, 2)).tolist())\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{[float(x) for x in RED]}\n"
