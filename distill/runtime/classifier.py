@@ -22,7 +22,6 @@ from distill.embeddings.class_prompts import prefix_of
 from distill.embeddings.look_alikes import plain_spelling
 from distill.errors import (
     ClassExists,
-    ClassifierChanged,
     ClassifierError,
     UnknownClass,
     counted,
@@ -38,10 +37,10 @@ from distill.runtime.manifest import (
     TOKENIZER,
     ClassEntry,
     Manifest,
-    check_folder,
+    check_files,
     file_entry,
     read_file,
-    read_manifest,
+    read_unchanged,
 )
 from distill.runtime.photo_class import PhotoStatistics
 from distill.runtime.reasons import DescribedClass, Reasons, find_reasons
@@ -95,6 +94,7 @@ class Classifier:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self.manifest, self._folder = manifest, folder
+        self._saved = manifest  # as it is in the folder
         self.image_encoder = ImageEncoder(
             folder / manifest.image_encoder, manifest.preprocessing.image_size, threads
         )
@@ -120,11 +120,16 @@ class Classifier:
             ClassifierError: `folder` has no classifier or one of another format version, or a file
                 is missing, truncated or changed.
         """
-        manifest = check_folder(Path(folder), hash_later={TEXT_ENCODER})
+        path = Path(folder)
+        return read_unchanged(path, lambda manifest: cls._read(path, manifest, threads))
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: Manifest, threads: int | None) -> Self:
+        check_files(folder, manifest, hash_later={TEXT_ENCODER})
         for name in (manifest.image_encoder, TEXT_ENCODER):
             if name not in manifest.files:
                 raise ClassifierError(f"{folder} lists no {name}: export the classifier again")
-        return cls(Path(folder), manifest, threads)
+        return cls(folder, manifest, threads)
 
     def prepare_texts(self) -> None:
         """Load the text encoder, which takes up to some seconds, before a class is added.
@@ -457,8 +462,9 @@ class Classifier:
         The write is atomic: a kill leaves either the old classifier or the new one.
 
         Raises:
-            ClassifierError: the folder cannot be written, has other files, or was changed by
-                another program.
+            ClassifierChanged: another program has saved the classifier since it was loaded.
+            ClassifierError: the folder cannot be written, or another folder than the classifier's
+                own has other files.
         """
         target = self._folder if folder is None else Path(folder)
         in_place = folder is None or target.resolve() == self._folder.resolve()
@@ -481,24 +487,12 @@ class Classifier:
             update={"files": entries | {bank_name: file_entry(bank)}}
         )
         if in_place:
-            self._check_unchanged(target)
-            save_in_place(target, manifest, bank)
+            save_in_place(target, manifest, bank, replaces=self._saved)
         else:
             files = {name: read_file(self._folder, self.manifest, name) for name in others}
             write_folder(target, manifest, files | {bank_name: bank})
-        self.manifest, self._folder = manifest, target
+        self.manifest, self._saved, self._folder = manifest, manifest, target
         return target
-
-    def _check_unchanged(self, folder: Path) -> None:
-        try:
-            unchanged = read_manifest(folder).files == self.manifest.files
-        except ClassifierError:
-            unchanged = False
-        if not unchanged:
-            raise ClassifierChanged(
-                f"another program has changed the classifier {folder} since it was loaded: load it "
-                "again (restart a server)"
-            )
 
 
 def _read_bank(folder: Path, manifest: Manifest) -> tuple[Features, Features, Features]:

@@ -12,22 +12,25 @@ text_bank*.safetensors    unit text features: `tensor` [classes, dim], a row for
 photo_statistics.safetensors   mean and covariance of seen photos, for example photos and reasons
 README.md, speed.svg      the model card, and its chart of accuracy against time
 image_encoder.pt2, image_encoder_openvino.*   other formats of the encoder, optional
+open_clip/                the student for open_clip and timm, optional, not in `files`
+.classifier.lock          held by a process that writes the folder, not in `files`
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract import Calibration, TestViews, TextStrategy, first_error_line
 from distill.data.files.classifier_zip import FOLDER
+from distill.data.files.classifier_zip import LOCK as LOCK
 from distill.data.files.classifier_zip import MANIFEST as MANIFEST
 from distill.errors import ClassifierError
 
@@ -42,8 +45,11 @@ TEXT_BANK: Final = "text_bank.safetensors"
 PHOTO_STATISTICS: Final = "photo_statistics.safetensors"
 MODEL_CARD: Final = "README.md"
 SPEED_CHART: Final = "speed.svg"
+OPEN_CLIP: Final = "open_clip"
+READ_ATTEMPTS: Final = 4
 AGAIN: Final = "export the classifier again, or copy the whole folder again"
 
+T = TypeVar("T")
 TextCleaning = Literal["none", "lower", "whitespace", "canonicalize"]
 
 
@@ -159,6 +165,26 @@ def file_entry(content: bytes) -> FileEntry:
     return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
+def read_unchanged(folder: Path, read: Callable[[Manifest], T]) -> T:
+    """What `read` makes of the manifest in `folder` and its files.
+
+    Repeated if `read` fails because another process has saved the classifier meanwhile, which
+    replaces the manifest and then deletes the old text bank.
+
+    Raises:
+        ClassifierError: raised by `read`, or there is no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return read(manifest)
+        except ClassifierError:
+            before, manifest = manifest, read_manifest(folder)
+            if manifest == before:
+                raise
+    return read(manifest)
+
+
 def check_folder(folder: Path, hash_later: Collection[str] = ()) -> Manifest:
     """Check each file of a classifier folder, and return the manifest.
 
@@ -168,7 +194,11 @@ def check_folder(folder: Path, hash_later: Collection[str] = ()) -> Manifest:
         ClassifierError: there is no classifier, it has another format version, or a file is
             missing, truncated or changed.
     """
-    manifest = read_manifest(folder)
+    return read_unchanged(folder, lambda manifest: check_files(folder, manifest, hash_later))
+
+
+def check_files(folder: Path, manifest: Manifest, hash_later: Collection[str] = ()) -> Manifest:
+    """Like `check_folder`, for a `manifest` that was read already."""
     for name, expected in manifest.files.items():
         if Path(name).name != name:
             raise ClassifierError(f"{folder / MANIFEST} lists a file outside its folder: {AGAIN}")

@@ -12,6 +12,7 @@ from distill.data.files.atomic_file import atomic_file
 
 FOLDER: Final = "classifier"  # in the folder of a run
 MANIFEST: Final = "classifier.json"  # in each classifier folder
+LOCK: Final = ".classifier.lock"  # in a classifier folder that was saved, see `write_folder`
 STORED: Final = (".onnx", ".safetensors", ".bin")  # weights do not compress
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time in the ZIP format
 
@@ -19,10 +20,12 @@ EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time in the ZIP format
 def zip_folder(folder: Path, path: Path) -> None:
     """Write the files below `folder` to the ZIP file `path`, with names relative to `folder`.
 
+    The lock file is left out.
+
     Raises:
         OSError: a file cannot be read or written.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != LOCK)
     with atomic_file(path) as target, zipfile.ZipFile(target, "w") as archive:
         for file in files:
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), EPOCH)

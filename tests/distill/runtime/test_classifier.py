@@ -178,7 +178,8 @@ def test_a_save_that_fails_while_it_writes_leaves_the_old_classifier(classifier_
     command = [sys.executable, "-c", code, str(classifier_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == (
-        f"cannot write the classifier {classifier_folder} (File too large): free some space\n"
+        f"cannot write the classifier {classifier_folder} (File too large): free some space or "
+        "choose another folder\n"
     )
     assert Classifier.load(classifier_folder).classes
     assert not list(classifier_folder.glob("*.partial"))
