@@ -18,9 +18,13 @@ from distill.errors import TextError
 
 @lru_cache(maxsize=100_000)  # each new class is compared with all others
 def plain_spelling(name: str) -> str:
-    """`name` normalised for comparison: letters and digits, without case or accents."""
+    """`name` normalised for comparison: letters and digits, without case or accents.
+
+    A name that has neither, such as an emoji, only with single spaces.
+    """
     plain = unicodedata.normalize("NFKD", name.casefold())
-    return re.sub(r"[\W_]+", "", "".join(x for x in plain if not unicodedata.combining(x)))
+    letters = re.sub(r"[\W_]+", "", "".join(x for x in plain if not unicodedata.combining(x)))
+    return letters or " ".join(plain.split())
 
 
 def look_alikes_of(release: Release) -> tuple[str, ...]:
@@ -48,11 +52,13 @@ def read_look_alikes(path: Path, classes: Iterable[str]) -> tuple[str, ...]:
 
 
 def distinct(names: Iterable[str], classes: Iterable[str]) -> tuple[str, ...]:
-    """`names` without duplicates in another spelling, empty names and names of `classes`."""
-    known = {plain_spelling(name) for name in classes} | {""}
+    """`names` without duplicates in another spelling, names of `classes`, and lines without a
+    letter or digit.
+    """
+    known = {plain_spelling(name) for name in classes}
     by_spelling: dict[str, str] = {}
     for name in names:
-        if plain_spelling(name) not in known:
+        if any(map(str.isalnum, name)) and plain_spelling(name) not in known:
             by_spelling.setdefault(plain_spelling(name), " ".join(name.split()))
     return tuple(by_spelling.values())
 

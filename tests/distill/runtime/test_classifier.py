@@ -204,6 +204,16 @@ def test_a_class_comes_once_in_whatever_spelling(classifier):
             classifier.add(spelling, "something else altogether")
 
 
+def test_classes_may_have_names_without_letters(classifier_folder):
+    classifier = Classifier.load(classifier_folder)
+    classifier.add("\N{GIRAFFE FACE}", "an animal with a long neck", allow_near=True)
+    zebra = classifier.add("\N{ZEBRA FACE}", "a striped animal", allow_near=True)
+    with pytest.raises(ClassifierError, match="exists already, as '\N{ZEBRA FACE}'"):
+        classifier.add(" \N{ZEBRA FACE} ", "a striped animal", allow_near=True)
+    assert classifier.remove("\N{ZEBRA FACE}") == zebra
+    assert [entry.name for entry in classifier.classes][-1] == "\N{GIRAFFE FACE}"
+
+
 def test_a_class_too_near_to_another_is_refused_and_its_neighbour_named(classifier_folder):
     classifier = Classifier.load(classifier_folder)
     text = "a horse-like animal with striped legs and a long dark tongue"
