@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from distill.errors import (
     ClassExists,
     ClassifierError,
     UnknownClass,
+    UnreadableImages,
     counted,
 )
 from distill.runtime.image_encoder import ImageEncoder, Pixels
@@ -148,21 +149,25 @@ class Classifier:
         """All classes, in the order of the bank."""
         return self.manifest.classes
 
-    def encode(self, photos: Sequence[Photo]) -> Features:
-        """Unit features [photos, dim] of photos: paths, or Pillow images.
+    def encode(self, photos: Photo | Sequence[Photo]) -> Features:
+        """Unit features [photos, dim] of one or several photos: paths, or Pillow images.
 
         Raises:
             UnreadableImages: a file is missing, truncated or not an image.
+            TypeError: a photo is neither a path nor a Pillow image.
         """
         encoded = [
             self.image_encoder.encode(np.stack(list(batch)))
-            for batch in _batches(self._pixels(photos))
+            for batch in _batches(self._pixels(_as_list(photos)))
         ]
         return np.concatenate(encoded) if encoded else self.bank[:0]
 
     def _pixels(self, photos: Sequence[Photo]) -> Iterator[Pixels]:
         for photo in photos:
             if isinstance(photo, Image.Image):
+                if 0 in photo.size:
+                    width, height = photo.size
+                    raise UnreadableImages([f"of {width} × {height} pixels (it is empty)"])
                 yield self.image_encoder.pixels(upright_rgb(photo))
             else:
                 yield self.image_encoder.pixels(open_image(Path(photo)))
@@ -174,7 +179,7 @@ class Classifier:
 
     def classify(
         self,
-        photos: Sequence[Photo],
+        photos: Photo | Sequence[Photo],
         top: int = 5,
         *,
         among: Sequence[str] | None = None,
@@ -182,15 +187,19 @@ class Classifier:
     ) -> list[Prediction]:
         """The `top` likeliest classes of each photo, best first.
 
-        `among` restricts the classes to those with these keys. With `reasons`, each prediction has
+        `photos` are paths or Pillow images; one photo gives a list of one prediction. `among`
+        restricts the classes to those with these keys. With `reasons`, each prediction has
         the attributes that support its best class and the differences from the runner-up, or None
         if no class has a text.
 
         Raises:
             UnreadableImages: a file is missing, truncated or not an image.
-            ClassifierError: the classifier has no classes, or no class with one of the keys.
+            ClassifierError: the classifier has no classes, or no class with one of the keys;
+                `among` is empty or has a key twice; or `top` is less than 1.
+            TypeError: a photo is neither a path nor a Pillow image.
         """
-        self._rows(among)  # before the photos are read
+        _check_top(top)  # before the photos are read
+        self._rows(among)
         return self.rank(self.encode(photos), top, among=among, reasons=reasons)
 
     def rank(
@@ -204,8 +213,10 @@ class Classifier:
         """Like `classify`, for unit image features [images, dim] instead of photos.
 
         Raises:
-            ClassifierError: the classifier has no classes, or no class with one of the keys.
+            ClassifierError: the classifier has no classes, or no class with one of the keys;
+                `among` is empty or has a key twice; or `top` is less than 1.
         """
+        _check_top(top)
         rows = self._rows(among)
         offsets = np.array([self.classes[row].offset for row in rows], np.float32)
         cosines = features @ self.bank[rows].T + offsets
@@ -241,13 +252,18 @@ class Classifier:
 
     def _rows(self, among: Sequence[str] | None) -> list[int]:
         row_of_key = {entry.key: row for row, entry in enumerate(self.classes)}
-        missing = [key for key in among or () if key not in row_of_key]
+        if not row_of_key:
+            raise ClassifierError("the classifier has no class: add one with a name and a text")
+        if among is None:
+            return list(row_of_key.values())
+        missing = [key for key in among if key not in row_of_key]
         if missing:
             raise UnknownClass(f"the classifier has no class with the key {missing[0]!r}")
-        rows = list(row_of_key.values()) if among is None else [row_of_key[key] for key in among]
-        if not rows:
-            raise ClassifierError("the classifier has no class: add one with a name and a text")
-        return rows
+        if len(set(among)) < len(among) or not among:
+            raise ClassifierError(
+                "among must have at least one key, each once: None means all classes"
+            )
+        return [row_of_key[key] for key in among]
 
     def _probabilities(self, cosines: Features, rows: Sequence[int]) -> NDArray[np.float64]:
         """softmax((cosine − seen_bias · seen) / temperature), [photos, classes]."""
@@ -284,7 +300,7 @@ class Classifier:
         unknown: bool,
         top: int,
     ) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")[: max(1, top)]
+        order = np.argsort(-probabilities, kind="stable")[:top]
         candidates = tuple(
             Candidate(
                 self.classes[rows[i]].key,
@@ -361,13 +377,15 @@ class Classifier:
             else clauses(name, texts)
         )
 
-    def add_photos(self, name: str, photos: Sequence[Photo]) -> ClassEntry:
+    def add_photos(self, name: str, photos: Photo | Sequence[Photo]) -> ClassEntry:
         """Combine the class with this name or key with example photos, without training.
 
         Raises:
             UnreadableImages: a file is missing, truncated or not an image.
             ClassifierError: there is no such class, it has photos already, or `photos` is empty.
+            TypeError: a photo is neither a path nor a Pillow image.
         """
+        photos = _as_list(photos)
         row = self._row_of(name)
         entry = self.classes[row]
         if entry.photos:
@@ -520,6 +538,28 @@ def _read_photo_statistics(folder: Path, manifest: Manifest) -> PhotoStatistics 
     if PHOTO_STATISTICS not in manifest.files:
         return None
     return PhotoStatistics.read(read_file(folder, manifest, PHOTO_STATISTICS))
+
+
+def _as_list(photos: Photo | Sequence[Photo]) -> list[Photo]:
+    """`photos`, or the only photo, as a list.
+
+    Raises:
+        TypeError: a photo is neither a path nor a Pillow image.
+    """
+    several = isinstance(photos, Sequence) and not isinstance(photos, str | bytes | bytearray)
+    listed = list(cast(Sequence[Photo], photos)) if several else [cast(Photo, photos)]
+    for photo in listed:
+        if not isinstance(photo, str | Path | Image.Image):
+            raise TypeError(
+                f"a photo must be a path or a Pillow image, not {type(photo).__name__}: open bytes "
+                "with PIL.Image.open(io.BytesIO(photo)), arrays with PIL.Image.fromarray(photo)"
+            )
+    return listed
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ClassifierError(f"top must be at least 1, the number of classes, not {top}")
 
 
 def _batches(pixels: Iterator[NDArray[np.uint8]]) -> Iterator[list[NDArray[np.uint8]]]:

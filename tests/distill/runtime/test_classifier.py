@@ -66,6 +66,40 @@ def test_a_photo_may_be_a_file_or_an_image(classifier, charm_world):
         assert classifier.classify([path]) == classifier.classify([image])
 
 
+def test_one_photo_needs_no_list(classifier, charm_world):
+    path = scan_split(charm_world, "unseen").paths[0]
+    expected = classifier.classify([path])
+    assert classifier.classify(path) == classifier.classify(str(path)) == expected
+    with Image.open(path) as image:
+        assert classifier.classify(image) == expected
+
+
+@pytest.mark.parametrize(
+    "photo", [b"\xff\xd8", np.zeros((8, 8, 3), np.uint8), 3, None], ids=lambda x: type(x).__name__
+)
+def test_a_photo_of_another_type_is_a_clear_error(classifier, photo):
+    message = rf"a photo must be a path or a Pillow image, not {type(photo).__name__}: open bytes"
+    for photos in (photo, [photo]):
+        with pytest.raises(TypeError, match=message):
+            classifier.classify(photos)
+
+
+def test_an_image_without_pixels_is_unreadable(classifier):
+    for size in ((0, 0), (0, 5)):
+        with pytest.raises(UnreadableImages, match=r"^cannot read the image of 0 × \d pixels \(it"):
+            classifier.classify(Image.new("RGB", size))
+
+
+def test_a_choice_of_no_classes_or_of_one_twice_is_refused(classifier, charm_world):
+    photo, key = scan_split(charm_world, "seen").paths[0], classifier.classes[0].key
+    for among in ([], [key, key]):
+        with pytest.raises(ClassifierError, match="among must have at least one key, each once"):
+            classifier.classify(photo, among=among)
+    for top in (0, -1):
+        with pytest.raises(ClassifierError, match=f"top must be at least 1, .*, not {top}"):
+            classifier.classify(photo, top)
+
+
 def test_a_rotated_photo_is_classified_as_its_upright_twin(classifier, charm_world, tmp_path):
     path = scan_split(charm_world, "unseen").paths[0]
     exif = Image.Exif()
