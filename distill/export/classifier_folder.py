@@ -28,7 +28,6 @@ from distill.export.formats import check_formats
 from distill.export.image_encoders import FormatOptions, ImageEncoders, export_encoders
 from distill.export.model_card import model_card, published_name
 from distill.export.onnx import baked_classifier, text_encoder
-from distill.export.open_clip import FOLDER as OPEN_CLIP
 from distill.export.open_clip import loaded, open_clip_files
 from distill.export.table import load_rival, open_clip_row, rival_row, teacher_row
 from distill.export.tokenizer import tokenizer_json
@@ -36,6 +35,7 @@ from distill.export.verify import FormatRow, check_features, check_texts
 from distill.runtime.manifest import (
     BAKED,
     MODEL_CARD,
+    OPEN_CLIP,
     PHOTO_STATISTICS,
     SPEED_CHART,
     TEXT_BANK,
@@ -139,6 +139,7 @@ def export_run(
     files[MODEL_CARD] = card.encode()
     entries = {name: file_entry(content) for name, content in files.items()}
     manifest = manifest.model_copy(update={"files": entries})
+    check_nothing_added(out)  # by a server, in the meantime
     # Not listed in the manifest: the classifier does not read it, and its classes may change.
     write_folder(out, manifest, files | {f"{OPEN_CLIP}/{k}": v for k, v in in_open_clip.items()})
     progress(STEPS, STEPS)

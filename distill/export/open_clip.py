@@ -28,7 +28,6 @@ from distill.errors import ModelError
 from distill.models.student import OUTPUT_STRIDE, SMALL, Student, timm_weights
 from distill.models.teacher import Teacher, load_teacher, model_config
 
-FOLDER: Final = "open_clip"  # in a classifier folder
 TOWERS: Final[tuple[dict[str, Any], ...]] = (
     {"timm_proj": "linear", "timm_proj_bias": True},
     {"timm_proj": ""},

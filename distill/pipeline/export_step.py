@@ -65,10 +65,16 @@ def export_classifier(
 
 
 def check_classifier(out: Path) -> None:
-    """Raise ClassifierError if the folder of a run has a classifier to which classes were added."""
+    """Raise ClassifierError if the folder of a run has a classifier that cannot be replaced, since
+    classes or files were added to it.
+    """
     if (out / FOLDER / MANIFEST).is_file():
-        from distill.runtime.write_folder import check_nothing_added  # of the extra `runtime`
+        from distill.runtime.write_folder import (  # of the extra `runtime`
+            check_nothing_added,
+            check_target,
+        )
 
+        check_target(out / FOLDER)
         check_nothing_added(out / FOLDER)
 
 

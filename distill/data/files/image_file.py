@@ -18,8 +18,7 @@ from contract.images import failure_reason, open_regular, upright_rgb
 from distill.data.files.packed_image import ImagePath, PackedImage
 from distill.errors import UnreadableImages
 
-DECODING: Final = 3  # part of cache keys; increase it when the same file gives different pixels
-
+DECODING: Final = 4  # part of cache keys; increase it when the same file gives different pixels
 KEPT: Final = 8  # the least length of the middle of an elongated image, in shorter sides
 
 
