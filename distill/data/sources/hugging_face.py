@@ -1,7 +1,8 @@
 """A Hugging Face dataset: a folder that `save_to_disk` wrote, or a name on the hub (`hf:NAME`)."""
 
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 SCHEME: Final = "hf:"
 FILES: Final = ("dataset_dict.json", "state.json")  # of a folder that save_to_disk wrote
+UNLABELLED: Final = -1  # the label of images without one on the hub, often of a test split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,11 @@ class HuggingFaceDataset:
     name: str
 
     def images(self, cache: Path, progress: Progress | None = None) -> list[LabelledImage]:
-        """The images of all splits, in the order of the rows; in place where that is possible."""
-        parts = self._load()
+        """The images of all splits, in the order of the rows; in place where that is possible.
+
+        A split other than train is left out if none of its images has a label.
+        """
+        parts = self._labelled(self._load())
         try:
             return list(self._images_in_place(parts))
         except NotInPlace:
@@ -81,6 +88,38 @@ class HuggingFaceDataset:
             reason = error_line(error)
             raise DataError(f"cannot load the dataset {self.name} ({reason})") from None
         return loaded if isinstance(loaded, dict) else {"": loaded}
+
+    def _labelled(self, parts: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]:
+        """The splits whose images have labels.
+
+        Raises:
+            DataError: an image of another split has no label, or no split is left.
+        """
+        labelled: dict[str, Dataset] = {}
+        for split, part in parts.items():
+            column = self._columns(part)[1]
+            values = part.select_columns([column])[:][column]
+            if split not in ("", "train") and all(value in (None, UNLABELLED) for value in values):
+                log.warning("the split %r of %s has no labels: it is left out", split, self.name)
+                continue
+            self._check_labels(split, part.features[column], values)
+            labelled[split] = part
+        if not labelled:
+            raise DataError(f"the dataset {self.name} has no split with labels: label its images")
+        return labelled
+
+    def _check_labels(self, split: str, label: Any, values: Sequence[Any]) -> None:  # noqa: ANN401
+        """Check that all `values` of the feature `label` name a class."""
+        classes = getattr(label, "num_classes", None)
+        for row, value in enumerate(values):
+            if value is None or value == "" or (classes and value == UNLABELLED):
+                problem = f"has no label ({value}): remove the row"
+            elif classes and not 0 <= value < classes:
+                problem = f"has the label {value}, but there are only {classes} classes"
+            else:
+                continue
+            place = f"the split {split!r}, " if split else ""
+            raise DataError(f"the dataset {self.name}, {place}row {row} {problem}")
 
     def _rows(self, parts: Mapping[str, "Dataset"]) -> Iterator[EncodedImage]:
         from datasets import Image

@@ -302,6 +302,52 @@ def test_a_row_without_image_is_named(tmp_path):
         scan_splits(tmp_path / "dataset", cache=tmp_path / "cache")
 
 
+def write_labels(folder: Path, labels: dict[str, list], names: list[str] | None = None) -> Path:
+    """A dataset on disk with these labels by split: indices of `names`, or strings."""
+    datasets = pytest.importorskip("datasets")
+    content = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(content, "png")
+    label = datasets.ClassLabel(names=names) if names else datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    parts = {
+        split: datasets.Dataset.from_dict(
+            {"image": [{"bytes": content.getvalue()}] * len(own), "label": own}, features=features
+        )
+        for split, own in labels.items()
+    }
+    datasets.DatasetDict(parts).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [(["a", "b"], [0, 1, 0, 1], [-1, -1]), (None, ["a", "b", "a", "b"], [None, None])],
+)
+def test_a_test_split_without_labels_is_left_out_with_a_line(tmp_path, caplog, names, train, test):
+    labels = {"train": train, "validation": train, "test": test}
+    data = write_labels(tmp_path / "dataset", labels, names)
+    splits = scan_splits(data, cache=tmp_path / "cache")
+    assert {name: len(split) for name, split in splits.items()} == {"train": 4, "seen": 4}
+    (line,) = caplog.messages
+    assert line == f"the split 'test' of {data} has no labels: it is left out"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ({"train": [0, -1]}, ["a", "b"], r"split 'train', row 1 has no label \(-1\): remove"),
+        ({"train": ["a", None]}, None, r"split 'train', row 1 has no label \(None\): remove"),
+        ({"train": ["a"], "test": ["a", None]}, None, r"split 'test', row 1 has no label"),
+        ({"test": [-1]}, ["a"], "has no split with labels"),
+    ],
+)
+def test_a_row_of_a_dataset_without_label_is_named(tmp_path, labels, names, message):
+    data = write_labels(tmp_path / "dataset", labels, names)
+    with pytest.raises(DataError, match=message) as error:
+        scan_splits(data, cache=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
 def test_a_shard_that_was_cut_off_is_named_with_its_images(photos, tmp_path):
     data = write_shards(photos)
     split = scan_splits(data, cache=tmp_path / "cache")["unseen"]
