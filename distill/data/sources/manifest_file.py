@@ -1,10 +1,14 @@
 """A list of images: CSV, TSV, JSON lines or Parquet with the columns path, label and, maybe, split.
 
-Paths are relative to the folder of the list.
+- Paths are relative to the folder of the list; they may have the backslashes of Windows.
+- CSV and TSV files are read as spreadsheet programs save them: in UTF-8 or UTF-16, with any of
+  DELIMITERS, with quotes, and maybe with a first line `sep=;`.
 """
 
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ from distill.errors import DataError, some
 
 SUFFIXES: Final = (".csv", ".tsv", ".jsonl", ".parquet")
 DELIMITERS: Final = (",", ";", "\t")
+SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # for Excel
 COLUMNS: Final = "path, label and optionally split"
 
 
@@ -29,16 +34,16 @@ class ManifestFile:
         missing: list[str] = []
         count = 0
         for number, row in self._rows():
-            name, key = str(row.get("path") or "").strip(), str(row.get("label") or "").strip()
+            name, key, split = (_text(row.get(column)) for column in ("path", "label", "split"))
             if not name or not key:
                 raise DataError(
                     f"{self.path}, row {number} has no path or no label: the columns are {COLUMNS}"
                 )
-            image = self.path.parent / name
+            image = self._find(name)
             if not image.is_file():
                 missing.append(name)
             count += 1
-            yield LabelledImage(str(row.get("split") or "").strip() or None, key, image)
+            yield LabelledImage(split or None, key, image)
         if missing:
             raise DataError(
                 f"{self.path} lists {len(missing)} images that do not exist ({some(missing)}): "
@@ -47,13 +52,20 @@ class ManifestFile:
         if not count:
             raise DataError(f"{self.path} lists no images: the columns are {COLUMNS}")
 
+    def _find(self, name: str) -> Path:
+        """The image called `name`; with its backslashes as slashes if only that exists."""
+        image = self.path.parent / name
+        if "\\" in name and not image.is_file():
+            return self.path.parent / name.replace("\\", "/")
+        return image
+
     def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Each row with its number in the file."""
         try:
             if self.path.suffix.lower() == ".parquet":
                 yield from enumerate(_parquet_rows(self.path), start=1)
             else:
-                with self.path.open(encoding="utf-8-sig", newline="") as file:
+                with self.path.open(encoding=_encoding(self.path), newline="") as file:
                     yield from self._text_rows(file)
         except OSError as error:
             raise DataError(f"cannot read {self.path} ({error.strerror or error})") from None
@@ -68,18 +80,22 @@ class ManifestFile:
                 if line.strip():
                     yield number, self._json_row(number, line)
             return
-        header = file.readline().rstrip("\r\n")
-        file.seek(0)
-        fits = (sign for sign in DELIMITERS if {"path", "label"} <= set(header.split(sign)))
-        reader = csv.DictReader(file, delimiter=next(fits, ","))
-        columns = reader.fieldnames or []
+        first, skipped, delimiters = next(file, ""), 0, list(DELIMITERS)
+        if separator := SEPARATOR_LINE.fullmatch(first):
+            first, skipped, delimiters = next(file, ""), 1, [separator[1]]
+        fits = (sign for sign in delimiters if {"path", "label"} <= set(_columns(first, sign)))
+        delimiter = next(fits, delimiters[0])
+        columns = _columns(first, delimiter)
         if absent := [name for name in ("path", "label") if name not in columns]:
             raise DataError(
                 f"{self.path} has no column {absent[0]!r} (it has {', '.join(columns) or 'none'}): "
                 f"the columns are {COLUMNS}"
             )
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                row = dict(zip(columns, cells, strict=False))  # too few: a label may be missing
+                yield skipped + 1 + reader.line_num, row
 
     def _json_row(self, number: int, line: str) -> Mapping[str, Any]:
         try:
@@ -92,6 +108,29 @@ class ManifestFile:
                 f"{line.strip()[:80]!r}"
             )
         return row
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a value of a JSON or Parquet file
+    """A value as text; empty if it is missing, which pandas writes as NaN among numbers."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value).strip()
+
+
+def _columns(header: str, delimiter: str) -> list[str]:
+    """The names of the columns in lower case."""
+    cells = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
+    return [cell.strip().lower() for cell in cells]
+
+
+def _encoding(path: Path) -> str:
+    """UTF-16, as spreadsheet programs save "Unicode text", or UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in head:  # without a byte order mark: ASCII characters have a zero byte
+        return "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
+    return "utf-8-sig"
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:

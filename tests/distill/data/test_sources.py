@@ -375,6 +375,64 @@ def test_images_without_split_are_for_training_and_some_are_held_out(photos, tmp
     assert {name: len(split) for name, split in splits.items()} == {"train": 9, "seen": 3}
 
 
+SPREADSHEETS = {
+    "semicolons and quotes": (";", '"{}"', "utf-8", "path label split"),
+    "tabs and quotes": ("\t", '"{}"', "utf-8", "path label split"),
+    "capital letters": (",", "{}", "utf-8", "Path Label SPLIT"),
+    "blanks": (",", ' "{}"', "utf-8", "path label split"),
+    "UTF-16": (";", "{}", "utf-16", "path label split"),
+    "UTF-16 without a mark": ("\t", "{}", "utf-16-le", "path label split"),
+}
+
+
+def write_table(file: Path, table: list[list[str]], kind: str) -> Path:
+    delimiter, cell, encoding, names = SPREADSHEETS[kind]
+    lines = [delimiter.join(map(cell.format, row)) for row in [names.split(), *table]]
+    file.write_bytes("\r\n".join([*lines, delimiter * 2, ""]).encode(encoding))
+    return file
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+def test_lists_of_spreadsheet_programs_are_read_as_they_are(photos, tmp_path, kind):
+    table = [list(row.values()) for row in rows(photos)]
+    expected = {name: split.paths for name, split in scan_splits(photos).items()}
+    found = scan_splits(write_table(photos / "photos.csv", table, kind))
+    assert {name: split.paths for name, split in found.items()} == expected
+
+
+def test_the_delimiter_of_a_first_line_for_excel_is_used(photos):
+    lines = ["|".join(row.values()) for row in rows(photos)]
+    text = "sep=|\npath|label|split\n" + "\n".join(lines) + "\nx.png||train\n"
+    (photos / "photos.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"row {3 + len(lines)} has no path or no label"):
+        scan_splits(photos / "photos.csv")
+    (photos / "photos.csv").write_text(text.replace("x.png||train\n", ""))
+    assert len(scan_splits(photos / "photos.csv")["train"]) == 7
+
+
+def test_paths_may_have_backslashes_as_on_windows(photos):
+    lines = [",".join(row.values()).replace("/", "\\") for row in rows(photos)]
+    (photos / "photos.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    found = scan_splits(photos / "photos.csv")["train"]
+    assert found.paths == scan_splits(photos)["train"].paths
+
+
+def test_an_integer_may_be_a_label_and_nan_is_none(photos):
+    names = sorted(str(path.relative_to(photos)) for path in photos.glob("train/*/*.png"))
+    numbered = [{"path": name, "label": number % 2} for number, name in enumerate(names)]
+    (photos / "a.jsonl").write_text("\n".join(map(json.dumps, numbered)))
+    assert scan_splits(photos / "a.jsonl")["train"].keys == ("0", "1")
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(numbered), photos / "a.parquet")
+    assert scan_splits(photos / "a.parquet")["train"].keys == ("0", "1")
+    labels = [1.5, float("nan")]
+    parquet.write_table(pyarrow.table({"path": names[:2], "label": labels}), photos / "b.parquet")
+    with pytest.raises(DataError, match="row 2 has no path or no label"):
+        scan_splits(photos / "b.parquet")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
