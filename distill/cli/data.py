@@ -104,6 +104,7 @@ def split(
 
     images = sorted(_images_of(find_source(source), cache), key=in_order)
     keys = sorted({image.key for image in images})
+    split.check_out(out, source, keys)
     if teacher is not None:
         unseen = ",".join(_least_alike(keys, unseen, teacher))
     chosen = split.choose_unseen(keys, unseen, seed)
@@ -116,7 +117,7 @@ def split(
         division, left_out = split.divide(
             images, together, validation=validation, unseen=chosen, seed=seed
         )
-        if out.suffix in split.MANIFESTS:
+        if out.suffix.lower() in split.MANIFESTS:
             split.write_manifest(out, division, cache)
         else:
             split.write_folders(out, division, cache, copy=copy, progress=bar("Images"))

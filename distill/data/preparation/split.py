@@ -20,6 +20,7 @@ from distill.data.splits import SPLITS
 from distill.errors import DataError, some
 
 MANIFESTS: Final = (".csv", ".jsonl")
+OTHER_FILES: Final = (".tsv", ".parquet", ".json", ".txt", ".xlsx", ".tar", ".zip")  # not written
 Division = Mapping[SplitName, Sequence[LabelledImage]]
 
 
@@ -109,6 +110,33 @@ def with_crops_of_one_photo(
     return [group for group in members.values() if len(group) > 1]
 
 
+def check_out(out: Path, source: str, keys: Iterable[str]) -> None:
+    """Check that a division of `source`, which has the classes `keys`, can be written to `out`.
+
+    Raises:
+        DataError: `out` has the suffix of a file that is not written; or it is a folder within the
+            folder `source`, or two classes would share a folder in it.
+    """
+    if out.suffix.lower() in OTHER_FILES:
+        raise DataError(
+            f"cannot write {out}: give --out a {' or '.join(MANIFESTS)} file, or a folder"
+        )
+    if out.suffix.lower() in MANIFESTS:
+        return
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise DataError(
+            f"{out} is inside the data folder {source}, where it would become part of the data: "
+            "choose another --out"
+        )
+    by_folder: dict[str, str] = {}
+    for key in keys:
+        if (other := by_folder.setdefault(folder_name(key), key)) != key:
+            raise DataError(
+                f"the classes {other!r} and {key!r} would share the folder {folder_name(key)!r}: "
+                f"rename one of them, or write a list with --out {out.name}.csv"
+            )
+
+
 def write_manifest(path: Path, division: Division, cache: Path) -> None:
     """Write the division as CSV or JSON lines, with paths relative to the folder of `path`.
 
@@ -134,7 +162,7 @@ def write_manifest(path: Path, division: Division, cache: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8", newline="") as file:
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             else:
                 writer = csv.DictWriter(file, ["path", "label", "split"], lineterminator="\n")

@@ -199,3 +199,32 @@ def test_a_split_that_cannot_be_is_one_line(photos, tmp_path, words, message):
     result = invoke(tmp_path, "split", photos, *words, "--out", tmp_path / "out")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("split.tsv", "split.tsv: give --out a .csv or .jsonl file, or a folder"),
+        ("split.Parquet", "split.Parquet: give --out a .csv or .jsonl file, or a folder"),
+        ("photos/split", "is inside the data folder"),
+    ],
+)
+def test_a_split_is_not_written_where_it_would_not_be_found_as_one(photos, tmp_path, out, message):
+    result = invoke(tmp_path, "split", photos, "--out", tmp_path / out)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / out).exists()
+
+
+def test_two_classes_are_not_merged_into_one_folder(photos, tmp_path):
+    names = {"ant": "A/C", "bee": "A_C"}
+    paths = [path for key in names for path in sorted((photos / key).iterdir())]
+    lines = [f"{path},{names[path.parent.name]}" for path in paths]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    result = invoke(tmp_path, "split", tmp_path / "list.csv", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "the classes 'A/C' and 'A_C' would share the folder 'A_C': rename" in result.stderr
+    assert not (tmp_path / "out").exists()
+    result = invoke(tmp_path, "split", tmp_path / "list.csv", "--out", tmp_path / "out.CSV")
+    assert result.exit_code == 0, result.output
+    assert scan_splits(tmp_path / "out.CSV")["train"].keys == ("A/C", "A_C")
