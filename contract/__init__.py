@@ -3,7 +3,7 @@
 Plain pydantic models. Neither FastAPI, SQLModel nor torch is needed to import them.
 """
 
-from contract.caption import IMAGE_SUFFIXES, ImageCaption
+from contract.caption import IMAGE_SUFFIXES, ImageCaption, is_hidden
 from contract.errors import error_line, first_error_line
 from contract.event import Event, EventKind, LogLine, Progress, check_event_data
 from contract.job import (
@@ -104,5 +104,6 @@ __all__ = [
     "check_event_data",
     "error_line",
     "first_error_line",
+    "is_hidden",
     "release_hash",
 ]

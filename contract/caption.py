@@ -6,9 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Suffixes of image files, for both the service and the worker.
 IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
     | {".avif", ".heic", ".heif"}
 )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not part of a data set.
+
+    Such as .DS_Store, .ipynb_checkpoints, and ._1.jpg and __MACOSX of archives made on macOS.
+    """
+    return name.startswith(".") or name == "__MACOSX"
 
 
 class ImageCaption(BaseModel):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from contract import IMAGE_SUFFIXES, DataFolder
+from contract import IMAGE_SUFFIXES, DataFolder, is_hidden
 from distill.data.sources.coco import PATTERNS, coco_files, looks_like_coco
 from distill.data.sources.folders import SPLIT_FOLDERS
 from distill.data.sources.hugging_face import FILES as HUGGING_FACE_FILES
@@ -165,7 +165,7 @@ def _read(path: str, modified_ns: int) -> _Listing:
     images = 0
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)

@@ -12,6 +12,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete, func, select
 
+from contract import is_hidden
 from enrich_service.core import spreadsheet
 from enrich_service.core.errors import Conflict, InvalidInput, NoSuch, NotFound
 from enrich_service.core.text import check_line, check_name, shortened
@@ -161,8 +162,9 @@ def from_folders(folders: Sequence[Path], label2text: Path | None = None) -> lis
     for folder in folders:
         if not folder.is_dir():
             raise InvalidInput(f"There is no folder {folder}")
-        classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-        classes = {name for name in classes if name[0] != "."}
+        classes = {
+            entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)
+        }
         if not classes:
             raise InvalidInput(f"{folder} has no class folders: give a folder with one per class")
         keys |= classes

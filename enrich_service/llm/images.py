@@ -23,7 +23,7 @@ from typing import Final
 
 from PIL import Image
 
-from contract import IMAGE_SUFFIXES
+from contract import IMAGE_SUFFIXES, is_hidden
 from contract.images import failure_reason, open_regular, upright_rgb
 from enrich_service.core.errors import InvalidInput, UnreadableImage
 
@@ -74,9 +74,14 @@ def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
 def names_of(folder: Path, key: str) -> list[str]:
     """The images of the class `key`, as CLASS/FILE, sorted; empty if it has no folder."""
     names = []
-    for subfolder, _, files in os.walk(folder / key):
+    for subfolder, subfolders, files in os.walk(folder / key):
+        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
         prefix = Path(subfolder).relative_to(folder).as_posix()
-        names += [f"{prefix}/{f}" for f in files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+        names += [
+            f"{prefix}/{file}"
+            for file in files
+            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(file)
+        ]
     return sorted(names)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from contract import IMAGE_SUFFIXES, SplitName
+from contract import IMAGE_SUFFIXES, SplitName, is_hidden
 from distill.data.pixels import Progress
 from distill.data.preparation.duplicates import Fingerprint, fingerprints, near_duplicates
 from distill.data.sources.boxes import skipped_boxes
@@ -52,7 +52,7 @@ class DataCheck(_Frozen):
     splits: dict[SplitName, SplitCheck]
     class_sizes: Annotated[dict[str, int], Field(description="Images per class, over all splits")]
     unreadable: Annotated[tuple[str, ...], Field(description="Paths with the reason")]
-    skipped: Annotated[dict[str, int], Field(description="Other files, by suffix")]
+    skipped: Annotated[dict[str, int], Field(description="Other files, by suffix, or as hidden")]
     skipped_boxes: Annotated[
         dict[str, int] | None, Field(description="By reason; null if the data has no boxes")
     ]
@@ -110,16 +110,22 @@ def check_data(
 
 
 def skipped_files(source: Source) -> dict[str, int]:
-    """The number of other files than images in a folder, by suffix, most frequent first."""
+    """The number of other files than images in a folder, by suffix, most frequent first.
+
+    Hidden files and those in hidden folders are counted as "hidden", whatever their suffix.
+    """
     if not isinstance(source, SplitFolders | ClassFolders):
         return {}
-    suffixes = Counter(
-        Path(name).suffix.lower() or "no suffix"
-        for _, _, files in os.walk(source.root)
-        for name in files
-        if Path(name).suffix.lower() not in IMAGE_SUFFIXES
-    )
-    return dict(suffixes.most_common())
+    kinds: Counter[str] = Counter()
+    for folder, _, files in os.walk(source.root):
+        in_hidden = any(map(is_hidden, Path(folder).relative_to(source.root).parts))
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if in_hidden or is_hidden(name):
+                kinds["hidden"] += 1
+            elif suffix not in IMAGE_SUFFIXES:
+                kinds[suffix or "no suffix"] += 1
+    return dict(kinds.most_common())
 
 
 def _count(images: Iterable[LabelledImage]) -> SplitCheck:

@@ -1,4 +1,7 @@
-"""Class folders: below train/, val_on_train/ and val/, or directly in the data folder."""
+"""Class folders: below train/, val_on_train/ and val/, or directly in the data folder.
+
+Hidden files and folders are ignored at any depth.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from contract import IMAGE_SUFFIXES
+from contract import IMAGE_SUFFIXES, is_hidden
 from distill.data.sources.labelled_image import LabelledImage, Progress
 from distill.errors import DataError
 
@@ -43,20 +46,28 @@ def has_split_folders(root: Path) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files anywhere below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """The image files anywhere below `folder` that are not hidden, sorted."""
+    depth = len(folder.parts)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(map(is_hidden, path.parts[depth:]))
+    )
 
 
 def _holds_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+    return folder.is_dir() and bool(_subfolders(folder))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)
+        )
 
 
 def _class_folders(folder: Path, split: str | None) -> Iterator[LabelledImage]:
-    classes = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    classes = _subfolders(folder)
     if not classes:
         raise DataError(f"{folder} has no class folders: put the images of each class in a folder")
     for key in classes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from contract import IMAGE_SUFFIXES
+from contract import IMAGE_SUFFIXES, is_hidden
 from distill.data.files.atomic_file import atomic_file
 from distill.data.files.packed_image import PackedImage
 from distill.data.sources.folders import SPLIT_FOLDERS
@@ -64,7 +64,9 @@ class Shards:
 
 def shard_paths(folder: Path) -> tuple[Path, ...]:
     """The tar files in `folder` and in its split folders."""
-    return tuple(sorted([*folder.glob("*.tar"), *folder.glob("*/*.tar")]))
+    paths = [*folder.glob("*.tar"), *folder.glob("*/*.tar")]
+    depth = len(folder.parts)
+    return tuple(sorted(path for path in paths if not any(map(is_hidden, path.parts[depth:]))))
 
 
 def _read_shard(path: Path) -> Iterator[tuple[PackedImage, str]]:

@@ -46,6 +46,8 @@ def root(tmp_path):
     (root / "resnet18.safetensors").touch()
     (root / "notes.txt").touch()
     put(root / ".hidden" / "a", 1)
+    put(root / "__MACOSX" / "a", 1)
+    put(root / "__MACOSX" / "b", 1)
     return root
 
 

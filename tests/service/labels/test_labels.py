@@ -160,7 +160,7 @@ def test_a_csv_file_that_is_none_is_told_with_its_line(service, data, message):
 
 
 def test_a_folder_of_class_folders_becomes_labels(tmp_path):
-    for name in ("n02", "n01", ".cache"):
+    for name in ("n02", "n01", ".cache", "__MACOSX"):
         (tmp_path / name).mkdir()
     (tmp_path / "readme.txt").write_text("")
     assert [one.key for one in labels_service.from_folders([tmp_path])] == ["n01", "n02"]

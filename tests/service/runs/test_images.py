@@ -35,6 +35,8 @@ def photos(tmp_path):
     for number in range(2):
         picture(folder / "n1" / f"{number}.JPEG", 100 + 10 * number)
     (folder / "n1" / "notes.txt").write_text("no image")
+    (folder / "n1" / "._0.JPEG").write_bytes(b"of macOS")
+    picture(folder / "n1" / ".ipynb_checkpoints" / "0.png", 50)
     return folder
 
 

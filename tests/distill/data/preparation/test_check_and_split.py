@@ -85,6 +85,26 @@ def test_check_names_what_a_training_would_stumble_over(photos, tmp_path):
     assert "of these with several labels: 1 group\n" in lines
 
 
+def test_hidden_files_of_other_machines_are_no_images_and_no_classes(photos, tmp_path):
+    """Of macOS, of its archives and of Jupyter."""
+    hidden = ["ant/.DS_Store", "ant/._0.jpg", "__MACOSX/ant/._0.jpg", "bee/__MACOSX/1.jpg"]
+    hidden += ["ant/.ipynb_checkpoints/0-checkpoint.jpg", ".ipynb_checkpoints/0.jpg"]
+    for name in hidden:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(b"\0\5\x16\7")
+    (photos / "bee" / "0.jpg").rename(photos / "bee" / "0.jfif")
+    found = json.loads(invoke(tmp_path, "check", photos, "--json").stdout)
+    assert found["class_sizes"] == dict.fromkeys(("ant", "bee", "cat", "dog", "elk"), 10)
+    assert (found["skipped"], found["unreadable"]) == ({"hidden": 6}, [])
+
+
+def test_a_hidden_folder_in_a_class_called_train_makes_it_no_split(photos, tmp_path):
+    (photos / "elk").rename(photos / "train")
+    (photos / "train" / ".ipynb_checkpoints").mkdir()
+    found = json.loads(invoke(tmp_path, "check", photos, "--json").stdout)
+    assert list(found["class_sizes"]) == ["ant", "bee", "cat", "dog", "train"]
+
+
 def test_check_finds_photos_that_are_in_two_splits(photos, tmp_path):
     (photos / "ant").rename(tmp_path / "ant")
     for split, names in (("train", range(5)), ("val_on_train", range(5, 10))):
