@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from contract import TrainConfig, first_error_line
 from distill.cli.console import CACHE, CacheOption, notes, one_line_errors
-from distill.errors import DataError, UserError, counted
+from distill.errors import DataError, UnreadableImages, UserError, counted
 
 if TYPE_CHECKING:
     from contract import SplitName
@@ -45,6 +45,10 @@ def init(
     if out.exists():
         raise UserError(f"{out} exists already: remove it or choose another --out")
     timm_config(student)
+    if teacher != TEACHER:  # open_clip takes seconds to import
+        from distill.models.teacher import parse_name
+
+        parse_name(teacher)
     splits = scan_splits(data, cache=cache)
     size = choose_image_size(splits["train"].paths, has_gpu=torch.cuda.is_available())
     images = len(splits["train"])
@@ -66,11 +70,26 @@ def init(
 
 
 def choose_image_size(paths: "Sequence[ImagePath]", *, has_gpu: bool) -> int:
-    """The largest of SIZES up to the median of the images' shorter sides; on a CPU at most 128."""
+    """The largest of SIZES up to the median of the images' shorter sides; on a CPU at most 128.
+
+    Images that cannot be read are skipped, since a training lists all of them.
+
+    Raises:
+        UnreadableImages: none of the sampled images can be read.
+    """
     from distill.data.files.image_file import open_image
 
     step = -(-len(paths) // SAMPLE)
-    median = statistics.median(min(open_image(path).size) for path in paths[::step])
+    sides: list[int] = []
+    unreadable: list[str] = []
+    for path in paths[::step]:
+        try:
+            sides.append(min(open_image(path).size))
+        except UnreadableImages as error:
+            unreadable += error.images
+    if not sides:
+        raise UnreadableImages(unreadable)
+    median = statistics.median(sides)
     fitting = [size for size in SIZES[: None if has_gpu else -1] if size <= median]
     return max(fitting, default=SIZES[0])
 

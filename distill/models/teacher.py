@@ -192,7 +192,7 @@ def load_teacher(
     Raises:
         ModelError: the name is unknown, or its weights are missing, damaged or do not fit.
     """
-    architecture, tag = _parse(name)
+    architecture, tag = parse_name(name)
     with _quiet(), safetensors_only():
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -221,12 +221,16 @@ def load_teacher(
 
 def model_config(teacher: Teacher) -> dict[str, Any]:
     """open_clip's configuration of the towers of `teacher`."""
-    config: dict[str, Any] = open_clip.get_model_config(_parse(teacher.name)[0])
+    config: dict[str, Any] = open_clip.get_model_config(parse_name(teacher.name)[0])
     return config
 
 
-def _parse(name: str) -> tuple[str, str | None]:
-    """open_clip's (architecture, pretrained tag) for a teacher name."""
+def parse_name(name: str) -> tuple[str, str | None]:
+    """open_clip's (architecture, pretrained tag) for a teacher name. Loads and downloads nothing.
+
+    Raises:
+        ModelError: open_clip has no such architecture or tag, or a local folder lacks files.
+    """
     if name.startswith("hf-hub:"):
         return name, None
     if name.startswith("local-dir:"):

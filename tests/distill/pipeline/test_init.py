@@ -53,6 +53,47 @@ def test_a_student_that_timm_does_not_have_is_refused(image_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("ViT-B-99@foo", "open_clip knows no teacher 'ViT-B-99': did you mean ViT-B-"),
+        ("ViT-B-32@foo", "the teacher ViT-B-32 needs one of its pretrained tags behind an '@'"),
+        ("local-dir:nowhere", "has no file nowhere/open_clip_config.json"),
+    ],
+)
+def test_a_teacher_that_open_clip_does_not_have_is_refused(
+    image_folder, tmp_path, teacher, message
+):
+    made = init(tmp_path, image_folder({"train": {"a": 3}}), "--teacher", teacher)
+    assert made.exit_code == 1 and made.stderr.count("\n") == 1
+    assert message in made.stderr
+    assert not (tmp_path / "run.toml").exists()
+
+
+def test_the_default_teacher_is_one_of_open_clip():
+    """`distill init` does not check it."""
+    from distill.cli.init import TEACHER
+    from distill.models.teacher import parse_name
+
+    assert "@".join(parse_name(TEACHER)) == TEACHER
+
+
+def test_unreadable_images_are_skipped_unless_all_are(image_folder, tmp_path):
+    root = image_folder({"train": {"a": 3, "b": 3}}, size=100)
+    first, *others = sorted(root.rglob("*.png"))
+    first.write_bytes(b"no image")
+    made = init(tmp_path, root)
+    assert made.exit_code == 0, made.output
+    assert read_config(tmp_path / "run.toml").image_size == 64
+    (tmp_path / "run.toml").unlink()
+    for path in others:
+        path.write_bytes(b"no image")
+    made = init(tmp_path, root)
+    assert made.exit_code == 1 and made.stderr.count("\n") == 1
+    assert "cannot read 4 images:" in made.stderr
+    assert not (tmp_path / "run.toml").exists()
+
+
+@pytest.mark.parametrize(
     ("fields", "rate"),
     [
         ({}, 0.02),
