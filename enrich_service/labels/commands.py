@@ -79,8 +79,9 @@ def add(
             "Give exactly one of: class names, --csv, --from-json, --folder and/or --label2text"
         )
     origins: list[str] = []
+    errors: list[str] = []
     if csv is not None:
-        parsed, origins = files.from_table(csv.read_bytes())
+        parsed, origins, errors = files.from_table(csv.read_bytes())
     elif from_json is not None:
         parsed = service.from_json(from_json.read_bytes())
     elif folder:
@@ -95,7 +96,7 @@ def add(
             for label in parsed
         ]
     with write_session() as session:
-        view = service.view(session, service.create(session, name, parsed, origins))
+        view = service.view(session, service.create(session, name, parsed, origins, errors))
     warnings = suspicious_names([label.name for label in parsed])
     for warning in warnings[:MAX_WARNINGS]:
         typer.echo(f"warning: {warning}", err=True)

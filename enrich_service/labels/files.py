@@ -1,12 +1,13 @@
 """Labels from files: CSV and TSV from spreadsheet programs, or one name per line.
 
-Encoding and delimiter are detected. All errors are reported at once, with line numbers.
+Encoding and delimiter are detected. All errors are reported at once, with line numbers: rows that
+do not match the columns here, labels that are invalid when the label set is created.
 """
 
 import csv
 import io
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from enrich_service.core.errors import InvalidInput
 from enrich_service.core.spreadsheet import MAX_CELL, unescape_formula
@@ -14,16 +15,29 @@ from enrich_service.core.text import shortened
 from enrich_service.labels.schemas import LabelIn
 
 COLUMNS: Final = ("key", "name", "context")
-DELIMITERS: Final = (",", ";", "\t")
+DELIMITERS: Final = (",", ";", "\t", "|")
 HEADERS: Final = ("name", "names", "label", "labels", "class", "classes")  # of a list of names
 BOMS: Final = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+OTHER_FILES: Final = {  # first bytes → kind of file
+    b"PK\x03\x04": "an Excel file or another zip file",
+    b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"%PDF": "a PDF file",
+}
 
 
-def from_table(data: bytes) -> tuple[list[LabelIn], list[str]]:
-    """Parse a CSV or TSV file or a list of names: the labels, and the line of each ("Line 3").
+class LabelTable(NamedTuple):
+    """The labels of a file, the line of each ("Line 3"), and what is wrong with other lines."""
+
+    labels: list[LabelIn]
+    origins: list[str]
+    errors: list[str]
+
+
+def from_table(data: bytes) -> LabelTable:
+    """Parse a CSV or TSV file or a list of names.
 
     Raises:
-        InvalidInput: it is not text, has no name column, or rows do not match its columns.
+        InvalidInput: it is not text, or has no name column.
     """
     text = decoded(data)
     lines = text.splitlines()
@@ -48,8 +62,11 @@ def decoded(data: bytes) -> str:
     """Decode `data`: UTF-8, UTF-16 or, as in Excel's CSV files, Windows-1252.
 
     Raises:
-        InvalidInput: none of these encodings fits.
+        InvalidInput: none of these encodings fits, or it is a file of another kind.
     """
+    for start, kind in OTHER_FILES.items():
+        if data.startswith(start):
+            raise InvalidInput(f"The file is {kind}: save it as CSV")
     encodings = ["utf-8", "cp1252"]
     if b"\0" in data[:200]:  # UTF-16 without a byte order mark: ASCII characters have a zero byte
         encodings = ["utf-16-le" if data[1:2] == b"\0" else "utf-16-be"]
@@ -76,7 +93,7 @@ def _columns(line: str, delimiter: str) -> list[str]:
     return cells if "name" in cells and set(cells) <= set(COLUMNS) else []
 
 
-def _names(lines: Sequence[str]) -> tuple[list[LabelIn], list[str]]:
+def _names(lines: Sequence[str]) -> LabelTable:
     labels: list[LabelIn] = []
     origins: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -85,10 +102,10 @@ def _names(lines: Sequence[str]) -> tuple[list[LabelIn], list[str]]:
             continue
         labels.append(LabelIn(name=name))
         origins.append(f"Line {number}")
-    return labels, origins
+    return LabelTable(labels, origins, [])
 
 
-def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
+def _table(text: str, delimiter: str) -> LabelTable:
     csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     labels: list[LabelIn] = []
@@ -120,6 +137,4 @@ def _table(text: str, delimiter: str) -> tuple[list[LabelIn], list[str]]:
             origins.append(origin)
     except csv.Error as error:
         errors.append(f"Line {reader.line_num}: {error}")
-    if errors:
-        raise problems(errors)
-    return labels, origins
+    return LabelTable(labels, origins, errors)

@@ -35,18 +35,23 @@ _NAMES_OR_LABELS = TypeAdapter[list[str] | list[LabelIn]](list[str] | list[Label
 
 
 def create(
-    session: Session, name: str, labels: Iterable[LabelIn], origins: Sequence[str] = ()
+    session: Session,
+    name: str,
+    labels: Iterable[LabelIn],
+    origins: Sequence[str] = (),
+    errors: Sequence[str] = (),
 ) -> LabelSet:
     """Create a label set.
 
     `origins`: where each label comes from, for messages, such as "Line 3". Default: its number.
+    `errors`: what is wrong with lines that gave no label; listed with the errors of the labels.
 
     Raises:
         InvalidInput: labels are invalid; the message lists them.
         Conflict: a label set of this name exists.
     """
     check_name("The label set's name", name)
-    rows = _checked(labels, origins)
+    rows = _checked(labels, origins, errors=errors)
     if session.exec(select(LabelSet.id).where(LabelSet.name == name)).one_or_none() is not None:
         raise Conflict(f"Label set {name!r} already exists: choose another name.")
     label_set = LabelSet(name=name)
@@ -68,11 +73,17 @@ def extend(session: Session, label_set: LabelSet, labels: Iterable[LabelIn]) -> 
 
 
 def _checked(
-    labels: Iterable[LabelIn], origins: Sequence[str], known: Mapping[str, str] | None = None
+    labels: Iterable[LabelIn],
+    origins: Sequence[str],
+    known: Mapping[str, str] | None = None,
+    errors: Sequence[str] = (),
 ) -> list[dict[str, object]]:
-    """The table rows of `labels`; `known`: existing key → what has it, for messages."""
+    """The table rows of `labels`; `known`: existing key → what has it, for messages.
+
+    Raises InvalidInput with `errors` and those of the labels.
+    """
     rows: list[dict[str, object]] = []
-    errors: list[str] = []
+    errors = list(errors)
     known = dict(known or {})
     first = len(known)
     for number, label in enumerate(labels):

@@ -77,14 +77,15 @@ def create_label_set(request: Request, form: SentForm, session: WriteSession) ->
     return redirect(f"/label-sets/{quote(label_set.name)}", form)
 
 
-def _labels(form: Form) -> tuple[list[LabelIn], list[str]]:
-    """The labels, and for those of a file their lines."""
+def _labels(form: Form) -> files.LabelTable:
+    """The labels, and for those of a file their lines and what is wrong with others."""
     if "file" in form.files:
         return files.from_table(form.files["file"])
     names = [line.strip() for line in form.get("names", "").splitlines() if line.strip()]
     if not names:
         raise InvalidInput("Give names, one per line, or a CSV file")
-    return [LabelIn(name=name, context=form.get("context")) for name in names], []
+    labels = [LabelIn(name=name, context=form.get("context")) for name in names]
+    return files.LabelTable(labels, [], [])
 
 
 # ----------------------------------------------------------------------------------- a label set

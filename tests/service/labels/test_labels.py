@@ -151,6 +151,13 @@ def test_a_csv_file_becomes_a_label_set(service):
         (b"key,name\nn1,duck, wood\n", "Line 2"),
         (b"name\n\xff\x81\n", "not text in UTF-8"),
         (b'name\n"open', "unexpected end"),
+        (b"n1|teal\nn2|eider\n", "needs a first line"),
+        (
+            b"PK\x03\x04\x14\0\6\0xl/workbook.xml",
+            "is an Excel file or another zip file: save it as",
+        ),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "is an Excel file: save it as CSV"),
+        (b"%PDF-1.7\nducks\n", "is a PDF file: save it as CSV"),
     ],
 )
 def test_a_csv_file_that_is_none_is_told_with_its_line(service, data, message):
@@ -194,10 +201,11 @@ def test_the_classes_of_several_folders_become_one_set(tmp_path, enrich_labels):
         "key\tname\tcontext\r\nn1\tGürteltier\tein Tier\r\nn2\tMöwe\t\r\n".encode("utf-16"),
         "key\tname\tcontext\nn1\tGürteltier\tein Tier\nn2\tMöwe\t\n".encode("utf-16-le"),
         '\ufeffname,key,context\n"Gürteltier",n1,ein Tier\n\nMöwe,n2,\n'.encode(),
+        "Key|Name|Context\nn1|Gürteltier|ein Tier\nn2|Möwe|\n".encode(),
     ],
 )
 def test_tables_of_spreadsheet_programs_are_read_as_they_are(data):
-    labels, places = files.from_table(data)
+    labels, places, _ = files.from_table(data)
     assert [(one.key, one.name, one.context) for one in labels] == [
         ("n1", "Gürteltier", "ein Tier"),
         ("n2", "Möwe", None),
@@ -216,8 +224,11 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(service):
     assert "Line 3 has the key 'n1' of line 2" in told
     assert "The name of line 4 is empty" in told
     assert "Line 5: the key 'a/b' is not a valid folder name" in told
-    torn = upload(service, "wrong", b"key,name\nn1,teal,x\nn2,eider\nn3\n").json()["detail"]
+    table = b"key,name\nn1,teal,x\nn2,eider\nn3\nn4,\na/b,coot\n"
+    torn = upload(service, "wrong", table).json()["detail"]
     assert "Line 2 does not have 2 fields" in torn and "Line 4 does not" in torn
+    assert "The name of line 5 is empty" in torn
+    assert "Line 6: the key 'a/b' is not a valid folder name" in torn
     assert service.get("/v1/label-sets/wrong").status_code == 404
 
 
