@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from contract import IMAGE_SUFFIXES
 from distill.data.files.image_file import open_image
+from distill.data.sources.folders import image_files
 from distill.errors import DataError
 
 STDIN: Final = "-"
@@ -71,7 +72,7 @@ def _photos_of(argument: str) -> Iterator[Photo]:
     if argument == STDIN:
         yield from _from_stdin(sys.stdin.buffer.read())
     elif os.path.isdir(argument):  # noqa: PTH112
-        yield from _images(sorted(Path(argument).rglob("*")), f"the folder {argument}")
+        yield from _images(image_files(Path(argument)), f"the folder {argument}")
     elif not os.path.exists(argument) and glob.has_magic(argument):  # noqa: PTH110
         matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207
         yield from _images(matches, f"the pattern {argument}")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -41,6 +42,14 @@ def folder(exported_charms):
 @pytest.fixture
 def photo(charm_world):
     return scan_split(charm_world, "unseen").paths[0]
+
+
+def test_hidden_files_of_a_folder_are_no_photos(tmp_path, photo):
+    for name in ("a.png", "._a.png", ".cache/b.png", "below/c.png", "__MACOSX/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / name)
+    found = [photo.name for photo in find_photos([str(tmp_path)])]
+    assert found == [str(tmp_path / "a.png"), str(tmp_path / "below" / "c.png")]
 
 
 def test_photos_are_read_from_files_folders_patterns_and_standard_input(
