@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from contract import LossWeights, TrainConfig
+from distill.data.cores import usable_cores
 from distill.data.pixels import load_pixels
-from distill.data.read_ahead import usable_cores
 from distill.data.splits import Split
 from distill.embeddings.image_features import GPU_BATCH, decoded_crops, image_features
 from distill.method.metrics import m_neigh
