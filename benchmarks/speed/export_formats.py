@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data.pixels import usable_cores
+from distill.data.cores import usable_cores
 from distill.data.splits import Split
 from distill.export.formats import onnx_format, openvino_format
 from distill.export.onnx import image_encoder
