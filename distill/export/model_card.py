@@ -217,7 +217,7 @@ session = onnxruntime.InferenceSession("image_encoder.onnx")
 features = session.run(None, {{"pixels": np.asarray(pixels).transpose(2, 0, 1)[None]}})[0]
 manifest = json.loads(pathlib.Path("classifier.json").read_text())
 bank = next(name for name in manifest["files"] if name.startswith("text_bank"))
-cosines = (features @ safetensors.numpy.load_file(bank)["tensor"].T)[0]
+cosines = (features @ safetensors.numpy.load_file(bank)["tensor"].T)[0].tolist()
 print({{entry["name"]: cosine for entry, cosine in zip(manifest["classes"], cosines)}})
 ```
 
